@@ -1,0 +1,1 @@
+"""Adapters on Linen models: finding sites, putting factors on them, applying, merging."""

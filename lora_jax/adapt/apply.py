@@ -1,0 +1,113 @@
+"""`join` frozen weights and adapters into params, `split` them again, and `apply` a model to them with factored products."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from lora_jax.adapt import rules
+from lora_jax.core.adapted import Adapted
+from lora_jax.core.boxes import Boxed, Whole
+from lora_jax.core.lowrank import LowRank
+from lora_jax.core.paths import flatten, nearest, unflatten
+
+Lora = Mapping[str, LowRank | Whole]
+
+
+def join(frozen: Mapping[str, Any], lora: Lora, *, key: jax.Array | None = None) -> dict[str, Any]:
+    """Params for plain `model.apply`: adapted weights in boxes, whole-trained weights in place of the frozen ones.
+
+    Args:
+        key: turns the adapters' dropout on; every site and layer gets a key of its own.
+
+    Raises:
+        KeyError: an adapter names a weight that is not there.
+        ValueError: an adapter's factors do not fit its weight.
+    """
+    params = flatten(frozen)
+    for path, update in lora.items():
+        if isinstance(update, Whole):
+            params[path] = update
+            continue
+        if path not in params:
+            raise KeyError(
+                f"The adapter has factors for {path!r}, and the base has no such weight. Nearest: {', '.join(nearest(path, params))}. "
+                "It was made for another model, or for another layout (scan on or off) of this one."
+            )
+        params[path] = _adapted(path, params[path], update, key)
+    return unflatten(params)
+
+
+def split(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, LowRank | Whole]]:
+    """The inverse of `join`: the frozen weights, and the adapters by path."""
+    frozen: dict[str, Any] = {}
+    lora: dict[str, LowRank | Whole] = {}
+    for path, leaf in flatten(params).items():
+        if isinstance(leaf, Adapted):
+            frozen[path], lora[path] = leaf.base, leaf.lora
+        elif isinstance(leaf, Whole):
+            lora[path] = leaf
+        else:
+            frozen[path] = leaf
+    return unflatten(frozen), lora
+
+
+def apply(
+    model: nn.Module,
+    frozen: Mapping[str, Any],
+    lora: Lora,
+    *args: Any,
+    key: jax.Array | None = None,
+    collections: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """What `model.apply` gives on the joined params, computed by factored products where a rule exists.
+
+    The function is the same as `model.apply({'params': join(frozen, lora)}, ...)`; only the cost differs.
+
+    Args:
+        key: the key of the adapters' dropout; None means no dropout.
+        collections: the model's other variables, such as batch statistics.
+        args, kwargs: passed to `model.apply`.
+    """
+    with nn.intercept_methods(factored):
+        return model.apply({**(collections or {}), "params": join(frozen, lora, key=key)}, *args, **kwargs)
+
+
+def factored(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    """A Linen interceptor that computes known module kinds from the parts of their boxed weight.
+
+    It decides from the leaf that the module reads, never from `module.path`: nn.jit shares traces between equal blocks.
+    """
+    module = context.module
+    call = rules.Call(args, kwargs)
+    rule = rules.RULES.get((type(module), context.method_name))
+    if rule is not None and module.has_variable("params", rule.weight):
+        leaf = module.get_variable("params", rule.weight)
+        if isinstance(leaf, Boxed) and not isinstance(leaf, Whole) and rule.fits(module, call):
+            return rule.product(module, leaf, call)
+    return next_fun(*args, **kwargs)
+
+
+def _adapted(path: str, base: Any, low: LowRank, key: jax.Array | None) -> Adapted:
+    stack = low.a.shape[:-2]
+    kernel_shape = base.shape[len(stack) :]
+    rows = 1
+    for axis in low.in_axes:
+        rows *= kernel_shape[axis] if axis < len(kernel_shape) else 0
+    columns = 1
+    for axis, size in enumerate(kernel_shape):
+        columns *= 1 if axis in low.in_axes else size
+    if tuple(base.shape[: len(stack)]) != tuple(stack) or (rows, columns) != (low.a.shape[-2], low.b.shape[-1]):
+        raise ValueError(
+            f"The adapter of {path!r} does not fit: factors {tuple(low.a.shape)} and {tuple(low.b.shape)} for a weight of shape "
+            f"{tuple(base.shape)}. It was made for another model or another layout of this one."
+        )
+    if key is None or low.dropout is None:
+        return Adapted(base=base, lora=low)
+    site_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    return Adapted(base=base, lora=low, key=jax.random.split(site_key, stack) if stack else site_key)

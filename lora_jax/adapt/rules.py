@@ -1,0 +1,237 @@
+"""Factored products, one rule a module kind: `base(x) + ((x @ a) * scale) @ b` without ever forming the dense update.
+
+A module without a rule still works: it reads the dense adapted weight through its box. Rules only make it cheaper, and they
+let dropout act on the adapter's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.core import meta
+from jaxtyping import Array
+
+from lora_jax.core.adapted import Adapted
+from lora_jax.core.lowrank import LowRank
+from lora_jax.kernels.matmul import frozen_matmul, lowrank_matmul
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of an intercepted method."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A factored product. `weight` is the parameter's name in the module; `fits` says whether the rule covers this use of it."""
+
+    weight: str
+    product: Callable[[nn.Module, Any, Call], Array]
+    fits: Callable[[nn.Module, Call], bool] = lambda module, call: True
+
+
+def find_rule(module: nn.Module, method: str, weight: str | None, call: Call) -> Rule | None:
+    """The rule for this method of this module, if there is one; for `weight` only, if given.
+
+    Subclasses have none: they may compute something else.
+    """
+    rule = RULES.get((type(module), method))
+    if rule is None or (weight is not None and weight != rule.weight) or not rule.fits(module, call):
+        return None
+    return rule
+
+
+def input_axes(module: nn.Module, name: str, shape: tuple[int, ...], call: Call) -> tuple[int, ...]:
+    """Which axes of a weight are inputs: as its module kind has it, else all but the last. None for vectors and biases."""
+    kernel = next((rule.weight for (kind, _), rule in RULES.items() if kind is type(module)), name)
+    if len(shape) < 2 or name != kernel:
+        return ()
+    if type(module) is nn.DenseGeneral and name == "kernel":
+        batch, count = len(_as_tuple(module.batch_dims)), len(_as_tuple(module.axis))
+        return tuple(range(batch, batch + count))
+    if type(module) is nn.Einsum and name == "kernel":
+        equation = _equation(module, call)
+        axes = tuple(i for i, letter in enumerate(equation.kernel) if letter in equation.input and letter not in equation.output)
+        return axes if 0 < len(axes) < len(shape) else tuple(range(len(shape) - 1))
+    return tuple(range(len(shape) - 1))
+
+
+# --- Products. Each gets the module, the leaf in place of its weight (quantised, adapted or both), and the call.
+
+
+def _dense(module: nn.Module, leaf: Any, call: Call) -> Array:
+    (x,) = call.args
+    bias = _bias(module)
+    x = x.astype(_dtype(module, x, leaf, bias))
+    y = _product(x.reshape(-1, x.shape[-1]), leaf).reshape(*x.shape[:-1], module.features)
+    return y if bias is None else y + bias.astype(y.dtype)
+
+
+def _dense_general(module: nn.Module, leaf: Any, call: Call) -> Array:
+    (x,) = call.args
+    bias = _bias(module)
+    axes = [axis % x.ndim for axis in _as_tuple(module.axis)]
+    kept = [axis for axis in range(x.ndim) if axis not in axes]
+    features = _as_tuple(module.features)
+    flat = x.transpose(*kept, *axes).astype(_dtype(module, x, leaf, bias))
+    rows = _size(x.shape[axis] for axis in axes)
+    y = _product(flat.reshape(-1, rows), leaf).reshape(*(x.shape[axis] for axis in kept), *features)
+    return y if bias is None else y + bias.astype(y.dtype)
+
+
+def _einsum(module: nn.Module, leaf: Any, call: Call) -> Array:
+    y = _frozen_call(module, leaf, call)
+    if not isinstance(leaf, Adapted):
+        return y
+    equation, x = _equation(module, call), call.args[0]
+    contracted = "".join(letter for letter in equation.kernel if letter not in equation.output)
+    kept = "".join(letter for letter in equation.input if letter not in contracted)
+    made = "".join(letter for letter in equation.kernel if letter in equation.output)
+    flat = jnp.einsum(f"{equation.input}->{kept}{contracted}", x).astype(y.dtype)
+    delta = _update(flat.reshape(_size(flat.shape[: len(kept)]), -1), leaf)
+    sizes = dict(zip(equation.kernel, leaf.shape[-len(equation.kernel) :], strict=True))
+    delta = delta.reshape(*flat.shape[: len(kept)], *(sizes[letter] for letter in made))
+    return y + jnp.einsum(f"{kept}{made}->{equation.output}", delta)
+
+
+def _conv(module: nn.Module, leaf: Any, call: Call) -> Array:
+    y = _frozen_call(module, leaf, call)
+    if not isinstance(leaf, Adapted):
+        return y
+    x = _drop(call.args[0], leaf)
+    kernel = leaf.lora.a.reshape(*leaf.shape[-len(leaf.lora.in_axes) - 1 : -1], leaf.lora.rank)
+    into = module.clone(features=leaf.lora.rank, use_bias=False, parent=None)
+    hidden = into.apply({"params": {"kernel": kernel.astype(y.dtype)}}, x.astype(y.dtype)) * leaf.lora.scale.astype(y.dtype)
+    return y + hidden @ leaf.lora.b.astype(y.dtype)
+
+
+def _embed(module: nn.Module, leaf: Any, call: Call) -> Array:
+    y = _frozen_call(module, leaf, call)
+    if not isinstance(leaf, Adapted):
+        return y
+    hidden = jnp.take(leaf.lora.a, call.args[0], axis=0) * leaf.lora.scale
+    return y + (hidden @ leaf.lora.b).astype(y.dtype)
+
+
+def _attend(module: nn.Module, leaf: Any, call: Call) -> Array:
+    (query,) = call.args
+    y = _frozen_call(module, leaf, call, method="attend")
+    if not isinstance(leaf, Adapted):
+        return y
+    low: LowRank = leaf.lora
+    query = query.astype(y.dtype)
+    return y + ((query @ low.b.T.astype(y.dtype)) * low.scale.astype(y.dtype)) @ low.a.T.astype(y.dtype)
+
+
+def _plain_products(module: nn.Module, call: Call) -> bool:
+    return module.dot_general is None and module.dot_general_cls is None and module.precision is None and _one_input(module, call)
+
+
+def _one_input(module: nn.Module, call: Call) -> bool:
+    return len(call.args) == 1 and not call.kwargs
+
+
+RULES: dict[tuple[type, str], Rule] = {
+    (nn.Dense, "__call__"): Rule("kernel", _dense, _plain_products),
+    (nn.DenseGeneral, "__call__"): Rule(
+        "kernel", _dense_general, lambda module, call: _plain_products(module, call) and not _as_tuple(module.batch_dims)
+    ),
+    (nn.Einsum, "__call__"): Rule(
+        "kernel", _einsum, lambda module, call: module.precision is None and len(call.args) > 0 and _equation(module, call).is_matmul
+    ),
+    (nn.Conv, "__call__"): Rule(
+        "kernel", _conv, lambda module, call: module.feature_group_count == 1 and module.mask is None and _one_input(module, call)
+    ),
+    (nn.Embed, "__call__"): Rule("embedding", _embed, _one_input),
+    (nn.Embed, "attend"): Rule("embedding", _attend, _one_input),
+}
+RULED_KINDS = {kind for kind, _ in RULES}
+
+
+# --- Pieces.
+
+
+def _product(x: Array, leaf: Any) -> Array:
+    if not isinstance(leaf, Adapted):
+        return frozen_matmul(x, leaf)
+    return frozen_matmul(x, leaf.base) + _update(x, leaf)
+
+
+def _update(x: Array, leaf: Adapted) -> Array:
+    return lowrank_matmul(_drop(x, leaf), leaf.lora.a, leaf.lora.b, leaf.lora.scale)
+
+
+def _drop(x: Array, leaf: Adapted) -> Array:
+    rate = leaf.lora.dropout
+    if leaf.key is None or rate is None:
+        return x
+    keep = 1 - rate
+    return jnp.where(jax.random.bernoulli(leaf.key, keep, x.shape), x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
+
+
+def _frozen_call(module: nn.Module, leaf: Any, call: Call, method: str = "__call__") -> Array:
+    """The module's own computation on the frozen weight, which is dequantised again in the backward pass, not saved."""
+    name = RULES[(type(module), method)].weight
+    base = leaf.base if isinstance(leaf, Adapted) else leaf
+    others = {key: meta.unbox(value) for key, value in module.variables["params"].items() if key != name}
+    detached = module.clone(parent=None)
+
+    def run(weight: Any, rest: dict[str, Array], *args: Array) -> Array:
+        return detached.apply({"params": {**rest, name: meta.unbox(weight)}}, *args, method=method, **call.kwargs)
+
+    return jax.checkpoint(run)(base, others, *call.args)
+
+
+def _bias(module: nn.Module) -> Array | None:
+    return meta.unbox(module.get_variable("params", "bias")) if module.use_bias else None
+
+
+def _dtype(module: nn.Module, x: Array, leaf: Any, bias: Array | None) -> Any:
+    """The dtype that Linen would compute in: the module's, else what its operands promote to."""
+    return module.dtype or jnp.result_type(x.dtype, leaf.dtype, *([] if bias is None else [bias.dtype]))
+
+
+@dataclass(frozen=True)
+class _Equation:
+    input: str
+    kernel: str
+    output: str
+
+    @property
+    def is_matmul(self) -> bool:
+        """Every kernel letter is either contracted or made, and nothing else is summed: a matrix product after reshaping."""
+        shared = set(self.kernel) & set(self.input) & set(self.output)
+        lost = (set(self.input) | set(self.kernel)) - set(self.output) - (set(self.input) & set(self.kernel))
+        letters = [self.input, self.kernel, self.output]
+        repeated = any(len(set(part)) != len(part) for part in letters)
+        return not shared and not lost and not repeated and bool(set(self.kernel) & set(self.output))
+
+
+def _equation(module: nn.Einsum, call: Call) -> _Equation:
+    given = call.args[1] if len(call.args) > 1 else call.kwargs.get("einsum_str")
+    text = (given or module.einsum_str).replace(" ", "")
+    left, output = text.split("->")
+    given_input, kernel = left.split(",")
+    named = len(given_input.replace("...", ""))
+    unused = [letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter not in text]
+    dots = "".join(unused[: call.args[0].ndim - named]) if "..." in text else ""
+    return _Equation(given_input.replace("...", dots), kernel, output.replace("...", dots))
+
+
+def _as_tuple(value: Any) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _size(shape: Any) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size

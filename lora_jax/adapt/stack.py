@@ -1,0 +1,67 @@
+"""Several adapters as one tree: padded to a common rank and a common set of sites, with a leading adapter axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from lora_jax.adapt.apply import Lora
+from lora_jax.core.boxes import Whole
+from lora_jax.core.lowrank import LowRank
+
+
+def pad(lora: Lora, like: Lora) -> dict[str, LowRank | Whole]:
+    """The same adapter with the sites and ranks of `like`: zero factors and zero scale where it has none.
+
+    It computes the same function and gets the same gradients, in the shapes that `like` is compiled for.
+
+    Raises:
+        ValueError: the adapter has a site or a rank that `like` has not.
+    """
+    extra = sorted(set(lora) - set(like))
+    if extra:
+        raise ValueError(f"Cannot pad: the adapter has {len(extra)} sites that the wider one has not, such as {extra[0]!r}.")
+    return {path: _padded(path, lora.get(path), wide) for path, wide in like.items()}
+
+
+def trim(lora: Lora) -> dict[str, LowRank | Whole]:
+    """The adapter without the columns and sites that padding added."""
+    trimmed = {path: leaf if isinstance(leaf, Whole) else leaf.trim() for path, leaf in lora.items()}
+    return {path: leaf for path, leaf in trimmed.items() if leaf is not None}
+
+
+def stack(adapters: Sequence[Lora]) -> dict[str, LowRank | Whole]:
+    """One tree whose leaves have a leading adapter axis. Ranks, scales and sites may differ between the adapters.
+
+    Raises:
+        ValueError: there are no adapters, or they train different weights whole.
+    """
+    if not adapters:
+        raise ValueError("Cannot stack no adapters: needed at least one.")
+    wide: dict[str, LowRank | Whole] = {}
+    for lora in adapters:
+        for path, leaf in lora.items():
+            known = wide.get(path)
+            if known is None or (isinstance(leaf, LowRank) and isinstance(known, LowRank) and leaf.rank > known.rank):
+                wide[path] = leaf
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[pad(lora, wide) for lora in adapters])
+
+
+def unstack(lora: Lora) -> list[dict[str, LowRank | Whole]]:
+    """The adapters of a stacked tree, each trimmed to the columns and sites it uses."""
+    count = jax.tree.leaves(lora)[0].shape[0]
+    return [trim(jax.tree.map(lambda leaf, n=n: leaf[n], dict(lora))) for n in range(count)]
+
+
+def _padded(path: str, leaf: LowRank | Whole | None, wide: LowRank | Whole) -> LowRank | Whole:
+    if isinstance(wide, Whole):
+        if leaf is None:
+            raise ValueError(f"Cannot pad: {path!r} is trained whole by one adapter and not at all by another.")
+        return leaf
+    if leaf is None:
+        return jax.tree.map(jnp.zeros_like, wide)
+    if (leaf.dropout is None) != (wide.dropout is None):
+        raise ValueError(f"Cannot pad: {path!r} has dropout in one adapter and none in another. Give both a rate (0.0 is one).")
+    return leaf.pad(wide.rank)

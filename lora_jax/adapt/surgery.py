@@ -1,0 +1,184 @@
+"""`adapt` a model's weights into frozen (quantised) ones and trainable ones, and `merge` them back into plain weights."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.core import meta
+
+from lora_jax.adapt.apply import Lora, join
+from lora_jax.adapt.sites import Site, find_sites
+from lora_jax.core.adapted import Adapted
+from lora_jax.core.boxes import Whole, is_boxed
+from lora_jax.core.init import initialize
+from lora_jax.core.lowrank import LoraSpec, LowRank
+from lora_jax.core.paths import Rules, flatten, match, nearest, unflatten
+from lora_jax.core.quantize import QuantizedArray, QuantSpec, quantize
+
+
+def adapt(
+    model: nn.Module,
+    params: Mapping[str, Any],
+    inputs: Sequence[Any],
+    *,
+    lora: Rules[LoraSpec] = (),
+    quant: Rules[QuantSpec] = (),
+    whole: Sequence[str] = (),
+    key: jax.Array,
+    sites: Mapping[str, Site] | None = None,
+) -> tuple[dict[str, Any], dict[str, LowRank | Whole]]:
+    """The frozen weights, quantised where a rule says so, and what is trained, by path.
+
+    Three selections that do not depend on each other: `quant` (what is quantised, and how), `lora` (what gets factors, and
+    which), `whole` (what is trained whole: heads, norms, or '.*' for full fine-tuning). Weights that are trained whole move to
+    the second result, so nothing is held twice. The input weights are not changed; they are quantised one by one, so that the
+    peak is the result plus one weight.
+
+    Args:
+        inputs: positional arguments of the model, arrays or jax.ShapeDtypeStruct, to find its sites with.
+        key: for the first values of the factors; every site has a key of its own, from its path.
+        sites: what `find_sites` found, if it has been called already.
+
+    Raises:
+        ValueError: a rule matches nothing, nothing at all would be trained, a rank exceeds a weight's smaller side, a weight
+            that is not a matrix is to be adapted or quantised, a weight is both trained whole and adapted or quantised,
+            dropout is asked for where no factored product exists, or a weight holds a NaN.
+    """
+    flat = flatten(params)
+    sites = find_sites(model, *inputs) if sites is None else sites
+    _check_tree(flat, sites)
+    adapted = match(lora, sites, what="lora")
+    quantized = match(quant, sites, what="quant")
+    trained = match([(pattern, True) for pattern in whole], sites, what="whole")
+    _check_selection(sites, flat, adapted, quantized, trained)
+    frozen = {}
+    for path, weight in flat.items():
+        if path not in trained:
+            frozen[path] = _quantized(sites[path], weight, quantized[path]) if path in quantized else weight
+    out: dict[str, LowRank | Whole] = {path: _factors(sites[path], spec, key) for path, spec in adapted.items()}
+    # An array of its own: the training step donates what it trains, and must not free the caller's weights.
+    out |= {path: Whole(value=jnp.array(meta.unbox(flat[path]), copy=True)) for path in trained}
+    return unflatten(jax.tree.map(jnp.asarray, frozen)), out
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """How much each merged weight moved and what rounding cost, by path.
+
+    change: norm of the update over norm of the base. rounding: norm of (stored - exact merged weight) over norm of the update;
+    at 1 the dtype is too coarse to hold the update.
+    """
+
+    change: Mapping[str, float]
+    rounding: Mapping[str, float]
+
+    def __str__(self) -> str:
+        lines = [f"{path}: change {self.change[path]:.2e}, rounding {self.rounding[path]:.2e}" for path in self.change]
+        return "\n".join(lines) or "nothing was merged"
+
+
+def merge(frozen: Mapping[str, Any], lora: Lora, *, dtype: Any = None) -> tuple[dict[str, Any], MergeReport]:
+    """Plain params without boxes that compute what `apply(model, frozen, lora, ...)` computes, and a report by weight.
+
+    Quantised weights are dequantised; sums are formed in float32.
+
+    Args:
+        dtype: dtype of the merged and dequantised weights; each weight's own by default.
+
+    Raises:
+        ValueError: an update holds a NaN or an infinity.
+    """
+    plain: dict[str, Any] = {}
+    change: dict[str, float] = {}
+    rounding: dict[str, float] = {}
+    for path, leaf in flatten(join(frozen, lora)).items():
+        weight = meta.unbox(leaf)
+        plain[path] = weight.astype(dtype) if dtype is not None and is_boxed(leaf) else weight
+        if isinstance(leaf, Adapted):
+            base = meta.unbox(leaf.base).astype(jnp.float32)
+            exact = Adapted(base=base, lora=leaf.lora).unbox()
+            plain[path] = exact.astype(dtype or leaf.dtype)
+            moved = float(jnp.linalg.norm(exact - base))
+            if not np.isfinite(moved):
+                raise ValueError(
+                    f"The adapter of {path!r} holds a NaN or an infinity; nothing was merged. Train it again from a sound checkpoint."
+                )
+            change[path] = moved / max(float(jnp.linalg.norm(base)), 1e-30)
+            lost = float(jnp.linalg.norm(plain[path].astype(jnp.float32) - exact))
+            rounding[path] = lost / moved if moved else 0.0
+    return unflatten(plain), MergeReport(change, rounding)
+
+
+def trainable_parameters(lora: Lora) -> int:
+    """Number of trained weights: entries of factors whose scale is not 0, and of weights trained whole."""
+    return sum(leaf.value.size if isinstance(leaf, Whole) else leaf.active_parameters() for leaf in lora.values())
+
+
+def _factors(site: Site, spec: LoraSpec, key: jax.Array) -> LowRank:
+    site_key = jax.random.fold_in(key, zlib.crc32(site.path.encode()))
+    try:
+        low = initialize(site_key, site.stack, site.rows, site.columns, spec, in_axes=site.in_axes)
+    except ValueError as error:
+        raise ValueError(f"{site.path}: {error}") from None
+    # As in PEFT: the input of an embedding is an index, and there is nothing to drop.
+    return low.replace(dropout=None) if site.kind == "Embed" else low
+
+
+def _quantized(site: Site, weight: Any, spec: QuantSpec) -> QuantizedArray:
+    try:
+        return quantize(jnp.asarray(meta.unbox(weight)), spec, kernel_ndim=len(site.shape), in_axes=site.in_axes)
+    except ValueError as error:
+        raise ValueError(f"{site.path}: {error}") from None
+
+
+def _check_tree(flat: Mapping[str, Any], sites: Mapping[str, Site]) -> None:
+    missing, extra = sorted(set(sites) - set(flat)), sorted(set(flat) - set(sites))
+    if missing or extra:
+        raise ValueError(
+            f"The weights are not this model's: missing {missing[:5] or 'none'} ({len(missing)}), unexpected {extra[:5] or 'none'} "
+            f"({len(extra)}). Load them for the same configuration (scan, head) that the model was built with."
+        )
+    for path, site in sites.items():
+        shape = (*site.stack, *site.shape)
+        if tuple(flat[path].shape) != shape:
+            raise ValueError(f"The weight {path!r} has shape {tuple(flat[path].shape)}; the model needs {shape}.")
+
+
+def _check_selection(
+    sites: Mapping[str, Site],
+    flat: Mapping[str, Any],
+    adapted: Mapping[str, LoraSpec],
+    quantized: Mapping[str, QuantSpec],
+    trained: Mapping[str, bool],
+) -> None:
+    if not adapted and not trained:
+        raise ValueError(
+            f"Nothing would be trained: no lora or whole rule matches any of {len(sites)} sites. Give rules such as "
+            f"[({next(iter(sites))!r}, LoraSpec(rank=8))]."
+        )
+    for what, chosen in (("adapted", adapted), ("quantised", quantized)):
+        for path in chosen:
+            if not sites[path].is_matrix:
+                matrices = [name for name, site in sites.items() if site.is_matrix]
+                raise ValueError(
+                    f"{path!r} of shape {sites[path].shape} cannot be {what}: it is no matrix. Narrow the rule to weights such as "
+                    f"{', '.join(nearest(path, matrices, 3))}."
+                )
+            if path in trained:
+                raise ValueError(f"{path!r} is to be both {what} and trained whole. Take it out of one of the rules.")
+    for path, spec in adapted.items():
+        if spec.dropout and not sites[path].has_rule:
+            raise ValueError(
+                f"{path!r} has LoRA dropout {spec.dropout}, and its module ({sites[path].kind}) has no factored product to drop the "
+                "input of. Give this site a rule with dropout=0.0."
+            )
+    for path in [*quantized, *trained]:
+        if isinstance(flat[path], QuantizedArray):
+            raise ValueError(f"{path!r} is quantised already ({flat[path].spec.format}); it cannot be quantised again or trained whole.")

@@ -1,0 +1,109 @@
+"""`lora-jax COMMAND ...`: finds the command, turns what a user can mend into one paragraph and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import importlib.metadata
+import os
+import sys
+import textwrap
+import traceback
+from collections.abc import Sequence
+
+COMMANDS: dict[str, str] = {
+    "train": "train one run: full, head, lora or qlora",
+    "sweep": "train a grid over rank, bit-width, targets and seeds; finished runs are kept",
+    "report": "tables and plots of finished runs",
+    "evaluate": "score a trained run on a split",
+}
+
+_EPILOG = """\
+The main job, a few minutes on two CPU cores:
+  lora-jax sweep --config configs/default.py              train the grid and write its report
+  lora-jax sweep --config configs/default.py --dry-run    only show what it would do and need
+
+Any setting can be given on the command line, as often as needed:
+  lora-jax sweep --config configs/default.py --config.sweep.rank=1,2,4 --config.out=runs/ranks
+
+lora-jax COMMAND --help says more about a command.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 0 done, 1 a run failed, 2 something to mend in the input, 130 stopped by a signal."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if given else 2
+    if given[0] == "--version":
+        print(f"lora-jax {importlib.metadata.version('lora-jax')}")
+        return 0
+    name, *rest = given
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        return _complain(f"There is no command {name!r}. {f'Nearest: {near[0]!r}. ' if near else ''}Commands: {', '.join(COMMANDS)}.")
+    # TFDS and absl log at a level that is meant for their developers.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    command = importlib.import_module(f"lora_jax.commands.{name}")
+    parser = argparse.ArgumentParser(
+        prog=f"lora-jax {name}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    command.add_arguments(parser)
+    overrides, rest = _split_overrides(rest)
+    parsed = parser.parse_args(rest)
+    if overrides and not hasattr(parsed, "config"):
+        return _complain(f"lora-jax {name} takes no settings, but {overrides[0]!r} came. See lora-jax {name} --help.")
+    parsed.overrides = overrides
+    return _guarded(command.run, parsed)
+
+
+def _guarded(run: object, parsed: argparse.Namespace) -> int:
+    from lora_jax.train.interrupted import Interrupted
+
+    try:
+        return run(parsed)
+    except Interrupted as stop:
+        print(f"lora-jax: {stop}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("lora-jax: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
+        if parsed.debug:
+            traceback.print_exc()
+        return _complain(str(error.args[0]) if isinstance(error, KeyError) and error.args else f"{error}" or type(error).__name__)
+
+
+def _split_overrides(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(overrides `--config.a.b=value`, everything else); `--config.a.b value` is understood as well."""
+    overrides: list[str] = []
+    rest: list[str] = []
+    waiting = iter(given)
+    for word in waiting:
+        if not word.startswith("--config."):
+            rest.append(word)
+        elif "=" in word:
+            overrides.append(word)
+        else:
+            overrides.append(f"{word}={next(waiting, '')}")
+    return overrides, rest
+
+
+def _complain(message: str) -> int:
+    """Prints one paragraph; lists in it keep their lines."""
+    width = 100
+    lines = [
+        textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) for line in message.splitlines()
+    ]
+    print("lora-jax: error: " + "\n".join(lines), file=sys.stderr)
+    return 2
+
+
+def _help() -> str:
+    listed = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+    return f"usage: lora-jax COMMAND [options]\n\nLoRA and QLoRA fine-tuning in JAX and Flax.\n\ncommands:\n{listed}\n\n{_EPILOG}"

@@ -1,0 +1,29 @@
+"""Write the report of finished runs: Markdown, CSV and PNG.
+
+  lora-jax report runs/default
+  lora-jax report runs/default runs/more_seeds --out /tmp/report
+
+Runs of several folders are gathered into one report; a cell is every seed of one setting.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from lora_jax.commands.tables import print_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `lora-jax report`."""
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="the folder of a sweep (config.out), or of a single run")
+    parser.add_argument("--out", help="the report's folder; by default RUNS/report")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes the report and prints its table."""
+    from lora_jax.sweep.report import report_table, write_report
+
+    page = write_report(arguments.runs, arguments.out)
+    print_table(report_table(arguments.runs))
+    print(f"report: {page}")
+    return 0

@@ -1,0 +1,37 @@
+"""What commands with a config share: its arguments, and the settings shown when a run starts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from lora_jax.config import Config, describe, load_config
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds --config, which also takes single settings."""
+    parser.add_argument(
+        "--config", required=True, metavar="FILE.py[:ARG]",
+        help="a config file, with an argument for its get_config; --config.GROUP.KEY=VALUE changes one setting of it",
+    )  # fmt: skip
+    parser.add_argument("--quiet", action="store_true", help="no settings, no progress bar")
+
+
+def read_config(arguments: argparse.Namespace) -> Config:
+    """The checked config of the command line."""
+    return load_config(arguments.config, arguments.overrides)
+
+
+def show_settings(config: Config) -> None:
+    """Prints every setting, one group a line, those that differ from the defaults marked with *."""
+    groups: dict[str, list[str]] = {}
+    for key, value, changed in describe(config):
+        group, _, leaf = key.rpartition(".")
+        groups.setdefault(group, []).append(f"{'*' if changed else ''}{leaf}={_short(value)}")
+    print("settings (* differs from the default; change any with --config.GROUP.KEY=VALUE)", file=sys.stderr)
+    for group, settings in groups.items():
+        print(f"  {group or 'config':<20} {' '.join(settings)}", file=sys.stderr)
+
+
+def _short(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

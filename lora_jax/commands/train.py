@@ -1,0 +1,39 @@
+"""Train one run and keep its adapter, metrics and result.
+
+  lora-jax train --config configs/rotten_tomatoes.py:lora --config.lora.rank=4
+
+The run's folder is RUNS/<run id> under --config.out. Stop it with ctrl-C or SIGTERM, or kill it: the same command goes on
+from the newest checkpoint. A config with a sweep is trained at its first seed, without the grid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+
+from lora_jax.commands.settings import add_config, read_config, show_settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `lora-jax train`."""
+    add_config(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains; prints the result as JSON."""
+    from lora_jax.config import SweepConfig
+    from lora_jax.sweep.grid import expand, run_id
+    from lora_jax.sweep.runner import run_sweep
+    from lora_jax.sweep.store import RunStore, read_run
+
+    config = read_config(arguments)
+    single = replace(config, sweep=SweepConfig(learning_rate=config.sweep.learning_rate))
+    if not arguments.quiet:
+        show_settings(single)
+    outcome = run_sweep(single, quiet=arguments.quiet)
+    record = read_run(RunStore(single.out).folder(run_id(expand(single)[0])))
+    if record.result is not None:
+        print(json.dumps(record.result, indent=2))
+        print(f"run folder: {record.folder}")
+    return 1 if outcome.failed else 0

@@ -1,0 +1,191 @@
+"""The settings: one frozen dataclass a group, each field with its unit and legal values; and the names of targets."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Method = Literal["full", "head", "lora", "qlora"]
+NO_FORMAT = "none"  # the base as it was loaded, shown to people as "fp32"
+
+# With scan the blocks are `layers/...`, without it `layers_0/...`, `layers_1/...`: one name must serve both.
+TARGETS: dict[str, str] = {
+    "query+value": r"layers(_\d+)?/attn/(q|v)/kernel",
+    "attention": r"layers(_\d+)?/attn/(q|k|v|o)/kernel",
+    "mlp": r"layers(_\d+)?/mlp/(up|down)/kernel",
+    "all-linear": r"(layers(_\d+)?/.*|pooler)/kernel",
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The pretrained encoder and how its program is built."""
+
+    name: str = "minilm-l6"  # a known name, a local folder, or a Hugging Face id
+    revision: str | None = None  # branch, tag or commit of a Hugging Face id; None = its main branch
+    scan: bool = True  # the equal blocks are one nn.scan: compiles once, not once a layer
+    remat: bool = False  # recompute a block in the backward pass: less memory, about a third more time
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and products
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Texts and labels. `buckets`, where given, increase strictly and the last one holds a text of `max_length`."""
+
+    name: str = "rotten_tomatoes"  # a known name, a TFDS catalogue name such as glue/sst2, or a .csv or .jsonl file
+    text: str = "text"  # column of the text
+    text_pair: str | None = None  # column of a second text (sentence pairs); None = one text an example
+    label: str = "label"  # column of the class
+    max_length: int = 128  # tokens, with the special ones; longer texts are cut. 3 or more
+    # Tokens: a batch is padded to the first bucket that holds its texts. None = chosen from the data's lengths.
+    buckets: tuple[int, ...] | None = None
+    train_examples: int | None = None  # cap of the training set; None = all
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The adapter of methods lora and qlora. The other methods do not read it."""
+
+    rank: int = 8  # 1 or more
+    alpha: float = 16.0  # numerator of the scale, above 0
+    scaling: Literal["standard", "rslora"] = "standard"  # alpha / rank, or alpha / sqrt(rank)
+    dropout: float = 0.0  # probability in [0, 1) on the adapter's input, in training
+    init: str = "kaiming"  # of `a`: a name in lora_jax.core.init.INITIALIZERS
+    targets: str = "all-linear"  # a name in TARGETS, or a full-match regex on parameter paths
+    layers: tuple[int, ...] | None = None  # indices of the adapted layers, from 0; None = all
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """How the frozen base is stored under method qlora. The other methods do not read it."""
+
+    format: str = NO_FORMAT  # none, or a name in lora_jax.core.codebooks.FORMATS
+    block_size: int | None = 64  # weights that share a scale, even; None = one scale an output channel
+    double: bool = True  # store the scales themselves in 8 bits
+    targets: str = TARGETS["all-linear"]  # as lora.targets: the parameters that are quantised
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float = 1e-3  # peak, above 0
+    head_learning_rate: float | None = None  # of the modules trained whole; None = learning_rate
+    lora_plus_ratio: float = 1.0  # learning rate of `b` over that of `a`, above 0 (LoRA+: 16)
+    weight_decay: float = 0.01  # decoupled, 0 or more
+    beta1: float = 0.9  # in [0, 1)
+    beta2: float = 0.999  # in [0, 1)
+    eps: float = 1e-8  # above 0
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # what follows the warm-up, down to 0
+    warmup_fraction: float = 0.06  # share of the steps, in [0, 1)
+    clip_norm: float = 1.0  # largest global norm of the gradient; 0 = no clipping
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop. `accumulate` divides `batch_size`."""
+
+    total_steps: int | None = None  # optimiser steps; None = as many as `epochs` has
+    epochs: float = 1.0  # passes over the training set, above 0; not read when total_steps is set
+    batch_size: int = 32  # examples an optimiser step
+    accumulate: int = 1  # the batch is computed in this many equal parts
+    eval_batch_size: int = 64  # examples
+    eval_examples: int | None = None  # cap of the validation set; None = all
+    log_every: int = 10  # steps
+    eval_every: int | None = None  # steps; None = at the end only
+    checkpoint_every: int = 100  # steps
+    seed: int = 0  # of the factors, the head, the order of the data and dropout; 0 or more
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Learning rate of each method in a sweep; None = optim.learning_rate."""
+
+    full: float | None = None
+    head: float | None = None
+    lora: float | None = None
+    qlora: float | None = None
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """A grid, rank × format × targets × seeds, and baselines × seeds. An empty axis keeps the config's value."""
+
+    rank: tuple[int, ...] = ()
+    format: tuple[str, ...] = ()  # as quant.format; none = LoRA on the base as it was loaded
+    targets: tuple[str, ...] = ()  # as lora.targets; regexes with commas must stand in a config file
+    seeds: tuple[int, ...] = ()
+    baselines: tuple[Literal["full", "head"], ...] = ()
+    learning_rate: LearningRates = LearningRates()
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, or with `sweep` a grid of them. `method` qlora goes with a quant.format, the others with format none."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    method: Method = "lora"  # full: every weight. head: the classifier alone. lora, qlora: factors and classifier
+    lora: LoraConfig = LoraConfig()
+    quant: QuantConfig = QuantConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    sweep: SweepConfig = SweepConfig()
+    out: str = "runs/default"  # folder of the result store
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of a config, in the order of its fields."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value, key = getattr(config, field.name), prefix + field.name
+        flat.update(flatten(value, key + ".") if dataclasses.is_dataclass(value) else {key: value})
+    return flat
+
+
+def default_of(key: str) -> Any:
+    """The default of a dotted key."""
+    return flatten(Config())[key]
+
+
+def listed(names: Sequence[str] | Mapping[str, Any]) -> str:
+    """The names in quotes, for an error."""
+    return ", ".join(repr(name) for name in names)
+
+
+def choose(value: str, names: Sequence[str], key: str) -> str:
+    """`value`, if it is one of the `names` that `config.key` may have.
+
+    Raises:
+        ValueError: it is not; the nearest is named.
+    """
+    if value in names:
+        return value
+    near = difflib.get_close_matches(value, names, 1, 0.4)
+    hint = f" Nearest: {near[0]!r}." if near else ""
+    raise ValueError(f"config.{key} must be one of {listed(names)}, got {value!r}.{hint}")
+
+
+def resolve_targets(name: str) -> str:
+    """The regex on parameter paths that a name in TARGETS stands for; any other text is a regex itself.
+
+    Raises:
+        ValueError: it is no regex, or a misspelt name.
+    """
+    if name in TARGETS:
+        return TARGETS[name]
+    near = difflib.get_close_matches(name, TARGETS, 1, 0.75)
+    if near and "/" not in name:
+        raise ValueError(f"Targets {name!r} is neither a name nor a path pattern. Nearest name: {near[0]!r}; names are {listed(TARGETS)}.")
+    try:
+        re.compile(name)
+    except re.error as error:
+        raise ValueError(
+            f"Targets must be one of {listed(TARGETS)} or a full-match regex on parameter paths, "
+            f"got {name!r}, which is not a regex ({error}). An example: 'layers/attn/(q|v)/kernel'."
+        ) from error
+    return name

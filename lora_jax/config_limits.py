@@ -1,0 +1,100 @@
+"""Which values of a setting are legal, and which settings go together."""
+
+from __future__ import annotations
+
+import itertools
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from lora_jax.config_fields import NO_FORMAT, Config, Method, choose, default_of, flatten, listed, resolve_targets
+from lora_jax.core.codebooks import FORMATS
+from lora_jax.core.init import INITIALIZERS
+
+_Limit = tuple[str, Callable[[Any], bool]]
+_COUNT: _Limit = ("1 or more", lambda value: value >= 1)
+_POSITIVE: _Limit = ("above 0", lambda value: value > 0)
+_NOT_NEGATIVE: _Limit = ("0 or more", lambda value: value >= 0)
+_SHARE: _Limit = ("at least 0 and below 1", lambda value: 0 <= value < 1)
+_LIMITS: dict[str, _Limit] = {
+    **dict.fromkeys(("lora.rank", "sweep.rank", "data.buckets", "data.train_examples", "train.total_steps"), _COUNT),
+    **dict.fromkeys(("train.batch_size", "train.accumulate", "train.eval_batch_size", "train.eval_examples"), _COUNT),
+    **dict.fromkeys(("train.log_every", "train.eval_every", "train.checkpoint_every"), _COUNT),
+    **dict.fromkeys(("lora.alpha", "optim.lora_plus_ratio", "optim.eps", "train.epochs"), _POSITIVE),
+    **dict.fromkeys(("optim.learning_rate", "optim.head_learning_rate"), _POSITIVE),
+    **{f"sweep.learning_rate.{method}": _POSITIVE for method in typing.get_args(Method)},
+    **dict.fromkeys(("optim.weight_decay", "optim.clip_norm", "train.seed"), _NOT_NEGATIVE),
+    **dict.fromkeys(("sweep.seeds", "lora.layers"), _NOT_NEGATIVE),
+    **dict.fromkeys(("lora.dropout", "optim.beta1", "optim.beta2", "optim.warmup_fraction"), _SHARE),
+    "data.max_length": ("3 or more (two of the tokens are special ones)", lambda value: value >= 3),
+    "quant.block_size": ("an even number of weights, 2 or more", lambda value: value >= 2 and value % 2 == 0),
+    "model.name": ("a name", bool),
+    "data.name": ("a name", bool),
+    "out": ("a folder", bool),
+}  # fmt: skip
+
+
+def validate(config: Config) -> None:
+    """Nothing, if every value is legal and the values go together.
+
+    Raises:
+        ValueError: the first one that is not, with what to write instead.
+    """
+    for key, value in flatten(config).items():
+        words, holds = _LIMITS.get(key, ("", lambda value: True))
+        for item in value if isinstance(value, tuple) else (value,):
+            if item is not None and not holds(item):
+                raise ValueError(f"config.{key} must be {words}, got {item!r}. The default is {default_of(key)!r}.")
+    choose(config.lora.init, tuple(INITIALIZERS), "lora.init")
+    for key, names in (("quant.format", (config.quant.format,)), ("sweep.format", config.sweep.format)):
+        for name in names:
+            choose(name, (NO_FORMAT, *FORMATS), key)
+    for targets in (config.lora.targets, config.quant.targets, *config.sweep.targets):
+        resolve_targets(targets)
+    _check_method(config)
+    _check_sizes(config)
+
+
+def _check_method(config: Config) -> None:
+    """The method goes with the format, and a grid of adapters with a method that has one."""
+    method, format = config.method, config.quant.format
+    if method == "qlora" and format == NO_FORMAT:
+        raise ValueError(
+            "config.method 'qlora' needs a quantised base, but config.quant.format is 'none'. "
+            f"Set config.quant.format to one of {listed(FORMATS)}, or the method to 'lora'."
+        )
+    if method != "qlora" and format != NO_FORMAT:
+        instead = "'qlora'" if method == "lora" else "'qlora' (only adapters train on a quantised base)"
+        raise ValueError(
+            f"config.method {method!r} keeps the base as it was loaded, but config.quant.format is {format!r}. "
+            f"Set config.method to {instead}, or config.quant.format to 'none'."
+        )
+    axes = [axis for axis in ("rank", "format", "targets") if getattr(config.sweep, axis)]
+    if method in ("full", "head") and axes:
+        raise ValueError(
+            f"config.sweep.{axes[0]} needs adapters, but config.method is {method!r}. "
+            f"Set config.method to 'lora' and put {method!r} into config.sweep.baselines."
+        )
+
+
+def _check_sizes(config: Config) -> None:
+    """Buckets, where given, increase and hold max_length; parts divide the batch, and a choice of layers is not empty."""
+    data, train = config.data, config.train
+    if data.buckets is not None and (not data.buckets or any(low >= high for low, high in itertools.pairwise(data.buckets))):
+        raise ValueError(
+            f"config.data.buckets must be token counts that increase, such as (16, 32, 128), got {data.buckets}. "
+            "Write None to have them chosen from the lengths of the texts."
+        )
+    if data.buckets is not None and data.buckets[-1] < data.max_length:
+        raise ValueError(
+            f"The last of config.data.buckets must hold a text of config.data.max_length = {data.max_length} tokens, "
+            f"got {data.buckets}. Add {data.max_length} to the buckets, or lower max_length to {data.buckets[-1]}."
+        )
+    if train.batch_size % train.accumulate:
+        raise ValueError(
+            "config.train.accumulate must divide config.train.batch_size, "
+            f"got {train.accumulate} and {train.batch_size}. "
+            f"Nearest that does: {max(n for n in range(1, train.accumulate) if train.batch_size % n == 0)}."
+        )
+    if config.lora.layers == ():
+        raise ValueError("config.lora.layers must name at least one layer, got none. Write None for all layers.")

@@ -1,0 +1,1 @@
+"""Arrays and pytrees: paths, boxes, quantised weights, low-rank factors. Imports no Linen module."""

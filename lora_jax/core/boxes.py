@@ -1,0 +1,51 @@
+"""Boxes: leaves of `params` that compute the weight when Linen reads it.
+
+`self.param` unboxes whatever it reads before it checks the shape, so a box in `params` works with any Linen module, unedited.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import struct
+from flax.core import meta
+
+
+class Boxed(struct.PyTreeNode, meta.AxisMetadata):
+    """A weight that is computed when it is read.
+
+    Every array in a box counts its own axes from the right; whatever stands before them are stack axes (layers of a scan,
+    a vmap). Lifted transformations slice or add leading axes of the arrays themselves, so the box needs no bookkeeping.
+    """
+
+    def unbox(self) -> jax.Array:
+        """The weight that a module sees, stack axes first."""
+        raise NotImplementedError
+
+    def replace_boxed(self, val: Any) -> Any:
+        """Refused: a box is read-only."""
+        raise TypeError(f"{type(self).__name__} is read-only: a module tried to write a weight that is frozen or adapted.")
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> Boxed:
+        """Itself: axes are counted from the right."""
+        return self
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> Boxed:
+        """Itself: axes are counted from the right."""
+        return self
+
+
+class Whole(Boxed):
+    """A weight that is trained whole (a head, a norm, everything in full fine-tuning)."""
+
+    value: Any
+
+    def unbox(self) -> jax.Array:
+        """The array."""
+        return self.value
+
+
+def is_boxed(leaf: Any) -> bool:
+    """Whether a leaf of `params` is one of our boxes."""
+    return isinstance(leaf, Boxed)

@@ -1,0 +1,157 @@
+"""Padded batches of encoded texts, served by Grain, with a position that can be saved and restored."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, TypedDict
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from .buckets import FILLER, PlannedBatch, padding_fraction, plan_epoch, steps_per_epoch
+from .tokenizers import Encoded
+
+# Grain's sources have a length; as good as endless.
+_ENDLESS_EPOCHS = 2**31
+
+
+class Batch(TypedDict):
+    """One padded batch of numpy arrays.
+
+    `mask` is True on real tokens; `types` are segment ids. A filler row (`weight` 0) repeats the batch's first example,
+    so that it has real tokens to attend to; its weight keeps it out of losses, gradients and metrics.
+    """
+
+    tokens: Int[np.ndarray, "batch time"]
+    mask: Bool[np.ndarray, "batch time"]
+    types: Int[np.ndarray, "batch time"]
+    labels: Int[np.ndarray, " batch"]
+    weight: Float[np.ndarray, " batch"]
+
+
+def make_batch(encoded: Encoded, planned: PlannedBatch) -> Batch:
+    """The examples of a planned batch, padded to its length with the tokenizer's padding id."""
+    real = planned.indices != FILLER
+    rows = np.where(real, planned.indices, planned.indices[0])
+    shape = (len(rows), planned.length)
+    tokens, types = np.full(shape, encoded.pad_id, np.int32), np.zeros(shape, np.int32)
+    for row, example in enumerate(rows):
+        length = len(encoded.tokens[example])
+        tokens[row, :length] = encoded.tokens[example]
+        types[row, :length] = encoded.types[example]
+    mask = np.arange(planned.length) < encoded.lengths[rows][:, None]
+    return Batch(tokens=tokens, mask=mask, types=types, labels=encoded.labels[rows], weight=real.astype(np.float32))
+
+
+class Batches:
+    """The batches of an encoded split, epoch after epoch.
+
+    Batch k is a pure function of the examples, buckets, batch size, seed and k. This is a random-access source in
+    Grain's sense (`len`, `[k]`). Iterating gives a `BatchIterator` at batch 0, whose threads make batches ahead of
+    time. `epochs` is a whole number, or None for as many as are asked for.
+    """
+
+    def __init__(
+        self,
+        encoded: Encoded,
+        buckets: Sequence[int],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        epochs: int | None = None,
+        threads: int = 1,
+        prefetch: int = 8,
+    ) -> None:
+        if epochs is not None and epochs < 1:
+            raise ValueError(f"batches need epochs of 1 or more, or None for endless ones, but {epochs} came. Correct it.")
+        if threads < 0 or prefetch < 1:
+            raise ValueError(f"batches need threads >= 0 and prefetch >= 1, but threads={threads}, prefetch={prefetch} came. Correct them.")
+        self.encoded = encoded
+        self.buckets = tuple(int(bucket) for bucket in buckets)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.threads = threads
+        self.prefetch = prefetch
+        # Threads straddle the end of an epoch: the plans of two epochs are alive at once.
+        self.plan = lru_cache(maxsize=2)(self._plan)
+        self.plan(0)  # Wrong lengths, buckets or seeds should stop here, not in a thread.
+        self.steps_per_epoch = steps_per_epoch(len(encoded), batch_size)
+        self._steps = self.steps_per_epoch * (_ENDLESS_EPOCHS if epochs is None else epochs)
+
+    def _plan(self, epoch: int) -> list[PlannedBatch]:
+        """The planned batches of one epoch (as `plan`, which remembers two epochs)."""
+        return plan_epoch(self.encoded.lengths, self.buckets, self.batch_size, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, position = divmod(int(step), self.steps_per_epoch)
+        return make_batch(self.encoded, self.plan(epoch)[position])
+
+    def __iter__(self) -> "BatchIterator":
+        return BatchIterator(self)
+
+    @property
+    def shapes(self) -> tuple[int, ...]:
+        """The padded lengths that occur in the first epoch, ascending: each is compiled once."""
+        return tuple(sorted({planned.length for planned in self.plan(0)}))
+
+    @property
+    def padding_fraction(self) -> float:
+        """The part of the first epoch's token slots that holds no real token."""
+        return padding_fraction(self.plan(0), self.encoded.lengths)
+
+    def fingerprint(self) -> str:
+        """The sha256 (hex) of all that decides which batch comes at which step."""
+        settings = (self.encoded.fingerprint, self.encoded.max_length, self.buckets, self.batch_size, self.seed, self.shuffle)
+        digest = hashlib.sha256(repr(settings).encode())
+        for part in (self.encoded.lengths, self.encoded.labels, *self.encoded.tokens):
+            digest.update(np.ascontiguousarray(part, np.int32).tobytes())
+        return digest.hexdigest()
+
+
+class BatchIterator(Iterator[Batch]):
+    """Batches in order, made ahead of time by Grain's threads.
+
+    The state is a small dict that json can write: {"grain": Grain's position, "batches": `Batches.fingerprint()`}. It
+    counts the batches that `next` has returned; those only made ahead are not in it. An iterator that restores it goes
+    on with exactly the batches that would have come, in this process or another.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        import grain
+
+        self._fingerprint = batches.fingerprint()
+        # Batches are made in this thread when threads is 0, which suits debuggers.
+        prefetch = batches.prefetch if batches.threads else 0
+        options = grain.ReadOptions(num_threads=batches.threads, prefetch_buffer_size=prefetch)
+        self._iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, Any]:
+        """The position after the last batch returned."""
+        return {"grain": self._iterator.get_state(), "batches": self._fingerprint}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Moves to a saved position.
+
+        Raises:
+            ValueError: the state is of another kind, or was saved over other data, buckets, batch size or seed.
+        """
+        if not isinstance(state, dict) or set(state) != {"grain", "batches"}:
+            raise ValueError(
+                f"a batch iterator needs a state with the keys 'grain' and 'batches', but {state!r} came. Give what get_state returned."
+            )
+        if state["batches"] != self._fingerprint:
+            raise ValueError(
+                "a batch iterator needs a state saved over the same examples, buckets, batch size and "
+                f"seed (fingerprint {self._fingerprint[:12]}), but this one was saved over others "
+                f"({str(state['batches'])[:12]}). Restore the run's own configuration and data, or start "
+                "a new run."
+            )
+        self._iterator.set_state(state["grain"])

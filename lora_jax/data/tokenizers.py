@@ -1,0 +1,190 @@
+"""Texts to token ids with a model's own WordPiece tokenizer, through the tokenizers package."""
+
+import dataclasses
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int
+
+from .records import TextRecords, near_names
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# Encodings hold far more than the ids we keep; a chunk bounds how many are alive at once.
+_CHUNK = 2048
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A tokenizer with its special ids; it pads and truncates nothing by itself, whatever its file says.
+
+    `fingerprint` is the sha256 (hex) of the tokenizer's whole definition: equal fingerprints give equal ids.
+    """
+
+    backend: "tokenizers.Tokenizer"
+    pad_id: int
+    cls_id: int
+    sep_id: int
+    vocab_size: int
+    fingerprint: str
+
+    def decode(self, tokens: Int[np.ndarray, " tokens"]) -> str:
+        """The text of token ids, without special tokens."""
+        return self.backend.decode([int(token) for token in tokens], skip_special_tokens=True)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoded:
+    """Token ids of one split, unpadded, in the order of its records.
+
+    `tokens[i]` and `types[i]` (segment ids: 0 first text, 1 second) have equal lengths, special tokens counted.
+    `truncated` counts the examples that lost tokens to `max_length`. `fingerprint` is the tokenizer's.
+    """
+
+    tokens: list[Int[np.ndarray, "..."]]
+    types: list[Int[np.ndarray, "..."]]
+    labels: Int[np.ndarray, " examples"]
+    max_length: int
+    pad_id: int
+    truncated: int
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def lengths(self) -> Int[np.ndarray, " examples"]:
+        """Tokens of each example, special tokens counted."""
+        return np.fromiter((len(tokens) for tokens in self.tokens), np.int32, len(self.tokens))
+
+
+def load_tokenizer(folder: Path | str) -> Tokenizer:
+    """The tokenizer of a model folder: tokenizer.json, or else BERT's WordPiece over vocab.txt.
+
+    Padding and truncation that tokenizer.json asks for are switched off: `encode` sets the one, batches the other. With
+    vocab.txt, letter case and accents follow tokenizer_config.json (`do_lower_case`, `strip_accents`,
+    `tokenize_chinese_chars`), with BERT's defaults.
+
+    Raises:
+        FileNotFoundError: neither file is there. ValueError: a file does not parse or lacks [PAD], [CLS] or [SEP].
+    """
+    import tokenizers
+
+    folder = Path(folder)
+    if (folder / "tokenizer.json").is_file():
+        path = folder / "tokenizer.json"
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # The package raises bare Exception.
+            raise ValueError(
+                f"{str(path)!r} needs to be a tokenizer definition, but it does not parse: {error}. Fetch the model's files again."
+            ) from error
+    elif (folder / "vocab.txt").is_file():
+        path = folder / "vocab.txt"
+        backend = _from_vocabulary(path)
+    else:
+        came = "no such folder"
+        if folder.is_dir():
+            came = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "an empty folder"
+        raise FileNotFoundError(
+            f"model folder {str(folder)!r} needs tokenizer.json or vocab.txt, but holds neither "
+            f"({came}). Give a folder with the model's tokenizer files."
+        )
+    backend.no_padding()
+    backend.no_truncation()
+    special = {token: backend.token_to_id(token) for token in ("[PAD]", "[CLS]", "[SEP]")}
+    missing = [token for token, token_id in special.items() if token_id is None]
+    if missing:
+        near = near_names(missing[0], [token for token in backend.get_vocab() if token.startswith(("[", "<"))])
+        raise ValueError(
+            f"{str(path)!r} needs the tokens [PAD], [CLS] and [SEP] of a BERT-family model, but "
+            f"{', '.join(missing)} is not in its vocabulary. {near}Give the tokenizer of the encoder that "
+            "is adapted."
+        )
+    return Tokenizer(
+        backend, special["[PAD]"], special["[CLS]"], special["[SEP]"], backend.get_vocab_size(), tokenizer_fingerprint(backend)
+    )
+
+
+def tokenizer_fingerprint(tokenizer: "Tokenizer | tokenizers.Tokenizer") -> str:
+    """The sha256 (hex) of the tokenizer's definition as JSON: vocabulary, normaliser, splitting, special tokens."""
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer.fingerprint
+    # Truncation and padding are set per call, and keys are sorted, so that only what changes ids counts.
+    definition = json.loads(tokenizer.to_str()) | {"truncation": None, "padding": None}
+    return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
+
+
+def encode(records: TextRecords, tokenizer: Tokenizer, max_length: int) -> Encoded:
+    """The token ids of all records, [CLS] text [SEP] or [CLS] text [SEP] pair [SEP], at most `max_length` long.
+
+    A text that is too long loses tokens at its end; of a pair, the longer text does first.
+
+    Raises:
+        ValueError: `max_length` leaves no room for a token beside the special ones.
+    """
+    special = tokenizer.backend.num_special_tokens_to_add(records.pairs is not None)
+    texts_each = 1 if records.pairs is None else 2
+    if max_length < special + texts_each:
+        raise ValueError(
+            f"max_length needs to be at least {special + texts_each} ({special} special tokens and a "
+            f"token of each text), but {max_length} came. Raise data.max_length; 128 suits sentences."
+        )
+    inputs = records.texts if records.pairs is None else tuple(zip(records.texts, records.pairs, strict=True))
+    tokens, types, truncated = [], [], 0
+    tokenizer.backend.enable_truncation(max_length, strategy="longest_first")
+    try:
+        for start in range(0, len(inputs), _CHUNK):
+            for encoding in tokenizer.backend.encode_batch_fast(list(inputs[start : start + _CHUNK])):
+                tokens.append(np.asarray(encoding.ids, np.int32))
+                types.append(np.asarray(encoding.type_ids, np.int32))
+                truncated += bool(encoding.overflowing)
+    finally:
+        tokenizer.backend.no_truncation()
+    labels = np.asarray(records.labels, np.int32)
+    return Encoded(tokens, types, labels, max_length, tokenizer.pad_id, truncated, tokenizer.fingerprint)
+
+
+def _from_vocabulary(path: Path) -> "tokenizers.Tokenizer":
+    """BERT's WordPiece tokenizer over a vocab.txt, a token a line; its line number is its id."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{str(path)!r} needs to be UTF-8 text with a token a line, but it does not decode "
+            f"({error.reason}). Fetch the model's files again."
+        ) from error
+    vocabulary = {token: i for i, token in enumerate(lines)}
+    missing = [token for token in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if token not in vocabulary]
+    if missing:
+        raise ValueError(
+            f"{str(path)!r} needs the tokens [UNK], [CLS], [SEP] and [PAD], but {', '.join(missing)} is "
+            f"not among its {len(lines)} lines. Fetch the model's files again."
+        )
+    settings = path.with_name("tokenizer_config.json")
+    options = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    backend.add_special_tokens([token for token in special if token in vocabulary])
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=options.get("tokenize_chinese_chars", True),
+        strip_accents=options.get("strip_accents"),
+        lowercase=options.get("do_lower_case", True),
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    backend.decoder = decoders.WordPiece()
+    return backend

@@ -1,0 +1,1 @@
+"""Files: weights, adapters, and where they come from."""

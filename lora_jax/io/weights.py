@@ -1,0 +1,216 @@
+"""Weights of Hugging Face encoders, into the tree of `lora_jax.models.encoder` and back. Every tensor is used exactly once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lora_jax.core.paths import flatten, nearest, unflatten
+from lora_jax.io import safetensors
+from lora_jax.models.encoder import EncoderConfig
+
+# Ours, theirs, whether theirs is (out, in). '{}' stands for the layer.
+_OUTSIDE = (
+    ("embeddings/word/embedding", "embeddings.word_embeddings.weight", False),
+    ("embeddings/position/embedding", "embeddings.position_embeddings.weight", False),
+    ("embeddings/type/embedding", "embeddings.token_type_embeddings.weight", False),
+    ("embeddings/norm/scale", "embeddings.LayerNorm.weight", False),
+    ("embeddings/norm/bias", "embeddings.LayerNorm.bias", False),
+    ("pooler/kernel", "pooler.dense.weight", True),
+    ("pooler/bias", "pooler.dense.bias", False),
+)
+_HEAD = (("classifier/kernel", "classifier.weight", True), ("classifier/bias", "classifier.bias", False))
+_MODULES = (
+    ("attn/q", "attention.self.query"),
+    ("attn/k", "attention.self.key"),
+    ("attn/v", "attention.self.value"),
+    ("attn/o", "attention.output.dense"),
+    ("mlp/up", "intermediate.dense"),
+    ("mlp/down", "output.dense"),
+)
+_NORMS = (("attn_norm", "attention.output.LayerNorm"), ("mlp_norm", "output.LayerNorm"))
+_BLOCK = tuple(
+    (f"{ours}/{part}", f"encoder.layer.{{}}.{theirs}.{name}", part == "kernel")
+    for table, parts in ((_MODULES, (("kernel", "weight"), ("bias", "bias"))), (_NORMS, (("scale", "weight"), ("bias", "bias"))))
+    for ours, theirs in table
+    for part, name in parts
+)
+_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # constants that older files carry
+_PREFIX = "bert."
+_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_new", "relu": "relu"}
+
+
+def load_encoder(
+    folder: Path | str, *, num_classes: int | None = None, key: jax.Array | None = None, scan: bool = True
+) -> tuple[EncoderConfig, dict[str, Any]]:
+    """The configuration and the weights of an encoder in a Hugging Face folder, as host arrays in float32.
+
+    Args:
+        num_classes: adds a classifier: the file's own if it has one of that size, else a new one from `key`.
+        scan: whether the layers are stacked, as `Encoder(scan=...)` wants them.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the file is damaged, the architecture is unknown, or tensors are missing, left over or of a wrong shape; all
+            of them are listed.
+    """
+    folder = Path(folder)
+    config = _read_config(folder, num_classes)
+    tensors = safetensors.read_folder(folder)
+    stored = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+    wanted = {theirs: (ours, transposed) for ours, theirs, transposed in _names(config)}
+    has_head = num_classes is not None and "classifier.weight" in stored
+    if not has_head:
+        wanted = {theirs: entry for theirs, entry in wanted.items() if not theirs.startswith("classifier.")}
+    _check_names(folder, set(stored) - set(_BUFFERS), set(wanted))
+    flat = {}
+    for theirs, (ours, transposed) in wanted.items():
+        # Layer weights are stacked below; the copy is made there, so no weight is held twice.
+        flat[ours] = np.asarray(stored[theirs], np.float32).T if transposed else np.asarray(stored[theirs], np.float32)
+    if num_classes is not None and not has_head:
+        if key is None:
+            raise ValueError(f"{folder} has no classifier, and a new one needs a random key: pass key=jax.random.key(seed).")
+        flat["classifier/kernel"] = 0.02 * np.asarray(jax.random.normal(key, (config.hidden_size, num_classes)), np.float32)
+        flat["classifier/bias"] = np.zeros(num_classes, np.float32)
+    _check_shapes(folder, flat, config)
+    return config, unflatten(_stacked(flat, config.num_layers) if scan else flat)
+
+
+def save_encoder(folder: Path | str, config: EncoderConfig, params: Mapping[str, Any], *, scan: bool = True) -> None:
+    """Writes the folder that `load_encoder`, and transformers, read: config.json and model.safetensors in float32.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = flatten(params)
+    tensors = {}
+    for ours, theirs, transposed in _names(config):
+        array = _layer_of(flat, ours) if scan and ours.startswith("layers_") else flat[ours]
+        host = np.asarray(array, np.float32)
+        name = theirs if theirs.startswith("classifier.") or config.num_classes is None else _PREFIX + theirs
+        tensors[name] = np.ascontiguousarray(host.T if transposed else host)
+    safetensors.write(folder / "model.safetensors", tensors, {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(_config_json(config), indent=2) + "\n")
+
+
+def _names(config: EncoderConfig) -> Iterator[tuple[str, str, bool]]:
+    yield from _OUTSIDE
+    for layer in range(config.num_layers):
+        for ours, theirs, transposed in _BLOCK:
+            yield f"layers_{layer}/{ours}", theirs.format(layer), transposed
+    if config.num_classes is not None:
+        yield from _HEAD
+
+
+def _stacked(flat: Mapping[str, np.ndarray], layers: int) -> dict[str, np.ndarray]:
+    out = {path: np.ascontiguousarray(array) for path, array in flat.items() if not path.startswith("layers_")}
+    for ours, _, _ in _BLOCK:
+        out[f"layers/{ours}"] = np.stack([flat[f"layers_{layer}/{ours}"] for layer in range(layers)])
+    return out
+
+
+def _layer_of(flat: Mapping[str, Any], ours: str) -> Any:
+    layer, _, rest = ours.removeprefix("layers_").partition("/")
+    return flat[f"layers/{rest}"][int(layer)]
+
+
+def _check_names(folder: Path, stored: set[str], wanted: set[str]) -> None:
+    missing, extra = sorted(wanted - stored), sorted(stored - wanted)
+    if missing or extra:
+        lines = [f"  missing    {name}{_near(name, extra)}" for name in missing] + [f"  left over  {name}" for name in extra]
+        raise ValueError(
+            f"The tensors in {folder} are not those of this encoder: {len(missing)} missing, {len(extra)} left over. Every tensor must be "
+            "used exactly once. Check that config.json belongs to the file, and that the model is of the BERT family.\n"
+            + "\n".join(lines[:60])
+        )
+
+
+def _near(name: str, extra: list[str]) -> str:
+    close = nearest(name, extra, 1) if extra else []
+    return f"  (perhaps {close[0]!r})" if close else ""
+
+
+def _check_shapes(folder: Path, flat: Mapping[str, np.ndarray], config: EncoderConfig) -> None:
+    wrong = []
+    for path, array in flat.items():
+        expected = _shape(path, config)
+        if array.shape != expected:
+            wrong.append(f"  {path}: {array.shape}, config.json says {expected}")
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} tensors in {folder} do not have the shapes that config.json gives (ours, inputs first):\n" + "\n".join(wrong)
+        )
+
+
+def _shape(path: str, config: EncoderConfig) -> tuple[int, ...]:
+    hidden, wide = config.hidden_size, config.intermediate_size
+    for ending, shape in {
+        "word/embedding": (config.vocab_size, hidden),
+        "position/embedding": (config.max_positions, hidden),
+        "type/embedding": (config.type_vocab_size, hidden),
+        "mlp/up/kernel": (hidden, wide),
+        "mlp/up/bias": (wide,),
+        "mlp/down/kernel": (wide, hidden),
+        "classifier/kernel": (hidden, config.num_classes),
+        "classifier/bias": (config.num_classes,),
+        "kernel": (hidden, hidden),
+    }.items():
+        if path.endswith(ending):
+            return shape
+    return (hidden,)
+
+
+def _read_config(folder: Path, num_classes: int | None) -> EncoderConfig:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} needs a config.json next to its weights, and there is none. Give a Hugging Face model folder.")
+    try:
+        raw = json.loads(path.read_text())
+        activation = raw.get("hidden_act", "gelu")
+        if raw.get("model_type", "bert") != "bert" or activation not in _ACTIVATIONS:
+            raise ValueError(
+                f"model_type {raw.get('model_type')!r} with hidden_act {activation!r} is not supported; needed 'bert' with {', '.join(_ACTIVATIONS)}"
+            )
+        return EncoderConfig(
+            vocab_size=raw["vocab_size"],
+            hidden_size=raw["hidden_size"],
+            num_layers=raw["num_hidden_layers"],
+            num_heads=raw["num_attention_heads"],
+            intermediate_size=raw["intermediate_size"],
+            max_positions=raw["max_position_embeddings"],
+            type_vocab_size=raw["type_vocab_size"],
+            norm_eps=raw["layer_norm_eps"],
+            activation=activation,
+            num_classes=num_classes,
+        )
+    except KeyError as error:
+        raise ValueError(f"{path} lacks the field {error}. Give the config.json that belongs to the weights.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}). Fetch the model again.") from None
+    except ValueError as error:
+        raise ValueError(f"{path} does not describe an encoder that can be loaded: {error}.") from None
+
+
+def _config_json(config: EncoderConfig) -> dict[str, Any]:
+    head = config.num_classes is not None
+    return {
+        "architectures": ["BertForSequenceClassification" if head else "BertModel"],
+        "model_type": "bert",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_positions,
+        "type_vocab_size": config.type_vocab_size,
+        "layer_norm_eps": config.norm_eps,
+        "hidden_act": config.activation,
+        "position_embedding_type": "absolute",
+    } | ({"num_labels": config.num_classes} if head else {})

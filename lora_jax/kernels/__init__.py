@@ -1,0 +1,1 @@
+"""Products with frozen and low-rank weights, with backward passes written out."""

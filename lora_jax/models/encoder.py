@@ -1,0 +1,135 @@
+"""A BERT-family encoder with an optional sentence classifier (Devlin et al. 2018, arXiv 1810.04805)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+Activation = Literal["gelu", "gelu_new", "relu"]
+ACTIVATIONS: dict[str, Any] = {
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_new": functools.partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes of an encoder. `num_classes` None gives hidden states, a number gives a sentence classifier."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    max_positions: int
+    type_vocab_size: int = 2
+    norm_eps: float = 1e-12
+    activation: Activation = "gelu"
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}.")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"Unknown activation {self.activation!r}: known are {', '.join(ACTIVATIONS)}.")
+
+
+class Encoder(nn.Module):
+    """Tokens to hidden states, or to class logits.
+
+    With `scan` the blocks are one `layers` with a leading layer axis and compile once; without, they are `layers_0`, ... With
+    `remat` a block is computed again in the backward pass instead of kept. Weights are float32, products in `dtype`.
+    """
+
+    config: EncoderConfig
+    scan: bool = True
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Int[Array, "batch time"], mask: Bool[Array, "batch time"], types: Int[Array, "batch time"] | None = None
+    ) -> Any:
+        """Logits (batch, num_classes), or the hidden states (batch, time, hidden) and the pooled first token (batch, hidden).
+
+        `mask` is True on real tokens, `types` are segment ids (0 if None).
+        """
+        config = self.config
+        x = _Embeddings(config, self.dtype, name="embeddings")(tokens, types)
+        # Added to the scores: a large negative number rather than infinity, so that a row without tokens stays finite.
+        bias = jnp.where(mask[:, None, None, :], 0.0, jnp.finfo(jnp.float32).min / 2)
+        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        if self.scan:
+            layers = nn.scan(
+                block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=config.num_layers
+            )
+            x, _ = layers(config, self.dtype, name="layers")(x, bias)
+        else:
+            for index in range(config.num_layers):
+                x, _ = block(config, self.dtype, name=f"layers_{index}")(x, bias)
+        pooled = jnp.tanh(nn.Dense(config.hidden_size, dtype=self.dtype, name="pooler")(x[:, 0]))
+        if config.num_classes is None:
+            return x, pooled
+        return nn.Dense(config.num_classes, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02), name="classifier")(pooled)
+
+
+class Block(nn.Module):
+    """Self-attention and an MLP, each added to its input and normalised after (post-norm, as in BERT)."""
+
+    config: EncoderConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch time hidden"], bias: Float[Array, "batch 1 1 time"]) -> tuple[Array, None]:
+        """The block's output, and None for nn.scan."""
+        norm = functools.partial(nn.LayerNorm, epsilon=self.config.norm_eps, dtype=self.dtype)
+        x = norm(name="attn_norm")(x + _Attention(self.config, self.dtype, name="attn")(x, bias))
+        return norm(name="mlp_norm")(x + _Mlp(self.config, self.dtype, name="mlp")(x)), None
+
+
+class _Embeddings(nn.Module):
+    config: EncoderConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens: Array, types: Array | None) -> Array:
+        config = self.config
+        embed = functools.partial(nn.Embed, features=config.hidden_size, dtype=self.dtype)
+        x = embed(config.vocab_size, name="word")(tokens)
+        x += embed(config.max_positions, name="position")(jnp.arange(tokens.shape[1]))[None]
+        x += embed(config.type_vocab_size, name="type")(jnp.zeros_like(tokens) if types is None else types)
+        return nn.LayerNorm(epsilon=config.norm_eps, dtype=self.dtype, name="norm")(x)
+
+
+class _Attention(nn.Module):
+    config: EncoderConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, bias: Array) -> Array:
+        heads, hidden = self.config.num_heads, self.config.hidden_size
+        dense = functools.partial(nn.Dense, hidden, dtype=self.dtype)
+        split = lambda y: y.reshape(*y.shape[:-1], heads, hidden // heads)  # noqa: E731
+        q, k, v = (split(dense(name=name)(x)) for name in "qkv")
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q * (1 / math.sqrt(hidden // heads)), k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores + bias, axis=-1).astype(self.dtype)
+        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        return dense(name="o")(y.reshape(*y.shape[:-2], hidden))
+
+
+class _Mlp(nn.Module):
+    config: EncoderConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        hidden = nn.Dense(self.config.intermediate_size, dtype=self.dtype, name="up")(x)
+        return nn.Dense(self.config.hidden_size, dtype=self.dtype, name="down")(ACTIVATIONS[self.config.activation](hidden))

@@ -1,0 +1,132 @@
+"""Runs a sweep in this process: finished runs are kept, failed ones recorded, compiled programs shared."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lora_jax.config import Config, resolve_targets
+from lora_jax.sweep.grid import expand, run_id, shown_format, shown_targets
+from lora_jax.sweep.provenance import environment
+from lora_jax.sweep.store import RunLocked, RunStore
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the runs of a sweep, by id. `elsewhere` are being run by another process."""
+
+    done: tuple[str, ...]
+    kept: tuple[str, ...]
+    failed: tuple[str, ...]
+    elsewhere: tuple[str, ...]
+
+
+def groups(runs: Sequence[Config]) -> list[tuple[Config | None, list[Config]]]:
+    """Runs that share compiled programs, each group with its widest run (None for runs without adapters).
+
+    Adapters of one format differ in rank and targets only through `scale`: each is padded to the group's largest rank and to
+    the union of its targets. What else differs (format, model, data, batch, optimiser) makes another group.
+    """
+    found: dict[Config, list[Config]] = {}
+    for run in runs:
+        found.setdefault(_structure(run), []).append(run)
+    return [(_widest(members), members) for members in found.values()]
+
+
+def run_sweep(config: Config, *, command: Sequence[str] = (), say: Callable[[str], None] | None = None, quiet: bool = False) -> Outcome:
+    """Trains every run of the configuration's sweep that the store at `config.out` does not hold as done.
+
+    A run that fails is recorded with its error and the rest goes on. SIGTERM and SIGINT stop the sweep between two steps,
+    with a checkpoint; the same call goes on from there.
+
+    Raises:
+        Interrupted: a signal came.
+        StoreError: the store cannot be written.
+    """
+    from lora_jax.train.interrupted import Interrupted
+    from lora_jax.train.loop import train
+
+    say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+    runs = expand(config)
+    store = RunStore(config.out)
+    store.write_plan([run_id(run) for run in runs])
+    surroundings = environment() | ({"command": " ".join(command)} if command else {})
+    outcome: dict[str, list[str]] = {"done": [], "kept": [], "failed": [], "elsewhere": []}
+    number = 0
+    for wide, members in groups(runs):
+        for run in members:
+            number += 1
+            name, title = run_id(run), f"[{number}/{len(runs)}] {describe_run(run)}"
+            if store.status(name) == "done":
+                outcome["kept"].append(name)
+                say(f"{title}: done before, kept")
+                continue
+            try:
+                folder = store.start(name, run, surroundings)
+            except RunLocked:
+                outcome["elsewhere"].append(name)
+                say(f"{title}: another process is running it")
+                continue
+            start = time.perf_counter()
+            try:
+                result = train(run, folder, wide=wide if len(members) > 1 else None, quiet=quiet, title=title)
+                store.finish(name, _labelled(name, run, result))
+            except Interrupted:
+                store.release(name)
+                raise
+            except (Exception, KeyboardInterrupt) as error:
+                store.fail(name, error)
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                outcome["failed"].append(name)
+                say(f"{title}: failed: {error}")
+                continue
+            outcome["done"].append(name)
+            say(f"{title}: test accuracy {result['test_accuracy']:.4f} in {time.perf_counter() - start:.0f} s")
+    return Outcome(**{name: tuple(ids) for name, ids in outcome.items()})
+
+
+def describe_run(run: Config) -> str:
+    """A run in a few words: 'nf4, rank 4, all-linear, seed 0'."""
+    words = [run.method]
+    if run.method in ("lora", "qlora"):
+        words = [shown_format(run.quant.format), f"rank {run.lora.rank}", shown_targets(run.lora.targets)]
+    return ", ".join([*words, f"seed {run.train.seed}"])
+
+
+def _structure(run: Config) -> Config:
+    """The run without what is data to its compiled program."""
+    lora = replace(run.lora, rank=1, targets="all-linear", alpha=1.0, scaling="standard", init="kaiming", layers=None)
+    lora = replace(lora, dropout=0.5 if run.lora.dropout else 0.0)
+    optim = replace(run.optim, learning_rate=1.0, head_learning_rate=None, lora_plus_ratio=1.0)
+    return replace(run, lora=lora, optim=optim, train=replace(run.train, seed=0))
+
+
+def _widest(members: Sequence[Config]) -> Config | None:
+    if members[0].method not in ("lora", "qlora"):
+        return None
+    patterns = dict.fromkeys(resolve_targets(run.lora.targets) for run in members)
+    lora = replace(
+        members[0].lora,
+        rank=max(run.lora.rank for run in members),
+        targets="|".join(f"(?:{pattern})" for pattern in patterns),
+        layers=None,
+    )
+    return replace(members[0], lora=lora)
+
+
+def _labelled(name: str, run: Config, result: dict[str, Any]) -> dict[str, Any]:
+    """The result with the cell that it belongs to."""
+    adapter = run.method in ("lora", "qlora")
+    return {
+        "run_id": name,
+        "method": run.method,
+        "format": run.quant.format if adapter else None,
+        "rank": run.lora.rank if adapter else None,
+        "targets": shown_targets(run.lora.targets) if adapter else None,
+        "seed": run.train.seed,
+        **result,
+    }

@@ -1,0 +1,84 @@
+"""Orbax checkpoints of everything that training changes, and of what it must be resumed on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from lora_jax.train.step import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run: adapter, optimiser, random key and step in `state`, the data iterator's position in `data`.
+
+    A checkpoint appears under its final name only when it is complete, so a run that is killed at any moment resumes from a
+    sound one. `base` (the fingerprint of the frozen weights) and `run` (the id of the configuration) are stored with it.
+    """
+
+    def __init__(self, folder: Path, *, base: str, run: str, keep: int = 2) -> None:
+        self._identity = {"base": base, "run": run}
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
+        try:
+            self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+        except OSError as error:
+            raise OSError(
+                f"Cannot make checkpoints in {folder}: {error.strerror or error}. Give a folder that can be written (--config.out)."
+            ) from error
+
+    def latest(self) -> int | None:
+        """The step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, data: dict[str, Any]) -> None:
+        """Writes a checkpoint at the state's step; nothing is done if there is one already."""
+        step = int(state.step)
+        if self._manager.latest_step() == step:
+            return
+        meta = {"identity": self._identity, "data": data}
+        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(_named(state)), meta=ocp.args.JsonSave(meta)))
+        self._manager.wait_until_finished()
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The newest state and the data iterator's position.
+
+        Args:
+            like: a state of the same structure, for shapes and dtypes.
+
+        Raises:
+            ValueError: it was trained on another base or by another configuration, or its arrays have other shapes.
+        """
+        step = self._manager.latest_step()
+        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        for what, mine in self._identity.items():
+            if meta["identity"][what] != mine:
+                raise ValueError(
+                    f"The checkpoint at step {step} belongs to {what} {meta['identity'][what]}, and this run has {what} {mine}. "
+                    "Train in another folder (--config.out), or delete the run's folder to start again."
+                )
+        template = _named(like)
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), template)
+        named = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
+        return _unnamed(named, like), meta["data"]
+
+    def close(self) -> None:
+        """Releases the manager's threads."""
+        self._manager.close()
+
+
+def _named(state: TrainState) -> dict[str, np.ndarray]:
+    """Arrays by path. Boxes, optax states and keys become plain arrays, which any Orbax version reads."""
+    raw = state.replace(key=jax.random.key_data(state.key))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(raw)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _unnamed(named: dict[str, Any], like: TrainState) -> TrainState:
+    raw = like.replace(key=jax.random.key_data(like.key))
+    leaves, structure = jax.tree_util.tree_flatten_with_path(raw)
+    # A copy owned by JAX: the step donates its state, and a donated buffer must not belong to the reader.
+    state = jax.tree.unflatten(structure, [jax.numpy.array(named[jax.tree_util.keystr(path)], copy=True) for path, _ in leaves])
+    return state.replace(key=jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key)))

@@ -1,0 +1,289 @@
+"""One training run from a configuration to a result: resumable at any step, with every figure measured."""
+
+from __future__ import annotations
+
+import functools
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from lora_jax.adapt.stack import pad, trim
+from lora_jax.adapt.surgery import trainable_parameters
+from lora_jax.config import Config, OptimConfig, config_hash
+from lora_jax.core.boxes import Whole
+from lora_jax.core.paths import flatten
+from lora_jax.core.quantize import QuantizedArray, bytes_of
+from lora_jax.data import Batches, total_steps
+from lora_jax.evaluate.evaluators import evaluate
+from lora_jax.io.adapter import save_adapter
+from lora_jax.train.checkpoint import Checkpoints
+from lora_jax.train.compile import Program
+from lora_jax.train.interrupted import Interrupted
+from lora_jax.train.losses import classifier_loss
+from lora_jax.train.metrics import MetricsLog
+from lora_jax.train.optim import make_optimizer
+from lora_jax.train.progress import TrainingBar
+from lora_jax.train.step import TrainState, create_state, make_eval_step, make_train_step
+from lora_jax.train.task import Task, select, task_of
+
+
+class Diverged(FloatingPointError):
+    """The loss is no longer finite."""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The compiled training and evaluation steps that runs of one structure share."""
+
+    train: Program
+    evaluate: Program
+
+
+def train(config: Config, folder: Path, *, wide: Config | None = None, quiet: bool = False, title: str = "training") -> dict[str, Any]:
+    """Trains one run in `folder`, from its newest checkpoint if there is one, and returns its measured result.
+
+    The folder gets metrics.jsonl, TensorBoard events, checkpoints and the adapter. The loss curve of a run that was stopped
+    and resumed equals that of an uninterrupted one bit for bit.
+
+    Args:
+        config: one run, without a sweep.
+        wide: a run with the largest rank and all targets of a group. The adapter is padded with zeros to its shapes, so
+            that the whole group runs one compiled program; the padding is not trained, counted or saved.
+
+    Raises:
+        Diverged: the loss is NaN or infinite; the message says since which step.
+        Interrupted: SIGTERM or SIGINT came.
+        ValueError: the configuration does not fit the model or the data.
+    """
+    start = time.perf_counter()
+    task = task_of(config)
+    steps = steps_of(config, task)
+    batches = Batches(task.splits["train"], task.buckets, config.train.batch_size, seed=config.train.seed)
+    frozen, state = initial_state(config, task, steps, wide=wide)
+    programs = programs_for(task.model, without_rates(config.optim), steps, config.train.accumulate)
+    compile_before = programs.train.compile_seconds
+    checkpoints = Checkpoints(folder / "checkpoints", base=task.base, run=config_hash(config))
+    log = MetricsLog(folder)
+    try:
+        iterator = iter(batches)
+        if checkpoints.latest() is not None:
+            state, position = checkpoints.restore(state)
+            iterator.set_state(position)
+        log.resume(int(state.step))
+        speed = _Speed(programs.train)
+        with TrainingBar(title, steps, int(state.step), quiet=quiet) as bar, _stop_signals() as stopped:
+            state = _run_steps(config, task, programs, frozen, state, iterator, steps, checkpoints, log, speed, bar, stopped)
+        result = _scores(config, task, programs, frozen, state, log, steps)
+        save_adapter(folder / "adapter", trim(state.lora), base=task.base, model=config.model.name, label_names=task.label_names)
+    finally:
+        checkpoints.close()
+        log.close()
+    return result | {
+        "steps": steps,
+        **sizes(frozen, state.lora),
+        "peak_bytes": _peak_bytes(programs.train, state, frozen, batches),
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "tokens_per_second": speed.total(),
+        "compile_seconds": round(programs.train.compile_seconds - compile_before, 3),
+        "padding_fraction": round(batches.padding_fraction, 4),
+        "seconds": round(time.perf_counter() - start, 3),
+        "note": task.note,
+    }
+
+
+def steps_of(config: Config, task: Task) -> int:
+    """Optimiser steps of the run."""
+    if config.train.total_steps is not None:
+        return config.train.total_steps
+    return total_steps(len(task.splits["train"]), config.train.batch_size, config.train.epochs)
+
+
+def initial_state(config: Config, task: Task, steps: int, *, wide: Config | None = None) -> tuple[dict[str, Any], TrainState]:
+    """The frozen weights and the state before the first step; everything random in them follows from the run's seed."""
+    key, run_key = jax.random.split(jax.random.key(config.train.seed))
+    frozen, lora = select(config, task, key)
+    if wide is not None:
+        shapes = jax.eval_shape(lambda: select(replace(wide, method="lora", quant=Config().quant), task, key)[1])
+        lora = pad(lora, shapes)
+    return frozen, create_state(lora, make_optimizer(config.optim, steps), run_key)
+
+
+@functools.lru_cache(maxsize=8)
+def programs_for(model: nn.Module, optim: OptimConfig, steps: int, accumulate: int) -> Programs:
+    """The programs of runs that agree in these; `optim` without learning rates, which are data."""
+    loss = classifier_loss(model)
+    step = make_train_step(loss, make_optimizer(optim, steps), accumulate=accumulate)
+    return Programs(Program(step, donate=(0,)), Program(make_eval_step(loss)))
+
+
+def sizes(frozen: Mapping[str, Any], lora: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes measured from the stored arrays.
+
+    trainable_parameters: entries that are trained. base_bytes: what is kept of the base (nothing under full fine-tuning: then
+    all of it is trained). base_bits_per_weight: bits a weight of those that are quantised, 32 (or 16) if none is.
+    """
+    leaves = list(flatten(frozen).values())
+    quantized = [leaf for leaf in leaves if isinstance(leaf, QuantizedArray)]
+    bits = [(bytes_of(leaf), leaf.size) for leaf in quantized or leaves]
+    trimmed = trim(lora)
+    return {
+        "trainable_parameters": trainable_parameters(trimmed),
+        "base_bytes": bytes_of(frozen),
+        "base_bits_per_weight": round(8 * sum(b for b, _ in bits) / sum(n for _, n in bits), 4) if bits else None,
+        "adapter_bytes": sum(bytes_of(leaf.value if isinstance(leaf, Whole) else (leaf.a, leaf.b)) for leaf in trimmed.values()),
+    }
+
+
+def _run_steps(
+    config: Config,
+    task: Task,
+    programs: Programs,
+    frozen: Any,
+    state: TrainState,
+    iterator: Any,
+    steps: int,
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+    speed: _Speed,
+    bar: TrainingBar,
+    stopped: threading.Event,
+) -> TrainState:
+    train, pending = config.train, []
+    for step in range(int(state.step), steps):
+        batch = next(iterator)
+        state, metrics = programs.train(state, frozen, batch)
+        pending.append((step + 1, metrics))
+        speed.count(int(batch["mask"][batch["weight"] > 0].sum()))
+        done, stop = step + 1, stopped.is_set()
+        evaluates = train.eval_every is not None and done % train.eval_every == 0 and done < steps
+        saves = done % train.checkpoint_every == 0 or done == steps or stop
+        if done % train.log_every == 0 or done == steps or saves or evaluates:
+            _flush(pending, log, speed, bar)
+        if saves:
+            with speed.paused():
+                checkpoints.save(state, iterator.get_state())
+        if evaluates:
+            with speed.paused():
+                log.write(done, "validation", _evaluate(config, task, programs, frozen, state, "validation"))
+        if stop:
+            raise Interrupted(done)
+    return state
+
+
+def _flush(pending: list[tuple[int, Any]], log: MetricsLog, speed: _Speed, bar: TrainingBar) -> None:
+    """Fetches and writes the metrics of the steps since the last time; they stay on the device until then."""
+    for step, metrics in jax.device_get(pending):
+        if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"]):
+            raise Diverged(
+                f"The loss at step {step} is {metrics['loss']} and its gradient's norm {metrics['grad_norm']}: training diverged. Lower "
+                "optim.learning_rate, or set optim.clip_norm; with compute_dtype bfloat16, try float32."
+            )
+        log.write(step, "train", {name: float(value) for name, value in metrics.items()})
+    step, loss = pending[-1][0], float(metrics["loss"])
+    pending.clear()
+    bar.update(step, loss, speed.recent())
+
+
+def _scores(config: Config, task: Task, programs: Programs, frozen: Any, state: TrainState, log: MetricsLog, steps: int) -> dict[str, Any]:
+    """Validation and test scores after training, as the result names them."""
+    scores: dict[str, Any] = {"examples": {"train": len(task.splits["train"])}}
+    for split in ("validation", "test"):
+        score = _evaluate(config, task, programs, frozen, state, split)
+        log.write(steps, split, score)
+        scores |= {f"{split}_accuracy": score["accuracy"], f"{split}_loss": score["loss"]}
+        scores["examples"][split] = score["examples"]
+    return scores
+
+
+def _evaluate(config: Config, task: Task, programs: Programs, frozen: Any, state: TrainState, split: str) -> dict[str, float]:
+    encoded = task.splits[split]
+    batches = Batches(encoded, task.buckets, config.train.eval_batch_size, shuffle=False, epochs=1)
+    limit = config.train.eval_examples if split == "validation" else None
+    count = len(batches) if limit is None else min(len(batches), -(-limit // config.train.eval_batch_size))
+    return evaluate(programs.evaluate, state.lora, frozen, (batches[index] for index in range(count)))
+
+
+def without_rates(optim: OptimConfig) -> OptimConfig:
+    """The same optimiser with fixed learning rates: they are data, and must not tell programs apart."""
+    return replace(optim, learning_rate=1.0, head_learning_rate=None, lora_plus_ratio=1.0)
+
+
+def _peak_bytes(program: Program, state: TrainState, frozen: Any, batches: Batches) -> int | None:
+    peaks = [program.peak_bytes(state, frozen, batch) for batch in _one_batch_a_shape(batches)]
+    return None if None in peaks else max(peaks)
+
+
+def _one_batch_a_shape(batches: Batches) -> Iterator[Any]:
+    seen = set()
+    for index, planned in enumerate(batches.plan(0)):
+        if planned.length not in seen:
+            seen.add(planned.length)
+            yield batches[index]
+
+
+class _Speed:
+    """Real tokens a second, without the time that compilation, checkpoints and evaluation take."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._paused_seconds = 0.0
+        self._tokens = 0
+        self._marks = [self._mark()]
+
+    def count(self, tokens: int) -> None:
+        """Counts a batch's real tokens."""
+        self._tokens += tokens
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside does not count."""
+        start = time.perf_counter()
+        yield
+        self._paused_seconds += time.perf_counter() - start
+
+    def recent(self) -> float | None:
+        """Since the last call."""
+        self._marks.append(self._mark())
+        return self._rate(self._marks[-2], self._marks[-1])
+
+    def total(self) -> float | None:
+        """Since the start, up to the last call of `recent`."""
+        return self._rate(self._marks[0], self._marks[-1])
+
+    def _mark(self) -> tuple[float, int]:
+        return time.perf_counter() - self._paused_seconds - self._program.compile_seconds, self._tokens
+
+    def _rate(self, old: tuple[float, int], new: tuple[float, int]) -> float | None:
+        seconds = new[0] - old[0]
+        return round((new[1] - old[1]) / seconds, 1) if seconds > 0 and new[1] > old[1] else None
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set, so that training stops between two steps; a second signal ends at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def stop(number: int, _: Any) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,62 @@
+"""A finished run, loaded again from its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lora_jax.config import Config, from_config_dict
+from lora_jax.data import Batches
+from lora_jax.evaluate.evaluators import evaluate
+from lora_jax.io.adapter import load_adapter
+from lora_jax.train.compile import Program
+from lora_jax.train.losses import classifier_loss
+from lora_jax.train.step import make_eval_step
+from lora_jax.train.task import Task, select, task_of
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run's configuration, its task, and its weights: `apply(task.model, frozen, lora, ...)` is the trained model."""
+
+    config: Config
+    task: Task
+    frozen: Mapping[str, Any]
+    lora: Mapping[str, Any]
+
+    def evaluate(self, split: str = "test") -> dict[str, float]:
+        """Mean loss (nats), accuracy and number of examples of a split.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split not in self.task.splits:
+            raise ValueError(f"A split needs to be one of {', '.join(self.task.splits)}, got {split!r}.")
+        batches = Batches(self.task.splits[split], self.task.buckets, self.config.train.eval_batch_size, shuffle=False, epochs=1)
+        step = Program(make_eval_step(classifier_loss(self.task.model)))
+        return evaluate(step, self.lora, self.frozen, (batches[index] for index in range(len(batches))))
+
+
+def load_run(folder: Path | str) -> SavedRun:
+    """The trained run in a folder of the result store.
+
+    Raises:
+        FileNotFoundError: the folder holds no run, or no adapter yet.
+        ValueError: the adapter is damaged, or the base is not the one that it was trained on.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        there = sorted(entry.name for entry in folder.iterdir())[:6] if folder.is_dir() else []
+        raise FileNotFoundError(
+            f"A run is a folder with config.json and adapter/, but {folder} is none. In it: {', '.join(there) or 'nothing'}."
+        )
+    config = from_config_dict(json.loads((folder / "config.json").read_text()))
+    task = task_of(config)
+    lora, _ = load_adapter(folder / "adapter", base=task.base)
+    frozen, _ = select(config, task, jax.random.key(config.train.seed))
+    return SavedRun(config, task, frozen, lora)

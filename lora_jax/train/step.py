@@ -1,0 +1,75 @@
+"""The pure training and evaluation steps. Compilation is applied elsewhere (compile.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Int
+
+from lora_jax.adapt.apply import Lora
+from lora_jax.train.losses import Sums
+from lora_jax.train.optim import combine, partition
+
+LossFn = Callable[[Lora, Any, Any, jax.Array | None], tuple[Array, Sums]]
+
+
+class TrainState(struct.PyTreeNode):
+    """All that training changes. The frozen base is not in it: it is an argument of the step, and never donated."""
+
+    step: Int[Array, ""]
+    lora: Any
+    opt_state: Any
+    key: jax.Array
+
+
+def create_state(lora: Lora, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """The state before the first step; the optimiser's state covers trained leaves only."""
+    trained, _ = partition(lora)
+    return TrainState(step=jnp.zeros((), jnp.int32), lora=dict(lora), opt_state=tx.init(trained), key=key)
+
+
+def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation, *, accumulate: int = 1) -> Callable[..., Any]:
+    """`step(state, frozen, batch) -> (state, metrics)`, a pure function; gradients are taken of trained leaves alone.
+
+    With `accumulate` k, the batch is cut into k equal parts along its first axis and their gradients are added up; sums and
+    weights are added before they are divided, so the result is that of the whole batch even if the parts differ in weight.
+    """
+
+    def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+        trained, fixed = partition(state.lora)
+        key = jax.random.fold_in(state.key, state.step)
+
+        def gradients(part: Any, part_key: jax.Array) -> tuple[Sums, Any]:
+            total = lambda tree: loss_fn(combine(tree, fixed), frozen, part, part_key)  # noqa: E731
+            (_, sums), grads = jax.value_and_grad(total, has_aux=True)(trained)
+            return sums, grads
+
+        if accumulate == 1:
+            sums, grads = gradients(batch, key)
+        else:
+            parts = jax.tree.map(lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch)
+            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], parts), key))
+            add = lambda total, part: (jax.tree.map(jnp.add, total, gradients(*part)), None)  # noqa: E731
+            (sums, grads), _ = jax.lax.scan(add, zero, (parts, jax.random.split(key, accumulate)))
+        weight = jnp.maximum(sums.weight, 1.0)
+        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        updates, opt_state = tx.update(grads, state.opt_state, trained)
+        lora = combine(optax.apply_updates(trained, updates), fixed)
+        metrics = {"loss": sums.loss / weight, "accuracy": sums.correct / weight, "grad_norm": optax.global_norm(grads)}
+        return state.replace(step=state.step + 1, lora=lora, opt_state=opt_state), metrics
+
+    return step
+
+
+def make_eval_step(loss_fn: LossFn) -> Callable[[Lora, Any, Any], Sums]:
+    """`step(lora, frozen, batch) -> Sums`, without dropout."""
+
+    def step(lora: Lora, frozen: Any, batch: Any) -> Sums:
+        return loss_fn(lora, frozen, batch, None)[1]
+
+    return step
