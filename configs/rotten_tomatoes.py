@@ -26,7 +26,7 @@ def get_config(method: str = "lora") -> ml_collections.ConfigDict:
         raise ValueError(f"the argument must be one of {', '.join(learning_rates)}, got {method!r}")
     return ml_collections.ConfigDict(
         dict(
-            model=dict(name="minilm-l6"),
+            model=dict(name="minilm-l6", scan=False),
             data=dict(name="rotten_tomatoes", text="text", label="label", max_length=128),
             method=method,
             lora=dict(rank=8, alpha=16.0, scaling="standard", dropout=0.0, targets="all-linear"),

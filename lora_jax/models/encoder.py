@@ -13,9 +13,10 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 Activation = Literal["gelu", "gelu_new", "relu"]
+# Computed again in the backward pass from its input: autodiff would keep two more arrays of the MLP's width.
 ACTIVATIONS: dict[str, Any] = {
-    "gelu": functools.partial(nn.gelu, approximate=False),
-    "gelu_new": functools.partial(nn.gelu, approximate=True),
+    "gelu": jax.checkpoint(functools.partial(nn.gelu, approximate=False)),
+    "gelu_new": jax.checkpoint(functools.partial(nn.gelu, approximate=True)),
     "relu": nn.relu,
 }
 
@@ -45,7 +46,8 @@ class EncoderConfig:
 class Encoder(nn.Module):
     """Tokens to hidden states, or to class logits.
 
-    With `scan` the blocks are one `layers` with a leading layer axis and compile once; without, they are `layers_0`, ... With
+    With `scan` the blocks are one `layers` with a leading layer axis and compile once; without, they are `layers_0`, ..., and
+    the last block of a classifier is computed for the first token alone. With
     `remat` a block is computed again in the backward pass instead of kept. Weights are float32, products in `dtype`.
     """
 
@@ -74,7 +76,9 @@ class Encoder(nn.Module):
             x, _ = layers(config, self.dtype, name="layers")(x, bias)
         else:
             for index in range(config.num_layers):
-                x, _ = block(config, self.dtype, name=f"layers_{index}")(x, bias)
+                # A classifier reads the first token alone: in the last block nothing else need be a query.
+                last = index == config.num_layers - 1 and config.num_classes is not None
+                x, _ = block(config, self.dtype, queries=1 if last else None, name=f"layers_{index}")(x, bias)
         pooled = jnp.tanh(nn.Dense(config.hidden_size, dtype=self.dtype, name="pooler")(x[:, 0]))
         if config.num_classes is None:
             return x, pooled
@@ -82,16 +86,21 @@ class Encoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and an MLP, each added to its input and normalised after (post-norm, as in BERT)."""
+    """Self-attention and an MLP, each added to its input and normalised after (post-norm, as in BERT).
+
+    `queries`: how many leading tokens are computed, None for all; every token is attended to.
+    """
 
     config: EncoderConfig
     dtype: Any
+    queries: int | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch time hidden"], bias: Float[Array, "batch 1 1 time"]) -> tuple[Array, None]:
         """The block's output, and None for nn.scan."""
         norm = functools.partial(nn.LayerNorm, epsilon=self.config.norm_eps, dtype=self.dtype)
-        x = norm(name="attn_norm")(x + _Attention(self.config, self.dtype, name="attn")(x, bias))
+        asking = x[:, : self.queries]
+        x = norm(name="attn_norm")(asking + _Attention(self.config, self.dtype, name="attn")(asking, x, bias))
         return norm(name="mlp_norm")(x + _Mlp(self.config, self.dtype, name="mlp")(x)), None
 
 
@@ -114,11 +123,11 @@ class _Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, bias: Array) -> Array:
+    def __call__(self, asking: Array, x: Array, bias: Array) -> Array:
         heads, hidden = self.config.num_heads, self.config.hidden_size
         dense = functools.partial(nn.Dense, hidden, dtype=self.dtype)
         split = lambda y: y.reshape(*y.shape[:-1], heads, hidden // heads)  # noqa: E731
-        q, k, v = (split(dense(name=name)(x)) for name in "qkv")
+        q, k, v = (split(dense(name=name)(source)) for name, source in zip("qkv", (asking, x, x), strict=True))
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * (1 / math.sqrt(hidden // heads)), k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scores + bias, axis=-1).astype(self.dtype)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, v)

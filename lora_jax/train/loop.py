@@ -34,7 +34,7 @@ from lora_jax.train.metrics import MetricsLog
 from lora_jax.train.optim import make_optimizer
 from lora_jax.train.progress import TrainingBar
 from lora_jax.train.step import TrainState, create_state, make_eval_step, make_train_step
-from lora_jax.train.task import Task, select, task_of
+from lora_jax.train.task import Task, select, task_of, widest_factors
 
 
 class Diverged(FloatingPointError):
@@ -113,8 +113,7 @@ def initial_state(config: Config, task: Task, steps: int, *, wide: Config | None
     key, run_key = jax.random.split(jax.random.key(config.train.seed))
     frozen, lora = select(config, task, key)
     if wide is not None:
-        shapes = jax.eval_shape(lambda: select(replace(wide, method="lora", quant=Config().quant), task, key)[1])
-        lora = pad(lora, shapes)
+        lora = pad(lora, jax.eval_shape(lambda: widest_factors(wide, task, key)))
     return frozen, create_state(lora, make_optimizer(config.optim, steps), run_key)
 
 

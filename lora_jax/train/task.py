@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from lora_jax.config import Config, DataConfig, ModelConfig, resolve_targets
 from lora_jax.core.boxes import Whole
 from lora_jax.core.fingerprint import fingerprint
 from lora_jax.core.lowrank import LoraSpec, LowRank
+from lora_jax.core.paths import match
 from lora_jax.core.quantize import QuantSpec
 from lora_jax.data import Encoded, choose_buckets, encode, load, load_tokenizer, subset
 from lora_jax.io.hub import resolve
@@ -111,6 +113,15 @@ def select(config: Config, task: Task, key: jax.Array) -> tuple[dict[str, Any], 
         quant = [(resolve_targets(config.quant.targets), spec)]
     lora = [(resolve_targets(config.lora.targets), lora_spec(config))]
     return adapt(task.model, params, (), lora=lora, quant=quant, whole=[HEAD], key=lora_key, sites=task.sites)
+
+
+def widest_factors(config: Config, task: Task, key: jax.Array) -> dict[str, LowRank | Whole]:
+    """The factors and head of a run, with ranks cut to what each site can hold: shapes that every legal run of a group fits into."""
+    spec = lora_spec(config)
+    adapted = match([(resolve_targets(config.lora.targets), spec)], task.sites, what="lora")
+    limits = {path: min(task.sites[path].rows, task.sites[path].columns) for path in adapted}
+    rules = [(re.escape(path), replace(spec, rank=min(spec.rank, limit))) for path, limit in limits.items()]
+    return adapt(task.model, task.params, (), lora=rules, whole=[HEAD], key=key, sites=task.sites)[1]
 
 
 def lora_spec(config: Config) -> LoraSpec:

@@ -1,0 +1,47 @@
+"""The README's commands and code are real."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lora_jax import cli
+from lora_jax.config import load_config
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_its_python_runs(capsys):
+    (code,) = blocks("python")
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    assert "up/kernel Dense (128, 256)" in capsys.readouterr().out
+
+
+COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if "lora-jax" in line]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_its_commands_name_commands_files_and_settings_that_exist(line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command, *words = shlex.split(line.rpartition("&&")[2])[1:]
+    assert command in cli.COMMANDS
+    if "--config" in words:
+        overrides = [word for word in words if word.startswith("--config.")]
+        load_config(words[words.index("--config") + 1], overrides)
+
+
+def test_ci_runs_the_commands_that_it_gives():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert re.search(r'pip install --quiet -e "\.\[test\]" && pytest', script) and 'pip install -e ".[test]" && pytest' in TEXT
+    assert "lora-jax sweep --config configs/default.py" in script and "lora-jax sweep --config configs/default.py" in TEXT
+
+
+@pytest.mark.parametrize("file", re.findall(r"`((?:notebooks|experiments|configs|lora_jax|tests)/[^`]*)`|`(ARCHITECTURE\.md)`", TEXT))
+def test_the_files_that_it_names_exist(file):
+    assert (ROOT / (file[0] or file[1])).exists()
