@@ -83,6 +83,7 @@ class _Package(ModuleType):
     """Lets `adapt`, `train` and `evaluate` be the functions, although folders have the same names.
 
     Importing a submodule binds its name in the package; for public names that is left out, and `__getattr__` finds the function.
+    Modules in those folders are imported as `from lora_jax.adapt import sites`, not as `import lora_jax.adapt.sites as sites`.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

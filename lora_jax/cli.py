@@ -12,6 +12,7 @@ import textwrap
 import traceback
 from collections.abc import Sequence
 
+from lora_jax.cache import cache_dir
 from lora_jax.train.allocator import keep_freed_memory
 
 COMMANDS: dict[str, str] = {
@@ -35,7 +36,14 @@ lora-jax COMMAND --help says more about a command.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0 done, 1 a run failed, 2 something to mend in the input, 130 stopped by a signal."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+    except BrokenPipeError:  # The reader of a pipe, such as head, has read enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _main(given: list[str]) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(_help())
         return 0 if given else 2
@@ -46,9 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         return _complain(f"There is no command {name!r}. {f'Nearest: {near[0]!r}. ' if near else ''}Commands: {', '.join(COMMANDS)}.")
-    # TFDS and absl log at a level that is meant for their developers.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    keep_freed_memory()
+    _prepare_process()
     command = importlib.import_module(f"lora_jax.commands.{name}")
     parser = argparse.ArgumentParser(
         prog=f"lora-jax {name}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -63,6 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _guarded(command.run, parsed)
 
 
+def _prepare_process() -> None:
+    """Settings that have to stand before JAX is imported; what the user has set already stays."""
+    # TFDS and absl log at a level that is meant for their developers.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # The second start of a command finds its programs compiled.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "xla"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    keep_freed_memory()
+
+
 def _guarded(run: object, parsed: argparse.Namespace) -> int:
     from lora_jax.train.interrupted import Interrupted
 
@@ -75,7 +91,7 @@ def _guarded(run: object, parsed: argparse.Namespace) -> int:
         print("lora-jax: stopped.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        return 0
+        raise
     except (ValueError, TypeError, KeyError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
         if parsed.debug:
             traceback.print_exc()

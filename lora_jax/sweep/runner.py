@@ -46,6 +46,7 @@ def run_sweep(config: Config, *, command: Sequence[str] = (), say: Callable[[str
         Interrupted: a signal came.
         StoreError: the store cannot be written.
     """
+    from lora_jax.train.allocator import release_freed_memory
     from lora_jax.train.interrupted import Interrupted
     from lora_jax.train.loop import train
 
@@ -85,6 +86,7 @@ def run_sweep(config: Config, *, command: Sequence[str] = (), say: Callable[[str
                 say(f"{title}: failed: {error}")
                 continue
             outcome["done"].append(name)
+            release_freed_memory()
             say(f"{title}: test accuracy {result['test_accuracy']:.4f} in {time.perf_counter() - start:.0f} s")
     return Outcome(**{name: tuple(ids) for name, ids in outcome.items()})
 

@@ -113,7 +113,7 @@ def initial_state(config: Config, task: Task, steps: int, *, wide: Config | None
     key, run_key = jax.random.split(jax.random.key(config.train.seed))
     frozen, lora = select(config, task, key)
     if wide is not None:
-        lora = pad(lora, jax.eval_shape(lambda: widest_factors(wide, task, key)))
+        lora = pad(lora, widest_factors(wide, task))
     return frozen, create_state(lora, make_optimizer(config.optim, steps), run_key)
 
 

@@ -115,13 +115,18 @@ def select(config: Config, task: Task, key: jax.Array) -> tuple[dict[str, Any], 
     return adapt(task.model, params, (), lora=lora, quant=quant, whole=[HEAD], key=lora_key, sites=task.sites)
 
 
-def widest_factors(config: Config, task: Task, key: jax.Array) -> dict[str, LowRank | Whole]:
-    """The factors and head of a run, with ranks cut to what each site can hold: shapes that every legal run of a group fits into."""
+def widest_factors(config: Config, task: Task) -> dict[str, LowRank | Whole]:
+    """Shapes of a run's factors and head, with ranks cut to what each site can hold: every legal run of a group fits into them."""
     spec = lora_spec(config)
     adapted = match([(resolve_targets(config.lora.targets), spec)], task.sites, what="lora")
     limits = {path: min(task.sites[path].rows, task.sites[path].columns) for path in adapted}
     rules = [(re.escape(path), replace(spec, rank=min(spec.rank, limit))) for path, limit in limits.items()]
-    return adapt(task.model, task.params, (), lora=rules, whole=[HEAD], key=key, sites=task.sites)[1]
+
+    def shapes(params: Mapping[str, Any]) -> dict[str, LowRank | Whole]:
+        return adapt(task.model, params, (), lora=rules, whole=[HEAD], key=jax.random.key(0), sites=task.sites)[1]
+
+    # The weights are arguments: as constants of a traced function they would stay in memory for as long as its trace.
+    return jax.eval_shape(shapes, task.params)
 
 
 def lora_spec(config: Config) -> LoraSpec:
