@@ -98,6 +98,7 @@ def quantize_logs(scales: Float[Array, "*stack n"]) -> DoubleQuantized:
     return DoubleQuantized(codes=_flat(codes, scales), absmax=step, offset=low, level="log")
 
 
+@jax.jit
 def mean(x: Float[Array, "*stack n"]) -> Float[Array, "*stack"]:
     """The mean along the last axis, added in torch's order: the offset of double quantisation is equal to the last bit.
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lora_jax.core import codebooks, packing, scales
+from lora_jax.core import codebooks, scales
 from lora_jax.core.quantize import DoubleQuantized, QuantizedArray, QuantSpec, decode, quantize
 from lora_jax.io import safetensors
 
@@ -99,7 +99,7 @@ def to_tensors(name: str, q: QuantizedArray) -> dict[str, np.ndarray]:
             "next row. Quantise the dense weight with lora_jax.io.bitsandbytes.quantize_4bit."
         )
     else:
-        codes = packing.pack(packing.unpack(q.codes, 4, rows).T.reshape(-1, 1), 4)
+        codes = _bytes_of(_halves(np.asarray(q.codes), rows).T.reshape(-1))
         scale = q.scale if spec.double else q.scale.T.reshape(-1)
     state = {"quant_type": spec.format, "blocksize": spec.block_size, "dtype": jnp.dtype(q.dtype).name, "shape": [out, rows]}
     tensors = {f"{name}.absmax": scale, f"{name}.quant_map": codebooks.format_named(spec.format).table() + 0.0}
@@ -158,9 +158,9 @@ def from_tensors(name: str, tensors: Mapping[str, Any], *, dtype: Any = jnp.floa
     common = {"spec": spec, "kernel_shape": (rows, out), "in_axes": (0,), "dtype": jnp.dtype(state["dtype"])}
     if rows % block:
         return FlatQuantized(codes=jnp.asarray(codes[:, None]), scale=scale if double else jnp.asarray(scale[:, None]), **common)
-    matrix = packing.unpack(jnp.asarray(codes[:, None]), 4, out * rows).reshape(out, rows).T
+    matrix = _halves(codes[:, None], out * rows).reshape(out, rows).T
     return QuantizedArray(
-        codes=packing.pack(matrix, 4), scale=scale if double else jnp.asarray(scale.reshape(out, rows // block).T), **common
+        codes=jnp.asarray((matrix[::2] << 4) | matrix[1::2]), scale=scale if double else jnp.asarray(scale.reshape(out, rows // block).T), **common
     )
 
 
@@ -253,6 +253,16 @@ def _check(name: str, part: str, array: np.ndarray, dtype: str, length: int) -> 
         raise ValueError(f"{name}: {part} holds a NaN or an infinity. Save the state dict again.")
 
 
+def _halves(packed: np.ndarray, n: int) -> np.ndarray:
+    """Codes (n, out) of bytes (ceil(n / 2), out)."""
+    return np.stack([packed >> 4, packed & 15], 1).reshape(-1, packed.shape[1])[:n]
+
+
+def _bytes_of(codes: np.ndarray) -> np.ndarray:
+    """Bytes (n / 2, 1) of an even number of codes."""
+    return ((codes[::2] << 4) | codes[1::2])[:, None]
+
+
 def _own(array: Any) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(array)).reshape(np.shape(array))
 
@@ -272,7 +282,8 @@ def _as_on_cpu(flat: np.ndarray, kind: str, block: int, double: bool) -> tuple[A
     table = codebooks.format_named(kind).table()
     order = np.lexsort((np.arange(16), table + 0.0))  # +0 before -0
     codes = order.astype(np.uint8)[np.searchsorted(codebooks.midpoints(table[order]), np.clip(unit, -1, 1).reshape(-1)[:n], side="left")]
-    packed = packing.pack(jnp.asarray(codes[:, None]), 4, fill=int(order[np.searchsorted(codebooks.midpoints(table[order]), 0.0)]))
+    codes = np.append(codes, order[np.searchsorted(codebooks.midpoints(table[order]), 0.0)]) if n % 2 else codes
+    packed = jnp.asarray(_bytes_of(codes.astype(np.uint8)))
     if not double:
         return packed, jnp.asarray(absmax[:, None])
     offset = np.asarray(scales.mean(jnp.asarray(absmax)))
