@@ -106,11 +106,22 @@ def normal_float(bits: int) -> tuple[float, ...]:
 def dynamic_map() -> np.ndarray:
     """The 256 sorted float32 values of the signed dynamic 8-bit map, in which block scales are stored.
 
-    Source: Dettmers et al. 2022, 8-bit optimisers (arXiv 2110.02861), section 2.1; bitsandbytes' `create_dynamic_map`.
+    Source: Dettmers et al. 2022, 8-bit optimisers (arXiv 2110.02861), section 2.1; bitsandbytes' `create_dynamic_map`, which
+    computes in float32.
     """
-    edges = [np.linspace(0.1, 1, 2**exponent + 1) for exponent in range(7)]
-    values = np.concatenate([(edge[:-1] + edge[1:]) / 2 * 10.0 ** (exponent - 6) for exponent, edge in enumerate(edges)])
-    return np.sort(np.concatenate([-values, values, [0.0, 1.0]])).astype(np.float32)
+    parts = []
+    for exponent in range(7):
+        edges = _float32_linspace(2**exponent + 1)
+        parts.append((edges[:-1] + edges[1:]) / np.float32(2) * np.float32(10.0 ** (exponent - 6)))
+    values = np.concatenate(parts)
+    return np.sort(np.concatenate([-values, values, np.asarray([0.0, 1.0], np.float32)]))
+
+
+def _float32_linspace(n: int) -> np.ndarray:
+    """`torch.linspace(0.1, 1, n)`, whose float32 steps are counted from both ends: bitsandbytes' map to the last bit."""
+    first, last, index = np.float64(np.float32(0.1)), 1.0, np.arange(n)
+    step = np.float64((np.float32(1) - np.float32(0.1)) / np.float32(n - 1))
+    return np.where(index < n // 2, first + step * index, last - step * (n - 1 - index)).astype(np.float32)
 
 
 def _signed(*magnitudes: float) -> tuple[float, ...]:
