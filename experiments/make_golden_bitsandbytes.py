@@ -52,7 +52,11 @@ def main() -> None:
                         cases.append(case)
     (FOLDER / "bitsandbytes.json").write_text("[\n" + ",\n".join(json.dumps(case) for case in cases) + "\n]\n")
     tensors = {}
-    for name, kind, double, shape in (("straddling", "nf4", True, (16, 100)), ("even", "nf4", True, (32, 128)), ("plain", "fp4", False, (8, 64))):
+    for name, kind, double, shape in (
+        ("straddling", "nf4", True, (16, 100)),
+        ("even", "nf4", True, (32, 128)),
+        ("plain", "fp4", False, (8, 64)),
+    ):
         layer = bnb.nn.Linear4bit(shape[1], shape[0], bias=True, quant_type=kind)
         layer.weight = bnb.nn.Params4bit(
             torch.from_numpy(weight(shape, 0, "float32")), requires_grad=False, quant_type=kind, compress_statistics=double

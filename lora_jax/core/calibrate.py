@@ -30,7 +30,12 @@ def output_error(w: Float[Array, "in out"], q: QuantizedArray, moment: Float[Arr
 
 
 def scale_search(
-    w: Float[Array, "*stack in out"], spec: QuantSpec, *, importance: Float[Array, "*stack in"] | None = None, low: float = 0.6, steps: int = 41
+    w: Float[Array, "*stack in out"],
+    spec: QuantSpec,
+    *,
+    importance: Float[Array, "*stack in"] | None = None,
+    low: float = 0.6,
+    steps: int = 41,
 ) -> QuantizedArray:
     """Each block's scale is the best of `steps` multiples, from `low` to 1, of its largest magnitude.
 
@@ -43,7 +48,9 @@ def scale_search(
     return q.replace(dtype=jnp.dtype(w.dtype))
 
 
-def gptq(w: Float[Array, "*stack in out"], moment: Float[Array, "*stack in in"], spec: QuantSpec, *, damping: float = 0.01) -> QuantizedArray:
+def gptq(
+    w: Float[Array, "*stack in out"], moment: Float[Array, "*stack in in"], spec: QuantSpec, *, damping: float = 0.01
+) -> QuantizedArray:
     """Inputs are rounded one after another, and what each loses is made up for by those that are still to come.
 
     A block's scale is taken when its first row is reached, from the weights as they stand then. `damping` times the mean of the
@@ -58,9 +65,7 @@ def gptq(w: Float[Array, "*stack in out"], moment: Float[Array, "*stack in in"],
     return _boxed(w, packing.pack(codes, spec.bits, fill=codebooks.format_named(spec.format).zero), stored, stored_zero, spec)
 
 
-def awq(
-    w: Float[Array, "*stack in out"], moment: Float[Array, "*stack in in"], spec: QuantSpec, *, steps: int = 21
-) -> QuantizedArray:
+def awq(w: Float[Array, "*stack in out"], moment: Float[Array, "*stack in in"], spec: QuantSpec, *, steps: int = 21) -> QuantizedArray:
     """Inputs with large activations are scaled up before rounding and down after it, by their root mean square to a power.
 
     The power is the best of `steps` between 0 (round to nearest) and 1, by the error of the layer's output. The scales stay with
@@ -106,6 +111,7 @@ def _gptq(w: Array, moment: Array, spec: QuantSpec, damping: float) -> tuple[Arr
     inverse = jnp.linalg.inv(fixed)
     upper = jnp.linalg.cholesky((inverse + inverse.T) / 2).T
     single = QuantSpec(spec.format, None, double=False, scale_dtype=spec.scale_dtype)
+
     def one_block(left: Array, start: Array) -> tuple[Array, tuple[Array, Array, Array | None]]:
         part = jax.lax.dynamic_slice_in_dim(left, start, block)
         real = (start + jnp.arange(block) < rows)[:, None]
@@ -180,4 +186,6 @@ def _check(w: Array, spec: QuantSpec) -> None:
     if w.ndim < 2 or not jnp.issubdtype(w.dtype, jnp.floating) or not np.isfinite(np.asarray(w, np.float32)).all():
         raise ValueError(f"Needed finite floating matrices (*stack, in, out), got {w.dtype} {w.shape} or a NaN or infinity in it.")
     if spec.scale_dtype == "e8m0":
-        raise ValueError("Calibration chooses scales freely, and 'e8m0' allows powers of two only. Use scale_dtype 'float32' or 'bfloat16'.")
+        raise ValueError(
+            "Calibration chooses scales freely, and 'e8m0' allows powers of two only. Use scale_dtype 'float32' or 'bfloat16'."
+        )

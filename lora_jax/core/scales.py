@@ -30,7 +30,7 @@ class DoubleQuantized(struct.PyTreeNode):
 
     codes: UInt8[Array, "*stack n"]
     absmax: Float[Array, "*stack groups"]
-    offset: Float[Array, "..."]
+    offset: Float[Array, "*rest"]
     level: SecondLevel = struct.field(pytree_node=False, default="mean")
 
     def restore(self) -> Float[Array, "*stack n"]:
@@ -121,7 +121,7 @@ def mean(x: Float[Array, "*stack n"]) -> Float[Array, "*stack"]:
     return total / jax.lax.optimization_barrier(jnp.float32(n))
 
 
-def _cascade(rows: Float[Array, "n ..."], levels: int = 4) -> Float[Array, "..."]:
+def _cascade(rows: Float[Array, "n *rest"], levels: int = 4) -> Float[Array, "*rest"]:
     step = 2 ** max(4, (len(rows) - 1).bit_length() // levels) if len(rows) else 16
     total = None
     for level in range(levels):
@@ -133,7 +133,7 @@ def _cascade(rows: Float[Array, "n ..."], levels: int = 4) -> Float[Array, "..."
     return total
 
 
-def _sum_in_order(rows: Float[Array, "n ..."]) -> Float[Array, "..."]:
+def _sum_in_order(rows: Float[Array, "n *rest"]) -> Float[Array, "*rest"]:
     total = jnp.zeros(rows.shape[1:], jnp.float32)
     for row in rows:
         total = total + row

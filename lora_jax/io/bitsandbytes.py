@@ -110,7 +110,11 @@ def to_tensors(name: str, q: QuantizedArray) -> dict[str, np.ndarray]:
     state = {"quant_type": spec.format, "blocksize": spec.block_size, "dtype": jnp.dtype(q.dtype).name, "shape": [out, rows]}
     tensors = {f"{name}.absmax": scale, f"{name}.quant_map": codebooks.format_named(spec.format).table() + 0.0}
     if isinstance(scale, DoubleQuantized):
-        tensors |= {f"{name}.absmax": scale.codes, f"{name}.nested_absmax": scale.absmax, f"{name}.nested_quant_map": codebooks.dynamic_map()}
+        tensors |= {
+            f"{name}.absmax": scale.codes,
+            f"{name}.nested_absmax": scale.absmax,
+            f"{name}.nested_quant_map": codebooks.dynamic_map(),
+        }
         state |= {"nested_blocksize": scales.SCALES_PER_BLOCK, "nested_dtype": "float32", "nested_offset": float(scale.offset)}
     tensors[f"{name}.{_STATE}{spec.format}"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
     return {name: _own(codes)} | {key: _own(value) for key, value in tensors.items()}
@@ -133,7 +137,9 @@ def from_tensors(name: str, tensors: Mapping[str, Any], *, dtype: Any = jnp.floa
     parts = {key.removeprefix(f"{name}."): np.asarray(value) for key, value in tensors.items() if key.startswith(f"{name}.")}
     kind = next((kind for kind in _TYPES if f"{_STATE}{kind}" in parts), None)
     if kind is None:
-        raise ValueError(f"{name}: needed one of {', '.join(_STATE + kind for kind in _TYPES)} beside it, found {sorted(parts) or 'nothing'}.")
+        raise ValueError(
+            f"{name}: needed one of {', '.join(_STATE + kind for kind in _TYPES)} beside it, found {sorted(parts) or 'nothing'}."
+        )
     state = _state(name, parts.pop(f"{_STATE}{kind}"), kind)
     double = "nested_offset" in state
     needed = {"absmax", "quant_map"} | ({"nested_absmax", "nested_quant_map"} if double else set())
@@ -166,7 +172,9 @@ def from_tensors(name: str, tensors: Mapping[str, Any], *, dtype: Any = jnp.floa
         return FlatQuantized(codes=jnp.asarray(codes[:, None]), scale=scale if double else jnp.asarray(scale[:, None]), **common)
     matrix = _halves(codes[:, None], out * rows).reshape(out, rows).T
     return QuantizedArray(
-        codes=jnp.asarray((matrix[::2] << 4) | matrix[1::2]), scale=scale if double else jnp.asarray(scale.reshape(out, rows // block).T), **common
+        codes=jnp.asarray((matrix[::2] << 4) | matrix[1::2]),
+        scale=scale if double else jnp.asarray(scale.reshape(out, rows // block).T),
+        **common,
     )
 
 
@@ -254,7 +262,9 @@ def _check_type(kind: str, block_size: Any, name: str) -> None:
 
 def _check(name: str, part: str, array: np.ndarray, dtype: str, length: int) -> None:
     if array.dtype.name != dtype or array.size != length:
-        raise ValueError(f"{name}: {part} must be {length} numbers of {dtype}, got {array.size} of {array.dtype}. Save the state dict again.")
+        raise ValueError(
+            f"{name}: {part} must be {length} numbers of {dtype}, got {array.size} of {array.dtype}. Save the state dict again."
+        )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"{name}: {part} holds a NaN or an infinity. Save the state dict again.")
 

@@ -168,5 +168,7 @@ def _checksum(tensors: Mapping[str, np.ndarray], text: Mapping[str, str]) -> str
     for name in sorted(tensors):
         array = tensors[name]
         digest.update(f"{name}:{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes() if array.ndim == 0 else np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        digest.update(
+            np.ascontiguousarray(array).tobytes() if array.ndim == 0 else np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        )
     return digest.hexdigest()

@@ -67,7 +67,10 @@ def test_cuda_and_cpu_differ_only_as_named():
     nf4 = {backend: np.asarray(bnb.quantize_4bit(jnp.asarray(zeros), double=False, backend=backend).codes) for backend in ("cuda", "cpu")}
     assert (nf4["cuda"] == 0).all() and (nf4["cpu"] == 0x77).all()
     fp4 = np.asarray([1.0, -0.0859375, 0.0859375, 1e-4, -1e-4, 0.0, 0.5, -0.5], np.float32)[:, None]
-    codes = {backend: bnb._halves(np.asarray(bnb.quantize_4bit(jnp.asarray(fp4), "fp4", double=False, backend=backend).codes), 8) for backend in nf4}
+    codes = {
+        backend: bnb._halves(np.asarray(bnb.quantize_4bit(jnp.asarray(fp4), "fp4", double=False, backend=backend).codes), 8)
+        for backend in nf4
+    }
     assert codes["cuda"].ravel().tolist() == [3, 9, 1, 0, 8, 0, 5, 13]
     assert codes["cpu"].ravel().tolist() == [3, 14, 1, 8, 0, 0, 5, 13]
     both = [bnb.quantize_4bit(jnp.asarray(ramp), double=False, backend=backend) for backend in nf4]
@@ -105,10 +108,15 @@ def test_8_bit_weight_of_bitsandbytes_is_read_and_made():
 
 
 def test_what_is_written_is_byte_for_byte_what_was_read(tmp_path):
-    tensors = {key: value for key, value in safetensors.read(GOLDEN / "bitsandbytes.safetensors").items() if not key.endswith("dequantised")}
+    tensors = {
+        key: value for key, value in safetensors.read(GOLDEN / "bitsandbytes.safetensors").items() if not key.endswith("dequantised")
+    }
     safetensors.write(tmp_path / "theirs.safetensors", tensors)
     weights = bnb.read(tmp_path / "theirs.safetensors")
-    assert sorted(weights) == ["eight.weight", *(f"{name}.{part}" for name in ("even", "plain", "straddling") for part in ("bias", "weight"))]
+    assert sorted(weights) == [
+        "eight.weight",
+        *(f"{name}.{part}" for name in ("even", "plain", "straddling") for part in ("bias", "weight")),
+    ]
     bnb.write(tmp_path / "ours.safetensors", weights)
     ours = safetensors.read(tmp_path / "ours.safetensors")
     assert set(ours) == set(tensors)
