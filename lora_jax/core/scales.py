@@ -121,7 +121,8 @@ def mean(x: Float[Array, "*stack n"]) -> Float[Array, "*stack"]:
     return total / jax.lax.optimization_barrier(jnp.float32(n))
 
 
-def _cascade(rows: Float[Array, "n *rest"], levels: int = 4) -> Float[Array, "*rest"]:
+def _cascade(rows: Array, levels: int = 4) -> Array:
+    """The sum along the first axis in torch's order: sums of sixteen, sums of sixteen of those, and so on."""
     step = 2 ** max(4, (len(rows) - 1).bit_length() // levels) if len(rows) else 16
     total = None
     for level in range(levels):
@@ -133,7 +134,7 @@ def _cascade(rows: Float[Array, "n *rest"], levels: int = 4) -> Float[Array, "*r
     return total
 
 
-def _sum_in_order(rows: Float[Array, "n *rest"]) -> Float[Array, "*rest"]:
+def _sum_in_order(rows: Array) -> Array:
     total = jnp.zeros(rows.shape[1:], jnp.float32)
     for row in rows:
         total = total + row
