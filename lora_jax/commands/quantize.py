@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shutil
-import typing
 from pathlib import Path
 
 from lora_jax.commands.inspect import loss_table
@@ -21,15 +20,15 @@ from lora_jax.commands.tables import print_table
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax quantize`."""
-    from lora_jax.core.scales import ScaleDtype, SecondLevel
+    from lora_jax.core.scales import SCALE_DTYPES, SECOND_LEVELS
 
     parser.add_argument("model", metavar="MODEL", help="a folder, a known name such as minilm-l6, or a Hugging Face id")
     parser.add_argument("--out", required=True, help="the folder to write")
     parser.add_argument("--format", default="nf4", help="nf2 to nf8, fp4, int2 to int8, fp8_e4m3, ... (default: %(default)s)")
     parser.add_argument("--block-size", default="64", help="weights that share a scale, or 'column' (default: %(default)s)")
     parser.add_argument("--no-double", action="store_true", help="keep the scales in --scale-dtype instead of 8 bits")
-    parser.add_argument("--scale-dtype", default="float32", choices=typing.get_args(ScaleDtype), help="with --no-double")
-    parser.add_argument("--second-level", default="mean", choices=typing.get_args(SecondLevel), help="how scales become 8 bits")
+    parser.add_argument("--scale-dtype", default="float32", choices=SCALE_DTYPES, help="with --no-double")
+    parser.add_argument("--second-level", default="mean", choices=SECOND_LEVELS, help="how scales become 8 bits")
     parser.add_argument("--targets", default="all-linear", help="a name, or a regex on whole paths (default: %(default)s)")
     parser.add_argument("--no-scan", action="store_true", help="store the layers one by one, not stacked")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import typing
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from lora_jax.core import codebooks, packing, scales
 from lora_jax.core.boxes import Boxed
 from lora_jax.core.matrix import from_matrix, to_matrix
 from lora_jax.core.paths import flatten
-from lora_jax.core.scales import SCALES_PER_BLOCK, DoubleQuantized, ScaleDtype, SecondLevel
+from lora_jax.core.scales import SCALE_DTYPES, SCALES_PER_BLOCK, SECOND_LEVELS, DoubleQuantized
 
 __all__ = [
     "SCALES_PER_BLOCK", "DoubleQuantized", "QuantSpec", "QuantizedArray", "bytes_by_path", "bytes_of", "encode", "quantize", "scale_damage",
@@ -43,17 +42,17 @@ class QuantSpec:
     format: str = "nf4"
     block_size: int | None = 64
     double: bool = True
-    scale_dtype: ScaleDtype = "float32"
-    second_level: SecondLevel = "mean"
+    scale_dtype: str = "float32"
+    second_level: str = "mean"
 
     def __post_init__(self) -> None:
         format = codebooks.format_named(self.format)
         size = self.block_size
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 2 or size % 2):
             raise ValueError(f"block_size must be an even number of weights or None (one block a column), got {size!r}.")
-        for name, known in (("scale_dtype", ScaleDtype), ("second_level", SecondLevel)):
-            if getattr(self, name) not in typing.get_args(known):
-                raise ValueError(f"{name} must be one of {', '.join(typing.get_args(known))}, got {getattr(self, name)!r}.")
+        for name, known in (("scale_dtype", SCALE_DTYPES), ("second_level", SECOND_LEVELS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
         if self.double and self.scale_dtype != "float32":
             raise ValueError(f"scale_dtype {self.scale_dtype!r} needs double=False: double quantisation stores the scales in 8 bits.")
         if self.scale_dtype == "e8m0" and format.offset:

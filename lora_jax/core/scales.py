@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, UInt8
 from lora_jax.core import codebooks
 
 SCALES_PER_BLOCK = 256  # fixed by bitsandbytes: its kernels take no other size of the second level
-ScaleDtype = Literal["float32", "bfloat16", "e8m0"]
-SecondLevel = Literal["mean", "log"]
+SCALE_DTYPES = ("float32", "bfloat16", "e8m0")
+SECOND_LEVELS = ("mean", "log")
 
 
 class DoubleQuantized(struct.PyTreeNode):
@@ -31,7 +31,7 @@ class DoubleQuantized(struct.PyTreeNode):
     codes: UInt8[Array, "*stack n"]
     absmax: Float[Array, "*stack groups"]
     offset: Float[Array, "*rest"]
-    level: SecondLevel = struct.field(pytree_node=False, default="mean")
+    level: str = struct.field(pytree_node=False, default="mean")
 
     def restore(self) -> Float[Array, "*stack n"]:
         """The float32 numbers."""
@@ -44,7 +44,7 @@ class DoubleQuantized(struct.PyTreeNode):
         return values * step + self.offset[..., None]
 
 
-def store(scale: Float[Array, "*stack blocks out"], *, double: bool, dtype: ScaleDtype, level: SecondLevel, top: float = 1.0) -> Any:
+def store(scale: Float[Array, "*stack blocks out"], *, double: bool, dtype: str, level: str, top: float = 1.0) -> Any:
     """Scales (largest magnitudes, blocks along axis -2) in the form that is kept; `load` reads it.
 
     'e8m0' rounds as MX has it, to the power of two by which the largest weight has the exponent of the largest level, `top`.
