@@ -20,6 +20,8 @@ COMMANDS: dict[str, str] = {
     "sweep": "train a grid over rank, bit-width, targets and seeds; finished runs are kept",
     "report": "tables and plots of finished runs",
     "evaluate": "score a trained run on a split",
+    "quantize": "write a model's weights in few bits, with a table of what that loses",
+    "inspect": "show what a quantised checkpoint holds",
 }
 
 _EPILOG = """\

@@ -1,9 +1,10 @@
-"""Blockwise quantised weights: `quantize`, the box that dequantises itself, double quantisation, and honest bytes."""
+"""Blockwise quantised weights: `quantize`, the box that dequantises itself, and honest bytes."""
 
 from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
-from lora_jax.core import codebooks, packing
+from lora_jax.core import codebooks, packing, scales
 from lora_jax.core.boxes import Boxed
 from lora_jax.core.matrix import from_matrix, to_matrix
 from lora_jax.core.paths import flatten
+from lora_jax.core.scales import SCALE_DTYPES, SCALES_PER_BLOCK, SECOND_LEVELS, DoubleQuantized
 
-SCALES_PER_BLOCK = 256  # fixed by bitsandbytes: its kernels take no other size of the second level
+__all__ = [
+    "SCALES_PER_BLOCK", "DoubleQuantized", "QuantSpec", "QuantizedArray", "bytes_by_path", "bytes_of", "encode", "quantize", "scale_damage",
+]  # fmt: skip
+
+_CHAIN = 64  # up to so many levels a comparison with each is faster than a search
+_DAMAGED = 0.05  # a scale is damaged when storing it in 8 bits moves it by more than this
 
 
 @dataclass(frozen=True)
@@ -27,50 +34,54 @@ class QuantSpec:
     """How a weight is stored.
 
     format: a name in `lora_jax.core.codebooks.FORMATS`. block_size: weights that share one scale, along the input axis;
-    None gives one scale for each output channel. double: the scales are stored in 8 bits, 256 to a block.
+    None gives one scale for each output channel. double: the scales are stored in 8 bits, 256 to a group, by `second_level`:
+    'mean' is QLoRA's, 'log' is safe where some blocks are far larger than others. scale_dtype: of scales that are not double
+    quantised: 'float32', 'bfloat16', or 'e8m0', the power-of-two scales of MX (with block size 32 and an MX format).
     """
 
     format: str = "nf4"
     block_size: int | None = 64
     double: bool = True
+    scale_dtype: str = "float32"
+    second_level: str = "mean"
 
     def __post_init__(self) -> None:
-        codebooks.format_named(self.format)
-        if self.block_size is not None and (self.block_size < 2 or self.block_size % 2):
-            raise ValueError(f"block_size must be an even number of weights or None (one block a column), got {self.block_size!r}.")
+        format = codebooks.format_named(self.format)
+        size = self.block_size
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 2 or size % 2):
+            raise ValueError(f"block_size must be an even number of weights or None (one block a column), got {size!r}.")
+        for name, known in (("scale_dtype", SCALE_DTYPES), ("second_level", SECOND_LEVELS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if self.double and self.scale_dtype != "float32":
+            raise ValueError(f"scale_dtype {self.scale_dtype!r} needs double=False: double quantisation stores the scales in 8 bits.")
+        if self.scale_dtype == "e8m0" and format.offset:
+            raise ValueError(f"scale_dtype 'e8m0' needs a symmetric format, and {self.format!r} has an offset. Use 'bfloat16'.")
 
-
-class DoubleQuantized(struct.PyTreeNode):
-    """Block scales in 8 bits: `dynamic_map[codes] * absmax + offset`, 256 scales to an `absmax`, one `offset` a matrix.
-
-    Scales are laid out output channel by output channel, as bitsandbytes has them.
-    """
-
-    codes: UInt8[Array, "*stack n"]
-    absmax: Float[Array, "*stack groups"]
-    offset: Float[Array, "*stack"]
-
-    def restore(self) -> Float[Array, "*stack n"]:
-        """The float32 scales."""
-        values = jnp.asarray(codebooks.dynamic_map()).at[self.codes.astype(jnp.int32)].get(mode="promise_in_bounds")
-        each = jnp.repeat(self.absmax, SCALES_PER_BLOCK, axis=-1)[..., : values.shape[-1]]
-        return values * each + self.offset[..., None]
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return codebooks.format_named(self.format).bits
 
 
 class QuantizedArray(Boxed):
     """A weight in k-bit codes. Reading it gives the dequantised weight.
 
     The weight is seen as a matrix (in, out): `in_axes` names which of its axes (stack axes not counted) are inputs.
-    `codes` is (*stack, in, out) for 8 bits and (*stack, ceil(in / 2), out) for 4 bits. `scale` is (*stack, blocks, out) in
-    float32, or `DoubleQuantized` with n = out * blocks. `kernel_shape` is the weight's shape without stack axes.
+    `codes` is (*stack, `packing.packed_rows(in, bits)`, out), so (*stack, in / 2, out) for 4 bits. `scale` is (*stack, blocks,
+    out) in the spec's `scale_dtype` (uint8 exponents for 'e8m0'), or `DoubleQuantized` with n = out * blocks. `zero`, for
+    formats with an offset, is the smallest weight of each block, stored as `scale` is. `kernel_shape` is the weight's shape
+    without stack axes. `in_scale` (*stack, in) multiplies the rows (activation-aware quantisation), if there is one.
     """
 
     codes: UInt8[Array, "*stack packed out"]
-    scale: Float[Array, "*stack blocks out"] | DoubleQuantized
+    scale: Shaped[Array, "*stack blocks out"] | DoubleQuantized
     spec: QuantSpec = struct.field(pytree_node=False)
     kernel_shape: tuple[int, ...] = struct.field(pytree_node=False)
     in_axes: tuple[int, ...] = struct.field(pytree_node=False)
     dtype: Any = struct.field(pytree_node=False)
+    zero: Shaped[Array, "*stack blocks out"] | DoubleQuantized | None = None
+    in_scale: Float[Array, "*stack in"] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,25 +98,16 @@ class QuantizedArray(Boxed):
         """Number of weights."""
         return math.prod(self.shape)
 
+    @property
+    def rows(self) -> int:
+        """Inputs of the weight as a matrix."""
+        return math.prod(self.kernel_shape[axis] for axis in self.in_axes)
+
     def matrix(self, dtype: Any = None) -> Float[Array, "*stack in out"]:
         """The dequantised weight as matrices, computed in float32 and rounded once to `dtype` (its own by default)."""
-        format = codebooks.format_named(self.spec.format)
-        rows, out = math.prod(self.kernel_shape[axis] for axis in self.in_axes), self.codes.shape[-1]
-        block, blocks, padded = _blocks(rows, self.spec.block_size)
-        codes = packing.unpack4(self.codes, rows) if format.bits == 4 else self.codes
-        if format.levels is None:
-            values = (codes.astype(jnp.float32) - (format.limit + 1)) * np.float32(1 / format.limit)
-        else:
-            values = jnp.asarray(format.table()).at[codes.astype(jnp.int32)].get(mode="promise_in_bounds")
-        scale = self.scale
-        if isinstance(scale, DoubleQuantized):
-            flat = scale.restore()
-            scale = jnp.swapaxes(flat.reshape(*flat.shape[:-1], out, blocks), -1, -2)
-        if padded == rows:
-            blocked = values.reshape(*values.shape[:-2], blocks, block, out) * scale[..., :, None, :]
-            weight = blocked.reshape(values.shape)
-        else:
-            weight = values * jnp.repeat(scale, block, axis=-2)[..., :rows, :]
+        weight = decode(self.codes, self.scale, self.zero, self.spec, self.rows)
+        if self.in_scale is not None:
+            weight = weight * self.in_scale[..., None]
         return weight.astype(self.dtype if dtype is None else dtype)
 
     def unbox(self) -> Array:
@@ -118,15 +120,19 @@ def quantize(w: Float[Array, "*axes"], spec: QuantSpec, *, kernel_ndim: int = 2,
 
     The last `kernel_ndim` axes of `w` are the weight, seen as a matrix (in, out) whose inputs are `in_axes`; axes before them
     are a stack of weights that are quantised one by one. Blocks run along `in`; each is divided by its largest magnitude and
-    rounded to the nearest level of the format (ties as `codebooks.Format` says). A short last block is as if padded with
-    zeros. With `spec.double`, the scales themselves are stored in 8 bits, 256 to a block: 0.127 bits a weight, not 0.5.
+    rounded to the nearest level of the format (ties as `codebooks.Format` says). A last block may be short. With
+    `spec.double`, the scales themselves are stored in 8 bits, 256 to a group: 0.127 bits a weight, not 0.5.
 
-    Where in % block_size == 0, codes, scales and nested scales of the transposed matrix equal bitsandbytes'.
+    Where in % block_size == 0, codes, scales and nested scales of the transposed matrix equal bitsandbytes' on CUDA; for other
+    sizes, and for what its CPU backend does otherwise, see `lora_jax.io.bitsandbytes`.
 
     Reference: QLoRA, Dettmers et al. 2023, section 3 (arXiv 2305.14314).
 
     Raises:
         ValueError: `w` has too few axes, is not floating, is empty, or holds a NaN or an infinity (outside jit only).
+
+    Warns:
+        UserWarning: storing the scales in 8 bits damages more than 1 % of them (outside jit only).
 
     >>> quantize(jnp.ones((128, 32)), QuantSpec(double=False)).codes.shape
     (64, 32)
@@ -138,89 +144,152 @@ def quantize(w: Float[Array, "*axes"], spec: QuantSpec, *, kernel_ndim: int = 2,
         )
     if not jnp.issubdtype(w.dtype, jnp.floating):
         raise ValueError(f"Cannot quantise a weight of dtype {w.dtype}: needed a floating dtype. Leave it out of the quantisation rules.")
-    codes, scale, finite = _quantize_matrix(w, spec, kernel_ndim, in_axes)
-    if not isinstance(finite, jax.core.Tracer) and not bool(finite):
-        raise ValueError(
-            f"Cannot quantise a weight of shape {w.shape}: it holds a NaN or an infinity. Repair the checkpoint, or leave it out."
-        )
+    codes, scale, zero, finite, damaged = _quantize_matrix(w, spec, kernel_ndim, in_axes)
+    if not isinstance(finite, jax.core.Tracer):
+        if not bool(finite):
+            raise ValueError(
+                f"Cannot quantise a weight of shape {w.shape}: it holds a NaN or an infinity. Repair the checkpoint, or leave it out."
+            )
+        if damaged is not None and float(damaged) > 0.01:
+            warnings.warn(
+                f"Double quantisation moves {100 * float(damaged):.1f} % of the scales of a {w.shape} weight by more than "
+                f"{_DAMAGED:.0%}: some blocks are far larger than others. Use QuantSpec(second_level='log') or double=False for it.",
+                stacklevel=2,
+            )
+    shape = tuple(w.shape[w.ndim - kernel_ndim :])
     return QuantizedArray(
-        codes=codes,
-        scale=scale,
-        spec=spec,
-        kernel_shape=tuple(w.shape[w.ndim - kernel_ndim :]),
-        in_axes=tuple(in_axes),
-        dtype=jnp.dtype(w.dtype),
+        codes=codes, scale=scale, zero=zero, spec=spec, kernel_shape=shape, in_axes=tuple(in_axes), dtype=jnp.dtype(w.dtype)
     )
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _quantize_matrix(w: Array, spec: QuantSpec, kernel_ndim: int, in_axes: tuple[int, ...]) -> tuple[Array, Any, Array]:
-    w = to_matrix(w, kernel_ndim, in_axes)
+def encode(
+    matrix: Float[Array, "*stack in out"], scale: Float[Array, "*stack blocks out"], zero: Any, spec: QuantSpec
+) -> UInt8[Array, "*stack packed out"]:
+    """Packed codes of the levels that are nearest to a matrix under given float32 scales (and zeros, for formats that have them)."""
     format = codebooks.format_named(spec.format)
-    rows, out = w.shape[-2:]
-    block, blocks, padded = _blocks(rows, spec.block_size)
-    # bitsandbytes computes in float32 whatever the weight's dtype, and multiplies by the reciprocal.
-    wide = jnp.pad(w.astype(jnp.float32), [(0, 0)] * (w.ndim - 2) + [(0, padded - rows), (0, 0)])
-    blocked = wide.reshape(*w.shape[:-2], blocks, block, out)
-    absmax = jnp.abs(blocked).max(-2)
+    block, blocks, _ = block_sizes(matrix.shape[-2], spec.block_size)
+    blocked = _blocked(matrix.astype(jnp.float32), block, blocks)
+    if zero is not None:
+        blocked = blocked - zero[..., None, :]
+    empty = jnp.inf if format.zero_block == "lowest" else 0.0
+    unit = format.limit if format.levels is None and not _raw(spec) else 1.0
+    # A product with the reciprocal, not a quotient, in float32: bitsandbytes' arithmetic, for 8 bits torch's own `127.0 / scale`.
+    inverse = jnp.where(scale > 0, (1.0 / scale) * np.float32(unit), empty)
+    codes = nearest_code(blocked * inverse[..., None, :], format, raw=_raw(spec))
+    codes = codes.reshape(*matrix.shape[:-2], blocks * block, -1)[..., : matrix.shape[-2], :]
+    return packing.pack(codes, format.bits, fill=format.zero)
+
+
+def decode(codes: Array, scale: Any, zero: Any, spec: QuantSpec, rows: int) -> Float[Array, "*stack in out"]:
+    """The float32 matrix of packed codes and stored scales."""
+    format = codebooks.format_named(spec.format)
+    block, blocks, padded = block_sizes(rows, spec.block_size)
+    codes = packing.unpack(codes, format.bits, rows)
     if format.levels is None:
-        divisor = jnp.where(absmax > 0, absmax, 1.0)[..., None, :]
-        codes = jnp.round(blocked * format.limit / divisor).astype(jnp.int32) + (format.limit + 1)
+        values = codes.astype(jnp.float32) - (0 if format.offset else format.limit + 1)
     else:
-        codes = _nearest(blocked * (1.0 / absmax)[..., None, :], format)
-    codes = codes.astype(jnp.uint8).reshape(wide.shape)[..., :rows, :]
-    if format.bits == 4:
-        codes = packing.pack4(codes, fill=int(np.abs(format.table()).argmin()))
-    scale = _quantize_scales(jnp.swapaxes(absmax, -1, -2).reshape(*w.shape[:-2], -1)) if spec.double else absmax
-    return codes, scale, jnp.isfinite(wide).all()
+        values = jnp.asarray(format.table(1.0 if _raw(spec) else None)).at[codes.astype(jnp.int32)].get(mode="promise_in_bounds")
+    spread = functools.partial(_spread, shape=values.shape, block=block, blocks=blocks)
+    weight = spread(scales.load(scale, blocks, codes.shape[-1]), values, jnp.multiply)
+    if format.levels is None and not _raw(spec):
+        weight = weight * np.float32(1 / format.limit)  # after the scale, as bitsandbytes does for 8 bits
+    return weight if zero is None else spread(scales.load(zero, blocks, codes.shape[-1]), weight, jnp.add)
 
 
-def _nearest(x: Array, format: codebooks.Format) -> Array:
-    """Code of the nearest level. NaN (0 times infinity, in a block of zeros) compares false and gets the lowest code."""
-    table = format.table()
-    if not format.sign_bit:
-        order = np.argsort(table, kind="stable")
-        return _look_up(order, _count_above(x, codebooks.midpoints(table[order])))
-    half = len(table) // 2
-    order = np.argsort(table[:half], kind="stable")
-    magnitude = _look_up(order, _count_above(jnp.abs(x), codebooks.midpoints(table[:half][order])))
-    return magnitude + jnp.where(x < 0, half, 0).astype(jnp.uint8)
-
-
-def _count_above(x: Array, thresholds: np.ndarray) -> Array:
-    """How many sorted thresholds are below x: a search without a gather, one comparison a threshold, all in one pass."""
-    count = jnp.zeros(x.shape, jnp.uint8)
-    for threshold in thresholds:
-        count = count + (x > threshold).astype(jnp.uint8)
-    return count
-
-
-def _look_up(order: np.ndarray, index: Array) -> Array:
-    if np.array_equal(order, np.arange(len(order))):
+def nearest_code(x: Float[Array, "*axes"], format: codebooks.Format, *, raw: bool = False) -> UInt8[Array, "*axes"]:
+    """The code of the level nearest to each number; NaN gets the lowest level. With `raw`, levels are in their own unit."""
+    if format.levels is None:
+        low = 0 if format.offset else -format.limit
+        return (jnp.clip(jnp.round(x), low, format.limit).astype(jnp.int32) + (0 if format.offset else format.limit + 1)).astype(jnp.uint8)
+    codes, thresholds = format.search(1.0 if raw else None)
+    if len(codes) <= _CHAIN:
+        # A search without a gather: one comparison a threshold, all in one pass.
+        index = jnp.zeros(x.shape, jnp.uint8)
+        for threshold in thresholds:
+            index = index + (x > threshold).astype(jnp.uint8)
+    else:
+        index = jnp.searchsorted(jnp.asarray(thresholds), x, side="left").astype(jnp.uint8)
+        index = jnp.where(jnp.isnan(x), 0, index)
+    if np.array_equal(codes, np.arange(len(codes))):
         return index
-    return jnp.asarray(order.astype(np.uint8)).at[index.astype(jnp.int32)].get(mode="promise_in_bounds")
+    return jnp.asarray(codes).at[index.astype(jnp.int32)].get(mode="promise_in_bounds")
 
 
-def _quantize_scales(scales: Float[Array, "*stack n"]) -> DoubleQuantized:
-    n = scales.shape[-1]
-    offset = scales.mean(-1)
-    centred = scales - offset[..., None]
-    groups = -(-n // SCALES_PER_BLOCK)
-    grouped = jnp.pad(centred, [(0, 0)] * (centred.ndim - 1) + [(0, groups * SCALES_PER_BLOCK - n)])
-    grouped = grouped.reshape(*centred.shape[:-1], groups, SCALES_PER_BLOCK)
-    absmax = jnp.abs(grouped).max(-1)
-    # All scales equal: every difference is 0 and any positive divisor gives the code of 0.
-    unit = grouped * (1.0 / jnp.where(absmax > 0, absmax, 1.0))[..., None]
-    codes = jnp.searchsorted(jnp.asarray(codebooks.midpoints(codebooks.dynamic_map())), unit, side="left")
-    codes = codes.astype(jnp.uint8).reshape(*centred.shape[:-1], -1)[..., :n]
-    return DoubleQuantized(codes=codes, absmax=absmax, offset=offset)
+def block_scales(matrix: Float[Array, "*stack in out"], spec: QuantSpec) -> tuple[Array, Array | None]:
+    """Float32 (scales, zeros), (*stack, blocks, out) each: largest magnitudes and None, or steps and smallest weights."""
+    format = codebooks.format_named(spec.format)
+    block, blocks, _ = block_sizes(matrix.shape[-2], spec.block_size)
+    blocked = _blocked(matrix.astype(jnp.float32), block, blocks)
+    if not format.offset:
+        return jnp.abs(blocked).max(-2), None
+    low = blocked.min(-2)
+    return (blocked.max(-2) - low) / format.limit, low
 
 
-def _blocks(rows: int, block_size: int | None) -> tuple[int, int, int]:
+def store_scales(scale: Array, zero: Array | None, spec: QuantSpec) -> tuple[Any, Any]:
+    """(scales, zeros) in the form that the spec stores."""
+    top = codebooks.format_named(spec.format).top
+    stored = scales.store(scale, double=spec.double, dtype=spec.scale_dtype, level=spec.second_level, top=top)
+    if zero is None:
+        return stored, None
+    return stored, scales.store(zero, double=spec.double, dtype=spec.scale_dtype, level="mean")
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _quantize_matrix(w: Array, spec: QuantSpec, kernel_ndim: int, in_axes: tuple[int, ...]) -> tuple[Array, Any, Any, Array, Array | None]:
+    matrix = to_matrix(w, kernel_ndim, in_axes)
+    scale, zero = block_scales(matrix, spec)
+    blocks, out = scale.shape[-2:]
+    stored, stored_zero = store_scales(scale, zero, spec)
+    damaged = None
+    if spec.double:
+        damaged = _damaged(scales.load(stored, blocks, out), scale).mean()
+    if zero is not None or spec.second_level == "log" or spec.scale_dtype != "float32":
+        # Codes that are nearest under the scale that will be read. QLoRA takes those of the exact scale.
+        scale = scales.load(stored, blocks, out)
+        zero = None if zero is None else scales.load(stored_zero, blocks, out)
+    return encode(matrix, scale, zero, spec), stored, stored_zero, jnp.isfinite(matrix).all(), damaged
+
+
+def scale_damage(w: Float[Array, "*axes"], q: QuantizedArray) -> Float[Array, "*stack"]:
+    """The share of blocks whose stored scale is off by more than 5 %, for each matrix of the stack that `w` was quantised from.
+
+    Above a hundredth, double quantisation has met blocks of very different sizes: `QuantSpec(second_level='log')` stores them.
+    """
+    exact, _ = block_scales(to_matrix(w, len(q.kernel_shape), q.in_axes), q.spec)
+    return _damaged(scales.load(q.scale, *exact.shape[-2:]), exact).mean((-2, -1))
+
+
+def _damaged(stored: Array, exact: Array) -> Array:
+    # A block of less than a fifth of the average size may be off by more: what is lost is small against the matrix.
+    return jnp.abs(stored - exact) > _DAMAGED * jnp.maximum(exact, 0.2 * exact.mean((-2, -1), keepdims=True))
+
+
+def _raw(spec: QuantSpec) -> bool:
+    """Whether a scale is the size of a level of 1 in the format's own unit, rather than of the largest level."""
+    return spec.scale_dtype == "e8m0" or codebooks.format_named(spec.format).offset
+
+
+def block_sizes(rows: int, block_size: int | None) -> tuple[int, int, int]:
     """Block size, number of blocks and padded number of rows of a matrix with `rows` rows."""
     block = rows if block_size is None else block_size
     blocks = -(-rows // block)
     return block, blocks, blocks * block
+
+
+def _blocked(matrix: Array, block: int, blocks: int) -> Array:
+    short = block * blocks - matrix.shape[-2]
+    if short:
+        # The last row again, which changes neither the largest magnitude nor the smallest weight.
+        matrix = jnp.pad(matrix, [(0, 0)] * (matrix.ndim - 2) + [(0, short), (0, 0)], mode="edge")
+    return matrix.reshape(*matrix.shape[:-2], blocks, block, matrix.shape[-1])
+
+
+def _spread(per_block: Array, values: Array, combine: Any, *, shape: tuple[int, ...], block: int, blocks: int) -> Array:
+    """Values (*stack, in, out) combined with one number for each block of rows."""
+    if block * blocks == shape[-2]:
+        return combine(values.reshape(*shape[:-2], blocks, block, shape[-1]), per_block[..., :, None, :]).reshape(shape)
+    return combine(values, jnp.repeat(per_block, block, axis=-2)[..., : shape[-2], :])
 
 
 def bytes_of(tree: Any) -> int:

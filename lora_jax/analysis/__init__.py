@@ -1,0 +1,1 @@
+"""What trained and quantised weights look like, measured."""

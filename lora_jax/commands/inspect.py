@@ -1,0 +1,62 @@
+"""Show what a quantised checkpoint holds, and what quantisation lost by layer.
+
+  lora-jax inspect runs/minilm-nf4
+
+The whole file is read, so that its checksum is verified; no weight is dequantised.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from lora_jax.commands.tables import print_table
+
+if TYPE_CHECKING:
+    from lora_jax.analysis.quantisation import Loss
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `lora-jax inspect`."""
+    parser.add_argument("folder", metavar="FOLDER", help="what lora-jax quantize wrote")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Reads the checkpoint and prints its table."""
+    from lora_jax.analysis.quantisation import Loss
+    from lora_jax.core.paths import flatten
+    from lora_jax.core.quantize import QuantizedArray, bytes_of
+    from lora_jax.io.quantized import load_quantized
+
+    tree, metadata = load_quantized(arguments.folder)
+    flat = flatten(tree)
+    boxes = {path: leaf for path, leaf in flat.items() if isinstance(leaf, QuantizedArray)}
+    print_table(loss_table([Loss(**row) for row in metadata.get("losses", [])]))
+    packed, plain = (sum(map(bytes_of, part)) for part in (boxes.values(), (leaf for path, leaf in flat.items() if path not in boxes)))
+    print(f"model: {metadata.get('model', 'unknown')}")
+    for spec in sorted({str(leaf.spec) for leaf in boxes.values()}):
+        print(f"spec: {spec}")
+    weights = sum(leaf.size for leaf in boxes.values())
+    print(f"quantised: {len(boxes)} weights, {weights:,} numbers in {packed:,} bytes, {8 * packed / max(weights, 1):.4f} bits each")
+    print(f"left as they were: {len(flat) - len(boxes)} weights, {plain:,} bytes")
+    return 0
+
+
+def loss_table(rows: Sequence[Loss]) -> Table:
+    """A row for each matrix, and one for all."""
+    from lora_jax.analysis.quantisation import total
+
+    table = Table("weight", "layer", "format", "block", "relative error", "bits a weight", "bytes before", "bytes after", "scales damaged")
+    for row in rows:
+        table.add_row(
+            row.path, "" if row.layer is None else str(row.layer), row.format, str(row.block_size or "column"), f"{row.relative_error:.5f}",
+            f"{row.bits:.3f}", f"{row.bytes_before:,}", f"{row.bytes_after:,}", f"{row.damage:.1%}" + (" !" if row.damage > 0.01 else ""),
+        )  # fmt: skip
+    if rows:
+        error, bits = total(rows)
+        before, after = sum(row.bytes_before for row in rows), sum(row.bytes_after for row in rows)
+        table.add_row("all", "", "", "", f"{error:.5f}", f"{bits:.3f}", f"{before:,}", f"{after:,}", "", style="bold")
+    return table

@@ -1,0 +1,154 @@
+"""The scales of blocks, as they are stored: float32, bfloat16, powers of two, or 8 bits (double quantisation)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, UInt8
+
+from lora_jax.core import codebooks
+
+SCALES_PER_BLOCK = 256  # fixed by bitsandbytes: its kernels take no other size of the second level
+SCALE_DTYPES = ("float32", "bfloat16", "e8m0")
+SECOND_LEVELS = ("mean", "log")
+
+
+class DoubleQuantized(struct.PyTreeNode):
+    """Numbers in 8 bits, 256 of them to a group.
+
+    `level` 'mean' is QLoRA's: `dynamic_map[codes] * absmax + offset`, with one `offset` a matrix, the mean of its numbers. It
+    fails where one number is very large: 1000 times its neighbours costs them 27 %, 10,000 times turns their signs.
+    `level` 'log' holds logarithms of positive numbers: `exp2(offset + (codes - 1) * absmax)` with one `offset` a group, and
+    code 0 for the number 0. Its relative error is at most `2**(absmax / 2) - 1`, whatever else is in the group.
+
+    Numbers are laid out output channel by output channel, as bitsandbytes has them.
+    """
+
+    codes: UInt8[Array, "*stack n"]
+    absmax: Float[Array, "*stack groups"]
+    offset: Float[Array, "*rest"]
+    level: str = struct.field(pytree_node=False, default="mean")
+
+    def restore(self) -> Float[Array, "*stack n"]:
+        """The float32 numbers."""
+        n = self.codes.shape[-1]
+        step = jnp.repeat(self.absmax, SCALES_PER_BLOCK, axis=-1)[..., :n]
+        if self.level == "log":
+            low = jnp.repeat(self.offset, SCALES_PER_BLOCK, axis=-1)[..., :n]
+            return jnp.where(self.codes == 0, 0.0, jnp.exp2(low + (self.codes.astype(jnp.float32) - 1) * step))
+        values = jnp.asarray(codebooks.dynamic_map()).at[self.codes.astype(jnp.int32)].get(mode="promise_in_bounds")
+        return values * step + self.offset[..., None]
+
+
+def store(scale: Float[Array, "*stack blocks out"], *, double: bool, dtype: str, level: str, top: float = 1.0) -> Any:
+    """Scales (largest magnitudes, blocks along axis -2) in the form that is kept; `load` reads it.
+
+    'e8m0' rounds as MX has it, to the power of two by which the largest weight has the exponent of the largest level, `top`.
+    """
+    if double:
+        numbers = jnp.swapaxes(scale, -1, -2).reshape(*scale.shape[:-2], -1)
+        return quantize_scales(numbers) if level == "mean" else quantize_logs(numbers)
+    if dtype == "e8m0":
+        exponent = jnp.frexp(scale)[1] - 1 - int(np.floor(np.log2(top)))
+        return jnp.where(scale > 0, jnp.clip(exponent + 127, 1, 254), 0).astype(jnp.uint8)
+    return scale.astype(dtype)
+
+
+def load(stored: Any, blocks: int, out: int) -> Float[Array, "*stack blocks out"]:
+    """The float32 numbers that `store` was given, as it kept them."""
+    if isinstance(stored, DoubleQuantized):
+        numbers = stored.restore()
+        # Without the barrier XLA computes each scale anew for every weight of its block, and reading takes twice as long.
+        return jax.lax.optimization_barrier(jnp.swapaxes(numbers.reshape(*numbers.shape[:-1], out, blocks), -1, -2))
+    if stored.dtype == jnp.uint8:
+        # Bits of the exponent: exactly a power of two, which exp2 does not promise.
+        return jax.lax.bitcast_convert_type(stored.astype(jnp.uint32) << 23, jnp.float32)
+    return stored.astype(jnp.float32)
+
+
+def quantize_scales(scales: Float[Array, "*stack n"]) -> DoubleQuantized:
+    """QLoRA's double quantisation (Dettmers et al. 2023, section 3): the mean removed, then the 8-bit dynamic map.
+
+    Every byte as bitsandbytes on CUDA has it; ties of the map go to the even code, and a group of equal scales has code 0.
+    """
+    offset = mean(scales)
+    grouped = _grouped(scales - offset[..., None])
+    absmax = jnp.abs(grouped).max(-1)
+    unit = grouped * jnp.where(absmax > 0, 1.0 / absmax, jnp.nan)[..., None]
+    _, thresholds = _DYNAMIC.search()
+    codes = jnp.searchsorted(jnp.asarray(thresholds), unit, side="left")
+    codes = jnp.where(jnp.isnan(unit), 0, codes)
+    return DoubleQuantized(codes=_flat(codes, scales), absmax=absmax, offset=offset)
+
+
+def quantize_logs(scales: Float[Array, "*stack n"]) -> DoubleQuantized:
+    """Logarithms of the scales on a grid of 255 points between the smallest and the largest of each group."""
+    logs = jnp.log2(jnp.where(scales > 0, scales, jnp.nan))
+    grouped = _grouped(logs, jnp.nan)
+    none = jnp.isnan(grouped).all(-1)
+    low = jnp.where(none, 0.0, jnp.where(jnp.isnan(grouped), jnp.inf, grouped).min(-1))
+    high = jnp.where(none, 0.0, jnp.where(jnp.isnan(grouped), -jnp.inf, grouped).max(-1))
+    step = (high - low) / 254
+    codes = 1 + jnp.round((grouped - low[..., None]) / jnp.where(step > 0, step, 1.0)[..., None])
+    codes = jnp.where(jnp.isnan(grouped), 0, jnp.clip(codes, 1, 255))
+    return DoubleQuantized(codes=_flat(codes, scales), absmax=step, offset=low, level="log")
+
+
+@jax.jit
+def mean(x: Float[Array, "*stack n"]) -> Float[Array, "*stack"]:
+    """The mean along the last axis, added in torch's order: the offset of double quantisation is equal to the last bit.
+
+    torch sums a contiguous float32 row on a processor in 8 lanes of 4 accumulators each, sixteen at a time, then sixteens of
+    those (aten/native/cpu/SumKernel.cpp, one thread). Above 32,768 numbers torch's own sum depends on its number of threads.
+    """
+    n = x.shape[-1]
+    lanes = 8 if n >= 8 else 1
+    vectors, fours = n // lanes, n // lanes // 4
+    parts = jnp.moveaxis(x[..., : fours * 4 * lanes].reshape(*x.shape[:-1], fours, 4, lanes), -3, 0)
+    sums = _cascade(parts)
+    first = sums[..., 0, :]
+    for index in range(fours * 4, vectors):
+        first = first + x[..., index * lanes : (index + 1) * lanes]
+    for index in range(1, 4):
+        first = first + sums[..., index, :]
+    last = [x[..., index] for index in range(vectors * lanes, n)] + [first[..., lane] for lane in range(lanes)]
+    total = _sum_in_order(jnp.stack(last))
+    # A barrier, since XLA divides by a constant by multiplying with its reciprocal.
+    return total / jax.lax.optimization_barrier(jnp.float32(n))
+
+
+def _cascade(rows: Array, levels: int = 4) -> Array:
+    """The sum along the first axis in torch's order: sums of sixteen, sums of sixteen of those, and so on."""
+    step = 2 ** max(4, (len(rows) - 1).bit_length() // levels) if len(rows) else 16
+    total = None
+    for level in range(levels):
+        whole = len(rows) // step * step if level < levels - 1 else 0
+        rest = _sum_in_order(rows[whole:])
+        total = rest if total is None else total + rest
+        chunks = jnp.moveaxis(rows[:whole].reshape(whole // step, step, *rows.shape[1:]), 1, 0)
+        rows = _sum_in_order(chunks)
+    return total
+
+
+def _sum_in_order(rows: Array) -> Array:
+    total = jnp.zeros(rows.shape[1:], jnp.float32)
+    for row in rows:
+        total = total + row
+    return total
+
+
+def _grouped(numbers: Array, fill: float = 0.0) -> Array:
+    short = -numbers.shape[-1] % SCALES_PER_BLOCK
+    padded = jnp.pad(numbers, [(0, 0)] * (numbers.ndim - 1) + [(0, short)], constant_values=fill)
+    return padded.reshape(*numbers.shape[:-1], -1, SCALES_PER_BLOCK)
+
+
+def _flat(codes: Array, scales: Array) -> UInt8[Array, "*stack n"]:
+    return codes.astype(jnp.uint8).reshape(*scales.shape[:-1], -1)[..., : scales.shape[-1]]
+
+
+_DYNAMIC = codebooks.Format("dynamic", 8, tuple(float(value) for value in codebooks.dynamic_map()), ties="even")

@@ -1,0 +1,174 @@
+"""Quantised checkpoints: one safetensors file with the codes, the scales, how they go together, and a checksum of all of it.
+
+Reading one makes the boxes and nothing else: the dense weights never exist.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from lora_jax.core import codebooks, packing, scales
+from lora_jax.core.paths import flatten, unflatten
+from lora_jax.core.quantize import DoubleQuantized, QuantizedArray, QuantSpec, block_sizes
+from lora_jax.io import safetensors
+from lora_jax.io.bitsandbytes import FlatQuantized
+
+FILE = "quantized.safetensors"
+_FORMAT = "lora_jax-quantized-1"
+_KINDS = {"blocks along in": QuantizedArray, "blocks along the transpose": FlatQuantized}
+_BF16 = ml_dtypes.bfloat16
+
+
+def save_quantized(folder: Path | str, tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> Path:
+    """Writes a tree of arrays and quantised weights, and what JSON can hold of `metadata`; the path of the file.
+
+    A weight at `a/kernel` is stored as `a/kernel#codes`, `#scale` and so on. Formats that were registered are stored with it.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, np.ndarray] = {}
+    boxes: dict[str, Any] = {}
+    for path, leaf in flatten(tree).items():
+        if not isinstance(leaf, QuantizedArray):
+            tensors[path] = np.ascontiguousarray(leaf)
+            continue
+        tensors |= {f"{path}#{name}": np.ascontiguousarray(array).reshape(array.shape) for name, array in _parts(leaf)}
+        kind = next(kind for kind, box in _KINDS.items() if type(leaf) is box)
+        boxes[path] = {
+            "kind": kind, "spec": dataclasses.asdict(leaf.spec), "kernel_shape": leaf.kernel_shape, "in_axes": leaf.in_axes,
+            "dtype": jnp.dtype(leaf.dtype).name,
+            "levels": [getattr(part, "level", None) for part in (leaf.scale, leaf.zero)],
+        }  # fmt: skip
+    used = {box["spec"]["format"] for box in boxes.values()}
+    text = {
+        "format": _FORMAT,
+        "boxes": json.dumps(boxes),
+        "codebooks": json.dumps({name: dataclasses.asdict(codebooks.format_named(name)) for name in sorted(used)}),
+        "metadata": json.dumps(dict(metadata or {})),
+    }
+    # numpy has no bfloat16 that every safetensors version writes: its bits are stored, and a note.
+    half = sorted(name for name, array in tensors.items() if array.dtype == _BF16)
+    stored = {name: array.view(np.uint16) if name in half else array for name, array in tensors.items()}
+    text["bfloat16"] = json.dumps(half)
+    safetensors.write(folder / FILE, stored, text | {"checksum": _checksum(stored, text)})
+    return folder / FILE
+
+
+def load_quantized(folder: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tree that `save_quantized` was given, and its metadata.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no quantised checkpoint, its checksum differs, or what it holds does not fit together.
+    """
+    path = Path(folder) / FILE
+    text, stored = safetensors.read_metadata(path), safetensors.read(path)
+    if text.get("format") != _FORMAT:
+        raise ValueError(f"{path} is not a quantised checkpoint of this library (format {text.get('format')!r}, needed {_FORMAT!r}).")
+    if text.pop("checksum", None) != _checksum(stored, text):
+        raise ValueError(f"{path} is damaged: its checksum is not that of what it holds. Copy it again, or quantise the model again.")
+    boxes, half = json.loads(text["boxes"]), set(json.loads(text["bfloat16"]))
+    _register(path, json.loads(text["codebooks"]))
+    flat: dict[str, Any] = {}
+    parts: dict[str, dict[str, jax.Array]] = {}
+    for name, array in stored.items():
+        value = jnp.asarray(array.view(_BF16) if name in half else array)
+        site, mark, part = name.rpartition("#")
+        if mark:
+            parts.setdefault(site, {})[part] = value
+        else:
+            flat[name] = value
+    if set(parts) != set(boxes):
+        raise ValueError(f"{path}: the parts of {sorted(set(parts) ^ set(boxes))[0]!r} are missing or left over. Quantise the model again.")
+    for site, box in boxes.items():
+        try:
+            flat[site] = _box(box, parts[site])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {site!r} does not fit together ({error}). Quantise the model again.") from None
+    return unflatten(flat), json.loads(text["metadata"])
+
+
+def _parts(q: QuantizedArray) -> Iterator[tuple[str, Any]]:
+    yield "codes", q.codes
+    for name, part in (("scale", q.scale), ("zero", q.zero)):
+        if isinstance(part, DoubleQuantized):
+            yield from ((f"{name}.{field}", getattr(part, field)) for field in ("codes", "absmax", "offset"))
+        elif part is not None:
+            yield name, part
+    if q.in_scale is not None:
+        yield "in_scale", q.in_scale
+
+
+def _box(box: Mapping[str, Any], parts: dict[str, jax.Array]) -> QuantizedArray:
+    spec = QuantSpec(**box["spec"])
+    kernel_shape, in_axes = tuple(box["kernel_shape"]), tuple(box["in_axes"])
+    values = [_joined(name, parts, level) for name, level in zip(("scale", "zero"), box["levels"])]
+    q = _KINDS[box["kind"]](
+        codes=parts.pop("codes"), scale=values[0], zero=values[1], in_scale=parts.pop("in_scale", None), spec=spec,
+        kernel_shape=kernel_shape, in_axes=in_axes, dtype=jnp.dtype(box["dtype"]),
+    )  # fmt: skip
+    if parts:
+        raise ValueError(f"left over: {sorted(parts)}")
+    rows, out = q.rows, math.prod(kernel_shape) // q.rows
+    rows, out = (rows * out, 1) if isinstance(q, FlatQuantized) else (rows, out)
+    blocks = block_sizes(rows, spec.block_size)[1]
+    _expect("codes", q.codes, (packing.packed_rows(rows, spec.bits), out), np.uint8)
+    for name, value in (("scale", q.scale), ("zero", q.zero)):
+        if (value is None) != (name == "zero" and not codebooks.format_named(spec.format).offset):
+            raise ValueError(f"{name} is missing or left over")
+        if isinstance(value, DoubleQuantized):
+            groups = -(-blocks * out // scales.SCALES_PER_BLOCK)
+            _expect(f"{name}.codes", value.codes, (blocks * out,), np.uint8)
+            _expect(f"{name}.absmax", value.absmax, (groups,), np.float32)
+            _expect(f"{name}.offset", value.offset, (groups,) if value.level == "log" else (), np.float32)
+        elif value is not None:
+            _expect(name, value, (blocks, out), np.uint8 if spec.scale_dtype == "e8m0" and name == "scale" else spec.scale_dtype)
+    return q
+
+
+def _joined(name: str, parts: dict[str, jax.Array], level: str | None) -> Any:
+    if level is None:
+        return parts.pop(name, None)
+    return DoubleQuantized(**{field: parts.pop(f"{name}.{field}") for field in ("codes", "absmax", "offset")}, level=level)
+
+
+def _expect(name: str, array: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    if array.ndim < len(shape) or tuple(array.shape[array.ndim - len(shape) :]) != shape or array.dtype != jnp.dtype(dtype):
+        raise ValueError(f"{name} must be (*stack, {', '.join(map(str, shape))}) of {jnp.dtype(dtype)}, got {array.shape} of {array.dtype}")
+
+
+def _register(path: Path, stored: Mapping[str, Any]) -> None:
+    for name, fields in stored.items():
+        levels = fields["levels"]
+        format = codebooks.Format(**(fields | {"levels": None if levels is None else tuple(levels)}))
+        # Compared by their tables: levels with NaN are never equal.
+        known = codebooks.FORMATS.get(name)
+        if known is None:
+            codebooks.register(format)
+        elif known.bits != format.bits or not np.array_equal(known.table(), format.table(), equal_nan=True):
+            raise ValueError(f"{path} was written with another codebook named {name!r} than the one that is registered. Rename yours.")
+
+
+def _checksum(tensors: Mapping[str, np.ndarray], text: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(sorted(text.items())).encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"{name}:{array.dtype}{array.shape}".encode())
+        digest.update(
+            np.ascontiguousarray(array).tobytes() if array.ndim == 0 else np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        )
+    return digest.hexdigest()
