@@ -56,7 +56,7 @@ def read_folder(folder: Path | str) -> dict[str, np.ndarray]:
                "Give the folder of a Hugging Face model.")
         )  # fmt: skip
     try:
-        shard_of = json.loads((folder / _INDEX).read_text())["weight_map"]
+        shard_of = dict(json.loads((folder / _INDEX).read_text())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / _INDEX} needs a JSON object with a weight_map, but cannot be read ({error}). Fetch the model again."
@@ -85,7 +85,8 @@ def write(path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping
     path = Path(path)
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        save_file(dict(tensors), str(new), metadata=dict(metadata or {}))
+        # The format's writer takes an array's memory as it lies: a transposed view would be stored untransposed.
+        save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, str(new), metadata=dict(metadata or {}))
         with open(new, "rb") as file:
             os.fsync(file.fileno())
         os.replace(new, path)
