@@ -61,7 +61,14 @@ class Checkpoints:
                 )
         template = _named(like)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), template)
-        named = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
+        try:
+            named = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
+        except (ValueError, KeyError, TypeError) as error:
+            said = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"The checkpoint at step {step} holds other arrays than this run trains: its adapter was padded for another sweep, or it is "
+                f"damaged. Delete the run's folder to start it again. Orbax says: {said}"
+            ) from error
         return _unnamed(named, like), meta["data"]
 
     def close(self) -> None:

@@ -21,22 +21,40 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         dict(lora=[(".*up/kernel", LoraSpec(2)), ("block_0/up/kernel", LoraSpec(1))]),
         "lora rule 'block_0/up/kernel' is never reached: earlier rules match all that it matches. Put it before them",
     ),
-    "a pattern that is no regex": (dict(lora=[("*kernel", LoraSpec(2))]), r"lora rule '\*kernel' is not a regular expression: nothing to repeat"),
-    "a rank above the smaller side": (dict(lora=[(UP, LoraSpec(9))]), "block_0/up/kernel: Rank 9 is larger than the smaller side of a 8 x 12"),
-    "an adapted bias": (dict(lora=[("block_0/up/bias", LoraSpec(1))]), r"'block_0/up/bias' of shape \(12,\) cannot be adapted: it is no matrix.*up/kernel"),
+    "a pattern that is no regex": (
+        dict(lora=[("*kernel", LoraSpec(2))]),
+        r"lora rule '\*kernel' is not a regular expression: nothing to repeat",
+    ),
+    "a rank above the smaller side": (
+        dict(lora=[(UP, LoraSpec(9))]),
+        "block_0/up/kernel: Rank 9 is larger than the smaller side of a 8 x 12",
+    ),
+    "an adapted bias": (
+        dict(lora=[("block_0/up/bias", LoraSpec(1))]),
+        r"'block_0/up/bias' of shape \(12,\) cannot be adapted: it is no matrix.*up/kernel",
+    ),
     "a quantised norm": (
         dict(lora=[(UP, LoraSpec(1))], quant=[(".*norm/scale", QuantSpec())]),
         r"/scale' of shape \(8,\) cannot be quantised: it is no matrix",
     ),
-    "adapted and trained whole": (dict(lora=[(UP, LoraSpec(1))], whole=["block_1/.*"]), "'block_1/up/kernel' is to be both adapted and trained whole"),
+    "adapted and trained whole": (
+        dict(lora=[(UP, LoraSpec(1))], whole=["block_1/.*"]),
+        "'block_1/up/kernel' is to be both adapted and trained whole",
+    ),
     "quantised and trained whole": (
         dict(quant=[(UP, QuantSpec(block_size=4))], whole=[UP]),
         "'block_0/up/kernel' is to be both quantised and trained whole",
     ),
     "a whole rule that matches nothing": (dict(whole=["clasifier/.*"]), "whole rule 'clasifier/.*' matches none of 49 sites"),
-    "nothing to train": (dict(quant=[(UP, QuantSpec(block_size=4))]), "Nothing would be trained: no lora or whole rule matches any of 49 sites"),
+    "nothing to train": (
+        dict(quant=[(UP, QuantSpec(block_size=4))]),
+        "Nothing would be trained: no lora or whole rule matches any of 49 sites",
+    ),
     "only rules that say leave alone": (dict(lora=[(UP, None)]), "Nothing would be trained"),
-    "layers where there is no stack": (dict(lora=[(UP, LoraSpec(1, layers=(0,)))]), r"up/kernel: layers=\(0,\) needs a site with a stack of layers"),
+    "layers where there is no stack": (
+        dict(lora=[(UP, LoraSpec(1, layers=(0,)))]),
+        r"up/kernel: layers=\(0,\) needs a site with a stack of layers",
+    ),
     "an unknown initialiser": (dict(lora=[(UP, LoraSpec(1, init="kaimin"))]), "Unknown LoRA init 'kaimin'.*nearest: 'kaiming'"),
 }
 

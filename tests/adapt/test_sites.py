@@ -70,7 +70,9 @@ def test_sites_need_shapes_only() -> None:
 def test_rows_and_columns_are_those_of_the_matrix() -> None:
     built = build("loop")
     sites = find_sites(built.model, *built.inputs)
-    sizes = {path: (sites[path].rows, sites[path].columns) for path in ("block_0/conv/kernel", "block_0/attn/out/kernel", "words/embedding")}
+    sizes = {
+        path: (sites[path].rows, sites[path].columns) for path in ("block_0/conv/kernel", "block_0/attn/out/kernel", "words/embedding")
+    }
     assert sizes == {"block_0/conv/kernel": (24, 8), "block_0/attn/out/kernel": (8, 8), "words/embedding": (20, 8)}
 
 

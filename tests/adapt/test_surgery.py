@@ -93,7 +93,14 @@ def test_weights_of_another_model_are_refused_by_name() -> None:
 def test_a_nan_in_a_weight_stops_quantisation_with_its_name() -> None:
     params = {"kernel": jnp.ones((4, 3)).at[1, 1].set(jnp.nan)}
     with pytest.raises(ValueError, match="kernel: Cannot quantise .* holds a NaN"):
-        adapt(nn.Dense(3, use_bias=False), params, (jnp.ones((1, 4)),), lora=[(".*", LoraSpec(1))], quant=[(".*", QuantSpec(block_size=4))], key=KEY)
+        adapt(
+            nn.Dense(3, use_bias=False),
+            params,
+            (jnp.ones((1, 4)),),
+            lora=[(".*", LoraSpec(1))],
+            quant=[(".*", QuantSpec(block_size=4))],
+            key=KEY,
+        )
 
 
 def test_quantised_weights_are_not_quantised_again() -> None:
@@ -111,7 +118,9 @@ def test_quantised_weights_are_not_quantised_again() -> None:
 def dense_case(dtype: Any, size: float) -> tuple[Any, Any, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     kernel = jnp.asarray(rng.standard_normal((32, 16)), dtype)
-    frozen, lora = adapt(nn.Dense(16, use_bias=False), {"kernel": kernel}, (jnp.ones((1, 32)),), lora=[(".*", LoraSpec(4, alpha=8.0))], key=KEY)
+    frozen, lora = adapt(
+        nn.Dense(16, use_bias=False), {"kernel": kernel}, (jnp.ones((1, 32)),), lora=[(".*", LoraSpec(4, alpha=8.0))], key=KEY
+    )
     lora = with_b(lora, size)
     a, b = (np.asarray(x, np.float64) for x in (lora["kernel"].a, lora["kernel"].b))
     return frozen, lora, np.asarray(kernel, np.float64), 2.0 * (a @ b)

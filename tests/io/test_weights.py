@@ -42,7 +42,9 @@ def test_saving_and_loading_is_the_identity(folder: Path, tmp_path: Path, classe
     save_encoder(tmp_path / "copy", config, params, scan=scan)
     again, copy = load_encoder(tmp_path / "copy", num_classes=classes, scan=scan)
     assert again == config
-    assert {path: leaf.tobytes() for path, leaf in flatten(copy).items()} == {path: leaf.tobytes() for path, leaf in flatten(params).items()}
+    assert {path: leaf.tobytes() for path, leaf in flatten(copy).items()} == {
+        path: leaf.tobytes() for path, leaf in flatten(params).items()
+    }
 
 
 def test_layers_are_stacked_or_not_with_the_same_values(folder: Path) -> None:
@@ -111,7 +113,10 @@ CONFIG_ERRORS = {
     "no field": (lambda c: c.pop("hidden_size"), "lacks the field 'hidden_size'"),
     "other family": (lambda c: c.update(model_type="gpt2"), "model_type 'gpt2' .* is not supported; needed 'bert'"),
     "other activation": (lambda c: c.update(hidden_act="swish"), "hidden_act 'swish' is not supported"),
-    "relative positions": (lambda c: c.update(position_embedding_type="relative_key"), "position_embedding_type 'relative_key' is not supported"),
+    "relative positions": (
+        lambda c: c.update(position_embedding_type="relative_key"),
+        "position_embedding_type 'relative_key' is not supported",
+    ),
     "decoder": (lambda c: c.update(is_decoder=True), "is_decoder True is not supported"),
     "heads": (lambda c: c.update(num_attention_heads=3), "hidden_size 16 must be a multiple of num_heads 3"),
     "text for a number": (lambda c: c.update(hidden_size="16"), "hidden_size .*'16'"),

@@ -80,7 +80,10 @@ def test_bfloat16_products_keep_float32_weights_and_stay_near() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"num_heads": 3}, "hidden_size 8 must be a multiple of num_heads 3"), ({"activation": "silu"}, "Unknown activation 'silu': known are gelu")],
+    [
+        ({"num_heads": 3}, "hidden_size 8 must be a multiple of num_heads 3"),
+        ({"activation": "silu"}, "Unknown activation 'silu': known are gelu"),
+    ],
 )
 def test_a_wrong_configuration_is_an_error(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,6 +1,5 @@
 """A model as a user would write it, with every module kind that has a rule and a raw `self.param`, in every Linen wrapper."""
 
-from collections.abc import Callable
 import functools
 from typing import Any, NamedTuple
 
@@ -50,9 +49,7 @@ class Model(nn.Module):
         if self.wrap.startswith("scan"):
             x, _ = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=LAYERS)(self.dtype, name="blocks")(x)
         elif self.wrap == "vmap":
-            members = nn.vmap(
-                block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, out_axes=0, axis_size=MEMBERS
-            )
+            members = nn.vmap(block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, out_axes=0, axis_size=MEMBERS)
             x = members(self.dtype, name="blocks")(x)[0].mean(0)
         else:
             for index in range(LAYERS):
@@ -75,7 +72,9 @@ def build(wrap: str, dtype: Any = None) -> Built:
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(0, WORDS, (2, 5)), jnp.int32)
     shapes = flatten(jax.eval_shape(model.init, jax.random.key(1), tokens)["params"])
-    params = {path: jnp.asarray((path.endswith("scale") + 0.3 * rng.standard_normal(x.shape)).astype(np.float32)) for path, x in shapes.items()}
+    params = {
+        path: jnp.asarray((path.endswith("scale") + 0.3 * rng.standard_normal(x.shape)).astype(np.float32)) for path, x in shapes.items()
+    }
     return Built(model, unflatten(params), (tokens,))
 
 
@@ -114,12 +113,11 @@ def error(x: Any, y: Any) -> float:
 def same_bits(x: Any, y: Any) -> bool:
     """Whether two trees have equal structure, dtypes and bytes."""
     return jax.tree.structure(x) == jax.tree.structure(y) and all(
-        raw(a).dtype == raw(b).dtype and raw(a).tobytes() == raw(b).tobytes() for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
+        raw(a).dtype == raw(b).dtype and raw(a).tobytes() == raw(b).tobytes()
+        for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
     )
 
 
 def raw(leaf: Any) -> np.ndarray:
     """A leaf as a host array, keys as their data."""
     return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
-
-
