@@ -2,6 +2,8 @@
 
 import ast
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,11 @@ def test_every_public_name_is_there() -> None:
 
     missing = [name for name in lora_jax.__all__ if not hasattr(lora_jax, name)]
     assert missing == []
+
+
+@pytest.mark.parametrize("first", ["lora_jax.adapt.sites", "lora_jax.train.losses", "lora_jax.evaluate.evaluators"])
+def test_public_functions_win_over_subpackages_of_their_name(first: str) -> None:
+    """Importing a subpackage sets it as an attribute of the package, which would hide `lora_jax.adapt`, the function."""
+    code = f"import {first}, lora_jax; assert all(callable(f) for f in (lora_jax.adapt, lora_jax.train, lora_jax.evaluate))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

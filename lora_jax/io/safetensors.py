@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -93,7 +94,8 @@ def write(path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping
     except (OSError, SafetensorError) as error:
         raise OSError(f"{path} could not be written: {error}. Free some space or choose another folder; what was there is kept.") from error
     finally:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            new.unlink()
 
 
 def _opened(path: Path):
