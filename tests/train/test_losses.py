@@ -15,11 +15,11 @@ LOGITS, LABELS = jnp.asarray(RNG.standard_normal((6, 4)), jnp.float32), jnp.asar
 def test_the_loss_is_the_weighted_sum_of_cross_entropies_in_nats() -> None:
     weight = jnp.asarray([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
     sums = classification_sums(LOGITS, LABELS, weight)
-    logits = np.asarray(LOGITS, np.float64)
+    logits, weights = np.asarray(LOGITS, np.float64), np.asarray(weight, np.float64)
     each = np.log(np.exp(logits).sum(1)) - logits[np.arange(6), np.asarray(LABELS)]
     right = logits.argmax(1) == np.asarray(LABELS)
-    assert float(sums.loss) == pytest.approx((each * weight).sum(), rel=1e-6)
-    assert float(sums.correct) == (right * weight).sum() and float(sums.weight) == 4
+    assert float(sums.loss) == pytest.approx((each * weights).sum(), rel=1e-6)
+    assert float(sums.correct) == (right * weights).sum() and float(sums.weight) == 4
 
 
 def test_filler_rows_change_nothing_and_get_no_gradient() -> None:

@@ -49,7 +49,7 @@ def test_gradients_are_taken_of_the_trained_tree_alone() -> None:
     trained, _ = partition(state.lora)
     seen: list[Any] = []
     spy = TX._replace(update=lambda grads, opt, params: (seen.append(jax.tree.map(jnp.shape, grads)), TX.update(grads, opt, params))[1])
-    make_train_step(loss, spy)(state, frozen, batch())
+    jax.eval_shape(make_train_step(loss, spy), state, frozen, batch())
     assert seen == [jax.tree.map(jnp.shape, trained)]
 
 
@@ -57,7 +57,7 @@ def test_training_lowers_the_loss_and_evaluation_agrees() -> None:
     frozen, state = start()
     new, losses = run(make_train_step(loss, TX), state, frozen, [batch()] * 60)
     assert losses[-1] < 0.7 * losses[0]
-    sums = make_eval_step(loss)(new.lora, frozen, batch())
+    sums = jax.jit(make_eval_step(loss))(new.lora, frozen, batch())
     after, _ = jax.jit(make_train_step(loss, TX))(new, frozen, batch())
     assert float(sums.loss / sums.weight) < losses[-1] and int(after.step) == 61
 
