@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import meta
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array
 
 from lora_jax.core.adapted import Adapted
@@ -78,7 +79,7 @@ def _dense(module: nn.Module, leaf: Any, call: Call) -> Array:
 def _dense_general(module: nn.Module, leaf: Any, call: Call) -> Array:
     (x,) = call.args
     bias = _bias(module)
-    axes = [axis % x.ndim for axis in _as_tuple(module.axis)]
+    axes = sorted(axis % x.ndim for axis in _as_tuple(module.axis))  # Linen sorts them, whatever order they are given in.
     kept = [axis for axis in range(x.ndim) if axis not in axes]
     features = _as_tuple(module.features)
     flat = x.transpose(*kept, *axes).astype(_dtype(module, x, leaf, bias))
@@ -135,8 +136,17 @@ def _plain_products(module: nn.Module, call: Call) -> bool:
     return module.dot_general is None and module.dot_general_cls is None and module.precision is None and _one_input(module, call)
 
 
+def _plain_conv(module: nn.Module, call: Call) -> bool:
+    own = module.conv_general_dilated is None and module.conv_general_dilated_cls is None
+    return own and module.feature_group_count == 1 and module.mask is None and _one_input(module, call)
+
+
 def _one_input(module: nn.Module, call: Call) -> bool:
-    return len(call.args) == 1 and not call.kwargs
+    return len(call.args) == 1 and not call.kwargs and _promotes_plainly(module)
+
+
+def _promotes_plainly(module: nn.Module) -> bool:
+    return module.promote_dtype is promote_dtype
 
 
 RULES: dict[tuple[type, str], Rule] = {
@@ -145,11 +155,13 @@ RULES: dict[tuple[type, str], Rule] = {
         "kernel", _dense_general, lambda module, call: _plain_products(module, call) and not _as_tuple(module.batch_dims)
     ),
     (nn.Einsum, "__call__"): Rule(
-        "kernel", _einsum, lambda module, call: module.precision is None and len(call.args) > 0 and _equation(module, call).is_matmul
+        "kernel",
+        _einsum,
+        lambda module, call: (
+            module.precision is None and _promotes_plainly(module) and len(call.args) > 0 and _equation(module, call).is_matmul
+        ),
     ),
-    (nn.Conv, "__call__"): Rule(
-        "kernel", _conv, lambda module, call: module.feature_group_count == 1 and module.mask is None and _one_input(module, call)
-    ),
+    (nn.Conv, "__call__"): Rule("kernel", _conv, _plain_conv),
     (nn.Embed, "__call__"): Rule("embedding", _embed, _one_input),
     (nn.Embed, "attend"): Rule("embedding", _attend, _one_input),
 }
@@ -183,11 +195,12 @@ def _frozen_call(module: nn.Module, leaf: Any, call: Call, method: str = "__call
     base = leaf.base if isinstance(leaf, Adapted) else leaf
     others = {key: meta.unbox(value) for key, value in module.variables["params"].items() if key != name}
     detached = module.clone(parent=None)
+    x, *static = call.args  # What may follow x is an einsum's equation.
 
-    def run(weight: Any, rest: dict[str, Array], *args: Array) -> Array:
-        return detached.apply({"params": {**rest, name: meta.unbox(weight)}}, *args, method=method, **call.kwargs)
+    def run(weight: Any, rest: dict[str, Array], x: Array) -> Array:
+        return detached.apply({"params": {**rest, name: meta.unbox(weight)}}, x, *static, method=method, **call.kwargs)
 
-    return jax.checkpoint(run)(base, others, *call.args)
+    return jax.checkpoint(run)(base, others, x)
 
 
 def _bias(module: nn.Module) -> Array | None:

@@ -50,7 +50,13 @@ def stack(adapters: Sequence[Lora]) -> dict[str, LowRank | Whole]:
 
 
 def unstack(lora: Lora) -> list[dict[str, LowRank | Whole]]:
-    """The adapters of a stacked tree, each trimmed to the columns and sites it uses."""
+    """The adapters of a stacked tree, each trimmed to the columns and sites it uses.
+
+    Raises:
+        ValueError: the tree is empty.
+    """
+    if not lora:
+        raise ValueError("Cannot unstack: the tree holds no adapter.")
     count = jax.tree.leaves(lora)[0].shape[0]
     return [trim(jax.tree.map(lambda leaf, n=n: leaf[n], dict(lora))) for n in range(count)]
 

@@ -93,13 +93,15 @@ def merge(frozen: Mapping[str, Any], lora: Lora, *, dtype: Any = None) -> tuple[
         dtype: dtype of the merged and dequantised weights; each weight's own by default.
 
     Raises:
-        ValueError: an update holds a NaN or an infinity.
+        ValueError: an update, or a weight trained whole, holds a NaN or an infinity.
     """
     plain: dict[str, Any] = {}
     change: dict[str, float] = {}
     rounding: dict[str, float] = {}
     for path, leaf in flatten(join(frozen, lora)).items():
         weight = meta.unbox(leaf)
+        if isinstance(leaf, Whole) and not bool(jnp.isfinite(weight).all()):
+            raise ValueError(_not_finite(path))
         plain[path] = weight.astype(dtype) if dtype is not None and is_boxed(leaf) else weight
         if isinstance(leaf, Adapted):
             base = meta.unbox(leaf.base).astype(jnp.float32)
@@ -107,13 +109,15 @@ def merge(frozen: Mapping[str, Any], lora: Lora, *, dtype: Any = None) -> tuple[
             plain[path] = exact.astype(dtype or leaf.dtype)
             moved = float(jnp.linalg.norm(exact - base))
             if not np.isfinite(moved):
-                raise ValueError(
-                    f"The adapter of {path!r} holds a NaN or an infinity; nothing was merged. Train it again from a sound checkpoint."
-                )
+                raise ValueError(_not_finite(path))
             change[path] = moved / max(float(jnp.linalg.norm(base)), 1e-30)
             lost = float(jnp.linalg.norm(plain[path].astype(jnp.float32) - exact))
             rounding[path] = lost / moved if moved else 0.0
     return unflatten(plain), MergeReport(change, rounding)
+
+
+def _not_finite(path: str) -> str:
+    return f"What was trained of {path!r} holds a NaN or an infinity; nothing was merged. Train it again from a sound checkpoint."
 
 
 def trainable_parameters(lora: Lora) -> int:

@@ -18,7 +18,7 @@ def fingerprint(tree: Mapping[str, Any]) -> str:
     for path, leaf in sorted(flatten(tree).items()):
         digest.update(f"{path}:{jax.tree.structure(leaf)}".encode())
         for array in jax.tree.leaves(leaf):
-            host = np.ascontiguousarray(array)
+            host = np.asarray(array, order="C")
             digest.update(f"{host.dtype}{host.shape}".encode())
-            digest.update(host.view(np.uint8).reshape(-1).data if host.ndim else host.tobytes())
+            digest.update(host.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]

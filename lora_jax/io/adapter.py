@@ -36,10 +36,9 @@ def save_adapter(
         parts = (
             {"whole": leaf.value} if isinstance(leaf, Whole) else {"a": leaf.a, "b": leaf.b, "scale": leaf.scale, "dropout": leaf.dropout}
         )
-        tensors |= {f"{path}#{name}": np.ascontiguousarray(value) for name, value in parts.items() if value is not None}
-    for name, value in tensors.items():
-        if not np.isfinite(value).all():
-            raise ValueError(f"{name} holds a NaN or an infinity; the adapter was not saved.")
+        tensors |= {f"{path}#{name}": np.asarray(value) for name, value in parts.items() if value is not None}
+    if wrong := _not_finite(tensors):
+        raise ValueError(f"{wrong} holds a NaN or an infinity; the adapter was not saved.")
     axes = {path: leaf.in_axes for path, leaf in lora.items() if isinstance(leaf, LowRank)}
     metadata = {"format": _FORMAT, "base": base, "model": model, "labels": json.dumps(label_names), "in_axes": json.dumps(axes)}
     safetensors.write(folder / FILE, tensors, metadata)
@@ -54,16 +53,20 @@ def load_adapter(folder: Path | str, *, base: str | None = None) -> tuple[dict[s
 
     Raises:
         FileNotFoundError: there is no adapter.
-        ValueError: it is no adapter, it was trained on another base, it has missing or unknown parts, or it changes nothing.
+        ValueError: it is no adapter, it was trained on another base, it has missing, unknown or no parts, or a NaN or an infinity.
     """
     path = Path(folder) / FILE
     tensors, metadata = safetensors.read(path), safetensors.read_metadata(path)
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"{path} is not an adapter of this library (format {metadata.get('format')!r}, needed {_FORMAT!r}).")
+    if absent := [name for name in ("base", "model", "in_axes") if name not in metadata]:
+        raise ValueError(f"{path} lacks the metadata {absent[0]!r}. The file is incomplete.")
     if base is not None and metadata["base"] != base:
         raise ValueError(
             f"{path} was trained on base {metadata['base']} ({metadata['model']}), and this base is {base}. Load the base that it was trained on."
         )
+    if wrong := _not_finite(tensors):
+        raise ValueError(f"{path}: {wrong} holds a NaN or an infinity. Train it again from a sound checkpoint.")
     parts: dict[str, dict[str, Any]] = {}
     for name, value in tensors.items():
         site, _, part = name.rpartition("#")
@@ -80,4 +83,10 @@ def load_adapter(folder: Path | str, *, base: str | None = None) -> tuple[dict[s
             raise ValueError(f"{path}: {site!r} has the parts {sorted(values)}; needed a, b and scale, or whole. The file is incomplete.")
     if missing := sorted(set(axes) - set(lora)):
         raise ValueError(f"{path} lacks the factors of {len(missing)} sites that its metadata names, such as {missing[0]!r}.")
+    if not lora:
+        raise ValueError(f"{path} holds no adapter: it has no tensors.")
     return lora, metadata
+
+
+def _not_finite(tensors: Mapping[str, np.ndarray]) -> str | None:
+    return next((name for name, value in tensors.items() if not np.isfinite(value).all()), None)

@@ -60,7 +60,7 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
         OSError: the cache cannot be written.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return path
     if name in WHEELS:
         return _from_wheel(name, WHEELS[name])

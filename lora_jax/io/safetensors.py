@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -56,7 +57,7 @@ def read_folder(folder: Path | str) -> dict[str, np.ndarray]:
                "Give the folder of a Hugging Face model.")
         )  # fmt: skip
     try:
-        shard_of = json.loads((folder / _INDEX).read_text())["weight_map"]
+        shard_of = dict(json.loads((folder / _INDEX).read_text())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / _INDEX} needs a JSON object with a weight_map, but cannot be read ({error}). Fetch the model again."
@@ -85,14 +86,16 @@ def write(path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping
     path = Path(path)
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        save_file(dict(tensors), str(new), metadata=dict(metadata or {}))
+        # The format's writer takes an array's memory as it lies: a transposed view would be stored untransposed.
+        save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, str(new), metadata=dict(metadata or {}))
         with open(new, "rb") as file:
             os.fsync(file.fileno())
         os.replace(new, path)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{path} could not be written: {error}. Free some space or choose another folder; what was there is kept.") from error
     finally:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            new.unlink()
 
 
 def _opened(path: Path):

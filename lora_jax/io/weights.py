@@ -51,7 +51,7 @@ def load_encoder(
     """The configuration and the weights of an encoder in a Hugging Face folder, as host arrays in float32.
 
     Args:
-        num_classes: adds a classifier: the file's own if it has one of that size, else a new one from `key`.
+        num_classes: adds a classifier of that size: the file's own if it has one, else a new one from `key`.
         scan: whether the layers are stacked, as `Encoder(scan=...)` wants them.
 
     Raises:
@@ -63,6 +63,11 @@ def load_encoder(
     config = _read_config(folder, num_classes)
     tensors = safetensors.read_folder(folder)
     stored = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+    if twice := sorted(name for name in tensors if name.startswith(_PREFIX) and name.removeprefix(_PREFIX) in tensors):
+        raise ValueError(
+            f"{folder} holds {len(twice)} tensors both with and without the prefix {_PREFIX!r}, such as {twice[0]!r}: which is meant is not "
+            "known. Remove one of them."
+        )
     wanted = {theirs: (ours, transposed) for ours, theirs, transposed in _names(config)}
     has_head = num_classes is not None and "classifier.weight" in stored
     if not has_head:
@@ -172,12 +177,20 @@ def _read_config(folder: Path, num_classes: int | None) -> EncoderConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} needs a config.json next to its weights, and there is none. Give a Hugging Face model folder.")
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError("it is not a JSON object")
         activation = raw.get("hidden_act", "gelu")
         if raw.get("model_type", "bert") != "bert" or activation not in _ACTIVATIONS:
             raise ValueError(
                 f"model_type {raw.get('model_type')!r} with hidden_act {activation!r} is not supported; needed 'bert' with {', '.join(_ACTIVATIONS)}"
             )
+        for name, supported in (("position_embedding_type", "absolute"), ("is_decoder", False)):
+            if raw.get(name, supported) != supported:
+                raise ValueError(f"{name} {raw[name]!r} is not supported; needed {supported!r}")
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            if not isinstance(raw[name], int):
+                raise ValueError(f"{name} must be a whole number, and is {raw[name]!r}")
         return EncoderConfig(
             vocab_size=raw["vocab_size"],
             hidden_size=raw["hidden_size"],

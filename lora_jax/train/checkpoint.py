@@ -38,8 +38,9 @@ class Checkpoints:
         step = int(state.step)
         if self._manager.latest_step() == step:
             return
-        meta = {"identity": self._identity, "data": data}
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(_named(state)), meta=ocp.args.JsonSave(meta)))
+        named = _named(state)
+        meta = {"identity": self._identity, "data": data, "arrays": _described(named)}
+        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(named), meta=ocp.args.JsonSave(meta)))
         self._manager.wait_until_finished()
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -61,6 +62,12 @@ class Checkpoints:
                 )
         template = _named(like)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), template)
+        # Orbax itself would cut or fill arrays of other shapes without a word.
+        if meta["arrays"] != _described(template):
+            raise ValueError(
+                f"The checkpoint at step {step} holds other arrays than this run trains: its adapter was padded for another sweep. Delete the "
+                "run's folder to start it again."
+            )
         named = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
         return _unnamed(named, like), meta["data"]
 
@@ -74,6 +81,10 @@ def _named(state: TrainState) -> dict[str, np.ndarray]:
     raw = state.replace(key=jax.random.key_data(state.key))
     leaves, _ = jax.tree_util.tree_flatten_with_path(raw)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _described(named: dict[str, np.ndarray]) -> dict[str, str]:
+    return {name: f"{array.dtype}{list(array.shape)}" for name, array in named.items()}
 
 
 def _unnamed(named: dict[str, Any], like: TrainState) -> TrainState:

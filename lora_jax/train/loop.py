@@ -79,7 +79,7 @@ def train(config: Config, folder: Path, *, wide: Config | None = None, quiet: bo
         if checkpoints.latest() is not None:
             state, position = checkpoints.restore(state)
             iterator.set_state(position)
-        log.resume(int(state.step))
+        log.resume(int(state.step), steps)
         speed = _Speed(programs.train)
         with TrainingBar(title, steps, int(state.step), quiet=quiet) as bar, _stop_signals() as stopped:
             state = _run_steps(config, task, programs, frozen, state, iterator, steps, checkpoints, log, speed, bar, stopped)
@@ -168,12 +168,13 @@ def _run_steps(
         saves = done % train.checkpoint_every == 0 or done == steps or stop
         if done % train.log_every == 0 or done == steps or saves or evaluates:
             _flush(pending, log, speed, bar)
-        if saves:
-            with speed.paused():
-                checkpoints.save(state, iterator.get_state())
+        # Before the checkpoint: a run that is killed between the two must not lose the row.
         if evaluates:
             with speed.paused():
                 log.write(done, "validation", _evaluate(config, task, programs, frozen, state, "validation"))
+        if saves:
+            with speed.paused():
+                checkpoints.save(state, iterator.get_state())
         if stop:
             raise Interrupted(done)
     return state

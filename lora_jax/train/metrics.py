@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 class MetricsLog:
@@ -21,9 +22,9 @@ class MetricsLog:
         self._file = None
         self._writer = None
 
-    def resume(self, step: int) -> None:
-        """Opens the log after `step`: rows of later steps, from before the run was killed, are dropped."""
-        kept = [line for line in self._rows() if json.loads(line)["step"] <= step] if step else []
+    def resume(self, step: int, total_steps: int) -> None:
+        """Opens the log after `step`: what comes again is dropped, which is rows of later steps and the final scores."""
+        kept = [line for line in self._rows() if _stays(json.loads(line), step, total_steps)] if step else []
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
         os.replace(temporary, self._path)
@@ -50,3 +51,7 @@ class MetricsLog:
         if not self._path.exists():
             return []
         return [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+
+
+def _stays(row: Mapping[str, Any], step: int, total_steps: int) -> bool:
+    return row["step"] <= step and (row["split"] == "train" or row["step"] < total_steps)

@@ -40,7 +40,7 @@ def decay_mask(trained: Trainable) -> Any:
     """Which leaves weight decay acts on: all but biases and the scales of norms."""
     out = {}
     for path, leaf in trained.items():
-        decays = not path.endswith(("/bias", "norm/scale"))
+        decays = path.rpartition("/")[2] not in ("bias", "scale")
         out[path] = jax.tree.map(lambda _, decays=decays: decays, leaf)
     return out
 

@@ -56,7 +56,7 @@ def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation, *, accumu
             zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], parts), key))
             add = lambda total, part: (jax.tree.map(jnp.add, total, gradients(*part)), None)  # noqa: E731
             (sums, grads), _ = jax.lax.scan(add, zero, (parts, jax.random.split(key, accumulate)))
-        weight = jnp.maximum(sums.weight, 1.0)
+        weight = jnp.where(sums.weight > 0, sums.weight, 1.0)  # A batch of filler has loss and gradient 0.
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         updates, opt_state = tx.update(grads, state.opt_state, trained)
         lora = combine(optax.apply_updates(trained, updates), fixed)

@@ -1,0 +1,129 @@
+"""The two products: gradients equal float64's, and the backward pass keeps codes, never a dense copy of a frozen weight."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from residuals import floats_of_shapes, saved_arrays, weight_shapes
+
+import lora_jax
+from lora_jax import Encoder, EncoderConfig, LoraSpec, QuantSpec, adapt, bytes_of, join, quantize
+from lora_jax.core.paths import flatten
+from lora_jax.kernels.matmul import frozen_matmul, lowrank_matmul
+
+RNG = np.random.default_rng(0)
+T, IN, OUT, R = 7, 12, 10, 3
+# A dot product of 12 terms in float32 (6e-8 a rounding), relative to the largest entry; bfloat16 rounds each factor by 4e-3.
+TOLERANCE = {jnp.float32: 1e-6, jnp.bfloat16: 2e-2}
+
+
+def far(ours: Any, oracle: np.ndarray) -> float:
+    return float(np.abs(np.asarray(ours, np.float64) - oracle).max() / np.abs(oracle).max())
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(IN, OUT), (3, 4, OUT), (IN, 2, 5)])
+@pytest.mark.parametrize("format", [None, "nf4", "int8"])
+def test_frozen_product_and_its_gradient_equal_float64(format: str | None, shape: tuple[int, ...], dtype: Any) -> None:
+    in_axes = (0, 1) if shape[0] == 3 else (0,)
+    w = jnp.asarray(RNG.standard_normal(shape), jnp.float32)
+    weight = w if format is None else quantize(w, QuantSpec(format, 4, False), kernel_ndim=len(shape), in_axes=in_axes)
+    dense = np.asarray(w if format is None else weight.unbox(), np.float64).reshape(IN, OUT)
+    x, g = jnp.asarray(RNG.standard_normal((T, IN)), dtype), jnp.asarray(RNG.standard_normal((T, OUT)), dtype)
+    y, pull = jax.vjp(lambda x: frozen_matmul(x, weight), x)
+    (dx,) = pull(g)
+    assert y.dtype == dx.dtype == dtype
+    assert far(y, np.asarray(x, np.float64) @ dense) < TOLERANCE[dtype]
+    assert far(dx, np.asarray(g, np.float64) @ dense.T) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_lowrank_product_and_its_gradients_equal_float64(dtype: Any) -> None:
+    x, g = jnp.asarray(RNG.standard_normal((T, IN)), dtype), jnp.asarray(RNG.standard_normal((T, OUT)), dtype)
+    a, b = (jnp.asarray(RNG.standard_normal(s), jnp.float32) for s in ((IN, R), (R, OUT)))
+    scale = jnp.asarray([0.5, 2.0, 0.0])
+    y, pull = jax.vjp(lambda x, a, b: lowrank_matmul(x, a, b, scale), x, a, b)
+    dx, da, db = pull(g)
+    assert (y.dtype, dx.dtype, da.dtype, db.dtype) == (dtype, dtype, jnp.float32, jnp.float32)
+    x, g, a, b, s = (np.asarray(v, np.float64) for v in (x, g, a, b, scale))
+    for ours, oracle in ((y, x @ a * s @ b), (dx, g @ b.T * s @ a.T), (da, x.T @ (g @ b.T * s)), (db, (x @ a * s).T @ g)):
+        assert far(ours, oracle) < TOLERANCE[dtype]
+    # A zero in `scale` zeroes the gradient of its column exactly.
+    assert not np.any(da[:, 2]) and not np.any(db[2])
+
+
+def test_products_work_under_vmap_over_weights_and_adapters() -> None:
+    x, w = (jnp.asarray(RNG.standard_normal(s), jnp.float32) for s in ((2, T, IN), (2, IN, OUT)))
+    stacked = quantize(w, QuantSpec("nf4", 4))
+    ours = jax.vmap(jax.grad(lambda x, w: jnp.sin(frozen_matmul(x, w)).sum()))(x, stacked)
+    dense = jax.vmap(jax.grad(lambda x, w: jnp.sin(x @ w).sum()))(x, stacked.unbox())
+    assert far(ours, np.asarray(dense, np.float64)) < 1e-5
+
+
+# --- what the backward pass keeps ----------------------------------------------------------------------------------
+
+# All sizes differ, so that a shape tells which array it is.
+CONFIG = EncoderConfig(vocab_size=50, hidden_size=24, num_layers=3, num_heads=2, intermediate_size=56, max_positions=16, num_classes=5)
+LINEAR = r"layers(_\d+)?/.*/kernel"
+TOKENS = jax.ShapeDtypeStruct((2, 7), jnp.int32), jax.ShapeDtypeStruct((2, 7), jnp.bool_)
+
+
+def encoder_case(scan: bool, remat: bool, format: str | None, config: EncoderConfig = CONFIG) -> tuple[Any, Any, Any, Any]:
+    model = Encoder(config, scan=scan, remat=remat)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *TOKENS)["params"]
+    params = jax.tree.map(lambda x: jnp.asarray(0.1 * RNG.standard_normal(x.shape), x.dtype), shapes)
+    quant = [(LINEAR, QuantSpec(format, 4))] if format else []
+    frozen, lora = adapt(model, params, TOKENS, lora=[(LINEAR, LoraSpec(2))], quant=quant, key=jax.random.key(0))
+    inputs = jnp.zeros((2, 7), jnp.int32), jnp.ones((2, 7), bool)
+    return model, frozen, lora, inputs
+
+
+def trained(lora: Any) -> Any:
+    return {path: (low.a, low.b) for path, low in lora.items()}
+
+
+def put(lora: Any, factors: Any) -> Any:
+    return {path: low.replace(a=factors[path][0], b=factors[path][1]) for path, low in lora.items()}
+
+
+@pytest.mark.parametrize("format", [None, "nf4", "int8"])
+@pytest.mark.parametrize(("scan", "remat"), [(False, False), (False, True), (True, False), (True, True)])
+def test_no_float_array_of_a_frozen_shape_is_saved_for_the_backward_pass(scan: bool, remat: bool, format: str | None) -> None:
+    model, frozen, lora, inputs = encoder_case(scan, remat, format)
+    shapes = weight_shapes(frozen, lora)
+
+    def loss(factors: Any, frozen: Any) -> jax.Array:
+        return lora_jax.apply(model, frozen, put(lora, factors), *inputs).sum()
+
+    saved = saved_arrays(loss, trained(lora), frozen)
+    assert floats_of_shapes(saved, shapes) == []
+    assert saved  # The activations, at least.
+
+
+def test_the_check_sees_the_dense_copies_that_plain_autodiff_saves() -> None:
+    model, frozen, lora, inputs = encoder_case(True, False, "nf4")
+    plain = lambda factors, frozen: model.apply({"params": join(frozen, put(lora, factors))}, *inputs).sum()  # noqa: E731
+    saved = saved_arrays(plain, trained(lora), frozen)
+    assert (3, 24, 56) in {array.shape for array in floats_of_shapes(saved, weight_shapes(frozen, lora))}
+
+
+def test_a_compiled_step_with_scan_remat_and_nf4_has_no_room_for_a_dense_base() -> None:
+    wide = EncoderConfig(vocab_size=50, hidden_size=128, num_layers=12, num_heads=2, intermediate_size=512, max_positions=16, num_classes=5)
+    dense = 4 * 12 * (4 * 128 * 128 + 2 * 128 * 512)
+
+    def temporaries(remat: bool, factored: bool) -> int:
+        model, frozen, lora, inputs = encoder_case(True, remat, "nf4", wide)
+        stored = {path: leaf for path, leaf in flatten(frozen).items() if path in lora}
+        assert sum(4 * leaf.size for leaf in stored.values()) == dense and bytes_of(stored) < dense / 3
+
+        def loss(factors: Any, frozen: Any) -> jax.Array:
+            low = put(lora, factors)
+            run = lora_jax.apply(model, frozen, low, *inputs) if factored else model.apply({"params": join(frozen, low)}, *inputs)
+            return run.sum()
+
+        return jax.jit(jax.grad(loss)).lower(trained(lora), frozen).compile().memory_analysis().temp_size_in_bytes
+
+    # One layer in float32 and its activations, against the whole base that plain autodiff keeps.
+    assert temporaries(remat=True, factored=True) < dense / 3 < dense < temporaries(remat=False, factored=False)

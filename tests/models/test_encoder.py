@@ -1,0 +1,90 @@
+"""The encoder computes what transformers' BertModel computes, however its blocks are repeated."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lora_jax import Encoder, EncoderConfig, load_encoder
+from lora_jax.core.paths import flatten
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "minilm.npz"  # made by experiments/make_golden_minilm.py
+TINY = dict(vocab_size=30, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=12, max_positions=16)
+
+
+@pytest.mark.parametrize(("scan", "remat"), [(True, False), (False, False), (True, True)])
+def test_hidden_states_equal_transformers(minilm_folder: Path, scan: bool, remat: bool) -> None:
+    golden = np.load(GOLDEN)
+    config, params = load_encoder(minilm_folder, scan=scan)
+    model = Encoder(config, scan=scan, remat=remat)
+    hidden, pooled = jax.jit(lambda params: model.apply({"params": params}, golden["tokens"], golden["mask"]))(params)
+    # Six layers of float32 in another order of summation; measured below 1e-5 on values up to 3.
+    real = golden["mask"][..., None]
+    assert np.abs((hidden - golden["hidden"]) * real).max() < 1e-4 and np.abs(pooled - golden["pooled"]).max() < 1e-4
+    assert np.linalg.norm(hidden * real) == pytest.approx(golden["norms"][-1], rel=1e-5)
+
+
+def test_logits_equal_transformers(minilm_folder: Path) -> None:
+    golden = np.load(GOLDEN)
+    config, params = load_encoder(minilm_folder, num_classes=2, key=jax.random.key(0))
+    rows = np.arange(config.hidden_size)
+    params["classifier"] = {
+        "kernel": np.stack([np.sin(rows + 10 * j) / 10 for j in range(2)], 1).astype(np.float32),
+        "bias": np.asarray([0.1, -0.1], np.float32),
+    }
+    logits = jax.jit(Encoder(config).apply)({"params": params}, golden["tokens"], golden["mask"])
+    assert np.abs(logits - golden["logits"]).max() < 1e-4
+
+
+def test_padding_changes_no_real_token_and_scan_changes_nothing() -> None:
+    config = EncoderConfig(**TINY)
+    rng = np.random.default_rng(0)
+    tokens, mask = jnp.asarray(rng.integers(0, 30, (2, 6)), jnp.int32), jnp.ones((2, 6), bool)
+    loop, scan = Encoder(config, scan=False), Encoder(config)
+    params = loop.init(jax.random.key(0), tokens, mask)["params"]
+    layers = [params[f"layers_{index}"] for index in range(2)]
+    stacked = {name: leaf for name, leaf in params.items() if not name.startswith("layers_")}
+    stacked["layers"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    hidden, pooled = loop.apply({"params": params}, tokens, mask)
+    for ours in (scan.apply({"params": stacked}, tokens, mask), Encoder(config, remat=True).apply({"params": stacked}, tokens, mask)):
+        assert np.allclose(ours[0], hidden, atol=1e-5) and np.allclose(ours[1], pooled, atol=1e-5)
+    wide = jnp.pad(tokens, ((0, 0), (0, 4)), constant_values=7)
+    padded, padded_pooled = scan.apply({"params": stacked}, wide, jnp.pad(mask, ((0, 0), (0, 4))))
+    assert np.allclose(padded[:, :6], hidden, atol=1e-5) and np.allclose(padded_pooled, pooled, atol=1e-5)
+    # A row without any token is finite: it may stand in a batch, with weight 0.
+    assert np.isfinite(scan.apply({"params": stacked}, tokens, jnp.zeros((2, 6), bool))[0]).all()
+
+
+def test_segment_ids_matter_and_default_to_zero() -> None:
+    model = Encoder(EncoderConfig(**TINY, num_classes=3))
+    tokens, mask = jnp.ones((2, 4), jnp.int32), jnp.ones((2, 4), bool)
+    params = model.init(jax.random.key(0), tokens, mask)
+    zeros, none = model.apply(params, tokens, mask, jnp.zeros((2, 4), jnp.int32)), model.apply(params, tokens, mask)
+    assert none.shape == (2, 3) and np.array_equal(zeros, none)
+    assert not np.allclose(model.apply(params, tokens, mask, jnp.ones((2, 4), jnp.int32)), none)
+
+
+def test_bfloat16_products_keep_float32_weights_and_stay_near() -> None:
+    tokens, mask = jnp.arange(8, dtype=jnp.int32).reshape(2, 4), jnp.ones((2, 4), bool)
+    full = Encoder(EncoderConfig(**TINY))
+    half = Encoder(EncoderConfig(**TINY), dtype=jnp.bfloat16)
+    params = half.init(jax.random.key(0), tokens, mask)
+    assert {str(leaf.dtype) for leaf in flatten(params).values()} == {"float32"}
+    hidden = half.apply(params, tokens, mask)[0]
+    assert hidden.dtype == jnp.bfloat16
+    # 8 bits a product, two layers, values up to 3 after a norm.
+    assert np.abs(np.asarray(hidden, np.float32) - full.apply(params, tokens, mask)[0]).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": 3}, "hidden_size 8 must be a multiple of num_heads 3"),
+        ({"activation": "silu"}, "Unknown activation 'silu': known are gelu"),
+    ],
+)
+def test_a_wrong_configuration_is_an_error(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EncoderConfig(**{**TINY, **change})

@@ -1,0 +1,107 @@
+"""Who may import whom, and how long a file may be: the architecture, checked over the syntax trees."""
+
+import ast
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "lora_jax").rglob("*.py"))
+
+# Each package with all that it may import of ours. Settings are plain data checked against two tables of names.
+SETTINGS = {"config", "config_fields", "config_limits"}
+ADAPT = {"adapt", "kernels", "core"}
+ALLOWED: dict[str, set[str]] = {
+    "core": {"core"},
+    "kernels": {"kernels", "core"},
+    "adapt": ADAPT,
+    "models": {"models"},
+    "data": {"data"},
+    "io": {"io", "core", "models"},
+    "config_fields": set(),
+    "config_limits": {"config_fields", "core.codebooks", "core.init"},
+    "config": SETTINGS,
+    "evaluate": {"evaluate", "train"} | ADAPT,
+    "train": {"train", "evaluate", "data", "io", "models"} | SETTINGS | ADAPT,
+    "analysis": {"analysis", "train", "evaluate", "data", "io", "models"} | SETTINGS | ADAPT,
+    "sweep": {"sweep", "analysis", "train", "evaluate", "data", "io", "models"} | SETTINGS | ADAPT,
+}
+TOP = {"commands", "cli", "__main__", "__init__"}
+
+
+def package_of(path: Path) -> str:
+    parts = path.relative_to(ROOT / "lora_jax").with_suffix("").parts
+    return parts[0]
+
+
+def imports(path: Path) -> list[tuple[str, int]]:
+    """Absolute names of all that a file imports, wherever in it, with lines; relative imports are resolved."""
+    package = ["lora_jax", *path.relative_to(ROOT / "lora_jax").parent.parts]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = (
+                ".".join([*package[: len(package) - node.level + 1], *([node.module] if node.module else [])])
+                if node.level
+                else node.module
+            )
+            # `from lora_jax.core import codebooks` imports a module of that name.
+            found += [(f"{base}.{alias.name}", node.lineno) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_what_lies_below_it(path: Path) -> None:
+    package = package_of(path)
+    if package in TOP:
+        return
+    assert package in ALLOWED, f"{path} is in a package that the import rules do not know"
+    ours = [(name.removeprefix("lora_jax."), line) for name, line in imports(path) if name.startswith("lora_jax.")]
+    wrong = [(name, line) for name, line in ours if not any(f"{name}.".startswith(f"{allowed}.") for allowed in ALLOWED[package])]
+    assert wrong == [], f"{package} imports {wrong}"
+
+
+def test_nothing_below_imports_the_commands() -> None:
+    for path in FILES:
+        if package_of(path) not in TOP:
+            assert not [name for name, _ in imports(path) if name.startswith(("lora_jax.cli", "lora_jax.commands"))]
+
+
+def test_core_knows_no_linen_module() -> None:
+    for path in FILES:
+        if package_of(path) in ("core", "kernels"):
+            assert not [name for name, _ in imports(path) if name.startswith(("flax.linen", "optax", "orbax"))], path
+
+
+@pytest.mark.parametrize("package", ["core", "kernels", "adapt", "models", "data", "io", "train", "evaluate", "sweep", "commands"])
+def test_no_library_file_imports_a_peer(package: str) -> None:
+    peers = ("torch", "transformers", "peft", "bitsandbytes", "tensorflow.")
+    for path in FILES:
+        if package_of(path) == package:
+            assert not [name for name, _ in imports(path) if f"{name}.".startswith(tuple(f"{p.rstrip('.')}." for p in peers))], path
+
+
+def test_files_are_short() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in FILES}
+    assert {name: length for name, length in lengths.items() if length >= 500} == {}
+    assert statistics.median(lengths.values()) < 180
+
+
+def test_every_public_name_is_there() -> None:
+    import lora_jax
+
+    missing = [name for name in lora_jax.__all__ if not hasattr(lora_jax, name)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("first", ["lora_jax.adapt.sites", "lora_jax.train.losses", "lora_jax.evaluate.evaluators"])
+def test_public_functions_win_over_subpackages_of_their_name(first: str) -> None:
+    """Importing a subpackage sets it as an attribute of the package, which would hide `lora_jax.adapt`, the function."""
+    code = f"import {first}, lora_jax; assert all(callable(f) for f in (lora_jax.adapt, lora_jax.train, lora_jax.evaluate))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
