@@ -78,7 +78,6 @@ def test_layers_out_of_range_are_an_error(layers: tuple[int, ...]) -> None:
     ("field", "value", "message"),
     [
         ("rank", 0, "rank must be at least 1, got 0"),
-        ("scaling", "rs", "must be 'standard' or 'rslora', got 'rs'"),
         ("dropout", 1.0, r"dropout must be in \[0, 1\), got 1.0"),
         ("alpha", 0.0, "at 0 the adapter would change nothing"),
         ("alpha", float("nan"), "must be finite and not 0, got nan"),
