@@ -7,6 +7,7 @@ more axes are viewed as matrices first (`lora_jax.core.matrix.to_matrix`).
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -165,7 +166,7 @@ def _finish(w: Array, scale: Array, zero: Array | None, spec: QuantSpec) -> Quan
     return _boxed(w, encode(w, scale, zero, spec), stored, stored_zero, spec)
 
 
-def _boxed(w: Array, codes: Array, scale: Array, zero: Array | None, spec: QuantSpec) -> QuantizedArray:
+def _boxed(w: Array, codes: Array, scale: Any, zero: Any, spec: QuantSpec) -> QuantizedArray:
     return QuantizedArray(
         codes=codes, scale=scale, zero=zero, spec=spec, kernel_shape=tuple(w.shape[-2:]), in_axes=(0,), dtype=jnp.dtype(w.dtype)
     )
