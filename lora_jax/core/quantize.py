@@ -208,7 +208,7 @@ def nearest_code(x: Float[Array, "*axes"], format: codebooks.Format, *, raw: boo
         for threshold in thresholds:
             index = index + (x > threshold).astype(jnp.uint8)
     else:
-        index = jnp.searchsorted(jnp.asarray(thresholds), x, side="left").astype(jnp.uint8)
+        index = jnp.searchsorted(jnp.asarray(thresholds), x, side="left", method="scan_unrolled").astype(jnp.uint8)
         index = jnp.where(jnp.isnan(x), 0, index)
     if np.array_equal(codes, np.arange(len(codes))):
         return index
