@@ -19,11 +19,7 @@ from lora_jax.core import codebooks, packing, scales
 from lora_jax.core.boxes import Boxed
 from lora_jax.core.matrix import from_matrix, to_matrix
 from lora_jax.core.paths import flatten
-from lora_jax.core.scales import SCALE_DTYPES, SCALES_PER_BLOCK, SECOND_LEVELS, DoubleQuantized
-
-__all__ = [
-    "SCALES_PER_BLOCK", "DoubleQuantized", "QuantSpec", "QuantizedArray", "bytes_by_path", "bytes_of", "encode", "quantize", "scale_damage",
-]  # fmt: skip
+from lora_jax.core.scales import SCALE_DTYPES, SECOND_LEVELS, DoubleQuantized
 
 _CHAIN = 64  # up to so many levels a comparison with each is faster than a search
 _DAMAGED = 0.05  # a scale is damaged when storing it in 8 bits moves it by more than this
@@ -132,7 +128,7 @@ def quantize(w: Float[Array, "*axes"], spec: QuantSpec, *, kernel_ndim: int = 2,
         ValueError: `w` has too few axes, is not floating, is empty, or holds a NaN or an infinity (outside jit only).
 
     Warns:
-        UserWarning: storing the scales in 8 bits damages more than 1 % of them (outside jit only).
+        UserWarning: storing the scales in 8 bits damages more than 1 % of those of a matrix (outside jit only).
 
     >>> quantize(jnp.ones((128, 32)), QuantSpec(double=False)).codes.shape
     (64, 32)
@@ -152,7 +148,7 @@ def quantize(w: Float[Array, "*axes"], spec: QuantSpec, *, kernel_ndim: int = 2,
             )
         if damaged is not None and float(damaged) > 0.01:
             warnings.warn(
-                f"Double quantisation moves {100 * float(damaged):.1f} % of the scales of a {w.shape} weight by more than "
+                f"Double quantisation moves {100 * float(damaged):.1f} % of the scales of a matrix in a {w.shape} weight by more than "
                 f"{_DAMAGED:.0%}: some blocks are far larger than others. Use QuantSpec(second_level='log') or double=False for it.",
                 stacklevel=2,
             )
@@ -208,7 +204,7 @@ def nearest_code(x: Float[Array, "*axes"], format: codebooks.Format, *, raw: boo
         for threshold in thresholds:
             index = index + (x > threshold).astype(jnp.uint8)
     else:
-        index = jnp.searchsorted(jnp.asarray(thresholds), x, side="left").astype(jnp.uint8)
+        index = jnp.searchsorted(jnp.asarray(thresholds), x, side="left", method="scan_unrolled").astype(jnp.uint8)
         index = jnp.where(jnp.isnan(x), 0, index)
     if np.array_equal(codes, np.arange(len(codes))):
         return index
@@ -243,7 +239,7 @@ def _quantize_matrix(w: Array, spec: QuantSpec, kernel_ndim: int, in_axes: tuple
     stored, stored_zero = store_scales(scale, zero, spec)
     damaged = None
     if spec.double:
-        damaged = _damaged(scales.load(stored, blocks, out), scale).mean()
+        damaged = _damaged(stored, stored_zero, scale, zero, spec).mean((-2, -1)).max()
     if zero is not None or spec.second_level == "log" or spec.scale_dtype != "float32":
         # Codes that are nearest under the scale that will be read. QLoRA takes those of the exact scale.
         scale = scales.load(stored, blocks, out)
@@ -252,17 +248,23 @@ def _quantize_matrix(w: Array, spec: QuantSpec, kernel_ndim: int, in_axes: tuple
 
 
 def scale_damage(w: Float[Array, "*axes"], q: QuantizedArray) -> Float[Array, "*stack"]:
-    """The share of blocks whose stored scale is off by more than 5 %, for each matrix of the stack that `w` was quantised from.
+    """The share of blocks whose stored scale is off by more than 5 %, or their zero by as much of their range, for each matrix of
+    the stack that `w` was quantised from.
 
     Above a hundredth, double quantisation has met blocks of very different sizes: `QuantSpec(second_level='log')` stores them.
     """
-    exact, _ = block_scales(to_matrix(w, len(q.kernel_shape), q.in_axes), q.spec)
-    return _damaged(scales.load(q.scale, *exact.shape[-2:]), exact).mean((-2, -1))
+    scale, zero = block_scales(to_matrix(w, len(q.kernel_shape), q.in_axes), q.spec)
+    return _damaged(q.scale, q.zero, scale, zero, q.spec).mean((-2, -1))
 
 
-def _damaged(stored: Array, exact: Array) -> Array:
+def _damaged(stored: Any, stored_zero: Any, scale: Array, zero: Array | None, spec: QuantSpec) -> Array:
     # A block of less than a fifth of the average size may be off by more: what is lost is small against the matrix.
-    return jnp.abs(stored - exact) > _DAMAGED * jnp.maximum(exact, 0.2 * exact.mean((-2, -1), keepdims=True))
+    allowed = _DAMAGED * jnp.maximum(scale, 0.2 * scale.mean((-2, -1), keepdims=True))
+    shape = scale.shape[-2:]
+    off = jnp.abs(scales.load(stored, *shape) - scale) > allowed
+    if zero is None:
+        return off
+    return off | (jnp.abs(scales.load(stored_zero, *shape) - zero) > allowed * codebooks.format_named(spec.format).limit)
 
 
 def _raw(spec: QuantSpec) -> bool:

@@ -44,9 +44,9 @@ def save_quantized(folder: Path | str, tree: Mapping[str, Any], metadata: Mappin
     boxes: dict[str, Any] = {}
     for path, leaf in flatten(tree).items():
         if not isinstance(leaf, QuantizedArray):
-            tensors[path] = np.ascontiguousarray(leaf)
+            tensors[path] = _contiguous(leaf)
             continue
-        tensors |= {f"{path}#{name}": np.ascontiguousarray(array).reshape(array.shape) for name, array in _parts(leaf)}
+        tensors |= {f"{path}#{name}": _contiguous(array) for name, array in _parts(leaf)}
         kind = next(kind for kind, box in _KINDS.items() if type(leaf) is box)
         boxes[path] = {
             "kind": kind, "spec": dataclasses.asdict(leaf.spec), "kernel_shape": leaf.kernel_shape, "in_axes": leaf.in_axes,
@@ -100,6 +100,11 @@ def load_quantized(folder: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: {site!r} does not fit together ({error}). Quantise the model again.") from None
     return unflatten(flat), json.loads(text["metadata"])
+
+
+def _contiguous(array: Any) -> np.ndarray:
+    # numpy would make an array of one number of a number.
+    return np.ascontiguousarray(array).reshape(np.shape(array))
 
 
 def _parts(q: QuantizedArray) -> Iterator[tuple[str, Any]]:
@@ -168,7 +173,5 @@ def _checksum(tensors: Mapping[str, np.ndarray], text: Mapping[str, str]) -> str
     for name in sorted(tensors):
         array = tensors[name]
         digest.update(f"{name}:{array.dtype}{array.shape}".encode())
-        digest.update(
-            np.ascontiguousarray(array).tobytes() if array.ndim == 0 else np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        )
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -78,7 +78,7 @@ def test_scale_search_never_loses_weight_error_to_rounding_block_by_block():
 def test_gptq_with_independent_inputs_is_rounding_to_nearest():
     w = jnp.asarray(np.random.default_rng(0).standard_normal((2, 100, 8)).astype(np.float32))
     for spec in (SPEC, QuantSpec("nf4"), QuantSpec("int4_asym", 64, False, "bfloat16")):
-        np.testing.assert_allclose(gptq(w, jnp.eye(100), spec).matrix(), quantize(w, spec).matrix(), atol=1e-6)
+        np.testing.assert_allclose(gptq(w, jnp.stack([jnp.eye(100)] * 2), spec).matrix(), quantize(w, spec).matrix(), atol=1e-6)
 
 
 def test_stacks_are_calibrated_matrix_by_matrix():

@@ -39,9 +39,11 @@ def test_it_is_the_method_of_the_paper(outlier, threshold):
 
 def test_outliers_cost_precision_only_without_the_threshold():
     x, w = case(60.0)
-    exact, q = x @ w, quantize(jnp.asarray(w), SPEC)
-    errors = [np.linalg.norm(int8_matmul(jnp.asarray(x), q, threshold=t) - exact) / np.linalg.norm(exact) for t in (0.0, 6.0)]
-    assert errors[0] > 5 * errors[1] and errors[1] < 0.01
+    q = quantize(jnp.asarray(w), SPEC)
+    exact = x @ np.asarray(q.matrix())  # what rounding the weights loses is the same with both
+    rest = np.linalg.norm(np.delete(x, 5, 1) @ np.delete(w, 5, 0))
+    errors = [np.linalg.norm(int8_matmul(jnp.asarray(x), q, threshold=t) - exact) / rest for t in (0.0, 6.0)]
+    assert errors[0] > 0.1 and errors[1] < 0.02
 
 
 def test_rows_of_zeros_and_other_weights():
