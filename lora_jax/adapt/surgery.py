@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def adapt(
     whole: Sequence[str] = (),
     key: jax.Array,
     sites: Mapping[str, Site] | None = None,
-    bias: Literal["none", "all", "lora_only"] = "none",
+    bias: str = "none",
     experts: Sequence[str] = (),
     statistics: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, LowRank | Whole]]:
@@ -195,7 +195,9 @@ def _stored(site: Site, weight: Any, format: QuantSpec | None, spec: LoraSpec | 
     """The weight as it is kept, and the factors if the initialiser chooses both at once."""
     both = spec is not None and initializer_named(spec.init).reads == "format"
     if both and (format is None or isinstance(weight, QuantizedArray)):
-        raise ValueError(f"init={spec.init!r} chooses the codes of a quantised base: it needs the unquantised weight and a quant rule for it.")
+        raise ValueError(
+            f"init={spec.init!r} chooses the codes of a quantised base: it needs the unquantised weight and a quant rule for it."
+        )
     if format is None:
         return weight, None
     w = jnp.asarray(meta.unbox(weight))
