@@ -92,7 +92,7 @@ def apply(
     for leaf in lora.values():
         if isinstance(leaf, Prefix) and leaf.inserts:
             args = leaf.insert(args)
-    with nn.intercept_methods(factored):
+    with nn.intercept_methods(factored), readable():
         return model.apply({**(collections or {}), "params": join(frozen, lora, key=key)}, *args, **kwargs)
 
 
@@ -105,8 +105,7 @@ def factored(next_fun: Any, args: Any, kwargs: Any, context: nn.module.Intercept
     if context.method_name == "__call__" and (pieces := _carried(module)):
         if args:
             args = (functools.reduce(lambda x, piece: piece.before(x), pieces, args[0]), *args[1:])
-        with readable():
-            y = _computed(next_fun, args, kwargs, context)
+        y = _computed(next_fun, args, kwargs, context)
         return functools.reduce(lambda y, piece: piece.after(y), pieces, y)
     return _computed(next_fun, args, kwargs, context)
 
@@ -130,7 +129,8 @@ def _computed(next_fun: Any, args: Any, kwargs: Any, context: nn.module.Intercep
             leaf = leaf.base
         # Factors with stack axes left (the experts of one kernel) are read as a dense weight.
         stacked = isinstance(leaf, Adapted) and leaf.lora.a.ndim > 2
-        if isinstance(leaf, Boxed) and not isinstance(leaf, Whole) and not stacked and rule.fits(module, call):
+        dense = isinstance(leaf, Whole) or (isinstance(leaf, WithRows) and type(module) is not nn.Embed)
+        if isinstance(leaf, Boxed) and not dense and not stacked and rule.fits(module, call):
             return rule.product(module, leaf, call)
     return next_fun(*args, **kwargs)
 

@@ -143,14 +143,12 @@ class Prefix(Piece):
     def insert(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The model's inputs (tokens, mask, segment ids or None) with room for the inserted positions."""
         tokens, mask, *rest = args
-        widen = (
-            lambda x, fill: jnp.concatenate(
-                [x[:, :1], jnp.full((x.shape[0], self.prefix), fill, x.dtype), x[:, 1:], jnp.full((x.shape[0], self.infix), fill, x.dtype)],
-                1,
-            )
-        )
-        types = [None if x is None else widen(x, 0) for x in rest[:1]]
-        return (widen(tokens, 0), widen(mask, True), *types, *rest[1:])
+        types = [None if x is None else self._widened(x, 0) for x in rest[:1]]
+        return (self._widened(tokens, 0), self._widened(mask, True), *types, *rest[1:])
+
+    def _widened(self, x: Array, fill: Any) -> Array:
+        pad = lambda count: jnp.full((x.shape[0], count), fill, x.dtype)  # noqa: E731
+        return jnp.concatenate([x[:, :1], pad(self.prefix), x[:, 1:], pad(self.infix)], 1)
 
 
 class Carrying(Boxed):

@@ -11,6 +11,7 @@ import optax
 from lora_jax.adapt.apply import Lora
 from lora_jax.config import OptimConfig
 from lora_jax.core.lowrank import LowRank, array_fields
+from lora_jax.train.variants import adalora, precondition_b
 
 Trainable = dict[str, Any]
 
@@ -72,6 +73,8 @@ def unit_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
     """AdamW on the trained tree with one learning rate a label; `b` gets `lora_plus_ratio` times that of `a` (LoRA+, Hayou et al. 2024).
 
+    `precondition_b` rescales the gradient of `b` (LoRA-FA as PEFT has it); `adalora.target_rank` turns AdaLoRA's budget on.
+
     Learning rates live in the optimiser's state, so runs that differ in them share one compiled program.
     """
     rates = {
@@ -82,10 +85,12 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
         "whole": config.learning_rate if config.head_learning_rate is None else config.head_learning_rate,
     }
     scale = optax.inject_hyperparams(optax.scale_by_learning_rate)
-    return optax.chain(
+    tx = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        precondition_b() if config.precondition_b else optax.identity(),
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
         optax.add_decayed_weights(config.weight_decay, decay_mask) if config.weight_decay else optax.identity(),
         optax.scale_by_schedule(unit_schedule(config, total_steps)),
         optax.partition({label: scale(learning_rate=rate) for label, rate in rates.items()}, labels),
     )
+    return adalora(tx, config.adalora, total_steps) if config.adalora.target_rank is not None else tx
