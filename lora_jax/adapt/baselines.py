@@ -63,7 +63,7 @@ def bottlenecks(
             norm_bias=zeros(d) if kind == "lin" else None,
             on=on,
         )
-    if not found or all(not float(leaf.on.sum()) for leaf in found.values() if not isinstance(leaf.on, jax.core.Tracer)):
+    if not found:
         raise ValueError(f"Dropping the adapters of the first {dropped} blocks leaves none. Drop fewer.")
     return found
 
@@ -142,6 +142,8 @@ def _index(path: str) -> int | None:
 
 def _on(path: str, site: Site, dropped: int) -> Any:
     """1 where a layer keeps its adapter; None if this one is dropped."""
+    if site.stack and dropped >= site.stack[0]:
+        return None
     if site.stack:
         return (jnp.arange(site.stack[0]) >= dropped).astype(jnp.float32)
     return None if (_index(path) or 0) < dropped else jnp.ones((), jnp.float32)
