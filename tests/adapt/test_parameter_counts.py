@@ -7,7 +7,7 @@ import pytest
 from lora_jax.adapt import baselines
 from lora_jax.adapt.sites import Site
 from lora_jax.adapt.surgery import trainable_parameters
-from lora_jax.core.init import initialize
+from lora_jax.core.init import initialize, with_magnitude
 from lora_jax.core.lowrank import LoraSpec
 
 
@@ -63,7 +63,10 @@ FOLLOW = [
     *[(f"LoRA GPT-3 rq=rv={r}", lora(*GPT3, r, 2), text) for r, text in ((2, "9.4"), (8, "37.7"))],
     *[(f"LoRA GPT-3 four matrices r={r}", lora(*GPT3, r, 4), text) for r, text in ((1, "9.4"), (4, "37.7"))],
     # Adapter-H on GPT-3, Table 15.
-    *[(f"Adapter-H GPT-3 r={r}", bottleneck("houlsby", *GPT3, r), t) for r, t in ((1, "7.1"), (4, "21.2"), (8, "40.1"), (16, "77.9"), (64, "304.4"))],
+    *[
+        (f"Adapter-H GPT-3 r={r}", bottleneck("houlsby", *GPT3, r), t)
+        for r, t in ((1, "7.1"), (4, "21.2"), (8, "40.1"), (16, "77.9"), (64, "304.4"))
+    ],
     # Prefix embeddings on GPT-3, Table 15, with li = 8.
     *[(f"PreEmbed GPT-3 lp={lp}", 12288 * (lp + 8), text) for lp, text in ((64, "0.9"), (128, "1.7"), (256, "3.2"), (512, "6.4"))],
     # The last two of GPT-2 medium's blocks: 12 d^2 + 13 d each.
@@ -107,11 +110,13 @@ def test_where_the_printed_count_and_the_formula_part_the_formula_gives_this(nam
 def test_widths_of_adapters_that_the_papers_do_not_tell():
     # Table 2 prints 3.0 and 6.0 M for RoBERTa-large and 0.3 and 0.9 M for base: some width gives each.
     for kind, size, printed in (("pfeiffer", LARGE, "3.0"), ("houlsby", LARGE, "6.0"), ("houlsby", BASE, "0.3"), ("houlsby", BASE, "0.9")):
-        widths = [r for r in range(1, 129) if rounds_to(bottleneck(kind, *size, r), printed)]
+        (layers, d), count = size, 1 if kind == "pfeiffer" else 2
+        assert bottleneck(kind, *size, 7) == count * layers * (2 * d * 7 + 7 + d)
+        widths = [r for r in range(1, 129) if rounds_to(count * layers * (2 * d * r + r + d), printed)]
         assert widths, (kind, size, printed)
     # Adapter-H on GPT-2 medium, 11.09 M: no width does, with or without the block's two layer norms trained.
     for norms in (0, 2 * 24 * 1024, 2 * 48 * 1024):
-        assert not [r for r in range(100, 125) if rounds_to(bottleneck("houlsby", *GPT2M, r) + norms, "11.09")]
+        assert not [r for r in range(100, 125) if rounds_to(48 * (2 * 1024 * r + r + 1024) + norms, "11.09")]
 
 
 def test_counts_of_variants_follow_their_papers():
@@ -120,5 +125,6 @@ def test_counts_of_variants_follow_their_papers():
     assert one(768, LoraSpec(rank=1024, variant="vera")) == 768 + 1024 and 24 * (768 + 1024) == 43_008
     assert one(1024, LoraSpec(rank=256, variant="vera")) == 1024 + 256 and 48 * (1024 + 256) == 61_440
     assert one(64, LoraSpec(rank=4, variant="lora_fa")) == 4 * 64
-    assert one(64, LoraSpec(rank=4, dora=True)) == 2 * 4 * 64 + 64
+    dora = with_magnitude(initialize(jax.random.key(0), (), 64, 64, LoraSpec(rank=4)), jnp.ones((64, 64)))
+    assert dora.active_parameters() == 2 * 4 * 64 + 64
     assert jnp.asarray(one(64, LoraSpec(rank=4, variant="adalora"))) == 2 * 4 * 64 + 4
