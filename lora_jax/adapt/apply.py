@@ -11,11 +11,11 @@ import jax
 from flax import linen as nn
 
 from lora_jax.adapt import rules
-from lora_jax.adapt.modules import Carrying, Piece, Prefix, readable
 from lora_jax.core.adapted import Adapted
 from lora_jax.core.boxes import Boxed, Whole
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten, nearest, unflatten
+from lora_jax.core.pieces import Carrying, Piece, Prefix, readable
 from lora_jax.core.rows import Rows, WithRows
 
 # By path of the weight; pieces beside a weight (bottlenecks, gains, prefixes) by `path#name`.

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from lora_jax.adapt.modules import Bottleneck, Gain, Prefix
 from lora_jax.adapt.sites import Site
 from lora_jax.core.boxes import Whole
 from lora_jax.core.paths import flatten, match
+from lora_jax.core.pieces import Bottleneck, Gain, Prefix
 from lora_jax.core.rows import Rows, rows_of
 
 _LAYER = r"layers(_\d+)?"

@@ -11,9 +11,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.adapt.modules import Bottleneck, Gain, Prefix
 from lora_jax.core.boxes import Whole
 from lora_jax.core.lowrank import LowRank, array_fields
+from lora_jax.core.pieces import Bottleneck, Gain, Prefix
 from lora_jax.core.rows import Rows
 from lora_jax.io import safetensors
 

@@ -45,12 +45,17 @@ def _given(leaf: Any) -> tuple[str, ...]:
 
 
 def decay_mask(trained: Trainable) -> Any:
-    """Which arrays weight decay acts on: all but biases, the scales of norms, and magnitudes and gains."""
+    """Which arrays weight decay acts on: all but biases, the scales of norms, magnitudes, gains and prefix states."""
     out = {}
     for path, leaf in trained.items():
-        decays = not path.endswith(("/bias", "norm/scale"))
-        out[path] = leaf.replace(**{name: decays and label_of(leaf, name) != "vector" for name in _given(leaf)})
+        decays = path.rpartition("/")[2] not in ("bias", "scale")
+        out[path] = leaf.replace(**{name: decays and _is_matrix(leaf, name) for name in _given(leaf)})
     return out
+
+
+def _is_matrix(leaf: Any, name: str) -> bool:
+    label = label_of(leaf, name)
+    return name in ("down", "up") if label == "module" else label != "vector"
 
 
 def unit_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
