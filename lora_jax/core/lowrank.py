@@ -92,18 +92,17 @@ class LowRank(struct.PyTreeNode):
     group: rows of the weight that share a row of `a` (QA-LoRA). fixed: names of factors that are not trained.
     """
 
-    # "| Any": the same structure also carries None, labels and masks in place of arrays (see train/optim.py).
-    a: Float[Array, "*stack grouped r"] | Any
-    b: Float[Array, "*stack r out"] | Any
-    scale: Float[Array, "*stack r"] | Any
-    dropout: Float[Array, "*stack"] | Any = None
-    magnitude: Float[Array, "*stack out"] | Any = None
-    gain: Float[Array, "*stack r"] | Any = None
-    out_gain: Float[Array, "*stack out"] | Any = None
-    parts: Float[Array, "*stack r parts"] | Any = None
-    a0: Float[Array, "*stack in r"] | Any = None
-    b0: Float[Array, "*stack r out"] | Any = None
-    base_square: Float[Array, "*stack out"] | Any = None
+    a: Float[Array, "*stack grouped r"]
+    b: Float[Array, "*stack r out"]
+    scale: Float[Array, "*stack r"]
+    dropout: Float[Array, "*stack"] | None = None
+    magnitude: Float[Array, "*stack out"] | None = None
+    gain: Float[Array, "*stack r"] | None = None
+    out_gain: Float[Array, "*stack out"] | None = None
+    parts: Float[Array, "*stack r parts"] | None = None
+    a0: Float[Array, "*stack in r"] | None = None
+    b0: Float[Array, "*stack r out"] | None = None
+    base_square: Float[Array, "*stack out"] | None = None
     in_axes: tuple[int, ...] = struct.field(pytree_node=False, default=(0,))
     group: int = struct.field(pytree_node=False, default=1)
     fixed: tuple[str, ...] = struct.field(pytree_node=False, default=())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lora_jax.core.init import INITIALIZERS, initialize, initialize_with_base, initializer_named
-from lora_jax.core.lowrank import LoraSpec
+from lora_jax.core.lowrank import LoraSpec, LowRank
 from lora_jax.core.quantize import QuantSpec, quantize
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "variants.npz")
@@ -149,3 +149,17 @@ def test_each_matrix_of_a_stack_is_initialised_by_itself():
         alone = initialize(KEY, (), 32, 24, LoraSpec(rank=4, init="pissa"), weight=w[n])
         np.testing.assert_allclose(low.moving().delta()[n], alone.moving().delta(), atol=1e-5)
     assert low.a0 is not low.a and not np.any(low.delta())
+
+
+def test_vera_computes_what_peft_computes():
+    g = GOLDEN
+    assert np.all(g["vera_start_d"] == np.float32(0.1))
+    low = LowRank(
+        a=jnp.asarray(g["vera_A"].T), b=jnp.asarray(g["vera_B"].T), scale=jnp.ones(3), gain=jnp.asarray(g["vera_start_d"]), out_gain=jnp.asarray(g["vera_b"])
+    )  # fmt: skip
+    np.testing.assert_allclose(g["x"] @ (g["W"].T + low.delta()) + g["bias"], g["vera_y"], rtol=1e-5, atol=1e-5)
+    ours = initialize(KEY, (), 12, 10, LoraSpec(rank=3, variant="vera"))
+    assert np.all(ours.gain == np.float32(0.1)) and not np.any(ours.out_gain) and np.all(ours.scale == 1)
+    # Kaiming bounds: 3000 entries come within a few per cent of them.
+    wide = initialize(KEY, (), 100, 30, LoraSpec(rank=30, variant="vera"))
+    np.testing.assert_allclose([np.abs(wide.a).max(), np.abs(wide.b).max()], [np.sqrt(6 / 100), np.sqrt(6 / 30)], rtol=0.02)
