@@ -23,9 +23,7 @@ _KINDS: dict[str, type] = {"rows": Rows, "bottleneck": Bottleneck, "gain": Gain,
 _DERIVED = ("base_square",)  # follows from the base: recomputed, not stored
 
 
-def save_adapter(
-    folder: Path | str, lora: Mapping[str, LowRank | Whole], *, base: str, model: str, label_names: tuple[str, ...] = ()
-) -> Path:
+def save_adapter(folder: Path | str, lora: Mapping[str, Any], *, base: str, model: str, label_names: tuple[str, ...] = ()) -> Path:
     """Writes the factors and the weights trained whole, as `<path>#a`, `#b`, `#scale` and `<path>#whole`, and a variant's other arrays.
 
     The effective scale is part of the file. `base` is the fingerprint of the pretrained weights that it was trained on.
@@ -55,7 +53,7 @@ def save_adapter(
     return folder / FILE
 
 
-def load_adapter(folder: Path | str, *, base: str | None = None) -> tuple[dict[str, LowRank | Whole], dict[str, str]]:
+def load_adapter(folder: Path | str, *, base: str | None = None) -> tuple[dict[str, Any], dict[str, str]]:
     """The adapter and its metadata.
 
     Args:
@@ -79,7 +77,7 @@ def load_adapter(folder: Path | str, *, base: str | None = None) -> tuple[dict[s
         parts.setdefault(site, {})[part] = jnp.asarray(value)
     axes = json.loads(metadata["in_axes"])
     variants = json.loads(metadata.get("variants", "{}"))
-    lora: dict[str, LowRank | Whole] = {}
+    lora: dict[str, Any] = {}
     for site, values in parts.items():
         static = dict(variants.get(site, {}))
         kind = _KINDS.get(static.pop("kind", ""))

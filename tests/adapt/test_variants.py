@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import zlib
 from pathlib import Path
 
 import jax
@@ -271,6 +272,24 @@ def test_experts_of_one_kernel_get_factors_of_their_own():
         # nn.Einsum's bias is (experts, out): one a made letter and one a shared one.
         wanted = np.einsum("etd,edo->eto", hidden, weights["out/kernel"]) + np.float64(params["out"]["bias"])[:, None]
         np.testing.assert_allclose(apply(model, frozen, lora, x), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dora", "dora_pissa", "qa_lora"])
+def test_dropout_acts_on_the_adapters_input_and_never_on_the_base_term(name):
+    from flax import linen as nn
+
+    model, x, key = nn.Dense(10), jax.random.normal(jax.random.key(0), (7, 8)), jax.random.key(4)
+    params = model.init(jax.random.key(1), x)["params"]
+    rule = dataclasses.replace(SPECS[name], dropout=0.5)
+    _, lora = adapt(model, params, (x,), lora=[("kernel", rule)], key=jax.random.key(2))
+    low = zoo.moved(lora, 0.1)["kernel"]
+    keep = jax.random.bernoulli(jax.random.fold_in(key, zlib.crc32(b"kernel")), 0.5, x.shape)
+    dropped = np.where(keep, 2 * np.float64(x), 0)
+    factors = 1.0
+    if low.magnitude is not None:
+        factors = np.float64(low.magnitude) / np.linalg.norm(np.float64(params["kernel"]) + np.float64(low.delta()), axis=0)
+    wanted = (np.float64(x) @ np.float64(params["kernel"]) + dropped @ np.float64(low.delta())) * factors + np.float64(params["bias"])
+    np.testing.assert_allclose(apply(model, params, {"kernel": low}, x, key=key), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_fused_kernels_adapt_the_chosen_parts_and_no_other():

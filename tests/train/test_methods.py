@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from lora_jax.adapt.apply import apply
 from lora_jax.adapt.sites import find_sites
 from lora_jax.adapt.surgery import trainable_parameters
-from lora_jax.config import config_hash, from_config_dict
+from lora_jax.config import config_hash, from_config_dict, load_config
 from lora_jax.core.boxes import Whole
 from lora_jax.data.tokenizers import Encoded
 from lora_jax.io.adapter import load_adapter
@@ -146,6 +147,45 @@ def test_a_run_trains_saves_and_resumes_bit_for_bit(name, tmp_path, monkeypatch)
 def test_settings_that_contradict_each_other_are_refused_at_the_door(groups, says):
     with pytest.raises(ValueError, match=says):
         config(**groups)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_shapes_alone_tell_what_a_configuration_selects(name):
+    run = config(**COUNTS[name][0])
+    real = select(run, task(), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: select(run, task(), jax.random.key(0)))
+    assert jax.tree.structure(shapes) == jax.tree.structure(real)
+    assert [leaf.shape for leaf in jax.tree.leaves(shapes)] == [leaf.shape for leaf in jax.tree.leaves(real)]
+
+
+def test_padded_to_a_wider_run_it_selects_and_counts_the_same():
+    for fields in (dict(dora=True), dict(init="pissa"), dict(embedding_rows=[5])):
+        narrow, wide = config(lora=lora(**fields)), config(lora=lora(rank=4, targets="all-linear", **fields))
+        _, state = loop.initial_state(narrow, task(), 4, wide=wide)
+        _, alone = loop.initial_state(narrow, task(), 4)
+        assert set(state.lora) > set(alone.lora) and trainable_parameters(state.lora) > 0
+        tokens, mask = jnp.asarray([[1, 5, 20, 21]]), jnp.ones((1, 4), bool)
+        frozen = select(narrow, task(), jax.random.key(0))[0]
+        outputs = [apply(task().model, frozen, one.lora, tokens, mask) for one in (state, alone)]
+        np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-6, atol=1e-6)
+
+
+def test_every_setting_is_reached_from_the_command_line():
+    overrides = [
+        "lora.dora=true",
+        "lora.init=pissa",
+        "lora.variant=lora",
+        "lora.parts=true,false",
+        "lora.bias=lora_only",
+        "lora.embedding_rows=3,4",
+    ]
+    path = Path(__file__).parents[2] / "configs" / "default.py"
+    with pytest.raises(ValueError, match="fused kernel"):
+        load_config(str(path), [f"--config.{text}" for text in overrides])
+    read = load_config(str(path), [f"--config.{text}" for text in overrides if "pissa" not in text])
+    assert (read.lora.dora, read.lora.parts, read.lora.bias, read.lora.embedding_rows) == (True, (True, False), "lora_only", (3, 4))
+    budget = ["--config.lora.variant=adalora", "--config.optim.adalora.target_rank=4", "--config.optim.adalora.interval=5"]
+    assert load_config(str(path), budget).optim.adalora.target_rank == 4.0
 
 
 def test_a_prefix_that_needs_more_positions_than_the_model_has_is_refused():
