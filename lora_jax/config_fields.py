@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Method = Literal["full", "head", "lora", "qlora", "bitfit", "top_layers", "bottleneck", "prefix_embedding", "prefix_layers", "ia3"]
+Baseline = Literal["full", "head", "bitfit", "top_layers", "bottleneck", "prefix_embedding", "prefix_layers", "ia3"]
 ADAPTERS = ("lora", "qlora")  # the methods that have a rank and targets; the others are baselines
 NO_FORMAT = "none"  # the base as it was loaded, shown to people as "fp32"
 
@@ -160,7 +161,7 @@ class SweepConfig:
     format: tuple[str, ...] = ()  # as quant.format; none = LoRA on the base as it was loaded
     targets: tuple[str, ...] = ()  # as lora.targets; regexes with commas must stand in a config file
     seeds: tuple[int, ...] = ()
-    baselines: tuple[Literal["full", "head"], ...] = ()
+    baselines: tuple[Baseline, ...] = ()
     learning_rate: LearningRates = LearningRates()
 
 

@@ -127,7 +127,9 @@ def _computed(next_fun: Any, args: Any, kwargs: Any, context: nn.module.Intercep
         leaf = module.get_variable("params", rule.weight)
         while isinstance(leaf, Carrying):
             leaf = leaf.base
-        # Factors with stack axes left (the experts of one kernel) are read as a dense weight.
+        if rules.fits_experts(module, leaf, context.method_name, call):
+            return rules.experts_product(module, leaf, call)
+        # Other factors with stack axes left (the experts of a raw parameter) are read as a dense weight.
         stacked = isinstance(leaf, Adapted) and leaf.lora.a.ndim > 2
         dense = isinstance(leaf, Whole) or (isinstance(leaf, WithRows) and type(module) is not nn.Embed)
         if isinstance(leaf, Boxed) and not dense and not stacked and rule.fits(module, call):

@@ -110,10 +110,55 @@ def _einsum(module: nn.Module, leaf: Any, call: Call) -> Array:
         return y
     factors = factors.reshape(*(sizes[letter] for letter in made))
     y = jnp.einsum(f"{equation.output},{made}->{equation.output}", y.astype(jnp.float32), factors).astype(y.dtype)
-    if not module.use_bias:
+    return y + _einsum_bias(module, equation, sizes).astype(y.dtype) if module.use_bias else y
+
+
+def _einsum_bias(module: nn.Module, equation: _Equation, sizes: dict[str, int]) -> Array:
+    """The bias in the shape that it is added in: Linen's has those of the kernel's axes that the output has, in its order."""
+    return _bias(module).reshape([sizes[letter] if letter in equation.kernel else 1 for letter in equation.output])
+
+
+def experts_product(module: nn.Module, leaf: Adapted, call: Call) -> Array:
+    """The factored product of an einsum whose kernel holds a stack of adapted matrices, such as 'etd,edo->eto'.
+
+    Each expert's factors act on what that expert's kernel acts on, and no dense update is formed. `fits_experts` says where.
+    """
+    equation, low, x = _equation(module, call), leaf.lora, call.args[0]
+    shared, rest = equation.kernel[: low.a.ndim - 2], equation.kernel[low.a.ndim - 2 :]
+    sizes = dict(zip(equation.kernel, leaf.shape, strict=True))
+    contracted = "".join(letter for letter in rest if letter not in equation.output)
+    made = "".join(letter for letter in rest if letter in equation.output)
+    kept = "".join(letter for letter in equation.input if letter not in contracted)
+    rank = next(letter for letter in "RSTUVW" if letter not in equation.input + equation.kernel + equation.output)
+    factors = leaf.factors()
+    y = _frozen_call(module, leaf, call, bias=factors is None)
+    x = x.astype(y.dtype)
+
+    def update(low: LowRank) -> Array:
+        a = (low.a * low.scale[..., None, :]).reshape(*low.a.shape[:-2], *(sizes[letter] for letter in contracted), low.rank)
+        b = low.b.reshape(*low.b.shape[:-1], *(sizes[letter] for letter in made))
+        hidden = jnp.einsum(f"{equation.input},{shared}{contracted}{rank}->{kept}{rank}", x, a.astype(y.dtype))
+        return jnp.einsum(f"{kept}{rank},{shared}{rank}{made}->{equation.output}", hidden, b.astype(y.dtype))
+
+    y = y + _over_terms(update, leaf)
+    if factors is None:
         return y
-    # Linen's bias has the made axes in the output's order.
-    return y + _bias(module).reshape([sizes[letter] if letter in made else 1 for letter in equation.output]).astype(y.dtype)
+    factors = factors.reshape([sizes[letter] for letter in shared + made])
+    y = jnp.einsum(f"{equation.output},{shared}{made}->{equation.output}", y.astype(jnp.float32), factors).astype(y.dtype)
+    return y + _einsum_bias(module, equation, sizes).astype(y.dtype) if module.use_bias else y
+
+
+def fits_experts(module: nn.Module, leaf: Any, method: str, call: Call) -> bool:
+    """Whether `experts_product` covers this use of a weight: a plain einsum over matrices that its first letters tell apart."""
+    if not isinstance(leaf, Adapted) or leaf.lora.a.ndim < 3 or (leaf.key is not None and leaf.lora.dropout is not None):
+        return False
+    if type(module) is not nn.Einsum or method != "__call__" or module.precision is not None or not call.args:
+        return False
+    equation, count = _equation(module, call), leaf.lora.a.ndim - 2
+    shared, rest = equation.kernel[:count], equation.kernel[count:]
+    plain = len(leaf.shape) == len(equation.kernel) and not any(len(set(part)) != len(part) for part in equation.parts)
+    inner = all((letter in equation.input) != (letter in equation.output) for letter in rest)
+    return plain and inner and all(letter in equation.input and letter in equation.output for letter in shared) and not equation.lost
 
 
 def _conv(module: nn.Module, leaf: Any, call: Call) -> Array:
@@ -252,13 +297,21 @@ class _Equation:
     output: str
 
     @property
+    def parts(self) -> tuple[str, str, str]:
+        """Its three terms."""
+        return self.input, self.kernel, self.output
+
+    @property
+    def lost(self) -> set[str]:
+        """Letters of one operand alone that are summed away."""
+        return (set(self.input) | set(self.kernel)) - set(self.output) - (set(self.input) & set(self.kernel))
+
+    @property
     def is_matmul(self) -> bool:
         """Every kernel letter is either contracted or made, and nothing else is summed: a matrix product after reshaping."""
         shared = set(self.kernel) & set(self.input) & set(self.output)
-        lost = (set(self.input) | set(self.kernel)) - set(self.output) - (set(self.input) & set(self.kernel))
-        letters = [self.input, self.kernel, self.output]
-        repeated = any(len(set(part)) != len(part) for part in letters)
-        return not shared and not lost and not repeated and bool(set(self.kernel) & set(self.output))
+        repeated = any(len(set(part)) != len(part) for part in self.parts)
+        return not shared and not self.lost and not repeated and bool(set(self.kernel) & set(self.output))
 
 
 def _equation(module: nn.Einsum, call: Call) -> _Equation:

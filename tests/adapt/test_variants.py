@@ -292,6 +292,40 @@ def test_dropout_acts_on_the_adapters_input_and_never_on_the_base_term(name):
     np.testing.assert_allclose(apply(model, params, {"kernel": low}, x, key=key), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["lora", "dora_pissa"])
+@pytest.mark.parametrize("equation", ["etd,edo->eto", "td,edo->teo", "etdh,edho->oet"])
+def test_experts_of_an_einsum_are_multiplied_without_a_dense_update(name, equation):
+    from flax import linen as nn
+
+    sizes = dict(e=3, t=4, d=5, h=2, o=6)
+    left, output = equation.split("->")
+    given, kernel = left.split(",")
+    shape = lambda letters: tuple(sizes[letter] for letter in letters)  # noqa: E731
+    model, x = nn.Einsum(shape(kernel), equation), jax.random.normal(jax.random.key(1), shape(given))
+    params = jax.tree.map(lambda p: p + 0.3, model.init(jax.random.key(0), x)["params"])
+    if equation != "td,edo->teo":
+        frozen, lora = adapt(model, params, (x,), lora=[("kernel", SPECS[name])], experts=["kernel"], key=jax.random.key(3))
+    else:  # Its experts share their input, so the kernel is one matrix (d, e * o) to find_sites, and has one pair of factors.
+        frozen, lora = adapt(model, params, (x,), lora=[("kernel", SPECS[name])], key=jax.random.key(3))
+    lora = zoo.moved(lora)
+    boxed = model.apply({"params": join(frozen, lora)}, x)
+    np.testing.assert_allclose(apply(model, frozen, lora, x), boxed, rtol=1e-5, atol=1e-5 * float(jnp.abs(boxed).max()))
+    if equation == "etd,edo->eto":
+        jaxpr = str(jax.make_jaxpr(lambda low: apply(model, frozen, {"kernel": low}, x))(lora["kernel"].replace(magnitude=None)))
+        assert "f32[3,5,6] = dot_general" not in jaxpr
+
+
+def test_no_dense_copy_of_a_quantised_base_is_kept_for_the_backward_pass_under_dora():
+    model, params, inputs = zoo.deep("scan")
+    rules = [("layers/.*/kernel", SPECS["dora_pissa"])]
+    frozen, lora = adapt(model, params, inputs, lora=rules, quant=[("layers/.*/kernel", QUANT)], key=jax.random.key(2))
+    trained, fixed = partition(lora)
+    run = lambda tree: apply(model, frozen, combine(tree, fixed), *inputs)  # noqa: E731
+    _, pullback = jax.vjp(jax.jit(run), trained)
+    kept = [leaf.shape for leaf in jax.tree.leaves(pullback) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert kept and not {(3, 8, 16), (3, 16, 8), (8, 16), (16, 8)} & set(kept)
+
+
 def test_fused_kernels_adapt_the_chosen_parts_and_no_other():
     low = adapt_one(LoraSpec(rank=2, alpha=6.0, parts=(True, False, True)), (8, 12))
     low = zoo.moved({"kernel": low})["kernel"]
