@@ -37,13 +37,13 @@ def test_the_update_moves_zeros_and_no_code(group):
 @pytest.mark.parametrize(
     ("spec", "group", "says"),
     [
-        (QuantSpec("int4_asym", 8, False), 4, "no multiple of block_size 8"),
-        (QuantSpec("int4_asym", 4, True), 4, "double=False"),
+        (("int4_asym", 8, False), 4, "no multiple of block_size 8"),
+        (("int4_asym", 4, True), 4, "double=False"),
     ],
 )
 def test_blocks_and_zeros_that_cannot_hold_the_update_are_refused(spec, group, says):
     with pytest.raises(ValueError, match=says):
-        fold_into_zeros(quantize(jnp.ones((2, 16, 6)), spec), update(group))
+        fold_into_zeros(quantize(jnp.ones((2, 16, 6)), QuantSpec(*spec)), update(group))
 
 
 def test_a_format_without_zeros_is_refused():
