@@ -1,5 +1,8 @@
 """Factored products, one rule a module kind: `base(x) + ((x @ a) * scale) @ b` without ever forming the dense update.
 
+With DoRA the sum's columns are rescaled; a bias is added after that. In training with dropout the base term sees the whole
+input, as the paper has it; PEFT drops the input there, too, in the part of the base that the magnitude adds or takes away.
+
 A module without a rule still works: it reads the dense adapted weight through its box. Rules only make it cheaper, and they
 let dropout act on the adapter's input.
 """
@@ -17,8 +20,10 @@ from flax.core import meta
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array
 
+from lora_jax.adapt.recording import Recorded, record
 from lora_jax.core.adapted import Adapted
 from lora_jax.core.lowrank import LowRank
+from lora_jax.core.rows import WithRows
 from lora_jax.kernels.matmul import frozen_matmul, lowrank_matmul
 
 
@@ -89,9 +94,10 @@ def _dense_general(module: nn.Module, leaf: Any, call: Call) -> Array:
 
 
 def _einsum(module: nn.Module, leaf: Any, call: Call) -> Array:
-    y = _frozen_call(module, leaf, call)
     if not isinstance(leaf, Adapted):
-        return y
+        return _frozen_call(module, leaf, call)
+    factors = leaf.factors()
+    y = _frozen_call(module, leaf, call, bias=factors is None)
     equation, x = _equation(module, call), call.args[0]
     contracted = "".join(letter for letter in equation.kernel if letter not in equation.output)
     kept = "".join(letter for letter in equation.input if letter not in contracted)
@@ -100,36 +106,106 @@ def _einsum(module: nn.Module, leaf: Any, call: Call) -> Array:
     delta = _update(flat.reshape(_size(flat.shape[: len(kept)]), -1), leaf)
     sizes = dict(zip(equation.kernel, leaf.shape[-len(equation.kernel) :], strict=True))
     delta = delta.reshape(*flat.shape[: len(kept)], *(sizes[letter] for letter in made))
-    return y + jnp.einsum(f"{kept}{made}->{equation.output}", delta)
+    y = y + jnp.einsum(f"{kept}{made}->{equation.output}", delta)
+    if factors is None:
+        return y
+    factors = factors.reshape(*(sizes[letter] for letter in made))
+    y = jnp.einsum(f"{equation.output},{made}->{equation.output}", y.astype(jnp.float32), factors).astype(y.dtype)
+    return y + _einsum_bias(module, equation, sizes).astype(y.dtype) if module.use_bias else y
+
+
+def _einsum_bias(module: nn.Module, equation: _Equation, sizes: dict[str, int]) -> Array:
+    """The bias in the shape that it is added in: Linen's has those of the kernel's axes that the output has, in its order."""
+    return _bias(module).reshape([sizes[letter] if letter in equation.kernel else 1 for letter in equation.output])
+
+
+def experts_product(module: nn.Module, leaf: Adapted, call: Call) -> Array:
+    """The factored product of an einsum whose kernel holds a stack of adapted matrices, such as 'etd,edo->eto'.
+
+    Each expert's factors act on what that expert's kernel acts on, and no dense update is formed. `fits_experts` says where.
+    """
+    equation, low, x = _equation(module, call), leaf.lora, call.args[0]
+    shared, rest = equation.kernel[: low.a.ndim - 2], equation.kernel[low.a.ndim - 2 :]
+    sizes = dict(zip(equation.kernel, leaf.shape, strict=True))
+    contracted = "".join(letter for letter in rest if letter not in equation.output)
+    made = "".join(letter for letter in rest if letter in equation.output)
+    kept = "".join(letter for letter in equation.input if letter not in contracted)
+    rank = next(letter for letter in "RSTUVW" if letter not in equation.input + equation.kernel + equation.output)
+    factors = leaf.factors()
+    y = _frozen_call(module, leaf, call, bias=factors is None)
+    x = x.astype(y.dtype)
+
+    def update(low: LowRank) -> Array:
+        a = (low.a * low.scale[..., None, :]).reshape(*low.a.shape[:-2], *(sizes[letter] for letter in contracted), low.rank)
+        b = low.b.reshape(*low.b.shape[:-1], *(sizes[letter] for letter in made))
+        hidden = jnp.einsum(f"{equation.input},{shared}{contracted}{rank}->{kept}{rank}", x, a.astype(y.dtype))
+        return jnp.einsum(f"{kept}{rank},{shared}{rank}{made}->{equation.output}", hidden, b.astype(y.dtype))
+
+    y = y + _over_terms(update, leaf)
+    if factors is None:
+        return y
+    factors = factors.reshape([sizes[letter] for letter in shared + made])
+    y = jnp.einsum(f"{equation.output},{shared}{made}->{equation.output}", y.astype(jnp.float32), factors).astype(y.dtype)
+    return y + _einsum_bias(module, equation, sizes).astype(y.dtype) if module.use_bias else y
+
+
+def fits_experts(module: nn.Module, leaf: Any, method: str, call: Call) -> bool:
+    """Whether `experts_product` covers this use of a weight: a plain einsum over matrices that its first letters tell apart."""
+    if not isinstance(leaf, Adapted) or leaf.lora.a.ndim < 3 or (leaf.key is not None and leaf.lora.dropout is not None):
+        return False
+    if type(module) is not nn.Einsum or method != "__call__" or module.precision is not None or not call.args:
+        return False
+    equation, count = _equation(module, call), leaf.lora.a.ndim - 2
+    shared, rest = equation.kernel[:count], equation.kernel[count:]
+    plain = len(leaf.shape) == len(equation.kernel) and not any(len(set(part)) != len(part) for part in equation.parts)
+    inner = all((letter in equation.input) != (letter in equation.output) for letter in rest)
+    return plain and inner and all(letter in equation.input and letter in equation.output for letter in shared) and not equation.lost
 
 
 def _conv(module: nn.Module, leaf: Any, call: Call) -> Array:
-    y = _frozen_call(module, leaf, call)
     if not isinstance(leaf, Adapted):
-        return y
-    x = _drop(call.args[0], leaf)
-    kernel = leaf.lora.a.reshape(*leaf.shape[-len(leaf.lora.in_axes) - 1 : -1], leaf.lora.rank)
-    into = module.clone(features=leaf.lora.rank, use_bias=False, parent=None)
-    hidden = into.apply({"params": {"kernel": kernel.astype(y.dtype)}}, x.astype(y.dtype)) * leaf.lora.scale.astype(y.dtype)
-    return y + hidden @ leaf.lora.b.astype(y.dtype)
+        return _frozen_call(module, leaf, call)
+    factors = leaf.factors()
+    y = _frozen_call(module, leaf, call, bias=factors is None)
+    x = _drop(call.args[0], leaf).astype(y.dtype)
+
+    def update(low: LowRank) -> Array:
+        kernel = low.a.reshape(*leaf.kernel_shape[:-1], low.rank)
+        into = module.clone(features=low.rank, use_bias=False, parent=None)
+        hidden = into.apply({"params": {"kernel": kernel.astype(y.dtype)}}, x) * low.scale.astype(y.dtype)
+        return hidden @ low.b.astype(y.dtype)
+
+    y = _rescaled(y + _over_terms(update, leaf), factors)
+    return y if factors is None or not module.use_bias else y + _bias(module).astype(y.dtype)
 
 
 def _embed(module: nn.Module, leaf: Any, call: Call) -> Array:
     y = _frozen_call(module, leaf, call)
+    if isinstance(leaf, WithRows):
+        return leaf.look_up(call.args[0], y)
     if not isinstance(leaf, Adapted):
         return y
-    hidden = jnp.take(leaf.lora.a, call.args[0], axis=0) * leaf.lora.scale
-    return y + (hidden @ leaf.lora.b).astype(y.dtype)
+
+    def update(low: LowRank) -> Array:
+        return (jnp.take(low.a, call.args[0], axis=0) * low.scale) @ low.b
+
+    return _rescaled(y + _over_terms(update, leaf).astype(y.dtype), leaf.factors())
 
 
 def _attend(module: nn.Module, leaf: Any, call: Call) -> Array:
-    (query,) = call.args
-    y = _frozen_call(module, leaf, call, method="attend")
+    if isinstance(leaf, WithRows):
+        return leaf.logits(call.args[0], _frozen_call(module, leaf, call, method="attend"))
     if not isinstance(leaf, Adapted):
-        return y
-    low: LowRank = leaf.lora
+        return _frozen_call(module, leaf, call, method="attend")
+    # Columns of the embedding are inputs here, so their factors act on the query.
+    query = _rescaled(call.args[0], leaf.factors())
+    y = _frozen_call(module, leaf, Call((query,), call.kwargs), method="attend")
     query = query.astype(y.dtype)
-    return y + ((query @ low.b.T.astype(y.dtype)) * low.scale.astype(y.dtype)) @ low.a.T.astype(y.dtype)
+
+    def update(low: LowRank) -> Array:
+        return ((query @ low.b.T.astype(y.dtype)) * low.scale.astype(y.dtype)) @ low.a.T.astype(y.dtype)
+
+    return y + _over_terms(update, leaf)
 
 
 def _plain_products(module: nn.Module, call: Call) -> bool:
@@ -172,13 +248,28 @@ RULED_KINDS = {kind for kind, _ in RULES}
 
 
 def _product(x: Array, leaf: Any) -> Array:
+    if isinstance(leaf, Recorded):
+        return frozen_matmul(record(x, leaf.probe), leaf.base)
     if not isinstance(leaf, Adapted):
         return frozen_matmul(x, leaf)
-    return frozen_matmul(x, leaf.base) + _update(x, leaf)
+    return _rescaled(frozen_matmul(x, leaf.base) + _update(x, leaf), leaf.factors())
 
 
 def _update(x: Array, leaf: Adapted) -> Array:
-    return lowrank_matmul(_drop(x, leaf), leaf.lora.a, leaf.lora.b, leaf.lora.scale)
+    x = _drop(x, leaf)
+    return _over_terms(lambda low: lowrank_matmul(x, low.a, low.b, low.scale), leaf)
+
+
+def _over_terms(update: Callable[[LowRank], Array], leaf: Adapted) -> Array:
+    """The update's product, less that of the start that an initialiser took out of the base."""
+    low, start = leaf.lora.moving(), leaf.lora.start()
+    # Two products, not one of twice the rank: equal factors cancel exactly, and step 0 is the base bit for bit.
+    return update(low) if start is None else update(low) - update(start)
+
+
+def _rescaled(y: Array, factors: Array | None) -> Array:
+    """`y * factors` along the last axis, in float32: a magnitude that has moved by less than bfloat16's grain must count."""
+    return y if factors is None else (y.astype(jnp.float32) * factors).astype(y.dtype)
 
 
 def _drop(x: Array, leaf: Adapted) -> Array:
@@ -189,12 +280,12 @@ def _drop(x: Array, leaf: Adapted) -> Array:
     return jnp.where(jax.random.bernoulli(leaf.key, keep, x.shape), x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
 
 
-def _frozen_call(module: nn.Module, leaf: Any, call: Call, method: str = "__call__") -> Array:
+def _frozen_call(module: nn.Module, leaf: Any, call: Call, method: str = "__call__", bias: bool = True) -> Array:
     """The module's own computation on the frozen weight, which is dequantised again in the backward pass, not saved."""
     name = RULES[(type(module), method)].weight
-    base = leaf.base if isinstance(leaf, Adapted) else leaf
-    others = {key: meta.unbox(value) for key, value in module.variables["params"].items() if key != name}
-    detached = module.clone(parent=None)
+    base = leaf.base if isinstance(leaf, (Adapted, WithRows)) else leaf
+    others = {key: meta.unbox(value) for key, value in module.variables["params"].items() if key != name and (bias or key != "bias")}
+    detached = module.clone(parent=None) if bias else module.clone(parent=None, use_bias=False)
     x, *static = call.args  # What may follow x is an einsum's equation.
 
     def run(weight: Any, rest: dict[str, Array], x: Array) -> Array:
@@ -219,13 +310,21 @@ class _Equation:
     output: str
 
     @property
+    def parts(self) -> tuple[str, str, str]:
+        """Its three terms."""
+        return self.input, self.kernel, self.output
+
+    @property
+    def lost(self) -> set[str]:
+        """Letters of one operand alone that are summed away."""
+        return (set(self.input) | set(self.kernel)) - set(self.output) - (set(self.input) & set(self.kernel))
+
+    @property
     def is_matmul(self) -> bool:
         """Every kernel letter is either contracted or made, and nothing else is summed: a matrix product after reshaping."""
         shared = set(self.kernel) & set(self.input) & set(self.output)
-        lost = (set(self.input) | set(self.kernel)) - set(self.output) - (set(self.input) & set(self.kernel))
-        letters = [self.input, self.kernel, self.output]
-        repeated = any(len(set(part)) != len(part) for part in letters)
-        return not shared and not lost and not repeated and bool(set(self.kernel) & set(self.output))
+        repeated = any(len(set(part)) != len(part) for part in self.parts)
+        return not shared and not self.lost and not repeated and bool(set(self.kernel) & set(self.output))
 
 
 def _equation(module: nn.Einsum, call: Call) -> _Equation:

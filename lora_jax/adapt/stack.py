@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from lora_jax.core.boxes import Whole
 from lora_jax.core.lowrank import LowRank
 
 
-def pad(lora: Lora, like: Lora) -> dict[str, LowRank | Whole]:
+def pad(lora: Lora, like: Lora) -> dict[str, Any]:
     """The same adapter with the sites and ranks of `like`: zero factors and zero scale where it has none.
 
     It computes the same function and gets the same gradients, in the shapes that `like` is compiled for.
@@ -26,13 +27,13 @@ def pad(lora: Lora, like: Lora) -> dict[str, LowRank | Whole]:
     return {path: _padded(path, lora.get(path), wide) for path, wide in like.items()}
 
 
-def trim(lora: Lora) -> dict[str, LowRank | Whole]:
+def trim(lora: Lora) -> dict[str, Any]:
     """The adapter without the columns and sites that padding added."""
     trimmed = {path: leaf if isinstance(leaf, Whole) else leaf.trim() for path, leaf in lora.items()}
     return {path: leaf for path, leaf in trimmed.items() if leaf is not None}
 
 
-def stack(adapters: Sequence[Lora]) -> dict[str, LowRank | Whole]:
+def stack(adapters: Sequence[Lora]) -> dict[str, Any]:
     """One tree whose leaves have a leading adapter axis. Ranks, scales and sites may differ between the adapters.
 
     Raises:
@@ -40,7 +41,7 @@ def stack(adapters: Sequence[Lora]) -> dict[str, LowRank | Whole]:
     """
     if not adapters:
         raise ValueError("Cannot stack no adapters: needed at least one.")
-    wide: dict[str, LowRank | Whole] = {}
+    wide: dict[str, Any] = {}
     for lora in adapters:
         for path, leaf in lora.items():
             known = wide.get(path)
@@ -49,7 +50,7 @@ def stack(adapters: Sequence[Lora]) -> dict[str, LowRank | Whole]:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[pad(lora, wide) for lora in adapters])
 
 
-def unstack(lora: Lora) -> list[dict[str, LowRank | Whole]]:
+def unstack(lora: Lora) -> list[dict[str, Any]]:
     """The adapters of a stacked tree, each trimmed to the columns and sites it uses.
 
     Raises:
@@ -61,8 +62,8 @@ def unstack(lora: Lora) -> list[dict[str, LowRank | Whole]]:
     return [trim(jax.tree.map(lambda leaf, n=n: leaf[n], dict(lora))) for n in range(count)]
 
 
-def _padded(path: str, leaf: LowRank | Whole | None, wide: LowRank | Whole) -> LowRank | Whole:
-    if isinstance(wide, Whole):
+def _padded(path: str, leaf: Any, wide: Any) -> Any:
+    if not isinstance(wide, LowRank):
         if leaf is None:
             raise ValueError(f"Cannot pad: {path!r} is trained whole by one adapter and not at all by another.")
         return leaf
