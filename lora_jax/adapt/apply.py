@@ -88,9 +88,14 @@ def factored(next_fun: Any, args: Any, kwargs: Any, context: nn.module.Intercept
     rule = rules.RULES.get((type(module), context.method_name))
     if rule is not None and module.has_variable("params", rule.weight):
         leaf = module.get_variable("params", rule.weight)
-        if isinstance(leaf, Boxed) and not isinstance(leaf, Whole) and rule.fits(module, call):
+        if isinstance(leaf, Boxed) and not isinstance(leaf, Whole) and not _is_dora(leaf) and rule.fits(module, call):
             return rule.product(module, leaf, call)
     return next_fun(*args, **kwargs)
+
+
+def _is_dora(leaf: Any) -> bool:
+    """Whether the weight has no factored product here, because its columns are rescaled after the sum."""
+    return isinstance(leaf, Adapted) and leaf.lora.magnitude is not None
 
 
 def _adapted(path: str, base: Any, low: LowRank, key: jax.Array | None) -> Adapted:

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from lora_jax.core.boxes import Boxed
 from lora_jax.core.lowrank import LowRank
-from lora_jax.core.matrix import from_matrix
+from lora_jax.core.matrix import from_matrix, to_matrix
 
 
 class Adapted(Boxed):
@@ -45,4 +45,11 @@ class Adapted(Boxed):
         base = meta.unbox(self.base)
         delta = self.lora.delta()
         update = from_matrix(delta, base.shape[delta.ndim - 2 :], self.lora.in_axes)
-        return (base.astype(jnp.float32) + update).astype(base.dtype)
+        if self.lora.magnitude is None:
+            return (base.astype(jnp.float32) + update).astype(base.dtype)
+        used = jnp.any(self.lora.scale != 0, axis=-1)[..., None, None]
+        whole = to_matrix((base.astype(jnp.float32) + update), base.ndim - delta.ndim + 2, self.lora.in_axes)
+        # The norm is a constant to the gradient: DoRA (Liu et al. 2024), section 4.3.
+        norm = jax.lax.stop_gradient(jnp.linalg.norm(whole, axis=-2, keepdims=True))
+        whole = jnp.where(used, self.lora.magnitude[..., None, :] / jnp.where(norm > 0, norm, 1.0), 1.0) * whole
+        return from_matrix(whole, base.shape[delta.ndim - 2 :], self.lora.in_axes).astype(base.dtype)

@@ -19,7 +19,7 @@ class LoraSpec:
     rank: columns of `a`. alpha: numerator of the scale. scaling: 'standard' is alpha / rank (LoRA, Hu et al. 2021, section
     4.1), 'rslora' is alpha / sqrt(rank) (Kalajdzievski 2023). dropout: probability that an entry of the adapter's input is
     dropped in training. init: a name in `lora_jax.core.init.INITIALIZERS`. layers: indices along the first stack axis that
-    are adapted, None for all.
+    are adapted, None for all. dora: the adapted weight's columns are rescaled to a trained magnitude (DoRA, Liu et al. 2024).
     """
 
     rank: int = 8
@@ -28,6 +28,7 @@ class LoraSpec:
     dropout: float = 0.0
     init: str = "kaiming"
     layers: tuple[int, ...] | None = None
+    dora: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -51,13 +52,15 @@ class LowRank(struct.PyTreeNode):
     `scale` is a vector over ranks: `effective_scale` where a column is in use, 0 where it is padding or where a layer of the
     stack is not adapted. A zero in it zeroes the output and the gradient of that column, so rank, alpha and targets of
     several adapters may differ under one compiled program. `dropout` is None where no dropout was asked for. `in_axes` are the
-    input axes of the weight, stack axes not counted.
+    input axes of the weight, stack axes not counted. `magnitude` is DoRA's: the norm that each output column of the adapted weight
+    is rescaled to; a layer whose scale is 0 throughout keeps its base, whatever its magnitude.
     """
 
     a: Float[Array, "*stack in r"]
     b: Float[Array, "*stack r out"]
     scale: Float[Array, "*stack r"]
     dropout: Float[Array, "*stack"] | None = None
+    magnitude: Float[Array, "*stack out"] | None = None
     in_axes: tuple[int, ...] = struct.field(pytree_node=False, default=(0,))
 
     @property

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -77,7 +78,7 @@ def read_folder(folder: Path | str) -> dict[str, np.ndarray]:
 
 
 def write(path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Replaces the file in one step: a reader sees the old file or the new one, never half.
+    """Replaces the file in one step: a reader sees the old file or the new one, never half. Equal content gives equal bytes.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; the old file is kept.
@@ -86,13 +87,26 @@ def write(path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         save_file(dict(tensors), str(new), metadata=dict(metadata or {}))
-        with open(new, "rb") as file:
+        with open(new, "r+b") as file:
+            _sort_metadata(file)
             os.fsync(file.fileno())
         os.replace(new, path)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{path} could not be written: {error}. Free some space or choose another folder; what was there is kept.") from error
     finally:
         new.unlink(missing_ok=True)
+
+
+def _sort_metadata(file: BinaryIO) -> None:
+    """Puts the metadata in the order of its keys: the writer's own order differs from one process to the next."""
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size))
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    if len(text) <= size:
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def _opened(path: Path):
