@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.core.matrix import from_matrix, to_matrix
@@ -57,7 +58,7 @@ class Name:
     def to_theirs(self, weight: np.ndarray) -> np.ndarray:
         """One layer's weight in the other tool's shape and orientation."""
         if self.kind == "linear":
-            return np.ascontiguousarray(np.asarray(to_matrix(weight, len(self.shape), self.in_axes)).T)
+            return np.ascontiguousarray(np.asarray(to_matrix(jnp.asarray(weight), len(self.shape), self.in_axes)).T)
         if self.kind == "conv":
             return np.ascontiguousarray(np.moveaxis(weight, (-1, -2), (0, 1)))
         return np.ascontiguousarray(weight)
@@ -73,7 +74,7 @@ class Name:
             raise ValueError(f"shape {weight.shape}, needed {expected}")
         weight = np.split(weight, self.part[1], axis=self.output_axis)[self.part[0]]
         if self.kind == "linear":
-            return np.ascontiguousarray(np.asarray(from_matrix(weight.T, self.shape, self.in_axes)))
+            return np.ascontiguousarray(np.asarray(from_matrix(jnp.asarray(weight.T), self.shape, self.in_axes)))
         if self.kind == "conv":
             return np.ascontiguousarray(np.moveaxis(weight, (0, 1), (-1, -2)))
         return np.ascontiguousarray(weight)

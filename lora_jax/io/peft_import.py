@@ -29,7 +29,7 @@ def from_peft(found: PeftAdapter, names: Names, *, frozen: Mapping[str, Any] | N
             weight trained whole is there for some layers of a stack only; the file changes nothing.
     """
     config = read_config(found.config)
-    tensors = _unprefixed(found.tensors)
+    tensors = _without_doubles(_unprefixed(found.tensors))
     module_of = _renamed(names, tensors)
     matrices = {m for path, name in names.items() if name.kind != "vector" for _, m in _modules(name, module_of)}
     config.check_used(sorted(matrices), sorted(set(module_of.values()) - matrices))
@@ -200,6 +200,16 @@ def _unprefixed(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             f"{len(wrong)} of {len(tensors)} tensors have no name of PEFT's, such as {wrong[0]!r}; they begin with {PREFIX!r}."
         )
     return {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+
+
+def _without_doubles(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without what PEFT 0.21.2 stores twice under bias='all': the bias of a module that is saved whole, and of its unused original."""
+    doubles = {key: key.replace(".modules_to_save.", ".") for key in tensors if ".modules_to_save." in key}
+    for key, own in doubles.items():
+        if own not in tensors or not np.array_equal(tensors[key], tensors[own]):
+            raise ValueError(f"the file holds {key!r}, and {own!r} is not equal to it. Save the adapter again.")
+    originals = {key.replace(".modules_to_save.", ".original_module.") for key in doubles}
+    return {key: value for key, value in tensors.items() if key not in doubles and key not in originals}
 
 
 def _renamed(names: Names, tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
