@@ -88,14 +88,11 @@ def factored(next_fun: Any, args: Any, kwargs: Any, context: nn.module.Intercept
     rule = rules.RULES.get((type(module), context.method_name))
     if rule is not None and module.has_variable("params", rule.weight):
         leaf = module.get_variable("params", rule.weight)
-        if isinstance(leaf, Boxed) and not isinstance(leaf, Whole) and not _is_dora(leaf) and rule.fits(module, call):
+        # Factors with stack axes left (the experts of one kernel) are read as a dense weight.
+        stacked = isinstance(leaf, Adapted) and leaf.lora.a.ndim > 2
+        if isinstance(leaf, Boxed) and not isinstance(leaf, Whole) and not stacked and rule.fits(module, call):
             return rule.product(module, leaf, call)
     return next_fun(*args, **kwargs)
-
-
-def _is_dora(leaf: Any) -> bool:
-    """Whether the weight has no factored product here, because its columns are rescaled after the sum."""
-    return isinstance(leaf, Adapted) and leaf.lora.magnitude is not None
 
 
 def _adapted(path: str, base: Any, low: LowRank, key: jax.Array | None) -> Adapted:
@@ -107,7 +104,7 @@ def _adapted(path: str, base: Any, low: LowRank, key: jax.Array | None) -> Adapt
     columns = 1
     for axis, size in enumerate(kernel_shape):
         columns *= 1 if axis in low.in_axes else size
-    if tuple(base.shape[: len(stack)]) != tuple(stack) or (rows, columns) != (low.a.shape[-2], low.b.shape[-1]):
+    if tuple(base.shape[: len(stack)]) != tuple(stack) or (rows, columns) != (low.rows, low.b.shape[-1]):
         raise ValueError(
             f"The adapter of {path!r} does not fit: factors {tuple(low.a.shape)} and {tuple(low.b.shape)} for a weight of shape "
             f"{tuple(base.shape)}. It was made for another model or another layout of this one."

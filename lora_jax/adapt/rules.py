@@ -1,5 +1,8 @@
 """Factored products, one rule a module kind: `base(x) + ((x @ a) * scale) @ b` without ever forming the dense update.
 
+With DoRA the sum's columns are rescaled; a bias is added after that. In training with dropout the base term sees the whole
+input, as the paper has it; PEFT drops the input there, too, in the part of the base that the magnitude adds or takes away.
+
 A module without a rule still works: it reads the dense adapted weight through its box. Rules only make it cheaper, and they
 let dropout act on the adapter's input.
 """
@@ -88,9 +91,10 @@ def _dense_general(module: nn.Module, leaf: Any, call: Call) -> Array:
 
 
 def _einsum(module: nn.Module, leaf: Any, call: Call) -> Array:
-    y = _frozen_call(module, leaf, call)
     if not isinstance(leaf, Adapted):
-        return y
+        return _frozen_call(module, leaf, call)
+    factors = leaf.factors()
+    y = _frozen_call(module, leaf, call, bias=factors is None)
     equation, x = _equation(module, call), call.args[0]
     contracted = "".join(letter for letter in equation.kernel if letter not in equation.output)
     kept = "".join(letter for letter in equation.input if letter not in contracted)
@@ -99,36 +103,57 @@ def _einsum(module: nn.Module, leaf: Any, call: Call) -> Array:
     delta = _update(flat.reshape(_size(flat.shape[: len(kept)]), -1), leaf)
     sizes = dict(zip(equation.kernel, leaf.shape[-len(equation.kernel) :], strict=True))
     delta = delta.reshape(*flat.shape[: len(kept)], *(sizes[letter] for letter in made))
-    return y + jnp.einsum(f"{kept}{made}->{equation.output}", delta)
+    y = y + jnp.einsum(f"{kept}{made}->{equation.output}", delta)
+    if factors is None:
+        return y
+    factors = factors.reshape(*(sizes[letter] for letter in made))
+    y = jnp.einsum(f"{equation.output},{made}->{equation.output}", y.astype(jnp.float32), factors).astype(y.dtype)
+    if not module.use_bias:
+        return y
+    # Linen's bias has the made axes in the output's order.
+    return y + _bias(module).reshape([sizes[letter] if letter in made else 1 for letter in equation.output]).astype(y.dtype)
 
 
 def _conv(module: nn.Module, leaf: Any, call: Call) -> Array:
-    y = _frozen_call(module, leaf, call)
     if not isinstance(leaf, Adapted):
-        return y
-    x = _drop(call.args[0], leaf)
-    kernel = leaf.lora.a.reshape(*leaf.shape[-len(leaf.lora.in_axes) - 1 : -1], leaf.lora.rank)
-    into = module.clone(features=leaf.lora.rank, use_bias=False, parent=None)
-    hidden = into.apply({"params": {"kernel": kernel.astype(y.dtype)}}, x.astype(y.dtype)) * leaf.lora.scale.astype(y.dtype)
-    return y + hidden @ leaf.lora.b.astype(y.dtype)
+        return _frozen_call(module, leaf, call)
+    factors = leaf.factors()
+    y = _frozen_call(module, leaf, call, bias=factors is None)
+    x = _drop(call.args[0], leaf).astype(y.dtype)
+
+    def update(low: LowRank) -> Array:
+        kernel = low.a.reshape(*leaf.kernel_shape[:-1], low.rank)
+        into = module.clone(features=low.rank, use_bias=False, parent=None)
+        hidden = into.apply({"params": {"kernel": kernel.astype(y.dtype)}}, x) * low.scale.astype(y.dtype)
+        return hidden @ low.b.astype(y.dtype)
+
+    y = _rescaled(y + _over_terms(update, leaf), factors)
+    return y if factors is None or not module.use_bias else y + _bias(module).astype(y.dtype)
 
 
 def _embed(module: nn.Module, leaf: Any, call: Call) -> Array:
     y = _frozen_call(module, leaf, call)
     if not isinstance(leaf, Adapted):
         return y
-    hidden = jnp.take(leaf.lora.a, call.args[0], axis=0) * leaf.lora.scale
-    return y + (hidden @ leaf.lora.b).astype(y.dtype)
+
+    def update(low: LowRank) -> Array:
+        return (jnp.take(low.a, call.args[0], axis=0) * low.scale) @ low.b
+
+    return _rescaled(y + _over_terms(update, leaf).astype(y.dtype), leaf.factors())
 
 
 def _attend(module: nn.Module, leaf: Any, call: Call) -> Array:
-    (query,) = call.args
-    y = _frozen_call(module, leaf, call, method="attend")
     if not isinstance(leaf, Adapted):
-        return y
-    low: LowRank = leaf.lora
+        return _frozen_call(module, leaf, call, method="attend")
+    # Columns of the embedding are inputs here, so their factors act on the query.
+    query = _rescaled(call.args[0], leaf.factors())
+    y = _frozen_call(module, leaf, Call((query,), call.kwargs), method="attend")
     query = query.astype(y.dtype)
-    return y + ((query @ low.b.T.astype(y.dtype)) * low.scale.astype(y.dtype)) @ low.a.T.astype(y.dtype)
+
+    def update(low: LowRank) -> Array:
+        return ((query @ low.b.T.astype(y.dtype)) * low.scale.astype(y.dtype)) @ low.a.T.astype(y.dtype)
+
+    return y + _over_terms(update, leaf)
 
 
 def _plain_products(module: nn.Module, call: Call) -> bool:
@@ -162,11 +187,24 @@ RULED_KINDS = {kind for kind, _ in RULES}
 def _product(x: Array, leaf: Any) -> Array:
     if not isinstance(leaf, Adapted):
         return frozen_matmul(x, leaf)
-    return frozen_matmul(x, leaf.base) + _update(x, leaf)
+    return _rescaled(frozen_matmul(x, leaf.base) + _update(x, leaf), leaf.factors())
 
 
 def _update(x: Array, leaf: Adapted) -> Array:
-    return lowrank_matmul(_drop(x, leaf), leaf.lora.a, leaf.lora.b, leaf.lora.scale)
+    x = _drop(x, leaf)
+    return _over_terms(lambda low: lowrank_matmul(x, low.a, low.b, low.scale), leaf)
+
+
+def _over_terms(update: Callable[[LowRank], Array], leaf: Adapted) -> Array:
+    """The update's product, less that of the start that an initialiser took out of the base."""
+    low, start = leaf.lora.moving(), leaf.lora.start()
+    # Two products, not one of twice the rank: equal factors cancel exactly, and step 0 is the base bit for bit.
+    return update(low) if start is None else update(low) - update(start)
+
+
+def _rescaled(y: Array, factors: Array | None) -> Array:
+    """`y * factors` along the last axis, in float32: a magnitude that has moved by less than bfloat16's grain must count."""
+    return y if factors is None else (y.astype(jnp.float32) * factors).astype(y.dtype)
 
 
 def _drop(x: Array, leaf: Adapted) -> Array:
@@ -177,12 +215,12 @@ def _drop(x: Array, leaf: Adapted) -> Array:
     return jnp.where(jax.random.bernoulli(leaf.key, keep, x.shape), x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
 
 
-def _frozen_call(module: nn.Module, leaf: Any, call: Call, method: str = "__call__") -> Array:
+def _frozen_call(module: nn.Module, leaf: Any, call: Call, method: str = "__call__", bias: bool = True) -> Array:
     """The module's own computation on the frozen weight, which is dequantised again in the backward pass, not saved."""
     name = RULES[(type(module), method)].weight
     base = leaf.base if isinstance(leaf, Adapted) else leaf
-    others = {key: meta.unbox(value) for key, value in module.variables["params"].items() if key != name}
-    detached = module.clone(parent=None)
+    others = {key: meta.unbox(value) for key, value in module.variables["params"].items() if key != name and (bias or key != "bias")}
+    detached = module.clone(parent=None) if bias else module.clone(parent=None, use_bias=False)
 
     def run(weight: Any, rest: dict[str, Array], *args: Array) -> Array:
         return detached.apply({"params": {**rest, name: meta.unbox(weight)}}, *args, method=method, **call.kwargs)

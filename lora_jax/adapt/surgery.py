@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,9 @@ from lora_jax.adapt.apply import Lora, join
 from lora_jax.adapt.sites import Site, find_sites
 from lora_jax.core.adapted import Adapted
 from lora_jax.core.boxes import Whole, is_boxed
-from lora_jax.core.init import initialize
+from lora_jax.core.init import initialize, initialize_with_base, initializer_named, with_magnitude
 from lora_jax.core.lowrank import LoraSpec, LowRank
+from lora_jax.core.matrix import to_matrix
 from lora_jax.core.paths import Rules, flatten, match, nearest, unflatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec, quantize
 
@@ -33,6 +34,9 @@ def adapt(
     whole: Sequence[str] = (),
     key: jax.Array,
     sites: Mapping[str, Site] | None = None,
+    bias: Literal["none", "all", "lora_only"] = "none",
+    experts: Sequence[str] = (),
+    statistics: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, LowRank | Whole]]:
     """The frozen weights, quantised where a rule says so, and what is trained, by path.
 
@@ -45,6 +49,9 @@ def adapt(
         inputs: positional arguments of the model, arrays or jax.ShapeDtypeStruct, to find its sites with.
         key: for the first values of the factors; every site has a key of its own, from its path.
         sites: what `find_sites` found, if it has been called already.
+        bias: which biases are trained whole besides: none, all of the model, or those of modules that are adapted.
+        experts: patterns of kernels whose first axis counts matrices (the experts of a mixture): each gets factors of its own.
+        statistics: by path, what data-driven initialisers read (see `lora_jax.adapt.calibration`).
 
     Raises:
         ValueError: a rule matches nothing, nothing at all would be trained, a rank exceeds a weight's smaller side, a weight
@@ -54,15 +61,22 @@ def adapt(
     flat = flatten(params)
     sites = find_sites(model, *inputs) if sites is None else sites
     _check_tree(flat, sites)
+    sites = with_experts(sites, experts)
     adapted = match(lora, sites, what="lora")
     quantized = match(quant, sites, what="quant")
-    trained = match([(pattern, True) for pattern in whole], sites, what="whole")
+    trained = match([(pattern, True) for pattern in whole], sites, what="whole") | biases(sites, adapted, bias)
     _check_selection(sites, flat, adapted, quantized, trained)
     frozen = {}
+    out: dict[str, LowRank | Whole] = {}
     for path, weight in flat.items():
-        if path not in trained:
-            frozen[path] = _quantized(sites[path], weight, quantized[path]) if path in quantized else weight
-    out: dict[str, LowRank | Whole] = {path: _factors(sites[path], spec, key) for path, spec in adapted.items()}
+        if path in trained:
+            continue
+        try:
+            frozen[path], low = _stored(sites[path], weight, quantized.get(path), adapted.get(path), key)
+            if path in adapted:
+                out[path] = _factors(sites[path], adapted[path], key, weight, frozen[path], (statistics or {}).get(path), low)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     # An array of its own: the training step donates what it trains, and must not free the caller's weights.
     out |= {path: Whole(value=jnp.array(meta.unbox(flat[path]), copy=True)) for path in trained}
     return unflatten(jax.tree.map(jnp.asarray, frozen)), out
@@ -118,24 +132,78 @@ def merge(frozen: Mapping[str, Any], lora: Lora, *, dtype: Any = None) -> tuple[
 
 def trainable_parameters(lora: Lora) -> int:
     """Number of trained weights: entries of factors whose scale is not 0, and of weights trained whole."""
-    return sum(leaf.value.size if isinstance(leaf, Whole) else leaf.active_parameters() for leaf in lora.values())
+    return sum(leaf.active_parameters() for leaf in lora.values())
 
 
-def _factors(site: Site, spec: LoraSpec, key: jax.Array) -> LowRank:
-    site_key = jax.random.fold_in(key, zlib.crc32(site.path.encode()))
-    try:
-        low = initialize(site_key, site.stack, site.rows, site.columns, spec, in_axes=site.in_axes)
-    except ValueError as error:
-        raise ValueError(f"{site.path}: {error}") from None
+def with_experts(sites: Mapping[str, Site], patterns: Sequence[str]) -> dict[str, Site]:
+    """The same sites, with the first axis of every kernel that a pattern matches counted as a stack of matrices.
+
+    Raises:
+        ValueError: a pattern matches nothing, or a weight with fewer than three axes.
+    """
+    out = dict(sites)
+    for path in match([(pattern, True) for pattern in patterns], sites, what="experts"):
+        site = sites[path]
+        in_axes = tuple(axis - 1 for axis in site.in_axes if axis > 0)
+        if len(site.shape) < 3 or not in_axes:
+            raise ValueError(f"experts: {path!r} of shape {site.shape} is no stack of matrices: needed (experts, in, out).")
+        out[path] = replace(site, stack=(*site.stack, site.shape[0]), shape=site.shape[1:], in_axes=in_axes)
+    return out
+
+
+def biases(sites: Mapping[str, Site], adapted: Mapping[str, LoraSpec], mode: str) -> dict[str, bool]:
+    """The paths of the biases that PEFT's `bias` mode trains: none, all, or (lora_only) those beside an adapted weight.
+
+    Raises:
+        ValueError: the mode is unknown, or there is no such bias.
+    """
+    if mode not in ("none", "all", "lora_only"):
+        raise ValueError(f"bias must be 'none', 'all' or 'lora_only', got {mode!r}.")
+    if mode == "none":
+        return {}
+    every = [path for path in sites if path.rpartition("/")[2] == "bias"]
+    beside = {path.rpartition("/")[0] for path in adapted}
+    found = {path: True for path in every if mode == "all" or path.rpartition("/")[0] in beside}
+    if not found:
+        raise ValueError(f"bias={mode!r} would train biases, and {'the model' if mode == 'all' else 'no adapted module'} has any.")
+    return found
+
+
+def _factors(site: Site, spec: LoraSpec, key: jax.Array, weight: Any, stored: Any, data: Any, low: LowRank | None) -> LowRank:
+    """The site's factors; `stored` is the weight as it is kept, `low` what has been chosen together with it."""
+    matrix = lambda w: to_matrix(jnp.asarray(meta.unbox(w)), len(site.shape), site.in_axes)  # noqa: E731
+    if low is None:
+        needs_weight = initializer_named(spec.init).reads != "shape"
+        low = initialize(
+            jax.random.fold_in(key, zlib.crc32(site.path.encode())),
+            site.stack,
+            site.rows,
+            site.columns,
+            spec,
+            in_axes=site.in_axes,
+            shared_key=key,
+            weight=matrix(weight) if needs_weight else None,
+            data=data,
+        )
+    if spec.dora:
+        low = with_magnitude(low, matrix(stored))
     # As in PEFT: the input of an embedding is an index, and there is nothing to drop.
     return low.replace(dropout=None) if site.kind == "Embed" else low
 
 
-def _quantized(site: Site, weight: Any, spec: QuantSpec) -> QuantizedArray:
-    try:
-        return quantize(jnp.asarray(meta.unbox(weight)), spec, kernel_ndim=len(site.shape), in_axes=site.in_axes)
-    except ValueError as error:
-        raise ValueError(f"{site.path}: {error}") from None
+def _stored(site: Site, weight: Any, format: QuantSpec | None, spec: LoraSpec | None, key: jax.Array) -> tuple[Any, LowRank | None]:
+    """The weight as it is kept, and the factors if the initialiser chooses both at once."""
+    both = spec is not None and initializer_named(spec.init).reads == "format"
+    if both and (format is None or isinstance(weight, QuantizedArray)):
+        raise ValueError(f"init={spec.init!r} chooses the codes of a quantised base: it needs the unquantised weight and a quant rule for it.")
+    if format is None:
+        return weight, None
+    w = jnp.asarray(meta.unbox(weight))
+    if not both:
+        return quantize(w, format, kernel_ndim=len(site.shape), in_axes=site.in_axes), None
+    matrix, site_key = to_matrix(w, len(site.shape), site.in_axes), jax.random.fold_in(key, zlib.crc32(site.path.encode()))
+    low, base = initialize_with_base(site_key, matrix, spec, format, in_axes=site.in_axes)
+    return base.replace(kernel_shape=site.shape, in_axes=site.in_axes, dtype=jnp.dtype(w.dtype)), low
 
 
 def _check_tree(flat: Mapping[str, Any], sites: Mapping[str, Site]) -> None:

@@ -7,15 +7,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.core import meta
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from lora_jax.core.boxes import Boxed
+from lora_jax.core.dora import column_factors
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.matrix import from_matrix, to_matrix
+from lora_jax.core.quantize import QuantizedArray
 
 
 class Adapted(Boxed):
-    """`base + (a * scale) @ b`. `key` holds one random key a layer (*stack) for this site's dropout, or None outside training."""
+    """`base + update`, its columns rescaled if there is a magnitude.
+
+    `key` holds one random key a layer (*stack) for this site's dropout, or None outside training.
+    """
 
     base: Any
     lora: LowRank
@@ -31,6 +36,22 @@ class Adapted(Boxed):
         """Dtype of the weight."""
         return self.base.dtype
 
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Shape of the weight without the stack axes."""
+        return tuple(self.base.shape[self.lora.a.ndim - 2 :])
+
+    def base_matrix(self) -> Float[Array, "*stack in out"]:
+        """The frozen weight as float32 matrices, dequantised if need be."""
+        if isinstance(self.base, QuantizedArray) and self.base.in_axes == self.lora.in_axes:
+            return self.base.matrix(self.dtype).astype(jnp.float32)
+        base = meta.unbox(self.base)
+        return to_matrix(base, len(self.kernel_shape), self.lora.in_axes).astype(jnp.float32)
+
+    def factors(self) -> Float[Array, "*stack out"] | None:
+        """What DoRA multiplies each output column by; None without a magnitude."""
+        return None if self.lora.magnitude is None else column_factors(self.base_matrix(), self.lora)
+
     def unbox(self) -> Array:
         """The dense adapted weight: added up in float32, rounded once to the base's dtype.
 
@@ -42,14 +63,7 @@ class Adapted(Boxed):
                 f"LoRA dropout needs the factored product, and the module that reads this {self.shape} weight has no rule for "
                 "it. Set dropout=0.0 for this site, or use lora_jax.apply with a module kind that has a rule."
             )
-        base = meta.unbox(self.base)
-        delta = self.lora.delta()
-        update = from_matrix(delta, base.shape[delta.ndim - 2 :], self.lora.in_axes)
-        if self.lora.magnitude is None:
-            return (base.astype(jnp.float32) + update).astype(base.dtype)
-        used = jnp.any(self.lora.scale != 0, axis=-1)[..., None, None]
-        whole = to_matrix((base.astype(jnp.float32) + update), base.ndim - delta.ndim + 2, self.lora.in_axes)
-        # The norm is a constant to the gradient: DoRA (Liu et al. 2024), section 4.3.
-        norm = jax.lax.stop_gradient(jnp.linalg.norm(whole, axis=-2, keepdims=True))
-        whole = jnp.where(used, self.lora.magnitude[..., None, :] / jnp.where(norm > 0, norm, 1.0), 1.0) * whole
-        return from_matrix(whole, base.shape[delta.ndim - 2 :], self.lora.in_axes).astype(base.dtype)
+        weight = self.base_matrix() + self.lora.delta()
+        factors = self.factors()
+        weight = weight if factors is None else weight * factors[..., None, :]
+        return from_matrix(weight, self.kernel_shape, self.lora.in_axes).astype(self.dtype)

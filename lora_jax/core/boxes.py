@@ -45,6 +45,14 @@ class Whole(Boxed):
         """The array."""
         return self.value
 
+    def trained_fields(self) -> tuple[str, ...]:
+        """Names of the arrays that are trained."""
+        return ("value",)
+
+    def active_parameters(self) -> int:
+        """Number of trained entries."""
+        return self.value.size
+
 
 def is_boxed(leaf: Any) -> bool:
     """Whether a leaf of `params` is one of our boxes."""

@@ -1,61 +1,220 @@
-"""First values of the factors: one table of pure functions. `b` starts at 0, so the adapted model starts as the base."""
+"""First values of the factors: one table of initialisers, and `initialize`, which applies one to a stack of matrices.
+
+The adapted model starts as the base whatever the initialiser, and the stored base is never changed by one: where an
+initialiser takes its start out of the base (PiSSA, OLoRA, LoRA-GA, CorDA), the start is kept as fixed factors that are
+subtracted (`LowRank.a0`, `b0`), and `LowRank.plain` folds them into ordinary factors of twice the rank. LoftQ and QPiSSA are
+about which codes are stored, so they return a quantised base of their own.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lora_jax.core.dora import column_squares
+from lora_jax.core.initializers import calibrated, random, spectral
 from lora_jax.core.lowrank import LoraSpec, LowRank
 from lora_jax.core.paths import nearest
-
-Initializer = Callable[[jax.Array, int, int], Array]  # key, in, rank -> a
-
-
-def kaiming(key: jax.Array, rows: int, rank: int) -> Float[Array, "in r"]:
-    """Uniform in +-1/sqrt(in): what PEFT and loralib do (Kaiming uniform with a = sqrt 5)."""
-    bound = 1 / math.sqrt(rows)
-    return jax.random.uniform(key, (rows, rank), jnp.float32, -bound, bound)
+from lora_jax.core.quantize import QuantizedArray, QuantSpec
+from lora_jax.core.variants import VARIANTS
 
 
-def gaussian(key: jax.Array, rows: int, rank: int) -> Float[Array, "in r"]:
-    """Normal with standard deviation 1/rank (PEFT's `gaussian`; the paper gives no deviation)."""
-    return jax.random.normal(key, (rows, rank), jnp.float32) / rank
+@dataclass(frozen=True)
+class Initializer:
+    """A function (W, data, key, spec) -> (a, b, residual) and what it needs.
+
+    reads: 'shape' (W is not looked at), 'weight', 'gradient' (data is dL/dW), 'inputs' (data is the second moment of W's inputs),
+    'format' (data is the QuantSpec that W is stored in, and the residual is the quantised base).
+    """
+
+    function: Callable[..., Any]
+    reads: Literal["shape", "weight", "gradient", "inputs", "format"] = "shape"
 
 
-INITIALIZERS: dict[str, Initializer] = {"kaiming": kaiming, "gaussian": gaussian}
+INITIALIZERS: dict[str, Initializer] = {
+    "kaiming": Initializer(random.kaiming),
+    "gaussian": Initializer(random.gaussian),
+    "orthogonal": Initializer(random.orthogonal),
+    "pissa": Initializer(spectral.pissa, "weight"),
+    "pissa_niter_16": Initializer(spectral.pissa_niter(16), "weight"),
+    "olora": Initializer(spectral.olora, "weight"),
+    "loftq": Initializer(spectral.loftq, "format"),
+    "qpissa": Initializer(spectral.qpissa, "format"),
+    "lora_ga": Initializer(calibrated.lora_ga, "gradient"),
+    "eva": Initializer(calibrated.eva, "inputs"),
+    "corda": Initializer(calibrated.corda, "inputs"),
+    "corda_kpm": Initializer(calibrated.corda_kpm, "inputs"),
+}
 
 
-def initialize(key: jax.Array, stack: tuple[int, ...], rows: int, out: int, spec: LoraSpec, *, in_axes: tuple[int, ...] = (0,)) -> LowRank:
-    """New factors of a site whose weights are a stack of (rows, out) matrices; layers that `spec` leaves out have scale 0.
-
-    Every matrix of the stack has a key of its own.
+def initializer_named(name: str) -> Initializer:
+    """The initialiser of that name; `pissa_niter_N` is one for every N.
 
     Raises:
-        ValueError: the rank exceeds the smaller side, the initialiser is unknown, or `spec.layers` does not fit the stack.
+        ValueError: there is none; near names are listed.
     """
-    if spec.rank > min(rows, out):
+    if found := re.fullmatch(r"pissa_niter_(\d+)", name):
+        return Initializer(spectral.pissa_niter(int(found[1])), "weight")
+    if name not in INITIALIZERS:
+        raise ValueError(f"Unknown LoRA init {name!r}. Known: {', '.join(INITIALIZERS)}; nearest: {nearest(name, INITIALIZERS, 1)[0]!r}.")
+    return INITIALIZERS[name]
+
+
+def initialize(
+    key: jax.Array,
+    stack: tuple[int, ...],
+    rows: int,
+    out: int,
+    spec: LoraSpec,
+    *,
+    in_axes: tuple[int, ...] = (0,),
+    shared_key: jax.Array | None = None,
+    weight: Float[Array, "*stack in out"] | None = None,
+    data: Any = None,
+) -> LowRank:
+    """New factors of a site whose weights are a stack of (rows, out) matrices; layers that `spec` leaves out have scale 0.
+
+    Every matrix of the stack has a key of its own. `magnitude` is not set here: see `with_magnitude`.
+
+    Args:
+        shared_key: of the random factors that all sites share (VeRA); `key` by default.
+        weight: the pretrained matrices, for initialisers that decompose them.
+        data: what the initialiser reads besides: a gradient (*stack, in, out) or a second moment (*stack, in, in).
+
+    Raises:
+        ValueError: the rank exceeds the smaller side, the initialiser is unknown or lacks what it reads, `spec.layers` does not
+            fit the stack, or `spec.parts` or `spec.group_size` do not divide the weight's sides.
+    """
+    variant, init = VARIANTS[spec.variant], initializer_named(spec.init)
+    _check_sizes(rows, out, spec)
+    on = _layer_mask(stack, spec.layers)
+    group = spec.group_size if variant.grouped else 1
+    columns, inner = spec.columns, rows // group
+    moves = False
+    if variant.shared:
+        a, b = _shared(key if shared_key is None else shared_key, inner, out, columns)
+        a, b = (jnp.broadcast_to(x, (*stack, *x.shape)) for x in (a, b))
+    elif variant.small is not None:
+        a_key, b_key = jax.random.split(key)
+        a = variant.small * jax.random.normal(a_key, (*stack, inner, columns), jnp.float32)
+        b = variant.small * jax.random.normal(b_key, (*stack, columns, out), jnp.float32)
+    else:
+        a, b, moves = _by_initializer(init, key, stack, inner, out, spec, weight, data)
+    mask = on[..., None, None]
+    # A layer that is left out holds nothing; where `a` is fixed or shared it is left as it is, its scale is 0 anyway.
+    a, b = (a, b) if variant.shared else (a * mask, b * mask)
+    return LowRank(
+        a=a,
+        b=b,
+        scale=jnp.broadcast_to(on[..., None] * spec.effective_scale, (*stack, columns)).astype(jnp.float32),
+        dropout=jnp.full(stack, spec.dropout, jnp.float32) if spec.dropout else None,
+        gain=None if variant.gain is None else jnp.full((*stack, columns), variant.gain, jnp.float32),
+        out_gain=None if variant.out_gain is None else jnp.full((*stack, out), variant.out_gain, jnp.float32),
+        parts=None if spec.parts is None else jnp.broadcast_to(_parts(spec), (*stack, columns, len(spec.parts))),
+        a0=jnp.array(a, copy=True) if moves else None,
+        b0=jnp.array(b, copy=True) if moves else None,
+        in_axes=in_axes,
+        group=group,
+        fixed=variant.fixed,
+    )
+
+
+def initialize_with_base(
+    key: jax.Array, weight: Float[Array, "*stack in out"], spec: LoraSpec, format: QuantSpec, *, in_axes: tuple[int, ...] = (0,)
+) -> tuple[LowRank, QuantizedArray]:
+    """New factors, and the quantised matrices that belong to them, for an initialiser that chooses both (LoftQ, QPiSSA).
+
+    Raises:
+        ValueError: as `initialize`; or the initialiser chooses no base; or `spec.layers` leaves layers out.
+    """
+    init = initializer_named(spec.init)
+    rows, out = weight.shape[-2:]
+    if init.reads != "format":
+        raise ValueError(f"init={spec.init!r} leaves the base as it is; use `initialize`.")
+    if spec.layers is not None:
+        raise ValueError(f"init={spec.init!r} stores another base in every layer, so layers={spec.layers} cannot leave layers out.")
+    low = initialize(key, weight.shape[:-2], rows, out, dataclasses.replace(spec, init="kaiming"), in_axes=in_axes)
+    a, b, base = init.function(weight, format, key, spec)
+    return low.replace(a=a, b=b), base
+
+
+def with_magnitude(low: LowRank, base: Float[Array, "*stack in out"]) -> LowRank:
+    """The same factors with DoRA's magnitude at its first value, the column norms of base + update: the start is the base.
+
+    The base's squared column norms are kept (`base_square`), so that no step sums them again.
+    """
+    base = base.astype(jnp.float32)
+    low = low.replace(base_square=(base * base).sum(-2))
+    return low.replace(magnitude=jnp.sqrt(column_squares(base, low)))
+
+
+def _by_initializer(
+    init: Initializer, key: jax.Array, stack: tuple[int, ...], rows: int, out: int, spec: LoraSpec, weight: Any, data: Any
+) -> tuple[Array, Array, bool]:
+    """a, b, and whether they are taken out of the base."""
+    spec = dataclasses.replace(spec, rank=spec.columns, parts=None)
+    keys = jax.random.split(key, math.prod(stack))
+    if init.reads == "shape":
+        shape = jax.ShapeDtypeStruct((rows, out), jnp.float32)
+        start = jax.vmap(lambda k: init.function(shape, None, k, spec))(keys)
+    elif init.reads == "format":
+        raise ValueError(f"init={spec.init!r} chooses the codes of a quantised base, and this site has no quantisation rule. Give it one.")
+    else:
+        if weight is None:
+            raise ValueError(f"init={spec.init!r} decomposes the weight, and none was given (weight=...).")
+        if init.reads != "weight" and data is None:
+            raise ValueError(
+                f"init={spec.init!r} needs measurements of this site ({init.reads}). Measure them with lora_jax.adapt.calibration and "
+                "give adapt(..., statistics=...)."
+            )
+        flat = lambda x: None if x is None else x.reshape(-1, *x.shape[len(stack) :])  # noqa: E731
+        every = jax.vmap(lambda w, d, k: init.function(w, d, k, spec), in_axes=(0, None if data is None else 0, 0))
+        args = (flat(weight), flat(data), keys)
+        moves = jax.eval_shape(every, *args).residual is not None
+        # Compiled without the residual: a dense one of the size of the base would be made for nothing.
+        a, b = jax.jit(lambda *args: every(*args)[:2])(*args)
+        return a.reshape(*stack, rows, -1), b.reshape(*stack, -1, out), moves
+    return start.a.reshape(*stack, rows, -1), start.b.reshape(*stack, -1, out), False
+
+
+def _shared(key: jax.Array, rows: int, out: int, rank: int) -> tuple[Array, Array]:
+    """VeRA's frozen matrices: row i of `a` and column j of `b` are the same numbers at every site, whatever its size.
+
+    Kaiming uniform as in PEFT, in +-sqrt(6 / in) and +-sqrt(6 / rank), with the site's own number of inputs.
+    """
+    a_key, b_key = jax.random.split(key)
+    draw = lambda k: jax.random.uniform(k, (rank,), jnp.float32, -1.0, 1.0)  # noqa: E731
+    rows_of = lambda k, n: jax.vmap(lambda i: draw(jax.random.fold_in(k, i)))(jnp.arange(n))  # noqa: E731
+    return rows_of(a_key, rows) * math.sqrt(6 / rows), rows_of(b_key, out).T * math.sqrt(6 / rank)
+
+
+def _parts(spec: LoraSpec) -> Float[Array, "r parts"]:
+    """Which part of a fused kernel each column writes to: `rank` columns for every adapted part, in their order."""
+    chosen = [index for index, on in enumerate(spec.parts) if on]
+    return jnp.repeat(jax.nn.one_hot(jnp.asarray(chosen), len(spec.parts), dtype=jnp.float32), spec.rank, axis=0)
+
+
+def _check_sizes(rows: int, out: int, spec: LoraSpec) -> None:
+    variant = VARIANTS[spec.variant]
+    if spec.parts is not None and out % len(spec.parts):
+        raise ValueError(f"parts={spec.parts} cuts the outputs into {len(spec.parts)} equal parts, and {out} outputs do not divide.")
+    if variant.grouped and rows % spec.group_size:
+        raise ValueError(f"group_size must divide the weight's {rows} inputs, got {spec.group_size}.")
+    side = min(rows // (spec.group_size if variant.grouped else 1), out // (1 if spec.parts is None else len(spec.parts)))
+    # VeRA's rank counts shared random directions, of which there may be more than the weight has.
+    if spec.rank > side and not variant.shared:
         raise ValueError(
-            f"Rank {spec.rank} is larger than the smaller side of a {rows} x {out} weight: at most {min(rows, out)} columns can "
+            f"Rank {spec.rank} is larger than the smaller side of a {rows} x {out} weight: at most {side} columns can "
             "differ. Lower the rank here, or give this site a rule of its own."
         )
-    if spec.init not in INITIALIZERS:
-        raise ValueError(
-            f"Unknown LoRA init {spec.init!r}. Known: {', '.join(INITIALIZERS)}; nearest: {nearest(spec.init, INITIALIZERS, 1)[0]!r}."
-        )
-    keys = jax.random.split(key, math.prod(stack))
-    a = jax.vmap(lambda k: INITIALIZERS[spec.init](k, rows, spec.rank))(keys).reshape(*stack, rows, spec.rank)
-    on = _layer_mask(stack, spec.layers)
-    return LowRank(
-        a=a * on[..., None, None],
-        b=jnp.zeros((*stack, spec.rank, out), jnp.float32),
-        scale=jnp.broadcast_to(on[..., None] * spec.effective_scale, (*stack, spec.rank)).astype(jnp.float32),
-        dropout=jnp.full(stack, spec.dropout, jnp.float32) if spec.dropout else None,
-        in_axes=in_axes,
-    )
 
 
 def _layer_mask(stack: tuple[int, ...], layers: tuple[int, ...] | None) -> Float[Array, "*stack"]:

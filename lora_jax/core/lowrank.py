@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
+
+from lora_jax.core.variants import VARIANTS, variant_named
+
+# Axis of each array that counts ranks. What is not here has none.
+_RANK_AXIS = {"a": -1, "b": -2, "scale": -1, "gain": -1, "parts": -2, "a0": -1, "b0": -2}
+_TRAINED = ("a", "b", "magnitude", "gain", "out_gain")
 
 
 @dataclass(frozen=True)
@@ -18,8 +26,11 @@ class LoraSpec:
 
     rank: columns of `a`. alpha: numerator of the scale. scaling: 'standard' is alpha / rank (LoRA, Hu et al. 2021, section
     4.1), 'rslora' is alpha / sqrt(rank) (Kalajdzievski 2023). dropout: probability that an entry of the adapter's input is
-    dropped in training. init: a name in `lora_jax.core.init.INITIALIZERS`. layers: indices along the first stack axis that
-    are adapted, None for all. dora: the adapted weight's columns are rescaled to a trained magnitude (DoRA, Liu et al. 2024).
+    dropped in training. init: a name that `lora_jax.core.init.initializer_named` knows. layers: indices along the first stack
+    axis that are adapted, None for all. dora: a trained magnitude for each output column (Liu et al. 2024). variant: a name in
+    `lora_jax.core.variants.VARIANTS`. group_size: inputs that share a row of `a`, for variant 'qa_lora' alone. parts: for a
+    kernel that holds several projections side by side, such as (True, False, True) for the query and value of a fused
+    (in, 3 * d) kernel: each part that is True gets factors of its own, of this rank (loralib's `enable_lora`).
     """
 
     rank: int = 8
@@ -29,6 +40,9 @@ class LoraSpec:
     init: str = "kaiming"
     layers: tuple[int, ...] | None = None
     dora: bool = False
+    variant: str = "lora"
+    group_size: int = 32
+    parts: tuple[bool, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -39,39 +53,114 @@ class LoraSpec:
             raise ValueError(f"LoRA dropout must be in [0, 1), got {self.dropout}.")
         if not math.isfinite(self.alpha) or self.alpha == 0:
             raise ValueError(f"LoRA alpha must be finite and not 0, got {self.alpha}: at 0 the adapter would change nothing.")
+        if self.group_size < 1:
+            raise ValueError(f"LoRA group_size must be at least 1 input, got {self.group_size}.")
+        if self.parts is not None and not any(self.parts):
+            raise ValueError(f"LoRA parts={self.parts} adapts none of them. Set at least one to True, or leave the site alone.")
+        variant_named(self.variant).check(self)
 
     @property
     def effective_scale(self) -> float:
-        """The number that multiplies `a @ b`."""
+        """The number that multiplies `a @ b`: alpha / rank or alpha / sqrt(rank); 1 for VeRA, which has no alpha."""
+        if not VARIANTS[self.variant].scaled:
+            return 1.0
         return self.alpha / (self.rank if self.scaling == "standard" else math.sqrt(self.rank))
+
+    @property
+    def columns(self) -> int:
+        """Columns of `a`: the rank, times the number of adapted parts of a fused kernel."""
+        return self.rank * (1 if self.parts is None else sum(self.parts))
 
 
 class LowRank(struct.PyTreeNode):
-    """The update `(a * scale) @ b` of one weight, seen as a matrix (in, out).
+    """The update `(a * scale) @ b` of one weight, seen as a matrix (in, out), and what its variants add to it.
 
     `scale` is a vector over ranks: `effective_scale` where a column is in use, 0 where it is padding or where a layer of the
     stack is not adapted. A zero in it zeroes the output and the gradient of that column, so rank, alpha and targets of
     several adapters may differ under one compiled program. `dropout` is None where no dropout was asked for. `in_axes` are the
-    input axes of the weight, stack axes not counted. `magnitude` is DoRA's: the norm that each output column of the adapted weight
-    is rescaled to; a layer whose scale is 0 throughout keeps its base, whatever its magnitude.
+    input axes of the weight, stack axes not counted.
+
+    All else is None where it is not used. In full, the update is
+
+        (repeat(a, group) * scale * gain) @ (b * parts) * out_gain  -  (a0 * scale) @ b0
+
+    magnitude: DoRA's length of each output column; the adapted weight is then `magnitude * (W + update) / ||W + update||`.
+    gain: trained, one a column of `a` (VeRA's d, AdaLoRA's singular values). out_gain: trained, one an output (VeRA's b).
+    parts: 1 where a column may write to that part of the outputs, else 0 (fused kernels). a0, b0: first values of `a` and `b`
+    that are subtracted, for initialisers that take their start out of the base: the base itself is never changed.
+    base_square: squared norms of the base's columns, kept so that DoRA need not sum them at each step; None recomputes them.
+    group: rows of the weight that share a row of `a` (QA-LoRA). fixed: names of factors that are not trained.
     """
 
-    a: Float[Array, "*stack in r"]
+    a: Float[Array, "*stack grouped r"]
     b: Float[Array, "*stack r out"]
     scale: Float[Array, "*stack r"]
     dropout: Float[Array, "*stack"] | None = None
     magnitude: Float[Array, "*stack out"] | None = None
+    gain: Float[Array, "*stack r"] | None = None
+    out_gain: Float[Array, "*stack out"] | None = None
+    parts: Float[Array, "*stack r parts"] | None = None
+    a0: Float[Array, "*stack in r"] | None = None
+    b0: Float[Array, "*stack r out"] | None = None
+    base_square: Float[Array, "*stack out"] | None = None
     in_axes: tuple[int, ...] = struct.field(pytree_node=False, default=(0,))
+    group: int = struct.field(pytree_node=False, default=1)
+    fixed: tuple[str, ...] = struct.field(pytree_node=False, default=())
 
     @property
     def rank(self) -> int:
         """Columns of `a`, padding included."""
         return self.a.shape[-1]
 
+    @property
+    def rows(self) -> int:
+        """Inputs of the weight."""
+        return self.a.shape[-2] * self.group
+
+    def trained_fields(self) -> tuple[str, ...]:
+        """Names of the arrays that are trained; the others are fixed."""
+        return tuple(name for name in _TRAINED if name not in self.fixed and getattr(self, name) is not None)
+
+    def moving(self) -> LowRank:
+        """The trained term of the update as `a`, `b` and `scale` alone; without magnitude and without the subtracted start."""
+        a, b = self.a, self.b
+        if self.parts is not None:
+            b = b * jnp.repeat(self.parts, b.shape[-1] // self.parts.shape[-1], axis=-1).astype(b.dtype)
+        if self.gain is not None:
+            b = self.gain[..., None].astype(b.dtype) * b
+        if self.out_gain is not None:
+            b = b * self.out_gain[..., None, :].astype(b.dtype)
+        if self.group > 1:
+            a = jnp.repeat(a, self.group, axis=-2)
+        return LowRank(a=a, b=b, scale=self.scale, dropout=self.dropout, in_axes=self.in_axes)
+
+    def start(self) -> LowRank | None:
+        """The term that is subtracted, which is not trained; None if there is none."""
+        if self.a0 is None or self.b0 is None:
+            return None
+        a0, b0 = jax.lax.stop_gradient((self.a0, self.b0))
+        return LowRank(a=a0, b=b0, scale=self.scale, dropout=self.dropout, in_axes=self.in_axes)
+
+    def plain(self) -> LowRank:
+        """Ordinary factors of the same update, as other tools know them, with the magnitude if there is one.
+
+        The rank doubles where a start is subtracted: [a, a0] and [b; -b0].
+        """
+        low, start = self.moving(), self.start()
+        if start is not None:
+            low = low.replace(
+                a=jnp.concatenate([low.a, start.a], -1),
+                b=jnp.concatenate([low.b, -start.b], -2),
+                scale=jnp.concatenate([low.scale, start.scale], -1),
+            )
+        return low.replace(magnitude=self.magnitude, base_square=self.base_square)
+
     def delta(self, dtype: Any = jnp.float32) -> Float[Array, "*stack in out"]:
-        """The dense update, formed in float32."""
-        a, b = self.a.astype(jnp.float32), self.b.astype(jnp.float32)
-        return ((a * self.scale[..., None, :]) @ b).astype(dtype)
+        """The dense update, formed in float32. The magnitude is no part of it: it acts on base and update together."""
+        low, start = self.moving(), self.start()
+        update = _product(low)
+        # Two products, not one of twice the rank: equal factors cancel exactly, and step 0 is the base bit for bit.
+        return (update if start is None else update - _product(start)).astype(dtype)
 
     def pad(self, rank: int) -> LowRank:
         """The same update with zero columns up to `rank`.
@@ -82,20 +171,41 @@ class LowRank(struct.PyTreeNode):
         if rank < self.rank:
             raise ValueError(f"Cannot pad an adapter of rank {self.rank} to rank {rank}: the target must not be smaller.")
         extra = rank - self.rank
-        lead = [(0, 0)] * (self.a.ndim - 2)
-        return self.replace(
-            a=jnp.pad(self.a, [*lead, (0, 0), (0, extra)]),
-            b=jnp.pad(self.b, [*lead, (0, extra), (0, 0)]),
-            scale=jnp.pad(self.scale, [*lead, (0, extra)]),
-        )
+
+        def widen(x: Array, axis: int) -> Array:
+            return jnp.pad(x, [(0, extra if i == x.ndim + axis else 0) for i in range(x.ndim)])
+
+        return self._along_rank(widen)
 
     def trim(self) -> LowRank | None:
         """The same update without columns that no layer uses; None if no column is used."""
         used = np.flatnonzero(np.any(np.asarray(self.scale).reshape(-1, self.rank) != 0, axis=0))
         if not used.size:
             return None
-        return self.replace(a=self.a[..., used], b=self.b[..., used, :], scale=self.scale[..., used])
+        return self._along_rank(lambda x, axis: jnp.take(x, used, axis=axis))
+
+    def _along_rank(self, change: Any) -> LowRank:
+        present = {name: axis for name, axis in _RANK_AXIS.items() if getattr(self, name) is not None}
+        return self.replace(**{name: change(getattr(self, name), axis) for name, axis in present.items()})
 
     def active_parameters(self) -> int:
-        """Number of trained entries of `a` and `b`: those of columns whose scale is not 0."""
-        return int(np.count_nonzero(np.asarray(self.scale))) * (self.a.shape[-2] + self.b.shape[-1])
+        """Number of trained entries: of columns whose scale is not 0, and of layers that have such a column."""
+        used = np.asarray(self.scale) != 0
+        columns, layers = int(used.sum()), int(used.any(-1).sum())
+        out = self.b.shape[-1]
+        written = columns * out
+        if self.parts is not None:
+            parts = np.asarray(self.parts)
+            written = int((parts * used[..., None]).sum()) * (out // parts.shape[-1])
+        counts = {"a": columns * self.a.shape[-2], "b": written, "gain": columns, "magnitude": layers * out, "out_gain": layers * out}
+        return sum(counts[name] for name in self.trained_fields())
+
+
+def _product(low: LowRank) -> Float[Array, "*stack in out"]:
+    a, b = low.a.astype(jnp.float32), low.b.astype(jnp.float32)
+    return (a * low.scale[..., None, :]) @ b
+
+
+def array_fields(leaf: Any) -> tuple[str, ...]:
+    """Names of the fields of a trainable leaf that hold arrays (or None), static ones left out."""
+    return tuple(field.name for field in dataclasses.fields(leaf) if field.metadata.get("pytree_node", True))

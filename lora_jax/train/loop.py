@@ -20,7 +20,6 @@ from flax import linen as nn
 from lora_jax.adapt.stack import pad, trim
 from lora_jax.adapt.surgery import trainable_parameters
 from lora_jax.config import Config, OptimConfig, config_hash
-from lora_jax.core.boxes import Whole
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, bytes_of
 from lora_jax.data import Batches, total_steps
@@ -140,7 +139,7 @@ def sizes(frozen: Mapping[str, Any], lora: Mapping[str, Any]) -> dict[str, Any]:
         "trainable_parameters": trainable_parameters(trimmed),
         "base_bytes": bytes_of(frozen),
         "base_bits_per_weight": round(8 * sum(b for b, _ in bits) / sum(n for _, n in bits), 4) if bits else None,
-        "adapter_bytes": sum(bytes_of(leaf.value if isinstance(leaf, Whole) else (leaf.a, leaf.b)) for leaf in trimmed.values()),
+        "adapter_bytes": sum(bytes_of([getattr(leaf, name) for name in leaf.trained_fields()]) for leaf in trimmed.values()),
     }
 
 

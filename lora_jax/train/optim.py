@@ -11,37 +11,45 @@ import optax
 
 from lora_jax.adapt.apply import Lora
 from lora_jax.config import OptimConfig
-from lora_jax.core.boxes import Whole
+from lora_jax.core.lowrank import LowRank, array_fields
 
 Trainable = dict[str, Any]
 
 
 def partition(lora: Lora) -> tuple[Trainable, Trainable]:
-    """The leaves that are trained and those that are not (scale, dropout), each with None where the other has a leaf."""
-    trained = {path: leaf if isinstance(leaf, Whole) else leaf.replace(scale=None, dropout=None) for path, leaf in lora.items()}
-    fixed = {path: leaf.replace(value=None) if isinstance(leaf, Whole) else leaf.replace(a=None, b=None) for path, leaf in lora.items()}
+    """The arrays that are trained and those that are not (scale, dropout, fixed factors), each with None where the other has one."""
+    trained = {path: leaf.replace(**dict.fromkeys(set(array_fields(leaf)) - set(leaf.trained_fields()))) for path, leaf in lora.items()}
+    fixed = {path: leaf.replace(**dict.fromkeys(leaf.trained_fields())) for path, leaf in lora.items()}
     return trained, fixed
 
 
 def combine(trained: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `partition`."""
-    return {
-        path: leaf if isinstance(leaf, Whole) else leaf.replace(scale=fixed[path].scale, dropout=fixed[path].dropout)
-        for path, leaf in trained.items()
-    }
+    return {path: leaf.replace(**{name: getattr(trained[path], name) for name in _given(trained[path])}) for path, leaf in fixed.items()}
 
 
 def labels(trained: Trainable) -> Any:
-    """'a', 'b' or 'whole' for each trained leaf: the handle for learning rates, freezing and masks."""
-    return {path: leaf.replace(value="whole") if isinstance(leaf, Whole) else leaf.replace(a="a", b="b") for path, leaf in trained.items()}
+    """'a', 'b', 'vector' (magnitudes and gains), 'whole' or 'module' for each trained array: the handle for learning rates and masks."""
+    return {path: leaf.replace(**{name: label_of(leaf, name) for name in _given(leaf)}) for path, leaf in trained.items()}
+
+
+def label_of(leaf: Any, name: str) -> str:
+    """The label of one array of a trainable leaf."""
+    if isinstance(leaf, LowRank):
+        return name if name in ("a", "b") else "vector"
+    return getattr(leaf, "label", "whole")
+
+
+def _given(leaf: Any) -> tuple[str, ...]:
+    return tuple(name for name in array_fields(leaf) if getattr(leaf, name) is not None)
 
 
 def decay_mask(trained: Trainable) -> Any:
-    """Which leaves weight decay acts on: all but biases and the scales of norms."""
+    """Which arrays weight decay acts on: all but biases, the scales of norms, and magnitudes and gains."""
     out = {}
     for path, leaf in trained.items():
         decays = not path.endswith(("/bias", "norm/scale"))
-        out[path] = jax.tree.map(lambda _, decays=decays: decays, leaf)
+        out[path] = leaf.replace(**{name: decays and label_of(leaf, name) != "vector" for name in _given(leaf)})
     return out
 
 
@@ -70,6 +78,8 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
     rates = {
         "a": config.learning_rate,
         "b": config.learning_rate * config.lora_plus_ratio,
+        "vector": config.learning_rate,
+        "module": config.learning_rate,
         "whole": config.learning_rate if config.head_learning_rate is None else config.head_learning_rate,
     }
     scale = optax.inject_hyperparams(optax.scale_by_learning_rate)
