@@ -50,7 +50,8 @@ def to_peft(
 ) -> PeftAdapter:
     """The adapter in PEFT's words.
 
-    Every module is written with r and alpha such that PEFT's alpha / r is our scale in float32, so use_rslora is never set. Where the
+    Variants are written as the plain LoRA that computes the same (VeRA's gains multiplied into B; the start that PiSSA and others take
+    out of the base as twice the rank), said in `notes`. Every module is written with r and alpha such that PEFT's alpha / r is our scale in float32, so use_rslora is never set. Where the
     columns of one module have several scales, they are multiplied into B, and the scale is 1 (said in `notes`). Parts of a fused
     weight are written as one module: with a shared A if all parts have the same, else block by block, ranks added.
 
@@ -60,8 +61,9 @@ def to_peft(
             DoRA on some modules only; a weight trained whole that is no whole module; some biases of several; dropout rates that
             differ; shapes that are not the model's; a NaN.
     """
-    _check(lora, names)
     notes: list[str] = []
+    lora = {path: leaf if isinstance(leaf, Whole) else _plain(path, leaf, notes) for path, leaf in lora.items()}
+    _check(lora, names)
     adapted: dict[str, Factors] = {}
     for module, parts in _by_module(lora, names).items():
         adapted[module] = _fused(module, parts, names, notes)
@@ -108,6 +110,16 @@ def to_peft(
     scales = {module: float(f.scale) for module, f in sorted(adapted.items())}
     metadata = {"format": "pt", "lora_jax": json.dumps({"base": base, "scale": scales}, sort_keys=True)}
     return PeftAdapter(config, dict(sorted(tensors.items())), metadata, tuple(notes))
+
+
+def _plain(path: str, leaf: LowRank, notes: list[str]) -> LowRank:
+    """Ordinary factors of the same update, and a note if the leaf was a variant that PEFT's LoRA has not."""
+    plain = leaf.plain()
+    extra = [field for field in ("gain", "out_gain", "parts", "a0") if getattr(leaf, field) is not None]
+    extra += ["group"] if leaf.group > 1 else []
+    if extra:
+        notes.append(f"{path}: a variant of LoRA ({', '.join(extra)}), written as plain LoRA of rank {plain.rank} with the same update")
+    return plain
 
 
 def _check(lora: Mapping[str, LowRank | Whole], names: Names) -> None:
