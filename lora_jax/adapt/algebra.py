@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,7 @@ def ties(
     *,
     density: float,
     rank: int,
-    sign: Literal["total", "frequency"] = "total",
+    sign: str = "total",
     base: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, LowRank | Whole], Truncation]:
     """TIES merging of updates (Yadav et al. 2023, arXiv 2306.01708, section 3), brought back to `rank`, and what that lost.
@@ -149,9 +149,7 @@ def dare(
     return _in_dense_form(adapters, weights, combine, rank, base)
 
 
-def factorize(
-    base: Mapping[str, Any], tuned: Mapping[str, Any], *, rank: int, like: Lora
-) -> tuple[dict[str, LowRank | Whole], Truncation]:
+def factorize(base: Mapping[str, Any], tuned: Mapping[str, Any], *, rank: int, like: Lora) -> tuple[dict[str, LowRank | Whole], Truncation]:
     """The adapter of a rank nearest to a fully fine-tuned model's change, at the sites of `like`, and what it lost (a task vector).
 
     Raises:

@@ -34,9 +34,7 @@ class Bank(struct.PyTreeNode):
         return jax.tree.leaves(self.lora)[0].shape[0] - 1
 
 
-def make_bank(
-    adapters: Sequence[Lora], *, base: Mapping[str, Any] | None = None, rank: int | None = None
-) -> Bank:
+def make_bank(adapters: Sequence[Lora], *, base: Mapping[str, Any] | None = None, rank: int | None = None) -> Bank:
     """The adapters as one bank, padded to a common rank and to the sites of all together. Dropout is left out.
 
     Args:
@@ -126,6 +124,12 @@ def _check_kinds(adapters: Sequence[Lora]) -> None:
     kinds: dict[str, tuple[Any, ...]] = {}
     for lora in adapters:
         for path, leaf in lora.items():
-            kind = ("whole",) if isinstance(leaf, Whole) else ("DoRA" if leaf.magnitude is not None else "LoRA", leaf.a.shape[:-1], leaf.b.shape[-1])
+            kind = (
+                ("whole",)
+                if isinstance(leaf, Whole)
+                else ("DoRA" if leaf.magnitude is not None else "LoRA", leaf.a.shape[:-1], leaf.b.shape[-1])
+            )
             if kinds.setdefault(path, kind) != kind:
-                raise ValueError(f"{path!r} is {kinds[path]} in one adapter and {kind} in another. One bank holds adapters of one kind a site.")
+                raise ValueError(
+                    f"{path!r} is {kinds[path]} in one adapter and {kind} in another. One bank holds adapters of one kind a site."
+                )

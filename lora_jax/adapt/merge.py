@@ -60,7 +60,8 @@ class MergeReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{path}: change {self.change[path]:.2e}, rounding {self.rounding[path]:.2e}, error {self.error[path]:.2e}" for path in self.change
+            f"{path}: change {self.change[path]:.2e}, rounding {self.rounding[path]:.2e}, error {self.error[path]:.2e}"
+            for path in self.change
         ]
         lines += [] if self.output is None else [str(self.output)]
         return "\n".join(lines) or "nothing was merged"

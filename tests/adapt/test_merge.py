@@ -117,7 +117,10 @@ def test_the_whole_model_is_merged_into_4_bits_with_less_change_of_its_output_wh
     hidden = {}
     x = jnp.tile(x, (16, 1)) + 0.05 * jax.random.normal(jax.random.key(5), (64, 8))
     identity = {**params, "head": {"kernel": jnp.eye(8)[:, :3], "bias": jnp.zeros(3)}}
-    columns = [model.apply({"params": {**identity, "head": {"kernel": jnp.roll(jnp.eye(8), -k, 0)[:, :3], "bias": jnp.zeros(3)}}}, x) for k in (0, 3, 5)]
+    columns = [
+        model.apply({"params": {**identity, "head": {"kernel": jnp.roll(jnp.eye(8), -k, 0)[:, :3], "bias": jnp.zeros(3)}}}, x)
+        for k in (0, 3, 5)
+    ]
     hidden = np.concatenate([columns[0], columns[1], columns[2][:, 1:]], 1)
     moments = {"head/kernel": hidden.T @ hidden}
     nearest = merge_quantized(frozen, lora, model=model, sample=(x,))[1]
