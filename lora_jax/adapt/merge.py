@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax.core import meta
 from jaxtyping import Array
@@ -87,7 +86,7 @@ def merge(
     figures = _Figures()
     for path, leaf in flatten(join(frozen, lora)).items():
         if isinstance(leaf, Adapted):
-            exact = _exact(leaf)
+            exact = _exact(path, leaf)
             plain[path] = exact.astype(dtype or leaf.dtype)
             figures.add(path, leaf, exact, plain[path])
         else:
@@ -126,7 +125,7 @@ def merge_quantized(
     figures = _Figures()
     for path, leaf in flatten(join(frozen, lora)).items():
         if isinstance(leaf, Adapted):
-            exact, base = _exact(leaf), leaf.base
+            exact, base = _exact(path, leaf), leaf.base
             wanted = spec or (base.spec if isinstance(base, QuantizedArray) else None)
             if wanted is None:
                 out[path] = exact.astype(leaf.dtype)
@@ -161,10 +160,6 @@ class _Figures:
     def add(self, path: str, leaf: Adapted, exact: Array, stored: Array) -> None:
         base = meta.unbox(leaf.base).astype(jnp.float32)
         moved, size = float(jnp.linalg.norm(exact - base)), float(jnp.linalg.norm(exact))
-        if not np.isfinite(moved):
-            raise ValueError(
-                f"The adapter of {path!r} holds a NaN or an infinity; nothing was merged. Train it again from a sound checkpoint."
-            )
         lost = float(jnp.linalg.norm(stored.astype(jnp.float32) - exact))
         self.change[path] = moved / max(float(jnp.linalg.norm(base)), 1e-30)
         self.rounding[path] = lost / moved if moved else 0.0
@@ -174,10 +169,12 @@ class _Figures:
         return MergeReport(self.change, self.rounding, self.error, output)
 
 
-def _exact(leaf: Adapted) -> Array:
+def _exact(path: str, leaf: Adapted) -> Array:
     """The merged weight in float32, of a base that is not rounded again in between."""
-    base = meta.unbox(leaf.base).astype(jnp.float32)
-    return Adapted(base=base, lora=leaf.lora).unbox()
+    exact = Adapted(base=meta.unbox(leaf.base).astype(jnp.float32), lora=leaf.lora).unbox()
+    if not bool(jnp.isfinite(exact).all()):
+        raise ValueError(f"The adapter of {path!r} holds a NaN or an infinity; nothing was merged. Train it again from a sound checkpoint.")
+    return exact
 
 
 def _compared(model: nn.Module | None, frozen: Mapping[str, Any], lora: Lora, merged: Mapping[str, Any], sample: Sequence[Any]) -> Any:

@@ -225,9 +225,10 @@ def test_columns_with_several_scales_are_multiplied_into_B_and_said() -> None:
 def test_target_modules_are_the_shortest_endings_that_select_exactly_the_adapted_modules() -> None:
     _, params, names = encoder("bert_lora")
     ones = {path: lj.LowRank(a=jnp.ones((2, n.rows, 1)), b=jnp.ones((2, 1, n.columns)), scale=jnp.ones((2, 1))) for path, n in names.items() if n.stack and n.kind == "linear"}  # fmt: skip
-    targets = lambda *paths: to_peft({f"layers/{path}/kernel": ones[f"layers/{path}/kernel"] for path in paths}, names).config[
-        "target_modules"
-    ]  # noqa: E731
+
+    def targets(*paths: str) -> list[str]:
+        return to_peft({f"layers/{path}/kernel": ones[f"layers/{path}/kernel"] for path in paths}, names).config["target_modules"]
+
     assert targets("attn/q", "attn/v") == ["query", "value"]
     # 'dense' and 'output.dense' would take the attention's output along, and the pooler.
     assert targets("mlp/down") == [f"bert.encoder.layer.{i}.output.dense" for i in range(2)] or targets("mlp/down") == [
@@ -315,9 +316,9 @@ def test_a_pattern_that_matches_no_adapted_module_is_refused(tmp_path: Path) -> 
 
 
 def test_renamed_keys_give_a_diff_of_expected_and_found(tmp_path: Path) -> None:
-    rename = lambda tensors: {
-        key.replace("layer.1.attention.self.query", "layer.1.attention.self.qwery"): value for key, value in tensors.items()
-    }  # noqa: E731
+    def rename(tensors):
+        return {key.replace("layer.1.attention.self.query", "layer.1.attention.self.qwery"): value for key, value in tensors.items()}
+
     with pytest.raises(ValueError, match="2 missing, 2 unexpected") as caught:
         load_peft(with_tensors("bert_lora", tmp_path, rename), names_of("bert_lora"))
     assert "missing     bert.encoder.layer.1.attention.self.query.lora_A.weight  (perhaps" in str(caught.value)
@@ -325,9 +326,9 @@ def test_renamed_keys_give_a_diff_of_expected_and_found(tmp_path: Path) -> None:
 
 
 def test_keys_that_all_have_another_prefix_are_refused_where_PEFT_only_warns(tmp_path: Path) -> None:
-    rename = lambda tensors: {
-        key.replace("base_model.model.bert", "base_model.model.x.y.z.w.bert"): value for key, value in tensors.items()
-    }  # noqa: E731
+    def rename(tensors):
+        return {key.replace("base_model.model.bert", "base_model.model.x.y.z.w.bert"): value for key, value in tensors.items()}
+
     with pytest.raises(ValueError, match="missing"):
         load_peft(with_tensors("bert_lora", tmp_path, rename), names_of("bert_lora"))
     with pytest.raises(ValueError, match="10 of 10 tensors have no name of PEFT's"):
