@@ -100,7 +100,7 @@ def unreached(lora: Lora, seen: Flags) -> list[str]:
         for field, reached in fields.items():
             silent = used & ~reached
             if silent.any():
-                layers = "" if silent.all() or not silent.ndim else f" in layers {np.argwhere(silent).tolist()}"
+                layers = "" if np.array_equal(silent, used) else f" in layers {np.argwhere(silent).tolist()}"
                 found.append(f"{path}: {field}{layers}")
     return found
 

@@ -95,8 +95,13 @@ def test_feeding_errors_back_lowers_the_error_of_the_outputs(spec: lj.QuantSpec)
     plain, fed = requantize(w, spec), requantize(w, spec, moments=x.T @ x)
     assert all(map(np.array_equal, jax.tree.leaves(plain.scale), jax.tree.leaves(fed.scale)))
     assert lost(fed) < 0.6 * lost(plain)  # Measured: 0.24 to 0.40.
-    # With inputs that do not go together there is nothing to feed back: the nearest levels are the best ones.
-    np.testing.assert_array_equal(requantize(w, spec, moments=np.eye(33)).unbox(), plain.unbox())
+    # With inputs that do not go together there is nothing to feed back: the nearest levels are the best ones. (Plain rounding looks
+    # for them before the scales themselves are rounded.)
+    apart = requantize(w, spec, moments=np.eye(33)).unbox()
+    if spec.double:
+        assert float(jnp.linalg.norm(apart - w)) <= float(jnp.linalg.norm(plain.unbox() - w))
+    else:
+        np.testing.assert_array_equal(apart, plain.unbox())
 
 
 def test_feeding_back_works_layer_by_layer_and_on_other_axes() -> None:
