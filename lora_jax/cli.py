@@ -17,6 +17,8 @@ COMMANDS: dict[str, str] = {
     "sweep": "train a grid over rank, bit-width, targets and seeds; finished runs are kept",
     "report": "tables and plots of finished runs",
     "evaluate": "score a trained run on a split",
+    "adapter": "show what a saved adapter covers, site by site and layer by layer",
+    "convert": "an adapter from our format to PEFT's, or back",
 }
 
 _EPILOG = """\

@@ -176,8 +176,10 @@ def plain_lora(path: str, leaf: LowRank) -> LowRank:
     """Ordinary factors of the leaf's update.
 
     Raises:
-        ValueError: it has a magnitude (DoRA), so that its effect is no sum of base and update.
+        ValueError: it has a magnitude (DoRA), so that its effect is no sum of base and update, or it is another kind of leaf.
     """
+    if not isinstance(leaf, LowRank):
+        raise ValueError(f"{path!r} is a {type(leaf).__name__}, whose effect is no update of a weight: it cannot be added or truncated.")
     if leaf.magnitude is not None:
         raise ValueError(
             f"{path!r} is DoRA: its effect depends on the norm of base and update together, so adapters cannot be added or truncated "
@@ -208,6 +210,8 @@ def _by_path(adapters: Sequence[Lora], weights: Sequence[float]) -> dict[str, li
 def _shape(leaf: Any) -> tuple[Any, ...]:
     if isinstance(leaf, Whole):
         return ("whole", tuple(leaf.value.shape))
+    if not isinstance(leaf, LowRank):
+        return (type(leaf).__name__,)
     return ("factors", tuple(leaf.a.shape[:-2]), leaf.rows, leaf.b.shape[-1], tuple(leaf.in_axes))
 
 

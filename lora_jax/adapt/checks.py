@@ -124,12 +124,12 @@ class Coverage:
 
 
 def coverage(lora: Lora) -> Coverage:
-    """The rank of every adapted weight by layer: what a saved adapter covers. Weights trained whole stand with 'whole' in their label."""
+    """The rank of every adapted weight by layer: what a saved adapter covers. Other leaves have their kind in the label."""
     rows: dict[str, dict[int | None, int]] = {}
     for path, leaf in sorted(lora.items()):
-        if isinstance(leaf, Whole):
+        if not isinstance(leaf, LowRank):
             label, layer = _layer(path)
-            rows.setdefault(f"{label} (whole)", {})[layer] = 1
+            rows.setdefault(f"{label} ({type(leaf).__name__.lower()})", {})[layer] = 1
             continue
         ranks = np.count_nonzero(np.asarray(leaf.scale), axis=-1)
         label, layer = _layer(path)

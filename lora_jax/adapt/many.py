@@ -117,6 +117,8 @@ def apply_many(model: nn.Module, frozen: Mapping[str, Any], bank: Bank, ids: Int
 def _bare(leaf: LowRank | Whole) -> LowRank | Whole:
     if isinstance(leaf, Whole):
         return leaf
+    if not isinstance(leaf, LowRank):
+        raise ValueError(f"A bank holds factors and weights trained whole, and {type(leaf).__name__} is neither.")
     return leaf.plain().replace(dropout=None, base_square=None)
 
 

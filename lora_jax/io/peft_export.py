@@ -114,6 +114,8 @@ def to_peft(
 
 def _plain(path: str, leaf: LowRank, notes: list[str]) -> LowRank:
     """Ordinary factors of the same update, and a note if the leaf was a variant that PEFT's LoRA has not."""
+    if not isinstance(leaf, LowRank):
+        raise ValueError(f"{path!r} is a {type(leaf).__name__}, which PEFT's LoRA has not. Save it with our own save_adapter.")
     plain = leaf.plain()
     extra = [field for field in ("gain", "out_gain", "parts", "a0") if getattr(leaf, field) is not None]
     extra += ["group"] if leaf.group > 1 else []

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import optax
 
 from lora_jax.adapt.apply import Lora

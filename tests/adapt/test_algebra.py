@@ -229,3 +229,23 @@ def test_what_cannot_be_combined_is_refused() -> None:
     for function, message in cases:
         with pytest.raises(ValueError, match=message):
             function()
+
+
+def test_leaves_that_are_no_update_of_a_weight_are_refused_by_their_kind() -> None:
+    from flax import struct
+
+    from lora_jax.adapt import algebra, many
+    from lora_jax.io.names import Name
+    from lora_jax.io.peft import to_peft
+
+    class Gain(struct.PyTreeNode):
+        value: jax.Array
+
+    other = {"head/kernel": Gain(value=jnp.ones(3))}
+    for function in (
+        lambda: algebra.plain_lora("head/kernel", other["head/kernel"]),
+        lambda: to_peft(other, {"head/kernel": Name("head.weight", (8, 5))}),
+        lambda: many._bare(other["head/kernel"]),
+    ):
+        with pytest.raises(ValueError, match="Gain"):
+            function()

@@ -248,7 +248,7 @@ def test_experts_of_one_kernel_get_factors_of_their_own():
     params = model.init(jax.random.key(0), x)["params"]
     run = lambda quant: adapt(
         model, params, (x,), lora=[(".*", LoraSpec(rank=2))][:1], quant=quant, experts=[".*(w|kernel)"], key=jax.random.key(3)
-    )  # noqa: E731
+    )
     with pytest.raises(ValueError, match="no matrix"):
         run([])
     rules = [("w|out/kernel", LoraSpec(rank=2))]

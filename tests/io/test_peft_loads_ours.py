@@ -87,7 +87,9 @@ ADAPTERS = {
 
 @pytest.mark.parametrize("task_type", ["SEQ_CLS", None])
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_PEFT_loads_ours_without_a_missing_or_unexpected_key_and_computes_the_same(name: str, task_type: str | None, tmp_path: Path) -> None:
+def test_PEFT_loads_ours_without_a_missing_or_unexpected_key_and_computes_the_same(
+    name: str, task_type: str | None, tmp_path: Path
+) -> None:
     if task_type is None and name != "lora":
         pytest.skip("one adapter without a task is enough")
     config, params = load_encoder(GOLDEN / "bert_cls", num_classes=2)
