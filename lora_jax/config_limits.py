@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_jax.config_fields import NO_FORMAT, Config, Method, choose, default_of, flatten, listed, resolve_targets
 from lora_jax.core.codebooks import FORMATS
+from lora_jax.core.init import initializer_named
 
 _Limit = tuple[str, Callable[[Any], bool]]
 _COUNT: _Limit = ("1 or more", lambda value: value >= 1)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import optax
 
 from lora_jax.adapt.apply import Lora

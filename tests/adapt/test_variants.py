@@ -64,9 +64,7 @@ def test_factored_boxed_and_merged_give_one_function_on_every_kind_of_site(name,
 @pytest.mark.parametrize("name", SPECS)
 def test_factored_equals_boxed_however_blocks_are_repeated_and_step_0_is_the_base(name, form):
     model, params, inputs = zoo.deep(form)
-    frozen, lora = adapt(
-        model, params, inputs, lora=[("layers.*/kernel", SPECS[name])], quant=[("layers.*up/kernel", QUANT)], key=jax.random.key(2)
-    )
+    frozen, lora = adapt(model, params, inputs, lora=[("layers.*/kernel", SPECS[name])], quant=[("layers.*up/kernel", QUANT)], key=jax.random.key(2))
     base = model.apply({"params": join(frozen, {})}, *inputs)
     start = apply(model, frozen, lora, *inputs)
     # DoRA with a start that is not 0 divides two norms that are computed in one way but compiled twice: a few ulps.
@@ -246,9 +244,7 @@ def test_experts_of_one_kernel_get_factors_of_their_own():
 
     model, x = Experts(), jax.random.normal(jax.random.key(1), (3, 4, 8))
     params = model.init(jax.random.key(0), x)["params"]
-    run = lambda quant: adapt(
-        model, params, (x,), lora=[(".*", LoraSpec(rank=2))][:1], quant=quant, experts=[".*(w|kernel)"], key=jax.random.key(3)
-    )
+    run = lambda quant: adapt(model, params, (x,), lora=[(".*", LoraSpec(rank=2))][:1], quant=quant, experts=[".*(w|kernel)"], key=jax.random.key(3))  # noqa: E731
     with pytest.raises(ValueError, match="no matrix"):
         run([])
     rules = [("w|out/kernel", LoraSpec(rank=2))]
@@ -257,12 +253,7 @@ def test_experts_of_one_kernel_get_factors_of_their_own():
         assert lora["w"].a.shape == (3, 8, 2) and lora["out/kernel"].b.shape == (3, 2, 5)
         assert np.abs(np.asarray(lora["w"].a[0] - lora["w"].a[1])).max() > 0.01
         lora = zoo.moved(lora)
-        weights = {
-            path: np.float64(
-                join(frozen, {})["w"].unbox() if path == "w" and quant else params["w"] if path == "w" else params["out"]["kernel"]
-            )
-            for path in lora
-        }
+        weights = {path: np.float64(join(frozen, {})["w"].unbox() if path == "w" and quant else params["w"] if path == "w" else params["out"]["kernel"]) for path in lora}
         for path, low in lora.items():
             weights[path] += (np.float64(low.a) * np.float64(low.scale)[..., None, :]) @ np.float64(low.b)
         hidden = np.tanh(np.einsum("etd,edo->eto", np.float64(x), weights["w"]))

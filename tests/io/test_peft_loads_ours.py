@@ -41,7 +41,7 @@ result = set_peft_model_state_dict(adapted, load_peft_weights(folder))
 missing = [key for key in result.missing_keys if "lora" in key or "modules_to_save.default" in key]
 np.save(folder + "/peft_out.npy", out.numpy())
 print(json.dumps(dict(missing=missing, unexpected=result.unexpected_keys, said=[str(w.message) for w in caught if "key" in str(w.message)],
-    trained=sorted(n for n, m in adapted.named_modules() if hasattr(m, "lora_A")), scaling={n: m.scaling["default"] for n, m in adapted.named_modules() if hasattr(m, "scaling")})))
+    trained=sorted(n for n, m in adapted.named_modules() if hasattr(m, "lora_A")))))
 """  # fmt: skip
 
 
