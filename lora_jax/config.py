@@ -24,8 +24,11 @@ from typing import Any, Literal
 import ml_collections
 
 from lora_jax.config_fields import (
+    ADAPTERS,
     NO_FORMAT,
     TARGETS,
+    AdaLoraConfig,
+    BaselineConfig,
     Config,
     DataConfig,
     LearningRates,
@@ -45,7 +48,7 @@ from lora_jax.config_fields import (
 from lora_jax.config_limits import validate
 
 __all__ = [
-    "NO_FORMAT", "TARGETS", "Config", "DataConfig", "LearningRates", "LoraConfig", "Method", "ModelConfig",
+    "ADAPTERS", "NO_FORMAT", "TARGETS", "AdaLoraConfig", "BaselineConfig", "Config", "DataConfig", "LearningRates", "LoraConfig", "Method", "ModelConfig",
     "OptimConfig", "QuantConfig", "SweepConfig", "TrainConfig", "UnknownKeyError", "canonical",
     "config_hash", "describe", "flatten", "from_config_dict", "load_config", "resolve_targets", "to_dict", "validate",
 ]  # fmt: skip
@@ -114,9 +117,11 @@ def canonical(config: Config) -> dict[str, Any]:
         del values["train"][key]
     if config.optim.head_learning_rate is None:
         values["optim"]["head_learning_rate"] = values["optim"]["learning_rate"]
-    if config.method in ("full", "head"):
-        del values["lora"], values["optim"]["lora_plus_ratio"]
-    else:
+    if config.method not in ADAPTERS:
+        del values["lora"], values["optim"]["lora_plus_ratio"], values["optim"]["adalora"], values["optim"]["precondition_b"]
+    if config.method in ("full", "head", "bitfit", *ADAPTERS):
+        del values["baseline"]
+    if config.method in ADAPTERS:
         values["lora"]["targets"] = resolve_targets(config.lora.targets)
     if config.method == "qlora":
         values["quant"]["targets"] = resolve_targets(config.quant.targets)

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Method = Literal["full", "head", "lora", "qlora"]
+Method = Literal["full", "head", "lora", "qlora", "bitfit", "top_layers", "bottleneck", "prefix_embedding", "prefix_layers", "ia3"]
+ADAPTERS = ("lora", "qlora")  # the methods that have a rank and targets; the others are baselines
 NO_FORMAT = "none"  # the base as it was loaded, shown to people as "fp32"
 
 # With scan the blocks are `layers/...`, without it `layers_0/...`, `layers_1/...`: one name must serve both.
@@ -54,9 +55,16 @@ class LoraConfig:
     alpha: float = 16.0  # numerator of the scale, above 0
     scaling: Literal["standard", "rslora"] = "standard"  # alpha / rank, or alpha / sqrt(rank)
     dropout: float = 0.0  # probability in [0, 1) on the adapter's input, in training
-    init: str = "kaiming"  # of `a`: a name in lora_jax.core.init.INITIALIZERS
+    init: str = "kaiming"  # a name in lora_jax.core.init.INITIALIZERS, or pissa_niter_N; loftq and qpissa need method qlora
     targets: str = "all-linear"  # a name in TARGETS, or a full-match regex on parameter paths
     layers: tuple[int, ...] | None = None  # indices of the adapted layers, from 0; None = all
+    dora: bool = False  # a trained magnitude for each output column
+    variant: str = "lora"  # a name in lora_jax.core.variants.VARIANTS: lora, lora_fa, vera, adalora, qa_lora
+    group_size: int = 32  # inputs that share a row of `a` under variant qa_lora, 1 or more
+    parts: tuple[bool, ...] | None = None  # which projections of a fused kernel are adapted, such as (true, false, true)
+    bias: Literal["none", "all", "lora_only"] = "none"  # biases that are trained whole besides
+    embedding_rows: tuple[int, ...] | None = None  # word ids whose embeddings are trained besides
+    calibration_batches: int = 8  # training batches that inits eva, corda, corda_kpm and lora_ga measure, 1 or more
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,31 @@ class QuantConfig:
     block_size: int | None = 64  # weights that share a scale, even; None = one scale an output channel
     double: bool = True  # store the scales themselves in 8 bits
     targets: str = TARGETS["all-linear"]  # as lora.targets: the parameters that are quantised
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """The baselines that are not adapters of weights. Each method reads its own fields."""
+
+    top_layers: int = 2  # method top_layers: the last blocks, trained whole with the pooler and the classifier, 1 or more
+    kind: Literal["houlsby", "lin", "pfeiffer"] = "houlsby"  # method bottleneck: where the adapters stand
+    size: int = 64  # method bottleneck: width, 1 or more
+    dropped: int = 0  # method bottleneck: blocks from the first that have none (AdapterDrop), 0 or more
+    prefix: int = 16  # methods prefix_*: trained tokens after the first token, 0 or more
+    infix: int = 0  # methods prefix_*: trained tokens at the end, 0 or more
+
+
+@dataclass(frozen=True)
+class AdaLoraConfig:
+    """AdaLoRA's rank budget, under lora.variant adalora. It starts at lora.rank columns a matrix."""
+
+    target_rank: float | None = None  # mean columns a matrix at the end, above 0; None = no budget (other variants)
+    warmup_steps: int = 0  # steps before the budget falls, 0 or more
+    final_steps: int = 0  # steps at the end with a fixed choice, 0 or more
+    interval: int = 10  # steps from one masking to the next, 1 or more
+    beta1: float = 0.85  # smoothing of the importance, in [0, 1)
+    beta2: float = 0.85  # smoothing of its fluctuation, in [0, 1)
+    orthogonality: float = 0.1  # weight of the penalty, 0 or more
 
 
 @dataclass(frozen=True)
@@ -83,6 +116,8 @@ class OptimConfig:
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # what follows the warm-up, down to 0
     warmup_fraction: float = 0.06  # share of the steps, in [0, 1)
     clip_norm: float = 1.0  # largest global norm of the gradient; 0 = no clipping
+    precondition_b: bool = False  # PEFT's form of LoRA-FA: the gradient of `b` times (a^T a)^-1 / scale^2
+    adalora: AdaLoraConfig = AdaLoraConfig()
 
 
 @dataclass(frozen=True)
@@ -109,6 +144,12 @@ class LearningRates:
     head: float | None = None
     lora: float | None = None
     qlora: float | None = None
+    bitfit: float | None = None
+    top_layers: float | None = None
+    bottleneck: float | None = None
+    prefix_embedding: float | None = None
+    prefix_layers: float | None = None
+    ia3: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,9 +170,12 @@ class Config:
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    method: Method = "lora"  # full: every weight. head: the classifier alone. lora, qlora: factors and classifier
+    # full: every weight. head: the classifier alone. The others train the classifier and: lora, qlora: factors. bitfit: biases.
+    # top_layers: the last blocks. bottleneck: small networks in each block. prefix_*: inserted states. ia3: gains.
+    method: Method = "lora"
     lora: LoraConfig = LoraConfig()
     quant: QuantConfig = QuantConfig()
+    baseline: BaselineConfig = BaselineConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     sweep: SweepConfig = SweepConfig()

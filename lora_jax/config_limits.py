@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 import typing
 from collections.abc import Callable
 from typing import Any
 
-from lora_jax.config_fields import NO_FORMAT, Config, Method, choose, default_of, flatten, listed, resolve_targets
+from lora_jax.config_fields import ADAPTERS, NO_FORMAT, Config, Method, choose, default_of, flatten, listed, resolve_targets
 from lora_jax.core.codebooks import FORMATS
-from lora_jax.core.init import initializer_named
+from lora_jax.core.init import INITIALIZERS, VARIANTS, initializer_named
 
 _Limit = tuple[str, Callable[[Any], bool]]
 _COUNT: _Limit = ("1 or more", lambda value: value >= 1)
@@ -23,7 +24,13 @@ _LIMITS: dict[str, _Limit] = {
     **dict.fromkeys(("lora.alpha", "optim.lora_plus_ratio", "optim.eps", "train.epochs"), _POSITIVE),
     **dict.fromkeys(("optim.learning_rate", "optim.head_learning_rate"), _POSITIVE),
     **{f"sweep.learning_rate.{method}": _POSITIVE for method in typing.get_args(Method)},
-    **dict.fromkeys(("optim.weight_decay", "optim.clip_norm", "train.seed"), _NOT_NEGATIVE),
+    **dict.fromkeys(("optim.weight_decay", "optim.clip_norm", "train.seed", "optim.adalora.orthogonality"), _NOT_NEGATIVE),
+    **dict.fromkeys(("lora.group_size", "lora.calibration_batches", "optim.adalora.interval"), _COUNT),
+    **dict.fromkeys(("baseline.top_layers", "baseline.size"), _COUNT),
+    **dict.fromkeys(("baseline.dropped", "baseline.prefix", "baseline.infix", "lora.embedding_rows"), _NOT_NEGATIVE),
+    **dict.fromkeys(("optim.adalora.warmup_steps", "optim.adalora.final_steps"), _NOT_NEGATIVE),
+    **dict.fromkeys(("optim.adalora.beta1", "optim.adalora.beta2"), _SHARE),
+    "optim.adalora.target_rank": _POSITIVE,
     **dict.fromkeys(("sweep.seeds", "lora.layers"), _NOT_NEGATIVE),
     **dict.fromkeys(("lora.dropout", "optim.beta1", "optim.beta2", "optim.warmup_fraction"), _SHARE),
     "data.max_length": ("3 or more (two of the tokens are special ones)", lambda value: value >= 3),
@@ -45,13 +52,16 @@ def validate(config: Config) -> None:
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None and not holds(item):
                 raise ValueError(f"config.{key} must be {words}, got {item!r}. The default is {default_of(key)!r}.")
-    choose(config.lora.init, tuple(INITIALIZERS), "lora.init")
+    choose(config.lora.variant, tuple(VARIANTS), "lora.variant")
+    if not re.fullmatch(r"pissa_niter_\d+", config.lora.init):
+        choose(config.lora.init, tuple(INITIALIZERS), "lora.init")
     for key, names in (("quant.format", (config.quant.format,)), ("sweep.format", config.sweep.format)):
         for name in names:
             choose(name, (NO_FORMAT, *FORMATS), key)
     for targets in (config.lora.targets, config.quant.targets, *config.sweep.targets):
         resolve_targets(targets)
     _check_method(config)
+    _check_variant(config)
     _check_sizes(config)
 
 
@@ -70,11 +80,38 @@ def _check_method(config: Config) -> None:
             f"Set config.method to {instead}, or config.quant.format to 'none'."
         )
     axes = [axis for axis in ("rank", "format", "targets") if getattr(config.sweep, axis)]
-    if method in ("full", "head") and axes:
+    if method not in ADAPTERS and axes:
         raise ValueError(
             f"config.sweep.{axes[0]} needs adapters, but config.method is {method!r}. "
             f"Set config.method to 'lora' and put {method!r} into config.sweep.baselines."
         )
+
+
+def _check_variant(config: Config) -> None:
+    """The adapter's settings go together, and with the optimiser's."""
+    lora, optim, baseline = config.lora, config.optim, config.baseline
+    if config.method in ADAPTERS:
+        VARIANTS[lora.variant].check(lora)
+        adalora = lora.variant == "adalora"
+        if adalora != (optim.adalora.target_rank is not None):
+            needs = "needs a rank to end at: set config.optim.adalora.target_rank" if adalora else "has no budget: leave it at None"
+            raise ValueError(
+                f"config.lora.variant {lora.variant!r} {needs} (config.optim.adalora.target_rank is {optim.adalora.target_rank})."
+            )
+        if adalora and optim.adalora.target_rank > lora.rank:
+            raise ValueError(
+                f"config.optim.adalora.target_rank must be at most config.lora.rank = {lora.rank}, got {optim.adalora.target_rank}."
+            )
+        if optim.precondition_b and lora.variant != "lora_fa":
+            raise ValueError(f"config.optim.precondition_b needs config.lora.variant 'lora_fa' (a fixed `a`), got {lora.variant!r}.")
+        if initializer_named(lora.init).reads == "format" and config.method != "qlora":
+            raise ValueError(f"config.lora.init {lora.init!r} chooses the codes of a quantised base: it needs config.method 'qlora'.")
+        if lora.embedding_rows == () or (lora.parts is not None and not any(lora.parts)):
+            raise ValueError(
+                "config.lora.embedding_rows and config.lora.parts must name something, got none. Write None to leave them out."
+            )
+    if config.method.startswith("prefix") and baseline.prefix + baseline.infix < 1:
+        raise ValueError("config.baseline.prefix and config.baseline.infix are both 0: a prefix needs at least one token.")
 
 
 def _check_sizes(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +15,11 @@ from lora_jax.core.adapted import Adapted
 from lora_jax.core.boxes import Boxed, Whole
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten, nearest, unflatten
+from lora_jax.core.pieces import Carrying, Piece, Prefix, readable
+from lora_jax.core.rows import Rows, WithRows
 
-Lora = Mapping[str, LowRank | Whole]
+# By path of the weight; pieces beside a weight (bottlenecks, gains, prefixes) by `path#name`.
+Lora = Mapping[str, LowRank | Whole | Rows | Piece]
 
 
 def join(frozen: Mapping[str, Any], lora: Lora, *, key: jax.Array | None = None) -> dict[str, Any]:
@@ -29,26 +33,37 @@ def join(frozen: Mapping[str, Any], lora: Lora, *, key: jax.Array | None = None)
         ValueError: an adapter's factors do not fit its weight.
     """
     params = flatten(frozen)
-    for path, update in lora.items():
+    # Pieces last: the weight that carries one may itself be adapted.
+    for path, update in sorted(lora.items(), key=lambda item: isinstance(item[1], Piece)):
         if isinstance(update, Whole):
             params[path] = update
             continue
+        path, _, _ = path.partition("#")
         if path not in params:
             raise KeyError(
                 f"The adapter has factors for {path!r}, and the base has no such weight. Nearest: {', '.join(nearest(path, params))}. "
                 "It was made for another model, or for another layout (scan on or off) of this one."
             )
-        params[path] = _adapted(path, params[path], update, key)
+        if isinstance(update, Rows):
+            params[path] = update.onto(params[path])
+        elif isinstance(update, Piece):
+            params[path] = Carrying(base=params[path], piece=update)
+        else:
+            params[path] = _adapted(path, params[path], update, key)
     return unflatten(params)
 
 
-def split(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, LowRank | Whole]]:
-    """The inverse of `join`: the frozen weights, and the adapters by path."""
+def split(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The inverse of `join`: the frozen weights, and the adapters by path. (Trained layers of a stack come back as the whole stack.)"""
     frozen: dict[str, Any] = {}
-    lora: dict[str, LowRank | Whole] = {}
+    lora: dict[str, Any] = {}
     for path, leaf in flatten(params).items():
+        while isinstance(leaf, Carrying):
+            lora[f"{path}#{leaf.piece.name}"], leaf = leaf.piece, leaf.base
         if isinstance(leaf, Adapted):
             frozen[path], lora[path] = leaf.base, leaf.lora
+        elif isinstance(leaf, WithRows):
+            frozen[path], lora[path] = leaf.base, leaf.rows
         elif isinstance(leaf, Whole):
             lora[path] = leaf
         else:
@@ -74,7 +89,10 @@ def apply(
         collections: the model's other variables, such as batch statistics.
         args, kwargs: passed to `model.apply`.
     """
-    with nn.intercept_methods(factored):
+    for leaf in lora.values():
+        if isinstance(leaf, Prefix) and leaf.inserts:
+            args = leaf.insert(args)
+    with nn.intercept_methods(factored), readable():
         return model.apply({**(collections or {}), "params": join(frozen, lora, key=key)}, *args, **kwargs)
 
 
@@ -84,13 +102,35 @@ def factored(next_fun: Any, args: Any, kwargs: Any, context: nn.module.Intercept
     It decides from the leaf that the module reads, never from `module.path`: nn.jit shares traces between equal blocks.
     """
     module = context.module
+    if context.method_name == "__call__" and (pieces := _carried(module)):
+        if args:
+            args = (functools.reduce(lambda x, piece: piece.before(x), pieces, args[0]), *args[1:])
+        y = _computed(next_fun, args, kwargs, context)
+        return functools.reduce(lambda y, piece: piece.after(y), pieces, y)
+    return _computed(next_fun, args, kwargs, context)
+
+
+def _carried(module: nn.Module) -> list[Piece]:
+    pieces, leaves = [], list(module.variables.get("params", {}).values())
+    for leaf in leaves:
+        while isinstance(leaf, Carrying):
+            pieces.append(leaf.piece)
+            leaf = leaf.base
+    return pieces
+
+
+def _computed(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    module = context.module
     call = rules.Call(args, kwargs)
     rule = rules.RULES.get((type(module), context.method_name))
     if rule is not None and module.has_variable("params", rule.weight):
         leaf = module.get_variable("params", rule.weight)
+        while isinstance(leaf, Carrying):
+            leaf = leaf.base
         # Factors with stack axes left (the experts of one kernel) are read as a dense weight.
         stacked = isinstance(leaf, Adapted) and leaf.lora.a.ndim > 2
-        if isinstance(leaf, Boxed) and not isinstance(leaf, Whole) and not stacked and rule.fits(module, call):
+        dense = isinstance(leaf, Whole) or (isinstance(leaf, WithRows) and type(module) is not nn.Embed)
+        if isinstance(leaf, Boxed) and not dense and not stacked and rule.fits(module, call):
             return rule.product(module, leaf, call)
     return next_fun(*args, **kwargs)
 

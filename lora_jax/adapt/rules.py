@@ -19,8 +19,10 @@ from flax import linen as nn
 from flax.core import meta
 from jaxtyping import Array
 
+from lora_jax.adapt.recording import Recorded, record
 from lora_jax.core.adapted import Adapted
 from lora_jax.core.lowrank import LowRank
+from lora_jax.core.rows import WithRows
 from lora_jax.kernels.matmul import frozen_matmul, lowrank_matmul
 
 
@@ -133,6 +135,8 @@ def _conv(module: nn.Module, leaf: Any, call: Call) -> Array:
 
 def _embed(module: nn.Module, leaf: Any, call: Call) -> Array:
     y = _frozen_call(module, leaf, call)
+    if isinstance(leaf, WithRows):
+        return leaf.look_up(call.args[0], y)
     if not isinstance(leaf, Adapted):
         return y
 
@@ -143,6 +147,8 @@ def _embed(module: nn.Module, leaf: Any, call: Call) -> Array:
 
 
 def _attend(module: nn.Module, leaf: Any, call: Call) -> Array:
+    if isinstance(leaf, WithRows):
+        return leaf.logits(call.args[0], _frozen_call(module, leaf, call, method="attend"))
     if not isinstance(leaf, Adapted):
         return _frozen_call(module, leaf, call, method="attend")
     # Columns of the embedding are inputs here, so their factors act on the query.
@@ -185,6 +191,8 @@ RULED_KINDS = {kind for kind, _ in RULES}
 
 
 def _product(x: Array, leaf: Any) -> Array:
+    if isinstance(leaf, Recorded):
+        return frozen_matmul(record(x, leaf.probe), leaf.base)
     if not isinstance(leaf, Adapted):
         return frozen_matmul(x, leaf)
     return _rescaled(frozen_matmul(x, leaf.base) + _update(x, leaf), leaf.factors())
@@ -218,7 +226,7 @@ def _drop(x: Array, leaf: Adapted) -> Array:
 def _frozen_call(module: nn.Module, leaf: Any, call: Call, method: str = "__call__", bias: bool = True) -> Array:
     """The module's own computation on the frozen weight, which is dequantised again in the backward pass, not saved."""
     name = RULES[(type(module), method)].weight
-    base = leaf.base if isinstance(leaf, Adapted) else leaf
+    base = leaf.base if isinstance(leaf, (Adapted, WithRows)) else leaf
     others = {key: meta.unbox(value) for key, value in module.variables["params"].items() if key != name and (bias or key != "bias")}
     detached = module.clone(parent=None) if bias else module.clone(parent=None, use_bias=False)
 

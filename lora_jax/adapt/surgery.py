@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from lora_jax.core.lowrank import LoraSpec, LowRank
 from lora_jax.core.matrix import to_matrix
 from lora_jax.core.paths import Rules, flatten, match, nearest, unflatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec, quantize
+from lora_jax.core.rows import Rows, rows_of
 
 
 def adapt(
@@ -33,10 +34,11 @@ def adapt(
     whole: Sequence[str] = (),
     key: jax.Array,
     sites: Mapping[str, Site] | None = None,
-    bias: Literal["none", "all", "lora_only"] = "none",
+    bias: str = "none",
     experts: Sequence[str] = (),
     statistics: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, Any], dict[str, LowRank | Whole]]:
+    rows: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[dict[str, Any], dict[str, LowRank | Whole | Rows]]:
     """The frozen weights, quantised where a rule says so, and what is trained, by path.
 
     Three selections that do not depend on each other: `quant` (what is quantised, and how), `lora` (what gets factors, and
@@ -50,6 +52,7 @@ def adapt(
         sites: what `find_sites` found, if it has been called already.
         bias: which biases are trained whole besides: none, all of the model, or those of modules that are adapted.
         experts: patterns of kernels whose first axis counts matrices (the experts of a mixture): each gets factors of its own.
+        rows: by path, rows that are trained while the weight's others stay frozen (words of an embedding).
         statistics: by path, what data-driven initialisers read (see `lora_jax.adapt.calibration`).
 
     Raises:
@@ -64,14 +67,17 @@ def adapt(
     adapted = match(lora, sites, what="lora")
     quantized = match(quant, sites, what="quant")
     trained = match([(pattern, True) for pattern in whole], sites, what="whole") | biases(sites, adapted, bias)
-    _check_selection(sites, flat, adapted, quantized, trained)
+    rows = rows or {}
+    _check_selection(sites, flat, adapted, quantized, trained, rows)
     frozen = {}
-    out: dict[str, LowRank | Whole] = {}
+    out: dict[str, LowRank | Whole | Rows] = {}
     for path, weight in flat.items():
         if path in trained:
             continue
         try:
             frozen[path], low = _stored(sites[path], weight, quantized.get(path), adapted.get(path), key)
+            if path in rows:
+                out[path] = rows_of(jnp.asarray(meta.unbox(weight)), rows[path])
             if path in adapted:
                 out[path] = _factors(sites[path], adapted[path], key, weight, frozen[path], (statistics or {}).get(path), low)
         except ValueError as error:
@@ -178,8 +184,16 @@ def _check_selection(
     adapted: Mapping[str, LoraSpec],
     quantized: Mapping[str, QuantSpec],
     trained: Mapping[str, bool],
+    rows: Mapping[str, Sequence[int]],
 ) -> None:
-    if not adapted and not trained:
+    for path in rows:
+        if path not in sites:
+            raise ValueError(f"rows: there is no weight {path!r}. Nearest: {', '.join(nearest(path, sites))}.")
+        if path in adapted or path in quantized or path in trained or sites[path].stack:
+            raise ValueError(
+                f"rows: {path!r} is also adapted, quantised or trained whole, or a scan slices its first axis. Take it out of the other rules."
+            )
+    if not adapted and not trained and not rows:
         raise ValueError(
             f"Nothing would be trained: no lora or whole rule matches any of {len(sites)} sites. Give rules such as "
             f"[({next(iter(sites))!r}, LoraSpec(rank=8))]."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,17 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.core.boxes import Whole
-from lora_jax.core.lowrank import LowRank
+from lora_jax.core.lowrank import LowRank, array_fields
+from lora_jax.core.pieces import Bottleneck, Gain, Prefix
+from lora_jax.core.rows import Rows
 from lora_jax.io import safetensors
 
 FILE = "adapter.safetensors"
 _FORMAT = "lora_jax-adapter-1"
+_KINDS: dict[str, type] = {"rows": Rows, "bottleneck": Bottleneck, "gain": Gain, "prefix": Prefix}
+_DERIVED = ("base_square",)  # follows from the base: recomputed, not stored
 
 
 def save_adapter(
     folder: Path | str, lora: Mapping[str, LowRank | Whole], *, base: str, model: str, label_names: tuple[str, ...] = ()
 ) -> Path:
-    """Writes the factors and the weights trained whole, as `<path>#a`, `#b`, `#scale` and `<path>#whole`.
+    """Writes the factors and the weights trained whole, as `<path>#a`, `#b`, `#scale` and `<path>#whole`, and a variant's other arrays.
 
     The effective scale is part of the file. `base` is the fingerprint of the pretrained weights that it was trained on.
 
@@ -34,7 +39,9 @@ def save_adapter(
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in lora.items():
         parts = (
-            {"whole": leaf.value} if isinstance(leaf, Whole) else {"a": leaf.a, "b": leaf.b, "scale": leaf.scale, "dropout": leaf.dropout}
+            {"whole": leaf.value}
+            if isinstance(leaf, Whole)
+            else {name: getattr(leaf, name) for name in array_fields(leaf) if name not in _DERIVED}
         )
         tensors |= {f"{path}#{name}": np.ascontiguousarray(value) for name, value in parts.items() if value is not None}
     for name, value in tensors.items():
@@ -42,6 +49,8 @@ def save_adapter(
             raise ValueError(f"{name} holds a NaN or an infinity; the adapter was not saved.")
     axes = {path: leaf.in_axes for path, leaf in lora.items() if isinstance(leaf, LowRank)}
     metadata = {"format": _FORMAT, "base": base, "model": model, "labels": json.dumps(label_names), "in_axes": json.dumps(axes)}
+    if variants := {path: static for path, leaf in lora.items() if (static := _static(leaf))}:
+        metadata["variants"] = json.dumps(variants)
     safetensors.write(folder / FILE, tensors, metadata)
     return folder / FILE
 
@@ -69,15 +78,30 @@ def load_adapter(folder: Path | str, *, base: str | None = None) -> tuple[dict[s
         site, _, part = name.rpartition("#")
         parts.setdefault(site, {})[part] = jnp.asarray(value)
     axes = json.loads(metadata["in_axes"])
+    variants = json.loads(metadata.get("variants", "{}"))
     lora: dict[str, LowRank | Whole] = {}
     for site, values in parts.items():
-        names = set(values) - {"dropout"}
-        if names == {"whole"}:
+        static = dict(variants.get(site, {}))
+        kind = _KINDS.get(static.pop("kind", ""))
+        if set(values) == {"whole"}:
             lora[site] = Whole(value=values["whole"])
-        elif names == {"a", "b", "scale"} and site in axes:
-            lora[site] = LowRank(**values, in_axes=tuple(axes[site]))
+        elif kind is not None and set(values) <= set(array_fields(kind)):
+            lora[site] = kind(**values, **static)
+        elif {"a", "b", "scale"} <= set(values) <= set(array_fields(LowRank)) and site in axes:
+            static = {name: tuple(value) if isinstance(value, list) else value for name, value in static.items()}
+            lora[site] = LowRank(**values, in_axes=tuple(axes[site]), **static)
         else:
             raise ValueError(f"{path}: {site!r} has the parts {sorted(values)}; needed a, b and scale, or whole. The file is incomplete.")
-    if missing := sorted(set(axes) - set(lora)):
+    if missing := sorted((set(axes) | set(variants)) - set(lora)):
         raise ValueError(f"{path} lacks the factors of {len(missing)} sites that its metadata names, such as {missing[0]!r}.")
     return lora, metadata
+
+
+def _static(leaf: Any) -> dict[str, Any]:
+    """What a leaf says besides its arrays: its kind, and fields that differ from their defaults."""
+    if isinstance(leaf, Whole):
+        return {}
+    kind = next(({"kind": name} for name, cls in _KINDS.items() if isinstance(leaf, cls)), {})
+    arrays = {*array_fields(leaf), "in_axes"}
+    fields = [field for field in dataclasses.fields(leaf) if field.name not in arrays]
+    return kind | {field.name: getattr(leaf, field.name) for field in fields if getattr(leaf, field.name) != field.default}

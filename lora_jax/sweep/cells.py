@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_jax.config import NO_FORMAT, canonical, from_config_dict
+from lora_jax.config import ADAPTERS, NO_FORMAT, canonical, from_config_dict
 from lora_jax.sweep.grid import shown_format, shown_targets
 from lora_jax.sweep.store import RunRecord, RunStore, is_run, read_run
 
@@ -136,7 +136,7 @@ def pareto(cells: Iterable[Cell]) -> list[Cell]:
 
 def _cell(runs: Sequence[RunRecord]) -> Cell:
     result = runs[0].result
-    baseline = result["method"] in ("full", "head")
+    baseline = result["method"] not in ADAPTERS
     return Cell(
         method=result["method"],
         format=shown_format(result["format"] or NO_FORMAT),

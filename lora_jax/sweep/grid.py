@@ -6,7 +6,7 @@ import itertools
 import re
 from dataclasses import replace
 
-from lora_jax.config import NO_FORMAT, TARGETS, Config, SweepConfig, config_hash, resolve_targets
+from lora_jax.config import ADAPTERS, NO_FORMAT, TARGETS, Config, SweepConfig, config_hash, resolve_targets
 
 _LONGEST_TARGETS = 24  # letters of a regex in a folder's name; the hash tells apart what this cuts
 
@@ -25,7 +25,7 @@ def expand(config: Config) -> list[Config]:
     sweep = config.sweep
     seeds = sweep.seeds or (config.train.seed,)
     runs = [_baseline(config, method, seed) for method, seed in itertools.product(sweep.baselines, seeds)]
-    if config.method in ("full", "head"):
+    if config.method not in ADAPTERS:
         runs += [_baseline(config, config.method, seed) for seed in seeds]
     else:
         grid = itertools.product(
@@ -44,7 +44,7 @@ def run_id(config: Config) -> str:
     The last part is `config_hash(config)`; settings that change no result (see there) leave the id as it is.
     """
     parts = [config.method]
-    if config.method in ("lora", "qlora"):
+    if config.method in ADAPTERS:
         parts += [shown_format(config.quant.format), f"r{config.lora.rank}"]
         parts += [re.sub(r"[^A-Za-z0-9]+", "_", shown_targets(config.lora.targets)).strip("_")[:_LONGEST_TARGETS]]
     return "-".join([*parts, f"s{config.train.seed}", config_hash(config)])

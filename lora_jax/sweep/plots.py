@@ -24,7 +24,11 @@ from lora_jax.sweep.store import StoreError, read_metrics
 _COLOURS = {"fp32": "#0072B2", "int8": "#E69F00", "nf4": "#009E73", "fp4": "#CC79A7", "int4": "#D55E00"}
 _MARKERS = {"fp32": "o", "int8": "s", "nf4": "^", "fp4": "D", "int4": "v"}
 _TARGET_MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
-_BASELINES = {"full": ("#000000", (0, (6, 3))), "head": ("#767676", (0, (1.5, 2)))}
+_BASELINES = {
+    "full": ("#000000", (0, (6, 3))), "head": ("#767676", (0, (1.5, 2))), "bitfit": ("#8c510a", (0, (4, 1))),
+    "top_layers": ("#bf812d", (0, (4, 1, 1, 1))), "bottleneck": ("#01665e", (0, (4, 1))), "prefix_embedding": ("#762a83", (0, (1, 1))),
+    "prefix_layers": ("#9970ab", (0, (3, 1, 1, 1))), "ia3": ("#35978f", (0, (2, 1))),
+}  # fmt: skip
 _RANK_STYLES = ("-", "--", "-.", ":")
 _STYLE = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6",
@@ -203,7 +207,7 @@ def _baseline_lines(axis: Axes, cells: Iterable[Cell], height: Any) -> None:
     for cell in cells:
         if cell.rank is None:
             colour, dashes = _BASELINES[cell.method]
-            label = "full fine-tuning" if cell.method == "full" else "head only"
+            label = {"full": "full fine-tuning", "head": "head only"}.get(cell.method, cell.method.replace("_", " "))
             axis.axhline(height(cell), color=colour, ls=dashes, lw=1.4, zorder=1, label=f"{label} {cell.variant}".strip())
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lora_jax.config import Config, resolve_targets
+from lora_jax.config import ADAPTERS, Config, resolve_targets
 from lora_jax.sweep.grid import expand, run_id, shown_format, shown_targets
 from lora_jax.sweep.provenance import environment
 from lora_jax.sweep.store import RunLocked, RunStore
@@ -92,21 +92,21 @@ def run_sweep(config: Config, *, command: Sequence[str] = (), say: Callable[[str
 def describe_run(run: Config) -> str:
     """A run in a few words: 'nf4, rank 4, all-linear, seed 0'."""
     words = [run.method]
-    if run.method in ("lora", "qlora"):
+    if run.method in ADAPTERS:
         words = [shown_format(run.quant.format), f"rank {run.lora.rank}", shown_targets(run.lora.targets)]
     return ", ".join([*words, f"seed {run.train.seed}"])
 
 
 def _structure(run: Config) -> Config:
     """The run without what is data to its compiled program."""
-    lora = replace(run.lora, rank=1, targets="all-linear", alpha=1.0, scaling="standard", init="kaiming", layers=None)
+    lora = replace(run.lora, rank=1, targets="all-linear", alpha=1.0, scaling="standard", layers=None)
     lora = replace(lora, dropout=0.5 if run.lora.dropout else 0.0)
     optim = replace(run.optim, learning_rate=1.0, head_learning_rate=None, lora_plus_ratio=1.0)
     return replace(run, lora=lora, optim=optim, train=replace(run.train, seed=0))
 
 
 def _widest(members: Sequence[Config]) -> Config | None:
-    if members[0].method not in ("lora", "qlora"):
+    if members[0].method not in ADAPTERS:
         return None
     patterns = dict.fromkeys(resolve_targets(run.lora.targets) for run in members)
     lora = replace(
@@ -120,7 +120,7 @@ def _widest(members: Sequence[Config]) -> Config | None:
 
 def _labelled(name: str, run: Config, result: dict[str, Any]) -> dict[str, Any]:
     """The result with the cell that it belongs to."""
-    adapter = run.method in ("lora", "qlora")
+    adapter = run.method in ADAPTERS
     return {
         "run_id": name,
         "method": run.method,

@@ -20,6 +20,7 @@ from flax import linen as nn
 from lora_jax.adapt.stack import pad, trim
 from lora_jax.adapt.surgery import trainable_parameters
 from lora_jax.config import Config, OptimConfig, config_hash
+from lora_jax.core.init import initializer_named
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, bytes_of
 from lora_jax.data import Batches, total_steps
@@ -112,7 +113,10 @@ def initial_state(config: Config, task: Task, steps: int, *, wide: Config | None
     key, run_key = jax.random.split(jax.random.key(config.train.seed))
     frozen, lora = select(config, task, key)
     if wide is not None:
-        shapes = jax.eval_shape(lambda: select(replace(wide, method="lora", quant=Config().quant), task, key)[1])
+        # An initialiser that chooses the base's codes has no shapes of its own, and needs a format that `wide` is rid of here.
+        init = "kaiming" if initializer_named(wide.lora.init).reads == "format" else wide.lora.init
+        plain = replace(wide, method="lora", quant=Config().quant, lora=replace(wide.lora, init=init))
+        shapes = jax.eval_shape(lambda: select(plain, task, key)[1])
         lora = pad(lora, shapes)
     return frozen, create_state(lora, make_optimizer(config.optim, steps), run_key)
 

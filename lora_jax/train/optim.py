@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import optax
 
 from lora_jax.adapt.apply import Lora
 from lora_jax.config import OptimConfig
 from lora_jax.core.lowrank import LowRank, array_fields
+from lora_jax.train.variants import adalora, precondition_b
 
 Trainable = dict[str, Any]
 
@@ -45,12 +45,17 @@ def _given(leaf: Any) -> tuple[str, ...]:
 
 
 def decay_mask(trained: Trainable) -> Any:
-    """Which arrays weight decay acts on: all but biases, the scales of norms, and magnitudes and gains."""
+    """Which arrays weight decay acts on: all but biases, the scales of norms, magnitudes, gains and prefix states."""
     out = {}
     for path, leaf in trained.items():
-        decays = not path.endswith(("/bias", "norm/scale"))
-        out[path] = leaf.replace(**{name: decays and label_of(leaf, name) != "vector" for name in _given(leaf)})
+        decays = path.rpartition("/")[2] not in ("bias", "scale")
+        out[path] = leaf.replace(**{name: decays and _is_matrix(leaf, name) for name in _given(leaf)})
     return out
+
+
+def _is_matrix(leaf: Any, name: str) -> bool:
+    label = label_of(leaf, name)
+    return name in ("down", "up") if label == "module" else label != "vector"
 
 
 def unit_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
@@ -73,6 +78,8 @@ def unit_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
     """AdamW on the trained tree with one learning rate a label; `b` gets `lora_plus_ratio` times that of `a` (LoRA+, Hayou et al. 2024).
 
+    `precondition_b` rescales the gradient of `b` (LoRA-FA as PEFT has it); `adalora.target_rank` turns AdaLoRA's budget on.
+
     Learning rates live in the optimiser's state, so runs that differ in them share one compiled program.
     """
     rates = {
@@ -83,10 +90,12 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
         "whole": config.learning_rate if config.head_learning_rate is None else config.head_learning_rate,
     }
     scale = optax.inject_hyperparams(optax.scale_by_learning_rate)
-    return optax.chain(
+    tx = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        precondition_b() if config.precondition_b else optax.identity(),
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
         optax.add_decayed_weights(config.weight_decay, decay_mask) if config.weight_decay else optax.identity(),
         optax.scale_by_schedule(unit_schedule(config, total_steps)),
         optax.partition({label: scale(learning_rate=rate) for label, rate in rates.items()}, labels),
     )
+    return adalora(tx, config.adalora, total_steps) if config.adalora.target_rank is not None else tx

@@ -58,9 +58,10 @@ def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation, *, accumu
             (sums, grads), _ = jax.lax.scan(add, zero, (parts, jax.random.split(key, accumulate)))
         weight = jnp.maximum(sums.weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
-        updates, opt_state = tx.update(grads, state.opt_state, trained)
+        # What is not trained is there for transformations that ask for it (a fixed `a`, the columns in use).
+        updates, opt_state = optax.with_extra_args_support(tx).update(grads, state.opt_state, trained, fixed=fixed)
         lora = combine(optax.apply_updates(trained, updates), fixed)
-        metrics = {"loss": sums.loss / weight, "accuracy": sums.correct / weight, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": sums.loss / weight, "accuracy": sums.correct / weight, "grad_norm": optax.tree.norm(grads)}
         return state.replace(step=state.step + 1, lora=lora, opt_state=opt_state), metrics
 
     return step

@@ -12,19 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from lora_jax.adapt import baselines
+from lora_jax.adapt.calibration import input_moments, weight_gradients
 from lora_jax.adapt.sites import Site, find_sites
 from lora_jax.adapt.surgery import adapt
-from lora_jax.config import Config, DataConfig, ModelConfig, resolve_targets
+from lora_jax.config import ADAPTERS, Config, DataConfig, ModelConfig, resolve_targets
 from lora_jax.core.boxes import Whole
 from lora_jax.core.fingerprint import fingerprint
-from lora_jax.core.lowrank import LoraSpec, LowRank
+from lora_jax.core.init import initializer_named
+from lora_jax.core.lowrank import LoraSpec
+from lora_jax.core.paths import flatten, match, unflatten
 from lora_jax.core.quantize import QuantSpec
-from lora_jax.data import Encoded, choose_buckets, encode, load, load_tokenizer, subset
+from lora_jax.data import Batches, Encoded, choose_buckets, encode, load, load_tokenizer, subset
 from lora_jax.io.hub import resolve
 from lora_jax.io.weights import load_encoder
 from lora_jax.models.encoder import Encoder
+from lora_jax.train.losses import classifier_loss
 
 HEAD = r"classifier/.*"
+WORDS = "embeddings/word/embedding"
 _HEAD_SCALE = 0.02  # standard deviation of a new head, as in BERT
 
 
@@ -95,28 +101,84 @@ def example_inputs(batch: int = 1, length: int = 8) -> tuple[jax.ShapeDtypeStruc
     return jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool_), jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
-def select(config: Config, task: Task, key: jax.Array) -> tuple[dict[str, Any], dict[str, LowRank | Whole]]:
-    """The frozen and the trained weights of a run, by its method. `key` fixes the new head and the factors.
+def select(config: Config, task: Task, key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The frozen and the trained weights of a run, by its method. `key` fixes the new head and everything else that is random.
 
-    full: everything is trained; head: the classifier; lora, qlora: factors at the targets, and the classifier whole.
+    full: everything is trained; head: the classifier; lora, qlora: factors at the targets, and the classifier whole; the other
+    methods: the classifier and what `lora_jax.adapt.baselines` says. Data-driven initialisers measure training batches here.
     """
     head_key, lora_key = jax.random.split(key)
     params = {**task.params, "classifier": _new_head(task.params["classifier"], head_key)}
-    if config.method in ("full", "head"):
-        rules = [".*" if config.method == "full" else HEAD]
-        return adapt(task.model, params, (), whole=rules, key=lora_key, sites=task.sites)
-    quant = []
+    if config.method not in ADAPTERS:
+        whole = {"full": [".*"], "bitfit": [r".*/bias", HEAD]}.get(config.method, [HEAD])
+        frozen, trained = adapt(task.model, params, (), whole=whole, key=lora_key, sites=task.sites)
+        return _with_baseline(config, task, params, frozen, trained, lora_key)
+    lora, quant = config.lora, []
     if config.method == "qlora":
         spec = QuantSpec(config.quant.format, config.quant.block_size, config.quant.double)
         quant = [(resolve_targets(config.quant.targets), spec)]
-    lora = [(resolve_targets(config.lora.targets), lora_spec(config))]
-    return adapt(task.model, params, (), lora=lora, quant=quant, whole=[HEAD], key=lora_key, sites=task.sites)
+    rules = [(resolve_targets(lora.targets), lora_spec(config))]
+    return adapt(
+        task.model,
+        params,
+        (),
+        lora=rules,
+        quant=quant,
+        whole=[HEAD],
+        key=lora_key,
+        sites=task.sites,
+        bias=lora.bias,
+        rows={} if lora.embedding_rows is None else {WORDS: lora.embedding_rows},
+        statistics=_statistics(config, task, params, rules),
+    )
+
+
+def _with_baseline(
+    config: Config, task: Task, params: Mapping[str, Any], frozen: dict[str, Any], trained: dict[str, Any], key: jax.Array
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The method's weights and pieces added to the trained ones; weights that become trained leave the frozen ones."""
+    base = config.baseline
+    if config.method.startswith("prefix"):
+        room, longest = task.model.config.max_positions, config.data.max_length
+        if longest + base.prefix + base.infix > room:
+            raise ValueError(
+                f"data.max_length {longest} and {base.prefix + base.infix} inserted tokens need {longest + base.prefix + base.infix} positions, and "
+                f"{config.model.name} has {room}. Lower one of them."
+            )
+    added: dict[str, Any] = {}
+    if config.method == "top_layers":
+        added = dict(baselines.top_layers(task.sites, params, base.top_layers))
+        added |= {path: Whole(value=jnp.array(weight, copy=True)) for path, weight in flatten(params).items() if path.startswith("pooler/")}
+    elif config.method == "bottleneck":
+        added = dict(baselines.bottlenecks(task.sites, base.kind, base.size, dropped=base.dropped, key=key))
+    elif config.method == "ia3":
+        added = dict(baselines.ia3(task.sites))
+    elif config.method == "prefix_embedding":
+        added = dict(baselines.prefix_embedding(task.sites, base.prefix, base.infix, key=key))
+    elif config.method == "prefix_layers":
+        added = dict(baselines.prefix_layers(task.sites, base.prefix, base.infix, key=key))
+    kept = {path: leaf for path, leaf in flatten(frozen).items() if not isinstance(added.get(path), Whole)}
+    return unflatten(kept), trained | added
+
+
+def _statistics(config: Config, task: Task, params: Mapping[str, Any], rules: Any) -> dict[str, Any] | None:
+    """What a data-driven initialiser reads, measured on the first training batches; None for the others."""
+    reads = initializer_named(config.lora.init).reads
+    if reads not in ("gradient", "inputs"):
+        return None
+    batches = Batches(task.splits["train"], task.buckets, config.train.batch_size, seed=config.train.seed)
+    first = [batches[index] for index in range(min(config.lora.calibration_batches, len(batches)))]
+    measure = {"gradient": weight_gradients, "inputs": input_moments}[reads]
+    sites = [task.sites[path] for path in match(rules, task.sites, what="lora")]
+    return measure(classifier_loss(task.model), params, first, sites)
 
 
 def lora_spec(config: Config) -> LoraSpec:
     """The adapter that the configuration asks for at each of its targets."""
     lora = config.lora
-    return LoraSpec(lora.rank, lora.alpha, lora.scaling, lora.dropout, lora.init, lora.layers)
+    return LoraSpec(
+        lora.rank, lora.alpha, lora.scaling, lora.dropout, lora.init, lora.layers, lora.dora, lora.variant, lora.group_size, lora.parts
+    )
 
 
 def _new_head(head: Mapping[str, Any], key: jax.Array) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Small models that hold every kind of site, in loop, scan, scan + remat and nn.jit form."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -50,18 +52,20 @@ class Deep(nn.Module):
 FORMS = ("loop", "scan", "scan_remat", "jit")
 
 
+@functools.cache
 def kinds():
     """The model of all kinds, its params and its inputs."""
     tokens = jax.random.randint(jax.random.key(1), (2, 5), 0, 11)
     model = Kinds()
-    return model, _noisy(model.init(jax.random.key(0), tokens)["params"]), (tokens,)
+    return model, _noisy(jax.jit(model.init)(jax.random.key(0), tokens)["params"]), (tokens,)
 
 
+@functools.cache
 def deep(form):
     """The deep model in one form, its params and its inputs."""
     x = jax.random.normal(jax.random.key(1), (4, 8))
     model = Deep(form)
-    return model, _noisy(model.init(jax.random.key(0), x)["params"]), (x,)
+    return model, _noisy(jax.jit(model.init)(jax.random.key(0), x)["params"]), (x,)
 
 
 def moved(lora, size=0.3, seed=7):

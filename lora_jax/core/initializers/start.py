@@ -36,7 +36,9 @@ def from_svd(
     return u[:, :r] * root, (jnp.sign(scale) * root)[:, None] * vt[:r]
 
 
-def residual_of(w: Float[Array, "in out"], a: Float[Array, "in r"], b: Float[Array, "r out"], spec: LoraSpec) -> Float[Array, "in out"]:
+def residual_of(
+    w: Float[Array, "*stack in out"], a: Float[Array, "*stack in r"], b: Float[Array, "*stack r out"], spec: LoraSpec
+) -> Float[Array, "*stack in out"]:
     """`W - scale * a @ b` in float32."""
     return w.astype(jnp.float32) - (a * spec.effective_scale) @ b
 

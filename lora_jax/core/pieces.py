@@ -1,0 +1,191 @@
+"""Trainable pieces beside a model's weights, for the baselines: bottleneck adapters, IA3's gains, prefix states.
+
+Each rides through scans on the weight of the module that it acts on (a box with a piece attached), so no model is edited. They
+are no change of a weight, so they work with `lora_jax.apply` alone: reading such a weight in any other way is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from flax.core import meta
+from jaxtyping import Array
+
+from lora_jax.core.boxes import Boxed
+
+_READABLE: contextvars.ContextVar[bool] = contextvars.ContextVar("readable", default=False)
+
+
+class Piece(struct.PyTreeNode):
+    """A trained piece that changes the input or the output of the module whose weight carries it."""
+
+    label = "module"
+    name = "piece"
+
+    def trained_fields(self) -> tuple[str, ...]:
+        """Names of the arrays that are trained."""
+        raise NotImplementedError
+
+    def active_parameters(self) -> int:
+        """Number of trained entries."""
+        return sum(getattr(self, name).size for name in self.trained_fields())
+
+    def before(self, x: Array) -> Array:
+        """What the module gets in place of its input."""
+        return x
+
+    def after(self, y: Array) -> Array:
+        """What the model gets in place of the module's output."""
+        return y
+
+    def pad(self, rank: int) -> Piece:
+        """Itself: there is no rank to pad."""
+        return self
+
+    def trim(self) -> Piece:
+        """Itself."""
+        return self
+
+
+class Bottleneck(Piece):
+    """`y + up(relu(down(y)))`, with a layer norm of its own before `down` if there is one; `up` starts at 0.
+
+    down (*stack, d, m), up (*stack, m, d), biases, norm scale and bias (*stack, d). `on` is 1 where a layer has it, else 0.
+    Houlsby et al. 2019 (arXiv 1902.00751), figure 2; Bapna and Firat 2019 and Lin et al. 2020 for the norm.
+    """
+
+    down: Any
+    down_bias: Any
+    up: Any
+    up_bias: Any
+    norm_scale: Any = None
+    norm_bias: Any = None
+    on: Any = None
+    name = "bottleneck"
+
+    def trained_fields(self) -> tuple[str, ...]:
+        """Names of the arrays that are trained."""
+        return ("down", "down_bias", "up", "up_bias") + (() if self.norm_scale is None else ("norm_scale", "norm_bias"))
+
+    def active_parameters(self) -> int:
+        """Number of trained entries in layers that have it."""
+        every = super().active_parameters()
+        return every if self.on is None or not self.on.ndim else int(every // self.on.size * float(self.on.sum()))
+
+    def after(self, y: Array) -> Array:
+        """The output with the bottleneck's added."""
+        x = y
+        if self.norm_scale is not None:
+            x = jax.nn.standardize(y, axis=-1, epsilon=1e-6) * self.norm_scale.astype(y.dtype) + self.norm_bias.astype(y.dtype)
+        hidden = jax.nn.relu(x @ self.down.astype(y.dtype) + self.down_bias.astype(y.dtype))
+        change = hidden @ self.up.astype(y.dtype) + self.up_bias.astype(y.dtype)
+        return y + (change if self.on is None else change * self.on.astype(y.dtype))
+
+
+class Gain(Piece):
+    """IA3's vector l, starting at 1: multiplies the output of keys and values, or the input of the last feed-forward product.
+
+    Liu et al. 2022 (arXiv 2205.05638), section 3.3. The output's bias is multiplied, too, as in PEFT.
+    """
+
+    value: Any
+    where: Literal["input", "output"] = struct.field(pytree_node=False, default="output")
+    name = "gain"
+
+    def trained_fields(self) -> tuple[str, ...]:
+        """Names of the arrays that are trained."""
+        return ("value",)
+
+    def before(self, x: Array) -> Array:
+        """The input, multiplied if that is asked for."""
+        return x * self.value.astype(x.dtype) if self.where == "input" else x
+
+    def after(self, y: Array) -> Array:
+        """The output, multiplied if that is asked for."""
+        return y * self.value.astype(y.dtype) if self.where == "output" else y
+
+
+class Prefix(Piece):
+    """Trained states in place of those at the inserted positions: `prefix` after the first token, `infix` at the end.
+
+    value (*stack, prefix + infix, d). Where `inserts` is set, `apply` makes room for them in the model's inputs. `on` is 1
+    where a layer's states are replaced. Hu et al. 2021 (LoRA, arXiv 2106.09685), section 5.1, after Li and Liang 2021.
+    """
+
+    value: Any
+    on: Any = None
+    prefix: int = struct.field(pytree_node=False, default=0)
+    infix: int = struct.field(pytree_node=False, default=0)
+    inserts: bool = struct.field(pytree_node=False, default=False)
+    name = "prefix"
+
+    def trained_fields(self) -> tuple[str, ...]:
+        """Names of the arrays that are trained."""
+        return ("value",)
+
+    def active_parameters(self) -> int:
+        """Number of trained entries in layers whose states are replaced."""
+        return self.value.size if self.on is None or not self.on.ndim else int(self.value.size // self.on.size * float(self.on.sum()))
+
+    def after(self, y: Array) -> Array:
+        """The output (batch, time, d) with its inserted positions replaced."""
+        length = y.shape[-2]
+        positions = jnp.asarray([*range(1, 1 + self.prefix), *range(length - self.infix, length)])
+        new = y.at[..., positions, :].set(self.value.astype(y.dtype))
+        return new if self.on is None else jnp.where(self.on > 0, new, y)
+
+    def insert(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The model's inputs (tokens, mask, segment ids or None) with room for the inserted positions."""
+        tokens, mask, *rest = args
+        types = [None if x is None else self._widened(x, 0) for x in rest[:1]]
+        return (self._widened(tokens, 0), self._widened(mask, True), *types, *rest[1:])
+
+    def _widened(self, x: Array, fill: Any) -> Array:
+        pad = lambda count: jnp.full((x.shape[0], count), fill, x.dtype)  # noqa: E731
+        return jnp.concatenate([x[:, :1], pad(self.prefix), x[:, 1:], pad(self.infix)], 1)
+
+
+class Carrying(Boxed):
+    """A weight, boxed or not, and the piece that acts on the module that reads it."""
+
+    base: Any
+    piece: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight, stack axes first."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the weight."""
+        return self.base.dtype
+
+    def unbox(self) -> Array:
+        """The weight, for the interceptor that applies the piece.
+
+        Raises:
+            ValueError: something else reads it, and would leave the piece out.
+        """
+        if not _READABLE.get():
+            raise ValueError(
+                f"This {self.shape} weight carries a trained {self.piece.name}, which is no change of the weight: it cannot be merged or "
+                "read as an array. Use lora_jax.apply(model, frozen, lora, ...)."
+            )
+        return meta.unbox(self.base)
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """Inside, weights that carry a piece may be read: the caller applies the piece."""
+    token = _READABLE.set(True)
+    try:
+        yield
+    finally:
+        _READABLE.reset(token)
