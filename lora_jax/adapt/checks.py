@@ -175,7 +175,8 @@ def _norm(leaf: LowRank) -> tuple[np.ndarray, np.ndarray]:
     a, b, scale = (np.asarray(x, np.float64) for x in (plain.a, plain.b, plain.scale))
     a = a * scale[..., None, :]
     square = np.einsum("...ir,...is,...rt,...st->...", a, a, b, b, optimize=True) if a.size else np.zeros(a.shape[:-2])
-    return np.sqrt(np.maximum(square, 0)), np.linalg.norm(a, axis=(-2, -1)) * np.linalg.norm(b, axis=(-2, -1))
+    size = np.linalg.norm(a, axis=(-2, -1)) * np.linalg.norm(b, axis=(-2, -1))
+    return np.asarray(np.sqrt(np.maximum(square, 0))), np.asarray(size)
 
 
 def _moves(leaf: LowRank) -> np.ndarray:
@@ -186,7 +187,7 @@ def _moves(leaf: LowRank) -> np.ndarray:
         used = np.any(np.asarray(leaf.scale) != 0, axis=-1)
         start = np.full(leaf.magnitude.shape, np.inf) if leaf.base_square is None else np.sqrt(np.asarray(leaf.base_square, np.float64))
         moved = moved | (used & np.any(np.abs(np.asarray(leaf.magnitude) - start) > 1e-4 * np.abs(start), axis=-1))
-    return moved
+    return np.asarray(moved)
 
 
 __all__ = [

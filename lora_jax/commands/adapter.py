@@ -70,15 +70,17 @@ def read_any(folder: Path | str, model: str | None) -> tuple[Mapping[str, Any], 
 
 
 def names_of_model(model: str, adapter: Path | str) -> tuple[Any, Any]:
-    """PEFT's names of a model's weights, and the weights; with a classifier of the adapter's size if the adapter trains one."""
+    """PEFT's names of a model's weights, and the weights; with a classifier if the adapter or the model has one."""
     import jax
 
     from lora_jax.io.hub import resolve
-    from lora_jax.io.safetensors import read
+    from lora_jax.io.safetensors import read, read_folder
     from lora_jax.io.weights import encoder_names, load_encoder
 
-    classes = classes_in(read(next(Path(adapter).glob("*.safetensors")))) if adapter else None
-    config, params = load_encoder(resolve(model), num_classes=classes, key=jax.random.key(0))
+    folder = resolve(model)
+    own = read_folder(folder).get("classifier.weight")
+    classes = classes_in(read(next(Path(adapter).glob("*.safetensors")))) or (None if own is None else own.shape[0])
+    config, params = load_encoder(folder, num_classes=classes, key=jax.random.key(0))
     return encoder_names(config), params
 
 
