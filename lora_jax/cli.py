@@ -22,6 +22,8 @@ COMMANDS: dict[str, str] = {
     "evaluate": "score a trained run on a split",
     "quantize": "write a model's weights in few bits, with a table of what that loses",
     "inspect": "show what a quantised checkpoint holds",
+    "adapter": "show what a saved adapter covers, site by site and layer by layer",
+    "convert": "an adapter from our format to PEFT's, or back",
 }
 
 _EPILOG = """\

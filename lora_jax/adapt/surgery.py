@@ -1,22 +1,21 @@
-"""`adapt` a model's weights into frozen (quantised) ones and trainable ones, and `merge` them back into plain weights."""
+"""`adapt` a model's weights into frozen (quantised) ones and trainable ones."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax.core import meta
 
-from lora_jax.adapt.apply import Lora, join
+from lora_jax.adapt.apply import Lora
+from lora_jax.adapt.merge import MergeReport, merge  # noqa: F401 (the other direction, under the name it has had)
 from lora_jax.adapt.sites import Site, find_sites
-from lora_jax.core.adapted import Adapted
-from lora_jax.core.boxes import Whole, is_boxed
+from lora_jax.core.boxes import Whole
 from lora_jax.core.init import initialize, initialize_with_base, initializer_named, with_magnitude
 from lora_jax.core.lowrank import LoraSpec, LowRank
 from lora_jax.core.matrix import to_matrix
@@ -86,58 +85,6 @@ def adapt(
     # An array of its own: the training step donates what it trains, and must not free the caller's weights.
     out |= {path: Whole(value=jnp.array(meta.unbox(flat[path]), copy=True)) for path in trained}
     return unflatten(jax.tree.map(jnp.asarray, frozen)), out
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """How much each merged weight moved and what rounding cost, by path.
-
-    change: norm of the update over norm of the base. rounding: norm of (stored - exact merged weight) over norm of the update;
-    at 1 the dtype is too coarse to hold the update.
-    """
-
-    change: Mapping[str, float]
-    rounding: Mapping[str, float]
-
-    def __str__(self) -> str:
-        lines = [f"{path}: change {self.change[path]:.2e}, rounding {self.rounding[path]:.2e}" for path in self.change]
-        return "\n".join(lines) or "nothing was merged"
-
-
-def merge(frozen: Mapping[str, Any], lora: Lora, *, dtype: Any = None) -> tuple[dict[str, Any], MergeReport]:
-    """Plain params without boxes that compute what `apply(model, frozen, lora, ...)` computes, and a report by weight.
-
-    Quantised weights are dequantised; sums are formed in float32.
-
-    Args:
-        dtype: dtype of the merged and dequantised weights; each weight's own by default.
-
-    Raises:
-        ValueError: an update, or a weight trained whole, holds a NaN or an infinity.
-    """
-    plain: dict[str, Any] = {}
-    change: dict[str, float] = {}
-    rounding: dict[str, float] = {}
-    for path, leaf in flatten(join(frozen, lora)).items():
-        weight = meta.unbox(leaf)
-        if isinstance(leaf, Whole) and not bool(jnp.isfinite(weight).all()):
-            raise ValueError(_not_finite(path))
-        plain[path] = weight.astype(dtype) if dtype is not None and is_boxed(leaf) else weight
-        if isinstance(leaf, Adapted):
-            base = meta.unbox(leaf.base).astype(jnp.float32)
-            exact = Adapted(base=base, lora=leaf.lora).unbox()
-            plain[path] = exact.astype(dtype or leaf.dtype)
-            moved = float(jnp.linalg.norm(exact - base))
-            if not np.isfinite(moved):
-                raise ValueError(_not_finite(path))
-            change[path] = moved / max(float(jnp.linalg.norm(base)), 1e-30)
-            lost = float(jnp.linalg.norm(plain[path].astype(jnp.float32) - exact))
-            rounding[path] = lost / moved if moved else 0.0
-    return unflatten(plain), MergeReport(change, rounding)
-
-
-def _not_finite(path: str) -> str:
-    return f"What was trained of {path!r} holds a NaN or an infinity; nothing was merged. Train it again from a sound checkpoint."
 
 
 def trainable_parameters(lora: Lora) -> int:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -78,7 +79,7 @@ def read_folder(folder: Path | str) -> dict[str, np.ndarray]:
 
 
 def write(path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Replaces the file in one step: a reader sees the old file or the new one, never half.
+    """Replaces the file in one step: a reader sees the old file or the new one, never half. Equal content gives equal bytes.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; the old file is kept.
@@ -88,7 +89,8 @@ def write(path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping
     try:
         # The format's writer takes an array's memory as it lies: a transposed view would be stored untransposed.
         save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, str(new), metadata=dict(metadata or {}))
-        with open(new, "rb") as file:
+        with open(new, "r+b") as file:
+            _sort_metadata(file)
             os.fsync(file.fileno())
         os.replace(new, path)
     except (OSError, SafetensorError) as error:
@@ -96,6 +98,18 @@ def write(path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping
     finally:
         with contextlib.suppress(OSError):
             new.unlink()
+
+
+def _sort_metadata(file: BinaryIO) -> None:
+    """Puts the metadata in the order of its keys: the writer's own order differs from one process to the next."""
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size))
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    if len(text) <= size:
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def _opened(path: Path):

@@ -12,6 +12,7 @@ import numpy as np
 
 from lora_jax.core.paths import flatten, nearest, unflatten
 from lora_jax.io import safetensors
+from lora_jax.io.names import Name
 from lora_jax.models.encoder import EncoderConfig
 
 # Ours, theirs, whether theirs is (out, in). '{}' stands for the layer.
@@ -103,6 +104,29 @@ def save_encoder(folder: Path | str, config: EncoderConfig, params: Mapping[str,
         tensors[name] = np.ascontiguousarray(host.T if transposed else host)
     safetensors.write(folder / "model.safetensors", tensors, {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_config_json(config), indent=2) + "\n")
+
+
+def encoder_names(config: EncoderConfig, *, scan: bool = True) -> dict[str, Name]:
+    """How transformers names every weight of an encoder: `BertModel`'s names, or with a classifier those of
+    `BertForSequenceClassification`.
+    """
+    names = {}
+    prefix = "" if config.num_classes is None else _PREFIX
+    inside = [(f"layers/{ours}", theirs) for ours, theirs, _ in _BLOCK]
+    if not scan:
+        inside = [
+            (path.replace("layers/", f"layers_{i}/", 1), theirs.format(i)) for i in range(config.num_layers) for path, theirs in inside
+        ]
+    outside = [(ours, theirs) for ours, theirs, _ in _OUTSIDE]
+    for ours, theirs in [*outside, *inside]:
+        shape = _shape(ours, config)
+        kind = "embedding" if ours.endswith("embedding") else "linear" if len(shape) == 2 else "vector"
+        stack = (config.num_layers,) if "{}" in theirs else ()
+        names[ours] = Name(prefix + theirs, shape, kind, stack)
+    if config.num_classes is not None:
+        for ours, theirs, transposed in _HEAD:
+            names[ours] = Name(theirs, _shape(ours, config), "linear" if transposed else "vector")
+    return names
 
 
 def _names(config: EncoderConfig) -> Iterator[tuple[str, str, bool]]:

@@ -7,6 +7,7 @@ import resource
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
+from lora_jax.adapt.checks import check_start, flags_of_optimizer, unreached
 from lora_jax.adapt.stack import pad, trim
 from lora_jax.adapt.surgery import trainable_parameters
 from lora_jax.config import Config, OptimConfig, config_hash
@@ -78,10 +80,13 @@ def train(config: Config, folder: Path, *, wide: Config | None = None, quiet: bo
         if checkpoints.latest() is not None:
             state, position = checkpoints.restore(state)
             iterator.set_state(position)
+        elif not config.lora.init.startswith("loftq"):  # It starts nearer to the base before quantisation than the frozen one is.
+            check_start(state.lora)
         log.resume(int(state.step), steps)
         speed = _Speed(programs.train)
         with TrainingBar(title, steps, int(state.step), quiet=quiet) as bar, _stop_signals() as stopped:
             state = _run_steps(config, task, programs, frozen, state, iterator, steps, checkpoints, log, speed, bar, stopped)
+        _check_reached(state)
         result = _scores(config, task, programs, frozen, state, log, steps)
         save_adapter(folder / "adapter", trim(state.lora), base=task.base, model=config.model.name, label_names=task.label_names)
     finally:
@@ -98,6 +103,15 @@ def train(config: Config, folder: Path, *, wide: Config | None = None, quiet: bo
         "seconds": round(time.perf_counter() - start, 3),
         "note": task.note,
     }
+
+
+def _check_reached(state: TrainState) -> None:
+    """Warns of trained arrays that no gradient ever reached: they cost memory, and what they were to learn was not learnt."""
+    seen = flags_of_optimizer(state.lora, state.opt_state)
+    silent = [] if seen is None or int(state.step) < 2 else unreached(state.lora, seen)
+    if silent:
+        named = ", ".join(silent[:5])
+        warnings.warn(f"{len(silent)} trained arrays never had a gradient other than 0, such as {named}: they did not learn.", stacklevel=3)
 
 
 def steps_of(config: Config, task: Task) -> int:

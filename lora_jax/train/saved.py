@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from lora_jax.adapt.checks import check_effect
 from lora_jax.config import Config, from_config_dict
 from lora_jax.data import Batches
 from lora_jax.evaluate.evaluators import evaluate
@@ -47,7 +48,7 @@ def load_run(folder: Path | str) -> SavedRun:
 
     Raises:
         FileNotFoundError: the folder holds no run, or no adapter yet.
-        ValueError: the adapter is damaged, or the base is not the one that it was trained on.
+        ValueError: the adapter is damaged or changes nothing, or the base is not the one that it was trained on.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -58,5 +59,6 @@ def load_run(folder: Path | str) -> SavedRun:
     config = from_config_dict(json.loads((folder / "config.json").read_text()))
     task = task_of(config)
     lora, _ = load_adapter(folder / "adapter", base=task.base)
+    check_effect(lora)
     frozen, _ = select(config, task, jax.random.key(config.train.seed))
     return SavedRun(config, task, frozen, lora)

@@ -10,8 +10,9 @@ from flax import linen as nn
 
 from lora_jax.adapt import baselines
 from lora_jax.adapt.apply import apply, join, split
+from lora_jax.adapt.merge import merge
 from lora_jax.adapt.sites import find_sites
-from lora_jax.adapt.surgery import adapt, merge, trainable_parameters
+from lora_jax.adapt.surgery import adapt, trainable_parameters
 from lora_jax.core.boxes import Whole
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.pieces import Bottleneck, Gain, Prefix

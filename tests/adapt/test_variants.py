@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from lora_jax.adapt.apply import apply, join, split
-from lora_jax.adapt.surgery import adapt, merge, trainable_parameters
+from lora_jax.adapt.merge import merge
+from lora_jax.adapt.surgery import adapt, trainable_parameters
 from lora_jax.core.boxes import Whole
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.quantize import QuantSpec

@@ -1,0 +1,92 @@
+"""Show what a saved adapter covers: rank by site and layer, its base, and sites that change nothing.
+
+  lora-jax adapter show runs/default/lora-r4-all_linear-s0-1a2b3c4d/adapter
+  lora-jax adapter show peft_folder --model minilm-l6
+
+The folder is one of ours (adapter.safetensors) or of PEFT's (adapter_config.json, with --model).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `lora-jax adapter`."""
+    parser.add_argument("action", choices=["show"], help="show: a table of ranks by site and layer")
+    parser.add_argument("folder", metavar="FOLDER", help="an adapter of ours or of PEFT's")
+    parser.add_argument("--model", help="the base of a PEFT adapter: a folder, a known name or a Hugging Face id")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the table."""
+    print(describe(arguments.folder, arguments.model))
+    return 0
+
+
+def describe(folder: Path | str, model: str | None = None) -> str:
+    """The coverage table of a saved adapter, with its size and its base.
+
+    Raises:
+        FileNotFoundError: there is no adapter.
+        ValueError: it is damaged, or is PEFT's and no model is given.
+    """
+    from lora_jax.adapt.checks import coverage, without_effect
+    from lora_jax.adapt.surgery import trainable_parameters
+
+    lora, base = read_any(folder, model)
+    silent = without_effect(lora)
+    lines = [
+        str(coverage(lora)),
+        "",
+        f"{len(lora)} sites, {trainable_parameters(lora):,} trained numbers; base {base or 'not recorded'}",
+        f"sites that change nothing: {', '.join(silent) or 'none'}",
+    ]
+    return "\n".join(lines)
+
+
+def read_any(folder: Path | str, model: str | None) -> tuple[Mapping[str, Any], str]:
+    """The adapter in a folder of ours or of PEFT's, and the fingerprint of its base ('' if there is none).
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_adapter` and `load_peft`; a PEFT adapter needs a model.
+    """
+    from lora_jax.io.adapter import load_adapter
+    from lora_jax.io.peft import is_peft, load_peft
+
+    if not is_peft(folder):
+        lora, metadata = load_adapter(folder)
+        return lora, metadata["base"]
+    if model is None:
+        raise ValueError(f"{folder} is an adapter of PEFT's, whose names belong to a model: give it with --model.")
+    import json
+
+    names, frozen = names_of_model(model, folder)
+    lora, found = load_peft(folder, names, frozen=frozen)
+    return lora, json.loads(found.metadata.get("lora_jax", "{}")).get("base", "")
+
+
+def names_of_model(model: str, adapter: Path | str) -> tuple[Any, Any]:
+    """PEFT's names of a model's weights, and the weights; with a classifier if the adapter or the model has one."""
+    import jax
+
+    from lora_jax.io.hub import resolve
+    from lora_jax.io.safetensors import read, read_folder
+    from lora_jax.io.weights import encoder_names, load_encoder
+
+    folder = resolve(model)
+    own = read_folder(folder).get("classifier.weight")
+    classes = classes_in(read(next(Path(adapter).glob("*.safetensors")))) or (None if own is None else own.shape[0])
+    config, params = load_encoder(folder, num_classes=classes, key=jax.random.key(0))
+    return encoder_names(config), params
+
+
+def classes_in(tensors: Mapping[str, Any]) -> int | None:
+    """Number of classes of the head in an adapter's file; None if it has none."""
+    for name, axis in (("classifier/kernel#whole", -1), ("base_model.model.classifier.weight", 0)):
+        if name in tensors:
+            return tensors[name].shape[axis]
+    return None

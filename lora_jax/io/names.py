@@ -1,0 +1,140 @@
+"""How other tools name, shape and orient the weights that we have a path for: the one table an adapter is exchanged by."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from lora_jax.core.matrix import from_matrix, to_matrix
+
+Index = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Name:
+    """Where the weight of one of our paths lives in a torch model.
+
+    parameter: its name there, with one '{}' for each stack axis: 'encoder.layer.{}.attention.self.query.weight'. shape: of ours,
+    without stack axes. kind: 'linear' is stored (out, in), 'conv1d' (GPT-2's) and 'embedding' (in, out) as ours, 'conv'
+    (out, in, *window); 'vector' is a bias or the scale of a norm. stack: lengths of our stack axes. in_axes: the input axes of
+    ours. part: (i, n) where ours is the i-th of n equal parts of the outputs of a fused weight. tied: whether ours is read in a
+    second place there, under another name.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    kind: Literal["linear", "conv1d", "embedding", "conv", "vector"] = "linear"
+    stack: tuple[int, ...] = ()
+    in_axes: tuple[int, ...] = (0,)
+    part: tuple[int, int] = (0, 1)
+    tied: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Inputs of the weight seen as a matrix."""
+        return math.prod(self.shape[axis] for axis in self.in_axes)
+
+    @property
+    def columns(self) -> int:
+        """Outputs of the weight seen as a matrix."""
+        return math.prod(self.shape) // self.rows
+
+    def layers(self) -> Iterator[tuple[Index, str]]:
+        """(index along the stack axes, name of the parameter there) of every layer."""
+        for index in itertools.product(*map(range, self.stack)):
+            yield index, self.parameter.format(*index)
+
+    def modules(self) -> Iterator[tuple[Index, str]]:
+        """(index along the stack axes, name of the module that holds the parameter) of every layer."""
+        for index, parameter in self.layers():
+            yield index, parameter.rpartition(".")[0]
+
+    def to_theirs(self, weight: np.ndarray) -> np.ndarray:
+        """One layer's weight in the other tool's shape and orientation."""
+        if self.kind == "linear":
+            return np.ascontiguousarray(np.asarray(to_matrix(jnp.asarray(weight), len(self.shape), self.in_axes)).T)
+        if self.kind == "conv":
+            return np.ascontiguousarray(np.moveaxis(weight, (-1, -2), (0, 1)))
+        return np.ascontiguousarray(weight)
+
+    def from_theirs(self, weight: np.ndarray) -> np.ndarray:
+        """One layer's weight in our shape; of a fused weight, our part.
+
+        Raises:
+            ValueError: it has another shape than it should.
+        """
+        expected = self.their_shape()
+        if weight.shape != expected:
+            raise ValueError(f"shape {weight.shape}, needed {expected}")
+        weight = np.split(weight, self.part[1], axis=self.output_axis)[self.part[0]]
+        if self.kind == "linear":
+            return np.ascontiguousarray(np.asarray(from_matrix(jnp.asarray(weight.T), self.shape, self.in_axes)))
+        if self.kind == "conv":
+            return np.ascontiguousarray(np.moveaxis(weight, (0, 1), (-1, -2)))
+        return np.ascontiguousarray(weight)
+
+    def their_shape(self) -> tuple[int, ...]:
+        """The shape of one layer's weight in the other tool; of a fused weight, of the whole of it."""
+        parts = self.part[1]
+        if self.kind == "linear":
+            return (self.columns * parts, self.rows)
+        if self.kind == "conv":
+            return (self.shape[-1], self.shape[-2], *self.shape[:-2])
+        return (*self.shape[:-1], self.shape[-1] * parts)
+
+    @property
+    def output_axis(self) -> int:
+        """The axis of the outputs in the other tool's weight."""
+        return 0 if self.kind in ("linear", "conv") else -1
+
+    def a_to_theirs(self, a: np.ndarray) -> np.ndarray:
+        """(in, r) as (r, in), or (r, in, *window) for a convolution."""
+        if self.kind != "conv":
+            return np.ascontiguousarray(a.T)
+        return np.ascontiguousarray(np.moveaxis(a.reshape(*self.shape[:-1], -1), (-1, -2), (0, 1)))
+
+    def a_from_theirs(self, a: np.ndarray) -> np.ndarray:
+        """The inverse of `a_to_theirs`.
+
+        Raises:
+            ValueError: it has another shape than it should.
+        """
+        expected = (self.shape[-2], *self.shape[:-2]) if self.kind == "conv" else (self.rows,)
+        if a.shape[1:] != expected:
+            raise ValueError(f"shape {a.shape}, needed (rank, {', '.join(map(str, expected))})")
+        if self.kind == "conv":
+            a = np.moveaxis(a, (0, 1), (-1, -2)).reshape(self.rows, -1)
+            return np.ascontiguousarray(a)
+        return np.ascontiguousarray(a.T)
+
+    def b_to_theirs(self, b: np.ndarray) -> np.ndarray:
+        """(r, out) as (out, r), or (out, r, 1, ...) for a convolution."""
+        ones = (1,) * (len(self.shape) - 2) if self.kind == "conv" else ()
+        return np.ascontiguousarray(b.T).reshape(b.shape[1], b.shape[0], *ones)
+
+    def b_from_theirs(self, b: np.ndarray) -> np.ndarray:
+        """The inverse of `b_to_theirs`; of a fused weight, our part of the outputs.
+
+        Raises:
+            ValueError: it has another shape than it should.
+        """
+        index, parts = self.part
+        ones = (1,) * (len(self.shape) - 2) if self.kind == "conv" else ()
+        if b.shape[0] != self.columns * parts or b.shape[2:] != ones:
+            raise ValueError(f"shape {b.shape}, needed ({self.columns * parts}, rank{''.join(', 1' for _ in ones)})")
+        mine = b.reshape(b.shape[0], b.shape[1])[index * self.columns : (index + 1) * self.columns]
+        return np.ascontiguousarray(mine.T)
+
+
+Names = Mapping[str, Name]
+
+
+def is_suffix(name: str, ending: str) -> bool:
+    """Whether `name` is `ending` or ends with it after a dot, as PEFT matches the entries of its lists."""
+    return name == ending or name.endswith("." + ending)

@@ -1,0 +1,230 @@
+"""PEFT's `adapter_config.json`: what it may say here, which modules it selects, and which rank and scale each of them has.
+
+Facts are those of PEFT 0.21.2. What a field would change and we cannot represent is refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_jax.core.paths import nearest
+from lora_jax.io.names import is_suffix
+
+# Values that a missing field stands for.
+DEFAULTS: dict[str, Any] = {
+    "r": 8,
+    "lora_alpha": 8,
+    "target_modules": None,
+    "exclude_modules": None,
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "use_rslora": False,
+    "modules_to_save": None,
+    "init_lora_weights": True,
+    "layers_to_transform": None,
+    "layers_pattern": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "use_dora": False,
+}
+# Fields that say where the file came from, or how training began or is run, and change nothing of what it computes.
+_WITHOUT_EFFECT = {
+    "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "fan_in_fan_out", "inference_mode", "loftq_config",
+    "lora_ga_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
+}  # fmt: skip
+# Each would make PEFT compute something else than base + scale * B A.
+_REFUSED = {
+    "alora_invocation_tokens": "Activated LoRA acts only after a sequence of tokens",
+    "arrow_config": "Arrow routes between several adapters",
+    "ensure_weight_tying": "it ties the adapters of two modules, and ours are tied where the weights are",
+    "kasa_config": "KaSA changes the base and adds singular values between B and A",
+    "layer_replication": "it makes a deeper model out of the same layers",
+    "lora_bias": "it adds a bias to B, which our factors have not",
+    "megatron_config": "it shards the layers of another framework",
+    "monteclora_config": "MonteCLoRA samples its factors",
+    "target_parameters": "its factors belong to bare parameters (experts), stored in another layout",
+    "trainable_token_indices": "it trains single rows of an embedding",
+    "use_bdlora": "its factors are block-diagonal",
+    "use_qalora": "QA-LoRA pools the inputs of A",
+    "velora_config": "VeLoRA changes the gradient of A, and training would go on differently",
+}
+_BASE_CHANGED = ("pissa", "olora", "corda", "lora_ga", "loftq")
+_HEADS = ("classifier", "score")  # PEFT adds both to modules_to_save of classifiers, there or not
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The fields of an `adapter_config.json` that say what the adapter computes, checked."""
+
+    r: int
+    lora_alpha: float
+    target_modules: str | tuple[str, ...]
+    exclude_modules: str | tuple[str, ...] | None = None
+    lora_dropout: float = 0.0
+    bias: str = "none"
+    use_rslora: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    layers_to_transform: tuple[int, ...] | None = None
+    layers_pattern: tuple[str, ...] = ()
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    use_dora: bool = False
+    optional_heads: bool = False
+
+    def rank(self, module: str) -> int:
+        """Rank of a module: the first matching entry of rank_pattern, else r."""
+        return _first_match(self.rank_pattern, module, self.r)
+
+    def scale(self, module: str) -> float:
+        """What multiplies B A in a module: alpha / r, or alpha / sqrt(r) with use_rslora."""
+        rank, alpha = self.rank(module), _first_match(self.alpha_pattern, module, self.lora_alpha)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def saves(self, module: str) -> bool:
+        """Whether the module is trained and stored whole (a bare `endswith`, as PEFT has it)."""
+        return any(module.endswith(entry) for entry in self.modules_to_save)
+
+    def targets(self, module: str) -> bool:
+        """Whether the module gets factors, by PEFT's rules: excluded, saved whole, matched, of a wanted layer."""
+        if self.exclude_modules and _selects(self.exclude_modules, module):
+            return False
+        if any(re.match(rf"(^|.*\.){re.escape(entry)}($|\..*)", module) for entry in self.modules_to_save):
+            return False
+        if isinstance(self.target_modules, str):
+            return re.fullmatch(self.target_modules, module) is not None
+        if module in self.target_modules:
+            return True  # A full name passes the layer filter.
+        return any(is_suffix(module, entry) for entry in self.target_modules) and self._wanted_layer(module)
+
+    def _wanted_layer(self, module: str) -> bool:
+        if self.layers_to_transform is None:
+            return True
+        patterns = [rf".*?\.{pattern}\.(\d+)\." for pattern in self.layers_pattern] or [r".*?\.[^.]*\.(\d+)\."]
+        index = next((found.group(1) for pattern in patterns if (found := re.match(pattern, module))), None)
+        return index is not None and int(index) in self.layers_to_transform
+
+    def check_used(self, modules: Iterable[str], others: Iterable[str]) -> None:
+        """Raises ValueError if an entry of a list or pattern matches none of the modules with a matrix, or of the others."""
+        modules, everything = list(modules), [*modules, *others]
+        for entry in () if isinstance(self.target_modules, str) else self.target_modules:
+            if not any(is_suffix(module, entry) for module in modules):
+                raise ValueError(_unmatched("target_modules", entry, modules))
+        for entry in self.modules_to_save:
+            optional = self.optional_heads and entry in _HEADS
+            if not optional and not any(module.endswith(entry) for module in everything):
+                raise ValueError(_unmatched("modules_to_save", entry, everything))
+        targeted = [module for module in modules if self.targets(module)]
+        if not targeted:
+            raise ValueError(
+                f"target_modules {self.target_modules!r} selects none of the model's {len(modules)} modules, such as "
+                f"{', '.join(modules[:4])}. The adapter is for another model."
+            )
+        for field_name, patterns in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
+            for pattern in patterns:
+                if not any(_matches(pattern, module) for module in targeted):
+                    raise ValueError(
+                        f"{field_name} has {pattern!r}, which matches none of the {len(targeted)} adapted modules. Nearest: "
+                        f"{', '.join(nearest(pattern, targeted))}. Take it out, or correct it."
+                    )
+
+
+def read_config(raw: Mapping[str, Any]) -> PeftConfig:
+    """The checked configuration.
+
+    Raises:
+        ValueError: it is no LoRA configuration, a value is not usable, or it says something that cannot be represented here.
+    """
+    if raw.get("peft_type") != "LORA":
+        raise ValueError(f"adapter_config.json needs peft_type 'LORA', but has {raw.get('peft_type')!r}. Other methods are not read.")
+    for name, why in _REFUSED.items():
+        if raw.get(name):
+            raise ValueError(f"adapter_config.json sets {name} to {raw[name]!r}, which cannot be represented here: {why}.")
+    for name in sorted(set(raw) - set(DEFAULTS) - set(_REFUSED) - _WITHOUT_EFFECT):
+        if raw[name] not in (None, False, "", [], {}):
+            raise ValueError(
+                f"adapter_config.json sets {name} to {raw[name]!r}, which is not known here, and may change what the adapter computes. "
+                f"Known fields: {', '.join(sorted(DEFAULTS))}."
+            )
+    values = {name: raw.get(name, default) for name, default in DEFAULTS.items()}
+    _check_values(values)
+    return PeftConfig(
+        r=values["r"],
+        lora_alpha=values["lora_alpha"],
+        target_modules=_names("target_modules", values["target_modules"]),
+        exclude_modules=None if values["exclude_modules"] is None else _names("exclude_modules", values["exclude_modules"]),
+        lora_dropout=values["lora_dropout"],
+        bias=values["bias"],
+        use_rslora=values["use_rslora"],
+        modules_to_save=tuple(values["modules_to_save"] or ()),
+        layers_to_transform=_layers(values["layers_to_transform"]),
+        layers_pattern=_names("layers_pattern", values["layers_pattern"] or (), single=True),
+        rank_pattern=values["rank_pattern"] or {},
+        alpha_pattern=values["alpha_pattern"] or {},
+        use_dora=values["use_dora"],
+        optional_heads=raw.get("task_type") in ("SEQ_CLS", "TOKEN_CLS"),
+    )
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    init = str(values["init_lora_weights"]).lower()
+    if any(init.startswith(name) for name in _BASE_CHANGED):
+        raise ValueError(
+            f"adapter_config.json sets init_lora_weights to {values['init_lora_weights']!r}: PEFT took the first factors out of the base, so "
+            "the adapter is not right on the original base. Save it again in PEFT with save_pretrained(..., "
+            "path_initial_model_for_weight_conversion=...), which writes it as plain LoRA of twice the rank (for loftq: on the base it was "
+            "trained on)."
+        )
+    wanted = {"r": int, "lora_alpha": (int, float), "lora_dropout": (int, float), "use_rslora": bool, "use_dora": bool}
+    for name, kind in wanted.items():
+        if not isinstance(values[name], kind) or (kind is not bool and isinstance(values[name], bool)):
+            raise ValueError(f"adapter_config.json needs a number or a truth value for {name}, but has {values[name]!r}.")
+    ranks = {"r": values["r"], **(values["rank_pattern"] or {})}
+    for name, rank in ranks.items():
+        if not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"adapter_config.json needs ranks of at least 1, but {name} is {rank!r}.")
+    if values["bias"] not in ("none", "all", "lora_only"):
+        raise ValueError(f"adapter_config.json needs bias 'none', 'all' or 'lora_only', but has {values['bias']!r}.")
+    if not values["target_modules"]:
+        raise ValueError("adapter_config.json needs target_modules, as PEFT writes them when it saves, but has none.")
+    if values["target_modules"] == "all-linear":
+        raise ValueError(
+            "adapter_config.json has target_modules 'all-linear', which depends on the torch model. PEFT saves the list of names that it "
+            "stands for; save the adapter from PEFT."
+        )
+
+
+def _unmatched(where: str, entry: str, modules: list[str]) -> str:
+    return (
+        f"{where} names {entry!r}, which is none of the model's {len(modules)} modules. Nearest: {', '.join(nearest(entry, modules))}. "
+        "The adapter is for another model; or take the entry out of the list."
+    )
+
+
+def _names(name: str, value: Any, single: bool = False) -> Any:
+    if isinstance(value, str):
+        return (value,) if single else value
+    if not isinstance(value, (list, tuple)) or not all(isinstance(entry, str) for entry in value):
+        raise ValueError(f"adapter_config.json needs a list of names for {name}, but has {value!r}.")
+    return tuple(value)
+
+
+def _layers(value: Any) -> tuple[int, ...] | None:
+    return None if value is None else (value,) if isinstance(value, int) else tuple(value)
+
+
+def _selects(entries: str | tuple[str, ...], module: str) -> bool:
+    if isinstance(entries, str):
+        return re.fullmatch(entries, module) is not None
+    return any(is_suffix(module, entry) for entry in entries)
+
+
+def _first_match(patterns: Mapping[str, Any], module: str, otherwise: Any) -> Any:
+    return next((value for pattern, value in patterns.items() if _matches(pattern, module)), otherwise)
+
+
+def _matches(pattern: str, module: str) -> bool:
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None

@@ -1,0 +1,338 @@
+"""An adapter as PEFT's configuration and tensors."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lora_jax.core.boxes import Whole
+from lora_jax.core.lowrank import LowRank
+from lora_jax.core.paths import nearest
+from lora_jax.io.names import Name, Names, is_suffix
+
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """The content of a PEFT folder. `notes` says what was written in another form than it is held here."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, np.ndarray]
+    metadata: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One module's factors in our orientation: (in, r), (r, out), one scale, DoRA's magnitude (out,)."""
+
+    name: Name
+    a: np.ndarray
+    b: np.ndarray
+    scale: float
+    magnitude: np.ndarray | None
+
+
+def to_peft(
+    lora: Mapping[str, LowRank | Whole],
+    names: Names,
+    *,
+    base_model: str | None = None,
+    task_type: str | None = None,
+    base: str = "",
+    dropout: float | None = None,
+) -> PeftAdapter:
+    """The adapter in PEFT's words.
+
+    Variants are written as the plain LoRA that computes the same (VeRA's gains multiplied into B; the start that PiSSA and others take
+    out of the base as twice the rank), said in `notes`. Every module is written with r and alpha such that PEFT's alpha / r is our scale in float32, so use_rslora is never set. Where the
+    columns of one module have several scales, they are multiplied into B, and the scale is 1 (said in `notes`). Parts of a fused
+    weight are written as one module: with a shared A if all parts have the same, else block by block, ranks added.
+
+    Raises:
+        KeyError: `names` lacks a path of the adapter.
+        ValueError: no site has factors (PEFT's LoRA needs one); a tied weight is adapted (PEFT would adapt one of its readers only);
+            DoRA on some modules only; a weight trained whole that is no whole module; some biases of several; dropout rates that
+            differ; shapes that are not the model's; a NaN.
+    """
+    notes: list[str] = []
+    lora = {path: leaf if isinstance(leaf, Whole) else _plain(path, leaf, notes) for path, leaf in lora.items()}
+    _check(lora, names)
+    adapted: dict[str, Factors] = {}
+    for module, parts in _by_module(lora, names).items():
+        adapted[module] = _fused(module, parts, names, notes)
+    if not adapted:
+        raise ValueError(
+            "Cannot write the adapter as PEFT's LoRA: no site has factors with a scale other than 0, and PEFT needs one. Weights trained "
+            "whole alone (head only, BitFit, full) are saved with save_encoder, or with our own save_adapter."
+        )
+    tensors = _factor_tensors(adapted)
+    dora = _uses_dora(adapted)
+    bias, saved, whole_tensors = _whole(lora, names, adapted)
+    tensors |= whole_tensors
+    for key, value in tensors.items():
+        if not np.isfinite(value).all():
+            raise ValueError(f"{key} holds a NaN or an infinity; the adapter was not written.")
+    if task_type in ("SEQ_CLS", "TOKEN_CLS") and (heads := [m for m in adapted if m.rpartition(".")[2] in ("classifier", "score")]):
+        raise ValueError(f"PEFT trains the head whole for task_type {task_type!r}, and {heads[0]!r} has factors. Choose another task_type.")
+    rank, rank_pattern = _common({module: f.a.shape[1] for module, f in adapted.items()})
+    alpha, alpha_pattern = _common({module: _alpha(f.scale, f.a.shape[1]) for module, f in adapted.items()})
+    config = {
+        "alpha_pattern": alpha_pattern,
+        "auto_mapping": None,
+        "base_model_name_or_path": base_model,
+        "bias": bias,
+        "exclude_modules": None,
+        "fan_in_fan_out": all(f.name.kind == "conv1d" for f in adapted.values()),
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+        "lora_alpha": alpha,
+        "lora_bias": False,
+        "lora_dropout": _dropout(lora, dropout),
+        "modules_to_save": saved or None,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": rank_pattern,
+        "revision": None,
+        "target_modules": _targets(set(adapted), {m for name in names.values() if name.kind != "vector" for _, m in name.modules()}),
+        "task_type": task_type,
+        "use_dora": dora,
+        "use_rslora": False,
+    }
+    scales = {module: float(f.scale) for module, f in sorted(adapted.items())}
+    metadata = {"format": "pt", "lora_jax": json.dumps({"base": base, "scale": scales}, sort_keys=True)}
+    return PeftAdapter(config, dict(sorted(tensors.items())), metadata, tuple(notes))
+
+
+def _plain(path: str, leaf: LowRank, notes: list[str]) -> LowRank:
+    """Ordinary factors of the same update, and a note if the leaf was a variant that PEFT's LoRA has not."""
+    if not isinstance(leaf, LowRank):
+        raise ValueError(f"{path!r} is a {type(leaf).__name__}, which PEFT's LoRA has not. Save it with our own save_adapter.")
+    plain = leaf.plain()
+    extra = [field for field in ("gain", "out_gain", "parts", "a0") if getattr(leaf, field) is not None]
+    extra += ["group"] if leaf.group > 1 else []
+    if extra:
+        notes.append(f"{path}: a variant of LoRA ({', '.join(extra)}), written as plain LoRA of rank {plain.rank} with the same update")
+    return plain
+
+
+def _check(lora: Mapping[str, LowRank | Whole], names: Names) -> None:
+    for path, leaf in lora.items():
+        if path not in names:
+            raise KeyError(f"There is no PEFT name for {path!r}. Nearest: {', '.join(nearest(path, names))}. Give names of this model.")
+        name = names[path]
+        if isinstance(leaf, Whole):
+            shapes = [(tuple(leaf.value.shape), (*name.stack, *name.shape))]
+        else:
+            rank = leaf.rank
+            shapes = [
+                (tuple(leaf.a.shape), (*name.stack, name.rows, rank)),
+                (tuple(leaf.b.shape), (*name.stack, rank, name.columns)),
+                (tuple(leaf.in_axes), tuple(name.in_axes)),
+            ]
+            if name.tied:
+                raise ValueError(
+                    f"{path!r} is tied: the model reads it in two places, and the adapter acts in both. PEFT would adapt only one of them, "
+                    "so the file would compute something else. Merge it, or leave this site out."
+                )
+        for came, needed in shapes:
+            if came != needed:
+                raise ValueError(f"{path!r} has {came} where the model's names say {needed}. The adapter is for another model.")
+
+
+def _by_module(lora: Mapping[str, LowRank | Whole], names: Names) -> dict[str, dict[int, Factors]]:
+    """The used columns of every adapted layer, by module and by part of a fused module, with the scale still in a vector."""
+    modules: dict[str, dict[int, Factors]] = {}
+    for path, leaf in lora.items():
+        if not isinstance(leaf, LowRank):
+            continue
+        a, b, scale = (np.asarray(x, np.float32) for x in (leaf.a, leaf.b, leaf.scale))
+        magnitude = None if leaf.magnitude is None else np.asarray(leaf.magnitude, np.float32)
+        for index, module in names[path].modules():
+            used = np.flatnonzero(scale[index])
+            if used.size:
+                own = None if magnitude is None else magnitude[index]
+                factors = Factors(names[path], a[index][:, used], b[index][used], scale[index][used], own)
+                modules.setdefault(module, {})[names[path].part[0]] = factors
+    return modules
+
+
+def _fused(module: str, parts: Mapping[int, Factors], names: Names, notes: list[str]) -> Factors:
+    """The parts of a module as one, with one scale."""
+    first = next(iter(parts.values()))
+    count, columns = first.name.part[1], first.name.columns
+    if count == 1:
+        return _one_scale(module, first.a, first.b, first, first.magnitude, notes)
+    magnitudes = [f.magnitude for f in parts.values()]
+    if any(m is not None for m in magnitudes) and (len(parts) < count or any(m is None for m in magnitudes)):
+        raise ValueError(f"{module!r} is fused of {count} parts, and DoRA has a magnitude for only some of them. Adapt all parts or none.")
+    magnitude = None if magnitudes[0] is None else np.concatenate([parts[i].magnitude for i in range(count)])
+    shared = all(np.array_equal(f.a, first.a) and np.array_equal(f.scale, first.scale) for f in parts.values())
+    if shared:
+        a, scale = first.a, first.scale
+        b = np.concatenate([parts[i].b if i in parts else np.zeros((a.shape[1], columns), np.float32) for i in range(count)], axis=1)
+    else:
+        order = sorted(parts)
+        a = np.concatenate([parts[i].a for i in order], axis=1)
+        scale = np.concatenate([parts[i].scale for i in order])
+        b, row = np.zeros((a.shape[1], columns * count), np.float32), 0
+        for i in order:
+            rank = parts[i].b.shape[0]
+            b[row : row + rank, i * columns : (i + 1) * columns] = parts[i].b
+            row += rank
+        if len(parts) > 1:
+            notes.append(f"{module}: {len(parts)} adapted parts of a fused weight, written with the sum of their ranks, {a.shape[1]}")
+    return _one_scale(module, a, b, Factors(first.name, a, b, scale, magnitude), magnitude, notes)
+
+
+def _one_scale(module: str, a: np.ndarray, b: np.ndarray, like: Factors, magnitude: np.ndarray | None, notes: list[str]) -> Factors:
+    scales = np.unique(like.scale)
+    if len(scales) == 1:
+        return Factors(like.name, a, b, float(scales[0]), magnitude)
+    notes.append(
+        f"{module}: its columns have {len(scales)} scales, from {scales[0]:g} to {scales[-1]:g}; they are part of B, and the scale is 1"
+    )
+    return Factors(like.name, a, b * np.asarray(like.scale)[:, None], 1.0, magnitude)
+
+
+def _factor_tensors(adapted: Mapping[str, Factors]) -> dict[str, np.ndarray]:
+    tensors = {}
+    for module, f in adapted.items():
+        if f.name.kind == "embedding":
+            tensors[f"{PREFIX}{module}.lora_embedding_A"] = f.name.a_to_theirs(f.a)
+            tensors[f"{PREFIX}{module}.lora_embedding_B"] = f.name.b_to_theirs(f.b)
+        else:
+            tensors[f"{PREFIX}{module}.lora_A.weight"] = f.name.a_to_theirs(f.a)
+            tensors[f"{PREFIX}{module}.lora_B.weight"] = f.name.b_to_theirs(f.b)
+        if f.magnitude is not None:
+            ones = (1,) * (len(f.name.shape) - 2) if f.name.kind == "conv" else ()
+            shape = (1, -1, *ones) if ones else (-1,)
+            tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = f.magnitude.reshape(shape)
+    return tensors
+
+
+def _uses_dora(adapted: Mapping[str, Factors]) -> bool:
+    without = [module for module, f in adapted.items() if f.magnitude is None]
+    if without and len(without) < len(adapted):
+        raise ValueError(
+            f"PEFT's use_dora is for all modules or none, and {len(without)} of {len(adapted)} have no magnitude, such as {without[0]!r}. "
+            "Merge the adapter, or train all its sites with dora=True."
+        )
+    return not without
+
+
+def _whole(
+    lora: Mapping[str, LowRank | Whole], names: Names, adapted: Mapping[str, Factors]
+) -> tuple[str, list[str], dict[str, np.ndarray]]:
+    """PEFT's bias mode, its modules_to_save, and the tensors of both."""
+    values = {path: np.asarray(leaf.value) for path, leaf in lora.items() if isinstance(leaf, Whole)}
+    theirs: dict[str, np.ndarray] = {}
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    for path, value in values.items():
+        name = names[path]
+        for index, parameter in name.layers():
+            parts.setdefault(parameter, {})[name.part[0]] = name.to_theirs(value[index])
+            if len(parts[parameter]) == name.part[1]:
+                theirs[parameter] = np.concatenate([parts[parameter][i] for i in range(name.part[1])], axis=name.output_axis)
+    if unfinished := sorted(set(parts) - set(theirs)):
+        raise ValueError(f"{unfinished[0]!r} is fused, and only some of its parts are trained whole. Train all parts or none.")
+    members: dict[str, set[str]] = {}
+    for name in names.values():
+        for _, parameter in name.layers():
+            members.setdefault(parameter.rpartition(".")[0], set()).add(parameter)
+    complete = sorted(m for m, inside in members.items() if inside <= set(theirs) and not _all_biases(inside))
+    in_modules = {parameter for module in complete for parameter in members[module]}
+    biases = {parameter for parameter in theirs if parameter.endswith("bias")} - in_modules
+    if single := sorted(set(theirs) - in_modules - biases):
+        module = single[0].rpartition(".")[0]
+        raise ValueError(
+            f"{single[0]!r} is trained whole, and {sorted(members[module] - set(theirs))} of the same module are not. PEFT's modules_to_save "
+            "stores whole modules: train all weights of the module or none."
+        )
+    for module in complete:
+        if clash := [other for other in members if other != module and other.endswith(module) and other not in complete]:
+            raise ValueError(
+                f"PEFT would take {clash[0]!r} for the module {module!r}, which is trained whole. Train both whole or neither."
+            )
+        if module in adapted or (inside := [other for other in adapted if other.startswith(module + ".")]):
+            raise ValueError(f"{module!r} is trained whole and holds the adapted {module if module in adapted else inside[0]!r}.")
+    tensors = {PREFIX + parameter: theirs[parameter] for parameter in in_modules}
+    for parameter in biases:
+        module, _, last = parameter.rpartition(".")
+        tensors[f"{PREFIX}{module}.base_layer.{last}" if module in adapted else PREFIX + parameter] = theirs[parameter]
+    return _bias_mode(biases, in_modules, members, adapted), complete, tensors
+
+
+def _bias_mode(biases: set[str], in_modules: set[str], members: Mapping[str, set[str]], adapted: Mapping[str, Factors]) -> str:
+    if not biases:
+        return "none"
+    every = {parameter for inside in members.values() for parameter in inside if parameter.endswith("bias")}
+    of_adapted = {parameter for module in adapted for parameter in members[module] if parameter.endswith("bias")}
+    if biases == of_adapted:
+        return "lora_only"
+    if biases == every - in_modules:
+        return "all"
+    lacking, extra = sorted(of_adapted - biases), sorted(biases - of_adapted)
+    raise ValueError(
+        f"PEFT can store the biases of all modules ('all') or of the adapted ones ('lora_only'), and the adapter trains {len(biases)} that are "
+        f"neither: of the adapted modules it lacks {lacking[:3] or 'none'}, and has {extra[:3] or 'none'} besides."
+    )
+
+
+def _all_biases(parameters: set[str]) -> bool:
+    return all(parameter.endswith("bias") for parameter in parameters)
+
+
+def _dropout(lora: Mapping[str, LowRank | Whole], wanted: float | None) -> float:
+    if wanted is not None:
+        return wanted
+    rates: dict[float, str] = {}
+    for path, leaf in lora.items():
+        if isinstance(leaf, LowRank) and not path.endswith("embedding"):  # Nothing is dropped of an index.
+            used = np.any(np.asarray(leaf.scale) != 0, axis=-1)
+            each = np.zeros(used.shape) if leaf.dropout is None else np.asarray(leaf.dropout)
+            rates |= {float(f"{rate:.6g}"): path for rate in each[used]}
+    if len(rates) > 1:
+        raise ValueError(
+            f"PEFT's file has one lora_dropout, and the adapter has {sorted(rates)} (as at {rates[max(rates)]!r}). Pass dropout=..."
+        )
+    return next(iter(rates), 0.0)
+
+
+def _alpha(scale: float, rank: int) -> float:
+    """The shortest alpha for which alpha / rank is `scale` in float32."""
+    for digits in range(1, 18):
+        alpha = float(f"{scale * rank:.{digits}g}")
+        if np.float32(alpha / rank) == np.float32(scale):
+            break
+    return int(alpha) if alpha.is_integer() else alpha
+
+
+def _common(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The most frequent value (the smallest of equally frequent ones), and the others by full module name."""
+    counts = Counter(values.values())
+    most = min(counts, key=lambda value: (-counts[value], value))
+    return most, {module: value for module, value in sorted(values.items()) if value != most}
+
+
+def _targets(adapted: set[str], known: set[str]) -> list[str]:
+    """The shortest endings of names that select exactly the adapted modules among all known ones."""
+    chosen: set[str] = set()
+    for module in sorted(adapted):
+        if not any(is_suffix(module, ending) for ending in chosen):
+            chosen.add(next(end for end in _endings(module) if {m for m in known if is_suffix(m, end)} <= adapted or end == module))
+    return sorted(chosen)
+
+
+def _endings(module: str) -> Iterator[str]:
+    pieces: Sequence[str] = module.split(".")
+    for start in range(len(pieces) - 1, -1, -1):
+        yield ".".join(pieces[start:])
