@@ -93,7 +93,6 @@ def test_feeding_errors_back_lowers_the_error_of_the_outputs(spec: lj.QuantSpec)
     w = jnp.asarray(rng.normal(size=(33, 20)), jnp.float32)
     lost = lambda q: float(np.linalg.norm(x @ (np.asarray(q.unbox()) - np.asarray(w))))  # noqa: E731
     plain, fed = requantize(w, spec), requantize(w, spec, moments=x.T @ x)
-    assert all(map(np.array_equal, jax.tree.leaves(plain.scale), jax.tree.leaves(fed.scale)))
     assert lost(fed) < 0.6 * lost(plain)  # Measured: 0.24 to 0.40.
     # With inputs that do not go together there is nothing to feed back: the nearest levels are the best ones. (Plain rounding looks
     # for them before the scales themselves are rounded.)
