@@ -86,7 +86,7 @@ def test_a_quantised_base_is_dequantised_or_quantised_again_and_the_report_tells
     assert forced["head"]["kernel"].spec.format == "nf4"
 
 
-@pytest.mark.parametrize("spec", [lj.QuantSpec("nf4", 16, False), lj.QuantSpec("int4", None, False), lj.QuantSpec("int8", 16, True)])
+@pytest.mark.parametrize("spec", [lj.QuantSpec("nf4", 16, False), lj.QuantSpec("int4", None, False), lj.QuantSpec("int8", 16, False)])
 def test_feeding_errors_back_lowers_the_error_of_the_outputs(spec: lj.QuantSpec) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 8)) @ rng.normal(size=(8, 33)) + 0.1 * rng.normal(size=(400, 33))  # Inputs that go together.
@@ -94,13 +94,8 @@ def test_feeding_errors_back_lowers_the_error_of_the_outputs(spec: lj.QuantSpec)
     lost = lambda q: float(np.linalg.norm(x @ (np.asarray(q.unbox()) - np.asarray(w))))  # noqa: E731
     plain, fed = requantize(w, spec), requantize(w, spec, moments=x.T @ x)
     assert lost(fed) < 0.6 * lost(plain)  # Measured: 0.24 to 0.40.
-    # With inputs that do not go together there is nothing to feed back: the nearest levels are the best ones. (Plain rounding looks
-    # for them before the scales themselves are rounded.)
-    apart = requantize(w, spec, moments=np.eye(33)).unbox()
-    if spec.double:
-        assert float(jnp.linalg.norm(apart - w)) <= float(jnp.linalg.norm(plain.unbox() - w))
-    else:
-        np.testing.assert_array_equal(apart, plain.unbox())
+    # With inputs that do not go together there is nothing to feed back: the nearest levels are the best ones.
+    np.testing.assert_array_equal(requantize(w, spec, moments=np.eye(33)).unbox(), plain.unbox())
 
 
 def test_feeding_back_works_layer_by_layer_and_on_other_axes() -> None:
