@@ -176,6 +176,7 @@ def encode(
     return packing.pack(codes, format.bits, fill=format.zero)
 
 
+@functools.partial(jax.jit, static_argnums=(3, 4), inline=True)
 def decode(codes: Array, scale: Any, zero: Any, spec: QuantSpec, rows: int) -> Float[Array, "*stack in out"]:
     """The float32 matrix of packed codes and stored scales."""
     format = codebooks.format_named(spec.format)

@@ -80,7 +80,7 @@ def quantize_scales(scales: Float[Array, "*stack n"]) -> DoubleQuantized:
     absmax = jnp.abs(grouped).max(-1)
     unit = grouped * jnp.where(absmax > 0, 1.0 / absmax, jnp.nan)[..., None]
     _, thresholds = _DYNAMIC.search()
-    codes = jnp.searchsorted(jnp.asarray(thresholds), unit, side="left", method="scan_unrolled")
+    codes = jnp.searchsorted(jnp.asarray(thresholds), unit, side="left")
     codes = jnp.where(jnp.isnan(unit), 0, codes)
     return DoubleQuantized(codes=_flat(codes, scales), absmax=absmax, offset=offset)
 
