@@ -172,7 +172,7 @@ def factorize(base: Mapping[str, Any], tuned: Mapping[str, Any], *, rank: int, l
     return out, Truncation({path: value for path, (value, _) in lost.items()}, {path: value for path, (_, value) in lost.items()})
 
 
-def plain_lora(path: str, leaf: LowRank) -> LowRank:
+def plain_lora(path: str, leaf: Any) -> LowRank:
     """Ordinary factors of the leaf's update.
 
     Raises:

@@ -114,7 +114,7 @@ def apply_many(model: nn.Module, frozen: Mapping[str, Any], bank: Bank, ids: Int
     return jax.vmap(one)(own, *args)
 
 
-def _bare(leaf: LowRank | Whole) -> LowRank | Whole:
+def _bare(leaf: Any) -> LowRank | Whole:
     if isinstance(leaf, Whole):
         return leaf
     if not isinstance(leaf, LowRank):

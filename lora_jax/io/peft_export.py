@@ -112,7 +112,7 @@ def to_peft(
     return PeftAdapter(config, dict(sorted(tensors.items())), metadata, tuple(notes))
 
 
-def _plain(path: str, leaf: LowRank, notes: list[str]) -> LowRank:
+def _plain(path: str, leaf: Any, notes: list[str]) -> LowRank:
     """Ordinary factors of the same update, and a note if the leaf was a variant that PEFT's LoRA has not."""
     if not isinstance(leaf, LowRank):
         raise ValueError(f"{path!r} is a {type(leaf).__name__}, which PEFT's LoRA has not. Save it with our own save_adapter.")

@@ -131,3 +131,14 @@ def test_rule_coverage_counts_the_sites_of_every_rule_by_layer_and_refuses_a_rul
     assert dict(table.rows) == {r"layers/up/kernel": {1: 1}, r"layers/.*/kernel": {0: 1, 1: 1, 2: 1}}
     with pytest.raises(ValueError, match="'layers/upp/kernel' matches none of"):
         rule_coverage([("layers/upp/kernel", lj.LoraSpec())], sites)
+
+
+def test_nothing_is_dropped_without_a_key_whatever_ran_before() -> None:
+    """PEFT's models come back in training mode, with dropout live; here there is no mode to forget."""
+    model, frozen, lora, (x,) = built(dropout=0.5)
+    lora = moved(lora)
+    still = lj.apply(model, frozen, lora, x)
+    assert not np.array_equal(lj.apply(model, frozen, lora, x, key=jax.random.key(0)), still)
+    assert np.array_equal(lj.apply(model, frozen, lora, x), still)
+    merged, _ = lj.merge(frozen, lora)
+    np.testing.assert_allclose(model.apply({"params": merged}, x), still, atol=1e-4)

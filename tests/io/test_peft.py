@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import lora_jax as lj
+from lora_jax.adapt.surgery import adapt
 from lora_jax.io import safetensors
 from lora_jax.io.names import Name
 from lora_jax.io.peft import from_peft, load_peft, save_peft, to_peft
@@ -449,3 +450,24 @@ def test_what_PEFTs_format_cannot_say_is_not_written() -> None:
     with pytest.raises(ValueError, match="trains the head whole"):
         to_peft({"classifier/kernel": ones(names["classifier/kernel"])}, names, task_type="SEQ_CLS")
     assert to_peft({q: ones(names[q], dropout=jnp.array([0.1, 0.2]))}, names, dropout=0.1).config["lora_dropout"] == 0.1
+
+
+@pytest.mark.parametrize("spec", [dict(init="pissa"), dict(init="olora"), dict(variant="vera"), dict(variant="adalora")], ids=str)
+def test_variants_are_written_as_plain_LoRA_with_the_same_update_and_the_base_is_not_changed(
+    spec: dict, golden: dict[str, np.ndarray]
+) -> None:
+    model, params, names = encoder("bert_lora")
+    inputs = jnp.asarray(golden["tokens"]), jnp.asarray(golden["mask"])
+    before = lj.fingerprint(params)
+    rules = [("layers/attn/[qv]/kernel", lj.LoraSpec(rank=3, alpha=5.0, **spec))]
+    frozen, lora = adapt(model, params, inputs, lora=rules, key=jax.random.key(0))
+    assert lj.fingerprint(params) == lj.fingerprint(frozen) == before
+    lora = {path: leaf.replace(**{n: getattr(leaf, n) + 0.1 for n in leaf.trained_fields()}) for path, leaf in lora.items()}
+    made = to_peft(lora, names)
+    assert len(made.notes) == 2 and all("written as plain LoRA" in note for note in made.notes)
+    assert made.config["r"] == (6 if "init" in spec else 3)  # Twice the rank where a start is subtracted.
+    back = from_peft(made, names)
+    for path, leaf in lora.items():
+        np.testing.assert_allclose(
+            back[path].delta(), leaf.delta(), atol=2e-6 * float(jnp.abs(back[path].b).max() * jnp.abs(back[path].a).max()) * 16
+        )
