@@ -127,7 +127,7 @@ def _yarn(rotary: Rotary, plain: np.ndarray, width: int) -> np.ndarray:
     if rotary.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
-    ramp = np.clip((np.arange(width // 2) - low) / max(high - low, 0.001), 0, 1)
+    ramp = np.clip((np.arange(width // 2) - low) / (high - low or 0.001), 0, 1)
     return ramp * plain / rotary.factor + (1 - ramp) * plain
 
 
