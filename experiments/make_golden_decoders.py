@@ -69,7 +69,8 @@ def main() -> None:
         with torch.no_grad():
             arrays[f"{name}/logits"] = model(input_ids=tokens, attention_mask=mask, position_ids=positions).logits.numpy()
             if name in GREEDY:
-                out = model.generate(tokens, attention_mask=mask, do_sample=False, max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=0)
+                model.generation_config.eos_token_id = None  # No text ends before the last token.
+                out = model.generate(tokens, attention_mask=mask, do_sample=False, max_new_tokens=NEW, pad_token_id=0)
                 arrays[f"{name}/greedy"] = out[:, LENGTH:].numpy().astype(np.int32)
         arrays[f"{name}/tokens"], arrays[f"{name}/mask"] = tokens.numpy().astype(np.int32), mask.numpy().astype(bool)
         print(name, round(float(arrays[f"{name}/logits"].std()), 3), sum(f.stat().st_size for f in (TARGET / name).iterdir()))
