@@ -35,7 +35,7 @@ class Task:
     model: nn.Module
     params: Mapping[str, Any]
     sites: Mapping[str, Site]
-    splits: Mapping[str, Encoded]
+    splits: Mapping[str, Any]  # Encoded or EncodedCompletions
     buckets: tuple[int, ...]
     label_names: tuple[str, ...]
     note: str
@@ -44,6 +44,10 @@ class Task:
 
 def task_of(config: Config) -> Task:
     """The task of a run; loaded at the first call for its model and data, and kept while both stay the same."""
+    if config.data.task == "completion":
+        from lora_jax.train.language_task import load_language_task
+
+        return load_language_task(config.model, config.data)
     return _load_task(config.model, config.data)
 
 
@@ -100,6 +104,10 @@ def select(config: Config, task: Task, key: jax.Array) -> tuple[dict[str, Any], 
 
     full: everything is trained; head: the classifier; lora, qlora: factors at the targets, and the classifier whole.
     """
+    if config.data.task == "completion":
+        from lora_jax.train.language_task import select_language
+
+        return select_language(config, task, key)
     head_key, lora_key = jax.random.split(key)
     params = {**task.params, "classifier": _new_head(task.params["classifier"], head_key)}
     if config.method in ("full", "head"):
