@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "sweep": "train a grid over rank, bit-width, targets and seeds; finished runs are kept",
     "report": "tables and plots of finished runs",
     "evaluate": "score a trained run on a split",
+    "generate": "continue prompts with a language model and adapters",
 }
 
 _EPILOG = """\

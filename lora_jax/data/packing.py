@@ -38,7 +38,7 @@ class PlannedRows(NamedTuple):
     length: int
 
 
-def pack(lengths: Sequence[int], length: int) -> list[list[int]]:
+def pack(lengths: Sequence[int] | Int[np.ndarray, " examples"], length: int) -> list[list[int]]:
     """Rows of indices whose lengths add up to at most `length`: the longest first, each into the first row with room.
 
     >>> pack([5, 3, 2, 4], 7)

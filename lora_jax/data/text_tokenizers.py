@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsInt
 
 if TYPE_CHECKING:
     import tokenizers
@@ -43,7 +43,7 @@ class TextTokenizer:
         first = [self.bos_id] if self.add_bos and self.bos_id is not None else []
         return first + ids + ([self.eos_ids[0]] if self.add_eos and self.eos_ids else [])
 
-    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+    def decode(self, ids: Iterable[SupportsInt], *, special: bool = False) -> str:
         """The text of ids, without special tokens unless asked for."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
 

@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, Int
 LogitsFn = Callable[[Any, Any, Array], Array]  # frozen, trained, hidden (n, d) -> logits (n, vocab)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6))
 def vocabulary_loss(
     logits_fn: LogitsFn,
     frozen: Any,
@@ -33,6 +32,20 @@ def vocabulary_loss(
     Args:
         logits_fn: a pure function of its arguments that closes over no arrays.
     """
+    frozen_leaves, frozen_tree = jax.tree.flatten(frozen)
+    trained_leaves, trained_tree = jax.tree.flatten(trained)
+
+    def run(frozen: list[Array], trained: list[Array], h: Array) -> Array:
+        return logits_fn(jax.tree.unflatten(frozen_tree, frozen), jax.tree.unflatten(trained_tree, trained), h)
+
+    # Plain leaves cross the custom rule: it fills trees with placeholders, which checked containers would refuse.
+    return _loss(run, frozen_leaves, trained_leaves, hidden, labels, weight, chunk)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6))
+def _loss(
+    logits_fn: LogitsFn, frozen: list[Any], trained: list[Any], hidden: Array, labels: Array, weight: Array, chunk: int
+) -> tuple[Array, Array]:
     loss, correct, _, _ = _chunks(logits_fn, frozen, trained, hidden, labels, weight, chunk, gradient=False)
     return loss, correct
 
@@ -50,7 +63,7 @@ def _backward(logits_fn: LogitsFn, chunk: int, saved: tuple[Any, Array], g: tupl
     return None, jax.tree.map(lambda x: x * scale.astype(x.dtype), d_trained), d_hidden * scale.astype(d_hidden.dtype), None, None
 
 
-vocabulary_loss.defvjp(_forward, _backward)
+_loss.defvjp(_forward, _backward)
 
 
 def _chunks(
