@@ -15,7 +15,7 @@ from lora_jax.models.decoder import Decoder
 from lora_jax.train.losses import Sums
 
 
-def language_loss(model: Decoder, *, chunk: int = 256) -> Any:
+def language_loss(model: Decoder, *, chunk: int = 128) -> Any:
     """The loss function of a decoder: `(lora, frozen, batch, key) -> (sum of losses, Sums)`, summed over tokens.
 
     Batches have `tokens`, `segments` (0 is padding), `labels` (each token's successor) and `loss_weight`, all (batch, time).

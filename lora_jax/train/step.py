@@ -60,7 +60,7 @@ def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation, *, accumu
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         updates, opt_state = tx.update(grads, state.opt_state, trained)
         lora = combine(optax.apply_updates(trained, updates), fixed)
-        metrics = {"loss": sums.loss / weight, "accuracy": sums.correct / weight, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": sums.loss / weight, "accuracy": sums.correct / weight, "grad_norm": optax.tree.norm(grads)}
         return state.replace(step=state.step + 1, lora=lora, opt_state=opt_state), metrics
 
     return step
