@@ -23,7 +23,9 @@ PADDING, LENGTH, VOCAB, NEW = 3, 11, 40, 12
 SMALL = dict(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, max_position_embeddings=64,
              pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
 GROUPED = SMALL | dict(num_key_value_heads=2)
-ROPE3 = dict(rope_type="llama3", rope_theta=500.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
+ROPE3 = dict(
+    rope_type="llama3", rope_theta=500.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
+)
 YARN = dict(rope_type="yarn", rope_theta=500.0, factor=4.0, original_max_position_embeddings=16)
 LONG = dict(rope_type="longrope", rope_theta=500.0, short_factor=[1.0, 1.5], long_factor=[2.0, 5.0])
 FAMILIES = {

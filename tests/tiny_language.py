@@ -20,7 +20,13 @@ def write_tiny_model(folder: Path, name: str = "llama3") -> Path:
     backend.decoder = decoders.Fuse()
     backend.add_special_tokens(LETTERS[:4])
     backend.save(str(folder / "tokenizer.json"))
-    settings = {"bos_token": "<bos>", "eos_token": {"content": "<eos>"}, "pad_token": "<pad>", "add_bos_token": True, "chat_template": TEMPLATE}
+    settings = {
+        "bos_token": "<bos>",
+        "eos_token": {"content": "<eos>"},
+        "pad_token": "<pad>",
+        "add_bos_token": True,
+        "chat_template": TEMPLATE,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 31]}))
     return folder

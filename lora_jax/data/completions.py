@@ -39,7 +39,7 @@ class EncodedCompletions:
     `truncated` counts the examples that lost tokens. `fingerprint` covers ids and lengths.
     """
 
-    tokens: list[Int[np.ndarray, "..."]]
+    tokens: list[np.ndarray]
     prompt_lengths: Int[np.ndarray, " examples"]
     max_length: int
     pad_id: int

@@ -36,7 +36,9 @@ class BeamSearch:
 
     def __post_init__(self) -> None:
         if self.beams < 1 or self.no_repeat_ngram < 0 or self.no_repeat_ngram == 1 or self.repetition_penalty <= 0 or self.min_length < 0:
-            raise ValueError(f"Needed beams from 1, no_repeat_ngram 0 or from 2, repetition_penalty above 0, min_length from 0; got {self}.")
+            raise ValueError(
+                f"Needed beams from 1, no_repeat_ngram 0 or from 2, repetition_penalty above 0, min_length from 0; got {self}."
+            )
 
 
 def beam_search(
@@ -47,7 +49,7 @@ def beam_search(
     *,
     max_new: int,
     eos_ids: Sequence[int],
-    search: BeamSearch = BeamSearch(),  # noqa: B008 (frozen)
+    search: BeamSearch = BeamSearch(),
 ) -> tuple[list[int], float]:
     """The best continuation of a prompt, end token left out, and its score.
 

@@ -80,8 +80,12 @@ class TextGenerator:
         if self._template is None:
             raise ValueError("This generator has no places for adapters. Make it with max_adapters, max_rank and like.")
         if name not in self._names and not self._free:
-            raise ValueError(f"All {len(self._names)} places are taken by {', '.join(self._names)}. Remove one, or make max_adapters larger.")
-        padded = pad({path: leaf.replace(dropout=None) if isinstance(leaf, LowRank) else leaf for path, leaf in lora.items()}, self._template)
+            raise ValueError(
+                f"All {len(self._names)} places are taken by {', '.join(self._names)}. Remove one, or make max_adapters larger."
+            )
+        padded = pad(
+            {path: leaf.replace(dropout=None) if isinstance(leaf, LowRank) else leaf for path, leaf in lora.items()}, self._template
+        )
         place = self._names[name] if name in self._names else self._free.pop()
         self.engine.lora = jax.tree.map(lambda all_, one: all_.at[place].set(one.astype(all_.dtype)), self.engine.lora, padded)
         self._names[name] = place
@@ -154,7 +158,9 @@ class TextGenerator:
     def _place(self, name: str) -> int:
         if name not in self._names:
             close = nearest(name, self._names, 2) if self._names else []
-            raise KeyError(f"There is no adapter {name!r}. Nearest: {', '.join(map(repr, close)) or 'none'}; known: {', '.join(self._names)}.")
+            raise KeyError(
+                f"There is no adapter {name!r}. Nearest: {', '.join(map(repr, close)) or 'none'}; known: {', '.join(self._names)}."
+            )
         return self._names[name]
 
 

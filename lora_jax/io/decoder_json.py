@@ -158,7 +158,9 @@ def _layer_types(config: DecoderConfig) -> list[str]:
 
 
 def _rotary(rotary: Rotary, *, fraction: str = "partial_rotary_factor") -> dict[str, Any]:
-    out: dict[str, Any] = {"rope_theta": rotary.base, "rotary_emb_base": rotary.base} if fraction == "rotary_pct" else {"rope_theta": rotary.base}
+    out: dict[str, Any] = (
+        {"rope_theta": rotary.base, "rotary_emb_base": rotary.base} if fraction == "rotary_pct" else {"rope_theta": rotary.base}
+    )
     if fraction == "rotary_pct" or rotary.fraction != 1.0:
         out[fraction] = rotary.fraction
     if rotary.scaling == "none":

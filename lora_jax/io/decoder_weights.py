@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,8 @@ from lora_jax.models.decoder_config import DecoderConfig
 # Constants that older files carry, and the head beside the embedding that it is tied to.
 _BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 _HEADS = ("lm_head.weight", "embed_out.weight")
+# Written out: readers would take the family's defaults instead, which need not be in the vocabulary.
+_NO_IDS = types.MappingProxyType({"bos_token_id": None, "eos_token_id": None, "pad_token_id": None})
 
 
 class Tensors(Protocol):
@@ -122,13 +125,20 @@ def read_weights(
 
 
 def save_decoder(
-    folder: Path | str, config: DecoderConfig, params: Mapping[str, Any], *, dtype: Any = np.float32, shard_bytes: int = 5_000_000_000
+    folder: Path | str,
+    config: DecoderConfig,
+    params: Mapping[str, Any],
+    *,
+    dtype: Any = np.float32,
+    shard_bytes: int = 5_000_000_000,
+    special_ids: Mapping[str, Any] = _NO_IDS,
 ) -> None:
     """Writes config.json and safetensors as Hugging Face's class of the family has them; boxes are an error, merge first.
 
     Args:
         dtype: of the matrices in the file; norms and biases as well.
         shard_bytes: the file is cut into shards of at most about this size, with an index.
+        special_ids: bos_token_id, eos_token_id and pad_token_id for config.json; by default there are none.
 
     Raises:
         ValueError: the params are not this model's, hold a box, or a NaN.
@@ -144,7 +154,7 @@ def save_decoder(
             size = 0
         shards[-1][name] = tensor
         size += tensor.nbytes
-    (folder / "config.json").write_text(json.dumps(json_of(config) | {"dtype": np.dtype(dtype).name}, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(json_of(config) | {"dtype": np.dtype(dtype).name} | dict(special_ids), indent=2) + "\n")
     if len(shards) == 1:
         safetensors.write(folder / "model.safetensors", shards[0], {"format": "pt"})
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,9 +32,14 @@ def export_merged(
     Raises:
         ValueError: the params are not this model's, hold a box or a NaN. OSError: the folder cannot be written.
     """
-    save_decoder(folder, config, params, dtype=dtype)
-    if tokenizer is not None:
-        save_text_tokenizer(folder, tokenizer)
+    if tokenizer is None:
+        save_decoder(folder, config, params, dtype=dtype)
+        return
+    ends: Any = tokenizer.eos_ids[0] if len(tokenizer.eos_ids) == 1 else list(tokenizer.eos_ids) or None
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends, "pad_token_id": tokenizer.pad_id}
+    save_decoder(folder, config, params, dtype=dtype, special_ids=ids)
+    save_text_tokenizer(folder, tokenizer)
+    (Path(folder) / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
 
 
 def export_gguf(

@@ -107,12 +107,16 @@ class GgufFile(Mapping[str, np.ndarray]):
         for name, shape, kind, offset in told:
             if kind not in FORMATS:
                 known = ", ".join(format.name for format in FORMATS.values())
-                raise reader.error(f"{name!r} is of type {OTHERS.get(kind, 'number ' + str(kind))}, which is not supported; read are {known}")
+                raise reader.error(
+                    f"{name!r} is of type {OTHERS.get(kind, 'number ' + str(kind))}, which is not supported; read are {known}"
+                )
             if name in tensors:
                 raise reader.error(f"the tensor {name!r} comes twice")
             format = FORMATS[kind]
             if not shape or shape[-1] % format.weights or 0 in shape:
-                raise reader.error(f"{name!r} of type {format.name} has the shape {shape}; its rows must be blocks of {format.weights} weights")
+                raise reader.error(
+                    f"{name!r} of type {format.name} has the shape {shape}; its rows must be blocks of {format.weights} weights"
+                )
             size = math.prod(shape) // format.weights * format.bytes
             if offset % alignment or start + offset + size > len(self._bytes):
                 raise reader.error(f"{name!r} needs {size:,} bytes at {start + offset:,}, and the file has {len(self._bytes):,}")

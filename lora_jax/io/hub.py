@@ -175,7 +175,9 @@ def _from_pieces(name: str, pieces: Pieces) -> Path:
                 file.unlink()
         with whole.open("rb") as content:
             if (came := hashlib.file_digest(content, "sha256").hexdigest()) != pieces.sha256:
-                raise ValueError(f"{name} put together needs sha256 {pieces.sha256}, but has {came}. Try again, or check the package index.")
+                raise ValueError(
+                    f"{name} put together needs sha256 {pieces.sha256}, but has {came}. Try again, or check the package index."
+                )
         _publish(whole.parent, target)
     return target
 

@@ -159,4 +159,6 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(f"{path} needs to be a whole safetensors file, but {what}. It is cut off, changed or of another kind; fetch it again.")
+    return ValueError(
+        f"{path} needs to be a whole safetensors file, but {what}. It is cut off, changed or of another kind; fetch it again."
+    )

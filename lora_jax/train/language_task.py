@@ -80,6 +80,4 @@ def select_language(config: Config, task: Task, key: jax.Array) -> tuple[dict[st
     quant = []
     if config.method == "qlora":
         quant = [(resolve_targets(config.quant.targets), QuantSpec(config.quant.format, config.quant.block_size, config.quant.double))]
-    return adapt(
-        task.model, task.params, (), lora=[(resolve_targets(lora.targets), spec)], quant=quant, key=key, sites=task.sites
-    )
+    return adapt(task.model, task.params, (), lora=[(resolve_targets(lora.targets), spec)], quant=quant, key=key, sites=task.sites)

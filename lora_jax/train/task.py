@@ -19,7 +19,7 @@ from lora_jax.core.boxes import Whole
 from lora_jax.core.fingerprint import fingerprint
 from lora_jax.core.lowrank import LoraSpec, LowRank
 from lora_jax.core.quantize import QuantSpec
-from lora_jax.data import Encoded, choose_buckets, encode, load, load_tokenizer, subset
+from lora_jax.data import choose_buckets, encode, load, load_tokenizer, subset
 from lora_jax.io.hub import resolve
 from lora_jax.io.weights import load_encoder
 from lora_jax.models.encoder import Encoder

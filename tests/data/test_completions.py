@@ -42,7 +42,8 @@ def test_what_is_too_long_is_cut_at_the_start_of_the_prompt(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"), [("{", "line 2"), ('{"input": "a", "idea": "b"}', "Nearest: 'idea'"), ('{"input": 3, "ideal": "b"}', "the prompt is '3'")]
+    ("line", "said"),
+    [("{", "line 2"), ('{"input": "a", "idea": "b"}', "Nearest: 'idea'"), ('{"input": 3, "ideal": "b"}', "the prompt is '3'")],
 )
 def test_a_damaged_line_is_named(tmp_path, line, said):
     path = tmp_path / "a.jsonl"

@@ -57,7 +57,9 @@ def test_draws_follow_the_probabilities():
     np.testing.assert_allclose(shares, [0.5, 0.3, 0.15, 0.05], atol=0.015)  # 4 standard deviations of the largest share
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_p": 2}, {"repetition_penalty": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_p": 2}, {"repetition_penalty": 0}]
+)
 def test_impossible_settings_are_errors(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Sampling(**wrong)

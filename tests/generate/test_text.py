@@ -34,7 +34,9 @@ def plain(parts):
 
 
 def factors(model, params, seed, rank):
-    _, lora = adapt(model, params, (jax.ShapeDtypeStruct((1, 4), jnp.int32),), lora=[("layers/.*kernel", LoraSpec(rank))], key=jax.random.key(seed))
+    _, lora = adapt(
+        model, params, (jax.ShapeDtypeStruct((1, 4), jnp.int32),), lora=[("layers/.*kernel", LoraSpec(rank))], key=jax.random.key(seed)
+    )
     return {path: low.replace(b=0.3 * jax.random.normal(jax.random.key(seed + len(path)), low.b.shape)) for path, low in lora.items()}
 
 

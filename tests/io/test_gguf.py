@@ -62,7 +62,8 @@ def test_an_export_is_read_back(name, format, tmp_path, tokenizer_file):
     for path, leaf in flatten(params).items():
         # Golden weights are float16 numbers: both formats hold them exactly (Gemma's norms 1 + w are float32).
         np.testing.assert_array_equal(flatten(weights)[path], leaf, err_msg=path)
-    assert gguf_tokenizer(GgufFile(tmp_path / "model.gguf")).encode("abc") == gguf_tokenizer(GgufFile(tokenizer_file)).encode("abc")
+    ours, theirs = (gguf_tokenizer(GgufFile(path)) for path in (tmp_path / "model.gguf", tokenizer_file))
+    assert ours.backend.get_vocab() == theirs.backend.get_vocab() and ours.eos_ids == theirs.eos_ids == (2,)
 
 
 def test_an_export_in_eight_bits_is_within_the_formats_error(tmp_path, tokenizer_file):
@@ -77,8 +78,8 @@ def test_an_export_in_eight_bits_is_within_the_formats_error(tmp_path, tokenizer
     assert file.type_of("blk.0.ffn_up.weight") == "Q8_0" and file.type_of("blk.0.attn_norm.weight") == "F32"
     for path, leaf in flatten(load_decoder(tmp_path)[1]).items():
         theirs = np.asarray(flatten(params)[path])
-        # Half a step of 1/127 of a block's largest weight.
-        np.testing.assert_allclose(leaf, theirs, atol=np.abs(theirs).max() / 127 * 0.51, err_msg=path)
+        # Half a step of 1/127 of a block's largest weight, and up to 0.06 steps because the step is stored in float16.
+        np.testing.assert_allclose(leaf, theirs, atol=np.abs(theirs).max() / 127 * 0.57, err_msg=path)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "mistral", "llama_yarn", "gpt2", "gemma3"])
@@ -94,7 +95,7 @@ def test_a_sentencepiece_vocabulary_merges_by_score_and_falls_back_to_bytes(toke
     spell = lambda text: [tokenizer.backend.id_to_token(i) for i in tokenizer.encode(text)]  # noqa: E731
     # Scores fall with the index: 'ab' (33) is merged before 'bc' (38), and a space stands before the text.
     assert spell("abc ab") == ["<s>", "▁abc", "▁ab"]
-    assert spell("a\x01") == ["<s>", "▁a", "<0x01>"] and spell("<end>a") == ["<s>", "<end>", "▁a"]
+    assert spell("a\x01") == ["<s>", "▁a", "<0x01>"] and spell("<end>a") == ["<s>", "<end>", "a"]
     assert tokenizer.decode(tokenizer.encode("abc ab")) == "abc ab"
 
 
@@ -110,7 +111,7 @@ def test_damage_is_named(tokenizer_file, tmp_path):
         (b"GGML" + whole[4:], "begins with b'GGML'"),
         (whole[:4] + b"\x09" + whole[5:], "version is 9"),
         (whole[:8] + b"\xff" * 8 + whole[16:], "cannot hold"),
-        (whole[:100], "file has 100"),
+        (whole[:100], "its 100 bytes cannot hold"),
         (whole[:-8], "'x' needs"),
         (b"GGUF", "only 4 bytes"),
     ):

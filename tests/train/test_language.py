@@ -82,7 +82,9 @@ def config_of(folder, data, **changes):
 
 def test_the_loop_trains_a_quantised_decoder(folder, data, tmp_path):
     config = config_of(folder, data)
-    before = train(config_of(folder, data, train={"total_steps": 1, "batch_size": 16}, optim={"learning_rate": 1e-9}), tmp_path / "a", quiet=True)
+    before = train(
+        config_of(folder, data, train={"total_steps": 1, "batch_size": 16}, optim={"learning_rate": 1e-9}), tmp_path / "a", quiet=True
+    )
     after = train(config, tmp_path / "b", quiet=True)
     # Chance is log 8 = 2.1 nats for letters that were never learned; 0.5 below the start is far outside noise.
     assert after["test_loss"] < before["test_loss"] - 0.5
