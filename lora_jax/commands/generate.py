@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _generator(arguments: argparse.Namespace) -> Any:
     import jax.numpy as jnp
 
+    from lora_jax.core.fingerprint import fingerprint
     from lora_jax.core.quantize import QuantSpec
     from lora_jax.generate.text import TextGenerator
     from lora_jax.io.adapter import load_adapter
@@ -77,12 +78,15 @@ def _generator(arguments: argparse.Namespace) -> Any:
     dtype = jnp.dtype(arguments.dtype)
     config, params = load_decoder(path, dtype=dtype, quant=quant)
     model, tokenizer = Decoder(config, dtype=dtype.type), load_text_tokenizer(path)
+    base = fingerprint(params) if arguments.adapter and not quant and arguments.dtype == "float32" else None
+    if arguments.adapter and base is None:
+        print("note: the base is not as it was loaded for training, so that its fingerprint cannot be compared", file=sys.stderr)
     adapters: dict[str, Any] = {}
     for given in arguments.adapter:
         name, equals, folder = given.partition("=")
         if not equals or not name or name in adapters:
             raise ValueError(f"--adapter needs NAME=PATH with a name of its own, got {given!r}.")
-        adapters[name] = load_adapter(folder)[0]
+        adapters[name] = load_adapter(folder, base=base)[0]
     if not adapters:
         return TextGenerator(model, params, tokenizer)
     like = {path: leaf for lora in adapters.values() for path, leaf in lora.items()}

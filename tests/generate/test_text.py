@@ -12,6 +12,7 @@ from tiny_language import write_tiny_model
 
 from lora_jax import cli
 from lora_jax.adapt.surgery import adapt
+from lora_jax.core.fingerprint import fingerprint
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.generate.text import TextGenerator
 from lora_jax.io.adapter import save_adapter
@@ -91,7 +92,8 @@ def test_adapters_come_and_go_without_compiling(parts):
 
 def test_the_command_continues_prompts(parts, tmp_path, capsys):
     folder, model, params, _ = parts
-    save_adapter(tmp_path / "x", factors(model, params, 1, 2), base="0", model="tiny")
+    save_adapter(tmp_path / "x", factors(model, params, 1, 2), base=fingerprint(params), model="tiny")
+    save_adapter(tmp_path / "other", factors(model, params, 1, 2), base="0", model="tiny")
     assert cli.main(["generate", str(folder), "--prompt", "abc", "--max-new", "5"]) == 0
     alone = capsys.readouterr().out.strip("\n")
     given = ["--adapter", f"x={tmp_path / 'x'}", "--prompt", "x: abc", "--prompt", "abc", "--max-new", "5"]
@@ -100,3 +102,5 @@ def test_the_command_continues_prompts(parts, tmp_path, capsys):
     assert without.strip("\n") == alone != with_adapter.strip("\n")
     assert cli.main(["generate", str(folder), "--adapter", "x", "--prompt", "a"]) == 2
     assert "NAME=PATH" in capsys.readouterr().err
+    assert cli.main(["generate", str(folder), "--adapter", f"o={tmp_path / 'other'}", "--prompt", "a"]) == 2
+    assert "trained on base 0" in capsys.readouterr().err
