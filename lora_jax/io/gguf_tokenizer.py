@@ -11,6 +11,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from lora_jax.data.text_tokenizers import TextTokenizer, read_text_tokenizer
 from lora_jax.io.decoder_weights import gguf_file
 from lora_jax.io.gguf import GgufFile
+from lora_jax.io.merges import merges_of
+from lora_jax.io.sentencepiece import sentencepiece_tokenizer
 
 _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 # How byte-level vocabularies split texts before merging (llama.cpp's names; patterns as the models' own files have them).
@@ -21,14 +23,18 @@ _PLAIN = ("default", "gpt-2", None)
 
 
 def load_text_tokenizer(path: Path | str) -> TextTokenizer:
-    """The tokenizer of a Hugging Face folder, or of a GGUF file (or of the folder that holds one).
+    """The tokenizer of a Hugging Face folder (tokenizer.json, else tokenizer.model), of a GGUF file, or of a folder that holds one.
 
     Raises:
         FileNotFoundError: there is none. ValueError: it is damaged, or of an unsupported kind.
     """
     path = Path(path)
     file = gguf_file(path)
-    return read_text_tokenizer(path) if file is None else gguf_tokenizer(GgufFile(file))
+    if file is not None:
+        return sentencepiece_tokenizer(file) if file.suffix == ".model" else gguf_tokenizer(GgufFile(file))
+    if not (path / "tokenizer.json").is_file() and (path / "tokenizer.model").is_file():
+        return sentencepiece_tokenizer(path / "tokenizer.model")
+    return read_text_tokenizer(path)
 
 
 def gguf_tokenizer(file: GgufFile) -> TextTokenizer:
@@ -82,7 +88,7 @@ def _sentencepiece(file: GgufFile, tokens: list[str], keys: Mapping[str, Any], *
         rank = dict(zip(tokens, scores))
     vocabulary = {token: n for n, token in enumerate(tokens)}
     unknown = tokens[_id(file, keys, "unknown", len(tokens)) or 0]
-    backend = Tokenizer(models.BPE(vocabulary, _merges(vocabulary, rank), unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    backend = Tokenizer(models.BPE(vocabulary, merges_of(vocabulary, rank), unk_token=unknown, fuse_unk=True, byte_fallback=True))
     prefix = not gemma and keys.get("tokenizer.ggml.add_space_prefix", True)
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if gemma:
@@ -95,16 +101,6 @@ def _sentencepiece(file: GgufFile, tokens: list[str], keys: Mapping[str, Any], *
         backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="never", split=False)
     backend.decoder = decoders.Sequence(steps)
     return backend
-
-
-def _merges(vocabulary: Mapping[str, int], rank: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Every way to put a token together from two others, the best-ranked token first."""
-    merges = []
-    for token, score in rank.items():
-        pairs = [(token[:n], token[n:]) for n in range(1, len(token)) if token[:n] in vocabulary and token[n:] in vocabulary]
-        merges += [(pair, score) for pair in sorted(pairs, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))]
-    merges.sort(key=lambda merge: (merge[1], len(merge[0][0]), len(merge[0][1])), reverse=True)
-    return [pair for pair, _ in merges]
 
 
 def _byte_level(file: GgufFile, tokens: list[str], keys: Mapping[str, Any]) -> Tokenizer:
