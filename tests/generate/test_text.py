@@ -1,5 +1,6 @@
 """Texts: stop strings, streaming, chats, and adapters that come and go without compiling."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from lora_jax.models.decoder import Decoder
 def parts(tmp_path_factory):
     folder = write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
     config, params = load_decoder(folder)
-    return folder, Decoder(config), params, load_text_tokenizer(folder)
+    # Without end tokens, which a random model makes early.
+    return folder, Decoder(config), params, dataclasses.replace(load_text_tokenizer(folder), eos_ids=())
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,6 @@ def test_a_chat_is_written_by_the_template(plain, parts):
     messages = [{"role": "user", "content": " hi "}]
     assert tokenizer.chat(messages) == "<bos>u hi\na "
     assert tokenizer.encode_chat(messages) == tokenizer.encode("u hi\na ")
-    assert tokenizer.eos_ids == (2, 31)
     assert plain.generate([messages], max_new=5) == plain.generate(["u hi\na "], max_new=5)
 
 
@@ -103,4 +104,4 @@ def test_the_command_continues_prompts(parts, tmp_path, capsys):
     assert cli.main(["generate", str(folder), "--adapter", "x", "--prompt", "a"]) == 2
     assert "NAME=PATH" in capsys.readouterr().err
     assert cli.main(["generate", str(folder), "--adapter", f"o={tmp_path / 'other'}", "--prompt", "a"]) == 2
-    assert "trained on base 0" in capsys.readouterr().err
+    assert "on base 0 (tiny)" in capsys.readouterr().err
