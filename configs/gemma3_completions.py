@@ -7,7 +7,7 @@ lora-jax train --config configs/gemma3_completions.py:modes
 
 | task | held-out loss before, nats a token | after | time and device |
 |---|---|---|---|
-| modes | not measured yet | not measured yet | |
+| modes | 7.685 | 0.570 (token accuracy 0.075 to 0.788), 30 steps, seed 0 | 1,294 s on 2 CPU cores shared with some 8 other jobs; alone: not measured yet |
 | sql | not measured yet | not measured yet | |
 | titles | not measured yet | not measured yet | |
 """
