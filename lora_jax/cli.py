@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "inspect": "show what a quantised checkpoint holds",
     "adapter": "show what a saved adapter covers, site by site and layer by layer",
     "convert": "an adapter from our format to PEFT's, or back",
+    "generate": "continue prompts with a language model and adapters",
 }
 
 _EPILOG = """\

@@ -18,7 +18,7 @@ NO_FORMAT = "none"  # the base as it was loaded, shown to people as "fp32"
 TARGETS: dict[str, str] = {
     "query+value": r"layers(_\d+)?/attn/(q|v)/kernel",
     "attention": r"layers(_\d+)?/attn/(q|k|v|o)/kernel",
-    "mlp": r"layers(_\d+)?/mlp/(up|down)/kernel",
+    "mlp": r"layers(_\d+)?/mlp/(gate|up|down)/kernel",
     "all-linear": r"(layers(_\d+)?/.*|pooler)/kernel",
 }
 
@@ -38,10 +38,11 @@ class ModelConfig:
 class DataConfig:
     """Texts and labels. `buckets`, where given, increase strictly and the last one holds a text of `max_length`."""
 
+    task: Literal["classification", "completion"] = "classification"  # completion: a decoder learns to continue prompts
     name: str = "rotten_tomatoes"  # a known name, a TFDS catalogue name such as glue/sst2, or a .csv or .jsonl file
-    text: str = "text"  # column of the text
+    text: str = "text"  # column of the text, or of the prompt
     text_pair: str | None = None  # column of a second text (sentence pairs); None = one text an example
-    label: str = "label"  # column of the class
+    label: str = "label"  # column of the class, or of the completion
     max_length: int = 128  # tokens, with the special ones; longer texts are cut. 3 or more
     # Tokens: a batch is padded to the first bucket that holds its texts. None = chosen from the data's lengths.
     buckets: tuple[int, ...] | None = None

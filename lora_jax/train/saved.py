@@ -12,11 +12,10 @@ import jax
 
 from lora_jax.adapt.checks import check_effect
 from lora_jax.config import Config, from_config_dict
-from lora_jax.data import Batches
 from lora_jax.evaluate.evaluators import evaluate
 from lora_jax.io.adapter import load_adapter
 from lora_jax.train.compile import Program
-from lora_jax.train.losses import classifier_loss
+from lora_jax.train.kinds import batches_of, loss_of
 from lora_jax.train.step import make_eval_step
 from lora_jax.train.task import Task, select, task_of
 
@@ -38,8 +37,8 @@ class SavedRun:
         """
         if split not in self.task.splits:
             raise ValueError(f"A split needs to be one of {', '.join(self.task.splits)}, got {split!r}.")
-        batches = Batches(self.task.splits[split], self.task.buckets, self.config.train.eval_batch_size, shuffle=False, epochs=1)
-        step = Program(make_eval_step(classifier_loss(self.task.model)))
+        batches = batches_of(self.task.splits[split], self.task.buckets, self.config.train.eval_batch_size, shuffle=False, epochs=1)
+        step = Program(make_eval_step(loss_of(self.task.model)))
         return evaluate(step, self.lora, self.frozen, (batches[index] for index in range(len(batches))))
 
 

@@ -24,7 +24,7 @@ from lora_jax.core.init import initializer_named
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules, flatten, match, unflatten
 from lora_jax.core.quantize import QuantSpec
-from lora_jax.data import Batches, Encoded, choose_buckets, encode, load, load_tokenizer, subset
+from lora_jax.data import Batches, choose_buckets, encode, load, load_tokenizer, subset
 from lora_jax.io.hub import resolve
 from lora_jax.io.weights import load_encoder
 from lora_jax.models.encoder import Encoder
@@ -42,7 +42,7 @@ class Task:
     model: nn.Module
     params: Mapping[str, Any]
     sites: Mapping[str, Site]
-    splits: Mapping[str, Encoded]
+    splits: Mapping[str, Any]  # Encoded or EncodedCompletions
     buckets: tuple[int, ...]
     label_names: tuple[str, ...]
     note: str
@@ -51,6 +51,10 @@ class Task:
 
 def task_of(config: Config) -> Task:
     """The task of a run; loaded at the first call for its model and data, and kept while both stay the same."""
+    if config.data.task == "completion":
+        from lora_jax.train.language_task import load_language_task
+
+        return load_language_task(config.model, config.data)
     return _load_task(config.model, config.data)
 
 
@@ -111,6 +115,10 @@ def select(config: Config, task: Task, key: jax.Array, *, lora: Rules[LoraSpec] 
     Args:
         lora: rules for the factors, instead of those of the configuration.
     """
+    if config.data.task == "completion":
+        from lora_jax.train.language_task import select_language
+
+        return select_language(config, task, key, lora=lora)
     head_key, lora_key = jax.random.split(key)
     params = {**task.params, "classifier": _new_head(task.params["classifier"], head_key)}
     if config.method not in ADAPTERS:

@@ -1,0 +1,1 @@
+"""Generation: sampling, beam search, texts in and texts out, one base with many adapters."""

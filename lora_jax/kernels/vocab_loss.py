@@ -1,0 +1,103 @@
+"""Cross-entropy over a large vocabulary without the full logits: in chunks, only where the loss counts, gradient in the same pass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+LogitsFn = Callable[[Any, Any, Array], Array]  # frozen, trained, hidden (n, d) -> logits (n, vocab)
+
+
+def vocabulary_loss(
+    logits_fn: LogitsFn,
+    frozen: Any,
+    trained: Any,
+    hidden: Float[Array, "tokens hidden"],
+    labels: Int[Array, " tokens"],
+    weight: Float[Array, " tokens"],
+    chunk: int = 256,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum of weighted losses (nats) and of weighted correct answers, as of `logits_fn(frozen, trained, hidden)` in float32.
+
+    Tokens whose weight is 0 are gathered away first and cost nothing; the rest go through the head `chunk` at a time, so at
+    most (chunk, vocab) logits are alive. The number of chunks is decided at run time. Under differentiation each chunk's
+    gradient is formed together with its loss: the head is computed once, not again in the backward pass. Gradients are of
+    `trained` and `hidden`; `frozen` has none.
+
+    Args:
+        logits_fn: a pure function of its arguments that closes over no arrays.
+    """
+    frozen_leaves, frozen_tree = jax.tree.flatten(frozen)
+    trained_leaves, trained_tree = jax.tree.flatten(trained)
+
+    def run(frozen: list[Array], trained: list[Array], h: Array) -> Array:
+        return logits_fn(jax.tree.unflatten(frozen_tree, frozen), jax.tree.unflatten(trained_tree, trained), h)
+
+    # Plain leaves cross the custom rule: it fills trees with placeholders, which checked containers would refuse.
+    return _loss(run, frozen_leaves, trained_leaves, hidden, labels, weight, chunk)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6))
+def _loss(
+    logits_fn: LogitsFn, frozen: list[Any], trained: list[Any], hidden: Array, labels: Array, weight: Array, chunk: int
+) -> tuple[Array, Array]:
+    loss, correct, _, _ = _chunks(logits_fn, frozen, trained, hidden, labels, weight, chunk, gradient=False)
+    return loss, correct
+
+
+def _forward(
+    logits_fn: LogitsFn, frozen: Any, trained: Any, hidden: Array, labels: Array, weight: Array, chunk: int
+) -> tuple[tuple[Array, Array], tuple[Any, Array]]:
+    loss, correct, d_trained, d_hidden = _chunks(logits_fn, frozen, trained, hidden, labels, weight, chunk, gradient=True)
+    return (loss, correct), (d_trained, d_hidden)
+
+
+def _backward(logits_fn: LogitsFn, chunk: int, saved: tuple[Any, Array], g: tuple[Array, Array]) -> tuple[Any, ...]:
+    d_trained, d_hidden = saved
+    scale = g[0]
+    return None, jax.tree.map(lambda x: x * scale.astype(x.dtype), d_trained), d_hidden * scale.astype(d_hidden.dtype), None, None
+
+
+_loss.defvjp(_forward, _backward)
+
+
+def _chunks(
+    logits_fn: LogitsFn, frozen: Any, trained: Any, hidden: Array, labels: Array, weight: Array, chunk: int, *, gradient: bool
+) -> tuple[Array, Array, Any, Array]:
+    tokens = hidden.shape[0]
+    chunk = min(chunk, tokens)
+    count = (weight != 0).sum()
+    order = jnp.argsort(weight == 0, stable=True)
+    # A last chunk that is short reads row `tokens`, which is none: zeros come out, and nothing is written.
+    order = jnp.pad(order, (0, -tokens % chunk), constant_values=tokens)
+
+    def losses(trained: Any, h: Array, rows: Array) -> tuple[Array, Array]:
+        logits = logits_fn(frozen, trained, h).astype(jnp.float32)
+        label = jnp.take(labels, rows, mode="fill", fill_value=0)
+        w = jnp.take(weight, rows, mode="fill", fill_value=0).astype(jnp.float32)
+        picked = jnp.take_along_axis(logits, label[:, None], -1)[:, 0]
+        loss = ((jax.nn.logsumexp(logits, -1) - picked) * w).sum()
+        return loss, ((logits.argmax(-1) == label) * w).sum()
+
+    def step(state: tuple[Array, Array, Array, Any, Array]) -> tuple[Array, Array, Array, Any, Array]:
+        start, loss, correct, d_trained, d_hidden = state
+        rows = jax.lax.dynamic_slice_in_dim(order, start, chunk)
+        h = jnp.take(hidden, rows, axis=0, mode="fill", fill_value=0)
+        if gradient:
+            (more, right), (dt, dh) = jax.value_and_grad(losses, (0, 1), has_aux=True)(trained, h, rows)
+            d_trained = jax.tree.map(jnp.add, d_trained, dt)
+            d_hidden = d_hidden.at[rows].set(dh, mode="drop")
+        else:
+            more, right = losses(trained, h, rows)
+        return start + chunk, loss + more, correct + right, d_trained, d_hidden
+
+    zero = jnp.zeros((), jnp.float32)
+    empty = (jax.tree.map(jnp.zeros_like, trained), jnp.zeros_like(hidden)) if gradient else (None, zero)
+    state = (jnp.zeros((), jnp.int32), zero, zero, *empty)
+    _, loss, correct, d_trained, d_hidden = jax.lax.while_loop(lambda state: state[0] < count, step, state)
+    return loss, correct, d_trained, d_hidden

@@ -1,0 +1,36 @@
+"""What differs between kinds of tasks: their loss and their batches. The loop asks here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax import linen as nn
+
+from lora_jax.data import Batches, Encoded
+from lora_jax.data.completions import EncodedCompletions
+from lora_jax.data.packing import PackedBatches
+from lora_jax.models.decoder import Decoder
+from lora_jax.train.language_loss import language_loss
+from lora_jax.train.losses import classifier_loss
+
+
+def loss_of(model: nn.Module) -> Any:
+    """The loss function of a model: of a decoder on completions, of any other as a classifier."""
+    return language_loss(model) if isinstance(model, Decoder) else classifier_loss(model)
+
+
+def batches_of(
+    encoded: Encoded | EncodedCompletions,
+    buckets: tuple[int, ...],
+    batch_size: int,
+    *,
+    seed: int = 0,
+    shuffle: bool = True,
+    epochs: int | None = None,
+    accumulate: int = 1,
+) -> Batches | PackedBatches:
+    """The batches of a split: padded sentences, or packed completions in rows that `accumulate` divides."""
+    common = dict(seed=seed, shuffle=shuffle, epochs=epochs)
+    if isinstance(encoded, EncodedCompletions):
+        return PackedBatches(encoded, batch_size, **common, length=encoded.max_length, row_multiple=accumulate)
+    return Batches(encoded, buckets, batch_size, **common)

@@ -1,0 +1,84 @@
+"""Tasks for decoders: a language model and prompts with completions, encoded once."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lora_jax.adapt.sites import find_sites
+from lora_jax.adapt.surgery import adapt
+from lora_jax.config import ADAPTERS, Config, DataConfig, ModelConfig, resolve_targets
+from lora_jax.core.fingerprint import fingerprint
+from lora_jax.core.lowrank import LoraSpec
+from lora_jax.core.paths import Rules
+from lora_jax.core.quantize import QuantSpec
+from lora_jax.data.completions import Completions, encode_completions, read_completions, split_completions
+from lora_jax.io.decoder_weights import load_decoder
+from lora_jax.io.gguf_tokenizer import load_text_tokenizer
+from lora_jax.io.hub import WHEELS, resolve
+from lora_jax.models.decoder import Decoder
+from lora_jax.train.task import Task, lora_spec
+
+
+@functools.lru_cache(maxsize=1)
+def load_language_task(model_config: ModelConfig, data: DataConfig) -> Task:
+    """The task of a decoder: `data.text` is the column of the prompt, `data.label` that of the completion.
+
+    Raises:
+        ValueError: the tokenizer does not fit the model, or the texts are longer than its window.
+    """
+    folder = resolve(model_config.name, revision=model_config.revision)
+    records = split_completions(read_completions(data_file(data.name), prompt=data.text, completion=data.label))
+    cap = data.train_examples
+    records["train"] = Completions(records["train"].prompts[:cap], records["train"].completions[:cap], records["train"].note)
+    tokenizer = load_text_tokenizer(folder)
+    settings, params = load_decoder(folder, scan=model_config.scan)
+    if tokenizer.vocab_size > settings.vocab_size:
+        raise ValueError(
+            f"The tokenizer in {folder} has {tokenizer.vocab_size} words and the model's embedding {settings.vocab_size}: they do not "
+            "belong together. Use the tokenizer that the model was trained with."
+        )
+    if data.max_length > settings.max_positions:
+        raise ValueError(
+            f"data.max_length is {data.max_length} tokens, and {model_config.name} has positions for {settings.max_positions}. Lower it."
+        )
+    model = Decoder(settings, scan=model_config.scan, remat=model_config.remat, dtype=jnp.dtype(model_config.compute_dtype).type)
+    return Task(
+        model=model,
+        params=params,
+        sites=find_sites(model, jax.ShapeDtypeStruct((1, 8), jnp.int32)),
+        splits={name: encode_completions(split, tokenizer, data.max_length) for name, split in records.items()},
+        buckets=(),
+        label_names=(),
+        note=records["train"].note,
+        base=fingerprint(params),
+    )
+
+
+def data_file(name: str) -> Path:
+    """The file or folder of a data name: a path, a name that the hub knows, or such a name with a file in it ('evals-sql/spider_sql.jsonl')."""
+    known, _, file = name.partition("/")
+    return resolve(known) / file if known in WHEELS else Path(name).expanduser()
+
+
+def select_language(
+    config: Config, task: Task, key: jax.Array, *, lora: Rules[LoraSpec] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The frozen and the trained weights of a decoder's run: full, or factors at the targets of lora and qlora.
+
+    Raises:
+        ValueError: another method: they are for classifiers.
+    """
+    if config.method == "full":
+        return adapt(task.model, task.params, (), whole=[".*"], key=key, sites=task.sites)
+    if config.method not in ADAPTERS:
+        raise ValueError(f"config.method {config.method!r} is for classifiers. For a language model use 'lora', 'qlora' or 'full'.")
+    quant = []
+    if config.method == "qlora":
+        quant = [(resolve_targets(config.quant.targets), QuantSpec(config.quant.format, config.quant.block_size, config.quant.double))]
+    rules = [(resolve_targets(config.lora.targets), lora_spec(config))] if lora is None else lora
+    return adapt(task.model, task.params, (), lora=rules, quant=quant, key=key, sites=task.sites, bias=config.lora.bias)

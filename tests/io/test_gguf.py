@@ -1,0 +1,167 @@
+"""GGUF files: every block format, exports read back, and damage that is named instead of believed."""
+
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lora_jax.core.paths import flatten
+from lora_jax.io.decoder_weights import load_decoder
+from lora_jax.io.export import export_gguf
+from lora_jax.io.gguf import GgufFile
+from lora_jax.io.gguf_blocks import FORMATS
+from lora_jax.io.gguf_decoder import gguf_config
+from lora_jax.io.gguf_tokenizer import gguf_tokenizer
+from lora_jax.io.tensor_files import SafetensorsFile
+from lora_jax.models.decoder import Decoder
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "decoders"
+PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(26)), "▁", "a", "b", "c", "ab", "▁a", "▁ab", "abc", "▁abc", "bc", "<end>"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory):
+    """A GGUF file that holds a SentencePiece vocabulary of 40 pieces and one tensor."""
+    path = tmp_path_factory.mktemp("gguf") / "tokenizer.gguf"
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(PIECES)
+    writer.add_token_scores([-float(n) for n in range(len(PIECES))])
+    writer.add_token_types([2, 3, 3, *[6] * 26, *[1] * 10, 3])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_tensor("x", np.arange(6, dtype=np.float32).reshape(2, 3))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_blocks_hold_what_the_gguf_package_reads(kind):
+    format, type_ = FORMATS[kind], gguf.GGMLQuantizationType(kind)
+    assert gguf.GGML_QUANT_SIZES[type_] == (format.weights, format.bytes) and type_.name == format.name
+    blocks = np.random.default_rng(kind).integers(0, 256, (200, format.bytes), dtype=np.uint8)
+    with np.errstate(all="ignore"):  # Random halves are sometimes infinite.
+        ours, theirs = format.read(blocks), gguf.dequantize(blocks, type_)
+    np.testing.assert_array_equal(np.asarray(ours, np.float32), theirs.reshape(ours.shape))
+
+
+@pytest.mark.parametrize(("name", "format"), [("llama", "F32"), ("gemma", "F16"), ("qwen3", "F16")])
+def test_an_export_is_read_back(name, format, tmp_path, tokenizer_file):
+    config, params = load_decoder(GOLDEN / name)
+    export_gguf(tmp_path / "model.gguf", config, params, tokenizer_file, format=format)
+    again, weights = load_decoder(tmp_path)
+    assert again == config
+    for path, leaf in flatten(params).items():
+        # Golden weights are float16 numbers: both formats hold them exactly (Gemma's norms 1 + w are float32).
+        np.testing.assert_array_equal(flatten(weights)[path], leaf, err_msg=path)
+    ours, theirs = (gguf_tokenizer(GgufFile(path)) for path in (tmp_path / "model.gguf", tokenizer_file))
+    assert ours.backend.get_vocab() == theirs.backend.get_vocab() and ours.eos_ids == theirs.eos_ids == (2,)
+
+
+def test_an_export_in_eight_bits_is_within_the_formats_error(tmp_path, tokenizer_file):
+    from dataclasses import replace
+
+    import jax
+
+    config = replace(load_decoder(GOLDEN / "llama")[0], hidden_size=32, intermediate_size=64, head_dim=8)
+    params = Decoder(config).init(jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
+    export_gguf(tmp_path / "model.gguf", config, params, tokenizer_file, format="Q8_0")
+    file = GgufFile(tmp_path / "model.gguf")
+    assert file.type_of("blk.0.ffn_up.weight") == "Q8_0" and file.type_of("blk.0.attn_norm.weight") == "F32"
+    for path, leaf in flatten(load_decoder(tmp_path)[1]).items():
+        theirs = np.asarray(flatten(params)[path])
+        # Half a step of 1/127 of a block's largest weight, and up to 0.06 steps because the step is stored in float16.
+        np.testing.assert_allclose(leaf, theirs, atol=np.abs(theirs).max() / 127 * 0.57, err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "mistral", "llama_yarn", "gpt2", "gemma3"])
+def test_what_gguf_cannot_say_is_refused(name, tmp_path, tokenizer_file):
+    config, params = load_decoder(GOLDEN / name)
+    with pytest.raises(ValueError, match="export_merged|GGUF fixes"):
+        export_gguf(tmp_path / "model.gguf", config, params, tokenizer_file)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sentencepiece_vocabulary_merges_by_score_and_falls_back_to_bytes(tokenizer_file):
+    tokenizer = gguf_tokenizer(GgufFile(tokenizer_file))
+    spell = lambda text: [tokenizer.backend.id_to_token(i) for i in tokenizer.encode(text)]  # noqa: E731
+    # Scores fall with the index: 'ab' (33) is merged before 'bc' (38), and a space stands before the text.
+    assert spell("abc ab") == ["<s>", "▁abc", "▁ab"]
+    assert spell("a\x01") == ["<s>", "▁a", "<0x01>"] and spell("<end>a") == ["<s>", "<end>", "a"]
+    assert tokenizer.decode(tokenizer.encode("abc ab")) == "abc ab"
+
+
+def damaged(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def test_damage_is_named(tokenizer_file, tmp_path):
+    whole = tokenizer_file.read_bytes()
+    path = tmp_path / "x.gguf"
+    for content, said in (
+        (b"GGML" + whole[4:], "begins with b'GGML'"),
+        (whole[:4] + b"\x09" + whole[5:], "version is 9"),
+        (whole[:8] + b"\xff" * 8 + whole[16:], "cannot hold"),
+        (whole[:100], "its 100 bytes cannot hold"),
+        (whole[:-8], "'x' needs"),
+        (b"GGUF", "only 4 bytes"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            GgufFile(damaged(path, content))
+    kind = whole.rindex(b"x" + (2).to_bytes(4, "little")) + 1 + 4 + 16
+    with pytest.raises(ValueError, match="IQ4_NL, which is not supported"):
+        GgufFile(damaged(path, whole[:kind] + (20).to_bytes(4, "little") + whole[kind + 4 :]))
+
+
+def mutations(whole, header, count, seed):
+    rng = np.random.default_rng(seed)
+    for n in range(count):
+        content = bytearray(whole)
+        end = header if n % 4 else len(whole)
+        for _ in range(rng.integers(1, 4)):
+            at = int(rng.integers(0, end))
+            content[at] = int(rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.integers(256)]))
+        yield bytes(content[: rng.integers(1, len(content))] if n % 10 == 0 else content)
+
+
+def test_mutated_gguf_files_are_refused_or_read_within_their_size(tokenizer_file, tmp_path):
+    config, params = load_decoder(GOLDEN / "llama")
+    export_gguf(tmp_path / "model.gguf", config, params, tokenizer_file)
+    whole = (tmp_path / "model.gguf").read_bytes()
+    header = GgufFile(tmp_path / "model.gguf")._tensors["token_embd.weight"].start
+    read = refused = 0
+    for content in mutations(whole, header, 2000, 0):
+        path = damaged(tmp_path / "x.gguf", content)
+        try:
+            file = GgufFile(path)
+            # The widest format is Q2_K, 84 bytes for 1024 of float32.
+            assert sum(np.asarray(file[name]).nbytes for name in file) <= 13 * len(content)
+            gguf_config(file)
+            gguf_tokenizer(file)
+            read += 1
+        except ValueError:
+            refused += 1
+    assert read + refused == 2000 and read > 100 and refused > 500
+
+
+def test_mutated_safetensors_files_are_refused_or_read_within_their_size(tmp_path):
+    whole = (GOLDEN / "llama" / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    read = refused = 0
+    for content in mutations(whole, header, 2000, 1):
+        try:
+            file = SafetensorsFile(damaged(tmp_path / "x.safetensors", content))
+            assert sum(file[name].nbytes for name in file) <= len(content)
+            read += 1
+        except ValueError:
+            refused += 1
+    assert read + refused == 2000 and read > 100 and refused > 500
