@@ -21,8 +21,7 @@ COMMANDS: dict[str, str] = {
     "report": "tables and plots of finished runs",
     "evaluate": "score a trained run on a split",
     "quantize": "write a model's weights in few bits, with a table of what that loses",
-    "inspect": "show what a quantised checkpoint holds",
-    "adapter": "show what a saved adapter covers, site by site and layer by layer",
+    "inspect": "show what a quantised checkpoint holds, or what an adapter covers",
     "convert": "an adapter from our format to PEFT's, or back",
     "generate": "continue prompts with a language model and adapters",
 }

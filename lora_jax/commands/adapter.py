@@ -1,30 +1,10 @@
-"""Show what a saved adapter covers: rank by site and layer, its base, and sites that change nothing.
-
-  lora-jax adapter show runs/default/lora-r4-all_linear-s0-1a2b3c4d/adapter
-  lora-jax adapter show peft_folder --model minilm-l6
-
-The folder is one of ours (adapter.safetensors) or of PEFT's (adapter_config.json, with --model).
-"""
+"""Adapters on disk, of ours or of PEFT's: read either, and describe what one covers. Used by `inspect` and `convert`."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `lora-jax adapter`."""
-    parser.add_argument("action", choices=["show"], help="show: a table of ranks by site and layer")
-    parser.add_argument("folder", metavar="FOLDER", help="an adapter of ours or of PEFT's")
-    parser.add_argument("--model", help="the base of a PEFT adapter: a folder, a known name or a Hugging Face id")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Prints the table."""
-    print(describe(arguments.folder, arguments.model))
-    return 0
 
 
 def describe(folder: Path | str, model: str | None = None) -> str:

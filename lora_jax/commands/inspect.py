@@ -1,8 +1,11 @@
-"""Show what a quantised checkpoint holds, and what quantisation lost by layer.
+"""Show what a quantised checkpoint holds and lost by layer, or what an adapter covers.
 
   lora-jax inspect runs/minilm-nf4
+  lora-jax inspect --adapter runs/default/lora-fp32-r4-all_linear-s0-1a2b3c4d/adapter
+  lora-jax inspect --adapter peft_folder --model minilm-l6
 
-The whole file is read, so that its checksum is verified; no weight is dequantised.
+Of a checkpoint the whole file is read, so that its checksum is verified; no weight is dequantised. Of an adapter, ours or
+PEFT's, the rank at every site and layer is shown, its base, and sites that change nothing.
 """
 
 from __future__ import annotations
@@ -21,11 +24,18 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax inspect`."""
-    parser.add_argument("folder", metavar="FOLDER", help="what lora-jax quantize wrote")
+    parser.add_argument("folder", metavar="FOLDER", help="what lora-jax quantize wrote; with --adapter, an adapter's folder")
+    parser.add_argument("--adapter", action="store_true", help="FOLDER is an adapter (adapter.safetensors, or PEFT's adapter_config.json)")
+    parser.add_argument("--model", help="the base of a PEFT adapter: a folder, a known name or a Hugging Face id")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Reads the checkpoint and prints its table."""
+    """Reads the checkpoint or the adapter and prints its table."""
+    if arguments.adapter:
+        from lora_jax.commands.adapter import describe
+
+        print(describe(arguments.folder, arguments.model))
+        return 0
     from lora_jax.analysis.quantisation import Loss
     from lora_jax.core.paths import flatten
     from lora_jax.core.quantize import QuantizedArray, bytes_of

@@ -10,7 +10,7 @@ from lora_jax.adapt.many import apply_many, make_bank, replace_adapter
 from lora_jax.adapt.surgery import adapt
 from tests.adapt.zoo import deep, kinds, moved
 
-# The same sums in other shapes. The bound is what users are promised; measured below 2e-6 on outputs around 5.
+# The same sums in other shapes. The bound is what users are promised; outputs are around 5.
 CLOSE = 1e-5
 
 

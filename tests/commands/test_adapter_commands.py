@@ -1,4 +1,4 @@
-"""`lora-jax adapter show` and `lora-jax convert`: what is printed, what is written, and what is refused, through the front door."""
+"""`lora-jax inspect --adapter` and `lora-jax convert`: what is printed, what is written, and what is refused, through the front door."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ MODEL = str(GOLDEN / "bert_cls")
 
 
 def test_a_PEFT_adapter_is_shown_with_its_rank_at_every_site_and_layer(capsys: pytest.CaptureFixture) -> None:
-    assert main(["adapter", "show", str(GOLDEN / "bert_patterns"), "--model", MODEL]) == 0
+    assert main(["inspect", "--adapter", str(GOLDEN / "bert_patterns"), "--model", MODEL]) == 0
     lines = capsys.readouterr().out.splitlines()
     cells = {line.split()[0]: line.split()[-3:] for line in lines[:7]}
     assert lines[0].split() == ["site", "\\", "layer", "0", "1", "-"]
@@ -34,7 +34,7 @@ def test_conversion_to_ours_and_back_keeps_every_number(tmp_path: Path, capsys: 
         assert "target_modules" in capsys.readouterr().out
         first, second = (safetensors.read(folder / "adapter_model.safetensors") for folder in (GOLDEN / case, back))
         assert first.keys() == second.keys() and all(np.array_equal(first[key], second[key]) for key in first)
-        assert main(["adapter", "show", str(ours)]) == 0, capsys.readouterr().err
+        assert main(["inspect", "--adapter", str(ours)]) == 0, capsys.readouterr().err
         config, _ = load_encoder(MODEL, num_classes=2)
         assert set(load_adapter(ours)[0]) == set(load_peft(back, encoder_names(config))[0])
 
@@ -43,7 +43,7 @@ def test_what_changes_nothing_is_shown(tmp_path: Path, capsys: pytest.CaptureFix
     low = lj.LowRank(a=jnp.ones((2, 4, 3)), b=jnp.zeros((2, 3, 4)), scale=jnp.ones((2, 3)))
     moving = low.replace(b=low.b + 1)
     save_adapter(tmp_path, {"layers/q/kernel": low, "layers/v/kernel": moving}, base="0123456789abcdef", model="x")
-    assert main(["adapter", "show", str(tmp_path)]) == 0
+    assert main(["inspect", "--adapter", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "sites that change nothing: layers/q/kernel" in out and "base 0123456789abcdef" in out
 
@@ -59,8 +59,8 @@ def test_what_cannot_be_converted_is_one_paragraph_and_status_2(tmp_path: Path, 
     own = lj.fingerprint({name: leaf for name, leaf in params.items() if name != "classifier"})
     save_adapter(partly, {**lora, "layers/attn/k/bias": lj.Whole(value=jnp.ones((2, 16)))}, base=own, model="x")
     cases = [
-        (["adapter", "show", str(GOLDEN / "bert_lora")], "give it with --model"),
-        (["adapter", "show", str(tmp_path / "nowhere")], "There is no file"),
+        (["inspect", "--adapter", str(GOLDEN / "bert_lora")], "give it with --model"),
+        (["inspect", "--adapter", str(tmp_path / "nowhere")], "There is no file"),
         (["convert", str(GOLDEN / "bert_lora"), str(tmp_path / "full"), "--model", MODEL], "new or empty folder"),
         (["convert", str(other), str(tmp_path / "out"), "--model", MODEL], "trained on base 0123456789abcdef"),
         (["convert", str(partly), str(tmp_path / "out"), "--model", MODEL], "biases"),
