@@ -112,7 +112,7 @@ def test_damage_is_named(tokenizer_file, tmp_path):
         (whole[:4] + b"\x09" + whole[5:], "version is 9"),
         (whole[:8] + b"\xff" * 8 + whole[16:], "cannot hold"),
         (whole[:100], "its 100 bytes cannot hold"),
-        (whole[:-8], "'x' needs"),
+        (whole[:-16], "'x' needs"),
         (b"GGUF", "only 4 bytes"),
     ):
         with pytest.raises(ValueError, match=said):

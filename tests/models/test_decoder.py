@@ -43,7 +43,7 @@ def test_every_matrix_is_a_site_with_a_factored_product():
     sites = find_sites(Decoder(config), jax.ShapeDtypeStruct((1, 4), jnp.int32))
     assert all(site.has_rule for site in sites.values() if site.is_matrix)
     assert sites["layers/mlp/experts/up/kernel"].stack == (2, 4)
-    assert {path for path in sites if path.startswith("layers/attn")} == {f"layers/attn/{x}/kernel" for x in "qkvo"}
+    assert {path for path in sites if path.startswith("layers/attn/")} == {f"layers/attn/{x}/kernel" for x in "qkvo"}
 
 
 def test_texts_that_share_a_row_do_not_see_each_other():
