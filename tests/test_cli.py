@@ -89,7 +89,7 @@ def test_settings_are_printed_at_the_start(tiny, tmp_path, capsys):
         ({"config.data.name": "glue/sst3"}, "needs one of the configurations and versions of 'glue'"),
         ({"config.data.max_length": "64"}, "has positions for 32"),
         ({"config.out": "/proc/nothing"}, "must be able to write /proc/nothing"),
-        ({"config.quant.format": "nf5"}, "must be one of"),
+        ({"config.quant.format": "nf44"}, "must be one of"),
     ],
 )
 def test_what_a_user_can_mend_is_one_paragraph_and_a_status(more, words, tiny, tmp_path, capsys):

@@ -45,7 +45,7 @@ def test_overrides_take_the_type_of_their_key(override, key, value):
         ("--config.optim.learning_rate=inf", ValueError, "finite"),
         ("--config.model.remat=maybe", TypeError, "true or false"),
         ("--config.method=loar", ValueError, "Nearest: 'lora'"),
-        ("--config.sweep.format=nf5", ValueError, "Nearest: 'nf4'"),
+        ("--config.sweep.format=nf44", ValueError, "Nearest: 'nf4'"),
         ("--config.sweep.targets=all-liner", ValueError, "Nearest name: 'all-linear'"),
         ("--config.lora.targets=layers/(", ValueError, "not a regex"),
         ("--config.quant.block_size=7", ValueError, "even number"),

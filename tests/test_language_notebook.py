@@ -1,12 +1,9 @@
 """The notebook on language models runs on a tiny model, and keeps no outputs."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 from tiny_language import write_completions, write_tiny_model
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "3_finetune_a_language_model.ipynb"

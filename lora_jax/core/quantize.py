@@ -128,7 +128,7 @@ def quantize(w: Float[Array, "*axes"], spec: QuantSpec, *, kernel_ndim: int = 2,
         ValueError: `w` has too few axes, is not floating, is empty, or holds a NaN or an infinity (outside jit only).
 
     Warns:
-        UserWarning: storing the scales in 8 bits damages more than 1 % of those of a matrix (outside jit only).
+        UserWarning: storing the scales in 8 bits damages more than 2 % of those of a matrix (outside jit only).
 
     >>> quantize(jnp.ones((128, 32)), QuantSpec(double=False)).codes.shape
     (64, 32)
@@ -146,7 +146,7 @@ def quantize(w: Float[Array, "*axes"], spec: QuantSpec, *, kernel_ndim: int = 2,
             raise ValueError(
                 f"Cannot quantise a weight of shape {w.shape}: it holds a NaN or an infinity. Repair the checkpoint, or leave it out."
             )
-        if damaged is not None and float(damaged) > 0.01:
+        if damaged is not None and float(damaged) > 0.02:
             warnings.warn(
                 f"Double quantisation moves {100 * float(damaged):.1f} % of the scales of a matrix in a {w.shape} weight by more than "
                 f"{_DAMAGED:.0%}: some blocks are far larger than others. Use QuantSpec(second_level='log') or double=False for it.",

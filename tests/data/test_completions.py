@@ -1,13 +1,9 @@
 """Prompts with completions become ids of which only the completion counts, and rows that hold several examples."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tiny_language import write_completions, write_tiny_model
 
 from lora_jax.data.completions import Completions, encode_completions, read_completions, split_completions

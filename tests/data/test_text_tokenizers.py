@@ -1,12 +1,8 @@
 """Tokenizers of language models: special tokens, chats in a sandbox, and folders that are written and read."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tiny_language import TEMPLATE, write_tiny_model
 
 from lora_jax.data.text_tokenizers import read_text_tokenizer, render_chat, save_text_tokenizer

@@ -1,14 +1,10 @@
 """Texts: stop strings, streaming, chats, and adapters that come and go without compiling."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tiny_language import write_tiny_model
 
 from lora_jax import cli

@@ -93,8 +93,8 @@ def test_state_dict_of_bitsandbytes_is_read_to_its_own_dequantised_weight(name, 
     q = bnb.from_tensors(f"{name}.weight", tensors)
     expected = tensors[f"{name}.dequantised"].T
     assert type(q) is kind and q.shape == expected.shape
-    # FP4 in float32 differs in the last bit on the CPU (see the module).
-    np.testing.assert_allclose(q.matrix(), expected, rtol=0 if name != "plain" else 1.2e-7)
+    # One unit in the last place: FP4 on the CPU (see the module), and compilers that join a product and a sum.
+    np.testing.assert_allclose(q.matrix(), expected, rtol=1.2e-7)
 
 
 def test_8_bit_weight_of_bitsandbytes_is_read_and_made():

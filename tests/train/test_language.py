@@ -1,15 +1,11 @@
 """A decoder learns completions: packed equals unpacked, and the training loop lowers the held-out loss."""
 
 import json
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tiny_language import write_completions, write_tiny_model
 
 from lora_jax.adapt.surgery import adapt

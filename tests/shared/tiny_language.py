@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-GOLDEN = Path(__file__).resolve().parent / "golden" / "decoders"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "decoders"
 LETTERS = ["<pad>", "<bos>", "<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", " ", "\n", *"0123456789"][:40]
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['role'][0] }} {{ m['content'] | trim }}\n{% endfor %}{% if add_generation_prompt %}a {% endif %}"
 

@@ -1,0 +1,13 @@
+"""Which notebooks take long: they run with `pytest -m slow notebooks`. Their code is tested on a tiny model otherwise."""
+
+import pytest
+
+SLOW = {"3_finetune_a_language_model.ipynb"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks slow notebooks."""
+    for item in items:
+        if item.path.name in SLOW:
+            item.add_marker(pytest.mark.slow)
