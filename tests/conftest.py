@@ -1,6 +1,8 @@
 """What all tests share: annotations are checked at run time, files are fetched once, nothing else reaches the network."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,19 @@ struct.PyTreeNode.__no_type_check__ = True
 install_import_hook(
     ["lora_jax.core", "lora_jax.kernels", "lora_jax.adapt", "lora_jax.data", "lora_jax.train", "lora_jax.evaluate"], "beartype.beartype"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Drops compiled programs after each file: thousands of them run into the system's limit of memory maps, and XLA aborts."""
+    yield
+    import jax
+
+    from lora_jax.train.loop import programs_for
+
+    programs_for.cache_clear()
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
