@@ -90,5 +90,5 @@ def test_the_loop_trains_a_quantised_decoder(folder, data, tmp_path):
 
 
 def test_a_head_is_refused(folder, data, tmp_path):
-    with pytest.raises(ValueError, match="language model has none"):
+    with pytest.raises(ValueError, match="is for classifiers. For a language model use"):
         train(config_of(folder, data, method="head", quant={}), tmp_path, quiet=True)
