@@ -11,29 +11,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lora_jax.core.boxes import Boxed
+from lora_jax.core.boxes import Wrapping
 
 _TOKEN_WEIGHTS: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar("token_weights", default=())
 
 
-class Recorded(Boxed):
+class Recorded(Wrapping):
     """A frozen weight whose product also records its input: the gradient of `probe` is the input's second moment, x^T x.
 
     A gradient goes wherever a weight goes, so this works under scan, remat and jit, layer by layer, with nothing to collect.
     """
 
-    base: Any
     probe: Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the weight, stack axes first."""
-        return self.base.shape
-
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the weight."""
-        return self.base.dtype
 
     def unbox(self) -> Array:
         """Refused: a module that reads the dense weight shows no input to record.

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax.core import meta
 from jaxtyping import Array, Float
 
-from lora_jax.core.boxes import Boxed
+from lora_jax.core.boxes import Wrapping
 from lora_jax.core.dora import column_factors
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.matrix import from_matrix, to_matrix
 from lora_jax.core.quantize import QuantizedArray
 
 
-class Adapted(Boxed):
+class Adapted(Wrapping):
     """`base + update`, its columns rescaled if there is a magnitude.
 
     `key` holds one random key a layer (*stack) for this site's dropout, or None outside training.
     """
 
-    base: Any
     lora: LowRank
     key: jax.Array | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the weight, stack axes first."""
-        return self.base.shape
-
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the weight."""
-        return self.base.dtype
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:

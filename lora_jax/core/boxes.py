@@ -36,6 +36,22 @@ class Boxed(struct.PyTreeNode, meta.AxisMetadata):
         return self
 
 
+class Wrapping(Boxed):
+    """A box around a weight, which may be a box itself; it has the shape and the dtype of that weight."""
+
+    base: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight, stack axes first."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the weight."""
+        return self.base.dtype
+
+
 class Whole(Boxed):
     """A weight that is trained whole (a head, a norm, everything in full fine-tuning)."""
 

@@ -17,7 +17,7 @@ from flax import struct
 from flax.core import meta
 from jaxtyping import Array
 
-from lora_jax.core.boxes import Boxed
+from lora_jax.core.boxes import Wrapping
 
 _READABLE: contextvars.ContextVar[bool] = contextvars.ContextVar("readable", default=False)
 
@@ -151,21 +151,10 @@ class Prefix(Piece):
         return jnp.concatenate([x[:, :1], pad(self.prefix), x[:, 1:], pad(self.infix)], 1)
 
 
-class Carrying(Boxed):
+class Carrying(Wrapping):
     """A weight, boxed or not, and the piece that acts on the module that reads it."""
 
-    base: Any
     piece: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the weight, stack axes first."""
-        return self.base.shape
-
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the weight."""
-        return self.base.dtype
 
     def unbox(self) -> Array:
         """The weight, for the interceptor that applies the piece.

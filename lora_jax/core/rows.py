@@ -10,7 +10,7 @@ from flax import struct
 from flax.core import meta
 from jaxtyping import Array
 
-from lora_jax.core.boxes import Boxed, Whole
+from lora_jax.core.boxes import Boxed, Whole, Wrapping
 
 
 class Rows(struct.PyTreeNode):
@@ -54,21 +54,10 @@ class Rows(struct.PyTreeNode):
         return WithRows(base=base, rows=self)
 
 
-class WithRows(Boxed):
+class WithRows(Wrapping):
     """A weight some of whose rows are trained."""
 
-    base: Any
     rows: Rows
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the weight."""
-        return self.base.shape
-
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the weight."""
-        return self.base.dtype
 
     def unbox(self) -> Array:
         """The whole weight, its trained rows in place."""

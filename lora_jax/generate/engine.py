@@ -13,6 +13,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.adapt.apply import apply
+from lora_jax.core.lowrank import LowRank
+from lora_jax.core.paths import flatten
 from lora_jax.generate.sampling import Sampling, choose
 from lora_jax.models.decoder import Cache, Decoder, empty_cache
 
@@ -196,9 +198,6 @@ def _until_end(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
 
 def _is_stacked(frozen: Any, lora: Mapping[str, Any]) -> bool:
     """Whether the adapters have an axis before the axes of their weights."""
-    from lora_jax.core.lowrank import LowRank
-    from lora_jax.core.paths import flatten
-
     for path, leaf in lora.items():
         if isinstance(leaf, LowRank):
             return leaf.a.ndim - 2 > flatten(frozen)[path].ndim - 2

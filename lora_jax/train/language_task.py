@@ -21,7 +21,7 @@ from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.io.hub import WHEELS, resolve
 from lora_jax.models.decoder import Decoder
-from lora_jax.train.task import Task, lora_spec
+from lora_jax.train.task import Task, check_sizes, lora_spec
 
 
 @functools.lru_cache(maxsize=1)
@@ -37,15 +37,7 @@ def load_language_task(model_config: ModelConfig, data: DataConfig) -> Task:
     records["train"] = Completions(records["train"].prompts[:cap], records["train"].completions[:cap], records["train"].note)
     tokenizer = load_text_tokenizer(folder)
     settings, params = load_decoder(folder, scan=model_config.scan)
-    if tokenizer.vocab_size > settings.vocab_size:
-        raise ValueError(
-            f"The tokenizer in {folder} has {tokenizer.vocab_size} words and the model's embedding {settings.vocab_size}: they do not "
-            "belong together. Use the tokenizer that the model was trained with."
-        )
-    if data.max_length > settings.max_positions:
-        raise ValueError(
-            f"data.max_length is {data.max_length} tokens, and {model_config.name} has positions for {settings.max_positions}. Lower it."
-        )
+    check_sizes(folder, tokenizer.vocab_size, settings, model_config, data)
     model = Decoder(settings, scan=model_config.scan, remat=model_config.remat, dtype=jnp.dtype(model_config.compute_dtype).type)
     return Task(
         model=model,

@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -78,15 +79,7 @@ def _load_task(model_config: ModelConfig, data: DataConfig) -> Task:
     splits = {name: encode(split, tokenizer, data.max_length) for name, split in records.items()}
     settings, params = load_encoder(folder, num_classes=len(labels), key=jax.random.key(0), scan=model_config.scan)
     model = Encoder(settings, scan=model_config.scan, remat=model_config.remat, dtype=jnp.dtype(model_config.compute_dtype).type)
-    if tokenizer.vocab_size > settings.vocab_size:
-        raise ValueError(
-            f"The tokenizer in {folder} has {tokenizer.vocab_size} words and the model's embedding {settings.vocab_size}: they do not "
-            "belong together. Use the tokenizer that the model was trained with."
-        )
-    if data.max_length > settings.max_positions:
-        raise ValueError(
-            f"data.max_length is {data.max_length} tokens, and {model_config.name} has positions for {settings.max_positions}. Lower it."
-        )
+    check_sizes(folder, tokenizer.vocab_size, settings, model_config, data)
     lengths = np.concatenate([split.lengths for split in splits.values()])
     return Task(
         model=model,
@@ -98,6 +91,23 @@ def _load_task(model_config: ModelConfig, data: DataConfig) -> Task:
         note=records["test"].note,
         base=fingerprint({name: leaf for name, leaf in params.items() if name != "classifier"}),
     )
+
+
+def check_sizes(folder: Path, words: int, settings: Any, model_config: ModelConfig, data: DataConfig) -> None:
+    """Nothing, if a model with these settings has room for the tokenizer's `words` and for `data.max_length` tokens.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if words > settings.vocab_size:
+        raise ValueError(
+            f"The tokenizer in {folder} has {words} words and the model's embedding {settings.vocab_size}: they do not "
+            "belong together. Use the tokenizer that the model was trained with."
+        )
+    if data.max_length > settings.max_positions:
+        raise ValueError(
+            f"data.max_length is {data.max_length} tokens, and {model_config.name} has positions for {settings.max_positions}. Lower it."
+        )
 
 
 def example_inputs(batch: int = 1, length: int = 8) -> tuple[jax.ShapeDtypeStruct, ...]:
