@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +50,30 @@ def read_any(folder: Path | str, model: str | None) -> tuple[Mapping[str, Any], 
     return lora, json.loads(found.metadata.get("lora_jax", "{}")).get("base", "")
 
 
-def names_of_model(model: str, adapter: Path | str) -> tuple[Any, Any]:
+def names_of_model(model: str, adapter: Path | str, *, scan: bool = True) -> tuple[Any, Any]:
     """PEFT's names of a model's weights, and the weights; with a classifier if the adapter or the model has one."""
     import jax
 
+    from lora_jax.io.decoder_configs import is_decoder
     from lora_jax.io.hub import resolve
     from lora_jax.io.safetensors import read, read_folder
     from lora_jax.io.weights import encoder_names, load_encoder
 
-    folder = resolve(model)
+    folder = Path(model) if Path(model).is_file() else resolve(model)
+    if is_decoder(folder):
+        from lora_jax.io.decoder_weights import decoder_names, load_decoder
+
+        decoder, params = load_decoder(folder, scan=scan)
+        return decoder_names(decoder, scan=scan), params
     own = read_folder(folder).get("classifier.weight")
     classes = classes_in(read(next(Path(adapter).glob("*.safetensors")))) or (None if own is None else own.shape[0])
-    config, params = load_encoder(folder, num_classes=classes, key=jax.random.key(0))
-    return encoder_names(config), params
+    config, params = load_encoder(folder, num_classes=classes, key=jax.random.key(0), scan=scan)
+    return encoder_names(config, scan=scan), params
+
+
+def is_stacked(paths: Iterable[str]) -> bool:
+    """Whether an adapter's layers are stacked (`layers/...`), as a model with scan=True has them, and not `layers_0/...`."""
+    return not any(re.match(r"layers_\d+/", path) for path in paths)
 
 
 def classes_in(tensors: Mapping[str, Any]) -> int | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _generator(arguments: argparse.Namespace) -> Any:
     import jax.numpy as jnp
 
+    from lora_jax.commands.adapter import is_stacked
     from lora_jax.core.fingerprint import fingerprint
     from lora_jax.core.quantize import QuantSpec
     from lora_jax.generate.text import TextGenerator
@@ -74,19 +76,19 @@ def _generator(arguments: argparse.Namespace) -> Any:
     from lora_jax.models.decoder import Decoder
 
     path = Path(arguments.model) if Path(arguments.model).is_file() else resolve(arguments.model)
-    quant = [] if arguments.format == "none" else [("layers/.*kernel", QuantSpec(arguments.format))]
+    quant = [] if arguments.format == "none" else [(r"layers(_\d+)?/.*kernel", QuantSpec(arguments.format))]
     dtype = jnp.dtype(arguments.dtype)
-    config, params = load_decoder(path, dtype=dtype, quant=quant)
-    model, tokenizer = Decoder(config, dtype=dtype.type), load_text_tokenizer(path)
+    loaded = _named_adapters(arguments.adapter)
+    layouts = {is_stacked(lora) for lora, _ in loaded.values()} or {True}
+    if len(layouts) > 1:
+        raise ValueError("Some of the adapters have stacked layers and others have not; train them with one setting of model.scan.")
+    scan = layouts.pop()
+    config, params = load_decoder(path, dtype=dtype, quant=quant, scan=scan)
+    model, tokenizer = Decoder(config, scan=scan, dtype=dtype.type), load_text_tokenizer(path)
     base = fingerprint(params) if arguments.adapter and not quant and arguments.dtype == "float32" else None
     if arguments.adapter and base is None:
         print("note: the base is not as it was loaded for training, so that its fingerprint cannot be compared", file=sys.stderr)
-    adapters: dict[str, Any] = {}
-    for given in arguments.adapter:
-        name, equals, folder = given.partition("=")
-        if not equals or not name or name in adapters:
-            raise ValueError(f"--adapter needs NAME=PATH with a name of its own, got {given!r}.")
-        adapters[name] = load_adapter(folder, base=base)[0]
+    adapters = {name: load_adapter(folder, base=base)[0] if base else lora for name, (lora, folder) in loaded.items()}
     if not adapters:
         return TextGenerator(model, params, tokenizer)
     like = {path: leaf for lora in adapters.values() for path, leaf in lora.items()}
@@ -95,6 +97,19 @@ def _generator(arguments: argparse.Namespace) -> Any:
     for name, lora in adapters.items():
         texts.add(name, lora)
     return texts
+
+
+def _named_adapters(given: Sequence[str]) -> dict[str, tuple[Any, str]]:
+    """(adapter, its folder) by name."""
+    from lora_jax.io.adapter import load_adapter
+
+    adapters: dict[str, tuple[Any, str]] = {}
+    for entry in given:
+        name, equals, folder = entry.partition("=")
+        if not equals or not name or name in adapters:
+            raise ValueError(f"--adapter needs NAME=PATH with a name of its own, got {entry!r}.")
+        adapters[name] = load_adapter(folder)[0], folder
+    return adapters
 
 
 def _split_name(prompt: str, names: tuple[str, ...]) -> tuple[str | None, str]:

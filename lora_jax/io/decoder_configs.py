@@ -47,6 +47,14 @@ def read_config(folder: Path) -> DecoderConfig:
         raise ValueError(f"{path} does not describe a decoder that can be loaded: {error}") from None
 
 
+def is_decoder(path: Path) -> bool:
+    """Whether a folder or file holds a decoder: a GGUF file, or a config.json of one of the known families."""
+    if path.is_file() or not (path / "config.json").is_file():
+        return path.suffix == ".gguf" or any(path.glob("*.gguf"))
+    raw = json.loads((path / "config.json").read_text())
+    return isinstance(raw, dict) and raw.get("model_type") in FAMILIES
+
+
 def config_of(raw: Raw) -> DecoderConfig:
     """The decoder of a parsed config.json.
 

@@ -21,6 +21,7 @@ from lora_jax.io.decoder_json import json_of
 from lora_jax.io.decoder_names import Source, names_of, sources_by_tensor
 from lora_jax.io.gguf import GgufFile
 from lora_jax.io.gguf_decoder import IGNORED, gguf_config, gguf_names
+from lora_jax.io.names import Name
 from lora_jax.io.tensor_files import ModelFolder
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.decoder_config import DecoderConfig
@@ -205,6 +206,35 @@ def shapes_of(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     params = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens)["params"]
     counts = _Counts(config)
     return {path: leaf.shape[len(counts.stack(path)) :] for path, leaf in flatten(params).items()}
+
+
+def decoder_names(config: DecoderConfig, *, scan: bool = True) -> dict[str, Name]:
+    """How transformers names every weight of a decoder, as `lora_jax.save_peft` and `load_peft` take it.
+
+    Left out are experts and their routers: transformers keeps them as bare parameters of several matrices, which an adapter in
+    PEFT's layout cannot name.
+    """
+    shapes, counts, names = shapes_of(config), _Counts(config), {}
+    for path, source in names_of(config).items():
+        if "/experts/" in path or "/router/" in path:
+            continue
+        kind = (
+            "embedding"
+            if path.endswith("embedding")
+            else "vector"
+            if len(shapes[path]) == 1
+            else "linear"
+            if source.transpose
+            else "conv1d"
+        )
+        shared = dict(kind=kind, part=source.part, heads=source.heads, added=source.added, tied=config.tied and path == "embed/embedding")
+        if scan or not path.startswith("layers/"):
+            stack = tuple(count for _, count in counts.stack(path))
+            names[path] = Name(source.name.replace("{layer}", "{}"), shapes[path], stack=stack, **shared)
+            continue
+        for layer, ours in enumerate(counts.unstacked(path)):
+            names[ours] = Name(source.name.format(layer=layer), shapes[path], **shared)
+    return names
 
 
 class _Counts:

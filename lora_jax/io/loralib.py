@@ -85,11 +85,15 @@ def _factors(module: str, name: Name, tensors: Mapping[str, np.ndarray], enabled
     if f"{module}.lora_B" not in tensors:
         raise ValueError(f"{module}.lora_A has no {module}.lora_B beside it. The checkpoint is incomplete.")
     a, b = (np.asarray(tensors[f"{module}.lora_{half}"], np.float32) for half in "AB")
-    part, parts = name.part
-    if parts == 1:
+    if name.part is None:
         return _fitted(f"{module}.lora_A", a, name.a_from_theirs), _fitted(f"{module}.lora_B", b, name.b_from_theirs)
-    if len(enabled) != parts or a.shape[0] % max(sum(enabled), 1):
-        raise ValueError(f"{module}.lora_A of shape {a.shape} is no stack of {sum(enabled)} factors: set enabled, with {parts} entries.")
+    part, sizes = name.part
+    if len(set(sizes)) > 1 or name.heads is not None:
+        raise ValueError(f"{module} is fused of parts of {sizes} outputs; loralib's merged layers have equal parts, one after the other.")
+    if len(enabled) != len(sizes) or a.shape[0] % max(sum(enabled), 1):
+        raise ValueError(
+            f"{module}.lora_A of shape {a.shape} is no stack of {sum(enabled)} factors: set enabled, with {len(sizes)} entries."
+        )
     rank = a.shape[0] // sum(enabled)
     if not enabled[part]:
         return np.zeros((name.rows, 0), np.float32), np.zeros((0, name.columns), np.float32)

@@ -23,8 +23,9 @@ class Name:
     parameter: its name there, with one '{}' for each stack axis: 'encoder.layer.{}.attention.self.query.weight'. shape: of ours,
     without stack axes. kind: 'linear' is stored (out, in), 'conv1d' (GPT-2's) and 'embedding' (in, out) as ours, 'conv'
     (out, in, *window); 'vector' is a bias or the scale of a norm. stack: lengths of our stack axes. in_axes: the input axes of
-    ours. part: (i, n) where ours is the i-th of n equal parts of the outputs of a fused weight. tied: whether ours is read in a
-    second place there, under another name.
+    ours. part: (i, sizes) where ours is the i-th of several parts, of so many outputs each, of a fused weight. heads: those parts
+    alternate head by head (GPT-NeoX), of so many heads. added: ours is theirs plus this (Gemma's norms). tied: whether ours is read
+    in a second place there, under another name.
     """
 
     parameter: str
@@ -32,18 +33,34 @@ class Name:
     kind: Literal["linear", "conv1d", "embedding", "conv", "vector"] = "linear"
     stack: tuple[int, ...] = ()
     in_axes: tuple[int, ...] = (0,)
-    part: tuple[int, int] = (0, 1)
+    part: tuple[int, tuple[int, ...]] | None = None
+    heads: int | None = None
+    added: float = 0.0
     tied: bool = False
 
     @property
     def rows(self) -> int:
-        """Inputs of the weight seen as a matrix."""
-        return math.prod(self.shape[axis] for axis in self.in_axes)
+        """Inputs of the weight seen as a matrix; a vector has one."""
+        return 1 if self.kind == "vector" else math.prod(self.shape[axis] for axis in self.in_axes)
 
     @property
     def columns(self) -> int:
         """Outputs of the weight seen as a matrix."""
         return math.prod(self.shape) // self.rows
+
+    @property
+    def their_columns(self) -> int:
+        """Outputs of the other tool's weight: of a fused one, of all its parts."""
+        return self.columns if self.part is None else sum(self.part[1])
+
+    def outputs(self) -> np.ndarray:
+        """Which outputs of the other tool's weight are ours, in our order."""
+        if self.part is None:
+            return np.arange(self.columns)
+        index, sizes = self.part
+        if self.heads is None:
+            return sum(sizes[:index]) + np.arange(sizes[index])
+        return np.arange(sum(sizes)).reshape(self.heads, len(sizes), -1)[:, index].ravel()
 
     def layers(self) -> Iterator[tuple[Index, str]]:
         """(index along the stack axes, name of the parameter there) of every layer."""
@@ -56,12 +73,14 @@ class Name:
             yield index, parameter.rpartition(".")[0]
 
     def to_theirs(self, weight: np.ndarray) -> np.ndarray:
-        """One layer's weight in the other tool's shape and orientation."""
+        """One layer's weight in the other tool's shape and orientation; of a fused weight, the rows or columns that are ours."""
+        if self.added:
+            weight = weight - np.asarray(self.added, weight.dtype)
         if self.kind == "linear":
             return np.ascontiguousarray(np.asarray(to_matrix(jnp.asarray(weight), len(self.shape), self.in_axes)).T)
         if self.kind == "conv":
             return np.ascontiguousarray(np.moveaxis(weight, (-1, -2), (0, 1)))
-        return np.ascontiguousarray(weight)
+        return np.ascontiguousarray(weight).reshape((-1,) if self.kind == "vector" else (self.rows, -1))
 
     def from_theirs(self, weight: np.ndarray) -> np.ndarray:
         """One layer's weight in our shape; of a fused weight, our part.
@@ -72,21 +91,23 @@ class Name:
         expected = self.their_shape()
         if weight.shape != expected:
             raise ValueError(f"shape {weight.shape}, needed {expected}")
-        weight = np.split(weight, self.part[1], axis=self.output_axis)[self.part[0]]
+        if self.part is not None:
+            weight = np.take(weight, self.outputs(), axis=self.output_axis)
+        if self.added:
+            weight = weight + np.asarray(self.added, weight.dtype)
         if self.kind == "linear":
             return np.ascontiguousarray(np.asarray(from_matrix(jnp.asarray(weight.T), self.shape, self.in_axes)))
         if self.kind == "conv":
             return np.ascontiguousarray(np.moveaxis(weight, (0, 1), (-1, -2)))
-        return np.ascontiguousarray(weight)
+        return np.ascontiguousarray(weight).reshape(self.shape)
 
     def their_shape(self) -> tuple[int, ...]:
         """The shape of one layer's weight in the other tool; of a fused weight, of the whole of it."""
-        parts = self.part[1]
         if self.kind == "linear":
-            return (self.columns * parts, self.rows)
+            return (self.their_columns, self.rows)
         if self.kind == "conv":
             return (self.shape[-1], self.shape[-2], *self.shape[:-2])
-        return (*self.shape[:-1], self.shape[-1] * parts)
+        return (self.their_columns,) if self.kind == "vector" else (self.rows, self.their_columns)
 
     @property
     def output_axis(self) -> int:
@@ -124,12 +145,10 @@ class Name:
         Raises:
             ValueError: it has another shape than it should.
         """
-        index, parts = self.part
         ones = (1,) * (len(self.shape) - 2) if self.kind == "conv" else ()
-        if b.shape[0] != self.columns * parts or b.shape[2:] != ones:
-            raise ValueError(f"shape {b.shape}, needed ({self.columns * parts}, rank{''.join(', 1' for _ in ones)})")
-        mine = b.reshape(b.shape[0], b.shape[1])[index * self.columns : (index + 1) * self.columns]
-        return np.ascontiguousarray(mine.T)
+        if b.shape[0] != self.their_columns or b.shape[2:] != ones:
+            raise ValueError(f"shape {b.shape}, needed ({self.their_columns}, rank{''.join(', 1' for _ in ones)})")
+        return np.ascontiguousarray(b.reshape(b.shape[0], b.shape[1])[self.outputs()].T)
 
 
 Names = Mapping[str, Name]

@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_jax.core.boxes import Whole
 from lora_jax.core.lowrank import LowRank
+from lora_jax.core.rows import Rows
 from lora_jax.io import safetensors
 from lora_jax.io.names import Names
 from lora_jax.io.peft_export import PeftAdapter, to_peft
@@ -19,7 +20,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 def save_peft(
     folder: Path | str,
-    lora: Mapping[str, LowRank | Whole],
+    lora: Mapping[str, LowRank | Whole | Rows],
     names: Names,
     *,
     base_model: str | None = None,
@@ -54,7 +55,7 @@ def save_peft(
 
 def load_peft(
     folder: Path | str, names: Names, *, adapter: str = "default", base: str | None = None, frozen: Mapping[str, Any] | None = None
-) -> tuple[dict[str, LowRank | Whole], PeftAdapter]:
+) -> tuple[dict[str, LowRank | Whole | Rows], PeftAdapter]:
     """The adapter in a folder that PEFT saved, in our paths and layout, and what the file said.
 
     Args:

@@ -30,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "rank_pattern": {},
     "alpha_pattern": {},
     "use_dora": False,
+    "trainable_token_indices": None,
 }
 # Fields that say where the file came from, or how training began or is run, and change nothing of what it computes.
 _WITHOUT_EFFECT = {
@@ -47,7 +48,6 @@ _REFUSED = {
     "megatron_config": "it shards the layers of another framework",
     "monteclora_config": "MonteCLoRA samples its factors",
     "target_parameters": "its factors belong to bare parameters (experts), stored in another layout",
-    "trainable_token_indices": "it trains single rows of an embedding",
     "use_bdlora": "its factors are block-diagonal",
     "use_qalora": "QA-LoRA pools the inputs of A",
     "velora_config": "VeLoRA changes the gradient of A, and training would go on differently",
@@ -73,6 +73,7 @@ class PeftConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     use_dora: bool = False
+    trainable_token_indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = None
     optional_heads: bool = False
 
     def rank(self, module: str) -> int:
@@ -87,6 +88,12 @@ class PeftConfig:
     def saves(self, module: str) -> bool:
         """Whether the module is trained and stored whole (a bare `endswith`, as PEFT has it)."""
         return any(module.endswith(entry) for entry in self.modules_to_save)
+
+    def rows(self, module: str, is_input: bool) -> tuple[int, ...] | None:
+        """The rows of an embedding that are trained; a bare list is about the model's input embedding."""
+        if not isinstance(self.trainable_token_indices, Mapping):
+            return self.trainable_token_indices if is_input else None
+        return next((rows for entry, rows in self.trainable_token_indices.items() if module.endswith(entry)), None)
 
     def targets(self, module: str) -> bool:
         """Whether the module gets factors, by PEFT's rules: excluded, saved whole, matched, of a wanted layer."""
@@ -117,6 +124,9 @@ class PeftConfig:
             optional = self.optional_heads and entry in _HEADS
             if not optional and not any(module.endswith(entry) for module in everything):
                 raise ValueError(_unmatched("modules_to_save", entry, everything))
+        for entry in self.trainable_token_indices if isinstance(self.trainable_token_indices, Mapping) else ():
+            if not any(module.endswith(entry) for module in modules):
+                raise ValueError(_unmatched("trainable_token_indices", entry, modules))
         targeted = [module for module in modules if self.targets(module)]
         if not targeted:
             raise ValueError(
@@ -165,6 +175,7 @@ def read_config(raw: Mapping[str, Any]) -> PeftConfig:
         rank_pattern=values["rank_pattern"] or {},
         alpha_pattern=values["alpha_pattern"] or {},
         use_dora=values["use_dora"],
+        trainable_token_indices=_rows(values["trainable_token_indices"]),
         optional_heads=raw.get("task_type") in ("SEQ_CLS", "TOKEN_CLS"),
     )
 
@@ -214,6 +225,15 @@ def _names(name: str, value: Any, single: bool = False) -> Any:
 
 def _layers(value: Any) -> tuple[int, ...] | None:
     return None if value is None else (value,) if isinstance(value, int) else tuple(value)
+
+
+def _rows(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _rows(rows) for name, rows in value.items()}
+    whole = isinstance(value, (list, tuple)) and all(isinstance(row, int) and not isinstance(row, bool) and row >= 0 for row in value)
+    if value is not None and (not whole or not value or len(set(value)) != len(value)):
+        raise ValueError(f"adapter_config.json needs different row numbers for trainable_token_indices, but has {value!r}.")
+    return None if value is None else tuple(value)
 
 
 def _selects(entries: str | tuple[str, ...], module: str) -> bool:

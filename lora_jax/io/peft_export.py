@@ -13,6 +13,7 @@ import numpy as np
 from lora_jax.core.boxes import Whole
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import nearest
+from lora_jax.core.rows import Rows
 from lora_jax.io.names import Name, Names, is_suffix
 
 PREFIX = "base_model.model."
@@ -40,7 +41,7 @@ class Factors:
 
 
 def to_peft(
-    lora: Mapping[str, LowRank | Whole],
+    lora: Mapping[str, LowRank | Whole | Rows],
     names: Names,
     *,
     base_model: str | None = None,
@@ -62,7 +63,7 @@ def to_peft(
             differ; shapes that are not the model's; a NaN.
     """
     notes: list[str] = []
-    lora = {path: leaf if isinstance(leaf, Whole) else _plain(path, leaf, notes) for path, leaf in lora.items()}
+    lora = {path: leaf if isinstance(leaf, (Whole, Rows)) else _plain(path, leaf, notes) for path, leaf in lora.items()}
     _check(lora, names)
     adapted: dict[str, Factors] = {}
     for module, parts in _by_module(lora, names).items():
@@ -76,6 +77,8 @@ def to_peft(
     dora = _uses_dora(adapted)
     bias, saved, whole_tensors = _whole(lora, names, adapted)
     tensors |= whole_tensors
+    rows, row_tensors = _trained_rows(lora, names, {*adapted, *saved})
+    tensors |= row_tensors
     for key, value in tensors.items():
         if not np.isfinite(value).all():
             raise ValueError(f"{key} holds a NaN or an infinity; the adapter was not written.")
@@ -104,6 +107,7 @@ def to_peft(
         "revision": None,
         "target_modules": _targets(set(adapted), {m for name in names.values() if name.kind != "vector" for _, m in name.modules()}),
         "task_type": task_type,
+        "trainable_token_indices": rows or None,
         "use_dora": dora,
         "use_rslora": False,
     }
@@ -124,12 +128,21 @@ def _plain(path: str, leaf: Any, notes: list[str]) -> LowRank:
     return plain
 
 
-def _check(lora: Mapping[str, LowRank | Whole], names: Names) -> None:
+def _check(lora: Mapping[str, LowRank | Whole | Rows], names: Names) -> None:
     for path, leaf in lora.items():
         if path not in names:
             raise KeyError(f"There is no PEFT name for {path!r}. Nearest: {', '.join(nearest(path, names))}. Give names of this model.")
         name = names[path]
-        if isinstance(leaf, Whole):
+        if isinstance(leaf, Rows):
+            if name.kind != "embedding" or leaf.layers:
+                raise ValueError(f"PEFT trains single rows of embeddings, and {path!r} is none. Train it whole, or save with save_adapter.")
+            shapes = [(tuple(leaf.value.shape[1:]), tuple(name.shape[1:]))]
+        elif isinstance(leaf, Whole):
+            if name.tied:
+                raise ValueError(
+                    f"{path!r} is tied and trained whole: PEFT would train a copy for one of its readers, and compute something else. Train "
+                    "some rows of it (rows=...), which PEFT ties, or merge."
+                )
             shapes = [(tuple(leaf.value.shape), (*name.stack, *name.shape))]
         else:
             rank = leaf.rank
@@ -148,7 +161,7 @@ def _check(lora: Mapping[str, LowRank | Whole], names: Names) -> None:
                 raise ValueError(f"{path!r} has {came} where the model's names say {needed}. The adapter is for another model.")
 
 
-def _by_module(lora: Mapping[str, LowRank | Whole], names: Names) -> dict[str, dict[int, Factors]]:
+def _by_module(lora: Mapping[str, LowRank | Whole | Rows], names: Names) -> dict[str, dict[int, Factors]]:
     """The used columns of every adapted layer, by module and by part of a fused module, with the scale still in a vector."""
     modules: dict[str, dict[int, Factors]] = {}
     for path, leaf in lora.items():
@@ -161,35 +174,45 @@ def _by_module(lora: Mapping[str, LowRank | Whole], names: Names) -> dict[str, d
             if used.size:
                 own = None if magnitude is None else magnitude[index]
                 factors = Factors(names[path], a[index][:, used], b[index][used], scale[index][used], own)
-                modules.setdefault(module, {})[names[path].part[0]] = factors
+                modules.setdefault(module, {})[_place(names[path])] = factors
     return modules
+
+
+def _place(name: Name) -> int:
+    return 0 if name.part is None else name.part[0]
 
 
 def _fused(module: str, parts: Mapping[int, Factors], names: Names, notes: list[str]) -> Factors:
     """The parts of a module as one, with one scale."""
     first = next(iter(parts.values()))
-    count, columns = first.name.part[1], first.name.columns
-    if count == 1:
+    if first.name.part is None:
         return _one_scale(module, first.a, first.b, first, first.magnitude, notes)
-    magnitudes = [f.magnitude for f in parts.values()]
-    if any(m is not None for m in magnitudes) and (len(parts) < count or any(m is None for m in magnitudes)):
-        raise ValueError(f"{module!r} is fused of {count} parts, and DoRA has a magnitude for only some of them. Adapt all parts or none.")
-    magnitude = None if magnitudes[0] is None else np.concatenate([parts[i].magnitude for i in range(count)])
-    shared = all(np.array_equal(f.a, first.a) and np.array_equal(f.scale, first.scale) for f in parts.values())
-    if shared:
+    count, columns = len(first.name.part[1]), first.name.their_columns
+    magnitude = None
+    if any(f.magnitude is not None for f in parts.values()):
+        if len(parts) < count or any(f.magnitude is None for f in parts.values()):
+            raise ValueError(
+                f"{module!r} is fused of {count} parts, and DoRA has a magnitude for only some of them. Adapt all parts or none."
+            )
+        magnitude = np.zeros(columns, np.float32)
+        for f in parts.values():
+            magnitude[f.name.outputs()] = f.magnitude
+    order = [parts[i] for i in sorted(parts)]
+    if all(np.array_equal(f.a, first.a) and np.array_equal(f.scale, first.scale) for f in order):
         a, scale = first.a, first.scale
-        b = np.concatenate([parts[i].b if i in parts else np.zeros((a.shape[1], columns), np.float32) for i in range(count)], axis=1)
+        b = np.zeros((a.shape[1], columns), np.float32)
+        for f in order:
+            b[:, f.name.outputs()] = f.b
     else:
-        order = sorted(parts)
-        a = np.concatenate([parts[i].a for i in order], axis=1)
-        scale = np.concatenate([parts[i].scale for i in order])
-        b, row = np.zeros((a.shape[1], columns * count), np.float32), 0
-        for i in order:
-            rank = parts[i].b.shape[0]
-            b[row : row + rank, i * columns : (i + 1) * columns] = parts[i].b
+        a = np.concatenate([f.a for f in order], axis=1)
+        scale = np.concatenate([f.scale for f in order])
+        b, row = np.zeros((a.shape[1], columns), np.float32), 0
+        for f in order:
+            rank = f.b.shape[0]
+            b[row : row + rank, f.name.outputs()] = f.b
             row += rank
-        if len(parts) > 1:
-            notes.append(f"{module}: {len(parts)} adapted parts of a fused weight, written with the sum of their ranks, {a.shape[1]}")
+        if len(order) > 1:
+            notes.append(f"{module}: {len(order)} adapted parts of a fused weight, written with the sum of their ranks, {a.shape[1]}")
     return _one_scale(module, a, b, Factors(first.name, a, b, scale, magnitude), magnitude, notes)
 
 
@@ -230,20 +253,26 @@ def _uses_dora(adapted: Mapping[str, Factors]) -> bool:
 
 
 def _whole(
-    lora: Mapping[str, LowRank | Whole], names: Names, adapted: Mapping[str, Factors]
+    lora: Mapping[str, LowRank | Whole | Rows], names: Names, adapted: Mapping[str, Factors]
 ) -> tuple[str, list[str], dict[str, np.ndarray]]:
     """PEFT's bias mode, its modules_to_save, and the tensors of both."""
     values = {path: np.asarray(leaf.value) for path, leaf in lora.items() if isinstance(leaf, Whole)}
     theirs: dict[str, np.ndarray] = {}
-    parts: dict[str, dict[int, np.ndarray]] = {}
+    filled: dict[str, set[int]] = {}
     for path, value in values.items():
         name = names[path]
         for index, parameter in name.layers():
-            parts.setdefault(parameter, {})[name.part[0]] = name.to_theirs(value[index])
-            if len(parts[parameter]) == name.part[1]:
-                theirs[parameter] = np.concatenate([parts[parameter][i] for i in range(name.part[1])], axis=name.output_axis)
-    if unfinished := sorted(set(parts) - set(theirs)):
-        raise ValueError(f"{unfinished[0]!r} is fused, and only some of its parts are trained whole. Train all parts or none.")
+            mine = name.to_theirs(value[index])
+            if name.part is None:
+                theirs[parameter] = mine
+                continue
+            fused = theirs.setdefault(parameter, np.zeros(name.their_shape(), mine.dtype))
+            np.moveaxis(fused, name.output_axis, 0)[name.outputs()] = np.moveaxis(mine, name.output_axis, 0)
+            filled.setdefault(parameter, set()).add(name.part[0])
+            if len(filled[parameter]) == len(name.part[1]):
+                del filled[parameter]
+    if filled:
+        raise ValueError(f"{min(filled)!r} is fused, and only some of its parts are trained whole. Train all parts or none.")
     members: dict[str, set[str]] = {}
     for name in names.values():
         for _, parameter in name.layers():
@@ -271,6 +300,20 @@ def _whole(
     return _bias_mode(biases, in_modules, members, adapted), complete, tensors
 
 
+def _trained_rows(lora: Mapping[str, Any], names: Names, taken: set[str]) -> tuple[dict[str, list[int]], dict[str, np.ndarray]]:
+    """PEFT's trainable_token_indices and their tensors, which it calls deltas and which hold the new rows themselves."""
+    indices: dict[str, list[int]] = {}
+    tensors: dict[str, np.ndarray] = {}
+    for path, leaf in lora.items():
+        if isinstance(leaf, Rows):
+            (_, module), *_ = names[path].modules()
+            if module in taken:
+                raise ValueError(f"{module!r} has trained rows and is adapted as well, which PEFT's file cannot say of one module.")
+            indices[module] = [int(i) for i in np.asarray(leaf.index)]
+            tensors[f"{PREFIX}{module}.token_adapter.trainable_tokens_delta"] = np.asarray(leaf.value, np.float32)
+    return indices, tensors
+
+
 def _bias_mode(biases: set[str], in_modules: set[str], members: Mapping[str, set[str]], adapted: Mapping[str, Factors]) -> str:
     if not biases:
         return "none"
@@ -291,7 +334,7 @@ def _all_biases(parameters: set[str]) -> bool:
     return all(parameter.endswith("bias") for parameter in parameters)
 
 
-def _dropout(lora: Mapping[str, LowRank | Whole], wanted: float | None) -> float:
+def _dropout(lora: Mapping[str, LowRank | Whole | Rows], wanted: float | None) -> float:
     if wanted is not None:
         return wanted
     rates: dict[float, str] = {}

@@ -13,12 +13,15 @@ import numpy as np
 from lora_jax.core.boxes import Whole
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten, nearest
+from lora_jax.core.rows import Rows
 from lora_jax.io.names import Index, Name, Names
 from lora_jax.io.peft_config import PeftConfig, read_config
 from lora_jax.io.peft_export import PREFIX, PeftAdapter
 
+_ROWS = "token_adapter.trainable_tokens_delta"
 
-def from_peft(found: PeftAdapter, names: Names, *, frozen: Mapping[str, Any] | None = None) -> dict[str, LowRank | Whole]:
+
+def from_peft(found: PeftAdapter, names: Names, *, frozen: Mapping[str, Any] | None = None) -> dict[str, LowRank | Whole | Rows]:
     """The adapter in our layout: layers stacked, ranks padded to the largest of a site, scales as PEFT computes them.
 
     Names may begin with another prefix than `names` has ('bert.encoder...' or 'encoder...'), as long as it is one prefix.
@@ -36,10 +39,10 @@ def from_peft(found: PeftAdapter, names: Names, *, frozen: Mapping[str, Any] | N
     expected = _expected(config, names, module_of)
     _check_keys(expected, tensors, names, module_of, frozen)
     scales = json.loads(found.metadata.get("lora_jax", "{}")).get("scale", {})
-    lora: dict[str, LowRank | Whole] = {}
+    lora: dict[str, LowRank | Whole | Rows] = {}
     for path, name in names.items():
         leaf = _site(path, name, module_of, config, tensors, scales) if name.kind != "vector" else None
-        leaf = leaf or _whole(path, name, module_of, tensors)
+        leaf = leaf or _rows(path, name, module_of, config, tensors) or _whole(path, name, module_of, tensors)
         if leaf is not None:
             lora[path] = leaf
     _check_effect(lora)
@@ -63,7 +66,7 @@ def _site(
             raise ValueError(
                 f"{module!r} was saved with scale {scales[module]}, and adapter_config.json gives {scale}: it was changed since."
             )
-        if name.part[1] > 1:
+        if name.part is not None:
             full = tensors[keys[1]].reshape(-1, rank)
             elsewhere = (np.abs(full).max(0) > 0) & (np.abs(b).max(1) == 0)  # Columns of the other parts of a fused weight.
             a, b = a[:, ~elsewhere], b[~elsewhere]
@@ -71,7 +74,7 @@ def _site(
                 continue
         layers[index] = (a, b, scale)
         if config.use_dora:
-            magnitude[index] = tensors[_magnitude_key(module, tensors)].reshape(name.part[1], -1)[name.part[0]]
+            magnitude[index] = tensors[_magnitude_key(module, tensors)].reshape(-1)[name.outputs()]
     if not layers:
         return None
     rank = max(b.shape[0] for _, b, _ in layers.values())
@@ -90,6 +93,27 @@ def _site(
         magnitude=jnp.asarray(magnitude) if config.use_dora else None,
         in_axes=name.in_axes,
     )
+
+
+def _rows(path: str, name: Name, module_of: Mapping[str, str], config: PeftConfig, tensors: Mapping[str, np.ndarray]) -> Rows | None:
+    if name.kind != "embedding":
+        return None
+    (_, module), *_ = _modules(name, module_of)
+    rows = config.rows(module, _is_input(path))
+    if rows is None:
+        return None
+    key = f"{module}.{_ROWS}"
+    value = np.asarray(tensors[key], np.float32)
+    if value.shape != (len(rows), *name.shape[1:]) or max(rows) >= name.shape[0]:
+        raise ValueError(
+            f"{key} has shape {value.shape}, and the {len(rows)} rows up to {max(rows)} are of a weight of shape {name.shape}."
+        )
+    order = np.argsort(rows)
+    return Rows(value=jnp.asarray(value[order]), index=jnp.asarray(np.asarray(rows)[order], jnp.int32))
+
+
+def _is_input(path: str) -> bool:
+    return path in ("embed/embedding", "embeddings/word/embedding")
 
 
 def _whole(path: str, name: Name, module_of: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> Whole | None:
@@ -115,10 +139,12 @@ def _expected(config: PeftConfig, names: Names, module_of: Mapping[str, str]) ->
     """The keys that the configuration promises."""
     keys: set[str] = set()
     adapted: set[str] = set()
-    for name in names.values():
+    for path, name in names.items():
         if name.kind == "vector":
             continue
         for _, module in _modules(name, module_of):
+            if name.kind == "embedding" and config.rows(module, _is_input(path)) is not None:
+                keys.add(f"{module}.{_ROWS}")
             if config.targets(module):
                 adapted.add(module)
                 keys |= set(_factor_keys(name, module))
@@ -183,7 +209,7 @@ def _check_copy(key: str, value: np.ndarray, path: str, name: Name, frozen: Mapp
         )
 
 
-def _check_effect(lora: Mapping[str, LowRank | Whole]) -> None:
+def _check_effect(lora: Mapping[str, LowRank | Whole | Rows]) -> None:
     low = {path: leaf for path, leaf in lora.items() if isinstance(leaf, LowRank)}
     if len(low) == len(lora) and all(not np.any(leaf.b) or not np.any(leaf.a) for leaf in low.values()) and not _has_magnitude(low):
         raise ValueError(f"the adapter changes nothing: A or B is 0 at all {len(low)} sites. It was saved before it was trained.")
@@ -236,7 +262,7 @@ def _cuts(module: str) -> list[tuple[str, str]]:
 
 
 def _module_of_key(key: str) -> str:
-    for marker in (".lora_", ".base_layer."):
+    for marker in (".lora_", ".base_layer.", ".token_adapter."):
         if marker in key:
             return key.partition(marker)[0]
     return key.rpartition(".")[0]

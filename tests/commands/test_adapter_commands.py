@@ -5,11 +5,14 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from adapted_decoders import GOLDEN as DECODERS
+from adapted_decoders import adapted_decoder
 
 import lora_jax as lj
 from lora_jax.cli import main
 from lora_jax.io import safetensors
 from lora_jax.io.adapter import load_adapter, save_adapter
+from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.peft import load_peft
 from lora_jax.io.weights import encoder_names, load_encoder
 
@@ -37,6 +40,31 @@ def test_conversion_to_ours_and_back_keeps_every_number(tmp_path: Path, capsys: 
         assert main(["inspect", "--adapter", str(ours)]) == 0, capsys.readouterr().err
         config, _ = load_encoder(MODEL, num_classes=2)
         assert set(load_adapter(ours)[0]) == set(load_peft(back, encoder_names(config))[0])
+
+
+def test_an_adapter_of_a_model_with_its_layers_in_a_loop_goes_out_and_comes_back(tmp_path: Path) -> None:
+    loop, peft, stacked, again = (str(tmp_path / name) for name in ("loop", "peft", "stacked", "again"))
+    assert main(["convert", str(GOLDEN / "bert_lora"), loop, "--model", MODEL, "--loop"]) == 0
+    assert main(["convert", loop, peft, "--model", MODEL]) == 0
+    assert main(["convert", peft, stacked, "--model", MODEL]) == 0  # Recorded for the base in the other layout: the same base.
+    assert main(["convert", stacked, again, "--model", MODEL]) == 0
+    first, second = (safetensors.read(Path(folder) / "adapter_model.safetensors") for folder in (peft, again))
+    assert first.keys() == second.keys() and all(np.array_equal(first[key], second[key]) for key in first)
+    assert "layers_0/attn/q/kernel" in load_adapter(loop)[0] and "layers/attn/q/kernel" in load_adapter(stacked)[0]
+
+
+@pytest.mark.parametrize("scan", [True, False], ids=["scan", "loop"])
+def test_a_decoders_adapter_is_converted_for_its_model(scan: bool, tmp_path: Path) -> None:
+    model = str(DECODERS / "llama3")
+    _, _, lora = adapted_decoder("llama3", scan=scan)
+    save_adapter(tmp_path / "ours", lora, base=lj.fingerprint(load_decoder(model, scan=scan)[1]), model="llama3")
+    assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "peft"), "--model", model]) == 0
+    loop = [] if scan else ["--loop"]
+    assert main(["convert", str(tmp_path / "peft"), str(tmp_path / "back"), "--model", model, *loop]) == 0
+    back = load_adapter(tmp_path / "back")[0]
+    assert set(back) == set(lora)
+    for path, leaf in lora.items():
+        np.testing.assert_allclose(back[path].delta(), leaf.delta(), atol=1e-6)
 
 
 def test_what_changes_nothing_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

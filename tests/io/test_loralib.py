@@ -17,7 +17,8 @@ ROBERTA = {
     "classifier/bias": Name("classifier.out_proj.bias", (3,), "vector"),
 }
 GPT2 = {
-    f"layers/attn/{p}/kernel": Name("transformer.h.{}.attn.c_attn.weight", (8, 6), "conv1d", (2,), part=(i, 3)) for i, p in enumerate("qkv")
+    f"layers/attn/{p}/kernel": Name("transformer.h.{}.attn.c_attn.weight", (8, 6), "conv1d", (2,), part=(i, (6,) * 3))
+    for i, p in enumerate("qkv")
 }
 
 

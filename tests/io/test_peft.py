@@ -31,7 +31,7 @@ GPT2 = {
 }
 # The same weights in other layouts: q, k and v apart, and kernels of several axes.
 GPT2_APART = {
-    f"layers/attn/{part}/kernel": Name("transformer.h.{}.attn.c_attn.weight", (8, 2, 4), "conv1d", (2,), part=(i, 3))
+    f"layers/attn/{part}/kernel": Name("transformer.h.{}.attn.c_attn.weight", (8, 2, 4), "conv1d", (2,), part=(i, (8,) * 3))
     for i, part in enumerate("qkv")
 }
 _ATTENTION = {
@@ -278,7 +278,7 @@ def test_convolutions_have_PEFTs_layout() -> None:
         ("layer_replication", [[0, 1], [0, 2]]),
         ("lora_bias", True),
         ("target_parameters", ["experts.w"]),
-        ("trainable_token_indices", [3]),
+        ("trainable_token_indices", [3, 3]),
         ("use_qalora", True),
         ("use_bdlora", {"nblocks": 2}),
         ("arrow_config", {"top_k": 3}),
