@@ -5,7 +5,17 @@ and the head alone. Forty steps a run are less than a fifth of an epoch: enough 
 
 lora-jax sweep --config configs/default.py
 
-Time on 2 CPU cores: not measured yet (meant: below 10 minutes). Test accuracy of the cells: not measured yet.
+From an empty cache on 2 CPU cores (AMD EPYC, jax 0.10.2): 9 min 36 s, downloads and compilation counted. Test accuracy in %, one seed,
+875 texts, binomial standard error 1.4 to 1.7; full fine-tuning 79.0, head alone 60.8:
+
+| | r1 | r4 | r16 | base, MB |
+|---|---|---|---|---|
+| fp32, all linear | 75.7 | 77.7 | 77.4 | 90.9 |
+| int8, all linear | 75.1 | 77.4 | 77.1 | 58.7 |
+| nf4, all linear | 72.3 | 77.0 | 77.3 | 53.3 |
+| fp32, query+value | 75.1 | 72.6 | 72.5 | 90.9 |
+| int8, query+value | 75.4 | 72.5 | 72.7 | 58.7 |
+| nf4, query+value | 74.7 | 72.6 | 72.7 | 53.3 |
 """
 
 import ml_collections
