@@ -77,6 +77,24 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     return rows, ignored
 
 
+def last_line(path: Path, *, most_bytes: int = 8192) -> dict[str, Any] | None:
+    """The last whole JSON object of such a file, found from its end; None if there is none in the last `most_bytes`."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - most_bytes))
+            lines = file.read().decode("utf-8", errors="replace").split("\n")
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            return row
+    return None
+
+
 def jsonable(value: Any) -> Any:
     """`value` with numpy and JAX scalars as numbers, paths as text, dataclasses as dicts, and NaN as None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
