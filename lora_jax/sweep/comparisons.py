@@ -13,8 +13,8 @@ import numpy as np
 
 from lora_jax.analysis.statistics import PairedTest, holm, paired_test
 from lora_jax.analysis.variance import Decomposition, decompose
-from lora_jax.sweep.axes import axes, levels, shown
 from lora_jax.sweep.cells import Cell
+from lora_jax.sweep.levels import axes, levels, shown
 
 _MOST_LEVELS = 8  # of an axis, all pairs of which are tested
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lora_jax.analysis.statistics import mean_interval
-from lora_jax.sweep.axes import axes, levels, shown
 from lora_jax.sweep.cells import Cell, order
+from lora_jax.sweep.levels import axes, levels, shown
 from lora_jax.sweep.plot_style import (
     BASELINES,
     COLOURS,

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from lora_jax import config as settings
-from lora_jax.sweep.axes import axes, levels
 from lora_jax.sweep.cells import cells_of
 from lora_jax.sweep.comparisons import against_best, between_levels, seed_deviation, spread
 from lora_jax.sweep.findings import find
 from lora_jax.sweep.grid import expand, run_id
+from lora_jax.sweep.levels import axes, levels
 from lora_jax.sweep.store import RunRecord
 
 RATES = (5e-4, 1e-3)
