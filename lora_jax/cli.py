@@ -18,7 +18,9 @@ from lora_jax.train.allocator import keep_freed_memory
 COMMANDS: dict[str, str] = {
     "train": "train one run: full, head, lora or qlora",
     "sweep": "train a grid over rank, bit-width, targets and seeds; finished runs are kept",
-    "report": "tables and plots of finished runs",
+    "report": "tables, tests and pictures of finished runs, as HTML and Markdown",
+    "watch": "a sweep while it runs: running, done, failed, best so far, time left",
+    "export": "every run of a store as one flat table, CSV or Parquet",
     "evaluate": "score a trained run on a split",
     "quantize": "write a model's weights in few bits, with a table of what that loses",
     "inspect": "show what a quantised checkpoint holds, or what an adapter covers",

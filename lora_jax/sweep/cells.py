@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import statistics
@@ -49,16 +50,17 @@ class Cell:
         values = [run.result.get(key) for run in self.runs]
         return None if any(value is None for value in values) else statistics.fmean(values)
 
-    @property
+    @functools.cached_property
     def accuracy(self) -> float:
         """Mean test accuracy, from 0 to 1."""
         return self.mean("test_accuracy")
 
-    @property
+    @functools.cached_property
     def standard_error(self) -> float:
         """Of the mean test accuracy over seeds; with one seed, the binomial one of the test set: sqrt(p (1 - p) / n)."""
         if self.seeds > 1:
-            return statistics.stdev(run.result["test_accuracy"] for run in self.runs) / math.sqrt(self.seeds)
+            spread = sum((run.result["test_accuracy"] - self.accuracy) ** 2 for run in self.runs) / (self.seeds - 1)
+            return math.sqrt(spread / self.seeds)
         examples = self.runs[0].result["examples"]["test"]
         return math.sqrt(self.accuracy * (1 - self.accuracy) / examples)
 
@@ -103,10 +105,9 @@ def cells_of(records: Iterable[RunRecord]) -> list[Cell]:
     settings: dict[str, dict[str, Any]] = {}
     for record in records:
         if record.status == "done":
-            setting = _without_seed(record.config)
-            key = json.dumps(setting, sort_keys=True)
+            key, settings_of_key = settings_of(record.config)
             groups[key].append(record)
-            settings[key] = _flat(setting)
+            settings[key] = settings_of_key
     cells = {key: _cell(runs) for key, runs in groups.items()}
     same: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for key, cell in cells.items():
@@ -144,6 +145,20 @@ def _cell(runs: Sequence[RunRecord]) -> Cell:
         targets=None if baseline else shown_targets(result["targets"]),
         runs=tuple(sorted(runs, key=lambda run: run.result["seed"])),
     )
+
+
+def settings_of(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """(a key, {dotted setting: value}) of what decides a run but for its seed; the key is equal for runs of one cell."""
+    train = {key: value for key, value in config.get("train", {}).items() if key != "seed"}
+    return _settings(json.dumps({**config, "train": train, "out": "", "sweep": {}}, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=100_000)
+def _settings(config: str) -> tuple[str, Mapping[str, Any]]:
+    values = json.loads(config)
+    # The seed that stands in for all; the keys that were emptied keep their defaults.
+    setting = _without_seed({key: value for key, value in values.items() if key not in ("out", "sweep")})
+    return json.dumps(setting, sort_keys=True), _flat(setting)
 
 
 def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,11 @@ def environment() -> dict[str, Any]:
     }
 
 
+def version() -> str | None:
+    """The version of this library."""
+    return _version("lora_jax")
+
+
 def git_state(folder: Path) -> dict[str, Any]:
     """{"commit", "dirty"} of the repository that tracks `folder`; both None where there is none, or no git."""
     commit = _git(folder, "rev-parse", "HEAD")

@@ -7,12 +7,15 @@ import io
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from lora_jax.sweep.cells import Cell, cells_of, gather, pareto
+from lora_jax.sweep.findings import Findings, find
+from lora_jax.sweep.html_report import page, spread_table, tests_table
 from lora_jax.sweep.store import RunRecord, write_text
 
 _RUN_FIELDS = (
@@ -27,8 +30,15 @@ _HEADINGS = (
 )  # fmt: skip
 
 
+_MOST_TESTS = 40
+_TESTS_NOTE = (
+    "p: Student's paired t-test over seeds; p, signs: randomisation test; corrected: Holm, among all pairs of levels, or among all pairs of "
+    "cells for the best cell, because it was picked by its score. n/a: one pair of seeds says nothing about the spread."
+)
+
+
 def write_report(roots: str | Path | Sequence[str | Path], out_dir: str | Path | None = None) -> Path:
-    """The path of report.md, written with report.csv, cells.csv and the pictures into `out_dir`.
+    """The path of report.md, written into `out_dir` with report.html (all of it in one file), report.csv, cells.csv, tests.csv and pictures.
 
     Args:
         roots: folders of sweeps, or of single runs. out_dir: by default `report` in the first root.
@@ -49,8 +59,13 @@ def write_report(roots: str | Path | Sequence[str | Path], out_dir: str | Path |
     plots.make_folder(out)
     write_text(out / "report.csv", _csv(_RUN_FIELDS, [record.result for record in records if record.result]))
     write_text(out / "cells.csv", _csv(_cell_row(cells[0]), [_cell_row(cell) for cell in cells]))
-    pictures = plots.draw(cells, out, footnote(cells))
-    write_text(out / "report.md", _markdown(cells, records, pending, pictures, folders, out_dir))
+    found = find(cells, missing=len(pending) + sum(record.status != "done" for record in records))
+    headings, rows = tests_table(found)
+    write_text(out / "tests.csv", _csv(headings, [dict(zip(headings, row, strict=True)) for row in rows]))
+    pictures = plots.draw(cells, found, out, footnote(cells))
+    made = _Page(cells, found, records, pending, _commands(folders, out_dir, records))
+    write_text(out / "report.md", _markdown(made, {title: name for title, (name, _) in pictures.items()}))
+    write_text(out / "report.html", _html(made, {title: svg for title, (_, svg) in pictures.items()}))
     return out / "report.md"
 
 
@@ -164,51 +179,98 @@ def _csv(fields: Sequence[str] | Mapping[str, Any], rows: Sequence[Mapping[str, 
     return text.getvalue()
 
 
-def _markdown(
-    cells: Sequence[Cell],
-    records: Sequence[RunRecord],
-    pending: Sequence[str],
-    pictures: Mapping[str, str],
-    folders: Sequence[Path],
-    out_dir: str | Path | None,
-) -> str:
-    counts = Counter(record.status for record in records)
-    state = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
-    state += f", {len(pending)} pending" if pending else ""
-    command = ["lora-jax", "report", *map(str, folders), *(["--out", str(out_dir)] if out_dir is not None else [])]
-    lines = ["# Sweep report", "", headline(cells), "", f"Runs: {state}. {footnote(cells)}.", ""]
-    lines += [f"| {' | '.join(_HEADINGS)} |", f"|{'---|' * 3}{'---:|' * (len(_HEADINGS) - 3)}"]
-    lines += [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in _row(cell))} |" for cell in cells]
-    lines += [
-        "",
-        f"{_error_kind(cells)}. The best cell was chosen on the test set, so its accuracy is a little optimistic.",
-    ]
-    lines += ["MB are 10^6 bytes. Base: bytes of the arrays as stored. Peak: arguments, outputs and temporaries of the"]
-    lines += ["compiled training step. Time: the whole run, compilation included. Tokens: real ones, no padding.", ""]
+@dataclass(frozen=True)
+class _Page:
+    """What both pages say."""
+
+    cells: Sequence[Cell]
+    found: Findings
+    records: Sequence[RunRecord]
+    pending: Sequence[str]
+    commands: Sequence[tuple[str, str]]
+
+    @property
+    def state(self) -> str:
+        counts = Counter(record.status for record in self.records)
+        text = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+        return f"Runs: {text}{f', {len(self.pending)} pending' if self.pending else ''}. {footnote(self.cells)}."
+
+    @property
+    def notes(self) -> str:
+        return (
+            f"{_error_kind(self.cells)}. The best cell was chosen on the test set, so its accuracy is a little optimistic. MB are 10^6 bytes. "
+            "Base: bytes of the arrays as stored. Peak: arguments, outputs and temporaries of the compiled training step. "
+            "Time: the whole run, compilation included. Tokens: real ones, no padding."
+        )
+
+    @property
+    def failed(self) -> list[tuple[str, str]]:
+        return [(run.run_id, " ".join(str(run.error).split())) for run in self.records if run.status == "failed"]
+
+    @property
+    def waiting(self) -> list[tuple[str, str]]:
+        waiting = [(run.run_id, run.status) for run in self.records if run.status in ("running", "interrupted")]
+        return waiting + [(name, "pending") for name in self.pending]
+
+
+def _commands(folders: Sequence[Path], out_dir: str | Path | None, records: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    words = ["lora-jax", "report", *map(str, folders), *(["--out", str(out_dir)] if out_dir is not None else [])]
+    made = dict.fromkeys(str(record.environment["command"]) for record in records if record.environment.get("command"))
+    commands = [("This report:", shlex.join(words))]
+    if made:
+        commands.append(("The runs were made with:", "\n".join(made)))
+    return commands
+
+
+def _markdown(made: _Page, pictures: Mapping[str, str]) -> str:
+    lines = ["# Sweep report", "", headline(made.cells), "", made.state, ""]
+    conclusions = made.found.conclusions
+    lines += ["## What the data support", "", *_items(conclusions.supported, "Nothing beyond a description of these runs.")]
+    lines += ["## What they do not support", "", *_items(conclusions.unsupported, "Nothing stands out.")]
+    lines += ["## Cells", "", *_table(_HEADINGS, [_row(cell) for cell in made.cells], left=3), made.notes, ""]
     for title, name in pictures.items():
         lines += [f"## {title}", "", f"![{title}]({name})", ""]
-    lines += _unfinished(records, pending)
-    lines += ["## How to make this again", "", "```", shlex.join(command), "```", ""]
-    made = dict.fromkeys(str(record.environment.get("command")) for record in records if record.environment)
-    lines += ["The runs were made with:", "", "```", *made, "```", ""] if made else []
+        if title == "Where the spread comes from":
+            lines += _table(*spread_table(made.found))
+    tests = tests_table(made.found)
+    if tests[1]:
+        more = f"The first {_MOST_TESTS} of {len(tests[1])}; all are in tests.csv. " if len(tests[1]) > _MOST_TESTS else ""
+        lines += ["## Paired tests", "", *_table(tests[0], tests[1][:_MOST_TESTS], left=3), f"{more}{_TESTS_NOTE}", ""]
+    if made.failed:
+        lines += ["## Failed runs", "", *(f"- `{name}`: {error}" for name, error in made.failed), ""]
+    if made.waiting:
+        lines += ["## Runs not finished yet", "", *(f"- `{name}`: {status}" for name, status in made.waiting), ""]
+    lines += ["## How to make this again", ""]
+    for what, command in made.commands:
+        lines += [what, "", "```", command, "```", ""]
     return "\n".join(lines)
 
 
-def _unfinished(records: Sequence[RunRecord], pending: Sequence[str]) -> list[str]:
-    lines: list[str] = []
-    failed = [record for record in records if record.status == "failed"]
-    if failed:
-        lines += [
-            "## Failed runs",
-            "",
-            *(f"- `{run.run_id}`: {' '.join(str(run.error).split())}" for run in failed),
-            "",
-        ]
-    waiting = [(run.run_id, run.status) for run in records if run.status in ("running", "interrupted")]
-    waiting += [(name, "pending") for name in pending]
-    if waiting:
-        lines += ["## Runs not finished yet", "", *(f"- `{name}`: {status}" for name, status in waiting), ""]
-    return lines
+def _html(made: _Page, pictures: Mapping[str, str]) -> str:
+    return page(
+        title="Sweep report",
+        headline=headline(made.cells),
+        state=made.state,
+        findings=made.found,
+        headings=_HEADINGS,
+        rows=[_row(cell) for cell in made.cells],
+        notes=made.notes,
+        pictures=pictures,
+        failed=made.failed,
+        waiting=made.waiting,
+        commands=made.commands,
+    )
+
+
+def _items(sentences: Sequence[str], otherwise: str) -> list[str]:
+    return [*(f"- {sentence}" for sentence in sentences), *([] if sentences else [otherwise]), ""]
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """A Markdown table, its first columns to the left."""
+    escaped = [[text.replace("|", "\\|") for text in row] for row in rows]
+    ruler = f"|{'---|' * left}{'---:|' * (len(headings) - left)}"
+    return [f"| {' | '.join(headings)} |", ruler, *(f"| {' | '.join(row)} |" for row in escaped), ""]
 
 
 def _nothing_finished(folders: Sequence[Path], records: Sequence[RunRecord]) -> str:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_jax.config import ADAPTERS, Config, resolve_targets
+from lora_jax.sweep.claims import Claims
 from lora_jax.sweep.grid import expand, run_id, shown_format, shown_targets
 from lora_jax.sweep.provenance import environment
-from lora_jax.sweep.store import RunLocked, RunStore
+from lora_jax.sweep.store import RunStore
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,23 @@ def groups(runs: Sequence[Config]) -> list[tuple[Config | None, list[Config]]]:
     return [(_widest(members), members) for members in found.values()]
 
 
-def run_sweep(config: Config, *, command: Sequence[str] = (), say: Callable[[str], None] | None = None, quiet: bool = False) -> Outcome:
+def run_sweep(
+    config: Config,
+    *,
+    runs: Sequence[Config] | None = None,
+    since: float | None = None,
+    command: Sequence[str] = (),
+    say: Callable[[str], None] | None = None,
+    quiet: bool = False,
+) -> Outcome:
     """Trains every run of the configuration's sweep that the store at `config.out` does not hold as done.
 
     A run that fails is recorded with its error and the rest goes on. SIGTERM and SIGINT stop the sweep between two steps,
     with a checkpoint; the same call goes on from there.
+
+    Args:
+        config: the sweep, which is also the plan that the store notes. runs: only these of its runs, in this order.
+        since: runs that failed after this time (seconds since 1970) are not tried again; see `Claims`.
 
     Raises:
         Interrupted: a signal came.
@@ -50,45 +63,35 @@ def run_sweep(config: Config, *, command: Sequence[str] = (), say: Callable[[str
     from lora_jax.train.interrupted import Interrupted
     from lora_jax.train.loop import train
 
-    say = say or (lambda text: print(text, file=sys.stderr, flush=True))
-    runs = expand(config)
+    planned = expand(config)
+    runs = planned if runs is None else runs
     store = RunStore(config.out)
-    store.write_plan([run_id(run) for run in runs])
+    store.write_plan([run_id(run) for run in planned])
     surroundings = environment() | ({"command": " ".join(command)} if command else {})
-    outcome: dict[str, list[str]] = {"done": [], "kept": [], "failed": [], "elsewhere": []}
+    claims = Claims(store, surroundings, say or (lambda text: print(text, file=sys.stderr, flush=True)), since)
     number = 0
     for wide, members in groups(runs):
         for run in members:
             number += 1
             name, title = run_id(run), f"[{number}/{len(runs)}] {describe_run(run)}"
-            if store.status(name) == "done":
-                outcome["kept"].append(name)
-                say(f"{title}: done before, kept")
-                continue
-            try:
-                folder = store.start(name, run, surroundings)
-            except RunLocked:
-                outcome["elsewhere"].append(name)
-                say(f"{title}: another process is running it")
+            folder = claims.claim(name, run, title)
+            if folder is None:
                 continue
             start = time.perf_counter()
             try:
                 result = train(run, folder, wide=wide if len(members) > 1 else None, quiet=quiet, title=title)
-                store.finish(name, _labelled(name, run, result))
+                accuracy, seconds = result["test_accuracy"], time.perf_counter() - start
+                claims.finish(name, _labelled(name, run, result), f"{title}: test accuracy {accuracy:.4f} in {seconds:.0f} s")
             except Interrupted:
-                store.release(name)
+                claims.release(name)
                 raise
             except (Exception, KeyboardInterrupt) as error:
-                store.fail(name, error)
+                claims.fail(name, error, title)
                 if isinstance(error, KeyboardInterrupt):
                     raise
-                outcome["failed"].append(name)
-                say(f"{title}: failed: {error}")
                 continue
-            outcome["done"].append(name)
             release_freed_memory()
-            say(f"{title}: test accuracy {result['test_accuracy']:.4f} in {time.perf_counter() - start:.0f} s")
-    return Outcome(**{name: tuple(ids) for name, ids in outcome.items()})
+    return Outcome(tuple(claims.done), tuple(claims.kept), tuple(claims.failed), tuple(claims.elsewhere))
 
 
 def describe_run(run: Config) -> str:
