@@ -52,7 +52,7 @@ def random_phi(i: int, j: int, dimension: int) -> float:
 
     E ||U_i^T V_j||_F^2 = i j / dimension. It is far from 0 in small models: 0.167 for j = 64 of 384.
     """
-    if not 1 <= min(i, j) or max(i, j) > dimension:
+    if min(i, j) < 1 or max(i, j) > dimension:
         raise ValueError(f"Subspaces of {dimension} dimensions have 1 to {dimension} directions, got {i} and {j}.")
     return max(i, j) / dimension
 
