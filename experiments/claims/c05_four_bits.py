@@ -25,7 +25,7 @@ def run(lab):
     held = small_model.held_out()
     curves, losses = {k: [] for k in FORMATS}, {}
     for width in WIDTHS:
-        model, params = small_model.load(small_model.pretrained(SmallModel(width=width, steps=1200)))
+        model, params = small_model.load(small_model.pretrained(SmallModel(width=width)))
         for k, format in FORMATS.items():
             stored = small_model.quantized(model, params, None if format is None else QuantSpec(format, 64, True))
             loss, weights = example_losses(model, held, stored, {})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_jax.claims import counts
 from lora_jax.claims.protocol import Claim, Finding, Lab
 from lora_jax.sweep.provenance import environment
 from lora_jax.sweep.store import write_json, write_text
@@ -153,6 +154,7 @@ def write_page(entries: Mapping[str, Entry], results: Path, page: Path) -> Path:
     for key, entry in entries.items():
         if found[key] is not None:
             lines += _section(key, entry, found[key], results, where)
+    lines += ["", "## Published counts that do not follow", "", _COUNTS, "", *counts.table()]
     write_text(page, "\n".join(lines) + "\n")
     return page
 
@@ -165,6 +167,10 @@ A claim is *reproduced*, *not reproduced* or *inconclusive* by a rule that its f
 every seed and a 95 % paired-bootstrap interval over the same examples that excludes 0, or, where equality is claimed, an
 interval within the tolerance. Arms are compared at their own best learning rate. Runs again: `lora-jax claims run ID`.
 """
+
+_COUNTS = """\
+Parameter counts, sizes and memory that papers print, where the shapes of the models and the printed hyperparameters give another figure
+(`lora_jax/claims/counts.py`; those that do follow are asserted by `tests/claims/test_counts.py` as well)."""
 
 
 def _section(key: str, entry: Entry, result: Mapping[str, Any], results: Path, where: str) -> list[str]:

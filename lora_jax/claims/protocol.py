@@ -183,12 +183,10 @@ class Lab:
         losses = {rate: self._tried(config, rate) for rate in grid}
         for _ in range(EXTENSIONS):
             best = min(losses, key=losses.__getitem__)
-            if not math.isfinite(losses[best]):
-                new = min(losses) / FACTOR
-            elif best == min(losses):
-                new = best / FACTOR
+            if best == min(losses) or not math.isfinite(losses[best]):
+                new = _next(min(losses), -1)
             elif best == max(losses):
-                new = best * FACTOR
+                new = _next(best, 1)
             else:
                 break
             losses[new] = self._tried(config, new)
@@ -262,9 +260,13 @@ def with_(config: Config, **changes: Any) -> Config:
     return from_config_dict(json.loads(json.dumps(values)))
 
 
+def _next(rate: float, step: int) -> float:
+    """The neighbour of a rate in the grid, of three digits: a rate reached by growing is the same run as one written down."""
+    return float(f"{10 ** (round(2 * math.log10(rate) + step) / 2):.3g}")
+
+
 def _with_rate(config: Config, rate: float) -> Config:
-    # Rounded, so that a rate reached by extending a grid is the same run as one written down.
-    return replace(config, optim=replace(config.optim, learning_rate=float(f"{rate:.3g}")))
+    return replace(config, optim=replace(config.optim, learning_rate=rate))
 
 
 def _with_seed(config: Config, seed: int) -> Config:

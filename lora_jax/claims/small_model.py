@@ -46,7 +46,7 @@ class SmallModel:
 
     width: int = 128
     layers: int = 4
-    steps: int = 2000
+    steps: int = 1200
     batch_size: int = 32
     learning_rate: float = 3e-3
     seed: int = 0
