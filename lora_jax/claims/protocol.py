@@ -23,7 +23,7 @@ from lora_jax.claims.examples import example_losses
 from lora_jax.config import Config
 from lora_jax.sweep.grid import run_id
 from lora_jax.sweep.provenance import environment
-from lora_jax.sweep.store import RunStore, read_metrics
+from lora_jax.sweep.store import RunStore, is_run, read_metrics, read_run
 
 FACTOR = math.sqrt(10)  # from one learning rate of a grid to the next
 EXTENSIONS = 3  # how often a grid may grow where its best is at an end
@@ -208,7 +208,7 @@ class Lab:
 
         name = run_id(config)
         folder = self.store.folder(name)
-        record = next((record for record in self.store.runs() if record.run_id == name), None)
+        record = read_run(folder) if is_run(folder) else None
         if record is not None and record.status == "done":
             return Run(name, config, folder, record.result)
         if record is not None and record.status == "failed" and (record.error or "").startswith("Diverged"):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import traceback
 from pathlib import Path
 
 
@@ -44,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, entries: dict, results: Path) -> int:
     from lora_jax.claims import ledger
     from lora_jax.claims.protocol import Lab
+    from lora_jax.train.interrupted import Interrupted
 
     if not arguments.claims:
         raise ValueError("Which claims? Give ids such as C3, or one of exact, weights, trained, all. See: lora-jax claims list.")
@@ -51,7 +53,7 @@ def _run(arguments: argparse.Namespace, entries: dict, results: Path) -> int:
         seeds = tuple(int(seed) for seed in arguments.seeds.split(","))
     except ValueError:
         raise ValueError(f"--seeds needs whole numbers such as 0,1,2, got {arguments.seeds!r}.") from None
-    lab = Lab(arguments.runs, seeds=seeds)
+    lab, failed = Lab(arguments.runs, seeds=seeds), []
     command = shlex.join(["lora-jax", *sys.argv[1:]])
     for entry in ledger.choose(arguments.claims, entries):
         claim = entry.claim
@@ -59,9 +61,20 @@ def _run(arguments: argparse.Namespace, entries: dict, results: Path) -> int:
             print(f"{claim.id} {kept['verdict']}, kept: {kept['ours']}")
             continue
         print(f"{claim.id} {claim.title} ...", file=sys.stderr, flush=True)
-        result = ledger.run_claim(entry, lab, results=results, command=command)
+        try:
+            result = ledger.run_claim(entry, lab, results=results, command=command)
+        except Interrupted:
+            raise
+        except Exception as error:  # One claim that cannot be tested must not keep the others from it.
+            failed.append(claim.id)
+            print(f"{claim.id} could not be tested: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            if arguments.debug:
+                traceback.print_exc()
+            continue
         print(f"{claim.id} {result['verdict']}: {result['ours']} ({result['seconds']} s)", flush=True)
-    return 0
+    if failed:
+        print(f"{len(failed)} of the claims could not be tested: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _list(entries: dict, results: Path) -> None:

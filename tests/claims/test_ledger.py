@@ -122,3 +122,12 @@ def test_the_page_in_the_checkout_is_the_one_that_its_results_make(tmp_path):
         result = ledger.read_result(CHECKOUT / "results" / f"{key}.json", entry.claim)
         row = next(line for line in page.splitlines() if line.startswith((f"| {key} ", f"| [{key}]")))
         assert ("not run" in row) if result is None else (f"**{result['verdict']}**" in row and result["ours"] in row)
+
+
+def test_a_claim_that_cannot_be_tested_does_not_keep_others_from_it(folder, capsys):
+    text = (folder / "c01_x.py").read_text()
+    (folder / "c01_x.py").write_text(text.replace("    return Finding(", "    raise RuntimeError('no model')\n    return Finding("))
+    assert run(folder, "run", "all") == 1
+    said = capsys.readouterr()
+    assert "C1 could not be tested: RuntimeError: no model" in said.err and "C12 inconclusive" in said.out
+    assert not (folder / "results" / "C1.json").exists()
