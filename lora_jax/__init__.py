@@ -119,6 +119,27 @@ _WHERE = {
     "run_sweep": "lora_jax.sweep.runner",
     "RunStore": "lora_jax.sweep.store",
     "write_report": "lora_jax.sweep.report",
+    # Looking inside trained and quantised weights.
+    "input_directions": "lora_jax.analysis.subspace",
+    "phi": "lora_jax.analysis.subspace",
+    "random_phi": "lora_jax.analysis.subspace",
+    "sampled_phi": "lora_jax.analysis.subspace",
+    "shared_start": "lora_jax.analysis.subspace",
+    "shared_directions": "lora_jax.analysis.subspace",
+    "update_svd": "lora_jax.analysis.spectra",
+    "dense_svd": "lora_jax.analysis.spectra",
+    "rank_for": "lora_jax.analysis.spectra",
+    "effective_rank": "lora_jax.analysis.spectra",
+    "amplification": "lora_jax.analysis.amplification",
+    "overlap_with_top": "lora_jax.analysis.amplification",
+    "projections": "lora_jax.analysis.amplification",
+    "find_intruders": "lora_jax.analysis.intruders",
+    "scale_intruders": "lora_jax.analysis.intruders",
+    "best_rate": "lora_jax.analysis.curves",
+    "rate_ratio": "lora_jax.analysis.curves",
+    "forgetting_at": "lora_jax.analysis.curves",
+    "envelope": "lora_jax.analysis.curves",
+    "paired_bootstrap": "lora_jax.analysis.compare",
 }
 
 __all__ = list(_WHERE)

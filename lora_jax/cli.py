@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "inspect": "show what a quantised checkpoint holds, or what an adapter covers",
     "convert": "an adapter from our format to PEFT's, or back",
     "generate": "continue prompts with a language model and adapters",
+    "claims": "test published claims again: list, run, report",
 }
 
 _EPILOG = """\

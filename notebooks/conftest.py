@@ -2,7 +2,7 @@
 
 import pytest
 
-SLOW = {"3_finetune_a_language_model.ipynb"}
+SLOW = {"3_finetune_a_language_model.ipynb", "5_inside_an_update.ipynb"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers

@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "generate": {"generate", "data", "io", "models"} | ADAPT,
     "analysis": {"analysis", "train", "evaluate", "data", "io", "models"} | SETTINGS | ADAPT,
     "sweep": {"sweep", "analysis", "train", "evaluate", "data", "io", "models"} | SETTINGS | ADAPT,
+    "claims": {"claims", "sweep", "analysis", "train", "evaluate", "data", "io", "models", "cache"} | SETTINGS | ADAPT,
 }
 TOP = {"commands", "cli", "__main__", "__init__"}
 

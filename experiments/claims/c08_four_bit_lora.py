@@ -1,0 +1,50 @@
+"""C8: LoRA over a 4-bit base reaches LoRA over the full-precision one."""
+
+from lora_jax import QuantSpec, paired_bootstrap
+from lora_jax.analysis.compare import judge_all
+from lora_jax.claims import arms, small_model
+from lora_jax.claims.examples import example_losses
+from lora_jax.claims.protocol import Claim, Finding, compare, interval_of, shown
+
+CLAIM = Claim(
+    id="C8",
+    title="4-bit LoRA equals 16-bit LoRA, FP4 slightly behind",
+    source="QLoRA, Tables 3 and 4",
+    published="mean MMLU: BF16 53.0, NF4 + DQ 53.1, FP4 52.2",
+    expected="S on domain B, rank 8 everywhere: the loss over NF4 is above that over fp32 by less than 25 % of what NF4 loses before tuning, and FP4's is not below NF4's",
+    kind="trained",
+    tolerance={"kept_damage": 0.25},
+)
+BASES = {"fp32": "none", "int8": "int8", "nf4": "nf4", "fp4": "fp4"}
+
+
+def run(lab):
+    model, params = small_model.load(small_model.pretrained())
+    tuned = {n: arms.lora_arm(lab, 8, name=n, **({} if f == "none" else {"method": "qlora", "quant.format": f})) for n, f in BASES.items()}
+    test = small_model.test_split()
+    before = {
+        n: example_losses(model, test, small_model.quantized(model, params, None if f == "none" else QuantSpec(f, 64, True)), {})
+        for n, f in BASES.items()
+    }
+    damage = {n: paired_bootstrap(before[n][0], before["fp32"][0], weights=before["fp32"][1]) for n in BASES if n != "fp32"}
+    after = {n: compare(tuned[n], tuned["fp32"])[0] for n in damage}
+    fp4, _ = compare(tuned["fp4"], tuned["nf4"])
+    limit = CLAIM.tolerance["kept_damage"] * damage["nf4"].value
+    recovered = "reproduced" if after["nf4"].high < limit else "not reproduced" if after["nf4"].low > limit else "inconclusive"
+    behind = "reproduced" if fp4.low > 0 else "not reproduced" if fp4.high < 0 else "inconclusive"
+    held = small_model.held_out()
+    domain_a = {}
+    for name in ("fp32", "nf4"):
+        from lora_jax.train.saved import load_run
+
+        saved = load_run(tuned[name].runs[0].folder)
+        rows, weights = example_losses(model, held, saved.frozen, saved.lora)
+        domain_a[name] = float((rows * weights).sum() / weights.sum())
+    return Finding(
+        judge_all([recovered, behind]),
+        f"NF4 loses {shown(damage['nf4'])} before tuning and {shown(after['nf4'])} after; FP4 behind NF4 by {shown(fp4)}",
+        {"before": {n: interval_of(v) for n, v in damage.items()}, "after": {n: interval_of(v) for n, v in after.items()}, "fp4_behind_nf4": interval_of(fp4), "domain_a_loss_after": domain_a, "arms": {n: a.summary() for n, a in tuned.items()}},
+        note=f"Domain A after tuning on B: {domain_a['nf4']:.3f} over NF4, {domain_a['fp32']:.3f} over fp32: what tuning wins back on its own domain does not say what is lost elsewhere.",
+        seeds=lab.seeds,
+        diverged=tuple(d for arm in tuned.values() for d in arm.diverged),
+    )  # fmt: skip

@@ -1,0 +1,69 @@
+"""C38: LoRA learns less and forgets less."""
+
+import numpy as np
+
+from lora_jax import forgetting_at
+from lora_jax.analysis.compare import paired_bootstrap
+from lora_jax.analysis.curves import Kept
+from lora_jax.claims import arms, small_model
+from lora_jax.claims.examples import example_losses
+from lora_jax.claims.protocol import Claim, Finding, interval_of, shown, with_
+
+CLAIM = Claim(
+    id="C38",
+    title="LoRA learns less and forgets less",
+    source="LoRA Learns Less and Forgets Less (arXiv 2405.09673), Tables S5-S6",
+    published="code, epoch 4: HumanEval .358 .417 .498 .470, kept .652 .632 .631 .512 for rank 16, 64, 256, full",
+    expected="S tuned from A to B, each at its own best rate: loss on B falls with rank, full lowest; loss on A rises with rank, full highest, at equal steps and at equal loss on B",
+    kind="trained",
+)
+RANKS = (1, 16, 64)
+STEPS = (25, 50, 100)
+
+
+def run(lab):
+    found = {f"r={r}": arms.lora_arm(lab, r) for r in RANKS} | {"full": arms.full_arm(lab)}
+    model, params = small_model.load(small_model.pretrained())
+    held, test = small_model.held_out(), small_model.test_split()
+    (old, weights), (new, new_weights) = example_losses(model, held, params, {}), example_losses(model, test, params, {})
+    mean = lambda row, w: float((row * w).sum() / w.sum())  # noqa: E731
+    curves, rises = {}, {}
+    for name, arm in found.items():
+        points = [Kept(name, 0, mean(new, new_weights), 0.0)]
+        for steps in STEPS:
+            runs = [lab.run(with_(run.config, **{"train.total_steps": steps})) for run in arm.runs]
+            pairs = [(_old(run, held), run.losses()[0]) for run in runs if run.result]
+            rises[name] = np.stack([row for row, _ in pairs])
+            points.append(
+                Kept(name, steps, mean(np.mean([row for _, row in pairs], 0), new_weights), mean(rises[name].mean(0) - old, weights))
+            )
+        curves[name] = points
+    learnt = [curves[name][-1].new_loss for name in found]
+    forgot = [curves[name][-1].old_rise for name in found]
+    full_more = {name: paired_bootstrap(rises["full"], rises[name], weights=weights) for name in found if name != "full"}
+    # At equal learning: where full fine-tuning has come down to what this rank reached, or the other way round.
+    level = {name: max(curves[name][-1].new_loss, curves["full"][-1].new_loss) for name in full_more}
+    equal = {name: (forgetting_at(curves[name], level[name]), forgetting_at(curves["full"], level[name])) for name in full_more}
+    first = learnt == sorted(learnt, reverse=True)
+    second = forgot == sorted(forgot) and all(i.low > 0 for i in full_more.values())
+    third = all(full is not None and low is not None and full > low for low, full in equal.values())
+    return Finding(
+        "reproduced" if first and second and third else "not reproduced" if not second and not third else "inconclusive",
+        "; ".join(f"{n}: B {a:.3f}, A {b:+.3f}" for n, a, b in zip(found, learnt, forgot)),
+        {"b_loss": dict(zip(found, learnt)), "a_rise": dict(zip(found, forgot)), "full_forgets_more_by": {n: interval_of(i) for n, i in full_more.items()}, "a_rise_at_equal_b_loss": {n: {"lora": low, "full": full} for n, (low, full) in equal.items()}, "learns_in_order": first, "forgets_in_order": second, "forgets_more_at_equal_learning": third},
+        note="At equal loss on B, A rises by " + ", ".join(f"{low:.3f} ({n}) against {full:.3f} (full)" for n, (low, full) in equal.items() if low is not None and full is not None) + f". At equal steps full forgets more than rank 16 by {shown(full_more['r=16'])}.",
+        plot={"x": "loss on B (learnt), nats", "y": "rise of loss on A (forgotten)", "lines": {n: [[p.new_loss, p.old_rise] for p in row] for n, row in curves.items()}},
+        seeds=lab.seeds,
+        diverged=tuple(d for arm in found.values() for d in arm.diverged),
+    )  # fmt: skip
+
+
+def _old(run, held) -> np.ndarray:
+    """Losses on domain A after the run, kept beside it."""
+    path = run.folder / "losses_domain_a.npy"
+    if not path.is_file():
+        from lora_jax.train.saved import load_run
+
+        saved = load_run(run.folder)
+        np.save(path, example_losses(saved.task.model, held, saved.frozen, saved.lora)[0])
+    return np.load(path)

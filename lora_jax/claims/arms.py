@@ -1,0 +1,33 @@
+"""The arms on S that several claims share, so that each is trained once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lora_jax.claims import small_model
+from lora_jax.claims.protocol import Arm, Lab, with_
+from lora_jax.config import TARGETS
+
+LORA_RATES = (3.16e-3, 1e-2, 3.16e-2)
+FULL_RATES = (3.16e-4, 1e-3, 3.16e-3)
+QUERY = r"layers(_\d+)?/attn/q/kernel"
+
+
+def projections(letters: str) -> str:
+    """The targets of attention's matrices of these letters, 'qv' or 'q'."""
+    return TARGETS["query+value"] if letters == "qv" else rf"layers(_\d+)?/attn/({'|'.join(letters)})/kernel"
+
+
+def lora_arm(
+    lab: Lab, rank: int, targets: str = "all-linear", *, name: str | None = None, rates: Sequence[float] = LORA_RATES, **changes: Any
+) -> Arm:
+    """LoRA of this rank on S, domain B, at its best rate. alpha is 16 at every rank unless changed."""
+    config = small_model.tuning(small_model.pretrained())
+    config = with_(config, **{"lora.rank": rank, "lora.targets": targets, **changes})
+    return lab.arm(name or f"r={rank}", config, rates)
+
+
+def full_arm(lab: Lab, **changes: Any) -> Arm:
+    """Full fine-tuning of S on domain B at its best rate."""
+    return lab.arm("full", with_(small_model.tuning(small_model.pretrained()), **{"method": "full", **changes}), FULL_RATES)

@@ -1,0 +1,52 @@
+"""What a training run on S did to each matrix: its update's spectrum beside the pretrained weight, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lora_jax.analysis.spectra import Svd, dense_svd, update_svd
+from lora_jax.claims.protocol import Run
+from lora_jax.core.lowrank import LowRank
+from lora_jax.core.paths import flatten
+from lora_jax.io.adapter import load_adapter
+from lora_jax.train.task import task_of
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix of one layer: the pretrained weight (in, out), its update as factors (svd) and, for an adapter, `a` (in, r)."""
+
+    path: str
+    layer: int
+    weight: np.ndarray
+    update: Svd
+    a: np.ndarray | None = None
+
+    @property
+    def tuned(self) -> np.ndarray:
+        """Weight plus update."""
+        return self.weight + (self.update.u * self.update.s) @ self.update.vt
+
+
+def matrices(run: Run, paths: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")) -> Iterator[Matrix]:
+    """Every adapted (or, under full fine-tuning, every) matrix whose name is among `paths`, by path and layer.
+
+    Raises:
+        ValueError: the run diverged, or the adapter belongs to another base.
+    """
+    if run.result is None:
+        raise ValueError(f"The run {run.name} diverged: there is no update to look at.")
+    task = task_of(run.config)
+    lora, _ = load_adapter(run.folder / "adapter", base=task.base)
+    for path, base in flatten(task.params).items():
+        name = path.split("/")[-2]
+        if path not in lora or not path.endswith("/kernel") or name not in paths:
+            continue
+        leaf, base = lora[path], np.asarray(base, np.float64)
+        svd = update_svd(leaf) if isinstance(leaf, LowRank) else dense_svd(np.asarray(leaf.value, np.float64) - base)
+        for layer in range(base.shape[0]):
+            a = np.asarray(leaf.a[layer], np.float64) if isinstance(leaf, LowRank) else None
+            yield Matrix(path, layer, base[layer], Svd(*(part[layer] for part in svd)), a)

@@ -1,0 +1,52 @@
+"""A strong foreign direction is an intruder, a change along the base's own directions is none, and scaling removes what was added."""
+
+import numpy as np
+import pytest
+
+from lora_jax.analysis.intruders import find_intruders, scale_intruders
+
+
+@pytest.fixture
+def base() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((48, 48)) / 7
+
+
+def foreign(base: np.ndarray, size: float) -> np.ndarray:
+    """A rank-one matrix in a direction that is spread over all directions of the base."""
+    u, _, vt = np.linalg.svd(base)
+    spread = np.ones(48) / np.sqrt(48)
+    return size * np.outer(u @ spread, spread @ vt)
+
+
+def test_a_weight_has_no_intruders_in_itself_or_in_its_own_directions_scaled(base):
+    u, s, vt = np.linalg.svd(base)
+    assert len(find_intruders(base, base)) == 0
+    np.testing.assert_allclose(find_intruders(base, base).similarity, 1.0, atol=1e-9)
+    assert len(find_intruders(base, (u * s**2) @ vt)) == 0
+
+
+def test_a_strong_foreign_direction_is_an_intruder_and_a_weak_one_is_not(base):
+    found = find_intruders(base, base + foreign(base, 20.0))
+    assert found.indices == (0,) and found.similarity[0] < 0.3
+    assert len(find_intruders(base, base + foreign(base, 0.01))) == 0
+
+
+def test_scaling_an_intruder_to_nothing_takes_away_what_was_added(base):
+    tuned = base + foreign(base, 20.0)
+    assert np.array_equal(scale_intruders(base, tuned, keep=1.0), tuned)
+    cleaned = scale_intruders(base, tuned, keep=0.0)
+    # What stays is the base without its own part along the intruder.
+    assert np.linalg.norm(cleaned - base) < 0.2 * np.linalg.norm(tuned - base)
+    half = scale_intruders(base, tuned, keep=0.5)
+    np.testing.assert_allclose(half, (tuned + cleaned) / 2, atol=1e-12)
+
+
+def test_only_the_top_directions_are_looked_at(base):
+    tuned = base + foreign(base, 20.0)
+    assert len(find_intruders(base, tuned, top=1)) == 1
+    with pytest.raises(ValueError, match="from 1 to 48"):
+        find_intruders(base, tuned, top=49)
+    with pytest.raises(ValueError, match="two matrices of one shape"):
+        find_intruders(base, tuned[:, :3])
+    with pytest.raises(ValueError, match="keep must be from 0"):
+        scale_intruders(base, tuned, keep=1.5)

@@ -1,0 +1,74 @@
+"""phi is 1 on equal subspaces, does not see rotations, and has the mean that chance gives; the same-seed trap is caught."""
+
+import numpy as np
+import pytest
+
+from lora_jax.analysis.subspace import input_directions, phi, projection_metric, random_phi, sampled_phi, shared_directions, shared_start
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def test_phi_is_one_on_one_subspace_and_zero_on_orthogonal_ones():
+    u = np.eye(6)
+    grid = phi(u[:, :3], u[:, :4])
+    np.testing.assert_allclose(np.diag(grid), 1.0)  # float64, exact
+    # A subspace that holds the other: 1 although they differ in size.
+    assert grid[0, 3] == 1.0 and grid[2, 0] == 1.0
+    assert phi(u[:, :2], u[:, 2:4])[-1, -1] == 0.0
+
+
+def test_phi_is_between_zero_and_one_symmetric_and_blind_to_what_spans_the_subspaces():
+    u, v = input_directions(normal(0, 40, 5)), input_directions(normal(1, 40, 8))
+    grid = phi(u, v)
+    assert grid.shape == (5, 8) and (grid >= 0).all() and (grid <= 1 + 1e-12).all()
+    np.testing.assert_allclose(grid, phi(v, u).T, atol=1e-14)
+    rotation = np.linalg.qr(normal(2, 5, 5))[0]
+    assert phi(u @ rotation, v)[-1, -1] == pytest.approx(grid[-1, -1], abs=1e-12)
+
+
+def test_directions_of_a_are_the_right_singular_vectors_of_the_papers_a():
+    a = normal(0, 30, 4)  # (in, r); the paper's A is its transpose
+    right = np.linalg.svd(a.T, full_matrices=False)[2]
+    np.testing.assert_allclose(np.abs(np.sum(input_directions(a) * right.T, axis=0)), 1.0, atol=1e-12)
+    assert input_directions(normal(1, 3, 30, 4), 2).shape == (3, 30, 2)
+    with pytest.raises(ValueError, match="1 to 4 directions, got count=5"):
+        input_directions(a, 5)
+
+
+def test_phi_is_one_minus_the_squared_metric_over_p():
+    u, v = input_directions(normal(3, 20, 3)), input_directions(normal(4, 20, 6))
+    assert phi(u, v)[-1, -1] == pytest.approx(1 - projection_metric(u, v) ** 2 / 3, abs=1e-12)
+    assert projection_metric(u, u) == pytest.approx(0, abs=1e-7)
+
+
+@pytest.mark.parametrize(("i", "j", "dimension"), [(1, 1, 384), (8, 64, 384), (4, 4, 16), (5, 2, 12)])
+def test_chance_gives_the_larger_size_over_the_dimension(i, j, dimension):
+    drawn = sampled_phi(i, j, dimension, samples=400)
+    error = 4 * drawn.std() / np.sqrt(len(drawn))  # four standard errors of the mean
+    assert abs(drawn.mean() - random_phi(i, j, dimension)) < error
+    assert random_phi(8, 64, 384) == pytest.approx(1 / 6)
+    with pytest.raises(ValueError, match="1 to 16 directions, got 4 and 17"):
+        random_phi(4, 17, 16)
+
+
+def test_factors_of_one_seed_share_their_start_and_those_of_two_seeds_do_not():
+    narrow, wide = normal(0, 128, 8), normal(0, 128, 8)
+    other = normal(1, 128, 8)
+    spread = sampled_phi(8, 8, 128).std()
+    assert shared_start(narrow, wide) > 30 * spread
+    assert abs(shared_start(narrow, other)) < 4 * spread
+
+
+def test_shared_directions_are_counted_up_to_the_first_that_is_not():
+    basis = np.linalg.qr(normal(5, 200, 200))[0]
+    u, v = basis[:, :6], np.concatenate([basis[:, :3], basis[:, 50:53]], 1)
+    # phi(i, i) falls as 3/i after the third: still above 5 times chance at 6, as chance is 6/200.
+    assert shared_directions(u, v) == 6 and shared_directions(u, v, above=25.0) == 4
+    assert shared_directions(u, basis[:, 50:56]) == 0
+
+
+def test_spaces_of_different_size_are_refused():
+    with pytest.raises(ValueError, match="one space, got 4 and 5 inputs"):
+        phi(np.eye(4), np.eye(5))

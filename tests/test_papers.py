@@ -1,0 +1,94 @@
+"""Every published preset is a legal config, holds the published figure, and says where paper and released scripts part."""
+
+import importlib.util
+import statistics
+from pathlib import Path
+
+import pytest
+
+from lora_jax.claims import published_lora, published_qlora
+from lora_jax.config import from_config_dict, load_config
+
+FOLDER = Path(__file__).parents[1] / "configs" / "papers"
+FILES = ("lora_glue", "lora_gpt2", "lora_gpt3", "qlora")
+
+
+def presets(name: str):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.PRESETS
+
+
+def test_every_file_is_tested_here():
+    assert {path.stem for path in FOLDER.glob("*.py")} == set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_preset_is_legal_has_a_figure_and_folders_differ(name):
+    folders = []
+    for sides in presets(name).values():
+        assert "paper" in sides
+        for preset in sides.values():
+            folders.append(from_config_dict(preset.settings).out)
+            assert isinstance(preset.value, float) and preset.value > 0 and preset.source and preset.metric
+    assert len(set(folders)) == len(folders)
+
+
+def test_there_is_a_preset_for_every_row_that_has_settings():
+    assert len(presets("lora_glue")) == 8 * 8
+    assert len(presets("lora_gpt2")) == 6 + len(published_lora.TABLE_18)
+    assert len(presets("lora_gpt3")) == 6 + 2 * 7 + 2 * 3 * 5 + 2 * 10 + 4
+    assert len(presets("qlora")) == 6 + 6 + 6 + 5 + 3 * 2 * 4 + 8 * 4
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "spread"),
+    [
+        ("lora_glue:base-rte", 86.6, 0.7), ("lora_glue:large-restricted-rte", 85.2, 1.1), ("lora_glue:xxl-cola", 72.4, 1.1),
+        ("lora_glue:adapter-h-0.8m-rte", 72.9, 2.9), ("lora_gpt2:e2e-m", 70.4, 0.1), ("lora_gpt2:dart-l", 47.5, 0.1),
+        ("lora_gpt2:rank-4", 70.38, None), ("lora_gpt3:table5-qkvo-mnli", 91.7, 0.1), ("lora_gpt3:table6-q-r64-wikisql", 70.0, 0.5),
+        ("lora_gpt3:table16-100", 63.8, 0.3), ("qlora:table4-65b-flan-v2-nf4", 63.9, None), ("qlora:table5-13b-oasst1", 46.4, None),
+    ],
+)  # fmt: skip
+def test_presets_hold_the_published_figures(spec, value, spread):
+    name, _, preset = spec.partition(":")
+    found = presets(name)[preset]["paper"]
+    assert (found.value, found.spread) == (value, spread)
+
+
+def test_paper_and_script_differ_where_they_do_and_the_start_says_so(capsys):
+    path = FOLDER / "lora_glue.py"
+    paper, script = (load_config(f"{path}:base-rte:{side}") for side in ("paper", "script"))
+    assert (paper.lora.alpha, paper.train.batch_size, paper.optim.weight_decay) == (8.0, 32, 0.0)
+    assert (script.lora.alpha, script.train.batch_size, script.optim.weight_decay) == (16.0, 256, 0.1)
+    said = capsys.readouterr().err
+    assert "86.6 +- 0.7 published" in said and "alpha: paper 8.0 <- used  released script 16.0" in said and "MNLI" in said
+    xxl = load_config(f"{path}:xxl-rte:script")
+    assert (xxl.lora.rank, xxl.lora.alpha, xxl.optim.learning_rate) == (16, 32.0, 2.6e-4)
+    cola = load_config(f"{path}:large-cola:script")
+    assert (cola.optim.learning_rate, cola.train.batch_size) == (3e-4, 32)
+    assert load_config(f"{path}:base-cola:script").train.batch_size == 64
+
+
+def test_an_unknown_preset_or_side_names_near_ones():
+    with pytest.raises(ValueError, match="no preset 'base-rt'. Nearest: base-rte"):
+        load_config(f"{FOLDER / 'lora_glue.py'}:base-rt")
+    with pytest.raises(ValueError, match="'e2e-m' has paper, got 'script'"):
+        load_config(f"{FOLDER / 'lora_gpt2.py'}:e2e-m:script")
+
+
+def test_printed_means_follow_from_the_tables():
+    averages = {
+        "base lora": 87.2,
+        "large lora": 89.0,
+        "large lora restricted": 88.6,
+        "xxl lora": 91.3,
+        "base full": 86.4,
+        "large full": 88.9,
+    }
+    for row, printed in averages.items():
+        assert statistics.fmean(published_lora.TABLE_2[row][1]) == pytest.approx(printed, abs=0.06), row
+    for format, printed in published_qlora.TABLE_4_MEANS.items():
+        rows = published_qlora.TABLE_4[format]
+        assert statistics.fmean([*rows["alpaca"], *rows["flan-v2"]]) == pytest.approx(printed, abs=0.06), format
