@@ -31,6 +31,7 @@ from lora_jax.config_fields import (
     BaselineConfig,
     Config,
     DataConfig,
+    FieldsConfig,
     LearningRates,
     LoraConfig,
     Method,
@@ -48,7 +49,7 @@ from lora_jax.config_fields import (
 from lora_jax.config_limits import validate
 
 __all__ = [
-    "ADAPTERS", "NO_FORMAT", "TARGETS", "AdaLoraConfig", "BaselineConfig", "Config", "DataConfig", "LearningRates", "LoraConfig", "Method", "ModelConfig",
+    "ADAPTERS", "NO_FORMAT", "TARGETS", "AdaLoraConfig", "BaselineConfig", "Config", "DataConfig", "FieldsConfig", "LearningRates", "LoraConfig", "Method", "ModelConfig",
     "OptimConfig", "QuantConfig", "SweepConfig", "TrainConfig", "UnknownKeyError", "canonical",
     "config_hash", "describe", "flatten", "from_config_dict", "load_config", "resolve_targets", "to_dict", "validate",
 ]  # fmt: skip

@@ -35,6 +35,36 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class FieldsConfig:
+    """The column of each role of a task recipe, or a path such as input.-1.content; None = the recipe's own name for it."""
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+    score: str | None = None
+    words: str | None = None
+    tags: str | None = None
+    context: str | None = None
+    question: str | None = None
+    answers: str | None = None
+    choices: str | None = None
+    answer: str | None = None
+    instruction: str | None = None
+    input: str | None = None
+    output: str | None = None
+    messages: str | None = None
+    summary: str | None = None
+    source: str | None = None
+    target: str | None = None
+    references: str | None = None
+    task: str | None = None
+    code: str | None = None
+    table: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Texts and labels. `buckets`, where given, increase strictly and the last one holds a text of `max_length`."""
 
@@ -47,6 +77,14 @@ class DataConfig:
     # Tokens: a batch is padded to the first bucket that holds its texts. None = chosen from the data's lengths.
     buckets: tuple[int, ...] | None = None
     train_examples: int | None = None  # cap of the training set; None = all
+    # A name in lora_jax.data.tasks.RECIPES: what the fields mean, how a prompt is made of them, what scores and decodes an answer.
+    # With it, text, text_pair and label are not read: `fields` names the columns. None = the plain loaders.
+    recipe: str | None = None
+    fields: FieldsConfig = FieldsConfig()
+    prompt: str | None = None  # template over the recipe's roles, such as 'Review: {text}'; None = the recipe's
+    completion: str | None = None  # template of what a decoder is to write; None = the recipe's
+    label_names: tuple[str, ...] | None = None  # classes in the order of their ids; None = the data set's, or those of train, sorted
+    on_error: Literal["stop", "skip"] = "stop"  # a wrong row: an error, or left out and counted (with a recipe)
 
 
 @dataclass(frozen=True)

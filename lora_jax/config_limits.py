@@ -11,6 +11,7 @@ from typing import Any
 from lora_jax.config_fields import ADAPTERS, NO_FORMAT, Config, Method, choose, default_of, flatten, listed, resolve_targets
 from lora_jax.core.codebooks import FORMATS
 from lora_jax.core.init import INITIALIZERS, VARIANTS, initializer_named
+from lora_jax.data.tasks import RECIPES
 
 _Limit = tuple[str, Callable[[Any], bool]]
 _COUNT: _Limit = ("1 or more", lambda value: value >= 1)
@@ -52,6 +53,14 @@ def validate(config: Config) -> None:
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None and not holds(item):
                 raise ValueError(f"config.{key} must be {words}, got {item!r}. The default is {default_of(key)!r}.")
+    if config.data.recipe is not None:
+        choose(config.data.recipe, tuple(RECIPES), "data.recipe")
+        unread = [name for name, column in vars(config.data.fields).items() if column and name not in RECIPES[config.data.recipe].fields]
+        if unread:
+            raise ValueError(
+                f"config.data.fields.{unread[0]} is not a role of the recipe {config.data.recipe!r}; its roles are "
+                f"{', '.join(RECIPES[config.data.recipe].fields)}."
+            )
     choose(config.lora.variant, tuple(VARIANTS), "lora.variant")
     if not re.fullmatch(r"pissa_niter_\d+", config.lora.init):
         choose(config.lora.init, tuple(INITIALIZERS), "lora.init")

@@ -1,25 +1,110 @@
-"""Score a trained run on a split, from its saved adapter and the pretrained base.
+"""Score a trained run on a split, with intervals, from its saved adapter and the pretrained base.
 
   lora-jax evaluate runs/default/qlora-nf4-r4-all_linear-s0-1a2b3c4d --split validation
+  lora-jax evaluate RUN --against OTHER_RUN             is the difference more than chance, on the same examples?
+  lora-jax evaluate RUN --against base --generate       a language model with its adapter and without, by the texts it writes
+  lora-jax evaluate RUN --forgetting other.jsonl        held-out loss on texts of another domain, with the adapter and without
+  lora-jax evaluate RUN --contamination                 the score again without records that training records hold too
 
-The base is loaded as the run's config names it, quantised as it was in training, and its fingerprint is checked.
+The base is loaded as the run's config names it, quantised as it was in training, and its fingerprint is checked. What the model
+said about each example is kept in RUN/predictions/SPLIT.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax evaluate`."""
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run")
     parser.add_argument("--split", default="test", help="train, validation or test (default)")
+    parser.add_argument("--against", metavar="OTHER", help="the folder of another run, or base: the same model without the adapter")
+    parser.add_argument("--generate", action="store_true", help="score the texts that a language model writes, by its recipe's metrics")
+    parser.add_argument("--examples", type=int, help="only the first ones")
+    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (1000)")
+    parser.add_argument("--level", type=float, default=0.95, help="of the intervals (0.95)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap's draws (0)")
+    parser.add_argument("--forgetting", metavar="DATA", help="a file of prompts and completions of another domain")
+    parser.add_argument("--contamination", action="store_true", help="look for held-out records in the training set")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints loss (nats), accuracy and number of examples as JSON."""
+    """Prints loss (nats a unit), accuracy, number of examples, intervals and comparisons as JSON."""
+    from lora_jax.evaluate.comparison import compare, intervals, verdict
+    from lora_jax.evaluate.predictions import save_predictions
     from lora_jax.train.saved import load_run
 
-    print(json.dumps(load_run(arguments.run).evaluate(arguments.split), indent=2))
+    if arguments.examples is not None and arguments.examples < 1:
+        raise ValueError(f"--examples needs to be 1 or more, got {arguments.examples}.")
+    loaded = load_run(arguments.run)
+    ours = _predictions(loaded, arguments, adapter=True)
+    save_predictions(Path(arguments.run) / "predictions" / f"{arguments.split}.jsonl", ours)
+    options: dict[str, Any] = dict(resamples=arguments.resamples, level=arguments.level, seed=arguments.seed)
+    found = intervals(ours, **options)
+    out: dict[str, Any] = {"loss": found["loss"].value, "accuracy": found["accuracy"].value, "examples": len(ours.rows)}
+    out |= _perplexity(loaded, arguments, ours)
+    out["level"], out["intervals"] = arguments.level, {name: interval._asdict() for name, interval in found.items()}
+    if arguments.against:
+        other = loaded if arguments.against == "base" else load_run(arguments.against)
+        theirs = _predictions(other, arguments, adapter=arguments.against != "base")
+        test = compare(ours, theirs, **options)
+        out["against"] = {
+            "run": arguments.against,
+            "scores": {name: interval._asdict() for name, interval in intervals(theirs, **options).items()},
+            "difference": test,
+            "verdict": [verdict(n, t["value"], t["p"], level=arguments.level) for n, t in test.items() if n != "mcnemar"],
+        }
+    if arguments.forgetting:
+        from lora_jax.evaluate.forgetting import forgetting
+
+        out["forgetting"] = forgetting(loaded, arguments.forgetting, examples=arguments.examples, **options)
+    if arguments.contamination:
+        out["contamination"] = _contamination(loaded, arguments, ours, options)
+    print(json.dumps(out, indent=2))
     return 0
+
+
+def _predictions(loaded: Any, arguments: argparse.Namespace, *, adapter: bool) -> Any:
+    from lora_jax.evaluate.generation import generate_predictions
+    from lora_jax.evaluate.predictions import predict
+
+    lora = loaded.lora
+    if not adapter:
+        lora = loaded.without_adapter()
+    size = loaded.config.train.eval_batch_size
+    scored = predict(loaded.task, loaded.frozen, lora, arguments.split, batch_size=size, examples=arguments.examples)
+    if not arguments.generate:
+        return scored
+    return generate_predictions(
+        loaded.task, loaded.frozen, lora, arguments.split, batch_size=min(size, 16), examples=arguments.examples, scored=scored
+    )
+
+
+def _perplexity(loaded: Any, arguments: argparse.Namespace, ours: Any) -> dict[str, float]:
+    """Perplexities of a language model whose completions were not cut."""
+    from lora_jax.data.completions import Completions
+    from lora_jax.evaluate.comparison import perplexities
+
+    records = loaded.task.records.get(arguments.split)
+    if not isinstance(records, Completions) or loaded.task.splits[arguments.split].truncated:
+        return {}
+    return perplexities(ours, sum(len(text.encode()) for text in records.completions[: len(ours.rows)]))
+
+
+def _contamination(loaded: Any, arguments: argparse.Namespace, ours: Any, options: dict[str, Any]) -> dict[str, Any]:
+    from lora_jax.data.contamination import find_contamination
+    from lora_jax.data.preview import texts_of
+    from lora_jax.evaluate.comparison import intervals
+    from lora_jax.evaluate.predictions import Predictions
+
+    records = loaded.task.records
+    found = find_contamination(texts_of(records["train"]), texts_of(records[arguments.split])[: len(ours.rows)])
+    out: dict[str, Any] = {"finding": str(found), "exact": len(found.exact), "near": len(found.near)}
+    if found.clean and len(found.clean) < found.examples:
+        clean = Predictions(ours.split, ours.metrics, tuple(ours.rows[n] for n in found.clean))
+        out["without them"] = {name: interval._asdict() for name, interval in intervals(clean, **options).items()}
+    return out

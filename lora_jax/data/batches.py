@@ -19,13 +19,14 @@ class Batch(TypedDict):
     """One padded batch of numpy arrays.
 
     `mask` is True on real tokens; `types` are segment ids. A filler row (`weight` 0) repeats the batch's first example,
-    so that it has real tokens to attend to; its weight keeps it out of losses, gradients and metrics.
+    so that it has real tokens to attend to; its weight keeps it out of losses, gradients and metrics. `labels` are class ids or
+    scores; the batches of other heads (see heads.py) have labels of tokens or spans, or an axis of choices before time.
     """
 
-    tokens: Int[np.ndarray, "batch time"]
-    mask: Bool[np.ndarray, "batch time"]
-    types: Int[np.ndarray, "batch time"]
-    labels: Int[np.ndarray, " batch"]
+    tokens: Int[np.ndarray, "batch *choices time"]
+    mask: Bool[np.ndarray, "batch *choices time"]
+    types: Int[np.ndarray, "batch *choices time"]
+    labels: Int[np.ndarray, "batch ..."] | Float[np.ndarray, " batch"]
     weight: Float[np.ndarray, " batch"]
 
 
@@ -33,14 +34,7 @@ def make_batch(encoded: Encoded, planned: PlannedBatch) -> Batch:
     """The examples of a planned batch, padded to its length with the tokenizer's padding id."""
     real = planned.indices != FILLER
     rows = np.where(real, planned.indices, planned.indices[0])
-    shape = (len(rows), planned.length)
-    tokens, types = np.full(shape, encoded.pad_id, np.int32), np.zeros(shape, np.int32)
-    for row, example in enumerate(rows):
-        length = len(encoded.tokens[example])
-        tokens[row, :length] = encoded.tokens[example]
-        types[row, :length] = encoded.types[example]
-    mask = np.arange(planned.length) < encoded.lengths[rows][:, None]
-    return Batch(tokens=tokens, mask=mask, types=types, labels=encoded.labels[rows], weight=real.astype(np.float32))
+    return Batch(**encoded.arrays(rows, planned.length), weight=real.astype(np.float32))
 
 
 class Batches:
@@ -109,7 +103,7 @@ class Batches:
         settings = (self.encoded.fingerprint, self.encoded.max_length, self.buckets, self.batch_size, self.seed, self.shuffle)
         digest = hashlib.sha256(repr(settings).encode())
         for part in (self.encoded.lengths, self.encoded.labels, *self.encoded.tokens):
-            digest.update(np.ascontiguousarray(part, np.int32).tobytes())
+            digest.update(np.ascontiguousarray(part, None if np.ndim(part) and np.asarray(part).dtype.kind == "f" else np.int32).tobytes())
         return digest.hexdigest()
 
 

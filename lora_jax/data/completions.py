@@ -22,11 +22,12 @@ _HELD_OUT = 0.1  # of the examples in each of validation and test
 
 @dataclasses.dataclass(frozen=True)
 class Completions:
-    """Prompts and what should follow them, example by example."""
+    """Prompts and what should follow them, example by example; `references` are all right texts of each, if known."""
 
     prompts: tuple[str, ...]
     completions: tuple[str, ...]
     note: str = ""
+    references: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 SPLITS = ("train", "validation", "test")
 
@@ -16,14 +16,14 @@ class TextRecords:
     """Texts with labels: one split of a data set, in the order of its source.
 
     `texts`, `pairs` (second segments, or None for single texts) and `labels` have one entry an example; every label
-    lies in `range(len(label_names))`, and the three splits of one data set share `label_names`. `duplicates` counts the
+    lies in `range(len(label_names))` (scores of a regression are floats, without names), and the three splits of one data set share `label_names`. `duplicates` counts the
     rows that the whole data set left out because their text came before. `note` says in a sentence what a reader of
     results must know about the split (for example that a published test split has no labels); it is empty otherwise.
     """
 
     texts: tuple[str, ...]
     pairs: tuple[str, ...] | None
-    labels: Int[np.ndarray, " examples"]
+    labels: Int[np.ndarray, " examples"] | Float[np.ndarray, " examples"]
     label_names: tuple[str, ...]
     name: str
     split: str

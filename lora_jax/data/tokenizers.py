@@ -3,12 +3,13 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from .records import TextRecords, near_names
 
@@ -48,7 +49,7 @@ class Encoded:
 
     tokens: list[Int[np.ndarray, "..."]]
     types: list[Int[np.ndarray, "..."]]
-    labels: Int[np.ndarray, " examples"]
+    labels: Any  # class ids or scores, one an example; heads.py has others
     max_length: int
     pad_id: int
     truncated: int
@@ -61,6 +62,21 @@ class Encoded:
     def lengths(self) -> Int[np.ndarray, " examples"]:
         """Tokens of each example, special tokens counted."""
         return np.fromiter((len(tokens) for tokens in self.tokens), np.int32, len(self.tokens))
+
+    def arrays(self, rows: Int[np.ndarray, " batch"], length: int) -> dict[str, np.ndarray]:
+        """tokens, types, mask and labels of the examples at `rows`, padded to `length` with the tokenizer's padding id."""
+        tokens, types, mask = pad_rows([self.tokens[row] for row in rows], [self.types[row] for row in rows], length, self.pad_id)
+        return dict(tokens=tokens, types=types, mask=mask, labels=np.asarray(self.labels)[rows])
+
+
+def pad_rows(
+    tokens: Sequence[np.ndarray], types: Sequence[np.ndarray], length: int, pad_id: int
+) -> tuple[Int[np.ndarray, "rows time"], Int[np.ndarray, "rows time"], Bool[np.ndarray, "rows time"]]:
+    """Token ids, segment ids and the mask of real tokens, `length` long."""
+    out, kinds = np.full((len(tokens), length), pad_id, np.int32), np.zeros((len(tokens), length), np.int32)
+    for row, (ids, segments) in enumerate(zip(tokens, types, strict=True)):
+        out[row, : len(ids)], kinds[row, : len(ids)] = ids, segments
+    return out, kinds, np.arange(length) < np.array([len(ids) for ids in tokens])[:, None]
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
@@ -146,7 +162,8 @@ def encode(records: TextRecords, tokenizer: Tokenizer, max_length: int) -> Encod
                 truncated += bool(encoding.overflowing)
     finally:
         tokenizer.backend.no_truncation()
-    labels = np.asarray(records.labels, np.int32)
+    scores = np.issubdtype(np.asarray(records.labels).dtype, np.floating)
+    labels = np.asarray(records.labels, np.float32 if scores else np.int32)
     return Encoded(tokens, types, labels, max_length, tokenizer.pad_id, truncated, tokenizer.fingerprint)
 
 

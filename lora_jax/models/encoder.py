@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 Activation = Literal["gelu", "gelu_new", "relu"]
+Head = Literal["class", "score", "token", "span", "choice"]
 # Computed again in the backward pass from its input: autodiff would keep two more arrays of the MLP's width.
 ACTIVATIONS: dict[str, Any] = {
     "gelu": jax.checkpoint(functools.partial(nn.gelu, approximate=False)),
@@ -23,7 +24,12 @@ ACTIVATIONS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of an encoder. `num_classes` None gives hidden states, a number gives a sentence classifier."""
+    """Sizes of an encoder. `num_classes` None gives hidden states, a number gives a classifier.
+
+    `head` says what its outputs are for: class (logits of the first token), score (one number, num_classes 1), token (logits of
+    every token), span (every token as begin and as end, num_classes 2), choice (one number a text, the texts of an example being
+    compared, num_classes 1).
+    """
 
     vocab_size: int
     hidden_size: int
@@ -35,12 +41,21 @@ class EncoderConfig:
     norm_eps: float = 1e-12
     activation: Activation = "gelu"
     num_classes: int | None = None
+    head: Head = "class"
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}.")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"Unknown activation {self.activation!r}: known are {', '.join(ACTIVATIONS)}.")
+        needed = {"score": 1, "span": 2, "choice": 1}.get(self.head)
+        if needed is not None and self.num_classes not in (None, needed):
+            raise ValueError(f"A head for {self.head!r} needs num_classes {needed}, got {self.num_classes}.")
+
+    @property
+    def reads_every_token(self) -> bool:
+        """Whether the head has outputs for every token, not only for the first."""
+        return self.head in ("token", "span")
 
 
 class Encoder(nn.Module):
@@ -60,7 +75,8 @@ class Encoder(nn.Module):
     def __call__(
         self, tokens: Int[Array, "batch time"], mask: Bool[Array, "batch time"], types: Int[Array, "batch time"] | None = None
     ) -> Any:
-        """Logits (batch, num_classes), or the hidden states (batch, time, hidden) and the pooled first token (batch, hidden).
+        """Logits (batch, num_classes), or (batch, time, num_classes) of heads that read every token; without a head, the hidden
+        states (batch, time, hidden) and the pooled first token (batch, hidden).
 
         `mask` is True on real tokens, `types` are segment ids (0 if None).
         """
@@ -77,12 +93,13 @@ class Encoder(nn.Module):
         else:
             for index in range(config.num_layers):
                 # A classifier reads the first token alone: in the last block nothing else need be a query.
-                last = index == config.num_layers - 1 and config.num_classes is not None
+                last = index == config.num_layers - 1 and config.num_classes is not None and not config.reads_every_token
                 x, _ = block(config, self.dtype, queries=1 if last else None, name=f"layers_{index}")(x, bias)
         pooled = jnp.tanh(nn.Dense(config.hidden_size, dtype=self.dtype, name="pooler")(x[:, 0]))
         if config.num_classes is None:
             return x, pooled
-        return nn.Dense(config.num_classes, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02), name="classifier")(pooled)
+        outputs = x if config.reads_every_token else pooled
+        return nn.Dense(config.num_classes, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02), name="classifier")(outputs)
 
 
 class Block(nn.Module):

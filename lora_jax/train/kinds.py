@@ -10,13 +10,16 @@ from lora_jax.data import Batches, Encoded
 from lora_jax.data.completions import EncodedCompletions
 from lora_jax.data.packing import PackedBatches
 from lora_jax.models.decoder import Decoder
+from lora_jax.models.encoder import Encoder
 from lora_jax.train.language_loss import language_loss
-from lora_jax.train.losses import classifier_loss
+from lora_jax.train.losses import ENCODER_LOSSES, classifier_loss
 
 
 def loss_of(model: nn.Module) -> Any:
-    """The loss function of a model: of a decoder on completions, of any other as a classifier."""
-    return language_loss(model) if isinstance(model, Decoder) else classifier_loss(model)
+    """The loss function of a model: of a decoder on completions, of an encoder by its head, of any other as a classifier."""
+    if isinstance(model, Decoder):
+        return language_loss(model)
+    return ENCODER_LOSSES[model.config.head](model) if isinstance(model, Encoder) else classifier_loss(model)
 
 
 def batches_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules
 from lora_jax.core.quantize import QuantSpec
 from lora_jax.data.completions import Completions, encode_completions, read_completions, split_completions
+from lora_jax.data.examples import TaskData, load_examples, to_completions
+from lora_jax.data.tasks import recipe_named
 from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.io.hub import WHEELS, resolve
@@ -32,9 +35,7 @@ def load_language_task(model_config: ModelConfig, data: DataConfig) -> Task:
         ValueError: the tokenizer does not fit the model, or the texts are longer than its window.
     """
     folder = resolve(model_config.name, revision=model_config.revision)
-    records = split_completions(read_completions(data_file(data.name), prompt=data.text, completion=data.label))
-    cap = data.train_examples
-    records["train"] = Completions(records["train"].prompts[:cap], records["train"].completions[:cap], records["train"].note)
+    records = completions_of(data)
     tokenizer = load_text_tokenizer(folder)
     settings, params = load_decoder(folder, scan=model_config.scan)
     check_sizes(folder, tokenizer.vocab_size, settings, model_config, data)
@@ -48,6 +49,32 @@ def load_language_task(model_config: ModelConfig, data: DataConfig) -> Task:
         label_names=(),
         note=records["train"].note,
         base=fingerprint(params),
+        records=records,
+        recipe=None if data.recipe is None else recipe_named(data.recipe),
+        tokenizer=tokenizer,
+    )
+
+
+def completions_of(data: DataConfig) -> dict[str, Completions]:
+    """The prompts and completions of every split: a recipe's, or those of a file with both."""
+    if data.recipe is not None:
+        return to_completions(examples_of(data), prompt=data.prompt, completion=data.completion)
+    records = split_completions(read_completions(data_file(data.name), prompt=data.text, completion=data.label))
+    cap = data.train_examples
+    records["train"] = Completions(records["train"].prompts[:cap], records["train"].completions[:cap], records["train"].note)
+    return records
+
+
+def examples_of(data: DataConfig) -> TaskData:
+    """The checked examples of a recipe's data set."""
+    known = data.name.partition("/")[0] in WHEELS
+    return load_examples(
+        str(data_file(data.name)) if known else data.name,
+        recipe_named(data.recipe),
+        columns=dataclasses.asdict(data.fields),
+        on_error=data.on_error,
+        label_names=data.label_names,
+        limit=data.train_examples,
     )
 
 

@@ -38,3 +38,74 @@ def classifier_loss(model: nn.Module) -> Any:
         return sums.loss, sums
 
     return loss
+
+
+def score_loss(model: nn.Module) -> Any:
+    """The loss function of a regression: half the squared error; "correct" is within half a unit of the label."""
+
+    def loss(lora: Lora, frozen: Any, batch: dict[str, Array], key: jax.Array | None) -> tuple[Array, Sums]:
+        scores = apply(model, frozen, lora, batch["tokens"], batch["mask"], batch["types"], key=key)[:, 0].astype(jnp.float32)
+        gap, weight = scores - batch["labels"], batch["weight"]
+        total = (0.5 * gap * gap * weight).sum()
+        return total, Sums(loss=total, correct=((jnp.abs(gap) < 0.5) * weight).sum(), weight=weight.sum())
+
+    return loss
+
+
+def token_loss(model: nn.Module) -> Any:
+    """The loss function of token classification, summed over tokens that have a label (not -1)."""
+
+    def loss(lora: Lora, frozen: Any, batch: dict[str, Array], key: jax.Array | None) -> tuple[Array, Sums]:
+        logits = apply(model, frozen, lora, batch["tokens"], batch["mask"], batch["types"], key=key)
+        labels = batch["labels"].reshape(-1)
+        weight = (batch["weight"][:, None] * (batch["labels"] >= 0)).reshape(-1)
+        sums = classification_sums(logits.reshape(-1, logits.shape[-1]), jnp.maximum(labels, 0), weight)
+        return sums.loss, sums
+
+    return loss
+
+
+def span_loss(model: nn.Module) -> Any:
+    """The loss function of extractive answers: the mean of the losses of begin and end; correct if both are.
+
+    An answer that is not in the window (labels -1) adds no loss and is never correct, but counts.
+    """
+
+    def loss(lora: Lora, frozen: Any, batch: dict[str, Array], key: jax.Array | None) -> tuple[Array, Sums]:
+        logits = span_logits(model, lora, frozen, batch, key)
+        labels, weight = batch["labels"], batch["weight"]
+        there = weight * (labels >= 0).all(-1)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0)).mean(-1)
+        right = (logits.argmax(-1) == labels).all(-1)
+        total = (losses * there).sum()
+        return total, Sums(loss=total, correct=(right * there).sum(), weight=weight.sum())
+
+    return loss
+
+
+def span_logits(model: nn.Module, lora: Lora, frozen: Any, batch: dict[str, Array], key: jax.Array | None) -> Float[Array, "batch 2 time"]:
+    """Logits of every token as begin and as end of the answer; only tokens of the second text can be."""
+    logits = apply(model, frozen, lora, batch["tokens"], batch["mask"], batch["types"], key=key).astype(jnp.float32)
+    allowed = batch["mask"] & (batch["types"] == 1)
+    return jnp.where(allowed[:, None, :], jnp.swapaxes(logits, 1, 2), jnp.finfo(jnp.float32).min / 2)
+
+
+def choice_loss(model: nn.Module) -> Any:
+    """The loss function of multiple choice: cross-entropy over one number a choice."""
+
+    def loss(lora: Lora, frozen: Any, batch: dict[str, Array], key: jax.Array | None) -> tuple[Array, Sums]:
+        sums = classification_sums(choice_logits(model, lora, frozen, batch, key), batch["labels"], batch["weight"])
+        return sums.loss, sums
+
+    return loss
+
+
+def choice_logits(
+    model: nn.Module, lora: Lora, frozen: Any, batch: dict[str, Array], key: jax.Array | None
+) -> Float[Array, "batch choices"]:
+    """One number a choice; the texts of all choices go through the model together."""
+    flat = [batch[name].reshape(-1, batch[name].shape[-1]) for name in ("tokens", "mask", "types")]
+    return apply(model, frozen, lora, *flat, key=key)[:, 0].reshape(batch["tokens"].shape[:2])
+
+
+ENCODER_LOSSES = {"class": classifier_loss, "score": score_loss, "token": token_loss, "span": span_loss, "choice": choice_loss}

@@ -12,10 +12,13 @@ import jax
 
 from lora_jax.adapt.checks import check_effect
 from lora_jax.config import Config, from_config_dict
+from lora_jax.core.lowrank import LowRank
+from lora_jax.data.completions import Completions, EncodedCompletions, encode_completions, read_completions
 from lora_jax.evaluate.evaluators import evaluate
 from lora_jax.io.adapter import load_adapter
 from lora_jax.train.compile import Program
 from lora_jax.train.kinds import batches_of, loss_of
+from lora_jax.train.language_task import data_file
 from lora_jax.train.step import make_eval_step
 from lora_jax.train.task import Task, select, task_of
 
@@ -40,6 +43,33 @@ class SavedRun:
         batches = batches_of(self.task.splits[split], self.task.buckets, self.config.train.eval_batch_size, shuffle=False, epochs=1)
         step = Program(make_eval_step(loss_of(self.task.model)))
         return evaluate(step, self.lora, self.frozen, (batches[index] for index in range(len(batches))))
+
+    def without_adapter(self) -> dict[str, Any]:
+        """An adapter that changes nothing: the frozen base is the model before training.
+
+        Raises:
+            ValueError: training changed weights of the base itself, or added a head: there is no such model.
+        """
+        whole = [path for path, leaf in self.lora.items() if not isinstance(leaf, LowRank)]
+        if whole:
+            raise ValueError(
+                f"The model before training cannot be scored: {len(whole)} weights were trained whole, such as {whole[0]!r} (a new head knows "
+                "nothing). Compare with another run instead, for a classifier with one of method 'head'."
+            )
+        return {}
+
+    def encode_other(self, name: str) -> tuple[EncodedCompletions, Completions]:
+        """Other prompts and completions, encoded as the run's own: a .jsonl file, or a name that the hub knows.
+
+        Raises:
+            FileNotFoundError, ValueError: as `read_completions`, with columns prompt and completion, or input and ideal.
+        """
+        path = data_file(name)
+        try:
+            records = read_completions(path)
+        except ValueError:
+            records = read_completions(path, prompt="input", completion="ideal")
+        return encode_completions(records, self.task.tokenizer, self.config.data.max_length), records
 
 
 def load_run(folder: Path | str) -> SavedRun:

