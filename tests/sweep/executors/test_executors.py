@@ -158,11 +158,15 @@ def test_what_there_is_not_is_an_error(tiny, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_ray_workers_share_the_store(tiny, tmp_path):
+    """As a command: Ray forks, and JAX, which other tests have started in this process, warns of that."""
     pytest.importorskip("ray", reason="the ray executor needs Ray")
-    said: list[str] = []
     config = tiny_sweep(tiny, tmp_path, **{"config.sweep.seeds": "0,1"})
-    outcome = run_on(config, "ray", 2, say=said.append)
-    assert len(outcome.done) == 4 and outcome.failed == () and set(starts(RunStore(tmp_path)).values()) == {1}, said
+    values = {**tiny, **GRID, "config.sweep.seeds": "0,1", "config.out": str(tmp_path)}
+    command = [sys.executable, "-m", "lora_jax", "sweep", "--config", str(ROOT / "configs" / "default.py"), "--quiet", "--no-report"]
+    command += ["--executor", "ray", "--workers", "2", *(f"--{key}={value}" for key, value in values.items())]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "4 runs trained" in done.stderr, done.stderr
+    assert starts(RunStore(tmp_path)) == dict.fromkeys([run_id(run) for run in expand(config)], 1)
 
 
 @pytest.mark.slow
