@@ -4,22 +4,34 @@
   lora-jax sweep --config configs/default.py --config.sweep.rank=1,2,4 --config.sweep.seeds=0,1,2 --config.out=runs/ranks
 
 The grid is rank x format x targets x seeds, plus baselines x seeds. Every run has an id made from its content: finished runs
-are never run again, a failed run is recorded and the rest goes on, and the same command continues after a stop.
+are never run again, a failed run is recorded and the rest goes on, and the same command continues after a stop. Several launchers may
+share one folder: a run is trained by one of them. With --workers N this command starts N itself, as processes here, on Ray or on SLURM.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
+from typing import TYPE_CHECKING
 
 from lora_jax.commands.settings import add_config, read_config, show_settings
 from lora_jax.commands.tables import print_table
+
+if TYPE_CHECKING:
+    from lora_jax.config import Config
+    from lora_jax.sweep.runner import Outcome
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax sweep`."""
     add_config(parser)
     parser.add_argument("--dry-run", action="store_true", help="show the runs, what they share and the memory they need; train nothing")
+    parser.add_argument("--workers", type=int, metavar="N", help="train N runs at a time, each in a process of its own")
+    parser.add_argument("--executor", metavar="NAME", help="where the workers are: processes (default), ray or slurm")
+    parser.add_argument(
+        "--executor-option", action="append", default=[], metavar="KEY=VALUE", help="of ray or slurm, such as timeout_min=600"
+    )
     parser.add_argument("--no-report", action="store_true", help="do not write the report at the end")
 
 
@@ -35,7 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     from lora_jax.sweep.runner import run_sweep
 
-    outcome = run_sweep(config, quiet=arguments.quiet)
+    if arguments.workers is not None or arguments.executor is not None:
+        outcome = _on_workers(config, arguments)
+    else:
+        outcome = run_sweep(config, quiet=arguments.quiet)
     print(
         f"{len(outcome.done)} runs trained, {len(outcome.kept)} kept from before, {len(outcome.failed)} failed, "
         f"{len(outcome.elsewhere)} run by another process; all in {config.out}",
@@ -48,3 +63,17 @@ def run(arguments: argparse.Namespace) -> int:
         print_table(report_table(config.out))
         print(f"report: {page}")
     return 1 if outcome.failed else 0
+
+
+def _on_workers(config: Config, arguments: argparse.Namespace) -> Outcome:
+    import shlex
+    from pathlib import Path
+
+    from lora_jax.sweep.executors import run_on
+
+    options = dict(option.partition("=")[::2] for option in arguments.executor_option)
+    if "" in options.values():
+        raise ValueError(f"--executor-option reads KEY=VALUE, got {arguments.executor_option}.")
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    say = partial(print, file=sys.stderr, flush=True)
+    return run_on(config, arguments.executor or "processes", arguments.workers or 1, options=options, command=(command,), say=say)

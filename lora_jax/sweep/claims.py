@@ -48,10 +48,10 @@ class Claims:
             folder = self.store.start(name, run, self.environment)
         except RunDone:
             self.kept.append(name)
-            self.say(f"{title}: done before, kept")
+            self._say_alone(f"{title}: done before, kept")
         except RunLocked:
             self.elsewhere.append(name)
-            self.say(f"{title}: another process is running it")
+            self._say_alone(f"{title}: another process is running it")
         except StoreVersionError:
             raise
         except (RunConflict, StoreError) as error:
@@ -64,6 +64,10 @@ class Claims:
                 return folder
             self.fail(name, RuntimeError(f"{deaths} processes in a row were killed while they ran it: out of memory? See log.txt."), title)
         return None
+
+    def _say_alone(self, text: str) -> None:
+        if self.since is None:  # Among workers that share a sweep it goes without saying.
+            self.say(text)
 
     def finish(self, name: str, result: Mapping[str, Any], summary: str) -> None:
         """Records the result of a claimed run and says `summary`."""

@@ -63,34 +63,33 @@ def run_sweep(
     from lora_jax.train.interrupted import Interrupted
     from lora_jax.train.loop import train
 
-    planned = expand(config)
-    runs = planned if runs is None else runs
+    planned = groups(expand(config))
+    # Of the whole sweep, whichever runs are chosen: a run that another launcher goes on with must find its checkpoint's shapes.
+    wides = {run_id(run): wide if len(members) > 1 else None for wide, members in planned for run in members}
+    runs = [run for _, members in planned for run in members] if runs is None else runs
     store = RunStore(config.out)
-    store.write_plan([run_id(run) for run in planned])
+    store.write_plan(list(wides))
     surroundings = environment() | ({"command": " ".join(command)} if command else {})
     claims = Claims(store, surroundings, say or (lambda text: print(text, file=sys.stderr, flush=True)), since)
-    number = 0
-    for wide, members in groups(runs):
-        for run in members:
-            number += 1
-            name, title = run_id(run), f"[{number}/{len(runs)}] {describe_run(run)}"
-            folder = claims.claim(name, run, title)
-            if folder is None:
-                continue
-            start = time.perf_counter()
-            try:
-                result = train(run, folder, wide=wide if len(members) > 1 else None, quiet=quiet, title=title)
-                accuracy, seconds = result["test_accuracy"], time.perf_counter() - start
-                claims.finish(name, _labelled(name, run, result), f"{title}: test accuracy {accuracy:.4f} in {seconds:.0f} s")
-            except Interrupted:
-                claims.release(name)
+    for number, run in enumerate(runs, start=1):
+        name, title = run_id(run), f"[{number}/{len(runs)}] {describe_run(run)}"
+        folder = claims.claim(name, run, title)
+        if folder is None:
+            continue
+        start = time.perf_counter()
+        try:
+            result = train(run, folder, wide=wides[name], quiet=quiet, title=title)
+            accuracy, seconds = result["test_accuracy"], time.perf_counter() - start
+            claims.finish(name, _labelled(name, run, result), f"{title}: test accuracy {accuracy:.4f} in {seconds:.0f} s")
+        except Interrupted:
+            claims.release(name)
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            claims.fail(name, error, title)
+            if isinstance(error, KeyboardInterrupt):
                 raise
-            except (Exception, KeyboardInterrupt) as error:
-                claims.fail(name, error, title)
-                if isinstance(error, KeyboardInterrupt):
-                    raise
-                continue
-            release_freed_memory()
+            continue
+        release_freed_memory()
     return Outcome(tuple(claims.done), tuple(claims.kept), tuple(claims.failed), tuple(claims.elsewhere))
 
 
