@@ -70,7 +70,7 @@ def _main(given: list[str]) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     command.add_arguments(parser)
     overrides, rest = _split_overrides(rest)
-    parsed = parser.parse_args(rest)
+    parsed = parser.parse_intermixed_args(rest)  # `claims run --again C3` as well as `claims run C3 --again`
     if overrides and not hasattr(parsed, "config"):
         return _complain(f"lora-jax {name} takes no settings, but {overrides[0]!r} came. See lora-jax {name} --help.")
     parsed.overrides = overrides

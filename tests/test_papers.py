@@ -91,4 +91,6 @@ def test_printed_means_follow_from_the_tables():
         assert statistics.fmean(published_lora.TABLE_2[row][1]) == pytest.approx(printed, abs=0.06), row
     for format, printed in published_qlora.TABLE_4_MEANS.items():
         rows = published_qlora.TABLE_4[format]
-        assert statistics.fmean([*rows["alpaca"], *rows["flan-v2"]]) == pytest.approx(printed, abs=0.06), format
+        follows = statistics.fmean([*rows["alpaca"], *rows["flan-v2"]]) == pytest.approx(printed, abs=0.06)
+        # NF4's eight scores give 52.99, which is below BF16's 53.04: the printed 53.1 does not follow from them.
+        assert follows == (format != "nf4"), format

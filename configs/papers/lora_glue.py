@@ -69,7 +69,7 @@ def _settings(model: str, task: str, values: dict, **method) -> dict:
     return dict(
         model=dict(name=_MODELS[model.partition("-")[0]]),
         data=dict(name=f"glue/{task}", text=text, text_pair=pair, label="label", max_length=values["length"]),
-        **({"method": "lora", "lora": dict(rank=values["rank"], alpha=values["alpha"], targets="query+value")} | method),
+        **(method or dict(method="lora", lora=dict(rank=values["rank"], alpha=values["alpha"], targets="query+value"))),
         optim=dict(learning_rate=values["rate"], weight_decay=values["decay"], schedule="linear", warmup_fraction=values["warmup"]),
         train=dict(epochs=float(values["epochs"]), batch_size=values["batch"]),
         sweep=dict(seeds=(0, 1, 2, 3, 4)),
@@ -103,7 +103,6 @@ def _adapter(name: str, task: str) -> dict[str, Preset]:
     raw, n = _ADAPTERS[name], TASKS.index(task)
     values = dict(rate=raw["rate"][n], epochs=raw["epochs"][n], batch=32, decay=0.0, warmup=0.06, length=128)
     settings = _settings("large", task, values, method="bottleneck", baseline=dict(kind=raw["kind"], size=raw["size"]))
-    settings.pop("lora")
     _, scores, spreads = TABLE_2[raw["row"]]
     settings["out"] = f"runs/papers/lora_glue/{name}-{task}"
     preset = Preset(

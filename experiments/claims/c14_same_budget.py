@@ -19,9 +19,9 @@ PUBLISHED = {"q": 70.4, "k": 70.0, "v": 73.0, "o": 73.2, "qk": 71.4, "qv": 73.7,
 
 def run(lab):
     found = {t: arms.lora_arm(lab, 16 // len(t), arms.projections(t), name=f"{t} r={16 // len(t)}") for t in PUBLISHED}
-    assert_equal = {arm.runs[0].result["trainable_parameters"] for arm in found.values() if arm.runs[0].result}
-    if len(assert_equal) != 1:
-        raise ValueError(f"The arms of C14 must have one budget, got {assert_equal}.")
+    budgets = {arm.runs[0].result["trainable_parameters"] for arm in found.values() if arm.runs[0].result}
+    if len(budgets) != 1:
+        raise ValueError(f"The arms of C14 must have one budget, got {budgets}.")
     loss = {t: arm.mean() for t, arm in found.items()}
     spearman = stats.spearmanr([PUBLISHED[t] for t in found], [-loss[t] for t in found]).statistic
     worst = max(loss, key=loss.__getitem__)

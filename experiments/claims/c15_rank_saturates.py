@@ -21,7 +21,7 @@ def run(lab):
     best = min(loss, key=loss.__getitem__)
     rise, _ = compare(found[1], found[best])
     last = found[64] if best != 64 else found[16]
-    rest, each = compare(last, found[best]) if last is not found[best] else compare(found[64], found[16])
+    rest, each = compare(last, found[best])
     ratio = rise.value / max(abs(rest.value), 1e-9)
     return Finding(
         "reproduced" if rise.low > 0 and ratio >= CLAIM.tolerance["factor"] else "not reproduced" if ratio < 2 else "inconclusive",

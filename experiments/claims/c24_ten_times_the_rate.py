@@ -9,7 +9,7 @@ CLAIM = Claim(
     title="LoRA's best rate is about ten times full fine-tuning's",
     source="LoRA Without Regret, 2025",
     published="9.8 over 14 models on Tulu3; about 15 for runs of 100 steps or fewer; alpha 32",
-    expected="S on domain B, rank 8 and 32 everywhere, alpha 32: ratio of the vertices of parabolas in log rate within 5 to 20 at 100 steps, and not smaller at 25 steps",
+    expected="S on domain B, rank 8 everywhere, alpha 32: ratio of the vertices of parabolas in log rate within 5 to 20 at 100 steps, and not smaller at 25 steps",
     kind="trained",
     tolerance={"low": 5, "high": 20},
 )
@@ -18,11 +18,11 @@ GRID = tuple(float(f"{1e-4 * FACTOR**n:.3g}") for n in range(7))  # 1e-4 to 1e-1
 
 def run(lab):
     base = small_model.tuning(small_model.pretrained())
-    settings = {"full": {"method": "full"}, **{f"r={r}": {"lora.rank": r, "lora.alpha": 32.0} for r in (8, 32)}}
+    settings = {"full": {"method": "full"}, "r=8": {"lora.rank": 8, "lora.alpha": 32.0}}
     curves, fits, diverged = {}, {}, []
     for steps in (25, 100):
         for name, changes in settings.items():
-            grid = GRID[:5] if name == "full" else GRID[1:]
+            grid = GRID[:4] if name == "full" else GRID[1:6]
             runs = [
                 [
                     lab.run(with_(base, **changes, **{"train.total_steps": steps, "optim.learning_rate": rate, "train.seed": seed}))
@@ -39,9 +39,9 @@ def run(lab):
             ]
             fits[steps, name] = best_rate(grid, losses)
             curves[f"{name}, {steps} steps"] = [[rate, sum(row[n] for row in losses) / len(losses)] for n, rate in enumerate(grid)]
-    ratios = {(steps, r): rate_ratio(fits[steps, r], fits[steps, "full"]) for steps in (25, 100) for r in ("r=8", "r=32")}
-    within = [CLAIM.tolerance["low"] <= ratios[100, r].value <= CLAIM.tolerance["high"] for r in ("r=8", "r=32")]
-    longer = [ratios[25, r].value >= ratios[100, r].value for r in ("r=8", "r=32")]
+    ratios = {(steps, r): rate_ratio(fits[steps, r], fits[steps, "full"]) for steps in (25, 100) for r in ("r=8",)}
+    within = [CLAIM.tolerance["low"] <= ratios[100, r].value <= CLAIM.tolerance["high"] for r in ("r=8",)]
+    longer = [ratios[25, r].value >= ratios[100, r].value for r in ("r=8",)]
     edge = [f"{name}, {steps} steps" for (steps, name), fit in fits.items() if fit.on_edge]
     return Finding(
         "inconclusive" if edge else "reproduced" if all(within) and all(longer) else "not reproduced" if not any(within) else "inconclusive",

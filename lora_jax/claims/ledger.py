@@ -144,12 +144,13 @@ def write_page(entries: Mapping[str, Entry], results: Path, page: Path) -> Path:
     lines += ["| claim | source | published | ours | verdict | time |", "|---|---|---|---|---|---:|"]
     for key, entry in entries.items():
         claim, result = entry.claim, found[key]
-        if result is None:
-            lines.append(f"| {key} {claim.title} | {claim.source} | {claim.published} | | not run | |")
-            continue
-        link = f"[{result['ours']}]({where}/{key}.json)"
+        name, ours, verdict, seconds = f"{key} {claim.title}", "", "not run", ""
+        if result is not None:
+            name, ours = f"[{key}](#{key.lower()}) {claim.title}", f"[{result['ours']}]({where}/{key}.json)"
+            verdict, seconds = f"**{result['verdict']}**", _time(result["seconds"])
+        # A bar, such as that of a norm, would end the cell.
         lines.append(
-            f"| [{key}](#{key.lower()}) {claim.title} | {claim.source} | {claim.published} | {link} | **{result['verdict']}** | {_time(result['seconds'])} |"
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in (name, claim.source, claim.published, ours, verdict, seconds)) + " |"
         )
     for key, entry in entries.items():
         if found[key] is not None:
@@ -187,7 +188,7 @@ def _section(key: str, entry: Entry, result: Mapping[str, Any], results: Path, w
         draw(result["plot"], picture)
         lines += [f"![{claim.title}]({where}/{key}.png)", ""]
     seeds = f"seeds {', '.join(map(str, result['seeds']))}; " if result["seeds"] else ""
-    lines.append(f"{seeds}{_time(result['seconds'])} on {env['cpu_count']} CPUs; commit {commit}; `{env['command']}`")
+    lines.append(f"{seeds}{_time(result['seconds'])} on {env['cpu_count']} CPUs; commit {commit}; `lora-jax claims run {key}`")
     return lines
 
 

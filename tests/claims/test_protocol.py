@@ -11,6 +11,7 @@ from lora_jax.claims import protocol
 from lora_jax.claims.examples import example_losses
 from lora_jax.claims.protocol import FACTOR, Arm, Lab, Run, compare, with_
 from lora_jax.config import Config, from_config_dict
+from lora_jax.train import loop
 from lora_jax.train.loop import Diverged
 
 
@@ -73,7 +74,7 @@ def test_equal_runs_are_trained_once_and_losses_of_examples_add_up(tiny_config, 
     # The same sums in another order, in float32.
     assert (losses * weights).sum() / weights.sum() == pytest.approx(run.result["test_loss"], rel=1e-5)
     assert (weights > 0).all() and weights.sum() > len(weights)
-    monkeypatch.setattr("lora_jax.train.loop.train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained again"))
     again = Lab(tmp_path / "runs", say=lambda text: None).run(tiny_config)
     assert again.result == {**run.result} and np.array_equal(again.losses("test")[0], losses)
 
@@ -85,7 +86,7 @@ def test_a_run_that_diverges_is_recorded_and_not_tried_again(tiny_config, tmp_pa
         calls.append(args)
         raise Diverged("The loss at step 2 is nan")
 
-    monkeypatch.setattr("lora_jax.train.loop.train", diverge)
+    monkeypatch.setattr(loop, "train", diverge)
     lab = Lab(tmp_path / "runs", say=lambda text: None)
     for _ in range(2):
         run = lab.run(with_(tiny_config, **{"optim.learning_rate": 7.0}))
@@ -98,7 +99,7 @@ def test_a_run_that_diverges_is_recorded_and_not_tried_again(tiny_config, tmp_pa
 
 
 def test_other_failures_are_not_swallowed(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_jax.train.loop.train", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("disk")))
+    monkeypatch.setattr(loop, "train", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("disk")))
     lab = Lab(tmp_path / "runs", say=lambda text: None)
     with pytest.raises(RuntimeError, match="disk"):
         lab.run(tiny_config)
