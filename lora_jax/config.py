@@ -31,10 +31,12 @@ from lora_jax.config_fields import (
     BaselineConfig,
     Config,
     DataConfig,
+    DecodingConfig,
     FieldsConfig,
     LearningRates,
     LoraConfig,
     Method,
+    MixturePart,
     ModelConfig,
     OptimConfig,
     QuantConfig,
@@ -49,7 +51,7 @@ from lora_jax.config_fields import (
 from lora_jax.config_limits import validate
 
 __all__ = [
-    "ADAPTERS", "NO_FORMAT", "TARGETS", "AdaLoraConfig", "BaselineConfig", "Config", "DataConfig", "FieldsConfig", "LearningRates", "LoraConfig", "Method", "ModelConfig",
+    "ADAPTERS", "NO_FORMAT", "TARGETS", "AdaLoraConfig", "BaselineConfig", "Config", "DataConfig", "DecodingConfig", "FieldsConfig", "LearningRates", "LoraConfig", "Method", "MixturePart", "ModelConfig",
     "OptimConfig", "QuantConfig", "SweepConfig", "TrainConfig", "UnknownKeyError", "canonical",
     "config_hash", "describe", "flatten", "from_config_dict", "load_config", "resolve_targets", "to_dict", "validate",
 ]  # fmt: skip

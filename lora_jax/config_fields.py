@@ -65,6 +65,30 @@ class FieldsConfig:
 
 
 @dataclass(frozen=True)
+class DecodingConfig:
+    """How answers are generated when a language model is scored by its texts. None = as the recipe does it."""
+
+    max_new: int | None = None  # new tokens at most, 1 or more
+    beams: int | None = None  # 1 = greedy
+    length_penalty: float | None = None  # a finished beam's log probability is divided by length ** this
+    no_repeat_ngram: int | None = None  # n-grams that may not come twice in an answer; 0 = none
+    stop: tuple[str, ...] | None = None  # strings that end an answer
+
+
+@dataclass(frozen=True)
+class MixturePart:
+    """One task of a mixture; the fields are those of DataConfig."""
+
+    name: str = ""
+    recipe: str = "completion"
+    fields: FieldsConfig = FieldsConfig()
+    prompt: str | None = None
+    completion: str | None = None
+    train_examples: int | None = None
+    on_error: Literal["stop", "skip"] = "stop"
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Texts and labels. `buckets`, where given, increase strictly and the last one holds a text of `max_length`."""
 
@@ -84,6 +108,11 @@ class DataConfig:
     prompt: str | None = None  # template over the recipe's roles, such as 'Review: {text}'; None = the recipe's
     completion: str | None = None  # template of what a decoder is to write; None = the recipe's
     label_names: tuple[str, ...] | None = None  # classes in the order of their ids; None = the data set's, or those of train, sorted
+    metrics: tuple[str, ...] | None = None  # names in lora_jax.evaluate.metrics.METRICS, the one to report first; None = the recipe's
+    decoding: DecodingConfig = DecodingConfig()
+    # Several tasks for one language model, drawn with probability ~ size ** (1 / mixture_temperature). With them, `name` is not read.
+    mixture: tuple[MixturePart, ...] = ()
+    mixture_temperature: float = 1.0  # 1 or more; 1 = every example alike, large = every task alike
     on_error: Literal["stop", "skip"] = "stop"  # a wrong row: an error, or left out and counted (with a recipe)
 
 

@@ -32,6 +32,9 @@ _LIMITS: dict[str, _Limit] = {
     **dict.fromkeys(("optim.adalora.warmup_steps", "optim.adalora.final_steps"), _NOT_NEGATIVE),
     **dict.fromkeys(("optim.adalora.beta1", "optim.adalora.beta2"), _SHARE),
     "optim.adalora.target_rank": _POSITIVE,
+    "data.mixture_temperature": ("1 or more", lambda value: value >= 1),
+    **dict.fromkeys(("data.decoding.max_new", "data.decoding.beams"), _COUNT),
+    "data.decoding.no_repeat_ngram": ("0 or 2 or more", lambda value: value >= 0 and value != 1),
     **dict.fromkeys(("sweep.seeds", "lora.layers"), _NOT_NEGATIVE),
     **dict.fromkeys(("lora.dropout", "optim.beta1", "optim.beta2", "optim.warmup_fraction"), _SHARE),
     "data.max_length": ("3 or more (two of the tokens are special ones)", lambda value: value >= 3),
@@ -53,6 +56,8 @@ def validate(config: Config) -> None:
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None and not holds(item):
                 raise ValueError(f"config.{key} must be {words}, got {item!r}. The default is {default_of(key)!r}.")
+    if config.data.mixture and config.data.task != "completion":
+        raise ValueError("config.data.mixture is for language models: set config.data.task to 'completion', or leave it empty.")
     if config.data.recipe is not None:
         choose(config.data.recipe, tuple(RECIPES), "data.recipe")
         unread = [name for name, column in vars(config.data.fields).items() if column and name not in RECIPES[config.data.recipe].fields]

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "config_fields": set(),
     "config_limits": {"config_fields", "core.codebooks", "core.init", "data.tasks"},
     "config": SETTINGS,
-    "evaluate": {"evaluate", "train", "generate", "data", "models"} | ADAPT,
+    "evaluate": {"evaluate", "train", "generate", "data", "io", "models"} | ADAPT,
     "train": {"train", "evaluate", "data", "io", "models"} | SETTINGS | ADAPT,
     "generate": {"generate", "data", "io", "models"} | ADAPT,
     "analysis": {"analysis", "train", "evaluate", "data", "io", "models"} | SETTINGS | ADAPT,

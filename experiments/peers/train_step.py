@@ -19,7 +19,11 @@ dense = torch.bfloat16 if precision.endswith("bf16") else torch.float32
 options = {"dtype": dense}
 if precision.startswith("nf4"):
     options["quantization_config"] = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dense
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dense,
+        llm_int8_skip_modules=["classifier", "lm_head"],
     )
 torch.manual_seed(0)
 labels = torch.randint(0, 2, (batch,))

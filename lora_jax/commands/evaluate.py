@@ -48,6 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
     out: dict[str, Any] = {"loss": found["loss"].value, "accuracy": found["accuracy"].value, "examples": len(ours.rows)}
     out |= _perplexity(loaded, arguments, ours)
     out["level"], out["intervals"] = arguments.level, {name: interval._asdict() for name, interval in found.items()}
+    if parts := ours.by_task():
+        out["tasks"] = {
+            name: {"examples": len(part.rows), **{key: one._asdict() for key, one in intervals(part, **options).items()}}
+            for name, part in parts.items()
+        }
     if arguments.against:
         other = loaded if arguments.against == "base" else load_run(arguments.against)
         theirs = _predictions(other, arguments, adapter=arguments.against != "base")

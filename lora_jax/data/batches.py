@@ -102,8 +102,10 @@ class Batches:
         """The sha256 (hex) of all that decides which batch comes at which step."""
         settings = (self.encoded.fingerprint, self.encoded.max_length, self.buckets, self.batch_size, self.seed, self.shuffle)
         digest = hashlib.sha256(repr(settings).encode())
-        for part in (self.encoded.lengths, self.encoded.labels, *self.encoded.tokens):
-            digest.update(np.ascontiguousarray(part, None if np.ndim(part) and np.asarray(part).dtype.kind == "f" else np.int32).tobytes())
+        digest.update(np.ascontiguousarray(self.encoded.lengths, np.int32).tobytes())
+        digest.update(self.encoded.label_bytes())
+        for part in self.encoded.tokens:
+            digest.update(np.ascontiguousarray(part, np.int32).tobytes())
         return digest.hexdigest()
 
 

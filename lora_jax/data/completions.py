@@ -22,12 +22,16 @@ _HELD_OUT = 0.1  # of the examples in each of validation and test
 
 @dataclasses.dataclass(frozen=True)
 class Completions:
-    """Prompts and what should follow them, example by example; `references` are all right texts of each, if known."""
+    """Prompts and what should follow them, example by example.
+
+    `references` are all right texts of each, if known; `tasks` names the task of each in a mixture.
+    """
 
     prompts: tuple[str, ...]
     completions: tuple[str, ...]
     note: str = ""
     references: tuple[tuple[str, ...], ...] = ()
+    tasks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -37,7 +41,8 @@ class Completions:
 class EncodedCompletions:
     """Token ids of a split. `prompt_lengths[i]` of `tokens[i]` are the prompt's, and do not count in the loss.
 
-    `truncated` counts the examples that lost tokens. `fingerprint` covers ids and lengths.
+    `truncated` counts the examples that lost tokens. `groups` numbers the task of each example in a mixture, of which tasks are
+    drawn at `temperature`. `fingerprint` covers all but `truncated`.
     """
 
     tokens: list[np.ndarray]
@@ -45,6 +50,8 @@ class EncodedCompletions:
     max_length: int
     pad_id: int
     truncated: int
+    groups: Int[np.ndarray, " examples"] | None = None
+    temperature: float = 1.0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -58,6 +65,8 @@ class EncodedCompletions:
     def fingerprint(self) -> str:
         """The sha256 (hex) of all ids and lengths."""
         digest = hashlib.sha256(repr((self.max_length, self.pad_id)).encode())
+        if self.groups is not None:
+            digest.update(repr(self.temperature).encode() + np.ascontiguousarray(self.groups, np.int32).tobytes())
         for part in (self.lengths, self.prompt_lengths, *self.tokens):
             digest.update(np.ascontiguousarray(part, np.int32).tobytes())
         return digest.hexdigest()
@@ -118,7 +127,7 @@ def split_completions(records: Completions) -> dict[str, Completions]:
     return out
 
 
-def encode_completions(records: Completions, tokenizer: TextTokenizer, max_length: int) -> EncodedCompletions:
+def encode_completions(records: Completions, tokenizer: TextTokenizer, max_length: int, *, temperature: float = 1.0) -> EncodedCompletions:
     """Token ids of every example: bos, prompt, newline, completion, eos.
 
     An example that is too long loses tokens at the start of its prompt, after bos; then at the end of its completion.
@@ -136,7 +145,9 @@ def encode_completions(records: Completions, tokenizer: TextTokenizer, max_lengt
             last = last[: max_length - len(first)]
         tokens.append(np.asarray(first + last, np.int32))
         lengths.append(len(first))
-    return EncodedCompletions(tokens, np.asarray(lengths, np.int32), max_length, tokenizer.pad_id, truncated)
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(records.tasks))}
+    groups = np.array([numbers[name] for name in records.tasks], np.int32) if records.tasks else None
+    return EncodedCompletions(tokens, np.asarray(lengths, np.int32), max_length, tokenizer.pad_id, truncated, groups, temperature)
 
 
 def prompt_text(prompt: str) -> str:

@@ -62,8 +62,7 @@ def load_examples(
     Raises:
         ValueError: a row is wrong (file, line, reason), or a split is empty, with what was left out and why.
     """
-    columns = {role: column for role, column in (columns or {}).items() if column}
-    source, problems = open_source(name, data_dir=data_dir), Problems(on_error)
+    columns, source, problems = columns or {}, open_source(name, data_dir=data_dir), Problems(on_error)
     split_rows, duplicates = _collect(source, recipe, columns, problems, limit)
     split_rows, note = _assign(name, recipe, split_rows)
     names = _label_names(recipe, columns, source, split_rows.get("train", []), label_names)

@@ -19,11 +19,13 @@ class Unfit(ValueError):
 
 
 def pick(fields: Mapping[str, Any], column: str) -> Any:
-    """The value of a column, or of a path into nested values: 'question.text', 'input.-1.content'; several joined by '+'.
+    """The value of a column, or of a path into nested values ('input.-1.content'); of several a list ('a,b') or a joined text ('a+b').
 
     Raises:
         Unfit: there is no such column.
     """
+    if "," in column and column not in fields:
+        return [pick(fields, part) for part in column.split(",")]
     if "+" in column and column not in fields:
         return "\n".join(str(pick(fields, part)) for part in column.split("+"))
     if column in fields:
@@ -96,6 +98,8 @@ def _label(role: str, value: Any) -> str | None:
         return str(value).strip()
     if isinstance(value, list) and len(value) == 1:
         return _label(role, value[0])
+    if isinstance(value, list) and value:
+        raise Unfit("several labels", f"a label needs to be one class, but {len(value)} came: {str(value)[:60]}.")
     raise Unfit("an empty label", f"a label needs to be a class name or a whole number, but {value!r} came.")
 
 

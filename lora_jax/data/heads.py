@@ -21,6 +21,10 @@ NO_LABEL = -1  # a token that has no tag, or a span that is not in the window
 class EncodedTags(Encoded):
     """Words with tags. `labels` are arrays, one an example: a tag's id at the first token of its word, else NO_LABEL."""
 
+    def label_bytes(self) -> bytes:
+        """As `Encoded.label_bytes`."""
+        return np.concatenate(self.labels).tobytes()
+
     def arrays(self, rows: Int[np.ndarray, " batch"], length: int) -> dict[str, np.ndarray]:
         """As `Encoded.arrays`, with labels (batch, time)."""
         tokens, types, mask = pad_rows([self.tokens[row] for row in rows], [self.types[row] for row in rows], length, self.pad_id)

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from .batches import BatchIterator
 from .completions import EncodedCompletions
+from .mixture import mixture_order
 
 _ENDLESS_EPOCHS = 2**31
 
@@ -119,7 +120,9 @@ class PackedBatches:
 
     def _plan(self, epoch: int) -> list[PlannedRows]:
         order = np.arange(len(self.encoded))
-        if self.shuffle:
+        if self.shuffle and self.encoded.groups is not None:
+            order = mixture_order(self.encoded.groups, self.encoded.temperature, seed=self.seed, epoch=epoch)
+        elif self.shuffle:
             order = np.random.default_rng((self.seed, epoch)).permutation(order)
         batches = []
         for start in range(0, len(order), self.batch_size):

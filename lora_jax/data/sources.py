@@ -16,7 +16,7 @@ from .rows import SUFFIXES, Problems, Row, read_rows
 _HUB = "hf:"
 _SPLIT_WORDS = {
     "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev", "devel", "development", "validation_matched", "dev_matched"),
+    "validation": ("validation", "valid", "val", "dev", "devel", "development", "validation_matched"),
     "test": ("test", "testing", "eval"),
 }
 Stream = Callable[[Problems], Iterator[Row]]
@@ -75,7 +75,7 @@ def _folder(folder: Path, name: str) -> Source:
 def _split_in(path: Path) -> str | None:
     """'validation' of 'data/validation-00000-of-00001.parquet'; the file's name counts before its folders'."""
     for part in (path.stem, *reversed(path.parent.parts)):
-        words = re.split(r"[-.]|_(?=\d)", part.lower())
+        words = re.split(r"[-._ ]", part.lower())
         for split, names in _SPLIT_WORDS.items():
             if any(word in names for word in words):
                 return split
@@ -162,7 +162,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, np.ndarray):
-        return [plain(item) for item in value.tolist()]
+        return plain(value.tolist())
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):

@@ -63,6 +63,10 @@ class Encoded:
         """Tokens of each example, special tokens counted."""
         return np.fromiter((len(tokens) for tokens in self.tokens), np.int32, len(self.tokens))
 
+    def label_bytes(self) -> bytes:
+        """All labels, for fingerprints."""
+        return np.ascontiguousarray(self.labels).tobytes()
+
     def arrays(self, rows: Int[np.ndarray, " batch"], length: int) -> dict[str, np.ndarray]:
         """tokens, types, mask and labels of the examples at `rows`, padded to `length` with the tokenizer's padding id."""
         tokens, types, mask = pad_rows([self.tokens[row] for row in rows], [self.types[row] for row in rows], length, self.pad_id)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lora_jax.data.tasks import Decoding, Recipe
-from lora_jax.evaluate.predictions import Prediction, Predictions, example_id, split_of_task
+from lora_jax.evaluate.predictions import Prediction, Predictions, example_id, split_of_task, task_name
 from lora_jax.generate.beam import BeamSearch, beam_search
 from lora_jax.generate.engine import Generator
 from lora_jax.generate.sampling import Sampling
@@ -62,7 +62,7 @@ def generate_predictions(
         row = known.get(example_id(encoded, n))
         exact = float(any(text.strip() == reference.strip() for reference in references))
         loss, units, correct = (row.loss, row.units, row.correct) if row else (float("nan"), 1.0, exact)
-        rows.append(Prediction(example_id(encoded, n), loss, units, correct, text.strip(), references))
+        rows.append(Prediction(example_id(encoded, n), loss, units, correct, text.strip(), references, task_name(task, split, n)))
     return Predictions(split, recipe.text_metrics if recipe else _PLAIN, tuple(rows))
 
 
@@ -71,8 +71,13 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     start = 0
     while any(text.startswith(word, start) for word in stop if word):
         start += len(next(word for word in stop if word and text.startswith(word, start)))
-    ends = [at for word in stop if word and (at := text.find(word, start)) >= 0]
-    return text[start : min(ends, default=len(text))]
+    return cut_greedily(text[start:], stop)
+
+
+def cut_greedily(text: str, stop: Sequence[str]) -> str:
+    """The text before the first stop string, wherever it stands."""
+    ends = [at for word in stop if word and (at := text.find(word)) >= 0]
+    return text[: min(ends, default=len(text))]
 
 
 def _greedy(

@@ -20,7 +20,7 @@ from lora_jax.data.buckets import FILLER
 from lora_jax.data.heads import EncodedSpans
 from lora_jax.data.packing import PackedBatches
 from lora_jax.evaluate.metrics import Metric, metric
-from lora_jax.kernels.vocab_loss import vocabulary_loss
+from lora_jax.evaluate.token_scores import score_tokens
 from lora_jax.models.decoder import Decoder
 from lora_jax.train.kinds import batches_of
 from lora_jax.train.losses import choice_logits, span_logits
@@ -42,6 +42,7 @@ class Prediction:
     correct: float
     predicted: Any = None
     references: Any = None
+    task: str | None = None  # in a mixture
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,17 @@ class Predictions:
     metrics: tuple[str, ...]
     rows: tuple[Prediction, ...]
 
+    def by_task(self) -> dict[str, Predictions]:
+        """The predictions of each task of a mixture; nothing outside one."""
+        names = dict.fromkeys(row.task for row in self.rows if row.task is not None)
+        return {name: Predictions(self.split, self.metrics, tuple(row for row in self.rows if row.task == name)) for name in names}
+
     def column(self, name: str) -> Any:
         """A field of all rows; numbers as an array."""
         values = [getattr(row, name) for row in self.rows]
         return np.array(values, float) if name in ("loss", "units", "correct") else values
 
-    def scored_by(self, name: str) -> Callable[[Sequence[int]], float]:
+    def scored_by(self, name: str) -> Callable[[Any], float]:
         """The score of the examples at given positions, by a metric's name, or by loss or accuracy (means over units)."""
         if name in ("loss", "correct"):
             total, units = self.column(name), self.column("units")
@@ -65,7 +71,7 @@ class Predictions:
         return functools.partial(_score, metric(name), self.column("predicted"), self.column("references"))
 
 
-def _score(by: Metric, predicted: Sequence[Any], references: Sequence[Any], rows: Sequence[int]) -> float:
+def _score(by: Metric, predicted: Sequence[Any], references: Sequence[Any], rows: Any) -> float:
     return by.score([predicted[row] for row in rows], [references[row] for row in rows])
 
 
@@ -88,7 +94,7 @@ def predict(
     else:
         batches = batches_of(encoded, task.buckets, batch_size, shuffle=False, epochs=1)
         members = [[int(index) for index in planned.indices if index != FILLER] for planned in batches.plan(0)]
-    step = _step(task.model)
+    step = functools.partial(_decoder_step, task.model) if decoder else _step(task.model)
     limit = len(encoded) if examples is None else examples
     rows: dict[int, Prediction] = {}
     for number, indices in enumerate(members):
@@ -99,7 +105,7 @@ def predict(
             loss, units, correct = (float(out[name][place]) for name in ("loss", "units", "correct"))
             said = None if decoder else _said(task, split, index, {name: value[place] for name, value in out.items()})
             predicted, references = (None, None) if said is None else said
-            rows[index] = Prediction(example_id(encoded, index), loss, units, correct, predicted, references)
+            rows[index] = Prediction(example_id(encoded, index), loss, units, correct, predicted, references, task_name(task, split, index))
     names = () if decoder or task.recipe is None else task.recipe.metrics
     return Predictions(split, names or (() if decoder else ("accuracy",)), tuple(rows[n] for n in sorted(rows) if n < limit))
 
@@ -113,6 +119,12 @@ def split_of_task(task: Any, split: str) -> Any:
     if split not in task.splits:
         raise ValueError(f"A split needs to be one of {', '.join(task.splits)}, got {split!r}.")
     return task.splits[split]
+
+
+def task_name(task: Any, split: str, index: int) -> str | None:
+    """The task of an example of a mixture, None outside one."""
+    names = getattr(task.records.get(split), "tasks", ())
+    return names[index] if names else None
 
 
 def example_id(encoded: Any, index: int) -> str:
@@ -145,25 +157,16 @@ def load_predictions(path: Path) -> Predictions:
         raise ValueError(f"{path} is no file of predictions ({error}). Make it anew with: lora-jax evaluate RUN.") from None
 
 
+def _decoder_step(model: Decoder, lora: Any, frozen: Any, batch: Any) -> dict[str, np.ndarray]:
+    """Sums of loss, counted tokens and right ones of every row."""
+    counted = batch["loss_weight"] > 0
+    scores = score_tokens(model, frozen, lora, batch["tokens"], batch["mask"], batch["labels"], counted)
+    return {"loss": -scores.log_probability, "units": scores.tokens, "correct": scores.likeliest}
+
+
 @functools.lru_cache(maxsize=4)
 def _step(model: Any) -> Any:
-    if isinstance(model, Decoder):
-        return jax.jit(functools.partial(_decoder_step, model))
     return jax.jit(functools.partial(_encoder_step, model))
-
-
-def _decoder_step(model: Decoder, lora: Any, frozen: Any, batch: Any) -> dict[str, jax.Array]:
-    """Sums of loss, counted tokens and right ones of every row."""
-    hidden, _ = apply(model, frozen, lora, batch["tokens"], batch["segments"], method="hidden")
-    head = "embed" if model.config.tied else "head"
-    trained = {path: leaf for path, leaf in lora.items() if path.startswith(f"{head}/")}
-    logits = lambda frozen, trained, h: apply(model, frozen, trained, h, method="logits")  # noqa: E731
-
-    def row(args: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return vocabulary_loss(logits, {head: frozen.get(head, {})}, trained, *args, 128)
-
-    loss, correct = jax.lax.map(row, (hidden, batch["labels"], batch["loss_weight"]))
-    return {"loss": loss, "correct": correct, "units": batch["loss_weight"].sum(1)}
 
 
 def _encoder_step(model: Any, lora: Any, frozen: Any, batch: Any) -> dict[str, jax.Array]:

@@ -69,7 +69,10 @@ def _evals(name: str) -> Wheel:
 
 
 # Prompts with their completions, from the registry of OpenAI's evals; MIT.
-WHEELS |= {f"evals-{name.replace('_', '-')}": _evals(name) for name in ("sql", "abstract2title", "music_theory_scale_modes")}
+_EVALS = (
+    "sql", "abstract2title", "music_theory_scale_modes", "ner_finance", "heart-disease", "brazilian_laws", "us_tort_law", "product-matching",
+)  # fmt: skip
+WHEELS |= {f"evals-{name.replace('_', '-')}": _evals(name) for name in _EVALS}
 PIECES: dict[str, Pieces] = {
     # Gemma 3 270M (Gemma team 2025), 4-bit GGUF; Gemma terms of use.
     "gemma3-270m": Pieces(

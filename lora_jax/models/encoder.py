@@ -95,11 +95,11 @@ class Encoder(nn.Module):
                 # A classifier reads the first token alone: in the last block nothing else need be a query.
                 last = index == config.num_layers - 1 and config.num_classes is not None and not config.reads_every_token
                 x, _ = block(config, self.dtype, queries=1 if last else None, name=f"layers_{index}")(x, bias)
+        head = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02), name="classifier")
+        if config.num_classes is not None and config.reads_every_token:  # These have no pooler.
+            return head(config.num_classes)(x)
         pooled = jnp.tanh(nn.Dense(config.hidden_size, dtype=self.dtype, name="pooler")(x[:, 0]))
-        if config.num_classes is None:
-            return x, pooled
-        outputs = x if config.reads_every_token else pooled
-        return nn.Dense(config.num_classes, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02), name="classifier")(outputs)
+        return (x, pooled) if config.num_classes is None else head(config.num_classes)(pooled)
 
 
 class Block(nn.Module):

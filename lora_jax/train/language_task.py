@@ -12,14 +12,17 @@ import jax.numpy as jnp
 
 from lora_jax.adapt.sites import find_sites
 from lora_jax.adapt.surgery import adapt
-from lora_jax.config import ADAPTERS, Config, DataConfig, ModelConfig, resolve_targets
+from lora_jax.config import ADAPTERS, Config, DataConfig, MixturePart, ModelConfig, resolve_targets
 from lora_jax.core.fingerprint import fingerprint
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules
 from lora_jax.core.quantize import QuantSpec
 from lora_jax.data.completions import Completions, encode_completions, read_completions, split_completions
 from lora_jax.data.examples import TaskData, load_examples, to_completions
-from lora_jax.data.tasks import recipe_named
+from lora_jax.data.mixture import join_completions
+from lora_jax.data.records import SPLITS
+from lora_jax.data.tasks import Recipe, recipe_named
+from lora_jax.evaluate.metrics import metric
 from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.io.hub import WHEELS, resolve
@@ -44,19 +47,25 @@ def load_language_task(model_config: ModelConfig, data: DataConfig) -> Task:
         model=model,
         params=params,
         sites=find_sites(model, jax.ShapeDtypeStruct((1, 8), jnp.int32)),
-        splits={name: encode_completions(split, tokenizer, data.max_length) for name, split in records.items()},
+        splits={
+            name: encode_completions(split, tokenizer, data.max_length, temperature=data.mixture_temperature)
+            for name, split in records.items()
+        },
         buckets=(),
         label_names=(),
         note=records["train"].note,
         base=fingerprint(params),
         records=records,
-        recipe=None if data.recipe is None else recipe_named(data.recipe),
+        recipe=None if data.recipe is None else recipe_of(data),
         tokenizer=tokenizer,
     )
 
 
 def completions_of(data: DataConfig) -> dict[str, Completions]:
     """The prompts and completions of every split: a recipe's, or those of a file with both."""
+    if data.mixture:
+        parts = {part.name: completions_of(_data_of(part, data)) for part in data.mixture}
+        return {split: join_completions({name: part[split] for name, part in parts.items()}) for split in SPLITS}
     if data.recipe is not None:
         return to_completions(examples_of(data), prompt=data.prompt, completion=data.completion)
     records = split_completions(read_completions(data_file(data.name), prompt=data.text, completion=data.label))
@@ -65,17 +74,42 @@ def completions_of(data: DataConfig) -> dict[str, Completions]:
     return records
 
 
+def _data_of(part: MixturePart, data: DataConfig) -> DataConfig:
+    """The data settings of one task of a mixture."""
+    own = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    return dataclasses.replace(data, **own, mixture=(), metrics=None)
+
+
 def examples_of(data: DataConfig) -> TaskData:
     """The checked examples of a recipe's data set."""
     known = data.name.partition("/")[0] in WHEELS
     return load_examples(
         str(data_file(data.name)) if known else data.name,
-        recipe_named(data.recipe),
-        columns=dataclasses.asdict(data.fields),
+        recipe_of(data),
+        columns={role: column for role, column in dataclasses.asdict(data.fields).items() if column is not None},
         on_error=data.on_error,
         label_names=data.label_names,
         limit=data.train_examples,
     )
+
+
+def recipe_of(data: DataConfig) -> Recipe:
+    """The recipe that a config names, with the metrics and the decoding that it sets itself.
+
+    Raises:
+        ValueError: a metric is unknown, or scores another kind of answer than the task has.
+    """
+    recipe = recipe_named(data.recipe)
+    decoding = {name: value for name, value in dataclasses.asdict(data.decoding).items() if value is not None}
+    recipe = dataclasses.replace(recipe, decoding=dataclasses.replace(recipe.decoding, **decoding))
+    if data.metrics is None:
+        return recipe
+    texts = data.task == "completion" or recipe.head == "span"
+    kind = "texts" if texts else "numbers" if recipe.head == "score" else "classes"
+    for name in data.metrics:
+        if (found := metric(name).kind) != kind:
+            raise ValueError(f"config.data.metrics: {name!r} scores {found}, and the answers of this task are {kind}.")
+    return dataclasses.replace(recipe, **{"text_metrics" if data.task == "completion" else "metrics": data.metrics})
 
 
 def data_file(name: str) -> Path:

@@ -35,6 +35,9 @@ def load_recipe_task(model_config: ModelConfig, data: DataConfig) -> Task:
     outputs = {"class": len(examples.label_names), "token": len(examples.label_names), "span": 2}.get(examples.recipe.head, 1)
     settings, params = load_encoder(folder, num_classes=outputs, key=jax.random.key(0), scan=model_config.scan)
     settings = dataclasses.replace(settings, head=examples.recipe.head)
+    base = fingerprint({name: leaf for name, leaf in params.items() if name != "classifier"})
+    if settings.reads_every_token:
+        params = {name: leaf for name, leaf in params.items() if name != "pooler"}
     check_sizes(folder, tokenizer.vocab_size, settings, model_config, data)
     model = Encoder(settings, scan=model_config.scan, remat=model_config.remat, dtype=jnp.dtype(model_config.compute_dtype).type)
     return Task(
@@ -45,7 +48,7 @@ def load_recipe_task(model_config: ModelConfig, data: DataConfig) -> Task:
         buckets=data.buckets or choose_buckets(np.concatenate([split.lengths for split in splits.values()])),
         label_names=examples.label_names,
         note=" ".join((examples.note, examples.left_out)).strip(),
-        base=fingerprint({name: leaf for name, leaf in params.items() if name != "classifier"}),
+        base=base,
         records=examples.splits,
         recipe=examples.recipe,
         tokenizer=tokenizer,

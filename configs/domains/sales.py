@@ -1,0 +1,42 @@
+"""Sales: do two offers describe the same product? MiniLM-L6, LoRA rank 8 against the head alone.
+
+433 pairs of offers of web shops, 50 of them equal (a sample of WDC Products, Peeters & Bizer 2023), as OpenAI's evals ship them
+(product-matching; MIT). So few equal pairs make wide intervals. With an argument `public`: 77 intents of customers of a bank
+(mteb/banking77 on the hub; MIT).
+
+lora-jax train --config configs/domains/sales.py
+lora-jax train --config configs/domains/sales.py --config.method=head --config.optim.learning_rate=1e-2
+lora-jax evaluate RUN --against HEAD_RUN
+
+RESULT
+"""
+
+import ml_collections
+
+
+def get_config(data: str = "evals") -> ml_collections.ConfigDict:
+    """The config on records that a package ships ('evals'), or on a public data set ('public')."""
+    sets = {
+        "evals": dict(
+            name="evals-product-matching/zeroshot/samples.jsonl",
+            recipe="classification",
+            fields=dict(text="input.-1.content", label="ideal"),
+            metrics=("f1", "matthews", "accuracy"),
+            label_names=("No", "Yes"),
+            max_length=128,
+        ),
+        "public": dict(name="hf:mteb/banking77", recipe="classification", fields=dict(label="label_text"), max_length=96),
+    }
+    if data not in sets:
+        raise ValueError(f"the argument must be one of {', '.join(sets)}, got {data!r}")
+    return ml_collections.ConfigDict(
+        dict(
+            model=dict(name="minilm-l6", scan=False),
+            data=sets[data],
+            method="lora",
+            lora=dict(rank=8, alpha=16.0, targets="all-linear"),
+            optim=dict(learning_rate=1e-3, weight_decay=0.01, schedule="linear", warmup_fraction=0.06),
+            train=dict(epochs=8.0, batch_size=32, eval_batch_size=64, log_every=5, checkpoint_every=100),
+            out=f"runs/domains/sales_{data}",
+        )
+    )

@@ -1,0 +1,37 @@
+"""One adapter for three tasks, or three adapters of a third of its size each? QLoRA of Gemma-3-270M on real task files of OpenAI's evals.
+
+Argument: shared (rank 24, a mixture drawn at temperature 2), or sql, titles, modes (rank 8 each: together as many parameters). Every run
+sees its tasks' examples as often: the shared one takes three times the steps.
+
+lora-jax train --config configs/tasks/multitask.py:shared
+lora-jax evaluate RUN                       loss of every task, with intervals
+
+Results: not measured yet.
+"""
+
+import ml_collections
+
+PARTS = {
+    "sql": dict(name="evals-sql/spider_sql.jsonl", fields=dict(prompt="input", completion="ideal")),
+    "titles": dict(name="evals-abstract2title/samples.jsonl", fields=dict(prompt="input", completion="ideal")),
+    "modes": dict(name="evals-music-theory-scale-modes/samples.jsonl", fields=dict(prompt="input", completion="ideal")),
+}
+
+
+def get_config(task: str = "shared") -> ml_collections.ConfigDict:
+    """The config of the shared adapter, or of one of the three."""
+    if task not in ("shared", *PARTS):
+        raise ValueError(f"the argument must be one of shared, {', '.join(PARTS)}, got {task!r}")
+    data = dict(mixture=tuple(PARTS.values()), mixture_temperature=2.0) if task == "shared" else dict(recipe="completion", **PARTS[task])
+    return ml_collections.ConfigDict(
+        dict(
+            model=dict(name="gemma3-270m"),
+            data=dict(task="completion", max_length=512, **data),
+            method="qlora",
+            lora=dict(rank=24 if task == "shared" else 8, alpha=48.0 if task == "shared" else 16.0, targets="all-linear"),
+            quant=dict(format="nf4", block_size=64, double=True),
+            optim=dict(learning_rate=1e-3, weight_decay=0.0, schedule="linear", warmup_fraction=0.1, clip_norm=1.0),
+            train=dict(total_steps=90 if task == "shared" else 30, batch_size=12, eval_batch_size=12, log_every=5, checkpoint_every=30),
+            out=f"runs/multitask/{task}",
+        )
+    )

@@ -1,0 +1,59 @@
+"""lm-evaluation-harness on Gemma-3-270M: our adapter class against the harness's Hugging Face backend, record by record.
+
+python experiments/compare_lm_eval.py [--records 12]
+
+Needs lm_eval, torch and transformers beside this library. The records are multiple-choice questions on tort law of OpenAI's evals; the
+context is the question, the continuations are its four letters. Then a rolling log-likelihood of each question's first 400 letters, and
+16 greedy tokens after it.
+"""
+
+import argparse
+import json
+import time
+
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from lora_jax import resolve
+from lora_jax.evaluate.harness import HarnessModel
+
+
+def main() -> None:
+    """Prints the largest differences and the times."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=12)
+    count = parser.parse_args().records
+    rows = [json.loads(line) for line in (resolve("evals-us-tort-law") / "samples.jsonl").read_text().splitlines()[:count]]
+    questions = [row["input"][-1]["content"] for row in rows]
+    folder = resolve("gemma3-270m")
+    (file,) = folder.glob("*.gguf")
+    ours = HarnessModel.load(folder, batch_size=4)
+    theirs = HFLM(pretrained=str(folder), gguf_file=file.name, dtype="float32", device="cpu", batch_size=4)
+    make = lambda kind, arguments: [Instance(kind, {}, args, n) for n, args in enumerate(arguments)]  # noqa: E731
+    asked = make("loglikelihood", [(question, f" {letter}") for question in questions for letter in "ABCD"])
+    rolling = make("loglikelihood_rolling", [(question[:400],) for question in questions])
+    until = make("generate_until", [(question, {"until": ["\n\n"], "max_gen_toks": 16}) for question in questions[:4]])
+    for name, requests in (("loglikelihood", asked), ("loglikelihood_rolling", rolling), ("generate_until", until)):
+        start = time.perf_counter()
+        mine = getattr(ours, name)(requests)
+        middle = time.perf_counter()
+        other = getattr(theirs, name)(requests)
+        print(
+            f"{name}: {len(requests)} requests, ours {middle - start:.1f} s (compiling too), Hugging Face {time.perf_counter() - middle:.1f} s"
+        )
+        if name == "generate_until":
+            print(f"  equal texts: {sum(a == b for a, b in zip(mine, other))} of {len(mine)}")
+            continue
+        first = lambda x: x[0] if isinstance(x, tuple) else x  # noqa: E731
+        gaps = [abs(first(a) - first(b)) for a, b in zip(mine, other)]
+        print(f"  largest difference {max(gaps):.2e} nats on sums of {min(map(first, other)):.1f} to {max(map(first, other)):.1f}")
+        if name == "loglikelihood":
+            pick = lambda scores: [max(range(4), key=lambda c: scores[4 * n + c][0]) for n in range(count)]  # noqa: E731
+            right = ["ABCD".index(row["ideal"]) for row in rows]
+            print(
+                f"  accuracy ours {sum(a == b for a, b in zip(pick(mine), right))}/{count}, theirs {sum(a == b for a, b in zip(pick(other), right))}/{count}"
+            )
+
+
+if __name__ == "__main__":
+    main()
