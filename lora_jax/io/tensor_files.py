@@ -51,7 +51,9 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(f"There is no file {self.path}.")
+            beside = self.path.parent.glob("*.safetensors") if self.path.parent.is_dir() else ()
+            near = ", ".join(sorted(entry.name for entry in beside)[:8])
+            raise FileNotFoundError(f"There is no file {self.path}. Safetensors files in its folder: {near or 'none'}.")
         size = self.path.stat().st_size
         if size < 8:
             raise _damaged(self.path, f"it has {size} bytes, and its header alone needs more than 8")
@@ -101,7 +103,12 @@ class ModelFolder(Mapping[str, np.ndarray]):
             return
         if not (folder / _INDEX).is_file():
             there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) if folder.is_dir() else "no such folder"
-            raise FileNotFoundError(f"{folder} needs {_SINGLE} (or {_INDEX} with its shards), but holds {there or 'nothing'}.")
+            pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+            raise FileNotFoundError(
+                f"{folder} needs {_SINGLE} (or {_INDEX} with its shards), but holds {there or 'nothing'}. "
+                + ("Pickled weights are not read, since loading them can run code: convert them to safetensors with their own tools."
+                   if pickled else "Give the folder of a Hugging Face model.")
+            )  # fmt: skip
         shard_of = _read_index(folder / _INDEX)
         self._file_of = {}
         for shard in sorted(set(shard_of.values())):

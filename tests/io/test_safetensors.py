@@ -56,7 +56,7 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, how: str) -> N
     safetensors.write(path, TENSORS)
     path.write_bytes(damaged(path.read_bytes())[how])
     for read in (safetensors.read, safetensors.read_metadata, lambda p: safetensors.read_folder(p.parent)):
-        with pytest.raises(ValueError, match=r"model.safetensors needs to be a whole safetensors file, but cannot be read \([\d,]+ bytes"):
+        with pytest.raises(ValueError, match=r"model.safetensors needs to be a whole safetensors file, but .* fetch it again"):
             read(path)
 
 
