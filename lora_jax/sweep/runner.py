@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from lora_jax.config import ADAPTERS, Config, resolve_targets
+from lora_jax.config import ADAPTERS, Config
 from lora_jax.sweep.grid import expand, run_id, shown_format, shown_targets
+from lora_jax.sweep.halving import Halving
+from lora_jax.sweep.packing import Pack, packs
 from lora_jax.sweep.provenance import environment
 from lora_jax.sweep.store import RunLocked, RunStore
+from lora_jax.train.sharing import can_stack, program_key, widest
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the runs of a sweep, by id. `elsewhere` are being run by another process."""
+    """What became of the runs of a sweep, by id. `elsewhere` are being run by another process, `stopped` were halved away."""
 
     done: tuple[str, ...]
     kept: tuple[str, ...]
     failed: tuple[str, ...]
     elsewhere: tuple[str, ...]
+    stopped: tuple[str, ...] = ()
 
 
 def groups(runs: Sequence[Config]) -> list[tuple[Config | None, list[Config]]]:
@@ -32,63 +36,163 @@ def groups(runs: Sequence[Config]) -> list[tuple[Config | None, list[Config]]]:
     """
     found: dict[Config, list[Config]] = {}
     for run in runs:
-        found.setdefault(_structure(run), []).append(run)
-    return [(_widest(members), members) for members in found.values()]
+        found.setdefault(program_key(run), []).append(run)
+    return [(widest(members), members) for members in found.values()]
 
 
 def run_sweep(config: Config, *, command: Sequence[str] = (), say: Callable[[str], None] | None = None, quiet: bool = False) -> Outcome:
     """Trains every run of the configuration's sweep that the store at `config.out` does not hold as done.
 
-    A run that fails is recorded with its error and the rest goes on. SIGTERM and SIGINT stop the sweep between two steps,
-    with a checkpoint; the same call goes on from there.
+    With `sweep.stack`, runs that can share a base are trained side by side in one program. A run that fails is recorded with its
+    error and the rest goes on. SIGTERM and SIGINT stop the sweep between two steps, with a checkpoint; the same call goes on from
+    there.
 
     Raises:
         Interrupted: a signal came.
         StoreError: the store cannot be written.
     """
-    from lora_jax.train.allocator import release_freed_memory
-    from lora_jax.train.interrupted import Interrupted
-    from lora_jax.train.loop import train
-
-    say = say or (lambda text: print(text, file=sys.stderr, flush=True))
     runs = expand(config)
     store = RunStore(config.out)
     store.write_plan([run_id(run) for run in runs])
     surroundings = environment() | ({"command": " ".join(command)} if command else {})
-    outcome: dict[str, list[str]] = {"done": [], "kept": [], "failed": [], "elsewhere": []}
-    number = 0
-    for wide, members in groups(runs):
-        for run in members:
-            number += 1
-            name, title = run_id(run), f"[{number}/{len(runs)}] {describe_run(run)}"
-            if store.status(name) == "done":
-                outcome["kept"].append(name)
-                say(f"{title}: done before, kept")
-                continue
-            try:
-                folder = store.start(name, run, surroundings)
-            except RunLocked:
-                outcome["elsewhere"].append(name)
-                say(f"{title}: another process is running it")
-                continue
-            start = time.perf_counter()
-            try:
-                result = train(run, folder, wide=wide if len(members) > 1 else None, quiet=quiet, title=title)
-                store.finish(name, _labelled(name, run, result))
-            except Interrupted:
-                store.release(name)
+    say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+    sweep = _Sweep(config, store, surroundings, say, quiet, {run_id(run): number for number, run in enumerate(runs, 1)})
+    for pack in packs(runs, config.sweep):
+        left = [run for run in pack.runs if not sweep.keep(run)]
+        if not left:
+            continue
+        if (pack.slots > 1 and len(left) > 1) or (sweep.halving.on and can_stack(pack.runs[0])):
+            sweep.side_by_side(pack, left)
+        else:
+            for run in left:
+                sweep.alone(pack, run)
+    return Outcome(**{name: tuple(ids) for name, ids in sweep.outcome.items()})
+
+
+class _Sweep:
+    """The store, and what became of the runs so far."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: RunStore,
+        surroundings: Mapping[str, Any],
+        say: Callable[[str], None],
+        quiet: bool,
+        numbers: Mapping[str, int],
+    ) -> None:
+        self.config, self.store, self.surroundings, self.say, self.quiet, self.numbers = config, store, surroundings, say, quiet, numbers
+        self.outcome: dict[str, list[str]] = {"done": [], "kept": [], "failed": [], "elsewhere": [], "stopped": []}
+        self.halving = Halving(store.root, config.sweep.halving)
+
+    def title(self, run: Config) -> str:
+        """The run's number and description."""
+        return f"[{self.numbers[run_id(run)]}/{len(self.numbers)}] {describe_run(run)}"
+
+    def keep(self, run: Config) -> bool:
+        """Whether the run is done already, or was stopped at a rung."""
+        if self.store.status(run_id(run)) == "done":
+            self.outcome["kept"].append(run_id(run))
+            self.say(f"{self.title(run)}: done before, kept")
+            return True
+        if self.halving.on and run_id(run) in self.halving.stopped:
+            self.outcome["stopped"].append(run_id(run))
+            self.say(f"{self.title(run)}: stopped before at step {self.halving.stopped[run_id(run)]}")
+            return True
+        return False
+
+    def start(self, run: Config) -> Path | None:
+        """The run's folder, locked; None if another process runs it."""
+        try:
+            return self.store.start(run_id(run), run, self.surroundings)
+        except RunLocked:
+            self.outcome["elsewhere"].append(run_id(run))
+            self.say(f"{self.title(run)}: another process is running it")
+            return None
+
+    def finish(self, run: Config, result: dict[str, Any]) -> None:
+        """Records a run that is done."""
+        self.store.finish(run_id(run), _labelled(run_id(run), run, result))
+        self.outcome["done"].append(run_id(run))
+        self.say(f"{self.title(run)}: test accuracy {result['test_accuracy']:.4f} in {result['seconds']:.0f} s")
+
+    def fail(self, run: Config, error: BaseException) -> None:
+        """Records a run that failed."""
+        self.store.fail(run_id(run), error)
+        self.outcome["failed"].append(run_id(run))
+        self.say(f"{self.title(run)}: failed: {error}")
+
+    def stop(self, run: Config, error: Exception) -> None:
+        """Records a run that was stopped at a rung: it is left as an interrupted one, with its checkpoint."""
+        self.store.release(run_id(run))
+        self.outcome["stopped"].append(run_id(run))
+        self.say(f"{self.title(run)}: {error}")
+
+    def alone(self, pack: Pack, run: Config) -> None:
+        """Trains one run, in the shapes of its group."""
+        from lora_jax.train.allocator import release_freed_memory
+        from lora_jax.train.interrupted import Interrupted
+        from lora_jax.train.loop import train
+
+        folder = self.start(run)
+        if folder is None:
+            return
+        try:
+            result = train(run, folder, wide=pack.wide, quiet=self.quiet, title=self.title(run))
+        except Interrupted:
+            self.store.release(run_id(run))
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            self.fail(run, error)
+            if isinstance(error, KeyboardInterrupt):
                 raise
-            except (Exception, KeyboardInterrupt) as error:
-                store.fail(name, error)
-                if isinstance(error, KeyboardInterrupt):
-                    raise
-                outcome["failed"].append(name)
-                say(f"{title}: failed: {error}")
-                continue
-            outcome["done"].append(name)
-            release_freed_memory()
-            say(f"{title}: test accuracy {result['test_accuracy']:.4f} in {time.perf_counter() - start:.0f} s")
-    return Outcome(**{name: tuple(ids) for name, ids in outcome.items()})
+            return
+        self.finish(run, result)
+        release_freed_memory()
+
+    def side_by_side(self, pack: Pack, left: Sequence[Config]) -> None:
+        """Trains runs in one program, each recorded when it is finished."""
+        from lora_jax.train.allocator import release_freed_memory
+        from lora_jax.train.interrupted import Interrupted
+        from lora_jax.train.stacked import Job, Stopped, train_stacked
+
+        started: dict[str, Config] = {}
+
+        def jobs() -> Iterator[Job]:
+            for run in left:
+                folder = self.start(run)
+                if folder is not None:
+                    started[run_id(run)] = run
+                    yield Job(run, folder, self.config.sweep.halving.rungs)
+
+        def judge(job: Job, step: int, score: dict[str, float]) -> bool:
+            return self.halving.keep(run_id(job.config), step, score["loss"])
+
+        def finished(job: Job, outcome: dict[str, Any] | Exception) -> None:
+            run = started.pop(run_id(job.config))
+            if isinstance(outcome, Stopped):
+                self.stop(run, outcome)
+            elif isinstance(outcome, Exception):
+                self.fail(run, outcome)
+            else:
+                self.finish(run, outcome)
+
+        slots = max(1, min(pack.slots, len(left)))
+        try:
+            wide = pack.wide or pack.runs[0]
+            train_stacked(
+                jobs(), finished, wide=wide, slots=slots, judge=judge, quiet=self.quiet, title=f"{len(left)} runs, {slots} at a time"
+            )
+        except Interrupted:
+            for name in started:
+                self.store.release(name)
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            for run in started.values():
+                self.fail(run, error)
+            if isinstance(error, (KeyboardInterrupt, OSError)):
+                raise
+        release_freed_memory()
 
 
 def describe_run(run: Config) -> str:
@@ -97,27 +201,6 @@ def describe_run(run: Config) -> str:
     if run.method in ADAPTERS:
         words = [shown_format(run.quant.format), f"rank {run.lora.rank}", shown_targets(run.lora.targets)]
     return ", ".join([*words, f"seed {run.train.seed}"])
-
-
-def _structure(run: Config) -> Config:
-    """The run without what is data to its compiled program."""
-    lora = replace(run.lora, rank=1, targets="all-linear", alpha=1.0, scaling="standard", layers=None)
-    lora = replace(lora, dropout=0.5 if run.lora.dropout else 0.0)
-    optim = replace(run.optim, learning_rate=1.0, head_learning_rate=None, lora_plus_ratio=1.0)
-    return replace(run, lora=lora, optim=optim, train=replace(run.train, seed=0))
-
-
-def _widest(members: Sequence[Config]) -> Config | None:
-    if members[0].method not in ADAPTERS:
-        return None
-    patterns = dict.fromkeys(resolve_targets(run.lora.targets) for run in members)
-    lora = replace(
-        members[0].lora,
-        rank=max(run.lora.rank for run in members),
-        targets="|".join(f"(?:{pattern})" for pattern in patterns),
-        layers=None,
-    )
-    return replace(members[0], lora=lora)
 
 
 def _labelled(name: str, run: Config, result: dict[str, Any]) -> dict[str, Any]:
