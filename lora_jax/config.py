@@ -33,6 +33,7 @@ from lora_jax.config_fields import (
     DataConfig,
     DecodingConfig,
     FieldsConfig,
+    HalvingConfig,
     LearningRates,
     LoraConfig,
     Method,
@@ -51,9 +52,10 @@ from lora_jax.config_fields import (
 from lora_jax.config_limits import validate
 
 __all__ = [
-    "ADAPTERS", "NO_FORMAT", "TARGETS", "AdaLoraConfig", "BaselineConfig", "Config", "DataConfig", "DecodingConfig", "FieldsConfig", "LearningRates", "LoraConfig", "Method", "MixturePart", "ModelConfig",
-    "OptimConfig", "QuantConfig", "SweepConfig", "TrainConfig", "UnknownKeyError", "canonical",
-    "config_hash", "describe", "flatten", "from_config_dict", "load_config", "resolve_targets", "to_dict", "validate",
+    "ADAPTERS", "NO_FORMAT", "TARGETS", "AdaLoraConfig", "BaselineConfig", "Config", "DataConfig", "DecodingConfig", "FieldsConfig", "HalvingConfig",
+    "LearningRates", "LoraConfig", "Method", "MixturePart", "ModelConfig", "OptimConfig", "QuantConfig", "SweepConfig", "TrainConfig",
+    "UnknownKeyError", "canonical", "config_hash", "describe", "flatten", "from_config_dict", "load_config", "read_value", "resolve_targets",
+    "split_items", "to_dict", "validate",
 ]  # fmt: skip
 
 
@@ -300,7 +302,7 @@ def _parse(text: str, kind: Any) -> Any:
     if origin is types.UnionType:
         return None if text == "None" else _parse(text, arguments[0])
     if origin is tuple:
-        return [_parse(item, arguments[0]) for item in _split(text)]
+        return [_parse(item, arguments[0]) for item in split_items(text)]
     if kind is bool:
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     if kind in (int, float):
@@ -311,7 +313,22 @@ def _parse(text: str, kind: Any) -> Any:
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
-def _split(text: str) -> list[str]:
+def read_value(key: str, text: str) -> Any:
+    """The value that `text` spells for the setting at a dotted key, as an override of it would.
+
+    Raises:
+        UnknownKeyError: there is no such setting.
+        TypeError, ValueError: it is none that the setting can have.
+    """
+    kind: Any = Config
+    for part in key.split("."):
+        if not dataclasses.is_dataclass(kind) or part not in _kinds(kind):
+            raise _unknown(key, Config)
+        kind = _kinds(kind)[part]
+    return _coerce(_parse(text.strip(), kind), kind, key)
+
+
+def split_items(text: str) -> list[str]:
     """The items of `1,2,4`, `(1, 2, 4)`, `[1]` or `1`; commas inside brackets or quotes do not divide."""
     items, depth, quote, start, closes_at_end = [], 0, "", 0, True
     for position, letter in enumerate(text):
@@ -326,5 +343,5 @@ def _split(text: str) -> list[str]:
             items.append(text[start:position])
             start = position + 1
     if not items and closes_at_end and text[:1] + text[-1:] in ("()", "[]"):
-        return _split(text[1:-1])
+        return split_items(text[1:-1])
     return [item.strip() for item in (*items, text[start:]) if item.strip()]

@@ -222,6 +222,14 @@ class LearningRates:
 
 
 @dataclass(frozen=True)
+class HalvingConfig:
+    """Successive halving: at each rung the best 1 / factor of the runs that have come so far go on, by validation loss."""
+
+    rungs: tuple[int, ...] = ()  # steps, ascending, below the run's last; none = every run is finished
+    factor: int = 3  # 2 or more
+
+
+@dataclass(frozen=True)
 class SweepConfig:
     """A grid, rank × format × targets × seeds, and baselines × seeds. An empty axis keeps the config's value."""
 
@@ -231,6 +239,12 @@ class SweepConfig:
     seeds: tuple[int, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     learning_rate: LearningRates = LearningRates()
+    # More axes, each a line: "lora.alpha = 8, 16"; zipped: "lora.rank, lora.alpha = (4, 8), (8, 16)"; for some runs only:
+    # "quant.block_size = 32, 64 if quant.format == nf4"; several bases: "model.name = minilm-l6, ./mine". See lora_jax.sweep.axes.
+    axes: tuple[str, ...] = ()
+    stack: int = 1  # most adapters that are trained side by side in one program; 1 = each alone, 0 = all that the memory budget holds
+    memory_budget_gb: float | None = None  # largest predicted peak of a program, in GB of 1e9 bytes, above 0; None = no limit
+    halving: HalvingConfig = HalvingConfig()
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,10 @@ _LIMITS: dict[str, _Limit] = {
     "data.mixture_temperature": ("1 or more", lambda value: value >= 1),
     **dict.fromkeys(("data.decoding.max_new", "data.decoding.beams"), _COUNT),
     "data.decoding.no_repeat_ngram": ("0 or 2 or more", lambda value: value >= 0 and value != 1),
-    **dict.fromkeys(("sweep.seeds", "lora.layers"), _NOT_NEGATIVE),
+    **dict.fromkeys(("sweep.seeds", "lora.layers", "sweep.stack"), _NOT_NEGATIVE),
+    "sweep.memory_budget_gb": _POSITIVE,
+    "sweep.halving.rungs": _COUNT,
+    "sweep.halving.factor": ("2 or more", lambda value: value >= 2),
     **dict.fromkeys(("lora.dropout", "optim.beta1", "optim.beta2", "optim.warmup_fraction"), _SHARE),
     "data.max_length": ("3 or more (two of the tokens are special ones)", lambda value: value >= 3),
     "quant.block_size": ("an even number of weights, 2 or more", lambda value: value >= 2 and value % 2 == 0),
@@ -74,6 +77,8 @@ def validate(config: Config) -> None:
             choose(name, (NO_FORMAT, *FORMATS), key)
     for targets in (config.lora.targets, config.quant.targets, *config.sweep.targets):
         resolve_targets(targets)
+    if list(config.sweep.halving.rungs) != sorted(set(config.sweep.halving.rungs)):
+        raise ValueError(f"config.sweep.halving.rungs must be steps that increase, got {config.sweep.halving.rungs}.")
     _check_method(config)
     _check_variant(config)
     _check_sizes(config)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lora_jax.adapt.apply import Lora
 from lora_jax.core.boxes import Whole
@@ -31,6 +32,12 @@ def trim(lora: Lora) -> dict[str, Any]:
     """The adapter without the columns and sites that padding added."""
     trimmed = {path: leaf if isinstance(leaf, Whole) else leaf.trim() for path, leaf in lora.items()}
     return {path: leaf for path, leaf in trimmed.items() if leaf is not None}
+
+
+def used_columns(lora: Lora) -> dict[str, np.ndarray]:
+    """The columns of each site's factors that some layer uses: those that `trim` keeps. None are used where padding added the site."""
+    leaves = {path: leaf for path, leaf in lora.items() if isinstance(leaf, LowRank)}
+    return {path: np.flatnonzero(np.any(np.asarray(leaf.scale).reshape(-1, leaf.rank) != 0, axis=0)) for path, leaf in leaves.items()}
 
 
 def stack(adapters: Sequence[Lora]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
   lora-jax sweep --config configs/default.py
   lora-jax sweep --config configs/default.py --config.sweep.rank=1,2,4 --config.sweep.seeds=0,1,2 --config.out=runs/ranks
 
-The grid is rank x format x targets x seeds, plus baselines x seeds. Every run has an id made from its content: finished runs
+The grid is rank x format x targets x seeds, plus baselines x seeds, times sweep.axes, which may be over any setting. With
+--config.sweep.stack=8, up to 8 adapters are trained side by side in one program. Every run has an id made from its content: finished runs
 are never run again, a failed run is recorded and the rest goes on, and the same command continues after a stop. Several launchers may
 share one folder: a run is trained by one of them. With --workers N this command starts N itself, as processes here, on Ray or on SLURM.
 """
@@ -51,9 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
         outcome = _on_workers(config, arguments)
     else:
         outcome = run_sweep(config, quiet=arguments.quiet)
+    stopped = f", {len(outcome.stopped)} stopped at a rung" if outcome.stopped else ""
     print(
         f"{len(outcome.done)} runs trained, {len(outcome.kept)} kept from before, {len(outcome.failed)} failed, "
-        f"{len(outcome.elsewhere)} run by another process; all in {config.out}",
+        f"{len(outcome.elsewhere)} run by another process{stopped}; all in {config.out}",
         file=sys.stderr,
     )
     if (outcome.done or outcome.kept) and not arguments.no_report:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from lora_jax.core.variants import VARIANTS, variant_named
 
 # Axis of each array that counts ranks. What is not here has none.
-_RANK_AXIS = {"a": -1, "b": -2, "scale": -1, "gain": -1, "parts": -2, "a0": -1, "b0": -2}
+RANK_AXIS = {"a": -1, "b": -2, "scale": -1, "gain": -1, "parts": -2, "a0": -1, "b0": -2}
 _TRAINED = ("a", "b", "magnitude", "gain", "out_gain")
 
 
@@ -185,7 +185,7 @@ class LowRank(struct.PyTreeNode):
         return self._along_rank(lambda x, axis: jnp.take(x, used, axis=axis))
 
     def _along_rank(self, change: Any) -> LowRank:
-        present = {name: axis for name, axis in _RANK_AXIS.items() if getattr(self, name) is not None}
+        present = {name: axis for name, axis in RANK_AXIS.items() if getattr(self, name) is not None}
         return self.replace(**{name: change(getattr(self, name), axis) for name, axis in present.items()})
 
     def active_parameters(self) -> int:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
-from lora_jax.config import ADAPTERS, NO_FORMAT, TARGETS, Config, SweepConfig, config_hash, resolve_targets
+from lora_jax.config import ADAPTERS, NO_FORMAT, TARGETS, Config, SweepConfig, config_hash, resolve_targets, validate
+from lora_jax.sweep.axes import Axis, read_axes, reads
 
 _LONGEST_TARGETS = 24  # letters of a regex in a folder's name; the hash tells apart what this cuts
+
+
+MOST_CELLS = 20_000  # a store of so many runs is still listed and reported in seconds
 
 
 def expand(config: Config) -> list[Config]:
@@ -17,25 +23,58 @@ def expand(config: Config) -> list[Config]:
     Baselines × seeds come first, then format × targets × rank × seeds: runs of one format stand together, because they
     can share a compiled program. An empty axis keeps the config's value; without axes the config itself is the one
     adapter run. Format 'none' makes a lora run, any other a qlora run. `alpha` is config.lora.alpha at every rank.
-    Runs of equal content occur once.
+    Then each of `sweep.axes` multiplies the runs that meet its condition and whose method reads it, in the order of the axes: a
+    condition may ask for what an axis before it has set. Runs of equal content occur once.
 
     Raises:
-        ValueError: a combination is not legal; see `lora_jax.config.validate`.
+        ValueError: a combination is not legal (see `lora_jax.config.validate`); no run reads an axis; the grid has more than
+            `MOST_CELLS` cells.
     """
     sweep = config.sweep
+    axes = read_axes(sweep.axes)
     seeds = sweep.seeds or (config.train.seed,)
+    formats, targets = sweep.format or (config.quant.format,), sweep.targets or (config.lora.targets,)
+    cell = (formats, targets, sweep.rank or (config.lora.rank,), seeds)
+    sides = dict(zip(("format", "targets", "rank", "seeds"), map(len, cell), strict=True))
+    _check_count(math.prod(sides.values()) + len(sweep.baselines) * len(seeds), sides)
     runs = [_baseline(config, method, seed) for method, seed in itertools.product(sweep.baselines, seeds)]
-    if config.method not in ADAPTERS:
-        runs += [_baseline(config, config.method, seed) for seed in seeds]
+    if config.method in ADAPTERS:
+        runs += [_adapter_run(config, *values) for values in itertools.product(*cell)]
     else:
-        grid = itertools.product(
-            sweep.format or (config.quant.format,),
-            sweep.targets or (config.lora.targets,),
-            sweep.rank or (config.lora.rank,),
-            seeds,
-        )
-        runs += [_adapter_run(config, *cell) for cell in grid]
+        runs += [_baseline(config, config.method, seed) for seed in seeds]
+    for axis in axes:
+        sides[", ".join(axis.keys)] = len(axis.points)
+        _check_count(sum(axis.count(run) for run in runs), sides)
+        made = [axis.runs(run) for run in runs]
+        if not any(axis.applies(run) and any(reads(run, key) for key in axis.keys) for run in runs):
+            _refuse_unread(axis, runs)
+        runs = [run for same in made for run in same]
+    if axes:
+        for run in runs:
+            _check_legal(run)
     return list({run_id(run): run for run in reversed(runs)}.values())[::-1]
+
+
+def _check_count(count: int, sides: dict[str, int]) -> None:
+    if count > MOST_CELLS:
+        raise ValueError(
+            f"A sweep has at most {MOST_CELLS:,} runs, and this grid has {count:,} cells: "
+            f"{' x '.join(f'{size} ({name})' for name, size in sides.items())}. Shorten an axis, or write several sweeps into one folder."
+        )
+
+
+def _refuse_unread(axis: Axis, runs: Sequence[Config]) -> None:
+    if any(axis.applies(run) for run in runs):
+        methods = ", ".join(dict.fromkeys(run.method for run in runs if axis.applies(run)))
+        raise ValueError(f"config.sweep.axes: {axis.text!r} changes no run: runs of method {methods} do not read {', '.join(axis.keys)}.")
+    raise ValueError(f"config.sweep.axes: no run meets the condition of {axis.text!r}. An axis before it must set what it asks for.")
+
+
+def _check_legal(run: Config) -> None:
+    try:
+        validate(run)
+    except ValueError as error:
+        raise ValueError(f"The grid has a run that is not legal: {error}") from None
 
 
 def run_id(config: Config) -> str:

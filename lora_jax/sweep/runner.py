@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from lora_jax.config import ADAPTERS, Config, resolve_targets
+from lora_jax.config import ADAPTERS, Config
 from lora_jax.sweep.claims import Claims
 from lora_jax.sweep.grid import expand, run_id, shown_format, shown_targets
+from lora_jax.sweep.halving import Halving
+from lora_jax.sweep.packing import Pack, packs
 from lora_jax.sweep.provenance import environment
 from lora_jax.sweep.store import RunStore
+from lora_jax.train.sharing import can_stack, program_key, widest
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the runs of a sweep, by id. `elsewhere` are being run by another process."""
+    """What became of the runs of a sweep, by id. `elsewhere` are being run by another process, `stopped` were halved away."""
 
     done: tuple[str, ...]
     kept: tuple[str, ...]
     failed: tuple[str, ...]
     elsewhere: tuple[str, ...]
+    stopped: tuple[str, ...] = ()
 
 
 def groups(runs: Sequence[Config]) -> list[tuple[Config | None, list[Config]]]:
@@ -33,8 +36,8 @@ def groups(runs: Sequence[Config]) -> list[tuple[Config | None, list[Config]]]:
     """
     found: dict[Config, list[Config]] = {}
     for run in runs:
-        found.setdefault(_structure(run), []).append(run)
-    return [(_widest(members), members) for members in found.values()]
+        found.setdefault(program_key(run), []).append(run)
+    return [(widest(members), members) for members in found.values()]
 
 
 def run_sweep(
@@ -48,49 +51,147 @@ def run_sweep(
 ) -> Outcome:
     """Trains every run of the configuration's sweep that the store at `config.out` does not hold as done.
 
-    A run that fails is recorded with its error and the rest goes on. SIGTERM and SIGINT stop the sweep between two steps,
-    with a checkpoint; the same call goes on from there.
+    With `sweep.stack`, runs that can share a base are trained side by side in one program. A run that fails is recorded with its
+    error and the rest goes on. SIGTERM and SIGINT stop the sweep between two steps, with a checkpoint; the same call goes on from
+    there.
 
     Args:
-        config: the sweep, which is also the plan that the store notes. runs: only these of its runs, in this order.
+        config: the sweep, which is also the plan that the store notes. runs: only these of its runs, as nearly in this order as
+            packs allow.
         since: runs that failed after this time (seconds since 1970) are not tried again; see `Claims`.
 
     Raises:
         Interrupted: a signal came.
         StoreError: the store cannot be written.
     """
-    from lora_jax.train.allocator import release_freed_memory
-    from lora_jax.train.interrupted import Interrupted
-    from lora_jax.train.loop import train
-
-    planned = groups(expand(config))
-    # Of the whole sweep, whichever runs are chosen: a run that another launcher goes on with must find its checkpoint's shapes.
-    wides = {run_id(run): wide if len(members) > 1 else None for wide, members in planned for run in members}
-    runs = [run for _, members in planned for run in members] if runs is None else runs
+    planned = expand(config)
     store = RunStore(config.out)
-    store.write_plan(list(wides))
+    store.write_plan([run_id(run) for run in planned])
     surroundings = environment() | ({"command": " ".join(command)} if command else {})
     claims = Claims(store, surroundings, say or (lambda text: print(text, file=sys.stderr, flush=True)), since)
-    for number, run in enumerate(runs, start=1):
-        name, title = run_id(run), f"[{number}/{len(runs)}] {describe_run(run)}"
-        folder = claims.claim(name, run, title)
+    place = {run_id(run): number for number, run in enumerate(planned if runs is None else runs, 1)}
+    sweep = _Sweep(config, claims, quiet, place)
+    # Packed as the whole sweep, whichever runs are chosen: a run that another launcher goes on with must find its checkpoint's shapes.
+    for pack, chosen in _chosen(packs(planned, config.sweep), None if runs is None else place):
+        left = [run for run in chosen if not sweep.ended(run)]
+        if (pack.slots > 1 and len(left) > 1) or (sweep.halving.on and left and can_stack(pack.runs[0])):
+            sweep.side_by_side(pack, left)
+        else:
+            for run in left:
+                sweep.alone(pack, run)
+    return Outcome(tuple(claims.done), tuple(claims.kept), tuple(claims.failed), tuple(claims.elsewhere), tuple(sweep.stopped))
+
+
+def _chosen(found: Sequence[Pack], place: Mapping[str, int] | None) -> list[tuple[Pack, list[Config]]]:
+    """The packs with those of their runs that have a place, by it; all runs if `place` is None."""
+    if place is None:
+        return [(pack, list(pack.runs)) for pack in found]
+    at = lambda run: place[run_id(run)]  # noqa: E731
+    chosen = [(pack, sorted((run for run in pack.runs if run_id(run) in place), key=at)) for pack in found]
+    return sorted(((pack, runs) for pack, runs in chosen if runs), key=lambda entry: at(entry[1][0]))
+
+
+class _Sweep:
+    """The claims of this launcher, and how its runs are trained."""
+
+    def __init__(self, config: Config, claims: Claims, quiet: bool, numbers: Mapping[str, int]) -> None:
+        self.config, self.claims, self.quiet, self.numbers = config, claims, quiet, numbers
+        self.halving = Halving(claims.store.root, config.sweep.halving)
+        self.stopped: list[str] = []
+
+    def title(self, run: Config) -> str:
+        """The run's number and description."""
+        return f"[{self.numbers[run_id(run)]}/{len(self.numbers)}] {describe_run(run)}"
+
+    def ended(self, run: Config) -> bool:
+        """Whether the run is done already, or was stopped at a rung; which is said and counted."""
+        name = run_id(run)
+        if self.claims.store.status(name) == "done":
+            self.claims.claim(name, run, self.title(run))
+            return True
+        if self.halving.on and name in self.halving.stopped:
+            self.stopped.append(name)
+            self.claims.say(f"{self.title(run)}: stopped before at step {self.halving.stopped[name]}")
+            return True
+        return False
+
+    def finish(self, run: Config, result: dict[str, Any]) -> None:
+        """Records a run that is done."""
+        name = run_id(run)
+        summary = f"{self.title(run)}: test accuracy {result['test_accuracy']:.4f} in {result['seconds']:.0f} s"
+        self.claims.finish(name, _labelled(name, run, result), summary)
+
+    def stop(self, run: Config, error: Exception) -> None:
+        """Records a run that was stopped at a rung: it is left as an interrupted one, with its checkpoint."""
+        self.claims.release(run_id(run))
+        self.stopped.append(run_id(run))
+        self.claims.say(f"{self.title(run)}: {error}")
+
+    def alone(self, pack: Pack, run: Config) -> None:
+        """Trains one run, in the shapes of its group."""
+        from lora_jax.train.allocator import release_freed_memory
+        from lora_jax.train.interrupted import Interrupted
+        from lora_jax.train.loop import train
+
+        name, title = run_id(run), self.title(run)
+        folder = self.claims.claim(name, run, title)
         if folder is None:
-            continue
-        start = time.perf_counter()
+            return
         try:
-            result = train(run, folder, wide=wides[name], quiet=quiet, title=title)
-            accuracy, seconds = result["test_accuracy"], time.perf_counter() - start
-            claims.finish(name, _labelled(name, run, result), f"{title}: test accuracy {accuracy:.4f} in {seconds:.0f} s")
+            self.finish(run, train(run, folder, wide=pack.wide, quiet=self.quiet, title=title))
         except Interrupted:
-            claims.release(name)
+            self.claims.release(name)
             raise
         except (Exception, KeyboardInterrupt) as error:
-            claims.fail(name, error, title)
+            self.claims.fail(name, error, title)
             if isinstance(error, KeyboardInterrupt):
                 raise
-            continue
+            return
         release_freed_memory()
-    return Outcome(tuple(claims.done), tuple(claims.kept), tuple(claims.failed), tuple(claims.elsewhere))
+
+    def side_by_side(self, pack: Pack, left: Sequence[Config]) -> None:
+        """Trains runs in one program, each recorded when it is finished."""
+        from lora_jax.train.allocator import release_freed_memory
+        from lora_jax.train.interrupted import Interrupted
+        from lora_jax.train.stacked import Job, Stopped, train_stacked
+
+        started: dict[str, Config] = {}
+
+        def jobs() -> Iterator[Job]:
+            for run in left:
+                folder = self.claims.claim(run_id(run), run, self.title(run))
+                if folder is not None:
+                    started[run_id(run)] = run
+                    yield Job(run, folder, self.config.sweep.halving.rungs)
+
+        def judge(job: Job, step: int, score: dict[str, float]) -> bool:
+            return self.halving.keep(run_id(job.config), step, score["loss"])
+
+        def finished(job: Job, outcome: dict[str, Any] | Exception) -> None:
+            run = started.pop(run_id(job.config))
+            if isinstance(outcome, Stopped):
+                self.stop(run, outcome)
+            elif isinstance(outcome, Exception):
+                self.claims.fail(run_id(run), outcome, self.title(run))
+            else:
+                self.finish(run, outcome)
+
+        slots = max(1, min(pack.slots, len(left)))
+        try:
+            wide = pack.wide or pack.runs[0]
+            train_stacked(
+                jobs(), finished, wide=wide, slots=slots, judge=judge, quiet=self.quiet, title=f"{len(left)} runs, {slots} at a time"
+            )
+        except Interrupted:
+            for name in started:
+                self.claims.release(name)
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            for name, run in started.items():
+                self.claims.fail(name, error, self.title(run))
+            if isinstance(error, (KeyboardInterrupt, OSError)):
+                raise
+        release_freed_memory()
 
 
 def describe_run(run: Config) -> str:
@@ -99,27 +200,6 @@ def describe_run(run: Config) -> str:
     if run.method in ADAPTERS:
         words = [shown_format(run.quant.format), f"rank {run.lora.rank}", shown_targets(run.lora.targets)]
     return ", ".join([*words, f"seed {run.train.seed}"])
-
-
-def _structure(run: Config) -> Config:
-    """The run without what is data to its compiled program."""
-    lora = replace(run.lora, rank=1, targets="all-linear", alpha=1.0, scaling="standard", layers=None)
-    lora = replace(lora, dropout=0.5 if run.lora.dropout else 0.0)
-    optim = replace(run.optim, learning_rate=1.0, head_learning_rate=None, lora_plus_ratio=1.0)
-    return replace(run, lora=lora, optim=optim, train=replace(run.train, seed=0))
-
-
-def _widest(members: Sequence[Config]) -> Config | None:
-    if members[0].method not in ADAPTERS:
-        return None
-    patterns = dict.fromkeys(resolve_targets(run.lora.targets) for run in members)
-    lora = replace(
-        members[0].lora,
-        rank=max(run.lora.rank for run in members),
-        targets="|".join(f"(?:{pattern})" for pattern in patterns),
-        layers=None,
-    )
-    return replace(members[0], lora=lora)
 
 
 def _labelled(name: str, run: Config, result: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,16 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from lora_jax.adapt.stack import used_columns
+from lora_jax.core.lowrank import RANK_AXIS
 from lora_jax.train.step import TrainState
 
 
 class Checkpoints:
     """The checkpoints of one run: adapter, optimiser, random key and step in `state`, the data iterator's position in `data`.
 
-    A checkpoint appears under its final name only when it is complete, so a run that is killed at any moment resumes from a
+    Padding is no part of them: columns and sites that the run does not use are left out, and are zeros again in what is restored.
+    So a run may go on in a sweep that pads it otherwise, or beside other runs. A checkpoint appears under its final name only when it is complete, so a run that is killed at any moment resumes from a
     sound one. `base` (the fingerprint of the frozen weights) and `run` (the id of the configuration) are stored with it.
     """
 
@@ -33,6 +37,10 @@ class Checkpoints:
         """The step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
     def save(self, state: TrainState, data: dict[str, Any]) -> None:
         """Writes a checkpoint at the state's step; nothing is done if there is one already."""
         step = int(state.step)
@@ -43,16 +51,16 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(named), meta=ocp.args.JsonSave(meta)))
         self._manager.wait_until_finished()
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest state and the data iterator's position.
+    def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
+        """The state and the data iterator's position at `step`, or the newest.
 
         Args:
-            like: a state of the same structure, for shapes and dtypes.
+            like: the run's state before its first step, padded as the restored one is to be.
 
         Raises:
             ValueError: it was trained on another base or by another configuration, or its arrays have other shapes.
         """
-        step = self._manager.latest_step()
+        step = self._manager.latest_step() if step is None else step
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
         for what, mine in self._identity.items():
             if meta["identity"][what] != mine:
@@ -65,8 +73,8 @@ class Checkpoints:
         # Orbax itself would cut or fill arrays of other shapes without a word.
         if meta["arrays"] != _described(template):
             raise ValueError(
-                f"The checkpoint at step {step} holds other arrays than this run trains: its adapter was padded for another sweep. Delete the "
-                "run's folder to start it again."
+                f"The checkpoint at step {step} holds other arrays than this run trains: it was written by another version. Delete the run's "
+                "folder to start it again."
             )
         named = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
         return _unnamed(named, like), meta["data"]
@@ -77,10 +85,16 @@ class Checkpoints:
 
 
 def _named(state: TrainState) -> dict[str, np.ndarray]:
-    """Arrays by path. Boxes, optax states and keys become plain arrays, which any Orbax version reads."""
-    raw = state.replace(key=jax.random.key_data(state.key))
-    leaves, _ = jax.tree_util.tree_flatten_with_path(raw)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    """Arrays by path, without padding. Boxes, optax states and keys become plain arrays, which any Orbax version reads."""
+    used = used_columns(state.lora)
+    named = {}
+    for path, leaf in _leaves(state)[0]:
+        columns, axis = _padding(path, used)
+        if columns is None:
+            named[jax.tree_util.keystr(path)] = np.asarray(leaf)
+        elif columns.size:
+            named[jax.tree_util.keystr(path)] = np.asarray(leaf) if axis is None else np.take(np.asarray(leaf), columns, axis)
+    return named
 
 
 def _described(named: dict[str, np.ndarray]) -> dict[str, str]:
@@ -88,8 +102,31 @@ def _described(named: dict[str, np.ndarray]) -> dict[str, str]:
 
 
 def _unnamed(named: dict[str, Any], like: TrainState) -> TrainState:
-    raw = like.replace(key=jax.random.key_data(like.key))
-    leaves, structure = jax.tree_util.tree_flatten_with_path(raw)
+    leaves, structure = _leaves(like)
+    used = used_columns(like.lora)
+
+    def padded(path: Any, wide: Any) -> Any:
+        columns, axis = _padding(path, used)
+        if columns is None or (columns.size and axis is None):
+            return named[jax.tree_util.keystr(path)]
+        array = np.zeros(wide.shape, wide.dtype)
+        if columns.size:
+            np.moveaxis(array, axis, 0)[columns] = np.moveaxis(np.asarray(named[jax.tree_util.keystr(path)]), axis, 0)
+        return array
+
     # A copy owned by JAX: the step donates its state, and a donated buffer must not belong to the reader.
-    state = jax.tree.unflatten(structure, [jax.numpy.array(named[jax.tree_util.keystr(path)], copy=True) for path, _ in leaves])
+    state = jax.tree.unflatten(structure, [jax.numpy.array(padded(path, leaf), copy=True) for path, leaf in leaves])
     return state.replace(key=jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key)))
+
+
+def _leaves(state: TrainState) -> tuple[list[tuple[Any, Any]], Any]:
+    return jax.tree_util.tree_flatten_with_path(state.replace(key=jax.random.key_data(state.key)))
+
+
+def _padding(path: Any, used: dict[str, np.ndarray]) -> tuple[np.ndarray | None, int | None]:
+    """The columns in use at the site that an array belongs to (None if to no site), and the array's axis that counts them, if any."""
+    names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
+    for site, field in itertools.pairwise(names):
+        if isinstance(site, str) and site in used:
+            return used[site], RANK_AXIS.get(field)
+    return None, None

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,13 @@ from lora_jax.data import total_steps
 from lora_jax.evaluate.evaluators import evaluate
 from lora_jax.io.adapter import save_adapter
 from lora_jax.train.checkpoint import Checkpoints
-from lora_jax.train.compile import Program
+from lora_jax.train.compile import Program, lanes_for
 from lora_jax.train.interrupted import Interrupted
 from lora_jax.train.kinds import batches_of, loss_of
 from lora_jax.train.metrics import MetricsLog
-from lora_jax.train.optim import make_optimizer
+from lora_jax.train.optim import make_optimizer, structure_of
 from lora_jax.train.progress import TrainingBar
-from lora_jax.train.step import TrainState, create_state, make_eval_step, make_train_step
+from lora_jax.train.step import TrainState, create_state, make_eval_step, make_stacked_eval_step, make_stacked_step, make_train_step
 from lora_jax.train.task import Task, select, task_of, widest_factors
 
 
@@ -72,7 +72,7 @@ def train(config: Config, folder: Path, *, wide: Config | None = None, quiet: bo
     sizes_of = dict(seed=config.train.seed, accumulate=config.train.accumulate)
     batches = batches_of(task.splits["train"], task.buckets, config.train.batch_size, **sizes_of)
     frozen, state = initial_state(config, task, steps, wide=wide)
-    programs = programs_for(task.model, without_rates(config.optim), steps, config.train.accumulate)
+    programs = programs_for(task.model, *structure_of_steps(config, steps))
     compile_before = programs.train.compile_seconds
     checkpoints = Checkpoints(folder / "checkpoints", base=task.base, run=config_hash(config))
     log = MetricsLog(folder)
@@ -84,10 +84,10 @@ def train(config: Config, folder: Path, *, wide: Config | None = None, quiet: bo
         elif not config.lora.init.startswith("loftq"):  # It starts nearer to the base before quantisation than the frozen one is.
             check_start(state.lora)
         log.resume(int(state.step), steps)
-        speed = _Speed(programs.train)
-        with TrainingBar(title, steps, int(state.step), quiet=quiet) as bar, _stop_signals() as stopped:
+        speed = Speed(programs.train)
+        with TrainingBar(title, steps, int(state.step), quiet=quiet) as bar, stop_signals() as stopped:
             state = _run_steps(config, task, programs, frozen, state, iterator, steps, checkpoints, log, speed, bar, stopped)
-        _check_reached(state)
+        check_reached(state)
         result = _scores(config, task, programs, frozen, state, log, steps)
         save_adapter(folder / "adapter", trim(state.lora), base=task.base, model=config.model.name, label_names=task.label_names)
     finally:
@@ -106,7 +106,7 @@ def train(config: Config, folder: Path, *, wide: Config | None = None, quiet: bo
     }
 
 
-def _check_reached(state: TrainState) -> None:
+def check_reached(state: TrainState) -> None:
     """Warns of trained arrays that no gradient ever reached: they cost memory, and what they were to learn was not learnt."""
     seen = flags_of_optimizer(state.lora, state.opt_state)
     silent = [] if seen is None or int(state.step) < 2 else unreached(state.lora, seen)
@@ -132,11 +132,22 @@ def initial_state(config: Config, task: Task, steps: int, *, wide: Config | None
 
 
 @functools.lru_cache(maxsize=8)
-def programs_for(model: nn.Module, optim: OptimConfig, steps: int, accumulate: int) -> Programs:
-    """The programs of runs that agree in these; `optim` without learning rates, which are data."""
+def programs_for(
+    model: nn.Module, optim: OptimConfig, steps: int, accumulate: int, slots: int | None = None, lanes: int | None = None
+) -> Programs:
+    """The programs of runs that agree in these; see `structure_of_steps`. With `slots`, of so many runs side by side."""
     loss = loss_of(model)
-    step = make_train_step(loss, make_optimizer(optim, steps), accumulate=accumulate)
-    return Programs(Program(step, donate=(0,)), Program(make_eval_step(loss)))
+    step, score = make_train_step(loss, make_optimizer(optim, steps), accumulate=accumulate), make_eval_step(loss)
+    if slots is not None:
+        lanes = lanes_for(slots) if lanes is None else lanes
+        step, score = make_stacked_step(step, slots, lanes), make_stacked_eval_step(score, slots, lanes)
+    return Programs(Program(step, donate=(0,)), Program(score))
+
+
+def structure_of_steps(config: Config, steps: int) -> tuple[OptimConfig, int, int]:
+    """What a run's training program depends on besides its model and shapes: the optimiser without what is data to it, the number
+    of steps if a rank budget is spread over them (else 1), and the micro-batches."""
+    return structure_of(config.optim), steps if config.optim.adalora.target_rank is not None else 1, config.train.accumulate
 
 
 def sizes(frozen: Mapping[str, Any], lora: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,7 +178,7 @@ def _run_steps(
     steps: int,
     checkpoints: Checkpoints,
     log: MetricsLog,
-    speed: _Speed,
+    speed: Speed,
     bar: TrainingBar,
     stopped: threading.Event,
 ) -> TrainState:
@@ -194,14 +205,19 @@ def _run_steps(
     return state
 
 
-def _flush(pending: list[tuple[int, Any]], log: MetricsLog, speed: _Speed, bar: TrainingBar) -> None:
+def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
+    """Raises Diverged if a step's loss or gradient is not finite."""
+    if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"]):
+        raise Diverged(
+            f"The loss at step {step} is {metrics['loss']} and its gradient's norm {metrics['grad_norm']}: training diverged. Lower "
+            "optim.learning_rate, or set optim.clip_norm; with compute_dtype bfloat16, try float32."
+        )
+
+
+def _flush(pending: list[tuple[int, Any]], log: MetricsLog, speed: Speed, bar: TrainingBar) -> None:
     """Fetches and writes the metrics of the steps since the last time; they stay on the device until then."""
     for step, metrics in jax.device_get(pending):
-        if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"]):
-            raise Diverged(
-                f"The loss at step {step} is {metrics['loss']} and its gradient's norm {metrics['grad_norm']}: training diverged. Lower "
-                "optim.learning_rate, or set optim.clip_norm; with compute_dtype bfloat16, try float32."
-            )
+        check_finite(step, metrics)
         log.write(step, "train", {name: float(value) for name, value in metrics.items()})
     step, loss = pending[-1][0], float(metrics["loss"])
     pending.clear()
@@ -220,24 +236,25 @@ def _scores(config: Config, task: Task, programs: Programs, frozen: Any, state: 
 
 
 def _evaluate(config: Config, task: Task, programs: Programs, frozen: Any, state: TrainState, split: str) -> dict[str, float]:
-    encoded = task.splits[split]
-    batches = batches_of(encoded, task.buckets, config.train.eval_batch_size, shuffle=False, epochs=1)
+    return evaluate(programs.evaluate, state.lora, frozen, evaluation_batches(config, task, split))
+
+
+def evaluation_batches(config: Config, task: Task, split: str) -> Iterator[Any]:
+    """The batches that a split's scores are computed on: all, or for a capped validation split so many, spread evenly over all lengths."""
+    batches = batches_of(task.splits[split], task.buckets, config.train.eval_batch_size, shuffle=False, epochs=1)
     limit = config.train.eval_examples if split == "validation" else None
     count = len(batches) if limit is None else min(len(batches), -(-limit // config.train.eval_batch_size))
-    return evaluate(programs.evaluate, state.lora, frozen, (batches[index] for index in range(count)))
-
-
-def without_rates(optim: OptimConfig) -> OptimConfig:
-    """The same optimiser with fixed learning rates: they are data, and must not tell programs apart."""
-    return replace(optim, learning_rate=1.0, head_learning_rate=None, lora_plus_ratio=1.0)
+    # Batches come longest first: the first of them alone would be a sample of long texts.
+    return (batches[index] for index in np.linspace(0, len(batches) - 1, count).round().astype(int).tolist())
 
 
 def _peak_bytes(program: Program, state: TrainState, frozen: Any, batches: Any) -> int | None:
-    peaks = [program.peak_bytes(state, frozen, batch) for batch in _one_batch_a_shape(batches)]
+    peaks = [program.peak_bytes(state, frozen, batch) for batch in one_batch_a_shape(batches)]
     return None if None in peaks else max(peaks)
 
 
-def _one_batch_a_shape(batches: Any) -> Iterator[Any]:
+def one_batch_a_shape(batches: Any) -> Iterator[Any]:
+    """The first batch of each shape of an epoch."""
     seen = set()
     for index, planned in enumerate(batches.plan(0)):
         if planned.length not in seen:
@@ -245,7 +262,7 @@ def _one_batch_a_shape(batches: Any) -> Iterator[Any]:
             yield batches[index]
 
 
-class _Speed:
+class Speed:
     """Real tokens a second, without the time that compilation, checkpoints and evaluation take."""
 
     def __init__(self, program: Program) -> None:
@@ -283,7 +300,7 @@ class _Speed:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
+def stop_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM and SIGINT set, so that training stops between two steps; a second signal ends at once."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():

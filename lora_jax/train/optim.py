@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from lora_jax.adapt.apply import Lora
 from lora_jax.config import OptimConfig
@@ -63,16 +67,22 @@ def unit_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
 
     The first step already moves: at step 0 of w warm-up steps the factor is 1 / w. Total and warm-up are counted in steps.
     """
-    warmup = math.ceil(config.warmup_fraction * total_steps)
-    rest = max(total_steps - warmup, 1)
-    falls = {
-        "linear": optax.linear_schedule(1.0, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(1.0, rest),
-        "constant": optax.constant_schedule(1.0),
-    }
-    if not warmup:
-        return falls[config.schedule]
-    return optax.join_schedules([optax.linear_schedule(1 / warmup, 1.0, max(warmup - 1, 1)), falls[config.schedule]], [warmup])
+    shape = _shape_of(config, total_steps)
+    return lambda step: _factor(shape._replace(count=jnp.asarray(step)))
+
+
+def structure_of(config: OptimConfig) -> OptimConfig:
+    """The same optimiser with every number that is data (rates, decay, clipping, schedule) at one value: what a program depends on."""
+    return replace(
+        config,
+        learning_rate=1.0,
+        head_learning_rate=None,
+        lora_plus_ratio=1.0,
+        weight_decay=0.0,
+        clip_norm=0.0,
+        schedule="linear",
+        warmup_fraction=0.0,
+    )
 
 
 def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
@@ -80,7 +90,8 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
 
     `precondition_b` rescales the gradient of `b` (LoRA-FA as PEFT has it); `adalora.target_rank` turns AdaLoRA's budget on.
 
-    Learning rates live in the optimiser's state, so runs that differ in them share one compiled program.
+    Learning rates, weight decay, the clipping norm and the schedule's numbers live in the optimiser's state: runs that differ in
+    them share one compiled program, or are trained side by side in one. The update reads them from the state it is given.
     """
     rates = {
         "a": config.learning_rate,
@@ -91,11 +102,62 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
     }
     scale = optax.inject_hyperparams(optax.scale_by_learning_rate)
     tx = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        # A norm is below infinity, or is not finite itself: no clipping.
+        _from_number(config.clip_norm or math.inf, optax.clip_by_global_norm),
         precondition_b() if config.precondition_b else optax.identity(),
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
-        optax.add_decayed_weights(config.weight_decay, decay_mask) if config.weight_decay else optax.identity(),
-        optax.scale_by_schedule(unit_schedule(config, total_steps)),
+        _from_number(config.weight_decay, lambda decay: optax.add_decayed_weights(decay, decay_mask)),
+        _scheduled(config, total_steps),
         optax.partition({label: scale(learning_rate=rate) for label, rate in rates.items()}, labels),
     )
     return adalora(tx, config.adalora, total_steps) if config.adalora.target_rank is not None else tx
+
+
+class Number(NamedTuple):
+    """A number of the optimiser that is data."""
+
+    value: Array
+
+
+def _from_number(value: float, make: Callable[[Any], optax.GradientTransformation]) -> optax.GradientTransformation:
+    """The transformation `make(number)`, whose number stands in the state."""
+
+    def update(updates: Any, state: Number, params: Any = None) -> tuple[Any, Number]:
+        tx = make(state.value)
+        return tx.update(updates, tx.init(params), params)[0], state
+
+    return optax.GradientTransformation(lambda params: Number(jnp.float32(value)), update)
+
+
+class Shape(NamedTuple):
+    """Where a schedule is, and its numbers: steps taken, steps of the warm-up and in all, and which curve follows the warm-up."""
+
+    count: Array
+    warmup: Array
+    total: Array
+    curve: Array
+
+
+_CURVES = ("linear", "cosine", "constant")
+
+
+def _shape_of(config: OptimConfig, total_steps: int) -> Shape:
+    numbers = (0, math.ceil(config.warmup_fraction * total_steps), total_steps, _CURVES.index(config.schedule))
+    return Shape(*(jnp.int32(number) for number in numbers))
+
+
+def _factor(shape: Shape) -> Array:
+    step, warmup = shape.count.astype(jnp.float32), shape.warmup.astype(jnp.float32)
+    fallen = jnp.clip((step - warmup) / jnp.maximum(shape.total - shape.warmup, 1), 0.0, 1.0)
+    curves = jnp.stack([1 - fallen, (1 + jnp.cos(jnp.pi * fallen)) / 2, jnp.ones_like(fallen)])
+    return jnp.where(shape.count < shape.warmup, (step + 1) / jnp.maximum(warmup, 1), curves[shape.curve])
+
+
+def _scheduled(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
+    """Scaling by the schedule's factor at each step."""
+
+    def update(updates: Any, state: Shape, params: Any = None) -> tuple[Any, Shape]:
+        factor = _factor(state)
+        return jax.tree.map(lambda u: u * factor.astype(u.dtype), updates), state._replace(count=state.count + 1)
+
+    return optax.GradientTransformation(lambda params: _shape_of(config, total_steps), update)

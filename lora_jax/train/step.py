@@ -74,3 +74,26 @@ def make_eval_step(loss_fn: LossFn) -> Callable[[Lora, Any, Any], Sums]:
         return loss_fn(lora, frozen, batch, None)[1]
 
     return step
+
+
+def make_stacked_step(step: Callable[..., Any], slots: int, lanes: int) -> Callable[..., Any]:
+    """`step(state, frozen, shared, own) -> (state, metrics)`: a training step for each adapter of the leading axis.
+
+    The batch of an adapter is `shared`, the same for all, with its entry of `own`.
+    """
+
+    def stacked(state: Any, frozen: Any, shared: dict[str, Any], own: dict[str, Any]) -> Any:
+        return _each(lambda one: step(one[0], frozen, {**shared, **one[1]}), (state, own), slots, lanes)
+
+    return stacked
+
+
+def make_stacked_eval_step(step: Callable[..., Any], slots: int, lanes: int) -> Callable[..., Any]:
+    """`step(lora, frozen, batch) -> Sums` with an adapter axis; the batch is the same for all."""
+    return lambda lora, frozen, batch: _each(lambda one: step(one, frozen, batch), lora, slots, lanes)
+
+
+def _each(one: Callable[[Any], Any], every: Any, slots: int, lanes: int) -> Any:
+    if lanes >= slots:
+        return jax.vmap(one)(every)
+    return jax.lax.map(one, every, batch_size=lanes if lanes > 1 else None)

@@ -13,7 +13,7 @@ from small_task import PLAIN, make
 
 from lora_jax import Whole
 from lora_jax.config import OptimConfig
-from lora_jax.train.optim import combine, decay_mask, labels, make_optimizer, partition, unit_schedule
+from lora_jax.train.optim import combine, decay_mask, labels, make_optimizer, partition, structure_of, unit_schedule
 
 
 @pytest.mark.parametrize(
@@ -112,10 +112,13 @@ def test_the_optimiser_holds_two_moments_of_trained_leaves_and_nothing_else() ->
 def test_runs_that_differ_in_rates_have_states_of_one_structure() -> None:
     _, trained, _ = trees()
     one, two = (
-        make_optimizer(OptimConfig(learning_rate=rate, lora_plus_ratio=ratio), 10).init(trained) for rate, ratio in ((1e-3, 1), (0.5, 4))
+        make_optimizer(OptimConfig(learning_rate=rate, lora_plus_ratio=ratio, weight_decay=0.0, warmup_fraction=warmup), 10).init(trained)
+        for rate, ratio, warmup in ((1e-3, 1, 0.0), (0.5, 4, 0.2))
     )
     assert jax.tree.structure(one) == jax.tree.structure(two)
-    # The rate in the state is the one that acts: another run's compiled program serves this one.
-    tx = make_optimizer(OptimConfig(learning_rate=1.0, weight_decay=0.0, warmup_fraction=0.0), 10)
-    updates, _ = tx.update(jax.tree.map(jnp.ones_like, trained), two, trained)
-    assert np.allclose(updates["up/kernel"].a, -0.5) and np.allclose(updates["up/kernel"].b, -2.0)
+    # The numbers in the state are those that act: another run's compiled program serves this one.
+    other = OptimConfig(learning_rate=1.0, weight_decay=0.3, clip_norm=1e-9, schedule="cosine", warmup_fraction=0.9)
+    assert structure_of(other) == structure_of(OptimConfig())
+    updates, _ = make_optimizer(other, 7).update(jax.tree.map(jnp.ones_like, trained), two, trained)
+    # The first of two steps of warm-up, at half the rate.
+    assert np.allclose(updates["up/kernel"].a, -0.25) and np.allclose(updates["up/kernel"].b, -1.0)
