@@ -119,6 +119,17 @@ _WHERE = {
     "run_sweep": "lora_jax.sweep.runner",
     "RunStore": "lora_jax.sweep.store",
     "write_report": "lora_jax.sweep.report",
+    "report_figure": "lora_jax.sweep.plots:figure",
+    "cells_of": "lora_jax.sweep.cells",
+    "findings": "lora_jax.sweep.findings:find",
+    "export_runs": "lora_jax.sweep.export:export",
+    "run_on": "lora_jax.sweep.executors",
+    # Statistics of paired scores.
+    "mean_interval": "lora_jax.analysis.statistics",
+    "paired_test": "lora_jax.analysis.statistics",
+    "holm": "lora_jax.analysis.statistics",
+    "detectable_difference": "lora_jax.analysis.statistics",
+    "decompose": "lora_jax.analysis.variance",
 }
 
 __all__ = list(_WHERE)
