@@ -20,8 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lora_jax import Config, RunStore, write_report
-from lora_jax.sweep.export import export
+from lora_jax import Config, RunStore, export_runs, write_report
 from lora_jax.sweep.files import write_json
 from lora_jax.sweep.grid import run_id
 
@@ -107,7 +106,7 @@ def main() -> None:
         timed("list, no index yet (every folder is read)", lambda: RunStore(root).runs())
         listed = timed("list", lambda: RunStore(root).runs())
         timed("make the index again", lambda: RunStore(root).rebuild_index())
-        timed("export to CSV", lambda: export(root, root / "runs.csv"))
+        timed("export to CSV", lambda: export_runs(root, root / "runs.csv"))
         written = timed("report, everything", lambda: write_report(root))
         print(f"list and report: {listed + written:.2f} s; index {(root / 'index.jsonl').stat().st_size / 1e6:.1f} MB")
     finally:

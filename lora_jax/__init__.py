@@ -119,6 +119,11 @@ _WHERE = {
     "run_sweep": "lora_jax.sweep.runner",
     "RunStore": "lora_jax.sweep.store",
     "write_report": "lora_jax.sweep.report",
+    "report_figure": "lora_jax.sweep.plots:figure",
+    "cells_of": "lora_jax.sweep.cells",
+    "findings": "lora_jax.sweep.findings:find",
+    "export_runs": "lora_jax.sweep.export:export",
+    "run_on": "lora_jax.sweep.executors",
     # Looking inside trained and quantised weights.
     "input_directions": "lora_jax.analysis.subspace",
     "phi": "lora_jax.analysis.subspace",
@@ -140,6 +145,12 @@ _WHERE = {
     "forgetting_at": "lora_jax.analysis.curves",
     "envelope": "lora_jax.analysis.curves",
     "paired_bootstrap": "lora_jax.analysis.compare",
+    # Statistics of paired scores.
+    "mean_interval": "lora_jax.analysis.statistics",
+    "paired_test": "lora_jax.analysis.statistics",
+    "holm": "lora_jax.analysis.statistics",
+    "detectable_difference": "lora_jax.analysis.statistics",
+    "decompose": "lora_jax.analysis.variance",
 }
 
 __all__ = list(_WHERE)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import linalg, stats
 
 REST = "rest"
 
@@ -116,12 +116,23 @@ class _Model:
         key = frozenset(terms)
         if key not in self._known:
             columns = np.sort(np.concatenate([self._where[term] for term in terms])) if terms else np.array([], int)
-            values, vectors = np.linalg.eigh(self._gram[np.ix_(columns, columns)])
-            sound = values > 1e-9 * max(values.max(initial=0.0), 1e-300)
-            projected = vectors[:, sound].T @ self._sides[columns]
-            explained = float(np.sum(projected**2 / values[sound]))
-            self._known[key] = (max(self.total - explained, 0.0), int(sound.sum()))
+            explained, freedom = _projection(self._gram[np.ix_(columns, columns)], self._sides[columns])
+            self._known[key] = (max(self.total - explained, 0.0), freedom)
         return self._known[key]
+
+
+def _projection(gram: np.ndarray, sides: np.ndarray) -> tuple[float, int]:
+    """(squared length of the projection on the columns, how many of them count)."""
+    try:
+        root = np.linalg.cholesky(gram)
+        if gram.size and np.diag(root).min() ** 2 > 1e-9 * np.diag(gram).max():
+            return float(np.sum(linalg.solve_triangular(root, sides, lower=True) ** 2)), len(sides)
+    except np.linalg.LinAlgError:
+        pass
+    # Columns that depend on each other, as in grids with holes: only the directions that are there.
+    values, vectors = np.linalg.eigh(gram)
+    sound = values > 1e-9 * max(values.max(initial=0.0), 1e-300)
+    return float(np.sum((vectors[:, sound].T @ sides) ** 2 / values[sound])), int(sound.sum())
 
 
 def _source(name: str, freedom: int, squares: float, total: float, noise: float, rest_freedom: int) -> Source:

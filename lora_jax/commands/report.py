@@ -1,4 +1,4 @@
-"""Write the report of finished runs: Markdown, CSV and PNG.
+"""Write the report of finished runs: one HTML page, Markdown, CSV and PNG.
 
   lora-jax report runs/default
   lora-jax report runs/default runs/more_seeds --out /tmp/report
@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the report and prints its table."""
-    from lora_jax.sweep.report import report_table, write_report
+    from lora_jax.sweep.report import write_and_summarise
 
-    page = write_report(arguments.runs, arguments.out)
-    print_table(report_table(arguments.runs))
-    print(f"report: {page}")
+    page, table = write_and_summarise(arguments.runs, arguments.out)
+    print_table(table)
+    print(f"report: {page}\nthe same in one page: {page.with_suffix('.html')}")
     return 0

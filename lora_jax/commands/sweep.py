@@ -59,10 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     if (outcome.done or outcome.kept) and not arguments.no_report:
-        from lora_jax.sweep.report import report_table, write_report
+        from lora_jax.sweep.report import write_and_summarise
 
-        page = write_report(config.out)
-        print_table(report_table(config.out))
+        page, table = write_and_summarise(config.out)
+        print_table(table)
         print(f"report: {page}")
     return 1 if outcome.failed else 0
 

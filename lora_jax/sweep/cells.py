@@ -74,6 +74,8 @@ class Cell:
 def gather(roots: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
     """(every run in the folders, ids that are planned and not started); a run found twice counts once, if done as done.
 
+    A run of another folder with the id of one before and other settings counts as failed, with an error that says so.
+
     A root is a store of runs, or the folder of a single run.
 
     Raises:
@@ -88,7 +90,10 @@ def gather(roots: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
         found = [read_run(root)] if is_run(root) else RunStore(root).runs()
         planned += [] if is_run(root) else RunStore(root).planned()
         for record in found:
-            if record.run_id not in records or record.status == "done":
+            if record.run_id in records and _differ(records[record.run_id], record):
+                error = f"{records[record.run_id].folder} holds a run of this id with other settings: this one is left out"
+                records[str(record.folder)] = replace(record, status="failed", error=error, result=None)
+            elif record.run_id not in records or record.status == "done":
                 records[record.run_id] = record
     if not records:
         there = sorted(path.name for root in roots for path in root.iterdir())[:8]
@@ -97,6 +102,11 @@ def gather(roots: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
             f"In it: {', '.join(there) or 'nothing'}. Start some with: lora-jax sweep --config configs/default.py."
         )
     return list(records.values()), [name for name in dict.fromkeys(planned) if name not in records]
+
+
+def _differ(one: RunRecord, other: RunRecord) -> bool:
+    """Whether two runs of one id are different runs."""
+    return bool(one.config and other.config) and settings_of(one.config)[0] != settings_of(other.config)[0]
 
 
 def cells_of(records: Iterable[RunRecord]) -> list[Cell]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.config import Config
-from lora_jax.sweep.store import RunConflict, RunDone, RunLocked, RunStore, StoreError, StoreVersionError
+from lora_jax.sweep.store import RunConflict, RunDone, RunLocked, RunStore, StoreError
 
 MOST_ATTEMPTS = 3  # processes that may die on one run, without a word, before it counts as failed
 
@@ -37,33 +37,48 @@ class Claims:
         Raises:
             StoreVersionError: nothing can be run in this store.
         """
+        if self.is_over(name, run, title):
+            return None
         try:
-            self.store.check_content(name, run)
-            before = self.store.state(name)
-            if before.status == "done":
-                raise RunDone(name)
-            if before.status == "failed" and self.since is not None and (before.updated or 0) >= self.since:
-                self.failed.append(name)
-                return None
             folder = self.store.start(name, run, self.environment)
-        except RunDone:
-            self.kept.append(name)
-            self._say_alone(f"{title}: done before, kept")
+        except RunDone:  # by another launcher, since we looked
+            self._keep(name, title)
         except RunLocked:
             self.elsewhere.append(name)
             self._say_alone(f"{title}: another process is running it")
-        except StoreVersionError:
-            raise
         except (RunConflict, StoreError) as error:
-            # Not written into the folder: what is there belongs to another run, or cannot be written.
-            self.failed.append(name)
-            self.say(f"{title}: failed: {error}")
+            self._refuse(name, title, error)
         else:
             deaths = self.store.state(name).attempts - 1
             if deaths < MOST_ATTEMPTS:
                 return folder
             self.fail(name, RuntimeError(f"{deaths} processes in a row were killed while they ran it: out of memory? See log.txt."), title)
         return None
+
+    def is_over(self, name: str, run: Config, title: str) -> bool:
+        """Whether there is nothing to run: it is done, it failed since the launch, or its id stands for another run; said and counted."""
+        try:
+            self.store.check_content(name, run)
+        except RunConflict as conflict:
+            self._refuse(name, title, conflict)
+            return True
+        before = self.store.state(name)
+        if before.status == "done":
+            self._keep(name, title)
+            return True
+        if before.status == "failed" and self.since is not None and (before.updated or 0) >= self.since:
+            self.failed.append(name)
+            return True
+        return False
+
+    def _keep(self, name: str, title: str) -> None:
+        self.kept.append(name)
+        self._say_alone(f"{title}: done before, kept")
+
+    def _refuse(self, name: str, title: str, error: Exception) -> None:
+        # Not written into the folder: what is there belongs to another run, or cannot be written.
+        self.failed.append(name)
+        self.say(f"{title}: failed: {error}")
 
     def _say_alone(self, text: str) -> None:
         if self.since is None:  # Among workers that share a sweep it goes without saying.

@@ -11,6 +11,7 @@ from lora_jax.analysis.statistics import detectable_difference, share_interval
 from lora_jax.analysis.variance import REST, Decomposition
 from lora_jax.sweep.cells import Cell
 from lora_jax.sweep.comparisons import CellTest, LevelTest, seed_deviation
+from lora_jax.sweep.example_tests import ExampleTest
 
 LEVEL = 0.05
 
@@ -24,7 +25,12 @@ class Conclusions:
 
 
 def conclude(
-    cells: Sequence[Cell], tests: Sequence[CellTest], contrasts: Sequence[LevelTest], table: Decomposition | None, missing: int
+    cells: Sequence[Cell],
+    tests: Sequence[CellTest],
+    contrasts: Sequence[LevelTest],
+    table: Decomposition | None,
+    missing: int,
+    examples: Sequence[ExampleTest] = (),
 ) -> Conclusions:
     """Sentences about these adapters, from their tests; `missing` is how many planned runs have no result."""
     seeds = {cell.seeds for cell in cells}
@@ -43,6 +49,7 @@ def conclude(
         supported += named
         if not named and not math.isnan(table.sources[0].p):
             unsupported.append("No axis explains more of the spread between runs than chance would.")
+    supported += _on_examples(examples)
     if missing:
         unsupported.append(
             f"{missing} planned run{'s have' if missing > 1 else ' has'} no result: the best setting may be among them, and averages leave them out."
@@ -66,6 +73,18 @@ def _one_seed(cells: Sequence[Cell]) -> list[str]:
         "`--config.sweep.seeds=0,1,2,3,4`: finished runs are kept.",
         f"The {examples} test examples alone leave the best accuracy ({100 * best.accuracy:.1f}%) between {100 * interval.low:.1f}% and "
         f"{100 * interval.high:.1f}% (95%, Wilson); {beside} of the other {len(cells) - 1} settings {'lies' if beside == 1 else 'lie'} above the lower limit.",
+    ]
+
+
+def _on_examples(tests: Sequence[ExampleTest]) -> list[str]:
+    beaten = [one for one in tests if one.adjusted < LEVEL]
+    if not tests:
+        return []
+    best, seeds = tests[0].best.name, max(one.seeds for one in tests)
+    told = f"is right on more test examples than {len(beaten)} of the {len(tests)} others whose answers were kept"
+    return [
+        f"On new examples these trained models would differ as follows: **{best}** {told}, corrected for all pairs of settings "
+        f"({tests[0].examples} examples, {_count(seeds, 'seed')}). This says nothing about other seeds."
     ]
 
 

@@ -9,6 +9,7 @@ from lora_jax.analysis.variance import Decomposition
 from lora_jax.sweep.cells import Cell
 from lora_jax.sweep.comparisons import CellTest, LevelTest, adapters, against_best, between_levels, spread
 from lora_jax.sweep.conclusions import Conclusions, conclude
+from lora_jax.sweep.example_tests import ExampleTest, on_examples
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Findings:
     against_best: tuple[CellTest, ...]
     between_levels: tuple[LevelTest, ...]
     spread: Decomposition | None
+    on_examples: tuple[ExampleTest, ...]
     conclusions: Conclusions
 
 
@@ -25,4 +27,6 @@ def find(cells: Sequence[Cell], missing: int = 0) -> Findings:
     """The findings of these cells; `missing` is how many planned runs have no result."""
     chosen = adapters(cells)
     tests, contrasts, table = against_best(chosen), between_levels(chosen), spread(chosen)
-    return Findings(tuple(tests), tuple(contrasts), table, conclude(chosen, tests, contrasts, table, missing))
+    examples = on_examples(chosen)
+    conclusions = conclude(chosen, tests, contrasts, table, missing, examples)
+    return Findings(tuple(tests), tuple(contrasts), table, tuple(examples), conclusions)

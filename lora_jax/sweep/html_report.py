@@ -137,6 +137,13 @@ def tests_table(findings: Findings) -> tuple[Sequence[str], list[list[str]]]:
     )
     named = [(one.axis, one.first, one.second, one.test, str(one.matched), one.adjusted) for one in findings.between_levels]
     named += [("best cell", one.best.name, one.other.name, one.test, "1", one.adjusted) for one in findings.against_best[:100]]
+    by_examples = [
+        [
+            "best cell, on examples", one.best.name, one.other.name, f"{100 * one.difference:+.2f}", "n/a", "n/a", str(one.seeds), "1",
+            _text(one.p, ".2g"), "n/a", _text(one.adjusted, ".2g"),
+        ]
+        for one in findings.on_examples[:100]
+    ]  # fmt: skip
     rows = [
         [
             what, first, second, f"{100 * test.difference:+.2f}", _text(100 * test.low, "+.2f"), _text(100 * test.high, "+.2f"),
@@ -144,7 +151,7 @@ def tests_table(findings: Findings) -> tuple[Sequence[str], list[list[str]]]:
         ]
         for what, first, second, test, matched, adjusted in named
     ]  # fmt: skip
-    return headings, rows
+    return headings, rows + by_examples
 
 
 def _sentences(sentences: Sequence[str], otherwise: str) -> str:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
+import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -31,6 +31,7 @@ from lora_jax.sweep.store import read_metrics
 
 MOST_LINES = 8  # of a panel that a reader still follows
 MOST_CURVES = 40  # cells whose loss curves are drawn
+MOST_SEEDS = 8  # of a cell whose curves are averaged
 _RANK_STYLES = ("-", "--", "-.", ":")
 
 
@@ -124,7 +125,7 @@ def learning_curves(cells: Sequence[Cell]) -> Figure | None:
     ranks = sorted({cell.rank for cell in adapters})
     columns = max(1, len({format for _, format in shown_panels}))
     figure, drawn = panels(len(shown_panels), width=3.5, height=2.9, columns=min(columns, 4))
-    shades = plt.get_cmap("viridis")
+    shades = matplotlib.colormaps["viridis"]
     for axis, (targets, format) in zip(drawn, shown_panels, strict=True):
         for cell, (steps, losses) in curves:
             if cell.rank is None:
@@ -143,7 +144,8 @@ def learning_curves(cells: Sequence[Cell]) -> Figure | None:
     figure.supylabel("Cross-entropy (nats)", fontsize=10, x=0.012)
     plain_numbers(drawn[0].yaxis)
     kind = "validation loss" if split == "validation" else "training loss, running mean of 5 logged rows"
-    finish(figure, drawn[0], f"Learning curves: {kind}, mean over seeds{left_out}")
+    seeds = "seeds" if max(cell.seeds for cell in chosen) <= MOST_SEEDS else f"the first {MOST_SEEDS} seeds"
+    finish(figure, drawn[0], f"Learning curves: {kind}, mean over {seeds}{left_out}")
     return figure
 
 
@@ -194,7 +196,7 @@ def _drawable(cells: Sequence[Cell]) -> tuple[list[Cell], str]:
 
 def _curves(cells: Sequence[Cell]) -> tuple[str, list[tuple[Cell, tuple[list[int], list[float]]]]]:
     """(split, curves): validation loss if every cell has at least three points of it, else the training loss."""
-    rows = {run.run_id: read_metrics(run.folder / "metrics.jsonl").rows for cell in cells for run in cell.runs[:8]}
+    rows = {run.run_id: read_metrics(run.folder / "metrics.jsonl").rows for cell in cells for run in cell.runs[:MOST_SEEDS]}
     for split, least, window in (("validation", 3, 1), ("train", 2, 5)):
         curves = []
         for cell in cells:

@@ -6,7 +6,7 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -24,6 +24,7 @@ from lora_jax.sweep.plot_style import (
     cell_look,
     finish,
     name_points,
+    new_figure,
     panels,
     plain_numbers,
 )
@@ -58,7 +59,7 @@ def heat_maps(cells: Sequence[Cell]) -> Figure | None:
                     values[panel, row, column] = 100 * sum(found) / len(found)
     low, high = np.nanmin(values), np.nanmax(values)
     figure, drawn = panels(len(shown_panels), width=max(2.6, 0.75 * len(ranks) + 1.2), height=max(1.9, 0.55 * len(rows) + 1.1))
-    shades = plt.get_cmap("viridis")
+    shades = matplotlib.colormaps["viridis"]
     for axis, panel, chosen in zip(drawn, values, shown_panels, strict=True):
         image = axis.pcolormesh(panel, cmap=shades, vmin=low, vmax=high, edgecolors=PAPER, linewidth=1.5)
         for (row, column), value in np.ndenumerate(panel):
@@ -132,7 +133,8 @@ def spread_bars(table: Decomposition | None) -> Figure | None:
         return None
     sources = sorted((source for source in table.sources if source.name != REST and source.share > 0), key=lambda source: -source.share)
     sources = [*sources[: _MOST_BARS - 1], table[REST]]
-    figure, axis = plt.subplots(figsize=(8, 0.36 * len(sources) + 1.5))
+    figure = new_figure(8, 0.36 * len(sources) + 1.5)
+    axis = figure.subplots()
     for place, source in enumerate(sources):
         chance = source.name == REST or not source.p < 0.05
         axis.barh(place, 100 * source.share, height=0.68, color=FAINT if chance else "#0072B2")
@@ -159,7 +161,8 @@ def difference_plot(tests: Sequence[CellTest], contrasts: Sequence[LevelTest]) -
     chosen = [one for one in chosen if not np.isnan(one[1].low)]
     if not chosen:
         return None
-    figure, axis = plt.subplots(figsize=(9.2, 0.34 * len(chosen) + 1.6))
+    figure = new_figure(9.2, 0.34 * len(chosen) + 1.6)
+    axis = figure.subplots()
     for place, (_, test, adjusted) in enumerate(chosen):
         colour = "#0072B2" if adjusted < 0.05 else MUTED
         axis.plot([100 * test.low, 100 * test.high], [place, place], color=colour, lw=1.8, solid_capstyle="butt")
@@ -182,7 +185,8 @@ def _front(cells: Sequence[Cell], cost: Callable[[Cell], float | None], title: s
     known = [cell for cell in cells if cost(cell) is not None]
     if len(known) < 2:
         return None
-    figure, axis = plt.subplots(figsize=(9, 5.4))
+    figure = new_figure(9, 5.4)
+    axis = figure.subplots()
     targets = list(dict.fromkeys(cell.targets for cell in known if cell.targets))
     best = front(known, cost)
     axis.plot([cost(cell) for cell in best], [100 * cell.accuracy for cell in best], color=FAINT, lw=1.2, zorder=1, drawstyle="steps-post", label="Pareto front")  # fmt: skip

@@ -10,12 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -37,18 +34,25 @@ INK, MUTED, FAINT, GRID, PAPER = "#000000", "#555555", "#9a9a9a", "#e6e6e6", "#f
 FIXED_DARK, FIXED_LIGHT = "#010101", "#fefefe"  # text on a coloured ground, the same in light and dark pages
 STYLE: dict[str, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": GRID,
-    "axes.axisbelow": True, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 144, "axes.titlesize": 10,
+    "axes.axisbelow": True, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 120, "axes.titlesize": 10,
     "font.family": ["DejaVu Sans"], "svg.fonttype": "none", "svg.hashsalt": "lora-jax",
 }  # fmt: skip
 _THEMED = {INK: "--ink", MUTED: "--muted", FAINT: "--faint", GRID: "--grid", PAPER: "--paper"}
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of this size in inches that no window and no notebook owns: pyplot's state stays the user's."""
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def panels(count: int, *, width: float, height: float, columns: int = 3, **shared: Any) -> tuple[Figure, list[Axes]]:
     """A figure with `count` axes of this size in inches, and room for a legend at the right."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
-    size = (width * columns + 1.9, height * rows + 0.9)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **({"sharex": True, "sharey": True} | shared))
+    figure = new_figure(width * columns + 1.9, height * rows + 0.9)
+    axes = figure.subplots(rows, columns, squeeze=False, **({"sharex": True, "sharey": True} | shared))
     flat = list(axes.flat)
     for axis in flat[count:]:
         axis.set_visible(False)
@@ -150,7 +154,7 @@ def save_png(figure: Figure, path: Path) -> None:
         StoreError: the file cannot be written.
     """
     try:
-        figure.savefig(path)
+        figure.savefig(path, pil_kwargs={"compress_level": 3})
     except OSError as error:
         raise StoreError(f"A report must write {path}, but the system says: {error.strerror or error}.") from error
 

@@ -6,11 +6,11 @@ import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import matplotlib
 from matplotlib.figure import Figure
 
 from lora_jax.sweep.cells import Cell
-from lora_jax.sweep.findings import Findings
+from lora_jax.sweep.findings import Findings, find
 from lora_jax.sweep.plot_curves import axis_curves, learning_curves, rank_curve
 from lora_jax.sweep.plot_maps import difference_plot, heat_maps, memory_front, spread_bars, time_front
 from lora_jax.sweep.plot_style import MUTED, STYLE, save_png, svg_text
@@ -40,21 +40,30 @@ def make_folder(path: Path) -> None:
         raise StoreError(f"A report needs the folder {path}, but the system says: {error.strerror}. Choose another.") from error
 
 
+def figure(name: str, cells: Sequence[Cell], found: Findings | None = None) -> Figure | None:
+    """One picture of a report, to look at or to change; None if these cells have nothing to show in it.
+
+    Raises:
+        ValueError: there is no such picture.
+    """
+    pictures = dict(_PICTURES.values())
+    if name not in pictures:
+        raise ValueError(f"A picture is one of {', '.join(pictures)}, got {name!r}.")
+    with matplotlib.rc_context(STYLE):
+        return pictures[name](cells, find(cells) if found is None else found)
+
+
 def draw(cells: Sequence[Cell], found: Findings, out: Path, footnote: str) -> dict[str, tuple[str, str]]:
     """{title: (name of the PNG file written into `out`, <svg> element)}; a picture that has nothing to show is left out."""
     written = {}
-    with plt.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):
         for title, (name, picture) in _PICTURES.items():
-            figure = picture(cells, found)
-            if figure is None:
+            drawn = picture(cells, found)
+            if drawn is None:
                 continue
-            try:
-                svg = svg_text(figure, title)
-                height = figure.get_size_inches()[1]
-                note = textwrap.fill(footnote, int(13.5 * figure.get_size_inches()[0]))
-                figure.text(0.01, 0.06 / height, note, fontsize=7.5, color=MUTED, va="bottom")
-                save_png(figure, out / f"{name}.png")
-            finally:
-                plt.close(figure)
+            svg = svg_text(drawn, title)
+            width, height = drawn.get_size_inches()
+            drawn.text(0.08 / width, 0.06 / height, textwrap.fill(footnote, int(13.5 * width)), fontsize=7.5, color=MUTED, va="bottom")
+            save_png(drawn, out / f"{name}.png")
             written[title] = (f"{name}.png", svg)
     return written

@@ -48,6 +48,11 @@ def write_report(roots: str | Path | Sequence[str | Path], out_dir: str | Path |
         ValueError: there is no run, or none is finished.
         StoreError: `out_dir` cannot be written.
     """
+    return write_and_summarise(roots, out_dir)[0]
+
+
+def write_and_summarise(roots: str | Path | Sequence[str | Path], out_dir: str | Path | None = None) -> tuple[Path, Table]:
+    """`write_report`, and its table of cells for a terminal; the runs are read once."""
     from lora_jax.sweep import plots  # matplotlib is slow to import
 
     folders = _folders(roots)
@@ -66,12 +71,7 @@ def write_report(roots: str | Path | Sequence[str | Path], out_dir: str | Path |
     made = _Page(cells, found, records, pending, _commands(folders, out_dir, records))
     write_text(out / "report.md", _markdown(made, {title: name for title, (name, _) in pictures.items()}))
     write_text(out / "report.html", _html(made, {title: svg for title, (_, svg) in pictures.items()}))
-    return out / "report.md"
-
-
-def report_table(roots: str | Path | Sequence[str | Path]) -> Table:
-    """`summary_table` of the finished runs in these folders."""
-    return summary_table(cells_of(gather(_folders(roots))[0]))
+    return out / "report.md", summary_table(cells)
 
 
 def summary_table(cells: Sequence[Cell]) -> Table:

@@ -225,7 +225,7 @@ class RunStore:
     def write_plan(self, run_ids: Sequence[str]) -> None:
         """Adds the ids to plan.json, so that a report can say which runs of the sweep are still to come."""
         self._check_version(write=True)
-        with turns(self.root / ".plan_turn"):
+        with disk(self.root), turns(self.root / ".plan_turn"):
             write_json(self.root / "plan.json", list(dict.fromkeys([*self.planned(), *run_ids])))
 
     def planned(self) -> list[str]:

@@ -69,10 +69,10 @@ def test_sign_flips_equal_scipys_permutation_test():
 
 
 def test_many_differences_are_drawn_and_never_give_zero():
-    assert sign_flip_p(np.ones(40)) == pytest.approx(1 / 20_001)
+    assert sign_flip_p(np.ones(40)) == pytest.approx(1 / 10_001)
     balanced = np.random.default_rng(0).normal(size=40)
-    # Against the t-test: 20,000 draws have a standard error of 0.0035 at p = 0.5, and the two tests differ little at n = 40.
-    assert sign_flip_p(balanced) == pytest.approx(stats.ttest_1samp(balanced, 0).pvalue, abs=0.02)
+    # Against the t-test: 10,000 draws have a standard error of 0.005 at p = 0.5, and the two tests differ little at n = 40.
+    assert sign_flip_p(balanced) == pytest.approx(stats.ttest_1samp(balanced, 0).pvalue, abs=0.03)
 
 
 def test_equal_differences_are_judged_by_their_signs():

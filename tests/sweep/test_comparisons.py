@@ -1,14 +1,18 @@
 """What a sweep supports is found where it was put, and nothing is claimed that the seeds do not show."""
 
+import json
 import math
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from lora_jax import config as settings
 from lora_jax.sweep.cells import cells_of
 from lora_jax.sweep.comparisons import against_best, between_levels, seed_deviation, spread
+from lora_jax.sweep.example_tests import on_examples
 from lora_jax.sweep.findings import find
 from lora_jax.sweep.grid import expand, run_id
 from lora_jax.sweep.levels import axes, levels
@@ -111,3 +115,45 @@ def test_settings_without_a_partner_are_left_out_not_guessed(tmp_path):
 def test_a_single_cell_has_no_comparisons(tmp_path):
     found = find(cells(tmp_path, ranks=(4,), formats=("nf4",)))
     assert found.against_best == () and found.between_levels == () and found.spread is None
+
+
+def keep_answers(cell, folder, right, ids=None):
+    """Writes the answers of the cell's runs as `lora-jax evaluate` does."""
+    runs = []
+    for run in cell.runs:
+        place = folder / run.run_id
+        (place / "predictions").mkdir(parents=True)
+        rows = [{"id": ids[n] if ids else str(n), "loss": 0.5, "units": 1.0, "correct": float(value)} for n, value in enumerate(right)]
+        (place / "predictions" / "test.jsonl").write_text("\n".join(map(json.dumps, [{"split": "test", "metrics": ["accuracy"]}, *rows])))
+        runs.append(replace(run, folder=place))
+    return replace(cell, runs=tuple(runs))
+
+
+def test_answers_that_were_kept_are_compared_example_by_example(tmp_path):
+    one, two, three = sorted(cells(tmp_path, seeds=1, formats=("none",), noise=0.0), key=lambda cell: -cell.accuracy)
+    one = keep_answers(one, tmp_path, [True] * 90 + [False] * 10)
+    two = keep_answers(two, tmp_path, [True] * 60 + [False] * 40)
+    (found,) = on_examples([one, two, three])  # the third kept none
+    assert found.other is two and found.examples == 100 and found.difference == pytest.approx(0.3)
+    # Thirty examples only the first gets right, none only the second; one of three pairs of cells.
+    assert found.p == pytest.approx(2 * 0.5**30) and found.adjusted == pytest.approx(3 * found.p)
+    sentences = find([one, two, three]).conclusions
+    assert (
+        "is right on more test examples than 1 of the 1 others" in sentences.supported[0]
+        and "nothing about other seeds" in sentences.supported[0]
+    )
+    assert any("No comparison between settings is supported" in text for text in sentences.unsupported)
+
+
+def test_answers_to_other_examples_are_not_compared(tmp_path):
+    one, two = cells(tmp_path, seeds=1, formats=("none",), ranks=(1, 4), noise=0.0)
+    one, two = keep_answers(one, tmp_path, [True] * 9), keep_answers(two, tmp_path, [False] * 9, ids=list("abcdefghi"))
+    assert on_examples([one, two]) == []
+
+
+def test_with_several_seeds_an_example_counts_once(tmp_path):
+    one, two = sorted(cells(tmp_path, seeds=3, formats=("none",), ranks=(1, 4), noise=0.0), key=lambda cell: -cell.accuracy)
+    first, second = [True] * 15 + [False] * 5, [True] * 10 + [False] * 10
+    (found,) = on_examples([keep_answers(one, tmp_path, first), keep_answers(two, tmp_path, second)])
+    assert found.seeds == 3 and found.examples == 20
+    assert found.p == pytest.approx(stats.ttest_rel(np.array(first, float), np.array(second, float)).pvalue)

@@ -1,0 +1,62 @@
+"""A made-up sweep that behaves as a real one, for tests of what is read from a store."""
+
+import json
+import math
+import random
+from dataclasses import replace
+
+from lora_jax import config as settings
+from lora_jax.sweep.grid import run_id
+from lora_jax.sweep.store import RunStore
+
+ENVIRONMENT = {
+    "git": {"commit": "0123456789abcdef", "dirty": False},
+    "device": {"kind": "cpu"},
+    "command": "lora-jax sweep --config configs/default.py",
+}
+BASE_BYTES = {"none": 90_900_000, "int8": 58_100_000, "nf4": 53_000_000}
+
+
+def grid(seeds: tuple[int, ...] = (0,)) -> settings.Config:
+    sweep = settings.SweepConfig(
+        rank=(1, 4, 16),
+        format=("none", "int8", "nf4"),
+        targets=("query+value", "all-linear"),
+        seeds=seeds,
+        baselines=("full", "head"),
+    )
+    return replace(settings.Config(), sweep=sweep)
+
+
+def result_of(run: settings.Config) -> dict:
+    """A made-up result that behaves as in a real sweep: accuracy rises with rank and targets, falls a little with bits."""
+    noise = random.Random(run_id(run)).gauss(0, 0.004)
+    rank = run.lora.rank if run.method in ("lora", "qlora") else None
+    wide = run.lora.targets == "all-linear"
+    accuracy = {"full": 0.812, "head": 0.655}.get(
+        run.method, 0.77 + 0.01 * math.log2(rank or 1) / 2 + 0.02 * wide - 0.006 * (run.quant.format == "nf4")
+    )
+    trainable = {"full": 22_700_000, "head": 770}.get(run.method, (40_000 if wide else 9_000) * (rank or 1))
+    return {
+        "run_id": run_id(run), "method": run.method, "format": run.quant.format if rank else None, "rank": rank,
+        "targets": run.lora.targets if rank else None, "seed": run.train.seed, "test_accuracy": accuracy + noise,
+        "test_loss": 0.45 - noise, "validation_accuracy": accuracy, "validation_loss": 0.45, "steps": 60,
+        "examples": {"train": 8500, "validation": 1060, "test": 1066}, "trainable_parameters": trainable,
+        "base_bytes": BASE_BYTES[run.quant.format], "base_bits_per_weight": BASE_BYTES[run.quant.format] / 2.84e6,
+        "adapter_bytes": 0 if run.method == "full" else 4 * trainable, "peak_bytes": None if rank == 1 else 310_000_000,
+        "peak_rss_bytes": 900_000_000, "tokens_per_second": 5200.0, "seconds": 24.0, "compile_seconds": 3.0,
+        "padding_fraction": 0.12,
+    }  # fmt: skip
+
+
+def fill(store: RunStore, runs: list[settings.Config]) -> None:
+    for run in runs:
+        name, noise = run_id(run), random.Random(run_id(run))
+        folder = store.start(name, run, ENVIRONMENT)
+        result = result_of(run)
+        with (folder / "metrics.jsonl").open("w") as metrics:
+            for step in range(5, 61, 5):
+                gone = 1 - math.exp(-step / 25)
+                loss = 0.69 - gone * (result["test_accuracy"] - 0.6) + noise.gauss(0, 0.02)
+                metrics.write(json.dumps({"step": step, "split": "train", "loss": loss}) + "\n")
+        store.finish(name, result)
