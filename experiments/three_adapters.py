@@ -10,10 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from lora_jax import TextGenerator, load_config, load_run, run_sweep
-from lora_jax.evaluate.adapters import adapter_matrix, home_wins
-from lora_jax.sweep.grid import expand, run_id
-from lora_jax.sweep.store import RunStore
+from lora_jax import RunStore, TextGenerator, adapter_matrix, expand, home_wins, load_config, load_run, run_id, run_sweep
 
 DOMAINS = ("finance", "music", "sales")
 

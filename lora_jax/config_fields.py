@@ -262,6 +262,8 @@ class Config:
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     sweep: SweepConfig = SweepConfig()
+    # Such as 2GiB: before training, format, micro-batches and remat are chosen so that the process stays under it; None = as set.
+    memory_budget: str | None = None
     out: str = "runs/default"  # folder of the result store
 
 

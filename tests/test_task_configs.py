@@ -142,3 +142,11 @@ def test_unknown_arguments_are_refused():
     for spec in ("my_data.py:haiku", "my_data.py:summarisation@decoder", "glue.py:sst3"):
         with pytest.raises(ValueError, match="the argument must be one of"):
             load(spec)
+
+
+def test_the_shared_adapter_has_the_size_of_the_three():
+    shared, apart = load("multitask.py:shared"), [load(f"multitask.py:{name}") for name in ("sql", "titles", "modes")]
+    assert [part.name for part in shared.data.mixture] == [config.data.name for config in apart]
+    assert shared.lora.rank == sum(config.lora.rank for config in apart)
+    assert shared.lora.alpha / shared.lora.rank == apart[0].lora.alpha / apart[0].lora.rank
+    assert shared.train.total_steps == sum(config.train.total_steps for config in apart)

@@ -5,6 +5,7 @@
   lora-jax evaluate RUN --against base --generate       a language model with its adapter and without, by the texts it writes
   lora-jax evaluate RUN --forgetting other.jsonl        held-out loss on texts of another domain, with the adapter and without
   lora-jax evaluate RUN --contamination                 the score again without records that training records hold too
+  lora-jax evaluate RUN RUN RUN                         runs that differ in their seed: mean, deviation and interval over them, too
 
 The base is loaded as the run's config names it, quantised as it was in training, and its fingerprint is checked. What the model
 said about each example is kept in RUN/predictions/SPLIT.jsonl.
@@ -21,6 +22,7 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax evaluate`."""
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run")
+    parser.add_argument("seeds", metavar="RUN", nargs="*", help="folders of the same run at other seeds")
     parser.add_argument("--split", default="test", help="train, validation or test (default)")
     parser.add_argument("--against", metavar="OTHER", help="the folder of another run, or base: the same model without the adapter")
     parser.add_argument("--generate", action="store_true", help="score the texts that a language model writes, by its recipe's metrics")
@@ -48,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     out: dict[str, Any] = {"loss": found["loss"].value, "accuracy": found["accuracy"].value, "examples": len(ours.rows)}
     out |= _perplexity(loaded, arguments, ours)
     out["level"], out["intervals"] = arguments.level, {name: interval._asdict() for name, interval in found.items()}
+    if arguments.seeds:
+        out["seeds"] = _over_seeds(found, arguments, options)
     if parts := ours.by_task():
         out["tasks"] = {
             name: {"examples": len(part.rows), **{key: one._asdict() for key, one in intervals(part, **options).items()}}
@@ -71,6 +75,20 @@ def run(arguments: argparse.Namespace) -> int:
         out["contamination"] = _contamination(loaded, arguments, ours, options)
     print(json.dumps(out, indent=2))
     return 0
+
+
+def _over_seeds(found: dict[str, Any], arguments: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+    """Mean, deviation and interval of every score over the named runs."""
+    from lora_jax.evaluate.comparison import intervals
+    from lora_jax.evaluate.statistics import over_seeds
+    from lora_jax.train.saved import load_run
+
+    scores = {name: [interval.value] for name, interval in found.items()}
+    for folder in arguments.seeds:
+        other = intervals(_predictions(load_run(folder), arguments, adapter=True), **options)
+        for name in scores:
+            scores[name].append(other[name].value)
+    return {name: over_seeds(values, level=arguments.level)._asdict() for name, values in scores.items()}
 
 
 def _predictions(loaded: Any, arguments: argparse.Namespace, *, adapter: bool) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 
 from lora_jax.commands.settings import add_config, read_config, show_settings
@@ -29,6 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = read_config(arguments)
     single = replace(config, sweep=SweepConfig(learning_rate=config.sweep.learning_rate))
+    if single.memory_budget is not None:
+        from lora_jax.train.memory import fit_budget
+
+        single, said = fit_budget(single)
+        print("\n".join(f"memory: {text}" for text in said), file=sys.stderr)
     if not arguments.quiet:
         show_settings(single)
     outcome = run_sweep(single, quiet=arguments.quiet)

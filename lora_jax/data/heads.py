@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +43,13 @@ class EncodedSpans(Encoded):
     """
 
     offsets: tuple[np.ndarray, ...] = ()
+
+    def arrays(self, rows: Int[np.ndarray, " batch"], length: int) -> dict[str, np.ndarray]:
+        """As `Encoded.arrays`, with `allowed` (batch, time): True on tokens of the context, which alone can begin or end an answer."""
+        allowed = np.zeros((len(rows), length), bool)
+        for n, row in enumerate(rows):
+            allowed[n, : len(self.offsets[row])] = self.offsets[row][:, 0] >= 0
+        return super().arrays(rows, length) | dict(allowed=allowed)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,15 +158,11 @@ def _choices(data: TaskData, split: str, examples: Sequence[Example], tokenizer:
     return EncodedChoices(tokens, types, labels, max_length, tokenizer.pad_id, truncated, tokenizer.fingerprint, choices)
 
 
-class _truncation:
-    """The tokenizer cuts texts to `max_length` inside, as `strategy` says, and not outside."""
-
-    def __init__(self, tokenizer: Tokenizer, max_length: int, strategy: str) -> None:
-        self._backend, self._settings = tokenizer.backend, (max_length, strategy)
-
-    def __enter__(self) -> None:
-        length, strategy = self._settings
-        self._backend.enable_truncation(length, strategy=strategy)
-
-    def __exit__(self, *error: object) -> None:
-        self._backend.no_truncation()
+@contextlib.contextmanager
+def _truncation(tokenizer: Tokenizer, max_length: int, strategy: str) -> Iterator[None]:
+    """Inside, the tokenizer cuts texts to `max_length` as `strategy` says."""
+    tokenizer.backend.enable_truncation(max_length, strategy=strategy)
+    try:
+        yield
+    finally:
+        tokenizer.backend.no_truncation()

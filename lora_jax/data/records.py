@@ -3,7 +3,8 @@
 import dataclasses
 import difflib
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -87,6 +88,12 @@ def near_names(name: str, names: Iterable[str], *, limit: int = 3) -> str:
     """ "Nearest: 'a', 'b'. " for an error message, or nothing when no name is like `name`."""
     close = difflib.get_close_matches(name, sorted(set(names)), n=limit, cutoff=0.5)
     return f"Nearest: {', '.join(map(repr, close))}. " if close else ""
+
+
+def cut_note(encoded: Mapping[str, Any], max_length: int) -> str:
+    """A sentence on how many examples of each encoded split lost tokens to `max_length`; empty if none did."""
+    cut = [f"{part.truncated} of {len(part)} {split}" for split, part in encoded.items() if part.truncated]
+    return f"Examples cut to max_length {max_length}: {', '.join(cut)}." if cut else ""
 
 
 def require_examples(splits: dict[str, TextRecords], *, remedy: str) -> dict[str, TextRecords]:

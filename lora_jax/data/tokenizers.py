@@ -91,7 +91,7 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     `tokenize_chinese_chars`), with BERT's defaults.
 
     Raises:
-        FileNotFoundError: neither file is there. ValueError: a file does not parse or lacks [PAD], [CLS] or [SEP].
+        FileNotFoundError: neither file is there. ValueError: a file does not parse or lacks [PAD], [CLS] or [SEP] (RoBERTa: <pad>, <s> or </s>).
     """
     import tokenizers
 
@@ -117,18 +117,18 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         )
     backend.no_padding()
     backend.no_truncation()
-    special = {token: backend.token_to_id(token) for token in ("[PAD]", "[CLS]", "[SEP]")}
+    # BERT's names, or RoBERTa's.
+    names = ("[PAD]", "[CLS]", "[SEP]") if backend.token_to_id("<s>") is None else ("<pad>", "<s>", "</s>")
+    special = {token: backend.token_to_id(token) for token in names}
     missing = [token for token, token_id in special.items() if token_id is None]
     if missing:
         near = near_names(missing[0], [token for token in backend.get_vocab() if token.startswith(("[", "<"))])
         raise ValueError(
-            f"{str(path)!r} needs the tokens [PAD], [CLS] and [SEP] of a BERT-family model, but "
+            f"{str(path)!r} needs the tokens {', '.join(names[:2])} and {names[2]} of a BERT-family model, but "
             f"{', '.join(missing)} is not in its vocabulary. {near}Give the tokenizer of the encoder that "
             "is adapted."
         )
-    return Tokenizer(
-        backend, special["[PAD]"], special["[CLS]"], special["[SEP]"], backend.get_vocab_size(), tokenizer_fingerprint(backend)
-    )
+    return Tokenizer(backend, *special.values(), backend.get_vocab_size(), tokenizer_fingerprint(backend))
 
 
 def tokenizer_fingerprint(tokenizer: "Tokenizer | tokenizers.Tokenizer") -> str:

@@ -110,6 +110,15 @@ def predict(
     return Predictions(split, names or (() if decoder else ("accuracy",)), tuple(rows[n] for n in sorted(rows) if n < limit))
 
 
+def metric_scores(task: Any, frozen: Mapping[str, Any], lora: Mapping[str, Any], *, batch_size: int = 64) -> dict[str, float]:
+    """`{'test_matthews': ...}`: every metric of an encoder's recipe on its test split; nothing without a recipe, or of a decoder."""
+    if task.recipe is None or isinstance(task.model, Decoder):
+        return {}
+    predictions = predict(task, frozen, lora, "test", batch_size=batch_size)
+    everything = range(len(predictions.rows))
+    return {f"test_{name}": predictions.scored_by(name)(everything) for name in predictions.metrics if name != "accuracy"}
+
+
 def split_of_task(task: Any, split: str) -> Any:
     """The encoded split.
 

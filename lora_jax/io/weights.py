@@ -26,6 +26,14 @@ _OUTSIDE = (
     ("pooler/bias", "pooler.dense.bias", False),
 )
 _HEAD = (("classifier/kernel", "classifier.weight", True), ("classifier/bias", "classifier.bias", False))
+# RoBERTa's classification head is a tanh layer, our pooler, and a projection; its pretrained files often have no pooler.
+_ROBERTA_HEAD = (
+    ("pooler/kernel", "classifier.dense.weight", True),
+    ("pooler/bias", "classifier.dense.bias", False),
+    ("classifier/kernel", "classifier.out_proj.weight", True),
+    ("classifier/bias", "classifier.out_proj.bias", False),
+)
+_PRETRAINING = {"roberta": "lm_head."}  # tensors of the pretraining task, which files of that family carry and nothing here reads
 _MODULES = (
     ("attn/q", "attention.self.query"),
     ("attn/k", "attention.self.key"),
@@ -42,7 +50,7 @@ _BLOCK = tuple(
     for part, name in parts
 )
 _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # constants that older files carry
-_PREFIX = "bert."
+_PREFIXES = {"bert": "bert.", "roberta": "roberta."}
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_new", "relu": "relu"}
 
 
@@ -63,16 +71,20 @@ def load_encoder(
     folder = Path(folder)
     config = _read_config(folder, num_classes)
     tensors = safetensors.read_folder(folder)
-    stored = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
-    if twice := sorted(name for name in tensors if name.startswith(_PREFIX) and name.removeprefix(_PREFIX) in tensors):
+    prefix = _PREFIXES[config.family]
+    unread = _PRETRAINING.get(config.family)
+    stored = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if unread is None or not name.startswith(unread)}
+    if twice := sorted(name for name in tensors if name.startswith(prefix) and name.removeprefix(prefix) in tensors):
         raise ValueError(
-            f"{folder} holds {len(twice)} tensors both with and without the prefix {_PREFIX!r}, such as {twice[0]!r}: which is meant is not "
+            f"{folder} holds {len(twice)} tensors both with and without the prefix {prefix!r}, such as {twice[0]!r}: which is meant is not "
             "known. Remove one of them."
         )
     wanted = {theirs: (ours, transposed) for ours, theirs, transposed in _names(config)}
-    has_head = num_classes is not None and "classifier.weight" in stored
+    has_head = num_classes is not None and any(theirs.startswith("classifier.") and theirs in stored for theirs in wanted)
     if not has_head:
         wanted = {theirs: entry for theirs, entry in wanted.items() if not theirs.startswith("classifier.")}
+        if config.family == "roberta" and num_classes is not None:  # The new head has a tanh layer of its own.
+            stored = {name: tensor for name, tensor in stored.items() if not name.startswith("pooler.")}
     _check_names(folder, set(stored) - set(_BUFFERS), set(wanted))
     flat = {}
     for theirs, (ours, transposed) in wanted.items():
@@ -83,6 +95,10 @@ def load_encoder(
             raise ValueError(f"{folder} has no classifier, and a new one needs a random key: pass key=jax.random.key(seed).")
         flat["classifier/kernel"] = 0.02 * np.asarray(jax.random.normal(key, (config.hidden_size, num_classes)), np.float32)
         flat["classifier/bias"] = np.zeros(num_classes, np.float32)
+        if config.family == "roberta":
+            square = (config.hidden_size, config.hidden_size)
+            flat["pooler/kernel"] = 0.02 * np.asarray(jax.random.normal(jax.random.fold_in(key, 1), square), np.float32)
+            flat["pooler/bias"] = np.zeros(config.hidden_size, np.float32)
     _check_shapes(folder, flat, config)
     return config, unflatten(_stacked(flat, config.num_layers) if scan else flat)
 
@@ -100,42 +116,51 @@ def save_encoder(folder: Path | str, config: EncoderConfig, params: Mapping[str,
     for ours, theirs, transposed in _names(config):
         array = _layer_of(flat, ours) if scan and ours.startswith("layers_") else flat[ours]
         host = np.asarray(array, np.float32)
-        name = theirs if theirs.startswith("classifier.") or config.num_classes is None else _PREFIX + theirs
+        name = theirs if theirs.startswith("classifier.") or config.num_classes is None else _PREFIXES[config.family] + theirs
         tensors[name] = np.ascontiguousarray(host.T if transposed else host)
     safetensors.write(folder / "model.safetensors", tensors, {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_config_json(config), indent=2) + "\n")
 
 
 def encoder_names(config: EncoderConfig, *, scan: bool = True) -> dict[str, Name]:
-    """How transformers names every weight of an encoder: `BertModel`'s names, or with a classifier those of
-    `BertForSequenceClassification`.
+    """How transformers names every weight of an encoder: `BertModel`'s or `RobertaModel`'s names, or with a classifier those of
+    `BertForSequenceClassification` or `RobertaForSequenceClassification`.
     """
     names = {}
-    prefix = "" if config.num_classes is None else _PREFIX
+    prefix = "" if config.num_classes is None else _PREFIXES[config.family]
     inside = [(f"layers/{ours}", theirs) for ours, theirs, _ in _BLOCK]
     if not scan:
         inside = [
             (path.replace("layers/", f"layers_{i}/", 1), theirs.format(i)) for i in range(config.num_layers) for path, theirs in inside
         ]
-    outside = [(ours, theirs) for ours, theirs, _ in _OUTSIDE]
+    outside = [(ours, theirs) for ours, theirs, _ in _outside(config)]
     for ours, theirs in [*outside, *inside]:
         shape = _shape(ours, config)
         kind = "embedding" if ours.endswith("embedding") else "linear" if len(shape) == 2 else "vector"
         stack = (config.num_layers,) if "{}" in theirs else ()
         names[ours] = Name(prefix + theirs, shape, kind, stack)
     if config.num_classes is not None:
-        for ours, theirs, transposed in _HEAD:
+        for ours, theirs, transposed in _head(config):
             names[ours] = Name(theirs, _shape(ours, config), "linear" if transposed else "vector")
     return names
 
 
 def _names(config: EncoderConfig) -> Iterator[tuple[str, str, bool]]:
-    yield from _OUTSIDE
+    yield from _outside(config)
     for layer in range(config.num_layers):
         for ours, theirs, transposed in _BLOCK:
             yield f"layers_{layer}/{ours}", theirs.format(layer), transposed
     if config.num_classes is not None:
-        yield from _HEAD
+        yield from _head(config)
+
+
+def _head(config: EncoderConfig) -> tuple[tuple[str, str, bool], ...]:
+    return _ROBERTA_HEAD if config.family == "roberta" else _HEAD
+
+
+def _outside(config: EncoderConfig) -> tuple[tuple[str, str, bool], ...]:
+    inside_head = config.family == "roberta" and config.num_classes is not None
+    return tuple(entry for entry in _OUTSIDE if not (inside_head and entry[0].startswith("pooler/")))
 
 
 def _stacked(flat: Mapping[str, np.ndarray], layers: int) -> dict[str, np.ndarray]:
@@ -182,7 +207,7 @@ def _shape(path: str, config: EncoderConfig) -> tuple[int, ...]:
     hidden, wide = config.hidden_size, config.intermediate_size
     for ending, shape in {
         "word/embedding": (config.vocab_size, hidden),
-        "position/embedding": (config.max_positions, hidden),
+        "position/embedding": (config.max_positions + config.first_position, hidden),
         "type/embedding": (config.type_vocab_size, hidden),
         "mlp/up/kernel": (hidden, wide),
         "mlp/up/bias": (wide,),
@@ -205,9 +230,15 @@ def _read_config(folder: Path, num_classes: int | None) -> EncoderConfig:
         if not isinstance(raw, dict):
             raise ValueError("it is not a JSON object")
         activation = raw.get("hidden_act", "gelu")
-        if raw.get("model_type", "bert") != "bert" or activation not in _ACTIVATIONS:
+        family = raw.get("model_type", "bert")
+        if family not in _PREFIXES or activation not in _ACTIVATIONS:
             raise ValueError(
-                f"model_type {raw.get('model_type')!r} with hidden_act {activation!r} is not supported; needed 'bert' with {', '.join(_ACTIVATIONS)}"
+                f"model_type {raw.get('model_type')!r} with hidden_act {activation!r} is not supported; needed "
+                f"{' or '.join(map(repr, _PREFIXES))} with {', '.join(_ACTIVATIONS)}"
+            )
+        if family == "roberta" and raw.get("pad_token_id", 1) != 1:
+            raise ValueError(
+                f"pad_token_id {raw['pad_token_id']!r} of a 'roberta' is not supported; needed 1, from which its positions count"
             )
         for name, supported in (("position_embedding_type", "absolute"), ("is_decoder", False)):
             if raw.get(name, supported) != supported:
@@ -221,11 +252,12 @@ def _read_config(folder: Path, num_classes: int | None) -> EncoderConfig:
             num_layers=raw["num_hidden_layers"],
             num_heads=raw["num_attention_heads"],
             intermediate_size=raw["intermediate_size"],
-            max_positions=raw["max_position_embeddings"],
+            max_positions=raw["max_position_embeddings"] - (2 if family == "roberta" else 0),
             type_vocab_size=raw["type_vocab_size"],
             norm_eps=raw["layer_norm_eps"],
             activation=activation,
             num_classes=num_classes,
+            family=family,
         )
     except KeyError as error:
         raise ValueError(f"{path} lacks the field {error}. Give the config.json that belongs to the weights.") from None
@@ -238,16 +270,17 @@ def _read_config(folder: Path, num_classes: int | None) -> EncoderConfig:
 def _config_json(config: EncoderConfig) -> dict[str, Any]:
     head = config.num_classes is not None
     return {
-        "architectures": ["BertForSequenceClassification" if head else "BertModel"],
-        "model_type": "bert",
+        "architectures": [f"{config.family.capitalize()}{'ForSequenceClassification' if head else 'Model'}"],
+        "model_type": config.family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
         "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": config.max_positions,
+        "max_position_embeddings": config.max_positions + config.first_position,
         "type_vocab_size": config.type_vocab_size,
         "layer_norm_eps": config.norm_eps,
         "hidden_act": config.activation,
         "position_embedding_type": "absolute",
+        "pad_token_id": 1 if config.family == "roberta" else 0,
     } | ({"num_labels": config.num_classes} if head else {})

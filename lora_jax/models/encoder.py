@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 Activation = Literal["gelu", "gelu_new", "relu"]
 Head = Literal["class", "score", "token", "span", "choice"]
+Family = Literal["bert", "roberta"]
 # Computed again in the backward pass from its input: autodiff would keep two more arrays of the MLP's width.
 ACTIVATIONS: dict[str, Any] = {
     "gelu": jax.checkpoint(functools.partial(nn.gelu, approximate=False)),
@@ -24,11 +25,12 @@ ACTIVATIONS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of an encoder. `num_classes` None gives hidden states, a number gives a classifier.
+    """Sizes of an encoder of the BERT family. `num_classes` None gives hidden states, a number gives a classifier.
 
     `head` says what its outputs are for: class (logits of the first token), score (one number, num_classes 1), token (logits of
     every token), span (every token as begin and as end, num_classes 2), choice (one number a text, the texts of an example being
-    compared, num_classes 1).
+    compared, num_classes 1). `family` roberta (Liu et al. 2019, arXiv 1907.11692) numbers positions from 2 and has no segments;
+    `max_positions` are those that tokens can have.
     """
 
     vocab_size: int
@@ -42,6 +44,7 @@ class EncoderConfig:
     activation: Activation = "gelu"
     num_classes: int | None = None
     head: Head = "class"
+    family: Family = "bert"
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
@@ -51,6 +54,11 @@ class EncoderConfig:
         needed = {"score": 1, "span": 2, "choice": 1}.get(self.head)
         if needed is not None and self.num_classes not in (None, needed):
             raise ValueError(f"A head for {self.head!r} needs num_classes {needed}, got {self.num_classes}.")
+
+    @property
+    def first_position(self) -> int:
+        """The row of the position table that the first token reads: RoBERTa's counts on from its padding id, 1."""
+        return 2 if self.family == "roberta" else 0
 
     @property
     def reads_every_token(self) -> bool:
@@ -130,8 +138,10 @@ class _Embeddings(nn.Module):
         config = self.config
         embed = functools.partial(nn.Embed, features=config.hidden_size, dtype=self.dtype)
         x = embed(config.vocab_size, name="word")(tokens)
-        x += embed(config.max_positions, name="position")(jnp.arange(tokens.shape[1]))[None]
-        x += embed(config.type_vocab_size, name="type")(jnp.zeros_like(tokens) if types is None else types)
+        first = config.first_position
+        x += embed(config.max_positions + first, name="position")(first + jnp.arange(tokens.shape[1]))[None]
+        one_kind = types is None or config.type_vocab_size == 1
+        x += embed(config.type_vocab_size, name="type")(jnp.zeros_like(tokens) if one_kind else types)
         return nn.LayerNorm(epsilon=config.norm_eps, dtype=self.dtype, name="norm")(x)
 
 

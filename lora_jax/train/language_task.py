@@ -20,7 +20,7 @@ from lora_jax.core.quantize import QuantSpec
 from lora_jax.data.completions import Completions, encode_completions, read_completions, split_completions
 from lora_jax.data.examples import TaskData, load_examples, to_completions
 from lora_jax.data.mixture import join_completions
-from lora_jax.data.records import SPLITS
+from lora_jax.data.records import SPLITS, cut_note
 from lora_jax.data.tasks import Recipe, recipe_named
 from lora_jax.evaluate.metrics import metric
 from lora_jax.io.decoder_weights import load_decoder
@@ -43,17 +43,17 @@ def load_language_task(model_config: ModelConfig, data: DataConfig) -> Task:
     settings, params = load_decoder(folder, scan=model_config.scan)
     check_sizes(folder, tokenizer.vocab_size, settings, model_config, data)
     model = Decoder(settings, scan=model_config.scan, remat=model_config.remat, dtype=jnp.dtype(model_config.compute_dtype).type)
+    splits = {
+        name: encode_completions(split, tokenizer, data.max_length, temperature=data.mixture_temperature) for name, split in records.items()
+    }
     return Task(
         model=model,
         params=params,
         sites=find_sites(model, jax.ShapeDtypeStruct((1, 8), jnp.int32)),
-        splits={
-            name: encode_completions(split, tokenizer, data.max_length, temperature=data.mixture_temperature)
-            for name, split in records.items()
-        },
+        splits=splits,
         buckets=(),
         label_names=(),
-        note=records["train"].note,
+        note=" ".join(filter(None, (records["train"].note, cut_note(splits, data.max_length)))),
         base=fingerprint(params),
         records=records,
         recipe=None if data.recipe is None else recipe_of(data),

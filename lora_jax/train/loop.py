@@ -26,6 +26,7 @@ from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, bytes_of
 from lora_jax.data import total_steps
 from lora_jax.evaluate.evaluators import evaluate
+from lora_jax.evaluate.predictions import metric_scores
 from lora_jax.io.adapter import save_adapter
 from lora_jax.train.checkpoint import Checkpoints
 from lora_jax.train.compile import Program, lanes_for
@@ -232,7 +233,7 @@ def _scores(config: Config, task: Task, programs: Programs, frozen: Any, state: 
         log.write(steps, split, score)
         scores |= {f"{split}_accuracy": score["accuracy"], f"{split}_loss": score["loss"]}
         scores["examples"][split] = score["examples"]
-    return scores
+    return scores | metric_scores(task, frozen, state.lora, batch_size=config.train.eval_batch_size)
 
 
 def _evaluate(config: Config, task: Task, programs: Programs, frozen: Any, state: TrainState, split: str) -> dict[str, float]:

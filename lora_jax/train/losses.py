@@ -84,10 +84,9 @@ def span_loss(model: nn.Module) -> Any:
 
 
 def span_logits(model: nn.Module, lora: Lora, frozen: Any, batch: dict[str, Array], key: jax.Array | None) -> Float[Array, "batch 2 time"]:
-    """Logits of every token as begin and as end of the answer; only tokens of the second text can be."""
+    """Logits of every token as begin and as end of the answer; only `allowed` tokens can be."""
     logits = apply(model, frozen, lora, batch["tokens"], batch["mask"], batch["types"], key=key).astype(jnp.float32)
-    allowed = batch["mask"] & (batch["types"] == 1)
-    return jnp.where(allowed[:, None, :], jnp.swapaxes(logits, 1, 2), jnp.finfo(jnp.float32).min / 2)
+    return jnp.where(batch["allowed"][:, None, :], jnp.swapaxes(logits, 1, 2), jnp.finfo(jnp.float32).min / 2)
 
 
 def choice_loss(model: nn.Module) -> Any:

@@ -14,6 +14,7 @@ from lora_jax.config import DataConfig, ModelConfig
 from lora_jax.core.fingerprint import fingerprint
 from lora_jax.data import choose_buckets, load_tokenizer
 from lora_jax.data.heads import encode_task
+from lora_jax.data.records import cut_note
 from lora_jax.io.hub import resolve
 from lora_jax.io.weights import load_encoder
 from lora_jax.models.encoder import Encoder
@@ -47,7 +48,7 @@ def load_recipe_task(model_config: ModelConfig, data: DataConfig) -> Task:
         splits=splits,
         buckets=data.buckets or choose_buckets(np.concatenate([split.lengths for split in splits.values()])),
         label_names=examples.label_names,
-        note=" ".join((examples.note, examples.left_out)).strip(),
+        note=" ".join(filter(None, (examples.note, examples.left_out, cut_note(splits, data.max_length)))),
         base=base,
         records=examples.splits,
         recipe=examples.recipe,

@@ -33,6 +33,7 @@ from lora_jax.models.encoder import Encoder
 from lora_jax.train.losses import classifier_loss
 
 HEAD = r"classifier/.*"
+_ROBERTA_HEAD = r"(classifier|pooler)/.*"  # its pretraining trained no pooler: that layer is part of the new head
 WORDS = "embeddings/word/embedding"
 _HEAD_SCALE = 0.02  # standard deviation of a new head, as in BERT
 
@@ -141,22 +142,26 @@ def select(config: Config, task: Task, key: jax.Array, *, lora: Rules[LoraSpec] 
         return select_language(config, task, key, lora=lora)
     head_key, lora_key = jax.random.split(key)
     params = {**task.params, "classifier": _new_head(task.params["classifier"], head_key)}
+    head, apart = HEAD, []
+    if getattr(task.model.config, "family", "bert") == "roberta" and "pooler" in params:
+        head, apart = _ROBERTA_HEAD, [("pooler/.*", None)]
+        params["pooler"] = _new_head(params["pooler"], jax.random.fold_in(head_key, 1))
     if config.method not in ADAPTERS:
-        whole = {"full": [".*"], "bitfit": [r".*/bias", HEAD]}.get(config.method, [HEAD])
+        whole = {"full": [".*"], "bitfit": [r".*/bias", head]}.get(config.method, [head])
         frozen, trained = adapt(task.model, params, (), whole=whole, key=lora_key, sites=task.sites)
         return _with_baseline(config, task, params, frozen, trained, lora_key)
     quant = []
     if config.method == "qlora":
         spec = QuantSpec(config.quant.format, config.quant.block_size, config.quant.double)
-        quant = [(resolve_targets(config.quant.targets), spec)]
-    rules = [(resolve_targets(config.lora.targets), lora_spec(config))] if lora is None else lora
+        quant = [*apart, (resolve_targets(config.quant.targets), spec)]
+    rules = [*apart, (resolve_targets(config.lora.targets), lora_spec(config))] if lora is None else [*apart, *lora]
     return adapt(
         task.model,
         params,
         (),
         lora=rules,
         quant=quant,
-        whole=[HEAD],
+        whole=[head],
         key=lora_key,
         sites=task.sites,
         bias=config.lora.bias,
@@ -212,6 +217,8 @@ def widest_factors(config: Config, task: Task) -> dict[str, Any]:
     plain = replace(config, method="lora", quant=Config().quant, lora=replace(config.lora, init=init))
     spec = lora_spec(plain)
     adapted = match([(resolve_targets(config.lora.targets), spec)], task.sites, what="lora")
+    if getattr(task.model.config, "family", "bert") == "roberta":
+        adapted = {path: value for path, value in adapted.items() if not path.startswith("pooler/")}
     limits = {path: min(task.sites[path].rows, task.sites[path].columns) for path in adapted}
     rules = [(re.escape(path), replace(spec, rank=min(spec.rank, limit))) for path, limit in limits.items()]
     # The weights are arguments: as constants of a traced function they would stay in memory for as long as its trace.

@@ -174,3 +174,14 @@ def test_answers_of_all_published_shapes_are_understood():
 
 def test_braces_in_records_are_left_alone():
     assert render("{text}", {"text": "{label} {}"}) == "{label} {}"
+
+
+def test_how_many_examples_were_cut_is_said():
+    import numpy as np
+
+    from lora_jax.data.completions import EncodedCompletions
+    from lora_jax.data.records import cut_note
+
+    part = lambda truncated: EncodedCompletions([np.ones(2, np.int32)] * 5, np.ones(5, np.int32), 2, 0, truncated)  # noqa: E731
+    assert cut_note({"train": part(3), "test": part(0)}, 2) == "Examples cut to max_length 2: 3 of 5 train."
+    assert cut_note({"train": part(0)}, 2) == ""

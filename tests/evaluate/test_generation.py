@@ -138,3 +138,6 @@ def test_an_encoders_base_cannot_be_scored(tiny, tmp_path, capsys):
     assert cli.main(["evaluate", str(run), "--against", str(run), "--contamination"]) == 0
     out = json.loads(capsys.readouterr().out)
     assert out["against"]["difference"]["mcnemar"] == {"first_only": 0, "second_only": 0, "p": 1.0}
+    assert cli.main(["evaluate", str(run), str(run)]) == 0
+    seeds = json.loads(capsys.readouterr().out)["seeds"]["accuracy"]
+    assert (seeds["runs"], seeds["deviation"], seeds["mean"]) == (2, 0.0, out["accuracy"])

@@ -1,5 +1,6 @@
 """lm-evaluation-harness on our models: every request type equals the harness's own Hugging Face backend on the same records."""
 
+import json
 import os
 
 import pytest
@@ -16,6 +17,9 @@ def models(tmp_path_factory):
     from lora_jax.evaluate.harness import HarnessModel
 
     folder = write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"eos_token": "<eos>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     theirs = huggingface.HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=2, max_length=24)
     return HarnessModel.load(folder, batch_size=2, max_length=24), theirs, folder
 
@@ -46,8 +50,6 @@ def test_generated_texts_equal_it_up_to_stop_sequences(models):
 
 
 def test_a_local_task_runs_with_a_quantised_base_and_an_adapter(models, tmp_path):
-    import json
-
     import jax
     import lm_eval
     from lm_eval.tasks import TaskManager

@@ -42,6 +42,7 @@ def test_every_head_learns_and_its_score_is_that_of_the_kept_predictions(recipe,
     predictions = predict(run.task, run.frozen, run.lora, "test", batch_size=16)
     assert len(predictions.rows) == len(run.task.splits["test"]) and predictions.metrics == run.task.recipe.metrics
     scores = intervals(predictions, resamples=50)
+    assert all(result[f"test_{name}"] == pytest.approx(scores[name].value) for name in predictions.metrics)
     # The same sums: float32 on the device, float64 here.
     assert scores["loss"].value == pytest.approx(result["test_loss"], rel=1e-5)
     assert scores["accuracy"].value == pytest.approx(result["test_accuracy"], abs=1e-6)

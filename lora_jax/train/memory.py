@@ -1,0 +1,146 @@
+"""A run that fits a stated amount of memory: format, micro-batches and recomputation chosen from what compiled steps need."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lora_jax.config import ADAPTERS, NO_FORMAT, Config
+from lora_jax.train.compile import Program
+from lora_jax.train.kinds import batches_of, loss_of
+from lora_jax.train.optim import make_optimizer
+from lora_jax.train.step import create_state, make_eval_step, make_train_step
+from lora_jax.train.task import Task, select, task_of
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_FORMATS = (NO_FORMAT, "int8", "nf4")  # from exact to small
+
+
+def parse_bytes(text: str) -> int:
+    """The bytes of '2GiB', '1.5GB' or '800MB'.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    number = text.strip().rstrip("BKMGibkmg ")
+    unit = text.strip()[len(number) :].strip().upper()
+    try:
+        size = float(number) * _UNITS[unit or "B"]
+    except (ValueError, KeyError):
+        size = 0.0
+    if size < 1:
+        raise ValueError(f"config.memory_budget needs a size such as 2GiB, 1.5GB or 800MB, got {text!r}.")
+    return int(size)
+
+
+def resident_bytes() -> tuple[int, int]:
+    """What the process holds now, and the most that it held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    statm = Path("/proc/self/statm")
+    return (int(statm.read_text().split()[1]) * resource.getpagesize() if statm.is_file() else peak), peak
+
+
+def fit_budget(config: Config, *, resident: Callable[[], tuple[int, int]] = resident_bytes) -> tuple[Config, list[str]]:
+    """The config with the least change that fits `config.memory_budget`, and sentences on what was chosen and why.
+
+    The base keeps its format if that can fit at all, else it is stored in int8, else in nf4 (which costs quality; only adapters
+    can). Within a format the first that fits is taken of: as configured, blocks recomputed in the backward pass, and with that
+    the batch in 2, 4, ... parts (which cost time alone). Batches of the evaluation are made no larger than those of training.
+    What is counted: the process as it is with the data and the weights loaded, and what the compiled steps hold on top by the
+    compiler's own account, their arguments included.
+
+    Raises:
+        ValueError: nothing fits; the least that was needed is named. Or the budget is no size.
+    """
+    if config.memory_budget is None:
+        return config, []
+    budget = parse_bytes(config.memory_budget)
+    task = task_of(config)
+    least: tuple[int, str] | None = None
+    said = []
+    for candidate in _formats(replace(config, memory_budget=None)):
+        choices = list(_choices(candidate))
+        need = estimate(choices[-1], task, resident)
+        if least is None or need < least[0]:
+            least = need, describe_choice(choices[-1])
+        if need > budget:
+            said.append(f"format {candidate.quant.format}: {describe_choice(choices[-1])} still needs {_mib(need)} MiB")
+            continue
+        for choice in choices[:-1]:
+            need_of_choice = estimate(choice, task, resident)
+            if need_of_choice <= budget:
+                said.append(f"chosen: {describe_choice(choice)}, about {_mib(need_of_choice)} of {_mib(budget)} MiB")
+                return choice, said
+            said.append(f"{describe_choice(choice)} would need {_mib(need_of_choice)} MiB")
+        said.append(f"chosen: {describe_choice(choices[-1])}, about {_mib(need)} of {_mib(budget)} MiB")
+        return choices[-1], said
+    raise ValueError(
+        f"config.memory_budget is {_mib(budget)} MiB, and the least that was found to need memory is {_mib(least[0])} MiB ({least[1]}). "
+        "Raise it, shorten data.max_length, take a smaller model, or method qlora, with which the base can be stored in few bits."
+    )
+
+
+def estimate(config: Config, task: Task, resident: Callable[[], tuple[int, int]] = resident_bytes) -> int:
+    """Bytes that the process needs at most while it trains and evaluates: measured so far, and its steps' own account on top."""
+    model = task.model.clone(remat=config.model.remat)
+    task = replace(task, model=model)
+    # Shapes alone: nothing is quantised or copied to find out.
+    frozen, lora = jax.eval_shape(lambda params: select(config, replace(task, params=params), jax.random.key(0)), task.params)
+    tx = make_optimizer(config.optim, 100)
+    state = jax.eval_shape(lambda lora: create_state(lora, tx, jax.random.key(0)), lora)
+    step = Program(make_train_step(loss_of(model), tx, accumulate=config.train.accumulate), donate=(0,))
+    score = Program(make_eval_step(loss_of(model)))
+    sizes = [
+        step.peak_bytes(state, frozen, _longest(task, "train", config.train.batch_size, config.train.accumulate)),
+        score.peak_bytes(lora, frozen, _longest(task, "test", config.train.eval_batch_size, 1)),
+    ]
+    now, peak = resident()
+    return max(peak, now + max(size or 0 for size in sizes))
+
+
+def describe_choice(config: Config) -> str:
+    """'format nf4, batch 16 in 4 parts, blocks recomputed, evaluation 16 at a time'."""
+    train = config.train
+    return (
+        f"format {config.quant.format}, batch {train.batch_size} in {train.accumulate} part{'s' * (train.accumulate > 1)}, blocks "
+        f"{'recomputed' if config.model.remat else 'kept'}, evaluation {train.eval_batch_size} at a time"
+    )
+
+
+def _formats(config: Config) -> Iterator[Config]:
+    """The config with its own format, and with every smaller one if it trains adapters."""
+    yield config
+    if config.method in ADAPTERS:
+        start = _FORMATS.index(config.quant.format) + 1 if config.quant.format in _FORMATS else len(_FORMATS)
+        for name in _FORMATS[start:]:
+            yield replace(config, method="qlora", quant=replace(config.quant, format=name))
+
+
+def _choices(config: Config) -> Iterator[Config]:
+    """From the quickest to the one that needs least."""
+    train = config.train
+    yield config
+    parts = train.accumulate
+    while train.batch_size % parts == 0:
+        evaluation = min(train.eval_batch_size, train.batch_size // parts)
+        yield replace(config, model=replace(config.model, remat=True), train=replace(train, accumulate=parts, eval_batch_size=evaluation))
+        if parts == train.batch_size:
+            return
+        parts = next(n for n in range(min(2 * parts, train.batch_size), train.batch_size + 1) if train.batch_size % n == 0)
+
+
+def _longest(task: Task, split: str, batch_size: int, accumulate: int) -> Any:
+    """A batch of the longest shape that the split has."""
+    batches = batches_of(task.splits[split], task.buckets, batch_size, shuffle=False, accumulate=accumulate)
+    plan = batches.plan(0)
+    return batches[int(np.argmax([planned.length for planned in plan]))]
+
+
+def _mib(size: int) -> int:
+    return round(size / 2**20)
