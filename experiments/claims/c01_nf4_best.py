@@ -40,7 +40,13 @@ def run(lab):
     return Finding(
         judge_all(parts),
         "perplexity " + ", ".join(f"{name} {value:.2f}" for name, value in perplexity.items()),
-        {"perplexity": perplexity, "loss_behind_nf4": {f: interval_of(v) for f, v in behind.items()}, "int8_loss_change": interval_of(int8), "minilm_relative_error": errors},
-        note="On MiniLM's real weights the relative error is " + ", ".join(f"{f} {e:.4f}" for f, e in errors.items())
+        {
+            "perplexity": perplexity,
+            "loss_behind_nf4": {f: interval_of(v) for f, v in behind.items()},
+            "int8_loss_change": interval_of(int8),
+            "minilm_relative_error": errors,
+        },
+        note="On MiniLM's real weights the relative error is "
+        + ", ".join(f"{f} {e:.4f}" for f, e in errors.items())
         + f". E3M0, third best in the paper, is the worst here (loss behind NF4: {shown(behind['fp4_e3m0'])}): its place rests on models with outliers, which neither of these is.",
-    )  # fmt: skip
+    )

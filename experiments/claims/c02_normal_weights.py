@@ -29,10 +29,26 @@ def run(lab):
     correlation = stats.spearmanr(kurtosis, ratio)
     spread = np.sqrt(rejected * (1 - rejected) / tested)
     return Finding(
-        "reproduced" if rejected + 2 * spread < CLAIM.tolerance["rejected"] else "not reproduced" if rejected - 2 * spread > CLAIM.tolerance["rejected"] else "inconclusive",
+        "reproduced"
+        if rejected + 2 * spread < CLAIM.tolerance["rejected"]
+        else "not reproduced"
+        if rejected - 2 * spread > CLAIM.tolerance["rejected"]
+        else "inconclusive",
         f"{rejected:.1%} of {tested} channels fail; excess kurtosis, median {np.median(kurtosis):.2f}, largest {kurtosis.max():.0f}",
-        {"rejected": rejected, "channels": tested, "kurtosis": kurtosis.tolist(), "af4_over_nf4": ratio.tolist(), "rank_correlation": correlation.statistic, "p_value": correlation.pvalue},
+        {
+            "rejected": rejected,
+            "channels": tested,
+            "kurtosis": kurtosis.tolist(),
+            "af4_over_nf4": ratio.tolist(),
+            "rank_correlation": correlation.statistic,
+            "p_value": correlation.pvalue,
+        },
         note=f"The prediction behind the claim holds: AF4's error over NF4's falls with kurtosis (rank correlation {correlation.statistic:.2f}, p = {correlation.pvalue:.1g} over 36 matrices). "
         "MiniLM is a distilled encoder of width 384; the paper's is a LLaMA of width 4096.",
-        plot={"x": "excess kurtosis of a matrix", "y": "error of AF4 / NF4", "log": "x", "lines": {"36 matrices of MiniLM": sorted([max(k, 1e-2), r] for k, r in zip(kurtosis.tolist(), ratio.tolist()))}},
-    )  # fmt: skip
+        plot={
+            "x": "excess kurtosis of a matrix",
+            "y": "error of AF4 / NF4",
+            "log": "x",
+            "lines": {"36 matrices of MiniLM": sorted([max(k, 1e-2), r] for k, r in zip(kurtosis.tolist(), ratio.tolist()))},
+        },
+    )

@@ -65,8 +65,18 @@ def run(lab):
     return Finding(
         "reproduced" if all(good) else "not reproduced" if any(bad) else "inconclusive",
         "; ".join(f"{family}: blocks of 64 are worth {share:.0%} of a fifth bit" for family, (_, share) in tests.items()),
-        {"distance": found, "beyond_half_a_bit": {k: interval_of(i) for k, (i, _) in tests.items()}, "share_of_a_bit": {k: s for k, (_, s) in tests.items()}},
+        {
+            "distance": found,
+            "beyond_half_a_bit": {k: interval_of(i) for k, (i, _) in tests.items()},
+            "share_of_a_bit": {k: s for k, (_, s) in tests.items()},
+        },
         note="Distance is 1 - cosine, mean of 256 sentences. MiniLM's channels have 384 or 1536 inputs, so a channel stands for the paper's block of 1024. Beyond half a bit: "
-        + "; ".join(f"{k} {shown(i, 4)}" for k, (i, _) in tests.items()) + ".",
-        plot={"x": "block size (768: a channel)", "y": "1 - cosine", "log": "xy", "lines": {f"{f}4": [[768 if b is None else b, found[f][str(b)]] for b in BLOCKS] for f in found}},
-    )  # fmt: skip
+        + "; ".join(f"{k} {shown(i, 4)}" for k, (i, _) in tests.items())
+        + ".",
+        plot={
+            "x": "block size (768: a channel)",
+            "y": "1 - cosine",
+            "log": "xy",
+            "lines": {f"{f}4": [[768 if b is None else b, found[f][str(b)]] for b in BLOCKS] for f in found},
+        },
+    )

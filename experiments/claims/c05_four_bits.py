@@ -45,8 +45,17 @@ def run(lab):
     return Finding(
         "reproduced" if share > 0.5 and parallel < CLAIM.tolerance["parallel"] else "not reproduced",
         f"4 bits are best for {share:.0%} of budgets (others: {', '.join(str(k) for k in sorted(set(best) - {4})) or 'none'}); offsets spread by {parallel:.0%} of the 3-to-4-bit gap",
-        {"losses": {f"d={w}, {k} bits": loss for (w, k), loss in losses.items()}, "best_bits": dict(zip(map(str, budgets), best)), "parallel": parallel},
+        {
+            "losses": {f"d={w}, {k} bits": loss for (w, k), loss in losses.items()},
+            "best_bits": dict(zip(map(str, budgets), best)),
+            "parallel": parallel,
+        },
         note="Total bits are those of the linear layers, scales included. All sizes saw the same 1,200 steps.",
-        plot={"x": "bits of the linear layers", "y": "loss on held-out reviews, nats", "log": "x", "lines": {f"{k} bits": [list(p) for p in points] for k, points in curves.items()}},
+        plot={
+            "x": "bits of the linear layers",
+            "y": "loss on held-out reviews, nats",
+            "log": "x",
+            "lines": {f"{k} bits": [list(p) for p in points] for k, points in curves.items()},
+        },
         seeds=(0,),
-    )  # fmt: skip
+    )

@@ -43,8 +43,14 @@ def run(lab):
     return Finding(
         judge_all([recovered, behind]),
         f"NF4 loses {shown(damage['nf4'])} before tuning and {shown(after['nf4'])} after; FP4 behind NF4 by {shown(fp4)}",
-        {"before": {n: interval_of(v) for n, v in damage.items()}, "after": {n: interval_of(v) for n, v in after.items()}, "fp4_behind_nf4": interval_of(fp4), "domain_a_loss_after": domain_a, "arms": {n: a.summary() for n, a in tuned.items()}},
+        {
+            "before": {n: interval_of(v) for n, v in damage.items()},
+            "after": {n: interval_of(v) for n, v in after.items()},
+            "fp4_behind_nf4": interval_of(fp4),
+            "domain_a_loss_after": domain_a,
+            "arms": {n: a.summary() for n, a in tuned.items()},
+        },
         note=f"Domain A after tuning on B: {domain_a['nf4']:.3f} over NF4, {domain_a['fp32']:.3f} over fp32: what tuning wins back on its own domain does not say what is lost elsewhere.",
         seeds=lab.seeds,
         diverged=tuple(d for arm in tuned.values() for d in arm.diverged),
-    )  # fmt: skip
+    )

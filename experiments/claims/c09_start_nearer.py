@@ -67,7 +67,9 @@ def run(lab):
         + (", ".join(f"{f} r={r}" for f, by in table.items() for r, c in by.items() if c["LoftQ-5"] < c["QPiSSA"]) or "none")
         + ".",
         plot={
-            "x": "rank", "y": "squared error / plain", "log": "x",
+            "x": "rank",
+            "y": "squared error / plain",
+            "log": "x",
             "lines": {f"{name} {format}": [[r, table[format][r][name]] for r in RANKS] for format in table for name in largest},
         },
-    )  # fmt: skip
+    )

@@ -30,7 +30,10 @@ def run(lab):
     return Finding(
         judge_all(verdicts),
         "; ".join(f"{bits} bits {shown(gap)}" for bits, (gap, _) in gaps.items()),
-        {"gap": {str(bits): interval_of(gap) for bits, (gap, _) in gaps.items()}, "arms": {arm.name: arm.summary() for pair in pairs.values() for arm in pair}},
+        {
+            "gap": {str(bits): interval_of(gap) for bits, (gap, _) in gaps.items()},
+            "arms": {arm.name: arm.summary() for pair in pairs.values() for arm in pair},
+        },
         seeds=lab.seeds,
         diverged=tuple(d for pair in pairs.values() for arm in pair for d in arm.diverged),
-    )  # fmt: skip
+    )

@@ -31,8 +31,15 @@ def run(lab):
     return Finding(
         judge_all(verdicts),
         f"full {full.mean():.3f}; " + ", ".join(f"LoRA {n} {shown(behind[n])} above it" for n in loras),
-        {"behind_full": {n: interval_of(b) for n, b in behind.items()}, "gain_on_untuned": {n: interval_of(g) for n, g in gains.items()}, "share_of_gain": share, "arms": {a.name: a.summary() for a in (full, *loras.values())}},
-        note="Of what full fine-tuning gains in 100 steps, LoRA reaches " + ", ".join(f"{s:.0%} ({n})" for n, s in share.items()) + ": a relative loss flatters small gains.",
+        {
+            "behind_full": {n: interval_of(b) for n, b in behind.items()},
+            "gain_on_untuned": {n: interval_of(g) for n, g in gains.items()},
+            "share_of_gain": share,
+            "arms": {a.name: a.summary() for a in (full, *loras.values())},
+        },
+        note="Of what full fine-tuning gains in 100 steps, LoRA reaches "
+        + ", ".join(f"{s:.0%} ({n})" for n, s in share.items())
+        + ": a relative loss flatters small gains.",
         seeds=lab.seeds,
         diverged=tuple(d for arm in (full, *loras.values()) for d in arm.diverged),
-    )  # fmt: skip
+    )

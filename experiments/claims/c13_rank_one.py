@@ -34,8 +34,14 @@ def run(lab):
     return Finding(
         judge_all([first, second]),
         f"q+v at rank 1 misses {missing.value / gain.value:.0%} of the gain of q+v at its best ({best.name}); q alone ({query.name}) is {shown(worse)} above q+v at rank 1",
-        {"loss": loss, "untuned_gain": interval_of(gain), "rank_1_misses": interval_of(missing), "query_behind": interval_of(worse), "arms": {a.name: a.summary() for row in table.values() for a in row.values()}},
+        {
+            "loss": loss,
+            "untuned_gain": interval_of(gain),
+            "rank_1_misses": interval_of(missing),
+            "query_behind": interval_of(worse),
+            "arms": {a.name: a.summary() for row in table.values() for a in row.values()},
+        },
         plot={"x": "rank", "y": "test loss, nats", "log": "x", "lines": {t: [[r, v] for r, v in row.items()] for t, row in loss.items()}},
         seeds=lab.seeds,
         diverged=tuple(d for row in table.values() for arm in row.values() for d in arm.diverged),
-    )  # fmt: skip
+    )

@@ -27,9 +27,13 @@ def run(lab):
     worst = max(loss, key=loss.__getitem__)
     gap, _ = compare(found[worst], found["qv"])
     return Finding(
-        "reproduced" if spearman >= CLAIM.tolerance["spearman"] and worst in ("q", "k") else "not reproduced" if spearman < 0.2 else "inconclusive",
+        "reproduced"
+        if spearman >= CLAIM.tolerance["spearman"] and worst in ("q", "k")
+        else "not reproduced"
+        if spearman < 0.2
+        else "inconclusive",
         f"Spearman {spearman:.2f}; from best to worst {', '.join(sorted(loss, key=loss.__getitem__))}; the worst is {shown(gap)} above q+v",
         {"spearman": spearman, "loss": loss, "worst_behind_qv": interval_of(gap), "arms": {a.name: a.summary() for a in found.values()}},
         seeds=lab.seeds,
         diverged=tuple(d for arm in found.values() for d in arm.diverged),
-    )  # fmt: skip
+    )

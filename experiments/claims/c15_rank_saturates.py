@@ -26,8 +26,14 @@ def run(lab):
     return Finding(
         "reproduced" if rise.low > 0 and ratio >= CLAIM.tolerance["factor"] else "not reproduced" if ratio < 2 else "inconclusive",
         f"rank 1 is {shown(rise)} above rank {best}, the best; past rank 16 it changes by {shown(rest)}",
-        {"loss": loss, "rank_1_behind_best": interval_of(rise), "past_16": interval_of(rest), "by_seed": each, "arms": {a.name: a.summary() for a in found.values()}},
+        {
+            "loss": loss,
+            "rank_1_behind_best": interval_of(rise),
+            "past_16": interval_of(rest),
+            "by_seed": each,
+            "arms": {a.name: a.summary() for a in found.values()},
+        },
         plot={"x": "rank", "y": "test loss, nats", "log": "x", "lines": {"each at its best rate": [[r, v] for r, v in loss.items()]}},
         seeds=lab.seeds,
         diverged=tuple(d for arm in found.values() for d in arm.diverged),
-    )  # fmt: skip
+    )

@@ -35,12 +35,28 @@ def run(lab):
     good = [n for n in first if first[n] >= CLAIM.tolerance["phi"] and eighth[n] < first[n] / 2]
     return Finding(
         "reproduced" if good else "not reproduced",
-        ", ".join(f"{n}: phi(1, 1) {first[n]:.2f}, phi(8, 8) {eighth[n]:.2f}" for n in first) + f"; chance {random_phi(1, 1, d):.3f} and {random_phi(8, 8, d):.3f}",
-        {"phi_1_1": first, "phi_8_8": eighth, "chance": {"1,1": random_phi(1, 1, d), "8,8": random_phi(8, 8, d), "8,64": random_phi(8, 64, d), "sd 8,8": float(sampled_phi(8, 8, d).std())}, "phi_1_1_by_seed": trap, "start_overlap": dict(zip(("different seeds", "one seed"), starts))},
+        ", ".join(f"{n}: phi(1, 1) {first[n]:.2f}, phi(8, 8) {eighth[n]:.2f}" for n in first)
+        + f"; chance {random_phi(1, 1, d):.3f} and {random_phi(8, 8, d):.3f}",
+        {
+            "phi_1_1": first,
+            "phi_8_8": eighth,
+            "chance": {
+                "1,1": random_phi(1, 1, d),
+                "8,8": random_phi(8, 8, d),
+                "8,64": random_phi(8, 64, d),
+                "sd 8,8": float(sampled_phi(8, 8, d).std()),
+            },
+            "phi_1_1_by_seed": trap,
+            "start_overlap": dict(zip(("different seeds", "one seed"), starts)),
+        },
         note=f"Factors start from random ones: at the start the overlap beyond chance is {starts[0]:+.3f} with different seeds and {starts[1]:+.3f} with one. Median phi(1, 1) is {np.median(trap['different seeds']):.2f} with different seeds and {np.median(trap['one seed']):.2f} with one. Chance is not small here: a whole a of rank 64 spans half of 128 inputs.",
-        plot={"x": "j of rank 64", "y": "i of rank 8", "heat": {f"{n}, layer {len(rows) // 2}": np.round(rows[len(rows) // 2], 3).tolist() for n, rows in grids.items()}},
+        plot={
+            "x": "j of rank 64",
+            "y": "i of rank 8",
+            "heat": {f"{n}, layer {len(rows) // 2}": np.round(rows[len(rows) // 2], 3).tolist() for n, rows in grids.items()},
+        },
         seeds=(0, 1),
-    )  # fmt: skip
+    )
 
 
 def _start_overlap(one, two) -> float:

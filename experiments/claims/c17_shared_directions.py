@@ -33,10 +33,19 @@ def run(lab):
         ]
     )
     return Finding(
-        "reproduced" if sum(more) > len(more) / 2 and counts["q"] != counts["v"] else "inconclusive" if counts["q"] == counts["v"] else "not reproduced",
+        "reproduced"
+        if sum(more) > len(more) / 2 and counts["q"] != counts["v"]
+        else "inconclusive"
+        if counts["q"] == counts["v"]
+        else "not reproduced",
         f"shared directions by layer: q {counts['q']}, v {counts['v']}",
         {"counts": counts, "chance_1_1": random_phi(1, 1, 128), "phi_1_1_of_a": float(by_a)},
-        note="Directions are those of the whole update, in the space of inputs. The paper takes those of A alone, which here stay closer to their random start; phi(1, 1) of A is " + f"{by_a:.2f} on average.",
-        plot={"x": "j, seed 1", "y": "i, seed 0", "heat": {f"{n}, layer {layer}": np.round(rows[layer][:32, :32], 3).tolist() for n, rows in grids.items() for layer in (1,)}},
+        note="Directions are those of the whole update, in the space of inputs. The paper takes those of A alone, which here stay closer to their random start; phi(1, 1) of A is "
+        + f"{by_a:.2f} on average.",
+        plot={
+            "x": "j, seed 1",
+            "y": "i, seed 0",
+            "heat": {f"{n}, layer {layer}": np.round(rows[layer][:32, :32], 3).tolist() for n, rows in grids.items() for layer in (1,)},
+        },
         seeds=(0, 1),
-    )  # fmt: skip
+    )

@@ -30,7 +30,13 @@ def run(lab):
     return Finding(
         "reproduced" if larger > 0.5 and ordered > 0.5 else "not reproduced",
         f"median factor {table['4']['factor']:.1f} at rank 4, {table['64']['factor']:.1f} at rank 64; order holds in {ordered:.0%} of matrices at rank 4 ({ordered_64:.0%} at 64)",
-        {"median": table, "share_larger_at_4": float(larger), "share_ordered_4": float(ordered), "share_ordered_64": float(ordered_64), "rates": {str(r): a.rate for r, a in found.items()}},
+        {
+            "median": table,
+            "share_larger_at_4": float(larger),
+            "share_ordered_4": float(ordered),
+            "share_ordered_64": float(ordered_64),
+            "rates": {str(r): a.rate for r, a in found.items()},
+        },
         note="Medians over query and value of four layers, seed 0. The size of the update follows alpha and the rate; each rank is at its own best rate.",
         seeds=(0,),
-    )  # fmt: skip
+    )

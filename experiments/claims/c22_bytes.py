@@ -38,9 +38,12 @@ def count():
         entries = trainable_parameters(trained)
         moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
         found[name] = {
-            "trained": entries, "frozen_bytes": bytes_of(frozen), "moment_bytes": sum(leaf.nbytes for leaf in moments),
-            "gradient_bytes": 4 * entries, "total_bytes": bytes_of(frozen) + 4 * entries * 2 + sum(leaf.nbytes for leaf in moments),
-        }  # fmt: skip
+            "trained": entries,
+            "frozen_bytes": bytes_of(frozen),
+            "moment_bytes": sum(leaf.nbytes for leaf in moments),
+            "gradient_bytes": 4 * entries,
+            "total_bytes": bytes_of(frozen) + 4 * entries * 2 + sum(leaf.nbytes for leaf in moments),
+        }
         if name == "lora":
             with tempfile.TemporaryDirectory() as folder:
                 file = save_adapter(folder, trained, base="0" * 16, model="minilm-l6")

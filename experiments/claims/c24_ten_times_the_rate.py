@@ -44,11 +44,23 @@ def run(lab):
     longer = [ratios[25, r].value >= ratios[100, r].value for r in ("r=8",)]
     edge = [f"{name}, {steps} steps" for (steps, name), fit in fits.items() if fit.on_edge]
     return Finding(
-        "inconclusive" if edge else "reproduced" if all(within) and all(longer) else "not reproduced" if not any(within) else "inconclusive",
+        "inconclusive"
+        if edge
+        else "reproduced"
+        if all(within) and all(longer)
+        else "not reproduced"
+        if not any(within)
+        else "inconclusive",
         "; ".join(f"{r}, {steps} steps: {shown(ratio, 1)}" for (steps, r), ratio in ratios.items()),
-        {"best": {f"{name}, {steps} steps": interval_of(fit.rate) for (steps, name), fit in fits.items()}, "ratio": {f"{r}, {steps} steps": interval_of(v) for (steps, r), v in ratios.items()}, "on_edge": edge, "curves": curves},
-        note="Intervals of ratios join the ends of both intervals. The paper's theory, hidden / (2 alpha), would give 2 here." + (f" At an end of the grid: {', '.join(edge)}." if edge else ""),
+        {
+            "best": {f"{name}, {steps} steps": interval_of(fit.rate) for (steps, name), fit in fits.items()},
+            "ratio": {f"{r}, {steps} steps": interval_of(v) for (steps, r), v in ratios.items()},
+            "on_edge": edge,
+            "curves": curves,
+        },
+        note="Intervals of ratios join the ends of both intervals. The paper's theory, hidden / (2 alpha), would give 2 here."
+        + (f" At an end of the grid: {', '.join(edge)}." if edge else ""),
         plot={"x": "learning rate", "y": "validation loss, nats", "log": "x", "lines": curves},
         seeds=lab.seeds,
         diverged=tuple(diverged),
-    )  # fmt: skip
+    )

@@ -32,14 +32,29 @@ def run(lab):
     share = float(early / fall)
     close = [factor <= CLAIM.tolerance["factor"], share < CLAIM.tolerance["early"]]
     return Finding(
-        "reproduced" if all(close) else "not reproduced" if factor > 2 * CLAIM.tolerance["factor"] or share > 2 * CLAIM.tolerance["early"] else "inconclusive",
-        "best rates " + ", ".join(f"r={r} {fits[r].rate.value:.1e}" for r in RANKS) + f"; ranks 16 and 64 differ by {share:.1%} of the fall at step 20",
-        {"best": {str(r): interval_of(f.rate) for r, f in fits.items()}, "factor": factor, "early_difference": share, "arms": {a.name: a.summary() for a in found.values()}},
+        "reproduced"
+        if all(close)
+        else "not reproduced"
+        if factor > 2 * CLAIM.tolerance["factor"] or share > 2 * CLAIM.tolerance["early"]
+        else "inconclusive",
+        "best rates "
+        + ", ".join(f"r={r} {fits[r].rate.value:.1e}" for r in RANKS)
+        + f"; ranks 16 and 64 differ by {share:.1%} of the fall at step 20",
+        {
+            "best": {str(r): interval_of(f.rate) for r, f in fits.items()},
+            "factor": factor,
+            "early_difference": share,
+            "arms": {a.name: a.summary() for a in found.values()},
+        },
         note="Best rates are vertices of parabolas over a grid of factor 3.2 with one seed: a factor of 2 is about as fine as that can tell.",
-        plot={"x": "step", "y": "training loss, nats", "lines": {f"r={r}": [[n + 1, float(v)] for n, v in enumerate(c[:50])] for r, c in curves.items()}},
+        plot={
+            "x": "step",
+            "y": "training loss, nats",
+            "lines": {f"r={r}": [[n + 1, float(v)] for n, v in enumerate(c[:50])] for r, c in curves.items()},
+        },
         seeds=lab.seeds,
         diverged=tuple(d for arm in found.values() for d in arm.diverged),
-    )  # fmt: skip
+    )
 
 
 def _at_rate(config, rate):

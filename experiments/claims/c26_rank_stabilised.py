@@ -67,9 +67,21 @@ def run(lab):
     return Finding(
         judge_all(["reproduced" if exact else "not reproduced", trained]),
         f"slopes {slopes['standard']:.2f} and {slopes['rslora']:.2f}; at one rate {spread:.1%} spread under alpha / r, rank 4 to 64 gains {shown(falls)} under alpha / sqrt(r)",
-        {"slopes": slopes, "fixed_rate_loss": loss, "spread": spread, "gain_rslora_r4_to_r64": interval_of(falls), "tuned_gap_r64": interval_of(gap), "arms": {a.name: a.summary() for a in tuned}},
+        {
+            "slopes": slopes,
+            "fixed_rate_loss": loss,
+            "spread": spread,
+            "gain_rslora_r4_to_r64": interval_of(falls),
+            "tuned_gap_r64": interval_of(gap),
+            "arms": {a.name: a.summary() for a in tuned},
+        },
         note=f"Second arm, rates tuned: at rank 64 alpha / r minus alpha / sqrt(r) is {shown(gap)} nats; rsLoRA at one rate is a larger rate for high ranks.",
-        plot={"x": "rank", "y": "gradient of b at step 1", "log": "xy", "lines": {f"alpha / {'r' if s == 'standard' else 'sqrt(r)'}": p for s, p in points.items()}},
+        plot={
+            "x": "rank",
+            "y": "gradient of b at step 1",
+            "log": "xy",
+            "lines": {f"alpha / {'r' if s == 'standard' else 'sqrt(r)'}": p for s, p in points.items()},
+        },
         seeds=lab.seeds,
         diverged=tuple(d for row in fixed.values() for arm in row for d in arm.diverged),
-    )  # fmt: skip
+    )

@@ -35,14 +35,30 @@ def run(lab):
     effect = judge_effect(each, gain, tolerance=CLAIM.tolerance["nats"])
     fixed = [lab.fixed(f"fixed rate, ratio {r}", with_(found[1].runs[0].config, **{"optim.lora_plus_ratio": float(r)})) for r in RATIOS]
     return Finding(
-        "reproduced" if effect == "reproduced" and share <= CLAIM.tolerance["steps"] else "not reproduced" if effect == "not reproduced" else "inconclusive",
+        "reproduced"
+        if effect == "reproduced" and share <= CLAIM.tolerance["steps"]
+        else "not reproduced"
+        if effect == "not reproduced"
+        else "inconclusive",
         f"best ratio {best}: {shown(gain)} nats better than 1, {share:.0%} of the steps",
-        {"loss": loss, "gain": interval_of(gain), "share_of_steps": share, "at_loras_rate": {str(r): (a.mean() if any(run.result for run in a.runs) else None) for r, a in zip(RATIOS, fixed)}, "arms": {a.name: a.summary() for a in found.values()}},
-        note="At LoRA's own best rate for a, raising b's alone gives " + ", ".join(f"{r}: {a.mean():.3f}" for r, a in zip(RATIOS, fixed) if any(run.result for run in a.runs)) + ".",
-        plot={"x": "step", "y": "training loss (mean of 10 steps), nats", "lines": {f"ratio {r}": [[n + 10, float(v)] for n, v in enumerate(row)] for r, row in smooth.items()}},
+        {
+            "loss": loss,
+            "gain": interval_of(gain),
+            "share_of_steps": share,
+            "at_loras_rate": {str(r): (a.mean() if any(run.result for run in a.runs) else None) for r, a in zip(RATIOS, fixed)},
+            "arms": {a.name: a.summary() for a in found.values()},
+        },
+        note="At LoRA's own best rate for a, raising b's alone gives "
+        + ", ".join(f"{r}: {a.mean():.3f}" for r, a in zip(RATIOS, fixed) if any(run.result for run in a.runs))
+        + ".",
+        plot={
+            "x": "step",
+            "y": "training loss (mean of 10 steps), nats",
+            "lines": {f"ratio {r}": [[n + 10, float(v)] for n, v in enumerate(row)] for r, row in smooth.items()},
+        },
         seeds=lab.seeds,
         diverged=tuple(d for arm in (*found.values(), *fixed) for d in arm.diverged),
-    )  # fmt: skip
+    )
 
 
 def _smooth(arm) -> np.ndarray:

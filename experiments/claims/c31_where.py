@@ -38,8 +38,15 @@ def run(lab):
     return Finding(
         judge_all(verdicts),
         "; ".join(f"{name} {shown(gap)}" for name, (gap, _) in gaps.items()),
-        {"loss": {n: a.mean() for n, a in found.items()}, "trainable": trained, "gaps": {n: interval_of(g) for n, (g, _) in gaps.items()}, "arms": {n: a.summary() for n, a in found.items()}},
-        note="Trained entries: " + ", ".join(f"{n} {c:,}" for n, c in trained.items()) + ". All layers at rank 1 have fewer entries than q+v at rank 8.",
+        {
+            "loss": {n: a.mean() for n, a in found.items()},
+            "trainable": trained,
+            "gaps": {n: interval_of(g) for n, (g, _) in gaps.items()},
+            "arms": {n: a.summary() for n, a in found.items()},
+        },
+        note="Trained entries: "
+        + ", ".join(f"{n} {c:,}" for n, c in trained.items())
+        + ". All layers at rank 1 have fewer entries than q+v at rank 8.",
         seeds=lab.seeds,
         diverged=tuple(d for arm in found.values() for d in arm.diverged),
-    )  # fmt: skip
+    )

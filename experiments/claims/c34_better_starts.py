@@ -60,14 +60,24 @@ def run(lab):
         judge_all(["reproduced" if exact else "not reproduced", *map(part, gains.values())]),
         f"cosine at rank 4: random {cosines['kaiming'][4][0]:.2f} (sqrt(r/d) {np.sqrt(4 / d):.2f}), LoRA-GA {cosines['lora_ga'][4][0]:.2f}; at step {STEP} "
         + ", ".join(f"{init} {np.mean(row):+.3f} nats" for init, row in gains.items()),
-        {"first_step": cosines, "gain_at_step_20": gains, "final_gain": {k: interval_of(v) for k, v in final.items()}, "arms": {a.name: a.summary() for a in tuned.values()}},
+        {
+            "first_step": cosines,
+            "gain_at_step_20": gains,
+            "final_gain": {k: interval_of(v) for k, v in final.items()},
+            "arms": {a.name: a.summary() for a in tuned.values()},
+        },
         note="Gains are LoRA's training loss minus the other's, mean of the steps from 16 to 20. At the end: "
         + ", ".join(f"{init} {shown(v)}" for init, v in final.items())
         + ". LoRA-GA measures gradients of classifiers only here, so its trained half is left out.",
-        plot={"x": "rank", "y": "cosine with the gradient", "log": "x", "lines": {i: [[r, c] for r, (c, _) in row.items()] for i, row in cosines.items()}},
+        plot={
+            "x": "rank",
+            "y": "cosine with the gradient",
+            "log": "x",
+            "lines": {i: [[r, c] for r, (c, _) in row.items()] for i, row in cosines.items()},
+        },
         seeds=lab.seeds,
         diverged=tuple(d for arm in tuned.values() for d in arm.diverged),
-    )  # fmt: skip
+    )
 
 
 def _at(run, step: int) -> float:

@@ -50,12 +50,28 @@ def run(lab):
     return Finding(
         "reproduced" if first and second and third else "not reproduced" if not second and not third else "inconclusive",
         "; ".join(f"{n}: B {a:.3f}, A {b:+.3f}" for n, a, b in zip(found, learnt, forgot)),
-        {"b_loss": dict(zip(found, learnt)), "a_rise": dict(zip(found, forgot)), "full_forgets_more_by": {n: interval_of(i) for n, i in full_more.items()}, "a_rise_at_equal_b_loss": {n: {"lora": low, "full": full} for n, (low, full) in equal.items()}, "learns_in_order": first, "forgets_in_order": second, "forgets_more_at_equal_learning": third},
-        note="At equal loss on B, A rises by " + ", ".join(f"{low:.3f} ({n}) against {full:.3f} (full)" for n, (low, full) in equal.items() if low is not None and full is not None) + f". At equal steps full forgets more than rank 16 by {shown(full_more['r=16'])}.",
-        plot={"x": "loss on B (learnt), nats", "y": "rise of loss on A (forgotten)", "lines": {n: [[p.new_loss, p.old_rise] for p in row] for n, row in curves.items()}},
+        {
+            "b_loss": dict(zip(found, learnt)),
+            "a_rise": dict(zip(found, forgot)),
+            "full_forgets_more_by": {n: interval_of(i) for n, i in full_more.items()},
+            "a_rise_at_equal_b_loss": {n: {"lora": low, "full": full} for n, (low, full) in equal.items()},
+            "learns_in_order": first,
+            "forgets_in_order": second,
+            "forgets_more_at_equal_learning": third,
+        },
+        note="At equal loss on B, A rises by "
+        + ", ".join(
+            f"{low:.3f} ({n}) against {full:.3f} (full)" for n, (low, full) in equal.items() if low is not None and full is not None
+        )
+        + f". At equal steps full forgets more than rank 16 by {shown(full_more['r=16'])}.",
+        plot={
+            "x": "loss on B (learnt), nats",
+            "y": "rise of loss on A (forgotten)",
+            "lines": {n: [[p.new_loss, p.old_rise] for p in row] for n, row in curves.items()},
+        },
         seeds=lab.seeds,
         diverged=tuple(d for arm in found.values() for d in arm.diverged),
-    )  # fmt: skip
+    )
 
 
 def _old(run, held) -> np.ndarray:

@@ -37,9 +37,24 @@ def run(lab):
     return Finding(
         "reproduced" if all(parts) else "inconclusive" if parts[0] else "not reproduced",
         f"{overall:.0%} of the directions for 90 % (attention {last['attn']:.0%}, MLP {last['mlp']:.0%}); at {', '.join(map(str, STEPS))} steps {', '.join(f'{m:.0%}' for m in means)}",
-        {"share_of_directions": {str(s): r for s, r in ranks.items()}, "high_rank": parts[0], "grows": parts[1], "mlp_above_attention": parts[2]},
-        note="Of the three parts: high rank " + ("yes" if parts[0] else "no") + ", grows with steps " + ("yes" if parts[1] else "no") + ", MLP above attention " + ("yes" if parts[2] else "no") + ".",
-        plot={"x": "step", "y": "share of directions for 90 %", "lines": {part: [[s, r[part]] for s, r in ranks.items()] for part in ("attn", "mlp")}},
+        {
+            "share_of_directions": {str(s): r for s, r in ranks.items()},
+            "high_rank": parts[0],
+            "grows": parts[1],
+            "mlp_above_attention": parts[2],
+        },
+        note="Of the three parts: high rank "
+        + ("yes" if parts[0] else "no")
+        + ", grows with steps "
+        + ("yes" if parts[1] else "no")
+        + ", MLP above attention "
+        + ("yes" if parts[2] else "no")
+        + ".",
+        plot={
+            "x": "step",
+            "y": "share of directions for 90 %",
+            "lines": {part: [[s, r[part]] for s, r in ranks.items()] for part in ("attn", "mlp")},
+        },
         seeds=lab.seeds,
         diverged=arm.diverged,
-    )  # fmt: skip
+    )

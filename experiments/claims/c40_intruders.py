@@ -51,13 +51,25 @@ def run(lab):
         "at small cost": cost.value < CLAIM.tolerance["cost"] * gain.value,
     }
     return Finding(
-        "reproduced" if all(parts.values()) else "not reproduced" if not (parts["LoRA has more"] and parts["full has none"]) else "inconclusive",
+        "reproduced"
+        if all(parts.values())
+        else "not reproduced"
+        if not (parts["LoRA has more"] and parts["full has none"])
+        else "inconclusive",
         "intruders a matrix: " + ", ".join(f"{n} {v:.2f}" for n, v in mean.items()) + f"; random of the same norm {np.mean(chance):.2f}",
-        {"intruders": counts, "random_same_norm_r16": float(np.mean(chance)), "parts": parts, "a_back": interval_of(back), "b_cost": interval_of(cost), "b_gain": interval_of(gain)},
-        note="; ".join(f"{n}: {'yes' if v else 'no'}" for n, v in parts.items()) + f". Scaling those of rank 1 by 0.75 lowers the loss on A by {shown(back)} and raises that on B by {shown(cost)} of a gain of {gain.value:.3f}.",
+        {
+            "intruders": counts,
+            "random_same_norm_r16": float(np.mean(chance)),
+            "parts": parts,
+            "a_back": interval_of(back),
+            "b_cost": interval_of(cost),
+            "b_gain": interval_of(gain),
+        },
+        note="; ".join(f"{n}: {'yes' if v else 'no'}" for n, v in parts.items())
+        + f". Scaling those of rank 1 by 0.75 lowers the loss on A by {shown(back)} and raises that on B by {shown(cost)} of a gain of {gain.value:.3f}.",
         seeds=lab.seeds,
         diverged=tuple(d for arm in found.values() for d in arm.diverged),
-    )  # fmt: skip
+    )
 
 
 def _weights(params, run, keep: float):

@@ -49,11 +49,21 @@ def run(lab):
     return Finding(
         "reproduced" if gain[8] >= CLAIM.tolerance["speed"] and same else "not reproduced",
         ", ".join(f"{n}: {g:.2f} times" for n, g in gain.items()) + f"; losses differ by {worst:.1e} at most",
-        {"adapter_steps_a_second": speeds, "one_after_another": alone_speed, "gain": gain, "largest_loss_difference": worst, "compile_seconds": compiled},
+        {
+            "adapter_steps_a_second": speeds,
+            "one_after_another": alone_speed,
+            "gain": gain,
+            "largest_loss_difference": worst,
+            "compile_seconds": compiled,
+        },
         note="A plain vmap over the adapters of an otherwise unchanged step. On two processor cores the base's products do not shrink: what is won is dispatch and small products. Shared machine: best of three passes.",
-        plot={"x": "adapters in a step", "y": "adapter steps a second", "lines": {"together": [[n, s] for n, s in speeds.items()], "one after another": [[n, alone_speed] for n in COUNTS]}},
+        plot={
+            "x": "adapters in a step",
+            "y": "adapter steps a second",
+            "lines": {"together": [[n, s] for n, s in speeds.items()], "one after another": [[n, alone_speed] for n in COUNTS]},
+        },
         seeds=tuple(range(8)),
-    )  # fmt: skip
+    )
 
 
 def _timed(step, states, frozen, data):

@@ -94,12 +94,16 @@ def choose(names: Sequence[str], entries: Mapping[str, Entry]) -> list[Entry]:
 def run_claim(entry: Entry, lab: Lab, *, results: Path, command: str) -> dict[str, Any]:
     """Tests the claim, writes its result file and returns what is in it."""
     start = time.perf_counter()
+    lab.new_account()
     finding = entry.run(lab)
+    own = time.perf_counter() - start - lab.seconds_here()
     result = {
         "format": FORMAT,
         "claim": dataclasses.asdict(entry.claim),
         **dataclasses.asdict(finding),
-        "seconds": round(time.perf_counter() - start, 1),
+        # Runs are shared between claims and kept over a stop: all that the claim rests on is counted, whenever it was trained.
+        "seconds": round(own + sum(lab.account().values()), 1),
+        "runs": sorted(lab.account()),
         "environment": environment() | {"command": command},
         "finished": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     }

@@ -176,6 +176,19 @@ class Lab:
         self.seeds = tuple(seeds)
         self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
         self._surroundings: dict[str, Any] | None = None
+        self._used: dict[str, tuple[float, bool]] = {}
+
+    def new_account(self) -> None:
+        """Begins to count anew which runs a claim rests on."""
+        self._used = {}
+
+    def account(self) -> dict[str, float]:
+        """Seconds that each run took which the claim rests on, whenever it was trained, by its id."""
+        return {name: seconds for name, (seconds, _) in self._used.items()}
+
+    def seconds_here(self) -> float:
+        """Of these, what was trained since `new_account`."""
+        return sum(seconds for seconds, here in self._used.values() if here)
 
     def arm(self, name: str, config: Config, rates: Sequence[float], *, seeds: Sequence[int] | None = None) -> Arm:
         """The arm at its best learning rate of the grid, which grows where the best is at an end (up to three times)."""
@@ -210,6 +223,7 @@ class Lab:
         folder = self.store.folder(name)
         record = read_run(folder) if is_run(folder) else None
         if record is not None and record.status == "done":
+            self._used.setdefault(name, (float(record.result.get("seconds") or 0.0), False))
             return Run(name, config, folder, record.result)
         if record is not None and record.status == "failed" and (record.error or "").startswith("Diverged"):
             return Run(name, config, folder, None, record.error)
@@ -225,6 +239,7 @@ class Lab:
             self.store.release(name)
             raise
         self.store.finish(name, result)
+        self._used[name] = (time.perf_counter() - start, True)
         self._say(
             f"  {name}: rate {config.optim.learning_rate:.2g}, validation {result['validation_loss']:.4f}, {time.perf_counter() - start:.0f} s"
         )

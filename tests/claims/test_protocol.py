@@ -75,7 +75,12 @@ def test_equal_runs_are_trained_once_and_losses_of_examples_add_up(tiny_config, 
     assert (losses * weights).sum() / weights.sum() == pytest.approx(run.result["test_loss"], rel=1e-5)
     assert (weights > 0).all() and weights.sum() > len(weights)
     monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained again"))
-    again = Lab(tmp_path / "runs", say=lambda text: None).run(tiny_config)
+    later = Lab(tmp_path / "runs", say=lambda text: None)
+    again = later.run(tiny_config)
+    # A claim is told what its runs took, also where another claim trained them.
+    assert later.account() == {run.name: run.result["seconds"]} and later.seconds_here() == 0 and lab.seconds_here() > 0
+    later.new_account()
+    assert later.account() == {}
     assert again.result == {**run.result} and np.array_equal(again.losses("test")[0], losses)
 
 
