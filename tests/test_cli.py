@@ -61,7 +61,7 @@ def test_train_sweep_report_and_evaluate_agree(tiny, tmp_path, capsys):
     assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "page")]) == 0
     out = capsys.readouterr().out
     assert f"report: {tmp_path / 'page' / 'report.md'}" in out and "all-linear" in out
-    assert {path.suffix for path in (tmp_path / "page").iterdir()} == {".md", ".csv", ".png"}
+    assert {path.suffix for path in (tmp_path / "page").iterdir()} == {".html", ".md", ".csv", ".png"}
 
 
 def test_dry_run_shows_the_plan_and_trains_nothing(tiny, tmp_path, capsys):
