@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lora_jax.sweep.files import append_line, jsonable, read_lines, write_text
+from lora_jax.sweep.files import append_line, jsonable, read_lines, without_collection, write_text
 from lora_jax.sweep.records import RunRecord, is_run, read_run
 
 NAME = "index.jsonl"
@@ -29,7 +29,8 @@ _FILES = ("status.json", "config.json", "result.json")
 
 def list_runs(root: Path) -> tuple[list[RunRecord], int]:
     """(every run in the folder by name, how many of them had to be read from their own files because the index did not know them)."""
-    latest, environments = _latest(root)
+    with without_collection():
+        latest, environments = _latest(root)
     records, read = [], 0
     for entry in _folders(root):
         known = latest.get(entry.name)

@@ -30,8 +30,8 @@ from lora_jax.sweep.plot_style import (
 from lora_jax.sweep.store import read_metrics
 
 MOST_LINES = 8  # of a panel that a reader still follows
-MOST_CURVES = 40  # cells whose loss curves are drawn
-MOST_SEEDS = 8  # of a cell whose curves are averaged
+MOST_CURVES = 24  # cells whose loss curves are drawn
+MOST_SEEDS = 5  # of a cell whose curves are averaged
 _RANK_STYLES = ("-", "--", "-.", ":")
 
 

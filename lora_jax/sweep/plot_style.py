@@ -115,8 +115,8 @@ def name_points(
 ) -> None:
     """Names points where there is room: the nearest of many places that hides no point, no other name and nothing of the step line."""
     figure = axis.figure
-    figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
+    axis.viewLim  # noqa: B018 - reading it settles the limits, which places depend on
     reach = 6 * figure.dpi / 72
     taken = [(x - reach, y - reach, x + reach, y + reach) for x, y in (axis.transData.transform(point) for point in points)]
     taken += _boxes_along(axis.transData.transform(line)) if len(line) else []

@@ -14,6 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from lora_jax.sweep.cells import Cell, cells_of, gather, pareto
+from lora_jax.sweep.files import without_collection
 from lora_jax.sweep.findings import Findings, find
 from lora_jax.sweep.html_report import page, spread_table, tests_table
 from lora_jax.sweep.store import RunRecord, write_text
@@ -51,6 +52,7 @@ def write_report(roots: str | Path | Sequence[str | Path], out_dir: str | Path |
     return write_and_summarise(roots, out_dir)[0]
 
 
+@without_collection()
 def write_and_summarise(roots: str | Path | Sequence[str | Path], out_dir: str | Path | None = None) -> tuple[Path, Table]:
     """`write_report`, and its table of cells for a terminal; the runs are read once."""
     from lora_jax.sweep import plots  # matplotlib is slow to import
