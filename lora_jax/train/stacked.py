@@ -187,8 +187,11 @@ class _Stack:
             member.first = None
         self.members += new
         self._share(new, "seconds")
-        # A run that was killed at its rung was not judged there.
+        # A run that was killed after its last step was not scored, and one that was killed at its rung not judged there.
+        self._finish([member for member in new if member.step >= member.steps])
         self._judge(self._judged(new))
+        if len(self.members) < self.slots:
+            self.fill()
 
     def _place(self, new: Sequence[_Member]) -> None:
         if self.state is None:
@@ -324,7 +327,7 @@ class _Stack:
             self._each(members, lambda member: member.log.write(member.step, "validation", scores[member.slot]))
 
     def _judged(self, members: Sequence[_Member]) -> list[_Member]:
-        return [member for member in members if member.step in member.job.rungs and member.step < member.steps]
+        return [member for member in members if member in self.members and member.step in member.job.rungs and member.step < member.steps]
 
     def _judge(self, members: Sequence[_Member]) -> None:
         if members and self.judge is not None:

@@ -228,6 +228,14 @@ def test_runs_stopped_by_sigterm_go_on_bit_for_bit(where: Path, uninterrupted: P
     check_bits(folder, uninterrupted)
 
 
+def test_runs_that_were_killed_before_their_scores_train_no_step_more(where: Path, uninterrupted: Path) -> None:
+    runs = [run_of(where, **fields) for fields in PAIR]
+    before = [rows(uninterrupted / number) for number in "01"]
+    outcomes = side_by_side(runs, uninterrupted)
+    assert [rows(uninterrupted / number) for number in "01"] == before
+    assert all(outcome["tokens_per_second"] is None for outcome in outcomes.values())
+
+
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
