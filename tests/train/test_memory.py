@@ -24,6 +24,7 @@ def settings(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 def test_the_least_change_that_fits_is_chosen(settings):
     config = from_config_dict(settings)
     as_is = estimate(config, task_of(config), NOTHING)
@@ -35,6 +36,7 @@ def test_the_least_change_that_fits_is_chosen(settings):
     assert estimate(chosen, task_of(config), NOTHING) < as_is and "would need" in said[0]
 
 
+@pytest.mark.slow
 def test_nothing_that_fits_is_an_error_with_the_least_that_was_found(settings):
     with pytest.raises(ValueError, match=r"config.memory_budget is 0 MiB, and the least .* \(format (none|int8|nf4), batch 4 in 4 parts"):
         fit_budget(from_config_dict(settings | {"memory_budget": "1KB"}), resident=NOTHING)
