@@ -6,7 +6,8 @@ python experiments/three_adapters.py                         train what is missi
 lora-jax train --config configs/domains/adapters.py:finance  one of them
 lora-jax generate gemma3-270m --format nf4 --adapter finance=RUN/adapter --adapter music=RUN/adapter --prompt "finance: ..."
 
-RESULT
+Results: not measured yet with Gemma; at small scale (three synthetic tasks, a decoder of width 16 in nf4) a test
+checks that every adapter wins at home by a paired bootstrap.
 """
 
 import ml_collections

@@ -7,7 +7,7 @@ MiniLM-L6.
 lora-jax train --config configs/domains/finance.py
 lora-jax evaluate RUN --against base --generate
 
-RESULT
+Results: not measured yet.
 """
 
 import ml_collections

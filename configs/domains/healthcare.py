@@ -8,7 +8,10 @@ lora-jax train --config configs/domains/healthcare.py
 lora-jax train --config configs/domains/healthcare.py --config.method=head --config.optim.learning_rate=1e-2
 lora-jax evaluate RUN --against HEAD_RUN
 
-RESULT
+| seed 0, 728 / 96 / 94 records | test accuracy | F1 | Matthews | time |
+|---|---|---|---|---|
+| head alone, 92 steps | 0.787 | 0.811 | 0.570 | 169 s on 2 CPU cores shared with some 5 other jobs |
+| LoRA | not measured yet | not measured yet | not measured yet | |
 """
 
 import ml_collections

@@ -9,7 +9,10 @@ lora-jax train --config configs/domains/legal.py
 lora-jax train --config configs/domains/legal.py --config.method=head --config.optim.learning_rate=1e-2
 lora-jax evaluate RUN --against HEAD_RUN
 
-RESULT
+| seed 0, 488 / 66 / 57 records (389 with several subjects left out) | test accuracy | macro F1 | Matthews | time |
+|---|---|---|---|---|
+| head alone, 128 steps | 0.333 | 0.136 | 0.304 | 192 s on 2 CPU cores shared with some 5 other jobs |
+| LoRA | not measured yet | not measured yet | not measured yet | |
 """
 
 import ml_collections

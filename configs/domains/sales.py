@@ -8,7 +8,10 @@ lora-jax train --config configs/domains/sales.py
 lora-jax train --config configs/domains/sales.py --config.method=head --config.optim.learning_rate=1e-2
 lora-jax evaluate RUN --against HEAD_RUN
 
-RESULT
+| seed 0, 347 / 46 / 40 records (92.5 % of test unequal) | test F1 | accuracy | time |
+|---|---|---|---|
+| head alone, 88 steps | 0.000 (says No to all) | 0.925 | 183 s on 2 CPU cores shared with some 5 other jobs |
+| LoRA | not measured yet | not measured yet | |
 """
 
 import ml_collections

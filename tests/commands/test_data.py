@@ -1,6 +1,7 @@
 """`lora-jax data preview`: records, prompts with the tokens that count, lengths, and what splits share."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def test_a_decoders_preview_marks_the_tokens_that_bear_loss(tmp_path, capsys):
     changes = (f"model.name={write_tiny_model(tmp_path / 'model')}", f"data.name={data}", "data.max_length=20", "data.on_error=skip")
     out = preview(capsys, "summarisation", *changes)
     assert "1 rows left out: 1 with broken JSON" in out and f"{data}:61" in out
-    assert "prompt: 'ab0\\nSummary:'" in out and "completion: 'ba'" in out
+    assert re.search(r"prompt: 'ab\d+\\nSummary:'\ncompletion: 'ba'", out)
     assert "«ba<eos>»" in out.replace("<unk>", "") and "tokens: " in out and "cut at 20" in out
     assert "test: 0 of" in out and "held-out texts are in the training set" in out
 
@@ -38,7 +39,7 @@ def test_an_encoders_preview_shows_classes_and_lengths(tmp_path, capsys):
     out = preview(
         capsys, "classification", f"model.name={save_tiny_encoder(tmp_path / 'model')}", f"data.name={data}", "data.max_length=20"
     )
-    assert "classes of train: neg " in out and f"({data}:1)" in out and "label: '" in out and "cut to max_length: none" in out
+    assert "classes of train: neg " in out and re.search(rf"\({data}:\d+\)", out) and "label: '" in out and "cut to max_length: none" in out
 
 
 def test_a_wrong_field_is_one_paragraph(tmp_path, capsys):

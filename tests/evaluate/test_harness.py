@@ -18,7 +18,9 @@ def models(tmp_path_factory):
 
     folder = write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
-    settings |= {"eos_token": "<eos>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    # What transformers makes of this tokenizer.json: it has no post-processor that would write a bos.
+    settings |= {"eos_token": "<eos>", "tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False}
+    (folder / "generation_config.json").unlink()
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     theirs = huggingface.HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=2, max_length=24)
     return HarnessModel.load(folder, batch_size=2, max_length=24), theirs, folder
