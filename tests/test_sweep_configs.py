@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_jax.config import SweepConfig, load_config
+from lora_jax.config import load_config
 from lora_jax.sweep.grid import expand
 
 PRESETS = Path(__file__).parents[1] / "configs" / "sweeps"
@@ -15,14 +15,9 @@ COUNTS = {
     "rank.py": 45, "rank.py:table6": 45, "rank.py:table18": 27, "rank.py:figure4": 18, "targets.py:table5": 21, "targets.py:figure2": 15,
     "bits.py": 30, "blocksize.py": 45, "learning_rate.py": 69, "initialisation.py:fp32": 21, "initialisation.py:quantised": 18,
 }  # fmt: skip
-# Until sweeps have axes over any setting, presets that need them are left out here.
-HAS_AXES = "axes" in SweepConfig.__dataclass_fields__
-PLAIN = ("rank.py", "targets.py:figure2")
 
 
 def runs_of(spec):
-    if not HAS_AXES and not spec.startswith(PLAIN):
-        pytest.skip("this preset needs config.sweep.axes")
     return expand(load_config(str(PRESETS / spec)))
 
 
