@@ -106,23 +106,6 @@ def _random_signs(count: int, draws: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).choice((1.0, -1.0), (draws, count))
 
 
-def mcnemar_p(first_right: Sequence[bool], second_right: Sequence[bool]) -> float:
-    """Two-sided exact p that two runs are right on equally many of the same examples (McNemar 1947): only where one is right count.
-
-    It speaks about these two trained models and new examples, not about new seeds.
-
-    Raises:
-        ValueError: the lengths differ.
-    """
-    one, other = np.asarray(first_right, bool), np.asarray(second_right, bool)
-    if one.shape != other.shape:
-        raise ValueError(f"McNemar's test needs the same examples for both, got {one.shape} and {other.shape}.")
-    only_first, only_second = int((one & ~other).sum()), int((other & ~one).sum())
-    if not only_first + only_second:
-        return 1.0
-    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
-
-
 def holm(p_values: Sequence[float], family: int | None = None) -> np.ndarray:
     """p-values adjusted for many comparisons (Holm 1979): below 0.05 all together with 95% confidence, whatever depends on what.
 

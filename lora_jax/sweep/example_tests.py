@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lora_jax.analysis.statistics import holm, mcnemar_p, paired_test
+from lora_jax.analysis.statistics import holm, paired_test
+from lora_jax.evaluate.statistics import mcnemar
 from lora_jax.sweep.cells import Cell
 from lora_jax.sweep.files import read_lines
 from lora_jax.sweep.records import RunRecord
@@ -47,7 +48,7 @@ def on_examples(cells: Sequence[Cell]) -> list[ExampleTest]:
         if not shared:
             continue
         one, two = (np.mean([answers[seed][1] for seed in shared], axis=0) for answers in (ours, theirs))
-        p = mcnemar_p(one > 0.5, two > 0.5) if len(shared) == 1 else paired_test(one, two).p
+        p = mcnemar(one > 0.5, two > 0.5).p if len(shared) == 1 else paired_test(one, two).p
         found.append(ExampleTest(best, other, len(one), len(shared), float(np.mean(one - two)), p))
     adjusted = holm([one.p for one in found], family=max(math.comb(len(cells), 2), len(found)))
     return sorted((replace(one, adjusted=float(p)) for one, p in zip(found, adjusted, strict=True)), key=lambda one: one.difference)

@@ -9,7 +9,6 @@ from scipy import stats
 from lora_jax.analysis.statistics import (
     detectable_difference,
     holm,
-    mcnemar_p,
     mean_interval,
     paired_test,
     share_interval,
@@ -86,16 +85,6 @@ def test_a_single_pair_supports_nothing():
     assert found.difference == pytest.approx(0.8) and math.isnan(found.p) and math.isnan(found.low)
     with pytest.raises(ValueError, match="one length"):
         paired_test([1.0], [1.0, 2.0])
-
-
-def test_mcnemar_counts_only_examples_on_which_one_is_right():
-    first = [True] * 9 + [False] * 1 + [True] * 50
-    second = [False] * 9 + [True] * 1 + [True] * 50
-    # By hand: 2 (C(10,0) + C(10,1)) / 2^10.
-    assert mcnemar_p(first, second) == pytest.approx(2 * 11 / 1024)
-    assert mcnemar_p(first, first) == 1
-    with pytest.raises(ValueError, match="same examples"):
-        mcnemar_p([True], [True, False])
 
 
 def test_holm_by_hand():

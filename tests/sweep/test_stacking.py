@@ -63,8 +63,9 @@ def test_a_sweep_side_by_side_leaves_the_results_of_one_run_after_another(both):
         files = [sorted(path.name for path in record.folder.iterdir()) for record in (first, second)]
         assert files[0] == files[1]
         assert second.result.get("stacked") == (None if second.result["method"] == "head" else 4)
-        # Of the same size as alone: in so small a model what is held once, not by adapter, is a large part of it.
-        assert second.result["peak_bytes"] == pytest.approx(first.result["peak_bytes"], rel=0.5)
+        # A run's share of a stack's memory is near what it takes alone; the loop over adapters holds copies of their states, which are
+        # a large part of a model of some kilobytes.
+        assert first.result["peak_bytes"] * 0.8 < second.result["peak_bytes"] < first.result["peak_bytes"] * 1.5
 
 
 def test_finished_runs_of_a_stack_are_kept_and_one_that_is_missing_is_trained_alone(both, tiny, tmp_path):
@@ -109,9 +110,12 @@ def test_halving_stops_the_worse_runs_and_leaves_the_survivors_as_they_are_alone
     grid |= {"sweep.halving.rungs": "2", "sweep.halving.factor": "2", "sweep.stack": "2", "sweep.learning_rate.lora": "None"}
     config = sweep_of(tiny, tmp_path / "halved", **grid)
     outcome = run(config)
-    rates = {run_id(made): made.optim.learning_rate for made in expand(config)}
-    assert sorted(rates[name] for name in outcome.done) == [1e-3, 3e-3]
-    assert sorted(rates[name] for name in outcome.stopped) == [10, 20]
+    assert sorted([*outcome.done, *outcome.stopped]) == sorted(run_id(made) for made in expand(config))
+    scores = list(json.loads((tmp_path / "halved" / "halving.json").read_text())["scores"]["2"].items())
+    better = [sum(other < loss for _, other in scores[:place]) for place, (_, loss) in enumerate(scores)]
+    # Of n runs at the rung so far, half, rounded up, go on.
+    expected = {name for (name, _), above, place in zip(scores, better, range(4), strict=True) if above >= -(-(place + 1) // 2)}
+    assert set(outcome.stopped) == expected and expected
     store = RunStore(config.out)
     assert {store.status(name) for name in outcome.stopped} == {"interrupted"}
     alone = replace(config, out=str(tmp_path / "alone"), sweep=replace(config.sweep, halving=type(config.sweep.halving)(), stack=1))
