@@ -27,7 +27,7 @@ class Halving:
         self._settings = {"factor": config.factor, "rungs": list(config.rungs)}
         self._scores: dict[int, dict[str, float]] = {}
         self.stopped: dict[str, int] = {}
-        if self._path.is_file():
+        if config.rungs and self._path.is_file():
             self._read()
 
     @property
