@@ -122,10 +122,10 @@ def test_runs_of_different_seeds_read_their_own_data_in_their_own_order(where: P
 
 KINDS = [
     [dict(dora=True), dict(dora=True, rank=3, targets="mlp")],
-    [dict(init="pissa"), dict(init="pissa", rank=4)],
     [dict(dropout=0.1), dict(dropout=0.4, rank=3)],
 ]
 MORE_KINDS = [
+    [dict(init="pissa"), dict(init="pissa", rank=4)],
     [dict(init="olora"), dict(init="olora", rank=1)],
     [dict(init="lora_ga"), dict(init="lora_ga", rank=3)],
     [dict(init="eva"), dict(init="eva", alpha=2.0)],
@@ -145,6 +145,7 @@ def test_every_kind_of_adapter_can_stand_beside_its_like(where: Path, tmp_path: 
     check_runs([run_of(where, lora=lora, train=dict(total_steps=6)) for lora in kind], tmp_path)
 
 
+@pytest.mark.slow
 def test_an_initialiser_that_chooses_the_base_shares_it_among_learning_rates(where: Path, tmp_path: Path) -> None:
     check_runs(
         [run_of(where, "qlora", dict(init="loftq"), dict(learning_rate=rate), dict(total_steps=6)) for rate in (1e-3, 1e-2)], tmp_path
