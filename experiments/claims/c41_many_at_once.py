@@ -9,7 +9,8 @@ from lora_jax import make_optimizer, make_train_step
 from lora_jax.claims import small_model
 from lora_jax.claims.protocol import Claim, Finding, with_
 from lora_jax.train.kinds import batches_of, loss_of
-from lora_jax.train.loop import initial_state, without_rates
+from lora_jax.train.loop import initial_state
+from lora_jax.train.optim import structure_of
 from lora_jax.train.task import task_of
 
 CLAIM = Claim(
@@ -28,7 +29,7 @@ STEPS = 20
 def run(lab):
     config = with_(small_model.tuning(small_model.pretrained()), **{"train.batch_size": 4})
     task = task_of(config)
-    tx = make_optimizer(without_rates(config.optim), STEPS)
+    tx = make_optimizer(structure_of(config.optim), STEPS)
     step = make_train_step(loss_of(task.model), tx)
     rates = np.geomspace(1e-3, 1e-2, max(COUNTS))
     settings = [with_(config, **{"optim.learning_rate": float(rate), "train.seed": n}) for n, rate in enumerate(rates)]

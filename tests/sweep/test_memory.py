@@ -1,5 +1,6 @@
 """The memory that a plan predicts is what a training step takes, measured from outside."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,23 +41,28 @@ memory = program.memory(*args)
 del params, states, lora
 # The first call also makes threads, code and scratch space, which stay.
 state, metrics = jax.block_until_ready(program(*args))
-args = (state, frozen, batch, {})
-release_freed_memory()
+
 
 def kilobytes(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
 
-before = kilobytes("VmRSS")
-open("/proc/self/clear_refs", "w").write("5")  # forgets the peak so far
-jax.block_until_ready(program(*args))
-print(memory.arguments + (kilobytes("VmHWM") - before) * 1024, sum(memory))
+taken = []
+for _ in range(3):  # A busy system may take pages away in the midst of a step; it never adds any.
+    release_freed_memory()
+    before = kilobytes("VmRSS")
+    open("/proc/self/clear_refs", "w").write("5")  # forgets the peak so far
+    state, metrics = jax.block_until_ready(program(state, frozen, batch, {}))
+    taken.append(kilobytes("VmHWM") - before)
+print(memory.arguments + max(taken) * 1024, sum(memory))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux' account of a process's peak memory")
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_predicted_memory_is_within_a_tenth_of_what_a_step_takes(lanes: int) -> None:
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(lanes)], capture_output=True, text=True, timeout=200)
+    # Every large buffer is a mapping of its own, which the C library gives back as soon as it is freed.
+    mapped = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(lanes)], capture_output=True, text=True, timeout=200, env=mapped)
     assert done.returncode == 0, done.stderr[-2000:]
     measured, predicted = map(int, done.stdout.split())
     assert predicted > 50e6 and predicted == pytest.approx(measured, rel=0.1)
