@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from lora_jax.evaluate.statistics import over_seeds
+
 _MOST_EXACT = 16  # differences whose 2^n signs are all tried
 
 
@@ -48,11 +50,8 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     array = np.asarray(values, np.float64)
     if not array.size:
         raise ValueError("A mean needs at least one value, got none.")
-    mean = float(array.mean())
-    if array.size == 1:
-        return Interval(mean, float("nan"), float("nan"), 1)
-    half = float(stats.t.ppf((1 + level) / 2, array.size - 1) * array.std(ddof=1) / np.sqrt(array.size))
-    return Interval(mean, mean - half, mean + half, array.size)
+    spread = over_seeds(array.tolist(), level=level)
+    return Interval(spread.mean, spread.low, spread.high, spread.runs)
 
 
 def share_interval(successes: int, trials: int, level: float = 0.95) -> Interval:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,9 @@ def read_any(folder: Path | str, model: str | None) -> tuple[Mapping[str, Any], 
         return lora, metadata["base"]
     if model is None:
         raise ValueError(f"{folder} is an adapter of PEFT's, whose names belong to a model: give it with --model.")
-    import json
-
     names, frozen = names_of_model(model, folder)
     lora, found = load_peft(folder, names, frozen=frozen)
-    return lora, json.loads(found.metadata.get("lora_jax", "{}")).get("base", "")
+    return lora, found.recorded.get("base", "")
 
 
 def names_of_model(model: str, adapter: Path | str, *, scan: bool = True) -> tuple[Any, Any]:
@@ -71,9 +69,15 @@ def names_of_model(model: str, adapter: Path | str, *, scan: bool = True) -> tup
     return encoder_names(config, scan=scan), params
 
 
-def is_stacked(paths: Iterable[str]) -> bool:
-    """Whether an adapter's layers are stacked (`layers/...`), as a model with scan=True has them, and not `layers_0/...`."""
-    return not any(re.match(r"layers_\d+/", path) for path in paths)
+def is_stacked(folder: Path | str) -> bool:
+    """Whether the layers of an adapter of ours are stacked (`layers/...`), as a model with scan=True has them, and not `layers_0/...`.
+
+    Only the file's header is read.
+    """
+    from lora_jax.io.adapter import FILE
+    from lora_jax.io.tensor_files import SafetensorsFile
+
+    return not any(re.match(r"layers_\d+/", name) for name in SafetensorsFile(Path(folder) / FILE))
 
 
 def classes_in(tensors: Mapping[str, Any]) -> int | None:

@@ -10,7 +10,6 @@ adapter of PEFT's becomes one for a model whose layers are stacked (model.scan=T
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,12 +38,12 @@ def run(arguments: argparse.Namespace) -> int:
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} must be a new or empty folder: it holds {len(list(out.iterdir()))} files. Choose another.")
     theirs = is_peft(arguments.adapter)
-    scan = not arguments.loop if theirs else is_stacked(load_adapter(arguments.adapter)[0])
+    scan = not arguments.loop if theirs else is_stacked(arguments.adapter)
     names, params = names_of_model(arguments.model, arguments.adapter, scan=scan)
     own = _own(params)
     if theirs:
         lora, found = load_peft(arguments.adapter, names, frozen=params)
-        base = json.loads(found.metadata.get("lora_jax", "{}")).get("base", "")
+        base = found.recorded.get("base", "")
         if base and base not in (own, _own(names_of_model(arguments.model, arguments.adapter, scan=not scan)[1])):
             raise ValueError(
                 f"{arguments.adapter} was trained on base {base}, and {arguments.model} is {own}. Give the base that it was trained on."

@@ -78,8 +78,8 @@ def _generator(arguments: argparse.Namespace) -> Any:
     path = Path(arguments.model) if Path(arguments.model).is_file() else resolve(arguments.model)
     quant = [] if arguments.format == "none" else [(r"layers(_\d+)?/.*kernel", QuantSpec(arguments.format))]
     dtype = jnp.dtype(arguments.dtype)
-    loaded = _named_adapters(arguments.adapter)
-    layouts = {is_stacked(lora) for lora, _ in loaded.values()} or {True}
+    folders = _named_folders(arguments.adapter)
+    layouts = set(map(is_stacked, folders.values())) or {True}
     if len(layouts) > 1:
         raise ValueError("Some of the adapters have stacked layers and others have not; train them with one setting of model.scan.")
     scan = layouts.pop()
@@ -88,7 +88,7 @@ def _generator(arguments: argparse.Namespace) -> Any:
     base = fingerprint(params) if arguments.adapter and not quant and arguments.dtype == "float32" else None
     if arguments.adapter and base is None:
         print("note: the base is not as it was loaded for training, so that its fingerprint cannot be compared", file=sys.stderr)
-    adapters = {name: load_adapter(folder, base=base)[0] if base else lora for name, (lora, folder) in loaded.items()}
+    adapters = {name: load_adapter(folder, base=base)[0] for name, folder in folders.items()}
     if not adapters:
         return TextGenerator(model, params, tokenizer)
     like = {path: leaf for lora in adapters.values() for path, leaf in lora.items()}
@@ -99,17 +99,15 @@ def _generator(arguments: argparse.Namespace) -> Any:
     return texts
 
 
-def _named_adapters(given: Sequence[str]) -> dict[str, tuple[Any, str]]:
-    """(adapter, its folder) by name."""
-    from lora_jax.io.adapter import load_adapter
-
-    adapters: dict[str, tuple[Any, str]] = {}
+def _named_folders(given: Sequence[str]) -> dict[str, str]:
+    """The folder of each adapter by its name."""
+    folders: dict[str, str] = {}
     for entry in given:
         name, equals, folder = entry.partition("=")
-        if not equals or not name or name in adapters:
+        if not equals or not name or name in folders:
             raise ValueError(f"--adapter needs NAME=PATH with a name of its own, got {entry!r}.")
-        adapters[name] = load_adapter(folder)[0], folder
-    return adapters
+        folders[name] = folder
+    return folders
 
 
 def _split_name(prompt: str, names: tuple[str, ...]) -> tuple[str | None, str]:

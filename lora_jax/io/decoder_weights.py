@@ -218,15 +218,9 @@ def decoder_names(config: DecoderConfig, *, scan: bool = True) -> dict[str, Name
     for path, source in names_of(config).items():
         if "/experts/" in path or "/router/" in path:
             continue
-        kind = (
-            "embedding"
-            if path.endswith("embedding")
-            else "vector"
-            if len(shapes[path]) == 1
-            else "linear"
-            if source.transpose
-            else "conv1d"
-        )
+        kind = "linear" if source.transpose else "conv1d"
+        if path.endswith("embedding") or len(shapes[path]) == 1:
+            kind = "embedding" if path.endswith("embedding") else "vector"
         shared = dict(kind=kind, part=source.part, heads=source.heads, added=source.added, tied=config.tied and path == "embed/embedding")
         if scan or not path.startswith("layers/"):
             stack = tuple(count for _, count in counts.stack(path))

@@ -81,7 +81,7 @@ def load_peft(
             "where you trust them: in PEFT, load the adapter and call save_pretrained(folder, safe_serialization=True)."
         )
     found = PeftAdapter(config, safetensors.read(folder / WEIGHTS), safetensors.read_metadata(folder / WEIGHTS), ())
-    trained_on = json.loads(found.metadata.get("lora_jax", "{}")).get("base", "")
+    trained_on = found.recorded.get("base", "")
     if base is not None and trained_on and trained_on != base:
         raise ValueError(
             f"{folder} was trained on the base with fingerprint {trained_on}, and this base is {base}. Load the base that it was trained on."

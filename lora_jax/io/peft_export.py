@@ -17,6 +17,7 @@ from lora_jax.core.rows import Rows
 from lora_jax.io.names import Name, Names, is_suffix
 
 PREFIX = "base_model.model."
+ROWS = "token_adapter.trainable_tokens_delta"  # PEFT calls them deltas; they are the new rows themselves
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class PeftAdapter:
     tensors: Mapping[str, np.ndarray]
     metadata: Mapping[str, str]
     notes: tuple[str, ...]
+
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        """What we wrote beside PEFT's own words: the base's fingerprint as `base`, each module's scale; empty in PEFT's files."""
+        return json.loads(self.metadata.get("lora_jax", "{}"))
 
 
 @dataclass(frozen=True)
@@ -301,7 +307,7 @@ def _whole(
 
 
 def _trained_rows(lora: Mapping[str, Any], names: Names, taken: set[str]) -> tuple[dict[str, list[int]], dict[str, np.ndarray]]:
-    """PEFT's trainable_token_indices and their tensors, which it calls deltas and which hold the new rows themselves."""
+    """PEFT's trainable_token_indices and their tensors."""
     indices: dict[str, list[int]] = {}
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in lora.items():
@@ -310,7 +316,7 @@ def _trained_rows(lora: Mapping[str, Any], names: Names, taken: set[str]) -> tup
             if module in taken:
                 raise ValueError(f"{module!r} has trained rows and is adapted as well, which PEFT's file cannot say of one module.")
             indices[module] = [int(i) for i in np.asarray(leaf.index)]
-            tensors[f"{PREFIX}{module}.token_adapter.trainable_tokens_delta"] = np.asarray(leaf.value, np.float32)
+            tensors[f"{PREFIX}{module}.{ROWS}"] = np.asarray(leaf.value, np.float32)
     return indices, tensors
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,9 +15,7 @@ from lora_jax.core.paths import flatten, nearest
 from lora_jax.core.rows import Rows
 from lora_jax.io.names import Index, Name, Names
 from lora_jax.io.peft_config import PeftConfig, read_config
-from lora_jax.io.peft_export import PREFIX, PeftAdapter
-
-_ROWS = "token_adapter.trainable_tokens_delta"
+from lora_jax.io.peft_export import PREFIX, ROWS, PeftAdapter
 
 
 def from_peft(found: PeftAdapter, names: Names, *, frozen: Mapping[str, Any] | None = None) -> dict[str, LowRank | Whole | Rows]:
@@ -38,7 +35,7 @@ def from_peft(found: PeftAdapter, names: Names, *, frozen: Mapping[str, Any] | N
     config.check_used(sorted(matrices), sorted(set(module_of.values()) - matrices))
     expected = _expected(config, names, module_of)
     _check_keys(expected, tensors, names, module_of, frozen)
-    scales = json.loads(found.metadata.get("lora_jax", "{}")).get("scale", {})
+    scales = found.recorded.get("scale", {})
     lora: dict[str, LowRank | Whole | Rows] = {}
     for path, name in names.items():
         leaf = _site(path, name, module_of, config, tensors, scales) if name.kind != "vector" else None
@@ -102,7 +99,7 @@ def _rows(path: str, name: Name, module_of: Mapping[str, str], config: PeftConfi
     rows = config.rows(module, _is_input(path))
     if rows is None:
         return None
-    key = f"{module}.{_ROWS}"
+    key = f"{module}.{ROWS}"
     value = np.asarray(tensors[key], np.float32)
     if value.shape != (len(rows), *name.shape[1:]) or max(rows) >= name.shape[0]:
         raise ValueError(
@@ -144,7 +141,7 @@ def _expected(config: PeftConfig, names: Names, module_of: Mapping[str, str]) ->
             continue
         for _, module in _modules(name, module_of):
             if name.kind == "embedding" and config.rows(module, _is_input(path)) is not None:
-                keys.add(f"{module}.{_ROWS}")
+                keys.add(f"{module}.{ROWS}")
             if config.targets(module):
                 adapted.add(module)
                 keys |= set(_factor_keys(name, module))

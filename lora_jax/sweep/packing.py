@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lora_jax.config import Config, SweepConfig
 from lora_jax.sweep.memory import Predicted, predicted
-from lora_jax.train.sharing import can_stack, differences, program_key, stack_key, widest
+from lora_jax.train.sharing import can_stack, differences, groups, stack_key
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,11 @@ def packs(runs: Sequence[Config], sweep: SweepConfig, *, predict: Callable[[Conf
     With a memory budget, slots are taken away until the compiler's account of a training step fits into it; a run that does not
     fit alone is trained alone.
     """
-    groups: dict[Config, list[Config]] = {}
-    for run in runs:
-        groups.setdefault(program_key(run), []).append(run)
     found: list[Pack] = []
-    for members in groups.values():
-        wide = widest(members) if len(members) > 1 else None
+    for all_fit, members in groups(runs):
+        wide = all_fit if len(members) > 1 else None
         for together in _side_by_side(members, sweep):
-            slots = 1 if sweep.stack == 1 else _slots(widest(members), len(together), sweep, predict)
+            slots = 1 if sweep.stack == 1 else _slots(all_fit, len(together), sweep, predict)
             found.append(Pack(tuple(together), wide, slots, _why(found, together)))
     # A model and its data are loaded once: what uses them stands together.
     bases = list(dict.fromkeys((pack.runs[0].model, pack.runs[0].data) for pack in found))

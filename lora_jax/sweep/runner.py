@@ -14,7 +14,7 @@ from lora_jax.sweep.halving import Halving
 from lora_jax.sweep.packing import Pack, packs
 from lora_jax.sweep.provenance import environment
 from lora_jax.sweep.store import RunStore
-from lora_jax.train.sharing import can_stack, program_key, widest
+from lora_jax.train.sharing import can_stack
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,6 @@ class Outcome:
     failed: tuple[str, ...]
     elsewhere: tuple[str, ...]
     stopped: tuple[str, ...] = ()
-
-
-def groups(runs: Sequence[Config]) -> list[tuple[Config | None, list[Config]]]:
-    """Runs that share compiled programs, each group with its widest run (None for runs without adapters).
-
-    Adapters of one format differ in rank and targets only through `scale`: each is padded to the group's largest rank and to
-    the union of its targets. What else differs (format, model, data, batch, optimiser) makes another group.
-    """
-    found: dict[Config, list[Config]] = {}
-    for run in runs:
-        found.setdefault(program_key(run), []).append(run)
-    return [(widest(members), members) for members in found.values()]
 
 
 def run_sweep(

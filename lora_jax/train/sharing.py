@@ -66,3 +66,15 @@ def widest(runs: Sequence[Config]) -> Config | None:
         layers=None,
     )
     return replace(runs[0], lora=lora)
+
+
+def groups(runs: Sequence[Config]) -> list[tuple[Config | None, list[Config]]]:
+    """Runs that share compiled programs, each group with its widest run (None for runs without adapters).
+
+    Adapters of one format differ in rank and targets only through `scale`: each is padded to the group's largest rank and to
+    the union of its targets. What else differs (format, model, data, batch, optimiser) makes another group.
+    """
+    found: dict[Config, list[Config]] = {}
+    for run in runs:
+        found.setdefault(program_key(run), []).append(run)
+    return [(widest(members), members) for members in found.values()]

@@ -12,6 +12,7 @@ from lora_jax.sweep import runner
 from lora_jax.sweep.grid import expand, run_id
 from lora_jax.sweep.store import RunStore
 from lora_jax.train import loop
+from lora_jax.train.sharing import groups
 
 CONFIG = Path(__file__).parents[2] / "configs" / "default.py"
 
@@ -42,7 +43,7 @@ def test_every_run_is_done_and_its_result_has_the_figures_of_a_report(finished):
 
 def test_runs_of_one_format_share_one_group_of_programs(finished):
     config, _ = finished
-    found = runner.groups(expand(config))
+    found = groups(expand(config))
     assert [len(members) for _, members in found] == [1, 4, 4]
     wide = found[1][0]
     assert wide.lora.rank == 2

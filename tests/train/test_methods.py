@@ -201,7 +201,7 @@ def test_runs_are_told_apart_by_what_they_read_and_by_nothing_else():
 
 
 def test_sweeps_group_runs_by_the_structure_of_their_adapters():
-    from lora_jax.sweep.runner import groups
+    from lora_jax.train.sharing import groups
 
     runs = [config(lora=lora(**fields)) for fields in (dict(), dict(rank=1), dict(dora=True), dict(init="pissa"), dict(variant="vera"))]
     assert [len(members) for _, members in groups(runs)] == [2, 1, 1, 1]

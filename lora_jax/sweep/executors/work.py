@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from lora_jax.config import Config
 from lora_jax.sweep.grid import expand, run_id
-from lora_jax.sweep.runner import groups, run_sweep
+from lora_jax.sweep.runner import run_sweep
 from lora_jax.sweep.store import RunStore
+from lora_jax.train.sharing import groups
 
 
 @dataclass(frozen=True)
