@@ -41,6 +41,7 @@ from lora_jax.config_fields import (
     ModelConfig,
     OptimConfig,
     QuantConfig,
+    SearchConfig,
     SweepConfig,
     TrainConfig,
     choose,
@@ -53,7 +54,7 @@ from lora_jax.config_limits import validate
 
 __all__ = [
     "ADAPTERS", "NO_FORMAT", "TARGETS", "AdaLoraConfig", "BaselineConfig", "Config", "DataConfig", "DecodingConfig", "FieldsConfig", "HalvingConfig",
-    "LearningRates", "LoraConfig", "Method", "MixturePart", "ModelConfig", "OptimConfig", "QuantConfig", "SweepConfig", "TrainConfig",
+    "LearningRates", "LoraConfig", "Method", "MixturePart", "ModelConfig", "OptimConfig", "QuantConfig", "SearchConfig", "SweepConfig", "TrainConfig",
     "UnknownKeyError", "canonical", "config_hash", "describe", "flatten", "from_config_dict", "load_config", "read_value", "resolve_targets",
     "split_items", "to_dict", "validate",
 ]  # fmt: skip

@@ -230,6 +230,16 @@ class HalvingConfig:
 
 
 @dataclass(frozen=True)
+class SearchConfig:
+    """A search by Optuna (the extra 'search') in place of a grid: trials are judged by validation loss, the mean over sweep.seeds."""
+
+    trials: int = 0  # how many; 0 = no search
+    # A line for each setting: "optim.learning_rate = log 1e-4 .. 1e-2", "lora.rank = 1, 4, 16". See lora_jax.sweep.search.
+    space: tuple[str, ...] = ()
+    seed: int = 0  # of the settings that are asked
+
+
+@dataclass(frozen=True)
 class SweepConfig:
     """A grid, rank × format × targets × seeds, and baselines × seeds. An empty axis keeps the config's value."""
 
@@ -245,6 +255,7 @@ class SweepConfig:
     stack: int = 1  # most adapters that are trained side by side in one program; 1 = each alone, 0 = all that the memory budget holds
     memory_budget_gb: float | None = None  # largest predicted peak of a program, in GB of 1e9 bytes, above 0; None = no limit
     halving: HalvingConfig = HalvingConfig()
+    search: SearchConfig = SearchConfig()
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ _LIMITS: dict[str, _Limit] = {
     "data.decoding.no_repeat_ngram": ("0 or 2 or more", lambda value: value >= 0 and value != 1),
     **dict.fromkeys(("sweep.seeds", "lora.layers", "sweep.stack"), _NOT_NEGATIVE),
     "sweep.memory_budget_gb": _POSITIVE,
+    **dict.fromkeys(("sweep.search.trials", "sweep.search.seed"), _NOT_NEGATIVE),
     "sweep.halving.rungs": _COUNT,
     "sweep.halving.factor": ("2 or more", lambda value: value >= 2),
     **dict.fromkeys(("lora.dropout", "optim.beta1", "optim.beta2", "optim.warmup_fraction"), _SHARE),
@@ -79,6 +80,8 @@ def validate(config: Config) -> None:
         resolve_targets(targets)
     if list(config.sweep.halving.rungs) != sorted(set(config.sweep.halving.rungs)):
         raise ValueError(f"config.sweep.halving.rungs must be steps that increase, got {config.sweep.halving.rungs}.")
+    if config.sweep.search.space and not config.sweep.search.trials:
+        raise ValueError("config.sweep.search.space is read by a search only: set config.sweep.search.trials to the number of trials.")
     _check_method(config)
     _check_variant(config)
     _check_sizes(config)

@@ -9,6 +9,7 @@ import pytest
 
 from lora_jax.config import load_config
 from lora_jax.sweep.grid import expand
+from lora_jax.sweep.search import read_space
 
 PRESETS = Path(__file__).parents[1] / "configs" / "sweeps"
 COUNTS = {
@@ -29,7 +30,7 @@ def docstring(file):
 
 
 def test_every_preset_is_tested_here():
-    assert {path.name for path in PRESETS.glob("*.py")} == {spec.partition(":")[0] for spec in COUNTS}
+    assert {path.name for path in PRESETS.glob("*.py")} == {spec.partition(":")[0] for spec in COUNTS} | {"search.py"}
 
 
 @pytest.mark.parametrize("spec", COUNTS)
@@ -72,6 +73,18 @@ def test_each_method_has_its_own_rates():
         method: {run.optim.learning_rate for run in runs_of("learning_rate.py") if run.method == method} for method in ("lora", "full")
     }
     assert rates == {"lora": {1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2}, "full": {1e-5, 3e-5, 1e-4, 3e-4, 1e-3}}
+
+
+def test_the_search_has_a_space_that_can_be_read():
+    config = load_config(str(PRESETS / "search.py"))
+    assert [dimension.key for dimension in read_space(config)] == [
+        "optim.learning_rate",
+        "lora.rank",
+        "lora.alpha",
+        "lora.dropout",
+        "lora.targets",
+    ]
+    assert f"{config.sweep.search.trials} trials" in docstring(PRESETS / "search.py")
 
 
 def test_an_argument_that_there_is_not_is_an_error():

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lora_jax.evaluate.statistics import paired_means
+
 Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
 
 
@@ -44,13 +46,15 @@ def paired_bootstrap(first: Any, second: Any, *, weights: Any = None, level: flo
     difference = first.mean(0) - second.mean(0)
     if not np.isfinite(difference).all():
         raise ValueError("A loss is not finite: an arm that diverged has no interval. Record it as diverged.")
-    weights = np.ones_like(difference) if weights is None else np.asarray(weights, np.float64)
-    dice = np.random.default_rng(seed)
-    drawn = dice.integers(len(difference), size=(samples, len(difference)))
-    means = (difference * weights)[drawn].sum(-1) / weights[drawn].sum(-1)
-    tail = 100 * (1 - level) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return Interval(float((difference * weights).sum() / weights.sum()), float(low), float(high))
+    found = paired_means(
+        first.mean(0),
+        second.mean(0),
+        None if weights is None else np.asarray(weights, np.float64),
+        resamples=samples,
+        level=level,
+        seed=seed,
+    )
+    return Interval(found.value, found.low, found.high)
 
 
 def judge_effect(signs: Sequence[float], interval: Interval, *, tolerance: float) -> Verdict:

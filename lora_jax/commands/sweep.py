@@ -7,6 +7,10 @@ The grid is rank x format x targets x seeds, plus baselines x seeds, times sweep
 --config.sweep.stack=8, up to 8 adapters are trained side by side in one program. Every run has an id made from its content: finished runs
 are never run again, a failed run is recorded and the rest goes on, and the same command continues after a stop. Several launchers may
 share one folder: a run is trained by one of them. With --workers N this command starts N itself, as processes here, on Ray or on SLURM.
+
+With --config.sweep.search.trials=N and lines of sweep.search.space, Optuna asks for the settings of N trials in place of a grid:
+
+  lora-jax sweep --config configs/sweeps/search.py
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from lora_jax.commands.settings import add_config, read_config, show_settings
 from lora_jax.commands.tables import print_table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lora_jax.config import Config
     from lora_jax.sweep.runner import Outcome
 
@@ -45,13 +51,18 @@ def run(arguments: argparse.Namespace) -> int:
         from lora_jax.sweep.plan import plan, plan_table
 
         print_table(plan_table(plan(config)))
+        if config.sweep.search.trials:
+            from lora_jax.sweep.search import read_space
+
+            print(f"A search of {config.sweep.search.trials} trials like this, over:", *map(str, read_space(config)), sep="\n  ")
         return 0
     from lora_jax.sweep.runner import run_sweep
 
     if arguments.workers is not None or arguments.executor is not None:
-        outcome = _on_workers(config, arguments)
+        train = partial(_on_workers, arguments=arguments)
     else:
-        outcome = run_sweep(config, quiet=arguments.quiet)
+        train = partial(run_sweep, quiet=arguments.quiet)
+    outcome = _search(config, train, arguments) if config.sweep.search.trials else train(config)
     stopped = f", {len(outcome.stopped)} stopped at a rung" if outcome.stopped else ""
     print(
         f"{len(outcome.done)} runs trained, {len(outcome.kept)} kept from before, {len(outcome.failed)} failed, "
@@ -65,6 +76,22 @@ def run(arguments: argparse.Namespace) -> int:
         print_table(table)
         print(f"report: {page}")
     return 1 if outcome.failed else 0
+
+
+def _search(config: Config, train: Callable[[Config], Outcome], arguments: argparse.Namespace) -> Outcome:
+    """Searches, prints the best trials, and says what became of all runs together."""
+    from rich.table import Table
+
+    from lora_jax.sweep.search import search
+
+    batch = max(config.sweep.stack, arguments.workers or 1)
+    outcome, trials = search(config, train, batch=batch, say=partial(print, file=sys.stderr, flush=True))
+    table = Table("trial", "validation loss", *trials[0].settings, "runs", title=f"best of {len(trials)} trials")
+    for trial in trials[:10]:
+        values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in trial.settings.values()]
+        table.add_row(str(trial.number), "failed" if trial.loss is None else f"{trial.loss:.4f}", *values, ", ".join(trial.runs))
+    print_table(table)
+    return outcome
 
 
 def _on_workers(config: Config, arguments: argparse.Namespace) -> Outcome:

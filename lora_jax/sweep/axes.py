@@ -70,7 +70,7 @@ def read_axis(text: str) -> Axis:
             f"' if KEY == value'; got {text!r}."
         )
     for key in keys:
-        _check_key(key, text)
+        check_key(key, text)
     points = []
     for item in items:
         values = split_items(item) if len(keys) > 1 else [item]
@@ -130,15 +130,16 @@ def _condition(text: str, line: str) -> Condition:
         raise ValueError(f"config.sweep.axes: a condition reads 'KEY == value' or 'KEY in (value, value)'; got {text!r} in {line!r}.")
     key, operator = found["key"], found["operator"]
     if key != "method":
-        _check_key(key, line)
+        check_key(key, line)
     values = split_items(found["values"].strip()) if "in" in operator else [found["values"].strip()]
     return Condition(key, tuple(read_value(key, value) for value in values), operator in ("!=", "not in"))
 
 
-def _check_key(key: str, line: str) -> None:
+def check_key(key: str, line: str, *, where: str = "config.sweep.axes") -> None:
+    """Raises ValueError or UnknownKeyError unless a sweep may change the setting; `line` and `where` say where the key stands."""
     group = key.partition(".")[0]
     if group in _REFUSED:
-        raise ValueError(f"config.sweep.axes: {key} is no axis of a grid (in {line!r}). Use {_REFUSED[group]}.")
+        raise ValueError(f"{where}: {key} is no axis of a sweep (in {line!r}). Use {_REFUSED[group]}.")
     known = [name for name in flatten(Config()) if name.partition(".")[0] not in _REFUSED]
     if key not in known:
-        raise UnknownKeyError(f"config.sweep.axes: there is no setting {key} (in {line!r}). Nearest: {', '.join(nearest(key, known, 3))}.")
+        raise UnknownKeyError(f"{where}: there is no setting {key} (in {line!r}). Nearest: {', '.join(nearest(key, known, 3))}.")

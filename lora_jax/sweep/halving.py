@@ -50,6 +50,10 @@ class Halving:
             self._write()
         return self.stopped.get(run_id) != step
 
+    def last(self, run_id: str) -> float | None:
+        """The validation loss of the run at the last rung where it was, None if it was at none."""
+        return next((self._scores[step][run_id] for step in sorted(self._scores, reverse=True) if run_id in self._scores[step]), None)
+
     def _write(self) -> None:
         scores = {
             str(step): {name: loss if math.isfinite(loss) else None for name, loss in rung.items()} for step, rung in self._scores.items()

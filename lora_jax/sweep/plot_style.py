@@ -110,6 +110,16 @@ def baseline_lines(axis: Axes, cells: Iterable[Cell], height: Callable[[Cell], f
                 axis.plot([], [], color=colour, ls=dashes, lw=1.4, label=f"{label}: {value:.1f} ({'below' if value < low else 'above'})")
 
 
+# Where a name may stand, as steps from its point: rings of 24 places, wider than they are high.
+_AROUND = np.array(
+    [
+        (1.5 * distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle)))
+        for distance in range(9, 150, 6)
+        for angle in range(0, 360, 15)
+    ]
+)
+
+
 def name_points(
     axis: Axes, named: Sequence[tuple[str, float, float]], points: Sequence[tuple[float, float]], line: Sequence[tuple[float, float]]
 ) -> None:
@@ -126,17 +136,13 @@ def name_points(
         x, y = axis.transData.transform(where)
         text = axis.text(0, 0, name, fontsize=8.5, va="center", zorder=5)
         box = text.get_window_extent(renderer)
-        best, best_cost = None, math.inf
-        for distance in range(9, 150, 6):
-            for angle in range(0, 360, 15):
-                dx, dy = distance * math.cos(math.radians(angle)) * 1.5, distance * math.sin(math.radians(angle))
-                left = x + dx if dx >= 0 else x + dx - box.width
-                place = (left - 3, y + dy - box.height / 2 - 2, left + box.width + 3, y + dy + box.height / 2 + 2)
-                outside = place[0] < frame.x0 or place[2] > frame.x1 or place[1] < frame.y0 or place[3] > frame.y1
-                hits = (place[0] < taken_at[:, 2]) & (taken_at[:, 0] < place[2]) & (place[1] < taken_at[:, 3]) & (taken_at[:, 1] < place[3])
-                cost = 1e4 * outside + 1e3 * int(hits.sum()) + math.hypot(dx, dy)
-                if cost < best_cost:
-                    best, best_cost = place, cost
+        left = np.where(_AROUND[:, 0] >= 0, x + _AROUND[:, 0], x + _AROUND[:, 0] - box.width)
+        bottom = y + _AROUND[:, 1] - box.height / 2
+        places = np.stack([left - 3, bottom - 2, left + box.width + 3, bottom + box.height + 2], axis=1)
+        outside = (places[:, :2] < (frame.x0, frame.y0)).any(1) | (places[:, 2:] > (frame.x1, frame.y1)).any(1)
+        meets = (places[:, None, :2] < taken_at[None, :, 2:]).all(2) & (taken_at[None, :, :2] < places[:, None, 2:]).all(2)
+        cost = 1e4 * outside + 1e3 * meets.sum(1) + np.hypot(*_AROUND.T)
+        best = places[cost.argmin()]
         left, bottom, right, top = best
         taken_at = np.vstack([taken_at, best])
         middle = (bottom + top) / 2

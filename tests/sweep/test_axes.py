@@ -62,7 +62,7 @@ def test_axes_can_be_given_on_the_command_line(tmp_path):
         ("lora.rank = one", TypeError, "needs a whole number, got 'one'"),
         ("lora.rank, lora.alpha = (1, 2), 3", ValueError, "'3' has 1 values"),
         ("lora.alpha = 1, 2 if rank", ValueError, "a condition reads"),
-        ("sweep.rank = 1, 2", ValueError, "no axis of a grid"),
+        ("sweep.rank = 1, 2", ValueError, "no axis of a sweep"),
         ("method = lora, full", ValueError, "Use sweep.baselines"),
         ("train.log_every = 1, 2", ValueError, "changes no run: runs of method lora do not read train.log_every"),
         ("quant.block_size = 32, 64", ValueError, "runs of method lora do not read quant.block_size"),
