@@ -175,11 +175,11 @@ def _study(config: Config, root: Path) -> Any:
 
 
 def _sweep_of(config: Config, points: Sequence[Mapping[str, Any]]) -> Config:
-    """The sweep whose runs are these points, as one zipped axis."""
+    """The sweep whose runs are these points, as one zipped axis; the comma at the end keeps a single point in its brackets."""
     keys = list(points[0])
     spelled = [[_spelled(point[key]) for key in keys] for point in points]
     values = [f"({', '.join(point)})" if len(keys) > 1 else point[0] for point in spelled]
-    return replace(config, sweep=replace(config.sweep, axes=(f"{', '.join(keys)} = {', '.join(values)}",)))
+    return replace(config, sweep=replace(config.sweep, axes=(f"{', '.join(keys)} = {', '.join(values)},",)))
 
 
 def _spelled(value: Any) -> str:

@@ -11,12 +11,13 @@ from lora_jax.sweep.search import read_dimension, read_space, search
 from lora_jax.sweep.store import RunStore
 
 CONFIG = Path(__file__).parents[2] / "configs" / "default.py"
+RATE = {"sweep.search.space": "('optim.learning_rate = log 1e-3 .. 1e-1',)"}
 SPACE = "'optim.learning_rate = log 1e-3 .. 1e-1', 'lora.rank = log 1 .. 8', 'lora.targets = query+value, all-linear'"
 
 
 def config_of(tiny, out, **more):
     grid = {"sweep.rank": "()", "sweep.format": "()", "sweep.targets": "()", "sweep.baselines": "()", "sweep.learning_rate.lora": "None"}
-    grid |= {"sweep.search.trials": "5", "sweep.search.space": f"({SPACE})", "train.total_steps": "4", "out": str(out)} | more
+    grid |= {"sweep.search.trials": "3", "sweep.search.space": f"({SPACE})", "train.total_steps": "4", "out": str(out)} | more
     values = {**tiny, **{f"config.{key}": value for key, value in grid.items()}}
     return load_config(str(CONFIG), [f"{key}={value}" for key, value in values.items()])
 
@@ -31,7 +32,7 @@ def quiet_search(config, train=train, batch=2):
 
 def test_a_search_trains_its_trials_and_orders_them_by_validation_loss(tiny, tmp_path):
     outcome, trials = quiet_search(config_of(tiny, tmp_path, **{"sweep.stack": "2", "sweep.seeds": "0,1"}))
-    assert [len(trial.runs) for trial in trials] == [2] * 5 and len(outcome.done) == 10 and outcome.failed == ()
+    assert [len(trial.runs) for trial in trials] == [2] * 3 and len(outcome.done) == 6 and outcome.failed == ()
     results = {run.run_id: run for run in RunStore(tmp_path).runs()}
     for trial in trials:
         losses = [results[run].result["validation_loss"] for run in trial.runs]
@@ -39,7 +40,7 @@ def test_a_search_trains_its_trials_and_orders_them_by_validation_loss(tiny, tmp
         assert results[trial.runs[0]].config["optim"]["learning_rate"] == trial.settings["optim.learning_rate"]
         assert results[trial.runs[1]].config["lora"]["rank"] == trial.settings["lora.rank"] and 1 <= trial.settings["lora.rank"] <= 8
     assert [trial.loss for trial in trials] == sorted(trial.loss for trial in trials)
-    assert len({trial.settings["optim.learning_rate"] for trial in trials}) == 5
+    assert len({trial.settings["optim.learning_rate"] for trial in trials}) == 3
 
 
 def test_a_search_that_was_stopped_trains_first_what_it_had_asked(tiny, tmp_path):
@@ -51,29 +52,27 @@ def test_a_search_that_was_stopped_trains_first_what_it_had_asked(tiny, tmp_path
             raise KeyboardInterrupt
         return train(config)
 
-    config = config_of(tiny, tmp_path)
+    config = config_of(tiny, tmp_path, **RATE)
     with pytest.raises(KeyboardInterrupt):
-        quiet_search(config, stops)
-    outcome, trials = quiet_search(config, lambda config: asked.append(config.sweep.axes) or train(config))
+        quiet_search(config, stops, batch=1)
+    outcome, trials = quiet_search(config, lambda config: asked.append(config.sweep.axes) or train(config), batch=1)
     assert asked[2] == asked[1] and len(asked) == 4
-    assert sorted(trial.number for trial in trials) == [0, 1, 2, 3, 4] and all(trial.loss is not None for trial in trials)
-    assert len(outcome.done) == 3
-    more = config_of(tiny, tmp_path, **{"sweep.search.trials": "6"})
-    assert len(quiet_search(more)[1]) == 6
+    assert sorted(trial.number for trial in trials) == [0, 1, 2] and all(trial.loss is not None for trial in trials)
+    assert len(outcome.done) == 2 and quiet_search(config)[1] == trials
     with pytest.raises(ValueError, match="another space"):
         quiet_search(config_of(tiny, tmp_path, **{"sweep.search.space": "('lora.rank = 1, 2',)"}))
 
 
 def test_a_trial_whose_run_failed_is_recorded_and_the_search_goes_on(tiny, tmp_path):
     nothing = Outcome((), (), (), ())
-    _, trials = quiet_search(config_of(tiny, tmp_path, **{"sweep.search.trials": "2"}), lambda config: nothing, batch=1)
+    _, trials = quiet_search(config_of(tiny, tmp_path, **RATE, **{"sweep.search.trials": "2"}), lambda config: nothing, batch=1)
     assert [trial.loss for trial in trials] == [None, None]
 
 
 def test_a_trial_that_was_halved_away_tells_the_loss_that_it_had(tiny, tmp_path):
-    more = {"sweep.halving.rungs": "2", "sweep.halving.factor": "2", "sweep.search.trials": "4"}
-    outcome, trials = quiet_search(config_of(tiny, tmp_path, **more), batch=4)
-    assert outcome.stopped and len(outcome.done) + len(outcome.stopped) == 4
+    more = {"sweep.halving.rungs": "2", "sweep.halving.factor": "2", "sweep.search.trials": "3"} | RATE
+    outcome, trials = quiet_search(config_of(tiny, tmp_path, **more), batch=3)
+    assert outcome.stopped and len(outcome.done) + len(outcome.stopped) == 3
     assert all(trial.loss is not None for trial in trials)
 
 
