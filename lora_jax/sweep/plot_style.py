@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from PIL import Image
 
 from lora_jax.sweep.cells import Cell
 from lora_jax.sweep.store import StoreError
@@ -160,7 +163,11 @@ def save_png(figure: Figure, path: Path) -> None:
         StoreError: the file cannot be written.
     """
     try:
-        figure.savefig(path, pil_kwargs={"compress_level": 3})
+        # Not figure.savefig, which draws everything twice: once to settle a layout that is settled here already.
+        figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(path, compress_level=3)
     except OSError as error:
         raise StoreError(f"A report must write {path}, but the system says: {error.strerror or error}.") from error
 
@@ -168,7 +175,12 @@ def save_png(figure: Figure, path: Path) -> None:
 def svg_text(figure: Figure, label: str) -> str:
     """The picture as an <svg> element to stand in a page: its ink, grid and paper are the page's CSS variables, so it follows its theme."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    grounds = [ground for ground in (figure.patch, *(axis.patch for axis in figure.axes)) if ground.get_visible()]
+    for ground in grounds:
+        ground.set_visible(False)
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    for ground in grounds:
+        ground.set_visible(True)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = text.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
