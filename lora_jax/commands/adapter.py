@@ -55,6 +55,7 @@ def names_of_model(model: str, adapter: Path | str, *, scan: bool = True) -> tup
     from lora_jax.io.decoder_configs import is_decoder
     from lora_jax.io.hub import resolve
     from lora_jax.io.safetensors import read, read_folder
+    from lora_jax.io.t5 import is_t5, load_t5, t5_names
     from lora_jax.io.weights import encoder_names, load_encoder
 
     folder = Path(model) if Path(model).is_file() else resolve(model)
@@ -63,6 +64,9 @@ def names_of_model(model: str, adapter: Path | str, *, scan: bool = True) -> tup
 
         decoder, params = load_decoder(folder, scan=scan)
         return decoder_names(decoder, scan=scan), params
+    if is_t5(folder):
+        seq2seq, params = load_t5(folder, scan=scan)
+        return t5_names(seq2seq, scan=scan), params
     own = read_folder(folder).get("classifier.weight")
     classes = classes_in(read(next(Path(adapter).glob("*.safetensors")))) or (None if own is None else own.shape[0])
     config, params = load_encoder(folder, num_classes=classes, key=jax.random.key(0), scan=scan)
@@ -77,7 +81,7 @@ def is_stacked(folder: Path | str) -> bool:
     from lora_jax.io.adapter import FILE
     from lora_jax.io.tensor_files import SafetensorsFile
 
-    return not any(re.match(r"layers_\d+/", name) for name in SafetensorsFile(Path(folder) / FILE))
+    return not any(re.match(r"((en|de)coder/)?layers_\d+/", name) for name in SafetensorsFile(Path(folder) / FILE))
 
 
 def classes_in(tensors: Mapping[str, Any]) -> int | None:
