@@ -67,7 +67,8 @@ def names_of_model(model: str, adapter: Path | str, *, scan: bool = True) -> tup
     if is_t5(folder):
         seq2seq, params = load_t5(folder, scan=scan)
         return t5_names(seq2seq, scan=scan), params
-    own = read_folder(folder).get("classifier.weight")
+    stored = read_folder(folder)
+    own = next((stored[name] for name in ("classifier.weight", "classifier.out_proj.weight") if name in stored), None)
     classes = classes_in(read(next(Path(adapter).glob("*.safetensors")))) or (None if own is None else own.shape[0])
     config, params = load_encoder(folder, num_classes=classes, key=jax.random.key(0), scan=scan)
     return encoder_names(config, scan=scan), params
@@ -86,7 +87,8 @@ def is_stacked(folder: Path | str) -> bool:
 
 def classes_in(tensors: Mapping[str, Any]) -> int | None:
     """Number of classes of the head in an adapter's file; None if it has none."""
-    for name, axis in (("classifier/kernel#whole", -1), ("base_model.model.classifier.weight", 0)):
+    theirs = "base_model.model.classifier"
+    for name, axis in (("classifier/kernel#whole", -1), (f"{theirs}.weight", 0), (f"{theirs}.out_proj.weight", 0)):
         if name in tensors:
             return tensors[name].shape[axis]
     return None

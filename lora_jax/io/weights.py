@@ -268,6 +268,10 @@ def _read_config(folder: Path, raw: Mapping[str, Any], num_classes: int | None) 
     with _named_errors(folder / "config.json"):
         activation = raw.get("hidden_act", "gelu")
         family = raw.get("model_type", "bert")
+        if family == "t5":
+            raise ValueError(
+                "model_type 't5' is an encoder-decoder, which writes text: set config.data.task to 'completion', or use load_t5"
+            )
         if family not in _PREFIXES or activation not in _ACTIVATIONS:
             raise ValueError(
                 f"model_type {raw.get('model_type')!r} with hidden_act {activation!r} is not supported; needed "

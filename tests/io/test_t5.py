@@ -16,8 +16,10 @@ from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.quantize import QuantSpec
 from lora_jax.generate.seq2seq import PairGenerator
 from lora_jax.io import safetensors
+from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.peft import load_peft, save_peft
 from lora_jax.io.t5 import is_t5, load_t5, save_t5, t5_names
+from lora_jax.io.weights import load_encoder
 from lora_jax.models.t5 import T5, T5Config, position_bucket
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "t5"
@@ -100,6 +102,13 @@ def test_a_configuration_that_cannot_be_honoured_is_an_error(changes, message, t
     (tmp_path / "config.json").write_text(json.dumps(raw | changes))
     with pytest.raises(ValueError, match=message):
         load_t5(tmp_path)
+
+
+def test_other_doors_say_which_one_it_is():
+    with pytest.raises(ValueError, match="config.data.task to 'completion', or use load_t5"):
+        load_encoder(GOLDEN / "v1_0")
+    with pytest.raises(ValueError, match="needed here is a decoder. Load it with lora_jax.load_t5"):
+        load_decoder(GOLDEN / "v1_0")
 
 
 def adapted(form: str, scan: bool = True, seed: int = 0):
