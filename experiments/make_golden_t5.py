@@ -14,12 +14,12 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 TARGET = Path(__file__).resolve().parents[1] / "tests" / "golden" / "t5"
 SIZES = dict(
-    vocab_size=50, d_model=16, d_kv=6, d_ff=24, num_layers=2, num_decoder_layers=3, num_heads=2, relative_attention_num_buckets=8,
+    vocab_size=50, d_model=16, d_kv=6, d_ff=24, num_heads=2, relative_attention_num_buckets=8,
     relative_attention_max_distance=20, decoder_start_token_id=0,
 )  # fmt: skip
 CONFIGS = {
-    "v1_0": dict(feed_forward_proj="relu", tie_word_embeddings=True),
-    "v1_1": dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "v1_0": dict(num_layers=2, num_decoder_layers=2, feed_forward_proj="relu", tie_word_embeddings=True),
+    "v1_1": dict(num_layers=3, num_decoder_layers=2, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
 }
 
 

@@ -70,7 +70,7 @@ def deberta_config(raw: Mapping[str, Any], num_classes: int | None) -> DebertaCo
         shared_keys=raw.get("share_att_key", False),
         norm_relative="layer_norm" in raw.get("norm_rel_ebd", "none").lower(),
         absolute=raw.get("position_biased_input", True),
-        embedding_size=raw.get("embedding_size"),
+        embedding_size=None if raw.get("embedding_size") == hidden else raw.get("embedding_size"),
         conv_size=raw.get("conv_kernel_size", 0),
         conv_groups=raw.get("conv_groups", 1),
         conv_activation=raw.get("conv_act", "tanh"),

@@ -82,7 +82,7 @@ def test_every_tensor_is_used_and_copies_of_the_embedding_are_compared(tmp_path)
     with pytest.raises(ValueError, match=r"0 missing, 1 left over(.|\n)*encoder.embed_tokens.weight"):
         load_t5(tmp_path)
     del stored["encoder.block.1.layer.0.SelfAttention.q.weight"]
-    stored["decoder.block.2.layer.2.DenseReluDense.wo.weight"] = np.zeros((16, 23), np.float32)
+    stored["decoder.block.1.layer.2.DenseReluDense.wo.weight"] = np.zeros((16, 23), np.float32)
     safetensors.write(tmp_path / "model.safetensors", stored)
     with pytest.raises(ValueError, match=r"1 missing, 0 left over, 1 of another shape(.|\n)*\(16, 23\), config.json says \(16, 24\)"):
         load_t5(tmp_path)
@@ -132,8 +132,8 @@ def test_adapters_on_quantised_weights_compute_alike_factored_merged_and_remade_
     keys = {key.removeprefix("base_model.model.") for key in safetensors.read(tmp_path / "adapter_model.safetensors")}
     expected = {
         "encoder.block.0.layer.0.SelfAttention.q",
-        "decoder.block.2.layer.1.EncDecAttention.v",
-        "decoder.block.2.layer.2.DenseReluDense.wo",
+        "decoder.block.1.layer.1.EncDecAttention.v",
+        "decoder.block.1.layer.2.DenseReluDense.wo",
     }
     expected |= {f"encoder.block.1.layer.1.DenseReluDense.{name}" for name in (("wi_0", "wi_1") if form == "v1_1" else ("wi",))}
     assert {f"{name}.lora_{factor}.weight" for name in expected for factor in "AB"} <= keys

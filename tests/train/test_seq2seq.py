@@ -176,7 +176,7 @@ def test_other_methods_train_it_too(method, more, folder, data, tmp_path):
     result = train(config, tmp_path / "run", quiet=True)
     sites = task_of(config).sites
     if method == "lora":  # The names take in attention across the stacks.
-        assert result["trainable_parameters"] == (2 + 3 + 3) * 2 * 2 * (16 + 12)
+        assert result["trainable_parameters"] == (3 + 2 + 2) * 2 * 2 * (16 + 12)
     else:
         assert result["trainable_parameters"] == sum(int(np.prod((*site.stack, *site.shape))) for site in sites.values())
 
