@@ -70,6 +70,8 @@ def test_rows_hold_what_fits_on_both_sides():
 
 def test_packed_equals_unpacked_and_plain(folder, data):
     config, params = load_t5(folder)
+    # Smaller than the golden ones, whose sharp attention makes gradients hard to compare in fp32.
+    params = jax.tree.map(lambda leaf: 0.3 * leaf if leaf.ndim > 2 else leaf, params)
     model, encoded = T5(config), encoded_of(folder, data)
     batches = [PairBatches(encoded, 16, shuffle=False, length_multiple=32, packed=packed)[0] for packed in (True, False)]
     assert len(batches[0]["tokens"]) < len(batches[1]["tokens"]) == 16
@@ -99,12 +101,13 @@ def test_packed_equals_unpacked_and_plain(folder, data):
 
 
 def config_of(folder, data, **changes):
+    quant = {} if "method" in changes else {"quant": {"format": "nf4", "block_size": 8, "double": False}}
     return from_config_dict(
-        {
+        quant
+        | {
             "model": {"name": str(folder)},
             "data": {"name": str(data), "task": "completion", "text": "input", "label": "ideal", "max_length": 24},
             "method": "qlora",
-            "quant": {"format": "nf4", "block_size": 8, "double": False},
             "lora": {"rank": 4, "alpha": 8.0},
             "optim": {"learning_rate": 0.02},
             "train": {"total_steps": 60, "batch_size": 16, "eval_batch_size": 16, "log_every": 20, "checkpoint_every": 60},
@@ -171,7 +174,7 @@ def test_generate_writes_with_an_adapter_and_without(run, folder, capsys):
     ("method", "more"), [("lora", {"lora": {"rank": 2, "targets": "query+value"}}), ("full", {"model": {"scan": False}})]
 )
 def test_other_methods_train_it_too(method, more, folder, data, tmp_path):
-    more = {"model": {"name": str(folder)} | more.pop("model", {}), **more}
+    more = {**more, "model": {"name": str(folder)} | more.get("model", {})}
     config = config_of(folder, data, method=method, train={"total_steps": 2, "batch_size": 16, "accumulate": 2}, **more)
     result = train(config, tmp_path / "run", quiet=True)
     sites = task_of(config).sites
