@@ -72,6 +72,7 @@ _WHERE = {
     # Models and files.
     "Encoder": "lora_jax.models.encoder",
     "EncoderConfig": "lora_jax.models.encoder",
+    "DebertaConfig": "lora_jax.models.deberta",
     "load_encoder": "lora_jax.io.weights",
     "save_encoder": "lora_jax.io.weights",
     "save_adapter": "lora_jax.io.adapter",
@@ -85,6 +86,11 @@ _WHERE = {
     "Decoder": "lora_jax.models.decoder",
     "DecoderConfig": "lora_jax.models.decoder_config",
     "load_decoder": "lora_jax.io.decoder_weights",
+    "T5": "lora_jax.models.t5",
+    "T5Config": "lora_jax.models.t5",
+    "load_t5": "lora_jax.io.t5",
+    "save_t5": "lora_jax.io.t5",
+    "t5_names": "lora_jax.io.t5",
     "save_decoder": "lora_jax.io.decoder_weights",
     "load_text_tokenizer": "lora_jax.io.gguf_tokenizer",
     "export_merged": "lora_jax.io.export",
@@ -97,7 +103,7 @@ _WHERE = {
     "language_loss": "lora_jax.train.language_loss",
     # Data.
     "load_data": "lora_jax.data.datasets:load",
-    "load_tokenizer": "lora_jax.data.tokenizers",
+    "load_tokenizer": "lora_jax.io.encoder_tokenizer",
     "encode": "lora_jax.data.tokenizers",
     "Batches": "lora_jax.data.batches",
     "choose_buckets": "lora_jax.data.buckets",

@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"models"},
     "data": {"data"},
     "cache": set(),
-    "io": {"io", "core", "models", "data.text_tokenizers", "cache"},
+    "io": {"io", "core", "models", "data.text_tokenizers", "data.tokenizers", "cache"},
     "config_fields": set(),
     "config_limits": {"config_fields", "core.codebooks", "core.init", "data.tasks"},
     "config": SETTINGS,

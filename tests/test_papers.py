@@ -1,13 +1,17 @@
 """Every published preset is a legal config, holds the published figure, and says where paper and released scripts part."""
 
 import importlib.util
+import json
 import statistics
 from pathlib import Path
 
 import pytest
+from tiny_families import write_encoder, write_t5
 
 from lora_jax.claims import published_lora, published_qlora
 from lora_jax.config import from_config_dict, load_config
+from lora_jax.sweep.runner import run_sweep
+from lora_jax.sweep.store import RunStore
 
 FOLDER = Path(__file__).parents[1] / "configs" / "papers"
 FILES = ("lora_glue", "lora_gpt2", "lora_gpt3", "qlora")
@@ -69,6 +73,53 @@ def test_paper_and_script_differ_where_they_do_and_the_start_says_so(capsys):
     cola = load_config(f"{path}:large-cola:script")
     assert (cola.optim.learning_rate, cola.train.batch_size) == (3e-4, 32)
     assert load_config(f"{path}:base-cola:script").train.batch_size == 64
+
+
+def shrunk(spec: str, model: Path, out: Path, **more: object) -> dict:
+    """The result of a preset's run of two steps on a tiny model."""
+    values = {"model.name": model, "data.max_length": 20, "lora.rank": 2, "quant.block_size": 8, "train.total_steps": 2} | more
+    values |= {"train.batch_size": 8, "train.eval_batch_size": 32, "sweep.seeds": 0, "out": out}
+    config = load_config(str(FOLDER.parent / spec), [f"config.{key}={value}" for key, value in values.items()])
+    assert run_sweep(config, quiet=True, say=print).failed == ()
+    (record,) = RunStore(out).runs()
+    assert record.result["steps"] == 2
+    return record.result
+
+
+@pytest.mark.parametrize(
+    ("spec", "family", "metric"),
+    [
+        ("papers/lora_glue.py:base-sst2", "roberta", "accuracy"),
+        ("papers/lora_glue.py:large-stsb:script", "roberta", "pearson"),
+        ("papers/lora_glue.py:adapter-h-0.8m-cola", "roberta", "matthews"),
+        ("papers/lora_glue.py:xxl-mrpc:script", "deberta/v2_xxlarge", "accuracy"),
+        ("papers/qlora.py:table3-roberta-large-nf4", "roberta", "accuracy"),
+        ("tasks/glue.py:qnli", "roberta", "accuracy"),
+    ],
+)
+def test_presets_of_GLUE_train_RoBERTa_and_DeBERTa_from_a_folder(spec, family, metric, tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path))
+    with tfds.testing.mock_data(num_examples=40):
+        result = shrunk(spec, write_encoder(tmp_path / "model", family), tmp_path / "runs")
+    assert f"test_{metric}" in result
+    if spec.endswith("nf4"):
+        assert result["base_bits_per_weight"] < 12  # short blocks of 8, whose scales are 4 bits a weight
+
+
+@pytest.mark.parametrize("spec", ["papers/qlora.py:table3-t5-80m-nf4", "papers/qlora.py:table3-t5-3b-bf16"])
+def test_presets_of_T5_train_it_from_a_folder(spec, tmp_path):
+    data = tmp_path / "a.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": f"turn {n}", "completion": f"{n} nrut"}) for n in range(60)))
+    result = shrunk(spec, write_t5(tmp_path / "model"), tmp_path / "runs", **{"data.name": data})
+    assert result["test_loss"] > 0 and (result["base_bits_per_weight"] < 20) == spec.endswith("nf4")
+
+
+def test_presets_name_only_what_is_still_needed():
+    needs = {name: preset.needs for name, sides in presets("lora_glue").items() for preset in sides.values()}
+    assert {needs["base-sst2"], needs["xxl-cola"], needs["large-stsb"]} == {"", "a start from the best MNLI adapter"}
+    assert "T5" not in presets("qlora")["table3-t5-3b-nf4"]["paper"].needs
 
 
 def test_an_unknown_preset_or_side_names_near_ones():

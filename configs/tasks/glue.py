@@ -5,7 +5,8 @@ lora-jax evaluate RUN
 
 Published test labels are hidden: the validation split is the test split, and validation is texts of train in hash bucket 8 (the
 run's note says so). MNLI's validation is the matched one. Each task is scored by GLUE's own metrics. Results: not measured yet,
-TFDS has to download the data. The papers' hyperparameters for RoBERTa and DeBERTa are in configs/papers.
+TFDS has to download the data. RoBERTa and DeBERTa go as well (--config.model.name=FacebookAI/roberta-base, or a folder); the
+papers' hyperparameters for them are in configs/papers.
 """
 
 import ml_collections

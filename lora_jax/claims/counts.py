@@ -17,6 +17,7 @@ from lora_jax.claims.published_qlora import MEMORY_MB, TABLE_4
 from lora_jax.config import TARGETS
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import flatten
+from lora_jax.models.deberta import DebertaConfig
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.decoder_config import DecoderConfig
 from lora_jax.models.encoder import Encoder, EncoderConfig
@@ -60,8 +61,11 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "GPT-2 L": lambda: _gpt(36, 1280, 20, 1024),
     "RoBERTa-base": lambda: _encoder(12, 768, 12, 50_265, 514, 1),
     "RoBERTa-large": lambda: _encoder(24, 1024, 16, 50_265, 514, 1),
-    # Its attention's four matrices and MLP have these shapes; embeddings and positions are not DeBERTa's.
-    "DeBERTa-XXL": lambda: _encoder(48, 1536, 24, 128_100, 512, 1),
+    "DeBERTa-XXL": lambda: Encoder(
+        DebertaConfig(
+            vocab_size=128_100, hidden_size=1536, num_layers=48, num_heads=24, intermediate_size=6144, max_positions=512, conv_size=3
+        )
+    ),
     "LLaMA 7B": lambda: _llama(32, 4096, 32, 11_008),
     "LLaMA 13B": lambda: _llama(40, 5120, 40, 13_824),
     "LLaMA 33B": lambda: _llama(60, 6656, 52, 17_920),

@@ -55,6 +55,7 @@ def names_of_model(model: str, adapter: Path | str, *, scan: bool = True) -> tup
     from lora_jax.io.decoder_configs import is_decoder
     from lora_jax.io.hub import resolve
     from lora_jax.io.safetensors import read, read_folder
+    from lora_jax.io.t5 import is_t5, load_t5, t5_names
     from lora_jax.io.weights import encoder_names, load_encoder
 
     folder = Path(model) if Path(model).is_file() else resolve(model)
@@ -63,7 +64,11 @@ def names_of_model(model: str, adapter: Path | str, *, scan: bool = True) -> tup
 
         decoder, params = load_decoder(folder, scan=scan)
         return decoder_names(decoder, scan=scan), params
-    own = read_folder(folder).get("classifier.weight")
+    if is_t5(folder):
+        seq2seq, params = load_t5(folder, scan=scan)
+        return t5_names(seq2seq, scan=scan), params
+    stored = read_folder(folder)
+    own = next((stored[name] for name in ("classifier.weight", "classifier.out_proj.weight") if name in stored), None)
     classes = classes_in(read(next(Path(adapter).glob("*.safetensors")))) or (None if own is None else own.shape[0])
     config, params = load_encoder(folder, num_classes=classes, key=jax.random.key(0), scan=scan)
     return encoder_names(config, scan=scan), params
@@ -77,12 +82,13 @@ def is_stacked(folder: Path | str) -> bool:
     from lora_jax.io.adapter import FILE
     from lora_jax.io.tensor_files import SafetensorsFile
 
-    return not any(re.match(r"layers_\d+/", name) for name in SafetensorsFile(Path(folder) / FILE))
+    return not any(re.match(r"((en|de)coder/)?layers_\d+/", name) for name in SafetensorsFile(Path(folder) / FILE))
 
 
 def classes_in(tensors: Mapping[str, Any]) -> int | None:
     """Number of classes of the head in an adapter's file; None if it has none."""
-    for name, axis in (("classifier/kernel#whole", -1), ("base_model.model.classifier.weight", 0)):
+    theirs = "base_model.model.classifier"
+    for name, axis in (("classifier/kernel#whole", -1), (f"{theirs}.weight", 0), (f"{theirs}.out_proj.weight", 0)):
         if name in tensors:
             return tensors[name].shape[axis]
     return None

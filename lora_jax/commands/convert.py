@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     lora, _ = load_adapter(arguments.adapter, base=own)
     head = classes_in(read(next(Path(arguments.adapter).glob("*.safetensors"))))
-    decoder = "embed/embedding" in names
-    task = arguments.task_type or ("CAUSAL_LM" if decoder else None if head is None else "SEQ_CLS")
+    language = "SEQ_2_SEQ_LM" if "encoder/relative/embedding" in names else "CAUSAL_LM" if "embed/embedding" in names else None
+    task = arguments.task_type or language or (None if head is None else "SEQ_CLS")
     made = save_peft(out, lora, names, base_model=arguments.model, task_type=task, base=own, dropout=arguments.dropout)
     print(f"{out}: {len(made.tensors)} tensors, target_modules {', '.join(made.config['target_modules'])}, for base {own}")
     for note in made.notes:

@@ -49,18 +49,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _load(config: Any) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...], Any, list[str]]:
     """Records, encoded splits, class names, how to decode a language model's tokens (or None), and notes."""
-    from lora_jax.data import encode, load, load_tokenizer
+    from lora_jax.data import encode, load
     from lora_jax.data.completions import encode_completions
     from lora_jax.data.heads import encode_task
+    from lora_jax.data.pairs import encode_pairs
+    from lora_jax.io.encoder_tokenizer import load_tokenizer
     from lora_jax.io.gguf_tokenizer import load_text_tokenizer
     from lora_jax.io.hub import resolve
+    from lora_jax.io.t5 import is_t5
     from lora_jax.train.language_task import completions_of, examples_of
 
     data, folder = config.data, resolve(config.model.name, revision=config.model.revision)
     if data.task == "completion":
         records: dict[str, Any] = completions_of(data)
         tokenizer = load_text_tokenizer(folder)
-        encoded: dict[str, Any] = {split: encode_completions(part, tokenizer, data.max_length) for split, part in records.items()}
+        encode_text = encode_pairs if is_t5(folder) else encode_completions
+        encoded: dict[str, Any] = {split: encode_text(part, tokenizer, data.max_length) for split, part in records.items()}
         return records, encoded, (), lambda ids: tokenizer.decode(ids, special=True), [records["train"].note]
     words = load_tokenizer(folder)
     if data.recipe is not None:

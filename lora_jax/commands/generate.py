@@ -4,7 +4,7 @@
   lora-jax generate MODEL --adapter sql=runs/sql/RUN/adapter --prompt "sql: List all singers" --prompt "Hello"
   lora-jax generate MODEL --chat --prompt "What is LoRA?" --temperature 0.7 --top-p 0.9 --seed 1
 
-MODEL is a name that lora_jax.resolve knows, a Hugging Face folder or id, or a .gguf file. With adapters, a prompt that begins
+MODEL is a name that lora_jax.resolve knows, a Hugging Face folder or id, or a .gguf file; a decoder, or an encoder-decoder (T5). With adapters, a prompt that begins
 with 'name: ' uses that one, and a prompt that names none uses none. The answers are printed in order; a single one as it comes.
 """
 
@@ -67,25 +67,21 @@ def _generator(arguments: argparse.Namespace) -> Any:
 
     from lora_jax.commands.adapter import is_stacked
     from lora_jax.core.fingerprint import fingerprint
-    from lora_jax.core.quantize import QuantSpec
     from lora_jax.generate.text import TextGenerator
     from lora_jax.io.adapter import load_adapter
-    from lora_jax.io.decoder_weights import load_decoder
     from lora_jax.io.gguf_tokenizer import load_text_tokenizer
     from lora_jax.io.hub import resolve
-    from lora_jax.models.decoder import Decoder
 
     path = Path(arguments.model) if Path(arguments.model).is_file() else resolve(arguments.model)
-    quant = [] if arguments.format == "none" else [(r"layers(_\d+)?/.*kernel", QuantSpec(arguments.format))]
     dtype = jnp.dtype(arguments.dtype)
     folders = _named_folders(arguments.adapter)
     layouts = set(map(is_stacked, folders.values())) or {True}
     if len(layouts) > 1:
         raise ValueError("Some of the adapters have stacked layers and others have not; train them with one setting of model.scan.")
     scan = layouts.pop()
-    config, params = load_decoder(path, dtype=dtype, quant=quant, scan=scan)
-    model, tokenizer = Decoder(config, scan=scan, dtype=dtype.type), load_text_tokenizer(path)
-    base = fingerprint(params) if arguments.adapter and not quant and arguments.dtype == "float32" else None
+    model, params = _model(path, dtype, arguments.format, scan)
+    tokenizer = load_text_tokenizer(path)
+    base = fingerprint(params) if arguments.adapter and arguments.format == "none" and arguments.dtype == "float32" else None
     if arguments.adapter and base is None:
         print("note: the base is not as it was loaded for training, so that its fingerprint cannot be compared", file=sys.stderr)
     adapters = {name: load_adapter(folder, base=base)[0] for name, folder in folders.items()}
@@ -97,6 +93,28 @@ def _generator(arguments: argparse.Namespace) -> Any:
     for name, lora in adapters.items():
         texts.add(name, lora)
     return texts
+
+
+def _model(path: Path, dtype: Any, format: str, scan: bool) -> tuple[Any, Any]:
+    """A decoder or an encoder-decoder with its weights, in a format if one is named."""
+    import jax
+
+    from lora_jax.core.paths import flatten, match, unflatten
+    from lora_jax.core.quantize import QuantSpec, quantize
+    from lora_jax.io.decoder_weights import load_decoder
+    from lora_jax.io.t5 import is_t5, load_t5
+    from lora_jax.models.decoder import Decoder
+    from lora_jax.models.t5 import T5
+
+    quant = [] if format == "none" else [(r"((en|de)coder/)?layers(_\d+)?/.*kernel", QuantSpec(format))]
+    if not is_t5(path):
+        config, params = load_decoder(path, dtype=dtype, quant=quant, scan=scan)
+        return Decoder(config, scan=scan, dtype=dtype.type), params
+    config, params = load_t5(path, scan=scan)
+    flat = {name: jax.numpy.asarray(leaf, dtype if leaf.ndim > 1 else None) for name, leaf in flatten(params).items()}
+    chosen = match(quant, [name for name in flat if name.endswith("kernel")], what="quant") if quant else {}
+    flat |= {name: quantize(flat[name], spec) for name, spec in chosen.items()}
+    return T5(config, scan=scan, dtype=dtype.type), unflatten(flat)
 
 
 def _named_folders(given: Sequence[str]) -> dict[str, str]:

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     }  # fmt: skip
     out = Path(arguments.out)
     written = save_quantized(out, unflatten(flat), metadata)
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "spm.model", "special_tokens_map.json"):
         if (folder / name).is_file() and folder.resolve() != out.resolve():
             shutil.copy2(folder / name, out / name)
     print_table(loss_table(rows))

@@ -145,9 +145,14 @@ def encode_completions(records: Completions, tokenizer: TextTokenizer, max_lengt
             last = last[: max_length - len(first)]
         tokens.append(np.asarray(first + last, np.int32))
         lengths.append(len(first))
-    numbers = {name: n for n, name in enumerate(dict.fromkeys(records.tasks))}
-    groups = np.array([numbers[name] for name in records.tasks], np.int32) if records.tasks else None
+    groups = group_numbers(records.tasks)
     return EncodedCompletions(tokens, np.asarray(lengths, np.int32), max_length, tokenizer.pad_id, truncated, groups, temperature)
+
+
+def group_numbers(tasks: tuple[str, ...]) -> Int[np.ndarray, " examples"] | None:
+    """The number of each example's task, in the order in which the tasks come; None outside a mixture."""
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(tasks))}
+    return np.array([numbers[name] for name in tasks], np.int32) if tasks else None
 
 
 def prompt_text(prompt: str) -> str:

@@ -127,10 +127,13 @@ class PackedBatches:
         batches = []
         for start in range(0, len(order), self.batch_size):
             members = order[start : start + self.batch_size]
-            rows = pack(self.encoded.lengths[members], self.length) if self.packed else [[n] for n in range(len(members))]
+            rows = self._pack(members) if self.packed else [[n] for n in range(len(members))]
             batches.append(tuple(tuple(int(members[n]) for n in row) for row in rows))
         count = -(-max(map(len, batches)) // self._row_multiple) * self._row_multiple
         return [PlannedRows(rows, count, self.length) for rows in batches]
+
+    def _pack(self, members: Int[np.ndarray, " examples"]) -> list[list[int]]:
+        return pack(self.encoded.lengths[members], self.length)
 
     def __len__(self) -> int:
         return self._steps

@@ -117,8 +117,18 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         )
     backend.no_padding()
     backend.no_truncation()
-    # BERT's names, or RoBERTa's.
-    names = ("[PAD]", "[CLS]", "[SEP]") if backend.token_to_id("<s>") is None else ("<pad>", "<s>", "</s>")
+    return Tokenizer(backend, *special_ids(backend, path).values(), backend.get_vocab_size(), tokenizer_fingerprint(backend))
+
+
+def special_ids(backend: "tokenizers.Tokenizer", path: Path) -> dict[str, int]:
+    """The ids of the tokens for padding, beginning and end, by their names: BERT's and DeBERTa's, or RoBERTa's.
+
+    Raises:
+        ValueError: one is not there; the text names the file at `path`.
+    """
+    names = ("[PAD]", "[CLS]", "[SEP]")
+    if backend.token_to_id("[CLS]") is None and backend.token_to_id("<s>") is not None:
+        names = ("<pad>", "<s>", "</s>")
     special = {token: backend.token_to_id(token) for token in names}
     missing = [token for token, token_id in special.items() if token_id is None]
     if missing:
@@ -128,7 +138,7 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
             f"{', '.join(missing)} is not in its vocabulary. {near}Give the tokenizer of the encoder that "
             "is adapted."
         )
-    return Tokenizer(backend, *special.values(), backend.get_vocab_size(), tokenizer_fingerprint(backend))
+    return special
 
 
 def tokenizer_fingerprint(tokenizer: "Tokenizer | tokenizers.Tokenizer") -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from lora_jax.evaluate.comparison import compare, intervals
 from lora_jax.evaluate.predictions import predict
 from lora_jax.models.decoder import Decoder
+from lora_jax.models.t5 import T5
 
 
 def forgetting(run: Any, data: str, *, examples: int | None = None, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> dict:
@@ -19,7 +20,7 @@ def forgetting(run: Any, data: str, *, examples: int | None = None, resamples: i
         ValueError: the run is no language model's, or a domain's texts do not fit its window.
     """
     task = run.task
-    if not isinstance(task.model, Decoder):
+    if not isinstance(task.model, Decoder | T5):
         raise ValueError(
             "Forgetting is measured by a language model's loss on other texts; this run is an encoder with a head, which has "
             "no such loss. Leave --forgetting out."

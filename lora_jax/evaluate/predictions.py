@@ -19,10 +19,13 @@ from lora_jax.adapt.apply import apply
 from lora_jax.data.buckets import FILLER
 from lora_jax.data.heads import EncodedSpans
 from lora_jax.data.packing import PackedBatches
+from lora_jax.data.pairs import EncodedPairs, PairBatches
 from lora_jax.evaluate.metrics import Metric, metric
-from lora_jax.evaluate.token_scores import score_tokens
+from lora_jax.evaluate.token_scores import score_labels
 from lora_jax.models.decoder import Decoder
+from lora_jax.models.t5 import T5
 from lora_jax.train.kinds import batches_of
+from lora_jax.train.language_loss import hidden_inputs
 from lora_jax.train.losses import choice_logits, span_logits
 
 _MAX_ANSWER = 30  # tokens of an extracted answer at most, as BERT's SQuAD script has it
@@ -80,16 +83,22 @@ def predict(
 ) -> Predictions:
     """A prediction for every example of a split, or for the first `examples`, in the order of the records.
 
-    Of a decoder it is the loss on its completion and how many tokens of it are the likeliest; texts are made by
+    Of a language model it is the loss on its completion and how many tokens of it are the likeliest; texts are made by
     `generate_predictions`.
 
     Raises:
         ValueError: there is no such split.
     """
     encoded = split_of_task(task, split)
-    decoder = isinstance(task.model, Decoder)
+    decoder = isinstance(task.model, Decoder | T5)
     if decoder:
-        batches: Any = PackedBatches(encoded, batch_size, shuffle=False, epochs=1, length=encoded.max_length, packed=False)
+        options: dict[str, Any] = dict(shuffle=False, epochs=1, packed=False)
+        pairs = isinstance(encoded, EncodedPairs)
+        batches: Any = (
+            PairBatches(encoded, batch_size, **options)
+            if pairs
+            else PackedBatches(encoded, batch_size, length=encoded.max_length, **options)
+        )
         members = [[row[0] for row in planned.rows] for planned in batches.plan(0)]
     else:
         batches = batches_of(encoded, task.buckets, batch_size, shuffle=False, epochs=1)
@@ -112,7 +121,7 @@ def predict(
 
 def metric_scores(task: Any, frozen: Mapping[str, Any], lora: Mapping[str, Any], *, batch_size: int = 64) -> dict[str, float]:
     """`{'test_matthews': ...}`: every metric of an encoder's recipe on its test split; nothing without a recipe, or of a decoder."""
-    if task.recipe is None or isinstance(task.model, Decoder):
+    if task.recipe is None or isinstance(task.model, Decoder | T5):
         return {}
     predictions = predict(task, frozen, lora, "test", batch_size=batch_size)
     everything = range(len(predictions.rows))
@@ -166,10 +175,9 @@ def load_predictions(path: Path) -> Predictions:
         raise ValueError(f"{path} is no file of predictions ({error}). Make it anew with: lora-jax evaluate RUN.") from None
 
 
-def _decoder_step(model: Decoder, lora: Any, frozen: Any, batch: Any) -> dict[str, np.ndarray]:
+def _decoder_step(model: Decoder | T5, lora: Any, frozen: Any, batch: Any) -> dict[str, np.ndarray]:
     """Sums of loss, counted tokens and right ones of every row."""
-    counted = batch["loss_weight"] > 0
-    scores = score_tokens(model, frozen, lora, batch["tokens"], batch["mask"], batch["labels"], counted)
+    scores = score_labels(model, frozen, lora, hidden_inputs(batch), batch["labels"], batch["loss_weight"] > 0)
     return {"loss": -scores.log_probability, "units": scores.tokens, "correct": scores.likeliest}
 
 

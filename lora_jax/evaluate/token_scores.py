@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.adapt.apply import apply
 from lora_jax.models.decoder import Decoder
+from lora_jax.models.t5 import T5
 
 _CHUNK = 64  # positions whose logits are alive at a time
 
@@ -34,7 +35,19 @@ def score_tokens(
     labels: Int[np.ndarray, "rows time"],
     counted: Bool[np.ndarray, "rows time"],
 ) -> TokenScores:
-    """Scores `labels` (each position's next token) where `counted`; `mask` is True on real tokens.
+    """Scores `labels` (each position's next token) where `counted`; `mask` is True on real tokens."""
+    return score_labels(model, frozen, lora, (tokens, mask.astype(np.int32)), labels, counted)
+
+
+def score_labels(
+    model: Decoder | T5,
+    frozen: Mapping[str, Any],
+    lora: Mapping[str, Any],
+    inputs: tuple[Any, ...],
+    labels: Int[np.ndarray, "rows time"],
+    counted: Bool[np.ndarray, "rows time"],
+) -> TokenScores:
+    """Scores `labels` (each position's next token) where `counted`; `inputs` are those of the model's `hidden`.
 
     Programs are compiled once for each shape of the batch and each number of chunks, rounded up to a power of two.
     """
@@ -43,18 +56,18 @@ def score_tokens(
     places = np.zeros((3, chunks * _CHUNK), np.int32)
     places[:, : len(rows)] = rows, columns, labels[rows, columns]
     step = _program(model)
-    log_probability, right = jax.device_get(step(lora, frozen, tokens, mask.astype(np.int32), places.reshape(3, chunks, _CHUNK)))
-    sums = lambda values: np.bincount(rows, values.reshape(-1)[: len(rows)].astype(float), len(tokens))  # noqa: E731
-    return TokenScores(sums(log_probability), np.bincount(rows, minlength=len(tokens)), sums(right).round().astype(int))
+    log_probability, right = jax.device_get(step(lora, frozen, inputs, places.reshape(3, chunks, _CHUNK)))
+    sums = lambda values: np.bincount(rows, values.reshape(-1)[: len(rows)].astype(float), len(labels))  # noqa: E731
+    return TokenScores(sums(log_probability), np.bincount(rows, minlength=len(labels)), sums(right).round().astype(int))
 
 
 @functools.lru_cache(maxsize=4)
-def _program(model: Decoder) -> Any:
+def _program(model: Decoder | T5) -> Any:
     return jax.jit(functools.partial(_scores, model))
 
 
-def _scores(model: Decoder, lora: Any, frozen: Any, tokens: Array, segments: Array, places: Array) -> tuple[Array, Array]:
-    hidden, _ = apply(model, frozen, lora, tokens, segments, method="hidden")
+def _scores(model: Decoder | T5, lora: Any, frozen: Any, inputs: tuple[Array, ...], places: Array) -> tuple[Array, Array]:
+    hidden, _ = apply(model, frozen, lora, *inputs, method="hidden")
 
     def chunk(place: Array) -> tuple[Array, Array]:
         row, column, label = place

@@ -17,12 +17,13 @@ from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten
 from lora_jax.generate.sampling import Sampling, choose
 from lora_jax.models.decoder import Cache, Decoder, empty_cache
+from lora_jax.models.t5 import T5, T5Cache
 
 
 class GenerationState(struct.PyTreeNode):
     """Texts in the making. `logits` are of the next token, `out` holds the tokens made so far (`count` of them, then pad)."""
 
-    cache: Cache
+    cache: Cache | T5Cache
     logits: Float[Array, "batch vocab"]
     seen: Bool[Array, "batch vocab"]
     out: Int[Array, "batch new"]
@@ -40,7 +41,7 @@ class Generator:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Decoder | T5,
         frozen: Mapping[str, Any],
         lora: Mapping[str, Any] | None = None,
         *,
@@ -141,7 +142,7 @@ class Generator:
             # The head for the last token alone: logits of a whole prompt would be its largest array.
             return apply(self.model, frozen, lora, x[:, -1], method="logits"), cache
 
-        if not _is_stacked(frozen, lora):
+        if not is_stacked(frozen, lora):
             return run(lora, tokens, mask, cache)
         axes = Cache(k=1, v=1, positions=0, filled=0, index=None)
         one = lambda lora, tokens, mask, cache: _without_row(*run(lora, tokens[None], mask[None], _with_row(cache)))  # noqa: E731
@@ -196,7 +197,7 @@ def _until_end(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
     return next((tokens[: n + 1] for n, token in enumerate(tokens) if token in eos_ids), tokens)
 
 
-def _is_stacked(frozen: Any, lora: Mapping[str, Any]) -> bool:
+def is_stacked(frozen: Any, lora: Mapping[str, Any]) -> bool:
     """Whether the adapters have an axis before the axes of their weights."""
     for path, leaf in lora.items():
         if isinstance(leaf, LowRank):

@@ -13,9 +13,10 @@ from lora_jax.core.boxes import Whole
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import nearest
 from lora_jax.data.text_tokenizers import Message, TextTokenizer
-from lora_jax.generate.engine import Generator
 from lora_jax.generate.sampling import Sampling
+from lora_jax.generate.seq2seq import generator_for
 from lora_jax.models.decoder import Decoder
+from lora_jax.models.t5 import T5
 
 Prompt = str | Sequence[Message]
 _REPLACEMENT = "\ufffd"  # what a tokenizer gives for a character of which a byte is still to come
@@ -34,7 +35,7 @@ class TextGenerator:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Decoder | T5,
         frozen: Mapping[str, Any],
         tokenizer: TextTokenizer,
         lora: Mapping[str, Any] | None = None,
@@ -64,7 +65,7 @@ class TextGenerator:
             # Place 0 is no adapter: all of its scales are 0.
             lora = jax.tree.map(lambda leaf: jnp.zeros((max_adapters + 1, *leaf.shape), leaf.dtype), self._template)
             self._free = list(range(max_adapters, 0, -1))
-        self.engine = Generator(model, frozen, lora, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id, slots=slots)
+        self.engine = generator_for(model)(model, frozen, lora, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id, slots=slots)
 
     @property
     def adapters(self) -> tuple[str, ...]:

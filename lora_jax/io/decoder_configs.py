@@ -66,6 +66,8 @@ def config_of(raw: Raw) -> DecoderConfig:
         raise ValueError(
             "model_type 'gemma3' with a text_config is the model with pictures; needed its text part (model_type 'gemma3_text'): save it alone."
         )
+    if kind == "t5":
+        raise ValueError("model_type 't5' is an encoder-decoder, and needed here is a decoder. Load it with lora_jax.load_t5.")
     if kind not in FAMILIES:
         raise ValueError(f"model_type {kind!r} is not supported. Nearest: {nearest(str(kind), FAMILIES, 2)}; known: {', '.join(FAMILIES)}.")
     return FAMILIES[kind](raw)

@@ -23,7 +23,8 @@ _PLAIN = ("default", "gpt-2", None)
 
 
 def load_text_tokenizer(path: Path | str) -> TextTokenizer:
-    """The tokenizer of a Hugging Face folder (tokenizer.json, else tokenizer.model), of a GGUF file, or of a folder that holds one.
+    """The tokenizer of a Hugging Face folder (tokenizer.json, else the SentencePiece file tokenizer.model or, of T5, spiece.model), of
+    a GGUF file, or of a folder that holds one.
 
     Raises:
         FileNotFoundError: there is none. ValueError: it is damaged, or of an unsupported kind.
@@ -32,8 +33,9 @@ def load_text_tokenizer(path: Path | str) -> TextTokenizer:
     file = gguf_file(path)
     if file is not None:
         return sentencepiece_tokenizer(file) if file.suffix == ".model" else gguf_tokenizer(GgufFile(file))
-    if not (path / "tokenizer.json").is_file() and (path / "tokenizer.model").is_file():
-        return sentencepiece_tokenizer(path / "tokenizer.model")
+    for name in ("tokenizer.model", "spiece.model"):
+        if not (path / "tokenizer.json").is_file() and (path / name).is_file():
+            return sentencepiece_tokenizer(path / name)
     return read_text_tokenizer(path)
 
 

@@ -23,6 +23,8 @@ _HUGGING_FACE_FILES = (
     "vocab*",
     "special_tokens_map.json",
     "merges.txt",
+    "spiece.model",
+    "spm.model",
 )
 
 

@@ -1,7 +1,11 @@
-"""Weights of Hugging Face encoders, into the tree of `lora_jax.models.encoder` and back. Every tensor is used exactly once."""
+"""Weights of Hugging Face encoders, into the tree of `lora_jax.models.encoder` and back. Every tensor is used exactly once.
+
+BERT and RoBERTa are read here, DeBERTa by `lora_jax.io.deberta` behind the same functions.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +16,11 @@ import numpy as np
 
 from lora_jax.core.paths import flatten, nearest, unflatten
 from lora_jax.io import safetensors
+from lora_jax.io.deberta import MODEL_TYPE as DEBERTA
+from lora_jax.io.deberta import deberta_config, deberta_json, deberta_names, load_deberta
+from lora_jax.io.named_weights import named_tensors
 from lora_jax.io.names import Name
+from lora_jax.models.deberta import DebertaConfig
 from lora_jax.models.encoder import EncoderConfig
 
 # Ours, theirs, whether theirs is (out, in). '{}' stands for the layer.
@@ -69,7 +77,12 @@ def load_encoder(
             of them are listed.
     """
     folder = Path(folder)
-    config = _read_config(folder, num_classes)
+    raw = _read_json(folder)
+    if raw.get("model_type") == DEBERTA:
+        with _named_errors(folder / "config.json"):
+            deberta_config(raw, num_classes)
+        return load_deberta(folder, raw, num_classes=num_classes, key=key, scan=scan)
+    config = _read_config(folder, raw, num_classes)
     tensors = safetensors.read_folder(folder)
     prefix = _PREFIXES[config.family]
     unread = _PRETRAINING.get(config.family)
@@ -112,6 +125,10 @@ def save_encoder(folder: Path | str, config: EncoderConfig, params: Mapping[str,
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     flat = flatten(params)
+    if isinstance(config, DebertaConfig):
+        safetensors.write(folder / "model.safetensors", named_tensors(deberta_names(config, scan=scan), flat), {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(deberta_json(config), indent=2) + "\n")
+        return
     tensors = {}
     for ours, theirs, transposed in _names(config):
         array = _layer_of(flat, ours) if scan and ours.startswith("layers_") else flat[ours]
@@ -123,9 +140,11 @@ def save_encoder(folder: Path | str, config: EncoderConfig, params: Mapping[str,
 
 
 def encoder_names(config: EncoderConfig, *, scan: bool = True) -> dict[str, Name]:
-    """How transformers names every weight of an encoder: `BertModel`'s or `RobertaModel`'s names, or with a classifier those of
-    `BertForSequenceClassification` or `RobertaForSequenceClassification`.
+    """How transformers names every weight of an encoder: `BertModel`'s, `RobertaModel`'s or `DebertaV2Model`'s names, or with a
+    classifier those of its `...ForSequenceClassification`.
     """
+    if isinstance(config, DebertaConfig):
+        return deberta_names(config, scan=scan)
     names = {}
     prefix = "" if config.num_classes is None else _PREFIXES[config.family]
     inside = [(f"layers/{ours}", theirs) for ours, theirs, _ in _BLOCK]
@@ -221,20 +240,42 @@ def _shape(path: str, config: EncoderConfig) -> tuple[int, ...]:
     return (hidden,)
 
 
-def _read_config(folder: Path, num_classes: int | None) -> EncoderConfig:
+def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} needs a config.json next to its weights, and there is none. Give a Hugging Face model folder.")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(raw, dict):
-            raise ValueError("it is not a JSON object")
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}). Fetch the model again.") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} does not describe an encoder that can be loaded: it is not a JSON object.")
+    return raw
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Inside, what is wrong with a parsed config.json becomes an error that names the file."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{path} lacks the field {error}. Give the config.json that belongs to the weights.") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} does not describe an encoder that can be loaded: {error}.") from None
+
+
+def _read_config(folder: Path, raw: Mapping[str, Any], num_classes: int | None) -> EncoderConfig:
+    with _named_errors(folder / "config.json"):
         activation = raw.get("hidden_act", "gelu")
         family = raw.get("model_type", "bert")
+        if family == "t5":
+            raise ValueError(
+                "model_type 't5' is an encoder-decoder, which writes text: set config.data.task to 'completion', or use load_t5"
+            )
         if family not in _PREFIXES or activation not in _ACTIVATIONS:
             raise ValueError(
                 f"model_type {raw.get('model_type')!r} with hidden_act {activation!r} is not supported; needed "
-                f"{' or '.join(map(repr, _PREFIXES))} with {', '.join(_ACTIVATIONS)}"
+                f"{', '.join(map(repr, _PREFIXES))} or {DEBERTA!r} with {', '.join(_ACTIVATIONS)}"
             )
         if family == "roberta" and raw.get("pad_token_id", 1) != 1:
             raise ValueError(
@@ -259,12 +300,6 @@ def _read_config(folder: Path, num_classes: int | None) -> EncoderConfig:
             num_classes=num_classes,
             family=family,
         )
-    except KeyError as error:
-        raise ValueError(f"{path} lacks the field {error}. Give the config.json that belongs to the weights.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}). Fetch the model again.") from None
-    except ValueError as error:
-        raise ValueError(f"{path} does not describe an encoder that can be loaded: {error}.") from None
 
 
 def _config_json(config: EncoderConfig) -> dict[str, Any]:

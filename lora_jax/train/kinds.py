@@ -9,15 +9,17 @@ from flax import linen as nn
 from lora_jax.data import Batches, Encoded
 from lora_jax.data.completions import EncodedCompletions
 from lora_jax.data.packing import PackedBatches
+from lora_jax.data.pairs import EncodedPairs, PairBatches
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import Encoder
+from lora_jax.models.t5 import T5
 from lora_jax.train.language_loss import language_loss
 from lora_jax.train.losses import ENCODER_LOSSES, classifier_loss
 
 
 def loss_of(model: nn.Module) -> Any:
-    """The loss function of a model: of a decoder on completions, of an encoder by its head, of any other as a classifier."""
-    if isinstance(model, Decoder):
+    """The loss function of a model: of a language model on completions, of an encoder by its head, of any other as a classifier."""
+    if isinstance(model, Decoder | T5):
         return language_loss(model)
     return ENCODER_LOSSES[model.config.head](model) if isinstance(model, Encoder) else classifier_loss(model)
 
@@ -32,8 +34,10 @@ def batches_of(
     epochs: int | None = None,
     accumulate: int = 1,
 ) -> Batches | PackedBatches:
-    """The batches of a split: padded sentences, or packed completions in rows that `accumulate` divides."""
+    """The batches of a split: padded sentences, or packed completions or pairs in rows that `accumulate` divides."""
     common = dict(seed=seed, shuffle=shuffle, epochs=epochs)
+    if isinstance(encoded, EncodedPairs):
+        return PairBatches(encoded, batch_size, **common, row_multiple=accumulate)
     if isinstance(encoded, EncodedCompletions):
         return PackedBatches(encoded, batch_size, **common, length=encoded.max_length, row_multiple=accumulate)
     return Batches(encoded, buckets, batch_size, **common)

@@ -1,8 +1,9 @@
-"""The loss of a causal language model on chosen tokens, its vocabulary part in chunks."""
+"""The loss of a language model, decoder or encoder-decoder, on chosen tokens, its vocabulary part in chunks."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,13 +13,15 @@ from lora_jax.adapt.apply import Lora, apply
 from lora_jax.core.lowrank import LowRank
 from lora_jax.kernels.vocab_loss import vocabulary_loss
 from lora_jax.models.decoder import Decoder
+from lora_jax.models.t5 import T5
 from lora_jax.train.losses import Sums
 
 
-def language_loss(model: Decoder, *, chunk: int = 128) -> Any:
-    """The loss function of a decoder: `(lora, frozen, batch, key) -> (sum of losses, Sums)`, summed over tokens.
+def language_loss(model: Decoder | T5, *, chunk: int = 128) -> Any:
+    """The loss function of a language model: `(lora, frozen, batch, key) -> (sum of losses, Sums)`, summed over tokens.
 
-    Batches have `tokens`, `segments` (0 is padding), `labels` (each token's successor) and `loss_weight`, all (batch, time).
+    Batches have `tokens`, `segments` (0 is padding), `labels` (each token's successor) and `loss_weight`, all (batch, time); those
+    of an encoder-decoder have `target` and `target_segments` as well, of which the labels are the successors.
 
     Args:
         chunk: tokens whose logits are alive at a time.
@@ -26,7 +29,7 @@ def language_loss(model: Decoder, *, chunk: int = 128) -> Any:
     head = "embed" if model.config.tied else "head"
 
     def loss(lora: Lora, frozen: Any, batch: dict[str, Array], key: jax.Array | None) -> tuple[Array, Sums]:
-        hidden, _ = apply(model, frozen, lora, batch["tokens"], batch["segments"], key=key, method="hidden")
+        hidden, _ = apply(model, frozen, lora, *hidden_inputs(batch), key=key, method="hidden")
         trained = {path: leaf for path, leaf in lora.items() if path.startswith(f"{head}/")}
         if any(isinstance(leaf, LowRank) and leaf.dropout is not None for leaf in trained.values()):
             raise ValueError("LoRA dropout on head/kernel is not supported: the head runs in chunks. Give it a rule with dropout=0.0.")
@@ -39,5 +42,10 @@ def language_loss(model: Decoder, *, chunk: int = 128) -> Any:
     return loss
 
 
-def _logits(model: Decoder, frozen: Any, trained: Any, hidden: Array) -> Array:
+def hidden_inputs(batch: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the model's `hidden` is called with: tokens and segments, and those of the target where there is one."""
+    return tuple(batch[name] for name in ("tokens", "segments", "target", "target_segments") if name in batch)
+
+
+def _logits(model: Decoder | T5, frozen: Any, trained: Any, hidden: Array) -> Array:
     return apply(model, frozen, trained, hidden, method="logits")

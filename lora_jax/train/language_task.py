@@ -1,4 +1,4 @@
-"""Tasks for decoders: a language model and prompts with completions, encoded once."""
+"""Tasks for decoders and encoder-decoders: a language model and prompts with completions, encoded once."""
 
 from __future__ import annotations
 
@@ -12,27 +12,33 @@ import jax.numpy as jnp
 
 from lora_jax.adapt.sites import find_sites
 from lora_jax.adapt.surgery import adapt
-from lora_jax.config import ADAPTERS, Config, DataConfig, MixturePart, ModelConfig, resolve_targets
+from lora_jax.config import ADAPTERS, Config, DataConfig, MixturePart, ModelConfig
 from lora_jax.core.fingerprint import fingerprint
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules
 from lora_jax.core.quantize import QuantSpec
-from lora_jax.data.completions import Completions, encode_completions, read_completions, split_completions
+from lora_jax.data.completions import Completions, EncodedCompletions, encode_completions, read_completions, split_completions
 from lora_jax.data.examples import TaskData, load_examples, to_completions
 from lora_jax.data.mixture import join_completions
+from lora_jax.data.pairs import encode_pairs
 from lora_jax.data.records import SPLITS, cut_note
 from lora_jax.data.tasks import Recipe, recipe_named
+from lora_jax.data.text_tokenizers import TextTokenizer
 from lora_jax.evaluate.metrics import metric
 from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.io.hub import WHEELS, resolve
+from lora_jax.io.t5 import is_t5, load_t5
 from lora_jax.models.decoder import Decoder
-from lora_jax.train.task import Task, check_sizes, lora_spec
+from lora_jax.models.t5 import T5
+from lora_jax.train.task import Task, check_sizes, lora_spec, targets_of
 
 
 @functools.lru_cache(maxsize=1)
 def load_language_task(model_config: ModelConfig, data: DataConfig) -> Task:
-    """The task of a decoder: `data.text` is the column of the prompt, `data.label` that of the completion.
+    """The task of a language model: `data.text` is the column of the prompt, `data.label` that of the completion.
+
+    A decoder continues the prompt. An encoder-decoder (T5) reads it as its source and writes the completion as its target.
 
     Raises:
         ValueError: the tokenizer does not fit the model, or the texts are longer than its window.
@@ -40,16 +46,21 @@ def load_language_task(model_config: ModelConfig, data: DataConfig) -> Task:
     folder = resolve(model_config.name, revision=model_config.revision)
     records = completions_of(data)
     tokenizer = load_text_tokenizer(folder)
-    settings, params = load_decoder(folder, scan=model_config.scan)
+    options = dict(scan=model_config.scan, remat=model_config.remat, dtype=jnp.dtype(model_config.compute_dtype).type)
+    if is_t5(folder):
+        settings, params = load_t5(folder, scan=model_config.scan)
+        model: Decoder | T5 = T5(settings, **options)
+        inputs = (jax.ShapeDtypeStruct((1, 8), jnp.int32),) * 4
+    else:
+        settings, params = load_decoder(folder, scan=model_config.scan)
+        model = Decoder(settings, **options)
+        inputs = (jax.ShapeDtypeStruct((1, 8), jnp.int32),)
     check_sizes(folder, tokenizer.vocab_size, settings, model_config, data)
-    model = Decoder(settings, scan=model_config.scan, remat=model_config.remat, dtype=jnp.dtype(model_config.compute_dtype).type)
-    splits = {
-        name: encode_completions(split, tokenizer, data.max_length, temperature=data.mixture_temperature) for name, split in records.items()
-    }
+    splits = {name: encode_for(model, split, tokenizer, data) for name, split in records.items()}
     return Task(
         model=model,
         params=params,
-        sites=find_sites(model, jax.ShapeDtypeStruct((1, 8), jnp.int32)),
+        sites=find_sites(model, *inputs),
         splits=splits,
         buckets=(),
         label_names=(),
@@ -59,6 +70,14 @@ def load_language_task(model_config: ModelConfig, data: DataConfig) -> Task:
         recipe=None if data.recipe is None else recipe_of(data),
         tokenizer=tokenizer,
     )
+
+
+def encode_for(model: Decoder | T5, records: Completions, tokenizer: TextTokenizer, data: DataConfig) -> EncodedCompletions:
+    """Prompts and completions as the model reads them: one text, or for an encoder-decoder source and target (`EncodedPairs`)."""
+    if isinstance(model, T5):
+        options: dict[str, Any] = dict(start_id=model.config.start_id, temperature=data.mixture_temperature)
+        return encode_pairs(records, tokenizer, data.max_length, **options)
+    return encode_completions(records, tokenizer, data.max_length, temperature=data.mixture_temperature)
 
 
 def completions_of(data: DataConfig) -> dict[str, Completions]:
@@ -121,7 +140,7 @@ def data_file(name: str) -> Path:
 def select_language(
     config: Config, task: Task, key: jax.Array, *, lora: Rules[LoraSpec] | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The frozen and the trained weights of a decoder's run: full, or factors at the targets of lora and qlora.
+    """The frozen and the trained weights of a language model's run: full, or factors at the targets of lora and qlora.
 
     Raises:
         ValueError: another method: they are for classifiers.
@@ -132,6 +151,6 @@ def select_language(
         raise ValueError(f"config.method {config.method!r} is for classifiers. For a language model use 'lora', 'qlora' or 'full'.")
     quant = []
     if config.method == "qlora":
-        quant = [(resolve_targets(config.quant.targets), QuantSpec(config.quant.format, config.quant.block_size, config.quant.double))]
-    rules = [(resolve_targets(config.lora.targets), lora_spec(config))] if lora is None else lora
+        quant = [(targets_of(task, config.quant.targets), QuantSpec(config.quant.format, config.quant.block_size, config.quant.double))]
+    rules = [(targets_of(task, config.lora.targets), lora_spec(config))] if lora is None else lora
     return adapt(task.model, task.params, (), lora=rules, quant=quant, key=key, sites=task.sites, bias=config.lora.bias)

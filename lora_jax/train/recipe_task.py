@@ -12,9 +12,10 @@ import numpy as np
 from lora_jax.adapt.sites import find_sites
 from lora_jax.config import DataConfig, ModelConfig
 from lora_jax.core.fingerprint import fingerprint
-from lora_jax.data import choose_buckets, load_tokenizer
+from lora_jax.data import choose_buckets
 from lora_jax.data.heads import encode_task
 from lora_jax.data.records import cut_note
+from lora_jax.io.encoder_tokenizer import load_tokenizer
 from lora_jax.io.hub import resolve
 from lora_jax.io.weights import load_encoder
 from lora_jax.models.encoder import Encoder

@@ -13,12 +13,12 @@ import jax
 from lora_jax.adapt.checks import check_effect
 from lora_jax.config import Config, from_config_dict
 from lora_jax.core.lowrank import LowRank
-from lora_jax.data.completions import Completions, EncodedCompletions, encode_completions, read_completions
+from lora_jax.data.completions import Completions, EncodedCompletions, read_completions
 from lora_jax.evaluate.evaluators import evaluate
 from lora_jax.io.adapter import load_adapter
 from lora_jax.train.compile import Program
 from lora_jax.train.kinds import batches_of, loss_of
-from lora_jax.train.language_task import data_file
+from lora_jax.train.language_task import data_file, encode_for
 from lora_jax.train.step import make_eval_step
 from lora_jax.train.task import Task, select, task_of
 
@@ -69,7 +69,7 @@ class SavedRun:
             records = read_completions(path)
         except ValueError:
             records = read_completions(path, prompt="input", completion="ideal")
-        return encode_completions(records, self.task.tokenizer, self.config.data.max_length), records
+        return encode_for(self.task.model, records, self.task.tokenizer, self.config.data), records
 
 
 def load_run(folder: Path | str) -> SavedRun:

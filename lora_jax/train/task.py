@@ -18,22 +18,31 @@ from lora_jax.adapt import baselines
 from lora_jax.adapt.calibration import input_moments, weight_gradients
 from lora_jax.adapt.sites import Site, find_sites
 from lora_jax.adapt.surgery import adapt
-from lora_jax.config import ADAPTERS, Config, DataConfig, ModelConfig, resolve_targets
+from lora_jax.config import ADAPTERS, TARGETS, Config, DataConfig, ModelConfig, resolve_targets
 from lora_jax.core.boxes import Whole
 from lora_jax.core.fingerprint import fingerprint
 from lora_jax.core.init import initializer_named
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules, flatten, match, unflatten
 from lora_jax.core.quantize import QuantSpec
-from lora_jax.data import Batches, choose_buckets, encode, load, load_tokenizer, subset
+from lora_jax.data import Batches, choose_buckets, encode, load, subset
 from lora_jax.data.tasks import Recipe
+from lora_jax.io.encoder_tokenizer import load_tokenizer
 from lora_jax.io.hub import resolve
 from lora_jax.io.weights import load_encoder
 from lora_jax.models.encoder import Encoder
+from lora_jax.models.t5 import T5
 from lora_jax.train.losses import classifier_loss
 
 HEAD = r"classifier/.*"
-_ROBERTA_HEAD = r"(classifier|pooler)/.*"  # its pretraining trained no pooler: that layer is part of the new head
+_WIDE_HEAD = r"(classifier|pooler)/.*"  # of RoBERTa and DeBERTa, whose pretraining trained no pooler: that layer is part of the new head
+# The names of TARGETS in a model of two stacks.
+_STACK_TARGETS = {
+    "query+value": r"(encoder|decoder)/layers(_\d+)?/(attn|cross)/(q|v)/kernel",
+    "attention": r"(encoder|decoder)/layers(_\d+)?/(attn|cross)/(q|k|v|o)/kernel",
+    "mlp": r"(encoder|decoder)/layers(_\d+)?/mlp/(gate|up|down)/kernel",
+    "all-linear": r"(encoder|decoder)/layers(_\d+)?/.*/kernel",
+}
 WORDS = "embeddings/word/embedding"
 _HEAD_SCALE = 0.02  # standard deviation of a new head, as in BERT
 
@@ -143,8 +152,8 @@ def select(config: Config, task: Task, key: jax.Array, *, lora: Rules[LoraSpec] 
     head_key, lora_key = jax.random.split(key)
     params = {**task.params, "classifier": _new_head(task.params["classifier"], head_key)}
     head, apart = HEAD, []
-    if getattr(task.model.config, "family", "bert") == "roberta" and "pooler" in params:
-        head, apart = _ROBERTA_HEAD, [("pooler/.*", None)]
+    if getattr(task.model.config, "pooler_in_head", False) and "pooler" in params:
+        head, apart = _WIDE_HEAD, [("pooler/.*", None)]
         params["pooler"] = _new_head(params["pooler"], jax.random.fold_in(head_key, 1))
     if config.method not in ADAPTERS:
         whole = {"full": [".*"], "bitfit": [r".*/bias", head]}.get(config.method, [head])
@@ -216,13 +225,25 @@ def widest_factors(config: Config, task: Task) -> dict[str, Any]:
     init = "kaiming" if initializer_named(config.lora.init).reads == "format" else config.lora.init
     plain = replace(config, method="lora", quant=Config().quant, lora=replace(config.lora, init=init))
     spec = lora_spec(plain)
-    adapted = match([(resolve_targets(config.lora.targets), spec)], task.sites, what="lora")
-    if getattr(task.model.config, "family", "bert") == "roberta":
+    adapted = match([(targets_of(task, config.lora.targets), spec)], task.sites, what="lora")
+    if getattr(task.model.config, "pooler_in_head", False):
         adapted = {path: value for path, value in adapted.items() if not path.startswith("pooler/")}
     limits = {path: min(task.sites[path].rows, task.sites[path].columns) for path in adapted}
     rules = [(re.escape(path), replace(spec, rank=min(spec.rank, limit))) for path, limit in limits.items()]
     # The weights are arguments: as constants of a traced function they would stay in memory for as long as its trace.
     return jax.eval_shape(lambda params: select(plain, replace(task, params=params), jax.random.key(0), lora=rules)[1], task.params)
+
+
+def targets_of(task: Task, targets: str) -> str:
+    """The regex on paths that named targets, or a regex, stand for in the task's model.
+
+    An encoder-decoder has two stacks, and attention across them beside that within each: the names take in all of it.
+    """
+    pattern = resolve_targets(targets)
+    if isinstance(task.model, T5):
+        for name, known in TARGETS.items():
+            pattern = pattern.replace(known, _STACK_TARGETS[name])
+    return pattern
 
 
 def lora_spec(config: Config) -> LoraSpec:

@@ -1,0 +1,230 @@
+"""DeBERTa-v2 and -v3: an encoder whose attention reads contents and relative positions apart (He et al. 2021, arXiv 2006.03654, 2111.09543)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from lora_jax.models.encoder_parts import ACTIVATIONS, Activation, EncoderConfig, Family, Mlp
+
+
+@dataclass(frozen=True)
+class DebertaConfig(EncoderConfig):
+    """An encoder configuration with what DeBERTa adds.
+
+    `terms` of the attention beside content to content: c2p (content asks position) and p2c (position asks content); none makes it
+    plain. Distances up to half of `buckets` have a row each, longer ones share rows spaced by their logarithm up to
+    `max_distance`; with 0 buckets every distance below `max_distance` has one. With `shared_keys` positions go through the
+    projections of contents. `absolute`: whether positions are added to the words as well. `conv_size` 0 has no convolution beside
+    the first block. `type_vocab_size` 0 has no segments. `embedding_size` None is `hidden_size`.
+    """
+
+    type_vocab_size: int = 0
+    norm_eps: float = 1e-7
+    family: Family = "deberta-v2"
+    terms: tuple[str, ...] = ("c2p", "p2c")
+    buckets: int = 256
+    max_distance: int = 512
+    shared_keys: bool = True
+    norm_relative: bool = True
+    absolute: bool = False
+    embedding_size: int | None = None
+    conv_size: int = 0
+    conv_groups: int = 1
+    conv_activation: Activation = "tanh"
+    pooler_activation: Activation = "gelu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if odd := sorted(set(self.terms) - {"c2p", "p2c"}):
+            raise ValueError(f"Unknown terms of the attention: {', '.join(odd)}; known are c2p and p2c.")
+        for name in (self.conv_activation, self.pooler_activation):
+            if name not in ACTIVATIONS:
+                raise ValueError(f"Unknown activation {name!r}: known are {', '.join(ACTIVATIONS)}.")
+        if self.conv_size and (self.conv_size % 2 == 0 or self.hidden_size % self.conv_groups):
+            raise ValueError(
+                f"A convolution needs an odd size and groups that divide {self.hidden_size}, got {self.conv_size} and {self.conv_groups}."
+            )
+
+    @property
+    def span(self) -> int:
+        """Distances of each sign that have rows of their own: the table of relative positions has twice as many rows."""
+        return self.buckets or self.max_distance
+
+
+def deberta_states(
+    config: DebertaConfig,
+    tokens: Int[Array, "batch time"],
+    mask: Bool[Array, "batch time"],
+    types: Int[Array, "batch time"] | None,
+    *,
+    scan: bool,
+    remat: bool,
+    dtype: Any,
+) -> Float[Array, "batch time hidden"]:
+    """The last block's hidden states; called by `Encoder`, whose submodules these are."""
+    x = _Embeddings(config, dtype, name="embeddings")(tokens, mask, types)
+    # Added to the scores: a large negative number rather than infinity, so that a row without tokens stays finite.
+    shared: dict[str, Any] = {"bias": jnp.where(mask[:, None, None, :], 0.0, jnp.finfo(jnp.float32).min / 2)}
+    if config.terms:
+        shared["relative"] = _Relative(config, dtype, name="relative")()
+        shared["rows"] = jnp.asarray(relative_rows(config, tokens.shape[1]))
+    if config.conv_size:
+        shared["conv"] = _Convolution(config, dtype, name="conv")(x, mask)
+        shared["mask"] = mask[..., None]
+    block = nn.remat(DebertaBlock, prevent_cse=not scan) if remat else DebertaBlock
+    if scan:
+        layers = nn.scan(
+            block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(0, nn.broadcast), length=config.num_layers
+        )
+        x, _ = layers(config, dtype, name="layers")(x, jnp.arange(config.num_layers) == 0, shared)
+        return x
+    for index in range(config.num_layers):
+        last = index == config.num_layers - 1 and config.num_classes is not None and not config.reads_every_token
+        x, _ = block(config, dtype, queries=1 if last else None, name=f"layers_{index}")(x, jnp.asarray(index == 0), shared)
+    return x
+
+
+def relative_rows(config: DebertaConfig, time: int) -> Int[np.ndarray, "time time"]:
+    """For query i and key j, the row of the table of relative positions that stands for the distance i - j."""
+    distance = np.arange(time)[:, None] - np.arange(time)[None]
+    if config.buckets:
+        half = config.buckets // 2
+        far = np.abs(distance) > half
+        ratio = np.where(far, np.abs(distance), half).astype(np.float32) / np.float32(half)
+        # In float32 and in this order, as the published code has it: it is rounded up.
+        steps = np.ceil(np.log(ratio) / np.log(np.float32((config.max_distance - 1) / half)) * np.float32(half - 1)) + half
+        distance = np.where(far, np.sign(distance) * steps, distance).astype(np.int64)
+    return np.clip(distance + config.span, 0, 2 * config.span - 1).astype(np.int32)
+
+
+class DebertaBlock(nn.Module):
+    """Disentangled self-attention and an MLP, each added to its input and normalised after.
+
+    `queries`: how many leading tokens are computed, None for all; every token is attended to.
+    """
+
+    config: DebertaConfig
+    dtype: Any
+    queries: int | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch time hidden"], first: Bool[Array, ""], shared: dict[str, Any]) -> tuple[Array, None]:
+        """The block's output, and None for nn.scan. `first`: whether it is the block beside which the convolution stands."""
+        config = self.config
+        norm = functools.partial(nn.LayerNorm, epsilon=config.norm_eps, dtype=self.dtype)
+        asking = x[:, : self.queries]
+        x = norm(name="attn_norm")(asking + _Attention(config, self.dtype, name="attn")(asking, x, shared))
+        x = norm(name="mlp_norm")(x + Mlp(config, self.dtype, name="mlp")(x))
+        if config.conv_size:
+            beside, scale, bias = shared["conv"]
+            mixed = _normalised(x + beside[:, : self.queries], scale, bias, config.norm_eps)
+            x = jnp.where(first, (mixed * shared["mask"][:, : self.queries]).astype(x.dtype), x)
+        return x, None
+
+
+class _Embeddings(nn.Module):
+    config: DebertaConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens: Array, mask: Array, types: Array | None) -> Array:
+        config = self.config
+        size = config.embedding_size or config.hidden_size
+        embed = functools.partial(nn.Embed, features=size, dtype=self.dtype)
+        x = embed(config.vocab_size, name="word")(tokens)
+        if config.absolute:
+            x += embed(config.max_positions, name="position")(jnp.arange(tokens.shape[1]))[None]
+        if config.type_vocab_size:
+            one_kind = types is None or config.type_vocab_size == 1
+            x += embed(config.type_vocab_size, name="type")(jnp.zeros_like(tokens) if one_kind else types)
+        if size != config.hidden_size:
+            x = nn.Dense(config.hidden_size, use_bias=False, dtype=self.dtype, name="project")(x)
+        # Padding is zero: the convolution reads it.
+        return nn.LayerNorm(epsilon=config.norm_eps, dtype=self.dtype, name="norm")(x) * mask[..., None].astype(self.dtype)
+
+
+class _Relative(nn.Module):
+    """The states of relative positions (2 * span, hidden), the same for all blocks."""
+
+    config: DebertaConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self) -> Array:
+        config = self.config
+        rows = jnp.arange(2 * config.span)
+        x = nn.Embed(2 * config.span, config.hidden_size, dtype=self.dtype, name="table")(rows)
+        return nn.LayerNorm(epsilon=config.norm_eps, dtype=self.dtype, name="norm")(x) if config.norm_relative else x
+
+
+class _Convolution(nn.Module):
+    """What is added to the first block's output, and scale and bias of the norm after that."""
+
+    config: DebertaConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array) -> tuple[Array, Array, Array]:
+        config = self.config
+        y = nn.Conv(
+            config.hidden_size,
+            (config.conv_size,),
+            padding=config.conv_size // 2,
+            feature_group_count=config.conv_groups,
+            dtype=self.dtype,
+            name="window",
+        )(x)
+        y = ACTIVATIONS[config.conv_activation](jnp.where(mask[..., None], y, 0))
+        # The norm is of a block's output, so it runs there; its weights are read here, once.
+        return y, *_Affine(config.hidden_size, name="norm")()
+
+
+class _Affine(nn.Module):
+    size: int
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array]:
+        return self.param("scale", nn.initializers.ones, (self.size,)), self.param("bias", nn.initializers.zeros, (self.size,))
+
+
+class _Attention(nn.Module):
+    config: DebertaConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, asking: Array, x: Array, shared: dict[str, Any]) -> Array:
+        config = self.config
+        heads, hidden = config.num_heads, config.hidden_size
+        dense = functools.partial(nn.Dense, hidden, dtype=self.dtype)
+        split = lambda y: y.reshape(*y.shape[:-1], heads, hidden // heads)  # noqa: E731
+        dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        q, k, v = (dense(name=name) for name in "qkv")
+        scale = jnp.asarray(1 / math.sqrt(hidden // heads * (1 + len(config.terms))), self.dtype)
+        queries, keys, values = split(q(asking)) * scale, split(k(x)), split(v(x))
+        scores = dot("bqhd,bkhd->bhqk", queries, keys)
+        if "c2p" in config.terms:
+            places = split((k if config.shared_keys else dense(name="pos_k"))(shared["relative"]))
+            rows = shared["rows"][None, None, : asking.shape[1]]
+            scores += jnp.take_along_axis(dot("bqhd,rhd->bhqr", queries, places), rows, axis=-1)
+        if "p2c" in config.terms:
+            places = split((q if config.shared_keys else dense(name="pos_q"))(shared["relative"])) * scale
+            rows = shared["rows"][None, None, : asking.shape[1]].swapaxes(-1, -2)
+            scores += jnp.take_along_axis(dot("bkhd,rhd->bhkr", keys, places), rows, axis=-1).swapaxes(-1, -2)
+        weights = jax.nn.softmax(scores + shared["bias"], axis=-1).astype(self.dtype)
+        y = jnp.einsum("bhqk,bkhd->bqhd", weights, values)
+        return dense(name="o")(y.reshape(*y.shape[:-2], hidden))
+
+
+def _normalised(x: Array, scale: Array, bias: Array, eps: float) -> Array:
+    x = x.astype(jnp.float32)
+    mean = x.mean(-1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + eps) * scale + bias

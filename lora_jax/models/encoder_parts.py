@@ -1,0 +1,90 @@
+"""What encoders of the BERT family share: their configuration, activations and MLP."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+Activation = Literal["gelu", "gelu_new", "relu", "tanh"]
+Head = Literal["class", "score", "token", "span", "choice"]
+Family = Literal["bert", "roberta", "deberta-v2"]
+# Computed again in the backward pass from its input: autodiff would keep two more arrays of the MLP's width.
+ACTIVATIONS: dict[str, Any] = {
+    "gelu": jax.checkpoint(functools.partial(nn.gelu, approximate=False)),
+    "gelu_new": jax.checkpoint(functools.partial(nn.gelu, approximate=True)),
+    "relu": nn.relu,
+    "tanh": jnp.tanh,
+}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes of an encoder of the BERT family. `num_classes` None gives hidden states, a number gives a classifier.
+
+    `head` says what its outputs are for: class (logits of the first token), score (one number, num_classes 1), token (logits of
+    every token), span (every token as begin and as end, num_classes 2), choice (one number a text, the texts of an example being
+    compared, num_classes 1). `family` roberta (Liu et al. 2019, arXiv 1907.11692) numbers positions from 2 and has no segments;
+    `max_positions` are those that tokens can have.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    max_positions: int
+    type_vocab_size: int = 2
+    norm_eps: float = 1e-12
+    activation: Activation = "gelu"
+    num_classes: int | None = None
+    head: Head = "class"
+    family: Family = "bert"
+    pooler_activation: Activation = "tanh"
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}.")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"Unknown activation {self.activation!r}: known are {', '.join(ACTIVATIONS)}.")
+        needed = {"score": 1, "span": 2, "choice": 1}.get(self.head)
+        if needed is not None and self.num_classes not in (None, needed):
+            raise ValueError(f"A head for {self.head!r} needs num_classes {needed}, got {self.num_classes}.")
+
+    @property
+    def first_position(self) -> int:
+        """The row of the position table that the first token reads: RoBERTa's counts on from its padding id, 1."""
+        return 2 if self.family == "roberta" else 0
+
+    @property
+    def pools_states(self) -> bool:
+        """Whether there is a pooler without a head, too."""
+        return self.family != "deberta-v2"
+
+    @property
+    def pooler_in_head(self) -> bool:
+        """Whether the layer between hidden states and classifier is the head's: pretraining had none."""
+        return self.family != "bert"
+
+    @property
+    def reads_every_token(self) -> bool:
+        """Whether the head has outputs for every token, not only for the first."""
+        return self.head in ("token", "span")
+
+
+class Mlp(nn.Module):
+    """`down(act(up(x)))`."""
+
+    config: EncoderConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch time hidden"]) -> Float[Array, "batch time hidden"]:
+        """The MLP's output."""
+        hidden = nn.Dense(self.config.intermediate_size, dtype=self.dtype, name="up")(x)
+        return nn.Dense(self.config.hidden_size, dtype=self.dtype, name="down")(ACTIVATIONS[self.config.activation](hidden))
