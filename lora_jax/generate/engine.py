@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lora_jax.adapt.apply import apply
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten
+from lora_jax.generate.layers import adapters_apart, frozen_apart
 from lora_jax.generate.sampling import Sampling, choose
 from lora_jax.models.decoder import Cache, Decoder, empty_cache
 
@@ -36,6 +37,9 @@ class Generator:
 
     `frozen` and `lora` are what `lora_jax.adapt` or a loader gives; `lora` may be empty, or a stack with a leading axis
     (`lora_jax.stack`), out of which every text takes the entry that `adapters` names.
+
+    With `unroll`, layers that are stacked are taken apart, since a scan copies each layer's weights for every token. That is a
+    second copy of them for as long as the caller keeps the first; loading with scan=False makes only one.
     """
 
     def __init__(
@@ -48,15 +52,18 @@ class Generator:
         pad_id: int = 0,
         slots: int | None = None,
         prompt_multiple: int = 16,
+        unroll: bool = True,
     ) -> None:
-        self.model = model
-        self.frozen = jax.tree.map(jnp.asarray, frozen)
+        self._apart = unroll and model.scan
+        self.model = model.clone(scan=False) if self._apart else model
+        self.frozen = jax.tree.map(jnp.asarray, frozen_apart(frozen) if self._apart else frozen)
         self.lora = dict(lora or {})
         self.eos_ids = tuple(eos_ids)
         self.pad_id = pad_id
         self.slots = model.config.max_positions if slots is None else slots
         self._multiple = prompt_multiple
         self._start = jax.jit(self._start_fn, static_argnames=("slots", "new"))
+        self._arrange = jax.jit(adapters_apart, static_argnames="axis")
         self._advance = jax.jit(self._advance_fn, static_argnames=("sampling",), donate_argnums=(2,))
 
     def generate(
@@ -126,6 +133,8 @@ class Generator:
         lora = self.lora
         if adapters is not None:
             lora = jax.tree.map(lambda leaf: leaf[jnp.asarray(adapters, jnp.int32)], self.lora)
+        if self._apart:
+            lora = self._arrange(lora, axis=0 if adapters is None else 1)
         keys = jax.random.split(jax.random.key(0) if key is None else key, len(prompts))
         slots = -(-(tokens.shape[1] + max_new) // self._multiple) * self._multiple
         state = self._start(self.frozen, lora, jnp.asarray(tokens), jnp.asarray(mask), keys, slots=slots, new=max_new)

@@ -63,13 +63,26 @@ def gguf_config(file: Header) -> DecoderConfig:
             f"{file.path} holds the architecture {arch!r}, which is not supported. Nearest: {nearest(str(arch), FAMILY_OF, 1)[0]!r}; "
             f"known: {', '.join(FAMILY_OF)}."
         )
-    keys = _Keys(file, arch)
+    try:
+        return _config(file, _Keys(file, arch), arch)
+    except (TypeError, ZeroDivisionError, OverflowError, AttributeError) as error:
+        raise ValueError(f"{file.path} has metadata that describes no decoder: {error}. If it is changed, fetch it again.") from error
+
+
+def _config(file: Header, keys: _Keys, arch: str) -> DecoderConfig:
     hidden, heads, layers = keys["embedding_length"], keys["attention.head_count"], keys["block_count"]
     if "token_embd.weight" not in file:
         raise ValueError(f"{file.path} has no tensor 'token_embd.weight'. Give the file of a language model.")
     if any(type(n) is not int or n < 1 for n in (hidden, heads, layers)) or layers > len(file):
         raise ValueError(f"{file.path} claims {layers!r} layers of {heads!r} heads and {hidden!r} channels, in {len(file)} tensors.")
     head_dim = keys.get("attention.key_length", hidden // heads)
+    # Sizes that arrays are made of before tensors are compared with the configuration.
+    attended, rotated = "blk.0.attn_output.weight", keys.get("rope.dimension_count", head_dim)
+    if attended not in file or file.shape(attended)[-1] != heads * head_dim or not 0 < rotated <= head_dim:
+        raise ValueError(
+            f"{file.path} claims {heads} heads of {head_dim} channels, {rotated} of them rotated, and its {attended!r} has the shape "
+            f"{file.shape(attended) if attended in file else 'of none'}. If it is changed, fetch it again."
+        )
     fused = arch in ("gpt2", "gptneox")
     sizes = dict(
         family=FAMILY_OF[arch],

@@ -201,8 +201,8 @@ def test_what_a_family_has_beyond_gguf_is_named_and_the_rest_is_written(name, tm
         ("gpt_neox", {"activation": "gelu_tanh"}, "would be read as 'gelu'"),
         (
             "llama",
-            {"rotary": Rotary(scaling="yarn", factor=4.0, original_positions=16, beta_fast=20.0)},
-            "beta_fast=20.0.* would be read as",
+            {"rotary": Rotary(scaling="yarn", factor=4.0, original_positions=16, attention_factor=1.5)},
+            "attention_factor=1.5.* would be read as",
         ),
         ("qwen2_moe", {"experts": Experts(4, 2, 12, normalise=True, shared_size=10)}, "normalise=True.* would be read as"),
     ],
