@@ -55,7 +55,7 @@ def export_gguf(
     are stored in F16 under Q8_0.
 
     Args:
-        source: the tokenizer: a GGUF file, whose keys are taken over, or a byte-level BPE of another kind: a Hugging Face
+        source: the tokenizer: a GGUF file, whose keys are taken over, or a byte-level or SentencePiece BPE: a Hugging Face
             folder, or what `load_text_tokenizer` read.
 
     Raises:

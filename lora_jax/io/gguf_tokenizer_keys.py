@@ -1,4 +1,4 @@
-"""A tokenizer as the metadata of a GGUF file: taken over from another one, or written from a byte-level BPE."""
+"""A tokenizer as the metadata of a GGUF file: taken over from another one, or written from a BPE, byte-level or SentencePiece's."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from lora_jax.io.decoder_weights import gguf_file
 from lora_jax.io.gguf import GgufFile
 from lora_jax.io.gguf_splits import SPLITS
 from lora_jax.io.gguf_tokenizer import CONTROL, USER_DEFINED, gguf_tokenizer, load_text_tokenizer
+from lora_jax.io.merges import merges_of
 
-_NORMAL, _UNUSED = 1, 5  # tokenizer.ggml.token_type
+_NORMAL, _UNKNOWN, _UNUSED, _BYTE = 1, 2, 5, 6  # tokenizer.ggml.token_type
+_BYTES = frozenset(f"<0x{n:02X}>" for n in range(256))
+_NEVER = -1e6  # the score of a token that no merge makes
 _PREFIX = "tokenizer."
 # Texts on which a tokenizer that is written must agree with the one it came from.
 _PROBES = (
@@ -34,7 +37,7 @@ def tokenizer_keys(source: Path | str | TextTokenizer, arch: str, vocab_size: in
         if file is not None and file.suffix != ".model":
             return _filled(_taken_over(file), vocab_size)
         source = load_text_tokenizer(source)
-    keys = _byte_level_keys(source)
+    keys = _keys(source, arch)
     written = gguf_tokenizer(keys | {"general.architecture": arch}, "the new file")
     for text in _PROBES:
         if written.encode(text) != source.encode(text):
@@ -72,26 +75,26 @@ def _filled(keys: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
     return out
 
 
-def _byte_level_keys(tokenizer: TextTokenizer) -> dict[str, Any]:
+def _keys(tokenizer: TextTokenizer, arch: str) -> dict[str, Any]:
     told = json.loads(tokenizer.backend.to_str())
-    model, added = told["model"], {token["id"]: token for token in told["added_tokens"]}
-    name = next((name for name, split in SPLITS.items() if _is_split(told, split)), None)
-    if model["type"] != "BPE" or name is None:
-        raise ValueError(
-            f"The tokenizer, of type {model['type']!r} with the pre-tokenizer {_kind(told['pre_tokenizer'])}, cannot be written as GGUF; a "
-            "byte-level BPE that splits as GPT-2's, Llama 3's or Qwen's can. Give the tokenizer of a GGUF file of the model."
-        )
-    tokens = tokenizer.backend.get_vocab(with_added_tokens=True)
-    by_id = {n: token for token, n in tokens.items()}
+    by_id = {n: token for token, n in tokenizer.backend.get_vocab(with_added_tokens=True).items()}
     if set(by_id) != set(range(len(by_id))):
         raise ValueError(f"The tokenizer has {len(by_id)} tokens with ids up to {max(by_id)}; GGUF needs them without gaps.")
-    types = {n: CONTROL if token["special"] else USER_DEFINED for n, token in added.items()}
-    keys = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": name,
-        "tokenizer.ggml.tokens": [by_id[n] for n in range(len(by_id))],
-        "tokenizer.ggml.token_type": [types.get(n, _NORMAL) for n in range(len(by_id))],
-        "tokenizer.ggml.merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]],
+    tokens = [by_id[n] for n in range(len(by_id))]
+    types = {token["content"]: CONTROL if token["special"] else USER_DEFINED for token in told["added_tokens"]}
+    name = next((name for name, split in SPLITS.items() if _is_split(told, split)), None)
+    if told["model"]["type"] == "BPE" and name is not None:
+        own = _byte_level(told, tokens, types, name)
+    elif told["model"]["type"] == "BPE" and told["model"].get("byte_fallback"):
+        own = _sentencepiece(told, tokens, types, arch)
+    else:
+        raise ValueError(
+            f"The tokenizer, of type {told['model']['type']!r} with the pre-tokenizer {_kind(told['pre_tokenizer'])}, cannot be written as "
+            "GGUF; a SentencePiece BPE, or a byte-level BPE that splits as GPT-2's, Llama 3's or Qwen's can. Give the tokenizer of a GGUF "
+            "file of the model."
+        )
+    keys = own | {
+        "tokenizer.ggml.tokens": own.get("tokenizer.ggml.tokens", tokens),
         "tokenizer.ggml.bos_token_id": tokenizer.bos_id,
         "tokenizer.ggml.eos_token_id": tokenizer.eos_ids[0] if tokenizer.eos_ids else None,
         "tokenizer.ggml.padding_token_id": tokenizer.pad_id,
@@ -100,6 +103,43 @@ def _byte_level_keys(tokenizer: TextTokenizer) -> dict[str, Any]:
         "tokenizer.chat_template": tokenizer.chat_template,
     }
     return {key: value for key, value in keys.items() if value is not None}
+
+
+def _byte_level(told: Mapping[str, Any], tokens: list[str], types: Mapping[str, int], name: str) -> dict[str, Any]:
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": name,
+        "tokenizer.ggml.token_type": [types.get(token, _NORMAL) for token in tokens],
+        "tokenizer.ggml.merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in told["model"]["merges"]],
+    }
+
+
+def _sentencepiece(told: Mapping[str, Any], tokens: list[str], types: Mapping[str, int], arch: str) -> dict[str, Any]:
+    """GGUF keeps a score for each token in place of merges: here, the place of the first merge that makes it."""
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in told["model"]["merges"]]
+    place: dict[str, int] = {}
+    for n, (left, right) in enumerate(merges):
+        place.setdefault(left + right, n)
+    gemma = arch.startswith("gemma")  # Its readers take the order of the tokens, and spell runs of spaces as spaces.
+    rank = {token: -n for n, token in enumerate(tokens)} if gemma else {token: -n for token, n in place.items()}
+    made = lambda pairs: {pair for pair in pairs if "".join(pair) not in types}  # noqa: E731 (added tokens are never merged)
+    if made(merges_of({token: n for n, token in enumerate(tokens)}, rank)) != made(merges):
+        raise ValueError(
+            "The merges of this tokenizer are not all those that its vocabulary allows, and GGUF has only the vocabulary. Give the tokenizer "
+            "of a GGUF file of the model."
+        )
+    unknown = told["model"].get("unk_token")
+    kinds = [_UNKNOWN if token == unknown else _BYTE if token in _BYTES else types.get(token, _NORMAL) for token in tokens]
+    prefix = "Prepend" in json.dumps(told["normalizer"]) or '"prepend_scheme": "first"' in json.dumps(told["pre_tokenizer"])
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": [" " * len(token) if gemma and token and not token.strip("▁") else token for token in tokens],
+        "tokenizer.ggml.scores": [float(-place[token]) if token in place else _NEVER for token in tokens],
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.unknown_token_id": tokens.index(unknown) if unknown in tokens else None,
+        "tokenizer.ggml.add_space_prefix": prefix,
+    }
 
 
 def _is_split(told: Mapping[str, Any], split: Any) -> bool:

@@ -146,11 +146,8 @@ class Decoder(nn.Module):
         if self.scan:
             x, past = self.layers(x, shared, jnp.asarray(local), past)
         else:
-            new = []
             for n, layer in enumerate(self.layers):
-                x, kept = layer(x, shared, bool(local[n]), jax.tree.map(lambda leaf, n=n: leaf[n], past))
-                new.append(kept)
-            past = None if past is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *new)
+                x, past = layer(x, shared, bool(local[n]), None if past is None else (*past, n))
         if cache is not None:
             cache = cache.replace(k=past[0], v=past[1])
         return self.norm(x), cache
@@ -207,8 +204,7 @@ class Attention(nn.Module):
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         if past is not None:
-            write = lambda slots, new: jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), shared["index"], 1)  # noqa: E731
-            k, v = past = (write(past[0], k), write(past[1], v))
+            k, v, past = _written(k, v, shared["index"], *past)
         scale = dim**-0.5 if config.query_scale is None else config.query_scale
         q = q.reshape(*q.shape[:-2], kv, heads // kv, dim) * jnp.asarray(scale, q.dtype)
         scores = jnp.einsum("bqhgd,bkhd->bhgqk", q, k.astype(q.dtype), preferred_element_type=jnp.float32)
@@ -285,6 +281,17 @@ class _Expert(nn.Module):
         size = config.experts.intermediate_size
         y = ACTIVATIONS[config.activation](dense(size, name="gate")(x)) * dense(size, name="up")(x)
         return total + weight[..., None] * dense(config.hidden_size, name="down")(y), None
+
+
+def _written(k: Array, v: Array, index: Array, past_k: Array, past_v: Array, layer: Any = None) -> tuple[Array, Array, tuple[Array, Array]]:
+    """The keys and values of all slots, and the cache with the new ones; of one layer, or in a stack of all, which is not copied."""
+    if layer is None:
+        write = lambda slots, new: jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), index, 1)  # noqa: E731
+        past = k, v = write(past_k, k), write(past_v, v)
+        return k, v, past
+    write = lambda slots, new: jax.lax.dynamic_update_slice(slots, new[None].astype(slots.dtype), (layer, 0, index, 0, 0))  # noqa: E731
+    past = write(past_k, k), write(past_v, v)
+    return past[0][layer], past[1][layer], past
 
 
 def _norm(config: DecoderConfig, dtype: Any, name: str | None = None) -> nn.Module:

@@ -10,8 +10,9 @@ from tokenizers import AddedToken, Tokenizer, models, trainers
 from lora_jax.data.text_tokenizers import TextTokenizer, save_text_tokenizer
 from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.export import export_gguf
-from lora_jax.io.gguf_tokenizer import load_text_tokenizer
+from lora_jax.io.gguf_tokenizer import gguf_tokenizer, load_text_tokenizer
 from lora_jax.io.gguf_tokenizer_keys import tokenizer_keys
+from lora_jax.io.merges import merges_of
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "decoders"
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -161,6 +162,51 @@ def test_a_byte_level_tokenizer_of_a_folder_is_written_with_the_model(kind, tmp_
     # The model has five rows more than the tokenizer has words; they get names, and are never made.
     assert ours.vocab_size == 345 and ours.backend.id_to_token(344) == "[PAD344]"
     assert (ours.bos_id, ours.eos_ids, ours.add_bos, ours.chat_template) == (336, (338,), True, TEMPLATE)
+
+
+PLAIN = ["the quick brown fox", "a  b   c", "naïve café", "日本語 🙂", "12 + 3.5", "tabs\tand\nlines", "the<s>the</s>"]
+
+
+@pytest.mark.parametrize("arch", ["llama", "phi3", "gemma3"])
+def test_a_sentencepiece_bpe_is_written_with_scores_that_give_its_merges(arch, tmp_path):
+    theirs = byte_fallback_bpe(arch)
+    keys = tokenizer_keys(theirs, arch, theirs.vocab_size)
+    ours = gguf_tokenizer(keys | {"general.architecture": arch}, "x")
+    for text in [*PLAIN, *TEXTS[:5]]:
+        assert ours.encode(text) == theirs.encode(text), text
+    assert keys["tokenizer.ggml.add_space_prefix"] == (arch != "gemma3")
+
+
+def byte_fallback_bpe(arch):
+    """A SentencePiece BPE with the settings that the tokenizer.json files of these architectures have."""
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
+    words = ["th", "he", "▁the", "▁th", "qu", "ck", "ow", "▁a", "fo", "ox", "▁▁", "▁▁▁", "the"]
+    letters = sorted(set("▁abcdefghijklmnopqrstuvwxyz0123456789+."))
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256)), *letters, *words]
+    vocabulary = {token: n for n, token in enumerate(tokens)}
+    rank = {token: -n for n, token in enumerate(tokens)} if arch == "gemma3" else {token: -n for n, token in enumerate(words)}
+    model = models.BPE(vocabulary, merges_of(vocabulary, rank), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    backend = Tokenizer(model)
+    if arch == "gemma3":
+        backend.normalizer = normalizers.Replace(" ", "▁")
+        backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    elif arch == "phi3":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>", "</s>")])
+    return TextTokenizer(backend, 1, (2,), 2, add_bos=True)
+
+
+def test_merges_that_the_vocabulary_does_not_imply_are_refused():
+    theirs = byte_fallback_bpe("llama")
+    told = json.loads(theirs.backend.to_str())
+    told["model"]["merges"] = [merge for merge in told["model"]["merges"] if merge != ["▁th", "e"]]
+    changed = TextTokenizer(Tokenizer.from_str(json.dumps(told)), 1, (2,), 2, add_bos=True)
+    with pytest.raises(ValueError, match="merges of this tokenizer are not all those"):
+        tokenizer_keys(changed, "llama", changed.vocab_size)
 
 
 def test_a_tokenizer_that_gguf_cannot_say_is_refused(tmp_path):
