@@ -4,7 +4,8 @@
 
 PYTHON is an interpreter with torch, transformers and PEFT. Every program loads the model, makes 64 tokens after prompts of 32,
 for 1 and for 8 texts at once, once to warm up (compilation is there, and told apart), then `--times` times. Programs take turns,
-so that a machine that others use as well slows both; the table has medians over all rounds. Files are read once before they
+so that a machine that others use as well slows both; the table has medians over all rounds. `resident` is what the process has in
+memory at the end beyond what it had before it loaded the model. Files are read once before they
 are loaded, so that load times are those of a warm page cache. With --record, results are added to a file of JSON lines, and the
 table is of all that it holds: rounds can be run one by one.
 """
@@ -37,9 +38,9 @@ def ours(case: str, folder: str, adapter: str, times: int) -> None:
     from lora_jax.generate.engine import Generator
     from lora_jax.io.adapter import load_adapter
     from lora_jax.io.decoder_weights import load_decoder
-    from lora_jax.train.allocator import keep_freed_memory
+    from lora_jax.train.allocator import keep_freed_memory, release_freed_memory
 
-    keep_freed_memory()
+    keep_freed_memory()  # As `lora-jax generate` does.
     form = case.split("-")[0]
     quant = [(TARGET, QuantSpec(form))] if form in ("nf4", "int8") else []
     before, start = _resident(), time.perf_counter()
@@ -53,7 +54,8 @@ def ours(case: str, folder: str, adapter: str, times: int) -> None:
     stored = bytes_of(engine.frozen) + bytes_of(engine.lora)
     del params
     gc.collect()
-    result = {"case": case, "load": load, "resident": _resident() - before, "stored": stored, "first": {}, "seconds": {}}
+    release_freed_memory()
+    result = {"case": case, "load": load, "stored": stored, "first": {}, "seconds": {}}
     prompts = np.random.default_rng(0).integers(5, 200_000, (max(BATCHES), PROMPT)).tolist()
     for batch in BATCHES:
         taken = []
@@ -62,14 +64,14 @@ def ours(case: str, folder: str, adapter: str, times: int) -> None:
             made = engine.generate(prompts[:batch], max_new=NEW)
             taken.append(time.perf_counter() - start)
         result["first"][str(batch)], result["seconds"][str(batch)] = taken[0], taken[1:]
-    result["tokens"] = made[0]
+    result |= {"tokens": made[0], "resident": _resident() - before}
     print(json.dumps(result))
 
 
 def _resident() -> int:
-    """Bytes of this process that are in memory and its own (not pages of mapped files)."""
+    """Bytes of this process that are in memory, pages of mapped files among them."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["RssAnon"].split()[0]) * 1024
+    return int(fields["VmRSS"].split()[0]) * 1024
 
 
 def make_adapters(cache: Path, folder: str) -> tuple[str, str]:

@@ -21,7 +21,7 @@ torch.set_num_threads(2)
 
 def resident() -> int:
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["RssAnon"].split()[0]) * 1024
+    return int(fields["VmRSS"].split()[0]) * 1024
 
 
 before, start = resident(), time.perf_counter()
@@ -31,8 +31,7 @@ if case == "peer-adapter":
 model.eval()
 load = time.perf_counter() - start
 stored = sum(parameter.nbytes for parameter in model.parameters())
-gc.collect()
-result = {"case": case, "load": load, "resident": resident() - before, "stored": stored, "first": {}, "seconds": {}}
+result = {"case": case, "load": load, "stored": stored, "first": {}, "seconds": {}}
 prompts = torch.as_tensor(np.random.default_rng(0).integers(5, 200_000, (max(BATCHES), PROMPT)))
 model.generation_config.eos_token_id = None  # No text ends before its last token.
 for batch in BATCHES:
@@ -50,5 +49,6 @@ for batch in BATCHES:
         taken.append(time.perf_counter() - start)
     assert made.shape[1] == PROMPT + NEW
     result["first"][str(batch)], result["seconds"][str(batch)] = taken[0], taken[1:]
-result["tokens"] = made[0, PROMPT:].tolist()
+gc.collect()
+result |= {"tokens": made[0, PROMPT:].tolist(), "resident": resident() - before}
 print(json.dumps(result))

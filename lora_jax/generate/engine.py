@@ -152,13 +152,17 @@ class Generator:
 
         if not _is_stacked(frozen, lora):
             return run(lora, tokens, mask, cache)
-        axes = Cache(k=1, v=1, positions=0, filled=0, index=None)
-        one = lambda lora, tokens, mask, cache: _without_row(*run(lora, tokens[None], mask[None], _with_row(cache)))  # noqa: E731
+        axes = Cache(k=cache.batch_axis, v=cache.batch_axis, positions=0, filled=0, index=None)
+
+        def one(lora: Any, tokens: Array, mask: Array, cache: Cache) -> tuple[Array, Cache]:
+            logits, cache = run(lora, tokens[None], mask[None], cache.change_rows(jnp.expand_dims))
+            return logits[0], cache.change_rows(jnp.squeeze)
+
         return jax.vmap(one, in_axes=(0, 0, 0, axes), out_axes=(0, axes))(lora, tokens, mask, cache)
 
     def _start_fn(self, frozen: Any, lora: Any, tokens: Array, mask: Array, keys: jax.Array, *, slots: int, new: int) -> GenerationState:
         batch, vocab = tokens.shape[0], self.model.config.vocab_size
-        cache = empty_cache(self.model.config, batch, slots, self.model.dtype)
+        cache = empty_cache(self.model.config, batch, slots, self.model.dtype, scan=self.model.scan)
         logits, cache = self.forward(frozen, lora, tokens, mask, cache)
         rows = jnp.arange(batch)[:, None]
         seen = jnp.zeros((batch, vocab), bool).at[rows, jnp.where(mask, tokens, vocab)].set(True, mode="drop")
@@ -211,11 +215,3 @@ def _is_stacked(frozen: Any, lora: Mapping[str, Any]) -> bool:
         if isinstance(leaf, LowRank):
             return leaf.a.ndim - 2 > flatten(frozen)[path].ndim - 2
     return False
-
-
-def _with_row(cache: Cache) -> Cache:
-    return cache.replace(k=cache.k[:, None], v=cache.v[:, None], positions=cache.positions[None], filled=cache.filled[None])
-
-
-def _without_row(logits: Array, cache: Cache) -> tuple[Array, Cache]:
-    return logits[0], cache.replace(k=cache.k[:, 0], v=cache.v[:, 0], positions=cache.positions[0], filled=cache.filled[0])

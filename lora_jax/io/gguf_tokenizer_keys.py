@@ -134,7 +134,7 @@ def _sentencepiece(told: Mapping[str, Any], tokens: list[str], types: Mapping[st
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.tokens": [" " * len(token) if gemma and token and not token.strip("▁") else token for token in tokens],
+        "tokenizer.ggml.tokens": [" " * len(token) if gemma and len(token) > 1 and not token.strip("▁") else token for token in tokens],
         "tokenizer.ggml.scores": [float(-place[token]) if token in place else _NEVER for token in tokens],
         "tokenizer.ggml.token_type": kinds,
         "tokenizer.ggml.unknown_token_id": tokens.index(unknown) if unknown in tokens else None,
