@@ -230,3 +230,18 @@ def test_a_number_of_experts_that_the_tensors_do_not_have_is_refused(tmp_path, v
     (tmp_path / "model.gguf").write_bytes(whole[:at] + (1 << 30).to_bytes(4, "little") + whole[at + 4 :])
     with pytest.raises(ValueError, match="claims 1073741824 experts"):
         load_decoder(tmp_path)
+
+
+def test_experts_in_eight_bits_are_read_one_by_one_within_the_formats_error(tmp_path, vocabulary):
+    small = dict(hidden_size=32, intermediate_size=64, head_dim=8, experts=Experts(4, 2, 64))
+    config = replace(load_decoder(GOLDEN / "mixtral")[0], **small)
+    params = Decoder(config).init(jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
+    export_gguf(tmp_path / "model.gguf", config, params, vocabulary, format="Q8_0")
+    file = GgufFile(tmp_path / "model.gguf")
+    assert file.type_of("blk.1.ffn_down_exps.weight") == "Q8_0" and file.shape("blk.1.ffn_down_exps.weight") == (4, 32, 64)
+    assert file.type_of("blk.1.ffn_gate_inp.weight") == "F32"  # llama.cpp keeps routers exact
+    np.testing.assert_array_equal(file.entry("blk.1.ffn_down_exps.weight", 3), file["blk.1.ffn_down_exps.weight"][3])
+    for path, leaf in flatten(load_decoder(tmp_path)[1]).items():
+        theirs = np.asarray(flatten(params)[path])
+        # Half a step of 1/127 of a block's largest weight, and up to 0.06 steps because the step is stored in float16.
+        np.testing.assert_allclose(leaf, theirs, atol=np.abs(theirs).max() / 127 * 0.57, err_msg=path)
