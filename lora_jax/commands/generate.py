@@ -40,12 +40,14 @@ def run(arguments: argparse.Namespace) -> int:
     import jax
 
     from lora_jax.generate.sampling import Sampling
+    from lora_jax.train.allocator import release_freed_memory
 
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p, arguments.repetition_penalty)
     prompts = arguments.prompt or [line.rstrip("\n") for line in sys.stdin]
     if not prompts:
         raise ValueError("There is no prompt. Give --prompt TEXT, or lines on standard input.")
     texts = _generator(arguments)
+    release_freed_memory()  # What loading needed beyond the weights.
     named = [_split_name(prompt, texts.adapters) for prompt in prompts]
     asked: list[Any] = [[{"role": "user", "content": text}] if arguments.chat else text for _, text in named]
     options = dict(max_new=arguments.max_new, sampling=sampling, key=jax.random.key(arguments.seed), stop=arguments.stop)
@@ -75,7 +77,7 @@ def _generator(arguments: argparse.Namespace) -> Any:
     path = Path(arguments.model) if Path(arguments.model).is_file() else resolve(arguments.model)
     dtype = jnp.dtype(arguments.dtype)
     folders = _named_folders(arguments.adapter)
-    layouts = set(map(is_stacked, folders.values())) or {True}
+    layouts = set(map(is_stacked, folders.values())) or {False}
     if len(layouts) > 1:
         raise ValueError("Some of the adapters have stacked layers and others have not; train them with one setting of model.scan.")
     scan = layouts.pop()

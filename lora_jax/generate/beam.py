@@ -99,7 +99,7 @@ def beam_search(
 def _start(
     model: Decoder, frozen: Any, lora: Any, tokens: Int[Array, "1 time"], mask: Array, *, slots: int, beams: int
 ) -> tuple[Array, Cache]:
-    cache = empty_cache(model.config, 1, slots, model.dtype)
+    cache = empty_cache(model.config, 1, slots, model.dtype, scan=model.scan)
     x, cache = apply(model, frozen, lora, tokens, mask, cache=cache, method="hidden")
     logits = apply(model, frozen, lora, x[:, -1], method="logits")
     return jnp.repeat(logits, beams, 0), _rows(cache, jnp.zeros(beams, jnp.int32))
@@ -139,4 +139,4 @@ def _step(
 
 
 def _rows(cache: Cache, rows: Int[Array, " beams"]) -> Cache:
-    return cache.replace(k=cache.k[:, rows], v=cache.v[:, rows], positions=cache.positions[rows], filled=cache.filled[rows])
+    return cache.change_rows(lambda array, axis: jnp.take(array, rows, axis=axis))

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lora_jax.adapt.apply import apply
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten
+from lora_jax.generate.layers import adapters_apart, frozen_apart
 from lora_jax.generate.sampling import Sampling, choose
 from lora_jax.models.decoder import Cache, Decoder, empty_cache
 from lora_jax.models.t5 import T5, T5Cache
@@ -37,6 +38,9 @@ class Generator:
 
     `frozen` and `lora` are what `lora_jax.adapt` or a loader gives; `lora` may be empty, or a stack with a leading axis
     (`lora_jax.stack`), out of which every text takes the entry that `adapters` names.
+
+    With `unroll`, layers that are stacked are taken apart, since a scan copies each layer's weights for every token. That is a
+    second copy of them for as long as the caller keeps the first; loading with scan=False makes only one.
     """
 
     def __init__(
@@ -49,15 +53,18 @@ class Generator:
         pad_id: int = 0,
         slots: int | None = None,
         prompt_multiple: int = 16,
+        unroll: bool = True,
     ) -> None:
-        self.model = model
-        self.frozen = jax.tree.map(jnp.asarray, frozen)
+        self._apart = unroll and model.scan
+        self.model = model.clone(scan=False) if self._apart else model
+        self.frozen = jax.tree.map(jnp.asarray, frozen_apart(frozen) if self._apart else frozen)
         self.lora = dict(lora or {})
         self.eos_ids = tuple(eos_ids)
         self.pad_id = pad_id
         self.slots = model.config.max_positions if slots is None else slots
         self._multiple = prompt_multiple
         self._start = jax.jit(self._start_fn, static_argnames=("slots", "new"))
+        self._arrange = jax.jit(adapters_apart, static_argnames="axis")
         self._advance = jax.jit(self._advance_fn, static_argnames=("sampling",), donate_argnums=(2,))
 
     def generate(
@@ -127,6 +134,8 @@ class Generator:
         lora = self.lora
         if adapters is not None:
             lora = jax.tree.map(lambda leaf: leaf[jnp.asarray(adapters, jnp.int32)], self.lora)
+        if self._apart:
+            lora = self._arrange(lora, axis=0 if adapters is None else 1)
         keys = jax.random.split(jax.random.key(0) if key is None else key, len(prompts))
         slots = -(-(tokens.shape[1] + max_new) // self._multiple) * self._multiple
         state = self._start(self.frozen, lora, jnp.asarray(tokens), jnp.asarray(mask), keys, slots=slots, new=max_new)
@@ -144,13 +153,17 @@ class Generator:
 
         if not is_stacked(frozen, lora):
             return run(lora, tokens, mask, cache)
-        axes = Cache(k=1, v=1, positions=0, filled=0, index=None)
-        one = lambda lora, tokens, mask, cache: _without_row(*run(lora, tokens[None], mask[None], _with_row(cache)))  # noqa: E731
+        axes = Cache(k=cache.batch_axis, v=cache.batch_axis, positions=0, filled=0, index=None)
+
+        def one(lora: Any, tokens: Array, mask: Array, cache: Cache) -> tuple[Array, Cache]:
+            logits, cache = run(lora, tokens[None], mask[None], cache.change_rows(jnp.expand_dims))
+            return logits[0], cache.change_rows(jnp.squeeze)
+
         return jax.vmap(one, in_axes=(0, 0, 0, axes), out_axes=(0, axes))(lora, tokens, mask, cache)
 
     def _start_fn(self, frozen: Any, lora: Any, tokens: Array, mask: Array, keys: jax.Array, *, slots: int, new: int) -> GenerationState:
         batch, vocab = tokens.shape[0], self.model.config.vocab_size
-        cache = empty_cache(self.model.config, batch, slots, self.model.dtype)
+        cache = empty_cache(self.model.config, batch, slots, self.model.dtype, scan=self.model.scan)
         logits, cache = self.forward(frozen, lora, tokens, mask, cache)
         rows = jnp.arange(batch)[:, None]
         seen = jnp.zeros((batch, vocab), bool).at[rows, jnp.where(mask, tokens, vocab)].set(True, mode="drop")
@@ -203,11 +216,3 @@ def is_stacked(frozen: Any, lora: Mapping[str, Any]) -> bool:
         if isinstance(leaf, LowRank):
             return leaf.a.ndim - 2 > flatten(frozen)[path].ndim - 2
     return False
-
-
-def _with_row(cache: Cache) -> Cache:
-    return cache.replace(k=cache.k[:, None], v=cache.v[:, None], positions=cache.positions[None], filled=cache.filled[None])
-
-
-def _without_row(logits: Array, cache: Cache) -> tuple[Array, Cache]:
-    return logits[0], cache.replace(k=cache.k[:, 0], v=cache.v[:, 0], positions=cache.positions[0], filled=cache.filled[0])

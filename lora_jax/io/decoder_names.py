@@ -17,6 +17,7 @@ class Source:
     transpose: theirs is (out, in). added: ours is theirs plus this (Gemma's norms are kept as scale - 1). part: theirs holds
     several of ours side by side along the outputs; (index, their sizes). heads: those parts alternate head by head. pairs: of
     so many heads, the two channels of a rotary pair are neighbours in theirs, and half a head apart in ours (GGUF's LLaMA).
+    vector: theirs lacks the axis of the single output.
     """
 
     name: str
@@ -25,9 +26,12 @@ class Source:
     part: tuple[int, tuple[int, ...]] | None = None
     heads: int | None = None
     pairs: int | None = None
+    vector: bool = False
 
     def take(self, tensor: np.ndarray) -> np.ndarray:
         """Our weight, out of their tensor."""
+        if self.vector:
+            return tensor[:, None]
         ours = tensor.T if self.transpose else tensor
         if self.part is not None:
             index, sizes = self.part
@@ -44,6 +48,8 @@ class Source:
 
     def shape_of(self, ours: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of their tensor, from ours."""
+        if self.vector:
+            return ours[:1]
         if self.part is not None:
             ours = (*ours[:-1], sum(self.part[1]))
         return ours[::-1] if self.transpose else ours
@@ -51,6 +57,8 @@ class Source:
     def join(self, parts: list[np.ndarray]) -> np.ndarray:
         """Their tensor, out of all of ours that it holds, in order."""
         ours = parts[0]
+        if self.vector:
+            return ours[:, 0]
         if self.heads is not None:
             ours = np.stack([p.reshape(*p.shape[:-1], self.heads, -1) for p in parts], -2).reshape(*ours.shape[:-1], -1)
         elif len(parts) > 1:
@@ -102,19 +110,19 @@ def _llama(config: DecoderConfig) -> dict[str, Source]:
     if config.qk_norm:
         table |= {f"layers/attn/{x}_norm/scale": norm(f"{block}self_attn.{x}_norm") for x in "qk"}
     if config.family == "phi3":
-        table |= _fused("layers/attn", "qkv", f"{block}self_attn.qkv_proj", _qkv_sizes(config), transpose=True)
+        table |= fused("layers/attn", "qkv", f"{block}self_attn.qkv_proj", qkv_sizes(config), transpose=True)
     else:
         for x in "qkv":
-            table |= _linear(f"layers/attn/{x}", f"{block}self_attn.{x}_proj", bias=config.qkv_bias)
-    table |= _linear("layers/attn/o", f"{block}self_attn.o_proj", bias=config.out_bias)
+            table |= linear(f"layers/attn/{x}", f"{block}self_attn.{x}_proj", bias=config.qkv_bias)
+    table |= linear("layers/attn/o", f"{block}self_attn.o_proj", bias=config.out_bias)
     if config.experts is not None:
         return table | _experts(config, block)
     if config.family == "phi3":
         size = config.intermediate_size
-        table |= _fused("layers/mlp", ("gate", "up"), f"{block}mlp.gate_up_proj", (size, size), transpose=True)
-        return table | _linear("layers/mlp/down", f"{block}mlp.down_proj", bias=False)
+        table |= fused("layers/mlp", ("gate", "up"), f"{block}mlp.gate_up_proj", (size, size), transpose=True)
+        return table | linear("layers/mlp/down", f"{block}mlp.down_proj", bias=False)
     for x in ("gate", "up", "down"):
-        table |= _linear(f"layers/mlp/{x}", f"{block}mlp.{x}_proj", bias=config.mlp_bias)
+        table |= linear(f"layers/mlp/{x}", f"{block}mlp.{x}_proj", bias=config.mlp_bias)
     return table
 
 
@@ -125,13 +133,13 @@ def _experts(config: DecoderConfig, block: str) -> dict[str, Source]:
     else:
         mixture, router = f"{block}mlp", "gate"
         theirs = {x: f"{x}_proj" for x in ("gate", "up", "down")}
-    table = _linear("layers/mlp/router", f"{mixture}.{router}", bias=False)
+    table = linear("layers/mlp/router", f"{mixture}.{router}", bias=False)
     for ours, name in theirs.items():
-        table |= _linear(f"layers/mlp/experts/{ours}", f"{mixture}.experts.{{expert}}.{name}", bias=False)
+        table |= linear(f"layers/mlp/experts/{ours}", f"{mixture}.experts.{{expert}}.{name}", bias=False)
         if config.experts.shared_size is not None:
-            table |= _linear(f"layers/mlp/shared/{ours}", f"{mixture}.shared_expert.{name}", bias=False)
+            table |= linear(f"layers/mlp/shared/{ours}", f"{mixture}.shared_expert.{name}", bias=False)
     if config.experts.shared_size is not None:
-        table |= _linear("layers/mlp/shared_gate", f"{mixture}.shared_expert_gate", bias=False)
+        table |= linear("layers/mlp/shared_gate", f"{mixture}.shared_expert_gate", bias=False)
     return table
 
 
@@ -141,10 +149,10 @@ def _gpt2(config: DecoderConfig) -> dict[str, Source]:
     table = {
         "embed/embedding": Source("transformer.wte.weight"),
         "positions/embedding": Source("transformer.wpe.weight"),
-        **_layer_norm("norm", "transformer.ln_f"),
-        **_layer_norm("layers/attn_norm", f"{block}ln_1"),
-        **_layer_norm("layers/mlp_norm", f"{block}ln_2"),
-        **_fused("layers/attn", "qkv", f"{block}attn.c_attn", _qkv_sizes(config), bias=True),
+        **layer_norm("norm", "transformer.ln_f"),
+        **layer_norm("layers/attn_norm", f"{block}ln_1"),
+        **layer_norm("layers/mlp_norm", f"{block}ln_2"),
+        **fused("layers/attn", "qkv", f"{block}attn.c_attn", qkv_sizes(config), bias=True),
     }
     for ours, theirs in (("attn/o", "attn.c_proj"), ("mlp/up", "mlp.c_fc"), ("mlp/down", "mlp.c_proj")):
         table |= {f"layers/{ours}/kernel": Source(f"{block}{theirs}.weight"), f"layers/{ours}/bias": Source(f"{block}{theirs}.bias")}
@@ -153,16 +161,16 @@ def _gpt2(config: DecoderConfig) -> dict[str, Source]:
 
 def _gpt_neox(config: DecoderConfig) -> dict[str, Source]:
     block = "gpt_neox.layers.{layer}."
-    fused = dict(transpose=True, bias=config.qkv_bias, heads=config.num_heads)
+    how = dict(transpose=True, bias=config.qkv_bias, heads=config.num_heads)
     table = {
         "embed/embedding": Source("gpt_neox.embed_in.weight"),
-        **_layer_norm("norm", "gpt_neox.final_layer_norm"),
-        **_layer_norm("layers/attn_norm", f"{block}input_layernorm"),
-        **_layer_norm("layers/mlp_norm", f"{block}post_attention_layernorm"),
-        **_fused("layers/attn", "qkv", f"{block}attention.query_key_value", _qkv_sizes(config), **fused),
-        **_linear("layers/attn/o", f"{block}attention.dense", bias=config.out_bias),
-        **_linear("layers/mlp/up", f"{block}mlp.dense_h_to_4h", bias=True),
-        **_linear("layers/mlp/down", f"{block}mlp.dense_4h_to_h", bias=True),
+        **layer_norm("norm", "gpt_neox.final_layer_norm"),
+        **layer_norm("layers/attn_norm", f"{block}input_layernorm"),
+        **layer_norm("layers/mlp_norm", f"{block}post_attention_layernorm"),
+        **fused("layers/attn", "qkv", f"{block}attention.query_key_value", qkv_sizes(config), **how),
+        **linear("layers/attn/o", f"{block}attention.dense", bias=config.out_bias),
+        **linear("layers/mlp/up", f"{block}mlp.dense_h_to_4h", bias=True),
+        **linear("layers/mlp/down", f"{block}mlp.dense_4h_to_h", bias=True),
     }
     return table if config.tied else table | {"head/kernel": Source("embed_out.weight", transpose=True)}
 
@@ -172,28 +180,30 @@ def _opt(config: DecoderConfig) -> dict[str, Source]:
     table = {
         "embed/embedding": Source("model.decoder.embed_tokens.weight"),
         "positions/embedding": Source("model.decoder.embed_positions.weight"),
-        **_layer_norm("norm", "model.decoder.final_layer_norm"),
-        **_layer_norm("layers/attn_norm", f"{block}self_attn_layer_norm"),
-        **_layer_norm("layers/mlp_norm", f"{block}final_layer_norm"),
-        **_linear("layers/attn/o", f"{block}self_attn.out_proj", bias=config.out_bias),
-        **_linear("layers/mlp/up", f"{block}fc1", bias=config.mlp_bias),
-        **_linear("layers/mlp/down", f"{block}fc2", bias=config.mlp_bias),
+        **layer_norm("norm", "model.decoder.final_layer_norm"),
+        **layer_norm("layers/attn_norm", f"{block}self_attn_layer_norm"),
+        **layer_norm("layers/mlp_norm", f"{block}final_layer_norm"),
+        **linear("layers/attn/o", f"{block}self_attn.out_proj", bias=config.out_bias),
+        **linear("layers/mlp/up", f"{block}fc1", bias=config.mlp_bias),
+        **linear("layers/mlp/down", f"{block}fc2", bias=config.mlp_bias),
     }
     for x in "qkv":
-        table |= _linear(f"layers/attn/{x}", f"{block}self_attn.{x}_proj", bias=config.qkv_bias)
+        table |= linear(f"layers/attn/{x}", f"{block}self_attn.{x}_proj", bias=config.qkv_bias)
     return table if config.tied else table | {"head/kernel": Source("lm_head.weight", transpose=True)}
 
 
-def _linear(ours: str, theirs: str, *, bias: bool) -> dict[str, Source]:
+def linear(ours: str, theirs: str, *, bias: bool) -> dict[str, Source]:
+    """A linear layer, kept as (out, in)."""
     table = {f"{ours}/kernel": Source(f"{theirs}.weight", transpose=True)}
     return table | {f"{ours}/bias": Source(f"{theirs}.bias")} if bias else table
 
 
-def _layer_norm(ours: str, theirs: str) -> dict[str, Source]:
+def layer_norm(ours: str, theirs: str) -> dict[str, Source]:
+    """A layer norm with its bias."""
     return {f"{ours}/scale": Source(f"{theirs}.weight"), f"{ours}/bias": Source(f"{theirs}.bias")}
 
 
-def _fused(
+def fused(
     ours: str,
     parts: str | tuple[str, ...],
     theirs: str,
@@ -203,6 +213,7 @@ def _fused(
     bias: bool = False,
     heads: int | None = None,
 ) -> dict[str, Source]:
+    """Several linear layers of ours in one of theirs."""
     table = {}
     for index, part in enumerate(parts):
         where = dict(part=(index, sizes), heads=heads)
@@ -212,7 +223,8 @@ def _fused(
     return table
 
 
-def _qkv_sizes(config: DecoderConfig) -> tuple[int, int, int]:
+def qkv_sizes(config: DecoderConfig) -> tuple[int, int, int]:
+    """Outputs of the layers of queries, keys and values."""
     kv = config.num_kv_heads * config.head_dim
     return config.num_heads * config.head_dim, kv, kv
 

@@ -21,6 +21,7 @@ from lora_jax.io.decoder_json import json_of
 from lora_jax.io.decoder_names import Source, names_of, sources_by_tensor
 from lora_jax.io.gguf import GgufFile
 from lora_jax.io.gguf_decoder import IGNORED, gguf_config, gguf_names
+from lora_jax.io.gguf_tables import ExpertsApart
 from lora_jax.io.names import Name
 from lora_jax.io.tensor_files import ModelFolder
 from lora_jax.models.decoder import Decoder
@@ -64,9 +65,10 @@ def load_decoder(
     path = Path(path)
     file = gguf_file(path)
     if file is not None:
-        tensors: Any = GgufFile(file)
-        config = gguf_config(tensors)
-        return config, read_weights(config, tensors, gguf_names(config, tensors), ignored=IGNORED, dtype=dtype, quant=quant, scan=scan)
+        whole = GgufFile(file)
+        config = gguf_config(whole)
+        table = gguf_names(config, whole)
+        return config, read_weights(config, ExpertsApart(whole), table, ignored=IGNORED, dtype=dtype, quant=quant, scan=scan)
     config = read_config(path)
     tensors = ModelFolder(path)
     table = _with_their_prefix(names_of(config), tensors)

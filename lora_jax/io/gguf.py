@@ -66,16 +66,25 @@ class GgufFile(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]
-        raw = self._bytes[tensor.start : tensor.start + tensor.size].reshape(-1, tensor.format.bytes)
+        return self._read(tensor, tensor.start, tensor.size).reshape(tensor.shape)
+
+    def entry(self, name: str, index: int) -> np.ndarray:
+        """One entry of a tensor's first axis, such as one expert's matrix; only its bytes are read."""
+        tensor = self._tensors[name]
+        size = tensor.size // tensor.shape[0]
+        return self._read(tensor, tensor.start + index * size, size).reshape(tensor.shape[1:])
+
+    def _read(self, tensor: _Tensor, start: int, size: int) -> np.ndarray:
+        raw = self._bytes[start : start + size].reshape(-1, tensor.format.bytes)
         if tensor.format.weights == 1:
-            return tensor.format.read(raw).reshape(tensor.shape)
+            return tensor.format.read(raw)
         step = _ROWS // tensor.format.weights
         out = np.empty((len(raw), tensor.format.weights), np.float32)
-        for start in range(0, len(raw), step):
+        for first in range(0, len(raw), step):
             # A damaged block may hold an infinite scale; whoever uses the weights finds the NaN.
             with np.errstate(invalid="ignore", over="ignore"):
-                out[start : start + step] = tensor.format.read(raw[start : start + step])
-        return out.reshape(tensor.shape)
+                out[first : first + step] = tensor.format.read(raw[first : first + step])
+        return out
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

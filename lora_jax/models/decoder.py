@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,23 +20,38 @@ from lora_jax.models.rotary import rotary_angles, rotate
 class Cache(struct.PyTreeNode):
     """Keys and values of past tokens, in shapes that never change.
 
-    `k`, `v`: (layers, batch, slots, kv_heads, head_dim). `positions`: each slot's position in its text. `filled`: whether a slot
+    `k`, `v`: (layers, batch, slots, kv_heads, head_dim); of a model without scan also one (batch, slots, kv_heads, head_dim) a
+    layer, which are not copied into a stack at every step. `positions`: each slot's position in its text. `filled`: whether a slot
     holds a token. `index`: the slot that the next token goes to, the same for all rows (texts are padded on the left).
     """
 
-    k: Float[Array, "layers batch slots kv dim"]
-    v: Float[Array, "layers batch slots kv dim"]
+    k: Float[Array, "layers batch slots kv dim"] | tuple[Float[Array, "batch slots kv dim"], ...]
+    v: Float[Array, "layers batch slots kv dim"] | tuple[Float[Array, "batch slots kv dim"], ...]
     positions: Int[Array, "batch slots"]
     filled: Bool[Array, "batch slots"]
     index: Int[Array, ""]
 
+    @property
+    def batch_axis(self) -> int:
+        """The axis of `k` and `v` that counts texts."""
+        return 0 if isinstance(self.k, tuple) else 1
 
-def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype: Any = jnp.float32) -> Cache:
-    """A cache for `batch` texts of at most `slots` tokens, padding counted."""
-    shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
+    def change_rows(self, change: Callable[[Array, int], Array]) -> Cache:
+        """The cache with `change(array, axis of the texts)` in place of every array that has one."""
+        each = lambda tree, axis: jax.tree.map(lambda leaf: change(leaf, axis), tree)  # noqa: E731
+        axis = self.batch_axis
+        return self.replace(k=each(self.k, axis), v=each(self.v, axis), positions=each(self.positions, 0), filled=each(self.filled, 0))
+
+
+def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype: Any = jnp.float32, *, scan: bool = True) -> Cache:
+    """A cache for `batch` texts of at most `slots` tokens, padding counted; without `scan`, an array a layer."""
+    shape = (batch, slots, config.num_kv_heads, config.head_dim)
+    zeros = lambda: (  # noqa: E731
+        jnp.zeros((config.num_layers, *shape), dtype) if scan else tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
+    )
     return Cache(
-        k=jnp.zeros(shape, dtype),
-        v=jnp.zeros(shape, dtype),
+        k=zeros(),
+        v=zeros(),
         positions=jnp.zeros((batch, slots), jnp.int32),
         filled=jnp.zeros((batch, slots), bool),
         index=jnp.zeros((), jnp.int32),
@@ -146,11 +162,13 @@ class Decoder(nn.Module):
         if self.scan:
             x, past = self.layers(x, shared, jnp.asarray(local), past)
         else:
-            new = []
+            kept = []
             for n, layer in enumerate(self.layers):
-                x, kept = layer(x, shared, bool(local[n]), jax.tree.map(lambda leaf, n=n: leaf[n], past))
-                new.append(kept)
-            past = None if past is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *new)
+                x, own = layer(x, shared, bool(local[n]), None if past is None else (past[0][n], past[1][n]))
+                kept.append(own)
+            if past is not None:
+                join = tuple if isinstance(past[0], tuple) else jnp.stack
+                past = tuple(join(part) for part in zip(*kept, strict=True))
         if cache is not None:
             cache = cache.replace(k=past[0], v=past[1])
         return self.norm(x), cache

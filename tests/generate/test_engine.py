@@ -10,7 +10,7 @@ import pytest
 from lora_jax.adapt.stack import stack
 from lora_jax.adapt.surgery import adapt, merge
 from lora_jax.core.lowrank import LoraSpec
-from lora_jax.core.quantize import QuantSpec
+from lora_jax.core.quantize import QuantSpec, bytes_of
 from lora_jax.generate.engine import Generator
 from lora_jax.generate.sampling import Sampling
 from lora_jax.io.decoder_weights import load_decoder
@@ -78,6 +78,20 @@ def test_adapters_give_the_same_tokens_applied_and_merged(quant):
     merged = Generator(model, merge(frozen, lora)[0]).generate(prompts_of("llama3"), max_new=10)
     assert applied == merged
     assert applied != Generator(model, frozen).generate(prompts_of("llama3"), max_new=10)
+
+
+@pytest.mark.parametrize("quant", [(), [("layers/.*kernel", QuantSpec("nf4", 8))]], ids=["dense", "nf4"])
+def test_layers_taken_apart_give_the_same_tokens(quant):
+    model, frozen, lora = adapted(quant=quant)
+    apart, whole = (Generator(model, frozen, lora, unroll=unroll) for unroll in (True, False))
+    assert {"layers_0", "layers_1"} <= set(apart.frozen) and "layers" in whole.frozen
+    assert bytes_of(apart.frozen) == bytes_of(whole.frozen)
+    assert apart.generate(prompts_of("llama3"), max_new=8) == whole.generate(prompts_of("llama3"), max_new=8)
+    each = stack([lora, {path: low.replace(b=-low.b) for path, low in lora.items()}])
+    both = [
+        Generator(model, frozen, each, unroll=unroll).generate(prompts_of("llama3"), max_new=8, adapters=[1, 0]) for unroll in (True, False)
+    ]
+    assert both[0] == both[1]
 
 
 def test_every_text_of_a_batch_has_its_own_adapter():

@@ -14,6 +14,7 @@ from lora_jax.generate.sampling import (
     keep_min_p,
     keep_top_k,
     keep_top_p,
+    likeliest,
     penalise_repetition,
 )
 
@@ -36,6 +37,12 @@ SEEN = np.stack([np.isin(np.arange(LOGITS.shape[1]), text) for text in TEXTS])
 def test_a_step_equals_transformers(name, ours):
     # One float32 operation an entry: equal to the last bit or two; minus infinities in the same places.
     np.testing.assert_allclose(ours(jnp.asarray(LOGITS)), ARRAYS[f"process/{name}"], rtol=1e-6)
+
+
+def test_the_likeliest_token_is_the_first_of_the_largest_as_argmax_has_it():
+    logits = jnp.asarray([[1.0, 3.0, 3.0], [-jnp.inf] * 3, [5.0, jnp.nan, jnp.nan], [2.0, jnp.inf, 0.0], [-0.0, 0.0, -1.0]])
+    np.testing.assert_array_equal(likeliest(logits), logits.argmax(-1))
+    np.testing.assert_array_equal(likeliest(jnp.asarray(LOGITS)), LOGITS.argmax(-1))
 
 
 def test_top_p_keeps_the_likeliest_token_of_any_distribution():

@@ -55,12 +55,12 @@ def test_remat_changes_no_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, saved)
 
 
-@pytest.mark.parametrize("name", ["gemma3", "qwen2", "opt"])
-def test_decoding_with_a_cache_gives_the_logits_of_the_whole_text(name):
-    config, params = load_decoder(GOLDEN / name)
-    model, tokens, mask = Decoder(config), ARRAYS[f"{name}/tokens"], ARRAYS[f"{name}/mask"]
+@pytest.mark.parametrize(("name", "scan", "stacked"), [("gemma3", True, True), ("qwen2", False, False), ("opt", False, True)])
+def test_decoding_with_a_cache_gives_the_logits_of_the_whole_text(name, scan, stacked):
+    config, params = load_decoder(GOLDEN / name, scan=scan)
+    model, tokens, mask = Decoder(config, scan=scan), ARRAYS[f"{name}/tokens"], ARRAYS[f"{name}/mask"]
     step = jax.jit(lambda tokens, cache, mask: model.apply({"params": params}, tokens, cache, mask, method="decode"))
-    cache = empty_cache(config, 2, 14)
+    cache = empty_cache(config, 2, 14, scan=stacked)
     first, cache = step(tokens[:, :5], cache, mask[:, :5])
     rest = []
     for n in range(5, tokens.shape[1]):

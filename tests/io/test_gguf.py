@@ -1,6 +1,7 @@
 """GGUF files: every block format, exports read back, and damage that is named instead of believed."""
 
 import sys
+import tracemalloc
 from pathlib import Path
 
 import gguf
@@ -53,19 +54,6 @@ def test_blocks_hold_what_the_gguf_package_reads(kind):
     np.testing.assert_array_equal(np.asarray(ours, np.float32), theirs.reshape(ours.shape))
 
 
-@pytest.mark.parametrize(("name", "format"), [("llama", "F32"), ("gemma", "F16"), ("qwen3", "F16")])
-def test_an_export_is_read_back(name, format, tmp_path, tokenizer_file):
-    config, params = load_decoder(GOLDEN / name)
-    export_gguf(tmp_path / "model.gguf", config, params, tokenizer_file, format=format)
-    again, weights = load_decoder(tmp_path)
-    assert again == config
-    for path, leaf in flatten(params).items():
-        # Golden weights are float16 numbers: both formats hold them exactly (Gemma's norms 1 + w are float32).
-        np.testing.assert_array_equal(flatten(weights)[path], leaf, err_msg=path)
-    ours, theirs = (gguf_tokenizer(GgufFile(path)) for path in (tmp_path / "model.gguf", tokenizer_file))
-    assert ours.backend.get_vocab() == theirs.backend.get_vocab() and ours.eos_ids == theirs.eos_ids == (2,)
-
-
 def test_an_export_in_eight_bits_is_within_the_formats_error(tmp_path, tokenizer_file):
     from dataclasses import replace
 
@@ -82,16 +70,8 @@ def test_an_export_in_eight_bits_is_within_the_formats_error(tmp_path, tokenizer
         np.testing.assert_allclose(leaf, theirs, atol=np.abs(theirs).max() / 127 * 0.57, err_msg=path)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "mistral", "llama_yarn", "gpt2", "gemma3"])
-def test_what_gguf_cannot_say_is_refused(name, tmp_path, tokenizer_file):
-    config, params = load_decoder(GOLDEN / name)
-    with pytest.raises(ValueError, match="export_merged|GGUF fixes"):
-        export_gguf(tmp_path / "model.gguf", config, params, tokenizer_file)
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_sentencepiece_vocabulary_merges_by_score_and_falls_back_to_bytes(tokenizer_file):
-    tokenizer = gguf_tokenizer(GgufFile(tokenizer_file))
+    tokenizer = gguf_tokenizer(GgufFile(tokenizer_file).metadata, tokenizer_file)
     spell = lambda text: [tokenizer.backend.id_to_token(i) for i in tokenizer.encode(text)]  # noqa: E731
     # Scores fall with the index: 'ab' (33) is merged before 'bc' (38), and a space stands before the text.
     assert spell("abc ab") == ["<s>", "▁abc", "▁ab"]
@@ -139,18 +119,50 @@ def test_mutated_gguf_files_are_refused_or_read_within_their_size(tokenizer_file
     whole = (tmp_path / "model.gguf").read_bytes()
     header = GgufFile(tmp_path / "model.gguf")._tensors["token_embd.weight"].start
     read = refused = 0
-    for content in mutations(whole, header, 2000, 0):
+    for n, content in enumerate(mutations(whole, header, 2000, 0)):
         path = damaged(tmp_path / "x.gguf", content)
         try:
             file = GgufFile(path)
             # The widest format is Q2_K, 84 bytes for 1024 of float32.
             assert sum(np.asarray(file[name]).nbytes for name in file) <= 13 * len(content)
             gguf_config(file)
-            gguf_tokenizer(file)
+            gguf_tokenizer(file.metadata, path)
+            if n % 20 == 0:  # All of them take minutes: tracing the model costs a tenth of a second.
+                load_decoder(path)
             read += 1
         except ValueError:
             refused += 1
     assert read + refused == 2000 and read > 100 and refused > 500
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("llama.rope.dimension_count", (1 << 31).to_bytes(4, "little")),
+        ("llama.attention.key_length", (1 << 31).to_bytes(4, "little")),
+        ("llama.attention.head_count", (0).to_bytes(4, "little")),
+        ("llama.attention.head_count", (1 << 31).to_bytes(4, "little")),
+        ("llama.block_count", (1 << 31).to_bytes(4, "little")),
+        ("llama.embedding_length", (1 << 31).to_bytes(4, "little")),
+        ("llama.feed_forward_length", (1 << 31).to_bytes(4, "little")),
+        ("llama.vocab_size", (1 << 31).to_bytes(4, "little")),
+    ],
+)
+def test_a_size_in_the_metadata_that_the_tensors_do_not_have_is_refused_before_it_is_allocated(key, value, tokenizer_file, tmp_path):
+    config, params = load_decoder(GOLDEN / "llama")
+    export_gguf(tmp_path / "model.gguf", config, params, tokenizer_file)
+    whole = (tmp_path / "model.gguf").read_bytes()
+    at = whole.index(key.encode() + (4).to_bytes(4, "little")) + len(key) + 4
+    path = damaged(tmp_path / "model.gguf", whole[:at] + value + whole[at + 4 :])
+    tracemalloc.start()
+    if key == "llama.vocab_size":  # Nothing reads it: the embedding says how many words there are.
+        assert load_decoder(path)[0] == config
+    else:
+        with pytest.raises(ValueError, match="model.gguf|not those of this llama decoder"):
+            load_decoder(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64e6
 
 
 def test_mutated_safetensors_files_are_refused_or_read_within_their_size(tmp_path):
