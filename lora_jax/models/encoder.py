@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from lora_jax.models.attention import HIDDEN, attend
+from lora_jax.models.remat import mark_input, recomputed
+
 Activation = Literal["gelu", "gelu_new", "relu"]
 Head = Literal["class", "score", "token", "span", "choice"]
 Family = Literal["bert", "roberta"]
@@ -71,13 +74,14 @@ class Encoder(nn.Module):
 
     With `scan` the blocks are one `layers` with a leading layer axis and compile once; without, they are `layers_0`, ..., and
     the last block of a classifier is computed for the first token alone. With
-    `remat` a block is computed again in the backward pass instead of kept. Weights are float32, products in `dtype`.
+    `remat` a block is computed again in the backward pass instead of kept, with `offload` from an input that waits in host memory. Weights are float32, products in `dtype`.
     """
 
     config: EncoderConfig
     scan: bool = True
     remat: bool = False
     dtype: Any = jnp.float32
+    offload: bool = False
 
     @nn.compact
     def __call__(
@@ -90,9 +94,8 @@ class Encoder(nn.Module):
         """
         config = self.config
         x = _Embeddings(config, self.dtype, name="embeddings")(tokens, types)
-        # Added to the scores: a large negative number rather than infinity, so that a row without tokens stays finite.
-        bias = jnp.where(mask[:, None, None, :], 0.0, jnp.finfo(jnp.float32).min / 2)
-        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        bias = jnp.where(mask[:, None, None, :], 0.0, HIDDEN)
+        block = recomputed(Block, scan=self.scan, offload=self.offload) if self.remat else Block
         if self.scan:
             layers = nn.scan(
                 block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=config.num_layers
@@ -124,6 +127,7 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "batch time hidden"], bias: Float[Array, "batch 1 1 time"]) -> tuple[Array, None]:
         """The block's output, and None for nn.scan."""
         norm = functools.partial(nn.LayerNorm, epsilon=self.config.norm_eps, dtype=self.dtype)
+        x = mark_input(x)
         asking = x[:, : self.queries]
         x = norm(name="attn_norm")(asking + _Attention(self.config, self.dtype, name="attn")(asking, x, bias))
         return norm(name="mlp_norm")(x + _Mlp(self.config, self.dtype, name="mlp")(x)), None
@@ -155,9 +159,7 @@ class _Attention(nn.Module):
         dense = functools.partial(nn.Dense, hidden, dtype=self.dtype)
         split = lambda y: y.reshape(*y.shape[:-1], heads, hidden // heads)  # noqa: E731
         q, k, v = (split(dense(name=name)(source)) for name, source in zip("qkv", (asking, x, x), strict=True))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q * (1 / math.sqrt(hidden // heads)), k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores + bias, axis=-1).astype(self.dtype)
-        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        y = attend(q, k, v, scale=1 / math.sqrt(hidden // heads), bias=bias)
         return dense(name="o")(y.reshape(*y.shape[:-2], hidden))
 
 

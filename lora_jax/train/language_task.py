@@ -27,7 +27,7 @@ from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.io.hub import WHEELS, resolve
 from lora_jax.models.decoder import Decoder
-from lora_jax.train.task import Task, check_sizes, lora_spec
+from lora_jax.train.task import Task, build_options, check_sizes, lora_spec
 
 
 @functools.lru_cache(maxsize=1)
@@ -42,7 +42,7 @@ def load_language_task(model_config: ModelConfig, data: DataConfig) -> Task:
     tokenizer = load_text_tokenizer(folder)
     settings, params = load_decoder(folder, scan=model_config.scan)
     check_sizes(folder, tokenizer.vocab_size, settings, model_config, data)
-    model = Decoder(settings, scan=model_config.scan, remat=model_config.remat, dtype=jnp.dtype(model_config.compute_dtype).type)
+    model = Decoder(settings, **build_options(model_config))
     splits = {
         name: encode_completions(split, tokenizer, data.max_length, temperature=data.mixture_temperature) for name, split in records.items()
     }
