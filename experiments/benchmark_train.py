@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 # (model, precision, batch, tokens, part of the positions that are in the loss)
 CASES = {
@@ -32,11 +33,12 @@ CASES = {
     "minilm-int8": ("minilm", "int8", 32, 64, 1.0),
     "minilm-dora": ("minilm", "dora", 32, 64, 1.0),
 }
+CACHE = Path.home() / ".cache" / "lora_jax" / "benchmark"
 WITHOUT_PEER = ("gemma-int8", "minilm-int8", "minilm-dora")
 
 
-def ours(kind: str, precision: str, folder: str, steps: int, batch: int, length: int, fraction: float) -> None:
-    """Times our step and prints one JSON line."""
+def training_step(kind: str, precision: str, folder: str, batch: int, length: int, fraction: float) -> tuple[Any, ...]:
+    """Our step as a function and as a program, and what it takes: state, frozen weights and a batch."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -81,8 +83,15 @@ def ours(kind: str, precision: str, folder: str, steps: int, batch: int, length:
     frozen, lora = adapt(model, params, inputs, lora=[(target, spec)], quant=quant, whole=whole, key=jax.random.key(0))
     del params
     tx = make_optimizer(OptimConfig(learning_rate=1e-4), 1000)
-    program = Program(make_train_step(loss_of(model), tx), donate=(0,))
-    state = create_state(lora, tx, jax.random.key(1))
+    step = make_train_step(loss_of(model), tx)
+    return step, Program(step, donate=(0,)), create_state(lora, tx, jax.random.key(1)), frozen, data
+
+
+def ours(kind: str, precision: str, folder: str, steps: int, *sizes: Any) -> None:
+    """Times our step and prints one JSON line."""
+    import jax
+
+    _, program, state, frozen, data = training_step(kind, precision, folder, *sizes)
     first = time.perf_counter()
     state, metrics = jax.block_until_ready(program(state, frozen, data))
     first = time.perf_counter() - first
@@ -96,7 +105,7 @@ def ours(kind: str, precision: str, folder: str, steps: int, batch: int, length:
     print(json.dumps(dict(seconds=times, processor=used, first=first, rss=peak, loss=float(metrics["loss"]))))
 
 
-def prepare(cache: Path) -> dict[str, str]:
+def prepare(cache: Path = CACHE) -> dict[str, str]:
     """Folders of both models as Hugging Face files; Gemma is written once from its GGUF."""
     import jax.numpy as jnp
 
@@ -124,7 +133,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(CASES), help="cases, separated by commas")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5, help="timed steps a round")
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "lora_jax" / "benchmark")
+    parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--ours", nargs=7, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.ours:

@@ -112,13 +112,14 @@ def describe(config: Config) -> list[tuple[str, Any, bool]]:
 def canonical(config: Config) -> dict[str, Any]:
     """What decides the numbers of a run, as a plain dict: equal for two configs exactly if they are the same run.
 
-    Left out: `out`, `sweep`, `memory_budget` (what it chooses stands in other settings), `train.log_every`, `train.checkpoint_every` (they change files, not results), groups that
+    Left out: `out`, `sweep`, `memory_budget` (what it chooses stands in other settings), `offload` (where arrays wait), `train.log_every`, `train.checkpoint_every` (they change files, not results), groups that
     the method does not read, and `epochs` when `total_steps` is set. `eval_every` stays: the validation curve is
     a result. Named targets are replaced by their regexes, and a head learning rate of None by the learning rate.
     """
     values = to_dict(from_config_dict(to_dict(config)))
     for key in ("out", "sweep", "memory_budget"):
         del values[key]
+    del values["model"]["offload"], values["optim"]["offload"]
     for key in ("log_every", "checkpoint_every") + (("epochs",) if config.train.total_steps is not None else ()):
         del values["train"][key]
     if config.optim.head_learning_rate is None:

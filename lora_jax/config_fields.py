@@ -31,6 +31,7 @@ class ModelConfig:
     revision: str | None = None  # branch, tag or commit of a Hugging Face id; None = its main branch
     scan: bool = True  # the equal blocks are one nn.scan: compiles once, not once a layer
     remat: bool = False  # recompute a block in the backward pass: less memory, about a third more time
+    offload: bool = False  # with remat: what is kept of a block waits in host memory, where the device has one
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and products
 
 
@@ -175,6 +176,8 @@ class AdaLoraConfig:
 class OptimConfig:
     """AdamW and its schedule."""
 
+    name: Literal["adamw", "adamw8bit"] = "adamw"  # adamw8bit: moments of 4096 numbers or more in 8 bits, as bitsandbytes has them
+    offload: bool = False  # the moments stay in host memory between steps, where the device has one
     learning_rate: float = 1e-3  # peak, above 0
     head_learning_rate: float | None = None  # of the modules trained whole; None = learning_rate
     lora_plus_ratio: float = 1.0  # learning rate of `b` over that of `a`, above 0 (LoRA+: 16)

@@ -60,6 +60,8 @@ def validate(config: Config) -> None:
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None and not holds(item):
                 raise ValueError(f"config.{key} must be {words}, got {item!r}. The default is {default_of(key)!r}.")
+    if config.model.offload and not config.model.remat:
+        raise ValueError("config.model.offload moves what recomputed blocks keep: it needs config.model.remat=true.")
     if config.data.mixture and config.data.task != "completion":
         raise ValueError("config.data.mixture is for language models: set config.data.task to 'completion', or leave it empty.")
     if config.data.recipe is not None:

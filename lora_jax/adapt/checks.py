@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from lora_jax.adapt.apply import Lora, apply
 from lora_jax.adapt.sites import Site
+from lora_jax.core.blockwise import restored
 from lora_jax.core.boxes import Whole
 from lora_jax.core.lowrank import LoraSpec, LowRank
 from lora_jax.core.paths import Rules, match
@@ -85,7 +86,7 @@ def gradient_flags(lora: Lora, gradients: Mapping[str, Any], seen: Flags | None 
 def flags_of_optimizer(lora: Lora, opt_state: Any) -> Flags | None:
     """`gradient_flags` of all steps so far, from Adam's second moments, which are 0 where no gradient ever was; None without Adam."""
     moments = optax.tree_utils.tree_get(opt_state, "nu")
-    return None if moments is None else gradient_flags(lora, moments)
+    return None if moments is None else gradient_flags(lora, restored(moments))
 
 
 def unreached(lora: Lora, seen: Flags) -> list[str]:

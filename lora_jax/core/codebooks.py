@@ -103,18 +103,21 @@ def normal_float(bits: int) -> tuple[float, ...]:
 
 
 @functools.cache
-def dynamic_map() -> np.ndarray:
-    """The 256 sorted float32 values of the signed dynamic 8-bit map, in which block scales are stored.
+def dynamic_map(signed: bool = True) -> np.ndarray:
+    """The 256 sorted float32 values of a dynamic 8-bit map, in which block scales and the moments of an optimiser are stored.
+
+    Signed, or from 0 up with twice as many values to a decade, for numbers that are never negative.
 
     Source: Dettmers et al. 2022, 8-bit optimisers (arXiv 2110.02861), section 2.1; bitsandbytes' `create_dynamic_map`, which
     computes in float32.
     """
     parts = []
     for exponent in range(7):
-        edges = _float32_linspace(2**exponent + 1)
+        edges = _float32_linspace(2 ** (exponent + (not signed)) + 1)
         parts.append((edges[:-1] + edges[1:]) / np.float32(2) * np.float32(10.0 ** (exponent - 6)))
     values = np.concatenate(parts)
-    return np.sort(np.concatenate([-values, values, np.asarray([0.0, 1.0], np.float32)]))
+    both = [-values, values] if signed else [values]
+    return np.sort(np.concatenate([*both, np.asarray([0.0, 1.0], np.float32)]))
 
 
 def _float32_linspace(n: int) -> np.ndarray:

@@ -168,10 +168,10 @@ def encode(
     if zero is not None:
         blocked = blocked - zero[..., None, :]
     empty = jnp.inf if format.zero_block == "lowest" else 0.0
-    unit = format.limit if format.levels is None and not _raw(spec) else 1.0
+    unit = format.limit if format.levels is None and not has_raw_levels(spec) else 1.0
     # A product with the reciprocal, not a quotient, in float32: bitsandbytes' arithmetic, for 8 bits torch's own `127.0 / scale`.
     inverse = jnp.where(scale > 0, (1.0 / scale) * np.float32(unit), empty)
-    codes = nearest_code(blocked * inverse[..., None, :], format, raw=_raw(spec))
+    codes = nearest_code(blocked * inverse[..., None, :], format, raw=has_raw_levels(spec))
     codes = codes.reshape(*matrix.shape[:-2], blocks * block, -1)[..., : matrix.shape[-2], :]
     return packing.pack(codes, format.bits, fill=format.zero)
 
@@ -185,10 +185,10 @@ def decode(codes: Array, scale: Any, zero: Any, spec: QuantSpec, rows: int) -> F
     if format.levels is None:
         values = codes.astype(jnp.float32) - (0 if format.offset else format.limit + 1)
     else:
-        values = jnp.asarray(format.table(1.0 if _raw(spec) else None)).at[codes.astype(jnp.int32)].get(mode="promise_in_bounds")
+        values = jnp.asarray(format.table(1.0 if has_raw_levels(spec) else None)).at[codes.astype(jnp.int32)].get(mode="promise_in_bounds")
     spread = functools.partial(_spread, shape=values.shape, block=block, blocks=blocks)
     weight = spread(scales.load(scale, blocks, codes.shape[-1]), values, jnp.multiply)
-    if format.levels is None and not _raw(spec):
+    if format.levels is None and not has_raw_levels(spec):
         weight = weight * np.float32(1 / format.limit)  # after the scale, as bitsandbytes does for 8 bits
     return weight if zero is None else spread(scales.load(zero, blocks, codes.shape[-1]), weight, jnp.add)
 
@@ -268,7 +268,7 @@ def _damaged(stored: Any, stored_zero: Any, scale: Array, zero: Array | None, sp
     return off | (jnp.abs(scales.load(stored_zero, *shape) - zero) > allowed * codebooks.format_named(spec.format).limit)
 
 
-def _raw(spec: QuantSpec) -> bool:
+def has_raw_levels(spec: QuantSpec) -> bool:
     """Whether a scale is the size of a level of 1 in the format's own unit, rather than of the largest level."""
     return spec.scale_dtype == "e8m0" or codebooks.format_named(spec.format).offset
 

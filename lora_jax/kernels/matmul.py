@@ -12,6 +12,7 @@ import jax
 from jaxtyping import Array, Float
 
 from lora_jax.core.quantize import QuantizedArray
+from lora_jax.kernels.choice import kernel_for
 
 
 def as_matrix(weight: Any, rows: int, dtype: Any) -> Float[Array, "in out"]:
@@ -24,6 +25,10 @@ def as_matrix(weight: Any, rows: int, dtype: Any) -> Float[Array, "in out"]:
 @jax.custom_vjp
 def frozen_matmul(x: Float[Array, "t in"], weight: Any) -> Float[Array, "t out"]:
     """`x @ weight` in x's dtype, with no gradient for the weight; the backward pass dequantises it again."""
+    if _is_fused(weight, x):
+        from lora_jax.kernels.pallas_dequant_matmul import dequant_matmul
+
+        return dequant_matmul(x, weight)
     return x @ as_matrix(weight, x.shape[-1], x.dtype)
 
 
@@ -33,7 +38,15 @@ def _frozen_forward(x: Array, weight: Any) -> tuple[Array, tuple[Any, int]]:
 
 def _frozen_backward(saved: tuple[Any, int], g: Array) -> tuple[Array, None]:
     weight, rows = saved
+    if _is_fused(weight, g):
+        from lora_jax.kernels.pallas_dequant_matmul import dequant_matmul_transposed
+
+        return dequant_matmul_transposed(g, weight), None
     return _times_transposed(g, as_matrix(weight, rows, g.dtype)), None
+
+
+def _is_fused(weight: Any, x: Array) -> bool:
+    return isinstance(weight, QuantizedArray) and kernel_for(weight, x.shape[0], x.dtype) == "pallas"
 
 
 frozen_matmul.defvjp(_frozen_forward, _frozen_backward)

@@ -13,7 +13,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from lora_jax.models.attention import HIDDEN
 from lora_jax.models.encoder_parts import ACTIVATIONS, Activation, EncoderConfig, Family, Mlp
+from lora_jax.models.remat import mark_input, recomputed
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,18 @@ def deberta_states(
     scan: bool,
     remat: bool,
     dtype: Any,
+    offload: bool = False,
 ) -> Float[Array, "batch time hidden"]:
     """The last block's hidden states; called by `Encoder`, whose submodules these are."""
     x = _Embeddings(config, dtype, name="embeddings")(tokens, mask, types)
-    # Added to the scores: a large negative number rather than infinity, so that a row without tokens stays finite.
-    shared: dict[str, Any] = {"bias": jnp.where(mask[:, None, None, :], 0.0, jnp.finfo(jnp.float32).min / 2)}
+    shared: dict[str, Any] = {"bias": jnp.where(mask[:, None, None, :], 0.0, HIDDEN)}
     if config.terms:
         shared["relative"] = _Relative(config, dtype, name="relative")()
         shared["rows"] = jnp.asarray(relative_rows(config, tokens.shape[1]))
     if config.conv_size:
         shared["conv"] = _Convolution(config, dtype, name="conv")(x, mask)
         shared["mask"] = mask[..., None]
-    block = nn.remat(DebertaBlock, prevent_cse=not scan) if remat else DebertaBlock
+    block = recomputed(DebertaBlock, scan=scan, offload=offload) if remat else DebertaBlock
     if scan:
         layers = nn.scan(
             block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(0, nn.broadcast), length=config.num_layers
@@ -121,6 +123,7 @@ class DebertaBlock(nn.Module):
         """The block's output, and None for nn.scan. `first`: whether it is the block beside which the convolution stands."""
         config = self.config
         norm = functools.partial(nn.LayerNorm, epsilon=config.norm_eps, dtype=self.dtype)
+        x = mark_input(x)
         asking = x[:, : self.queries]
         x = norm(name="attn_norm")(asking + _Attention(config, self.dtype, name="attn")(asking, x, shared))
         x = norm(name="mlp_norm")(x + Mlp(config, self.dtype, name="mlp")(x))

@@ -13,7 +13,9 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from lora_jax.models.attention import attend
 from lora_jax.models.decoder_config import ACTIVATIONS, DecoderConfig
+from lora_jax.models.remat import mark_input, recomputed
 from lora_jax.models.rotary import rotary_angles, rotate
 
 
@@ -69,7 +71,8 @@ class Decoder(nn.Module):
     """Tokens to logits of the next token.
 
     With `scan` the blocks are one `layers` with a leading layer axis and compile once, also where local and global layers
-    alternate; without, they are `layers_0`, ... With `remat` a block is computed again in the backward pass instead of kept.
+    alternate; without, they are `layers_0`, ... With `remat` a block is computed again in the backward pass instead of kept,
+    with `offload` from an input that waits in host memory.
     Weights are float32 unless loaded otherwise, products in `dtype`, softmax and norms in float32.
     """
 
@@ -77,6 +80,7 @@ class Decoder(nn.Module):
     scan: bool = True
     remat: bool = False
     dtype: Any = jnp.float32
+    offload: bool = False
 
     def setup(self) -> None:
         """The submodules; their names are the paths of the weights."""
@@ -85,7 +89,7 @@ class Decoder(nn.Module):
         self.embed = embed(config.vocab_size)
         if config.rotary is None:
             self.positions = embed(config.max_positions + config.position_offset)
-        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        block = recomputed(Block, scan=self.scan, offload=self.offload) if self.remat else Block
         if self.scan:
             layers = nn.scan(
                 block,
@@ -190,6 +194,7 @@ class Block(nn.Module):
         """The block's output, and its keys and values if there is a cache."""
         config = self.config
         norm = functools.partial(_norm, config, self.dtype)
+        x = mark_input(x)
         mlp = Mlp(config, self.dtype, name="mlp") if config.experts is None else ExpertsMlp(config, self.dtype, name="mlp")
         y, past = Attention(config, self.dtype, name="attn")(norm(name="attn_norm")(x), shared, local, past)
         if config.post_norms:
@@ -228,15 +233,8 @@ class Attention(nn.Module):
             write = lambda slots, new: jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), shared["index"], 1)  # noqa: E731
             k, v = past = (write(past[0], k), write(past[1], v))
         scale = dim**-0.5 if config.query_scale is None else config.query_scale
-        q = q.reshape(*q.shape[:-2], kv, heads // kv, dim) * jnp.asarray(scale, q.dtype)
-        scores = jnp.einsum("bqhgd,bkhd->bhgqk", q, k.astype(q.dtype), preferred_element_type=jnp.float32)
-        scores = _softcap(scores, config.attention_softcap)
         mask = _choose(local, shared["local_mask"], shared["mask"])
-        # A large negative number rather than infinity, so that padding, which sees nothing, stays finite.
-        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min / 2)
-        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        y = jnp.einsum("bhgqk,bkhd->bqhgd", weights, v.astype(self.dtype))
-        y = y.reshape(*x.shape[:-1], heads * dim)
+        y = attend(q, k, v, scale=scale, mask=mask, softcap=config.attention_softcap).reshape(*x.shape[:-1], heads * dim)
         return nn.Dense(config.hidden_size, use_bias=config.out_bias, dtype=self.dtype, name="o")(y), past
 
 

@@ -6,13 +6,14 @@ import functools
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from lora_jax.models.attention import HIDDEN, attend
 from lora_jax.models.deberta import DebertaConfig, deberta_states
 from lora_jax.models.encoder_parts import ACTIVATIONS, EncoderConfig, Mlp
+from lora_jax.models.remat import mark_input, recomputed
 
 
 class Encoder(nn.Module):
@@ -20,13 +21,14 @@ class Encoder(nn.Module):
 
     With `scan` the blocks are one `layers` with a leading layer axis and compile once; without, they are `layers_0`, ..., and
     the last block of a classifier is computed for the first token alone. With
-    `remat` a block is computed again in the backward pass instead of kept. Weights are float32, products in `dtype`.
+    `remat` a block is computed again in the backward pass instead of kept, with `offload` from an input that waits in host memory. Weights are float32, products in `dtype`.
     """
 
     config: EncoderConfig
     scan: bool = True
     remat: bool = False
     dtype: Any = jnp.float32
+    offload: bool = False
 
     @nn.compact
     def __call__(
@@ -38,10 +40,11 @@ class Encoder(nn.Module):
         `mask` is True on real tokens, `types` are segment ids (0 if None).
         """
         config = self.config
+        built = dict(scan=self.scan, remat=self.remat, dtype=self.dtype, offload=self.offload)
         if isinstance(config, DebertaConfig):
-            x = deberta_states(config, tokens, mask, types, scan=self.scan, remat=self.remat, dtype=self.dtype)
+            x = deberta_states(config, tokens, mask, types, **built)
         else:
-            x = _states(config, tokens, mask, types, scan=self.scan, remat=self.remat, dtype=self.dtype)
+            x = _states(config, tokens, mask, types, **built)
         head = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02), name="classifier")
         if config.num_classes is not None and config.reads_every_token:  # These have no pooler.
             return head(config.num_classes)(x)
@@ -66,17 +69,19 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "batch time hidden"], bias: Float[Array, "batch 1 1 time"]) -> tuple[Array, None]:
         """The block's output, and None for nn.scan."""
         norm = functools.partial(nn.LayerNorm, epsilon=self.config.norm_eps, dtype=self.dtype)
+        x = mark_input(x)
         asking = x[:, : self.queries]
         x = norm(name="attn_norm")(asking + _Attention(self.config, self.dtype, name="attn")(asking, x, bias))
         return norm(name="mlp_norm")(x + Mlp(self.config, self.dtype, name="mlp")(x)), None
 
 
-def _states(config: EncoderConfig, tokens: Array, mask: Array, types: Array | None, *, scan: bool, remat: bool, dtype: Any) -> Array:
+def _states(
+    config: EncoderConfig, tokens: Array, mask: Array, types: Array | None, *, scan: bool, remat: bool, dtype: Any, offload: bool
+) -> Array:
     """The last block's hidden states; the submodules are those of the `Encoder` that calls this."""
     x = _Embeddings(config, dtype, name="embeddings")(tokens, types)
-    # Added to the scores: a large negative number rather than infinity, so that a row without tokens stays finite.
-    bias = jnp.where(mask[:, None, None, :], 0.0, jnp.finfo(jnp.float32).min / 2)
-    block = nn.remat(Block, prevent_cse=not scan) if remat else Block
+    bias = jnp.where(mask[:, None, None, :], 0.0, HIDDEN)
+    block = recomputed(Block, scan=scan, offload=offload) if remat else Block
     if scan:
         layers = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=config.num_layers)
         x, _ = layers(config, dtype, name="layers")(x, bias)
@@ -114,7 +119,5 @@ class _Attention(nn.Module):
         dense = functools.partial(nn.Dense, hidden, dtype=self.dtype)
         split = lambda y: y.reshape(*y.shape[:-1], heads, hidden // heads)  # noqa: E731
         q, k, v = (split(dense(name=name)(source)) for name, source in zip("qkv", (asking, x, x), strict=True))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q * (1 / math.sqrt(hidden // heads)), k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores + bias, axis=-1).astype(self.dtype)
-        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        y = attend(q, k, v, scale=1 / math.sqrt(hidden // heads), bias=bias)
         return dense(name="o")(y.reshape(*y.shape[:-2], hidden))

@@ -15,6 +15,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.models.decoder_config import ACTIVATIONS, Activation
+from lora_jax.models.remat import mark_input, recomputed
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,21 @@ class T5(nn.Module):
     """Source and target tokens to logits of the target's next tokens.
 
     With `scan` the blocks of each stack are one `layers` with a leading layer axis; without, they are `layers_0`, ... With
-    `remat` a block is computed again in the backward pass instead of kept. Products in `dtype`, softmax and norms in float32.
+    `remat` a block is computed again in the backward pass instead of kept, with `offload` from an input that waits in host memory.
+    Products in `dtype`, softmax and norms in float32.
     """
 
     config: T5Config
     scan: bool = True
     remat: bool = False
     dtype: Any = jnp.float32
+    offload: bool = False
 
     def setup(self) -> None:
         """The submodules; their names are the paths of the weights."""
         config = self.config
         self.embed = nn.Embed(config.vocab_size, config.hidden_size, dtype=self.dtype, embedding_init=nn.initializers.normal(1.0))
-        stack = functools.partial(_Stack, config, scan=self.scan, remat=self.remat, dtype=self.dtype)
+        stack = functools.partial(_Stack, config, scan=self.scan, remat=self.remat, dtype=self.dtype, offload=self.offload)
         self.encoder, self.decoder = stack(causal=False), stack(causal=True)
         if not config.tied:
             self.head = nn.Dense(config.vocab_size, use_bias=False, dtype=self.dtype)
@@ -165,6 +168,7 @@ class _Stack(nn.Module):
     scan: bool
     remat: bool
     dtype: Any
+    offload: bool
 
     @nn.compact
     def __call__(
@@ -184,7 +188,7 @@ class _Stack(nn.Module):
             position_bucket(config, distance, causal=self.causal)
         )
         shared = {"bias": jnp.moveaxis(bias, -1, 0)[None], "mask": mask, "source": source, "source_mask": source_mask, "index": index}
-        block = nn.remat(_Block, prevent_cse=not self.scan) if self.remat else _Block
+        block = recomputed(_Block, scan=self.scan, offload=self.offload) if self.remat else _Block
         if self.scan:
             layers = nn.scan(
                 block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(nn.broadcast, 0), out_axes=0, length=count
@@ -209,6 +213,7 @@ class _Block(nn.Module):
     def __call__(self, x: Array, shared: dict[str, Any], past: Any) -> tuple[Array, Any]:
         config = self.config
         norm = functools.partial(nn.RMSNorm, epsilon=config.norm_eps, dtype=self.dtype)
+        x = mark_input(x)
         own, across = (None, None) if past is None else (past[:2], past[2:])
         y = norm(name="attn_norm")(x)
         y, own = _Attention(config, self.dtype, name="attn")(y, y, shared["mask"], shared["bias"], own, shared["index"])

@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 
 from lora_jax.adapt.stack import used_columns
 from lora_jax.core.lowrank import RANK_AXIS
+from lora_jax.train.offload import like_placed
 from lora_jax.train.step import TrainState
 
 
@@ -115,7 +116,8 @@ def _unnamed(named: dict[str, Any], like: TrainState) -> TrainState:
         return array
 
     # A copy owned by JAX: the step donates its state, and a donated buffer must not belong to the reader.
-    state = jax.tree.unflatten(structure, [jax.numpy.array(padded(path, leaf), copy=True) for path, leaf in leaves])
+    copy = lambda path, leaf: like_placed(jax.numpy.array(padded(path, leaf), copy=True), leaf)  # noqa: E731
+    state = jax.tree.unflatten(structure, [copy(path, leaf) for path, leaf in leaves])
     return state.replace(key=jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key)))
 
 

@@ -31,7 +31,7 @@ from lora_jax.io.hub import WHEELS, resolve
 from lora_jax.io.t5 import is_t5, load_t5
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.t5 import T5
-from lora_jax.train.task import Task, check_sizes, lora_spec, targets_of
+from lora_jax.train.task import Task, build_options, check_sizes, lora_spec, targets_of
 
 
 @functools.lru_cache(maxsize=1)
@@ -46,7 +46,7 @@ def load_language_task(model_config: ModelConfig, data: DataConfig) -> Task:
     folder = resolve(model_config.name, revision=model_config.revision)
     records = completions_of(data)
     tokenizer = load_text_tokenizer(folder)
-    options = dict(scan=model_config.scan, remat=model_config.remat, dtype=jnp.dtype(model_config.compute_dtype).type)
+    options = build_options(model_config)
     if is_t5(folder):
         settings, params = load_t5(folder, scan=model_config.scan)
         model: Decoder | T5 = T5(settings, **options)

@@ -15,6 +15,8 @@ from jaxtyping import Array
 from lora_jax.adapt.apply import Lora
 from lora_jax.config import OptimConfig
 from lora_jax.core.lowrank import LowRank, array_fields
+from lora_jax.train.adam8bit import scale_by_adam8bit
+from lora_jax.train.offload import can_offload, in_host_memory
 from lora_jax.train.variants import adalora, precondition_b
 
 Trainable = dict[str, Any]
@@ -88,6 +90,7 @@ def structure_of(config: OptimConfig) -> OptimConfig:
 def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
     """AdamW on the trained tree with one learning rate a label; `b` gets `lora_plus_ratio` times that of `a` (LoRA+, Hayou et al. 2024).
 
+    `name` adamw8bit keeps the large moments in 8 bits; `offload` keeps the state in host memory between steps.
     `precondition_b` rescales the gradient of `b` (LoRA-FA as PEFT has it); `adalora.target_rank` turns AdaLoRA's budget on.
 
     Learning rates, weight decay, the clipping norm and the schedule's numbers live in the optimiser's state: runs that differ in
@@ -105,12 +108,16 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
         # A norm is below infinity, or is not finite itself: no clipping.
         _from_number(config.clip_norm or math.inf, optax.clip_by_global_norm),
         precondition_b() if config.precondition_b else optax.identity(),
-        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+        _ADAMS[config.name](config.beta1, config.beta2, config.eps),
         _from_number(config.weight_decay, lambda decay: optax.add_decayed_weights(decay, decay_mask)),
         _scheduled(config, total_steps),
         optax.partition({label: scale(learning_rate=rate) for label, rate in rates.items()}, labels),
     )
-    return adalora(tx, config.adalora, total_steps) if config.adalora.target_rank is not None else tx
+    tx = adalora(tx, config.adalora, total_steps) if config.adalora.target_rank is not None else tx
+    return in_host_memory(tx) if config.offload and can_offload() else tx
+
+
+_ADAMS = {"adamw": optax.scale_by_adam, "adamw8bit": scale_by_adam8bit}
 
 
 class Number(NamedTuple):

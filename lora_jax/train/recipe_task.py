@@ -6,7 +6,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.adapt.sites import find_sites
@@ -20,7 +19,7 @@ from lora_jax.io.hub import resolve
 from lora_jax.io.weights import load_encoder
 from lora_jax.models.encoder import Encoder
 from lora_jax.train.language_task import examples_of
-from lora_jax.train.task import Task, check_sizes, example_inputs
+from lora_jax.train.task import Task, build_options, check_sizes, example_inputs
 
 
 @functools.lru_cache(maxsize=1)
@@ -41,7 +40,7 @@ def load_recipe_task(model_config: ModelConfig, data: DataConfig) -> Task:
     if settings.reads_every_token:
         params = {name: leaf for name, leaf in params.items() if name != "pooler"}
     check_sizes(folder, tokenizer.vocab_size, settings, model_config, data)
-    model = Encoder(settings, scan=model_config.scan, remat=model_config.remat, dtype=jnp.dtype(model_config.compute_dtype).type)
+    model = Encoder(settings, **build_options(model_config))
     return Task(
         model=model,
         params=params,

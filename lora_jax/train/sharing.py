@@ -21,7 +21,8 @@ def program_key(run: Config) -> Config:
         lora = replace(lora, init="kaiming")
     if run.lora.bias != "lora_only":  # Which biases are trained whole follows from the targets.
         lora = replace(lora, targets="all-linear")
-    lora = replace(lora, rank=1, layers=None)
+    # What is kept in 8 bits depends on the size of an array: runs of other ranks, padded to one, would be other runs.
+    lora = replace(lora, rank=run.lora.rank if run.optim.name == "adamw8bit" else 1, layers=None)
     return replace(run, lora=lora, optim=structure_of(run.optim), train=replace(run.train, seed=0), out="", sweep=type(run.sweep)())
 
 
@@ -40,18 +41,20 @@ def stack_key(run: Config) -> Config:
 
 
 def can_stack(run: Config) -> bool:
-    """Whether the run's method has a stacked form: adapters have, the baselines are trained alone."""
-    return run.method in ADAPTERS
+    """Whether the run has a stacked form: adapters have; the baselines, and runs whose optimiser is in host memory, are trained alone."""
+    return run.method in ADAPTERS and not run.optim.offload
 
 
 def differences(one: Config, two: Config) -> tuple[str, ...]:
     """The settings that keep two runs from standing side by side, as 'quant.format: nf4, int8'; none if nothing does."""
     for run in (one, two):
         if not can_stack(run):
-            return (f"method: {run.method} is trained alone",)
+            return (
+                "optim.offload: a run in host memory is trained alone" if run.optim.offload else f"method: {run.method} is trained alone",
+            )
     here, there = flatten(stack_key(one)), flatten(stack_key(two))
     mine, theirs = flatten(one), flatten(two)
-    return tuple(f"{key}: {mine[key]}, {theirs[key]}" for key in here if here[key] != there[key])
+    return tuple(f"{key}: {mine[key]}, {theirs[key]}" for key in here if here[key] != there[key] and mine[key] != theirs[key])
 
 
 def widest(runs: Sequence[Config]) -> Config | None:

@@ -33,6 +33,7 @@ from lora_jax.io.weights import load_encoder
 from lora_jax.models.encoder import Encoder
 from lora_jax.models.t5 import T5
 from lora_jax.train.losses import classifier_loss
+from lora_jax.train.offload import can_offload
 
 HEAD = r"classifier/.*"
 _WIDE_HEAD = r"(classifier|pooler)/.*"  # of RoBERTa and DeBERTa, whose pretraining trained no pooler: that layer is part of the new head
@@ -96,7 +97,7 @@ def _load_task(model_config: ModelConfig, data: DataConfig) -> Task:
     tokenizer = load_tokenizer(folder)
     splits = {name: encode(split, tokenizer, data.max_length) for name, split in records.items()}
     settings, params = load_encoder(folder, num_classes=len(labels), key=jax.random.key(0), scan=model_config.scan)
-    model = Encoder(settings, scan=model_config.scan, remat=model_config.remat, dtype=jnp.dtype(model_config.compute_dtype).type)
+    model = Encoder(settings, **build_options(model_config))
     check_sizes(folder, tokenizer.vocab_size, settings, model_config, data)
     lengths = np.concatenate([split.lengths for split in splits.values()])
     return Task(
@@ -128,6 +129,12 @@ def check_sizes(folder: Path, words: int, settings: Any, model_config: ModelConf
         raise ValueError(
             f"data.max_length is {data.max_length} tokens, and {model_config.name} has positions for {settings.max_positions}. Lower it."
         )
+
+
+def build_options(config: ModelConfig) -> dict[str, Any]:
+    """How a model's program is built, as the arguments of Encoder and Decoder."""
+    offload = config.offload and can_offload()
+    return dict(scan=config.scan, remat=config.remat, offload=offload, dtype=jnp.dtype(config.compute_dtype).type)
 
 
 def example_inputs(batch: int = 1, length: int = 8) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -1,0 +1,61 @@
+"""Which kernel multiplies with a quantised weight: chosen while a program is traced, by backend, format, dtype and shape."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from lora_jax.core.notice import say_once
+from lora_jax.core.quantize import QuantizedArray
+
+CHOICE = "LORA_JAX_MATMUL"  # environment: auto, reference or pallas
+Kernel = Literal["reference", "pallas"]
+# Largest number of tokens for which `auto` takes the fused kernel, by bits and dtype. It dequantises a weight once for every 32 tokens
+# and saves writing and reading it dense, so few tokens gain most. These are estimates by counting bytes: no GPU has timed them;
+# experiments/benchmark_dequant_matmul.py prints this table as it measures it.
+MOST_TOKENS: dict[tuple[int, str], int] = {(4, "bfloat16"): 64, (4, "float16"): 64, (8, "bfloat16"): 32, (8, "float16"): 32}
+
+
+def kernel_for(weight: QuantizedArray, tokens: int, dtype: Any) -> Kernel:
+    """'pallas' where the fused kernel is to be used, else 'reference': dequantise, then multiply.
+
+    On a GPU, `auto` follows `MOST_TOKENS`; LORA_JAX_MATMUL=pallas asks for the fused kernel wherever it works, and where it does not, the
+    reason is printed once. On a CPU it is never used.
+
+    Raises:
+        ValueError: LORA_JAX_MATMUL is none of auto, reference and pallas.
+    """
+    wanted = os.environ.get(CHOICE, "auto")
+    if wanted not in ("auto", "reference", "pallas"):
+        raise ValueError(f"{CHOICE} must be auto, reference or pallas, got {wanted!r}.")
+    if wanted == "reference" or (wanted == "auto" and not _pays(weight, tokens, dtype)):
+        return "reference"
+    why = _why_not_here() or _why_not_pallas(weight)
+    if why is not None:
+        say_once(f"quantised weights are dequantised before they are multiplied, not in one kernel: {why}.")
+    return "reference" if why is not None else "pallas"
+
+
+def _pays(weight: QuantizedArray, tokens: int, dtype: Any) -> bool:
+    return jax.default_backend() == "gpu" and tokens <= MOST_TOKENS.get((weight.spec.bits, jnp.dtype(dtype).name), 0)
+
+
+def _why_not_here() -> str | None:
+    if jax.default_backend() != "gpu":
+        return f"the backend is {jax.default_backend()!r}, not 'gpu'"
+    capability = getattr(jax.devices()[0], "compute_capability", None)
+    try:
+        enough = float(capability) >= 8.0
+    except (TypeError, ValueError):
+        enough = False
+    return None if enough else f"the kernel needs an NVIDIA GPU of compute capability 8.0 or more, and this one has {capability}"
+
+
+def _why_not_pallas(weight: QuantizedArray) -> str | None:
+    # Imported where it is needed: Pallas takes a third of a second.
+    from lora_jax.kernels.pallas_dequant_matmul import why_not
+
+    return why_not(weight)

@@ -1,0 +1,99 @@
+"""Attention for every model: one function, and the choice between XLA's and cuDNN's flash attention."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+CHOICE = "LORA_JAX_ATTENTION"  # environment: auto, xla or cudnn
+# Added to scores, a large negative number rather than infinity: a query that sees nothing stays finite.
+HIDDEN = float(jnp.finfo(jnp.float32).min) / 2
+
+
+def attend(
+    q: Float[Array, "batch queries heads dim"],
+    k: Float[Array, "batch keys kv dim"],
+    v: Float[Array, "batch keys kv dim"],
+    *,
+    scale: float,
+    bias: Float[Array, "#batch #heads #queries keys"] | None = None,
+    mask: Bool[Array, "batch queries keys"] | None = None,
+    softcap: float | None = None,
+) -> Float[Array, "batch queries heads dim"]:
+    """`softmax(softcap(q kᵀ * scale) + bias) v`, head by head; scores and softmax in float32, the rest in q's dtype.
+
+    Several query heads may share a key and value head (grouped-query attention, Ainslie et al. 2023): kv divides heads. `mask` is
+    True where a query sees a key. A softcap is `cap * tanh(x / cap)`.
+
+    On an NVIDIA GPU in bfloat16 or float16, cuDNN's flash attention computes it where it can; otherwise XLA does, and why is
+    printed once. The environment variable LORA_JAX_ATTENTION (auto, xla, cudnn) asks for one of them; cudnn cannot be had on a CPU.
+    """
+    if chosen(q, k, masked=mask is not None, biased=bias is not None, softcap=softcap) == "cudnn":
+        return _flash(q, k, v, bias, mask, scale)
+    batch, queries, heads, dim = q.shape
+    kv = k.shape[2]
+    q = q * jnp.asarray(scale, q.dtype)
+    grouped = kv != heads
+    if grouped:
+        q = q.reshape(batch, queries, kv, heads // kv, dim)
+    scores = jnp.einsum("bqhgd,bkhd->bhgqk" if grouped else "bqhd,bkhd->bhqk", q, k.astype(q.dtype), preferred_element_type=jnp.float32)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + (bias.reshape(*bias.shape[:1], kv if bias.shape[1] > 1 else 1, -1, *bias.shape[2:]) if grouped else bias)
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None] if grouped else mask[:, None], scores, HIDDEN)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    y = jnp.einsum("bhgqk,bkhd->bqhgd" if grouped else "bhqk,bkhd->bqhd", weights, v.astype(q.dtype))
+    return y.reshape(batch, queries, heads, dim)
+
+
+def chosen(q: Any, k: Any, *, masked: bool, biased: bool, softcap: float | None) -> str:
+    """'cudnn' or 'xla', for queries and keys of these shapes."""
+    wanted = os.environ.get(CHOICE, "auto")
+    if wanted not in ("auto", "xla", "cudnn"):
+        raise ValueError(f"{CHOICE} must be auto, xla or cudnn, got {wanted!r}.")
+    platform = jax.default_backend()
+    if wanted == "xla" or (wanted == "auto" and platform != "gpu"):
+        return "xla"
+    why = _why_not_flash(platform, q.shape, k.shape, q.dtype, masked, biased, softcap)
+    if why is not None:
+        _say_once(f"lora_jax: attention is computed by XLA, not by cuDNN: {why}")
+    return "xla" if why is not None else "cudnn"
+
+
+@functools.cache
+def _why_not_flash(platform: str, q: Any, k: Any, dtype: Any, masked: bool, biased: bool, softcap: float | None) -> str | None:
+    if platform != "gpu":
+        return f"the backend is {platform!r}, not 'gpu'."
+    if softcap is not None:
+        return "it has no soft-capped scores."
+    shape = lambda *sizes, of=dtype: jax.ShapeDtypeStruct(sizes, of)  # noqa: E731
+    bias = shape(q[0], 1, q[1], k[1]) if biased else None
+    mask = shape(q[0], q[1], k[1], of=jnp.bool_) if masked else None
+    forward = lambda q, k, v, bias, mask: jax.vjp(lambda q, k, v: _flash(q, k, v, bias, mask, 1.0), q, k, v)[0]  # noqa: E731
+    try:  # It knows its own limits: dtypes, head sizes by architecture, odd lengths with a mask. The gradient's are narrower.
+        jax.eval_shape(forward, shape(*q), shape(*k), shape(*k), bias, mask)
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _flash(q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, scale: float) -> Array:
+    queries, keys = q.shape[1], k.shape[1]
+    if bias is not None:  # It takes biases of q's dtype and full size; a large negative number has to stay one in float16.
+        bias = jnp.maximum(bias, float(jnp.finfo(q.dtype).min) / 2).astype(q.dtype)
+        bias = jnp.broadcast_to(bias, (*bias.shape[:2], queries, keys))
+    mask = None if mask is None else mask[:, None]
+    return jax.nn.dot_product_attention(q, k.astype(q.dtype), v.astype(q.dtype), bias, mask, scale=scale, implementation="cudnn")
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    print(message, file=sys.stderr)
