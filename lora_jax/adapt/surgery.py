@@ -76,6 +76,8 @@ def adapt(
             continue
         try:
             frozen[path], low = _stored(sites[path], weight, quantized.get(path), adapted.get(path), key)
+            if path in quantized:
+                jax.block_until_ready(frozen[path])  # Else the temporaries of many weights are alive at once.
             if path in rows:
                 out[path] = rows_of(jnp.asarray(meta.unbox(weight)), rows[path])
             if path in adapted:

@@ -126,7 +126,7 @@ class _Sweep:
         if folder is None:
             return
         try:
-            self.finish(run, train(run, folder, wide=pack.wide, quiet=self.quiet, title=title))
+            self.finish(run, train(run, folder, wide=pack.wide, keep_base=len(self.numbers) > 1, quiet=self.quiet, title=title))
         except Interrupted:
             self.claims.release(name)
             raise

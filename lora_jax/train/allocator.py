@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 
@@ -28,6 +30,25 @@ def release_freed_memory() -> None:
     malloc_trim = _glibc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)
+
+
+def release_above(limit: int) -> None:
+    """Gives freed memory back if the process holds more than `limit` bytes.
+
+    Kept memory is one heap. A small array that stays where a large one was freed splits the room, and the next large one goes
+    behind everything: with buffers of gigabytes the heap can grow to several times of what is in use.
+    """
+    if resident_bytes() > limit:
+        release_freed_memory()
+
+
+def resident_bytes() -> int:
+    """What the process holds of the machine's memory now; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _glibc(name: str) -> Callable[..., int] | None:

@@ -8,6 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 
+from lora_jax.train.allocator import release_freed_memory
+
+
+_SETTLING = 6  # steps after a compilation until buffers are freed and taken in one order
+
 
 class Memory(NamedTuple):
     """Bytes of a compiled step: its arguments, results that reuse no argument, and temporaries."""
@@ -26,11 +31,23 @@ class Program:
     def __init__(self, step: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> None:
         self._jitted = jax.jit(step, donate_argnums=donate)
         self._compiled: dict[Any, Any] = {}
+        self._running: jax.Array | None = None
+        self._unsettled = 0
         self.compile_seconds = 0.0
 
     def __call__(self, *args: Any) -> Any:
-        """The step's result."""
-        return self.compile(*args)(*args)
+        """The step's result. On a CPU the step before is waited for: steps that wait in line would hold their temporaries already."""
+        compiled = self.compile(*args)
+        if self._running is not None and not self._running.is_deleted():
+            self._running.block_until_ready()
+            if self._unsettled > 0:  # The heap's shape is not that of the steps to come yet: what was freed may lie between what is kept.
+                release_freed_memory()
+                self._unsettled -= 1
+        result = compiled(*args)
+        if jax.default_backend() == "cpu":
+            # All results of a step are there at once; the smallest is kept, as it holds no memory.
+            self._running = min((leaf for leaf in jax.tree.leaves(result) if isinstance(leaf, jax.Array)), key=lambda leaf: leaf.size)
+        return result
 
     def compile(self, *args: Any) -> Any:
         """The executable for these arguments (arrays or jax.ShapeDtypeStruct), made if there is none yet."""
@@ -39,6 +56,7 @@ class Program:
         if signature not in self._compiled:
             start = time.perf_counter()
             self._compiled[signature] = self._jitted.lower(*args).compile()
+            self._unsettled = _SETTLING
             self.compile_seconds += time.perf_counter() - start
         return self._compiled[signature]
 

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from lora_jax.data import total_steps
 from lora_jax.evaluate.evaluators import evaluate
 from lora_jax.evaluate.predictions import metric_scores
 from lora_jax.io.adapter import save_adapter
+from lora_jax.train.allocator import release_above, release_freed_memory, resident_bytes
 from lora_jax.train.checkpoint import Checkpoints
 from lora_jax.train.compile import Program, lanes_for
 from lora_jax.train.interrupted import Interrupted
@@ -36,7 +37,9 @@ from lora_jax.train.metrics import MetricsLog
 from lora_jax.train.optim import make_optimizer, structure_of
 from lora_jax.train.progress import TrainingBar
 from lora_jax.train.step import TrainState, create_state, make_eval_step, make_stacked_eval_step, make_stacked_step, make_train_step
-from lora_jax.train.task import Task, select, task_of, widest_factors
+from lora_jax.train.task import Task, forget_tasks, select, task_of, widest_factors
+
+_SPARE = 1.25  # how far the process may be above what its largest step needs before freed memory is given back
 
 
 class Diverged(FloatingPointError):
@@ -51,7 +54,9 @@ class Programs:
     evaluate: Program
 
 
-def train(config: Config, folder: Path, *, wide: Config | None = None, quiet: bool = False, title: str = "training") -> dict[str, Any]:
+def train(
+    config: Config, folder: Path, *, wide: Config | None = None, keep_base: bool = True, quiet: bool = False, title: str = "training"
+) -> dict[str, Any]:
     """Trains one run in `folder`, from its newest checkpoint if there is one, and returns its measured result.
 
     The folder gets metrics.jsonl, TensorBoard events, checkpoints and the adapter. The loss curve of a run that was stopped
@@ -61,6 +66,7 @@ def train(config: Config, folder: Path, *, wide: Config | None = None, quiet: bo
         config: one run, without a sweep.
         wide: a run with the largest rank and all targets of a group. The adapter is padded with zeros to its shapes, so
             that the whole group runs one compiled program; the padding is not trained, counted or saved.
+        keep_base: whether the weights as they were loaded stay in memory for the next run; else only what this run needs of them does.
 
     Raises:
         Diverged: the loss is NaN or infinite; the message says since which step.
@@ -72,7 +78,11 @@ def train(config: Config, folder: Path, *, wide: Config | None = None, quiet: bo
     steps = steps_of(config, task)
     sizes_of = dict(seed=config.train.seed, accumulate=config.train.accumulate)
     batches = batches_of(task.splits["train"], task.buckets, config.train.batch_size, **sizes_of)
-    frozen, state = initial_state(config, task, steps, wide=wide)
+    frozen, state = jax.block_until_ready(initial_state(config, task, steps, wide=wide))
+    if not keep_base:
+        task = replace(task, params={})
+        forget_tasks()
+    release_freed_memory()  # What loading and quantising took.
     programs = programs_for(task.model, *structure_of_steps(config, steps))
     compile_before = programs.train.compile_seconds
     checkpoints = Checkpoints(folder / "checkpoints", base=task.base, run=config_hash(config))
@@ -184,9 +194,13 @@ def _run_steps(
     stopped: threading.Event,
 ) -> TrainState:
     train, pending = config.train, []
+    before = resident_bytes()
     for step in range(int(state.step), steps):
         batch = next(iterator)
         state, metrics = programs.train(state, frozen, batch)
+        needs = programs.train.largest()
+        if needs is not None:
+            release_above(before + int(_SPARE * (needs.new_results + needs.temporaries)))
         pending.append((step + 1, metrics))
         speed.count(int(batch["mask"][batch["weight"] > 0].sum()))
         done, stop = step + 1, stopped.is_set()
@@ -227,6 +241,7 @@ def _flush(pending: list[tuple[int, Any]], log: MetricsLog, speed: Speed, bar: T
 
 def _scores(config: Config, task: Task, programs: Programs, frozen: Any, state: TrainState, log: MetricsLog, steps: int) -> dict[str, Any]:
     """Validation and test scores after training, as the result names them."""
+    release_freed_memory()  # What the training steps took: evaluation has buffers of other sizes.
     scores: dict[str, Any] = {"examples": {"train": len(task.splits["train"])}}
     for split in ("validation", "test"):
         score = _evaluate(config, task, programs, frozen, state, split)

@@ -78,6 +78,15 @@ def task_of(config: Config) -> Task:
     return _load_task(config.model, config.data)
 
 
+def forget_tasks() -> None:
+    """Lets go of the tasks that `task_of` keeps, and with them of the weights as they were loaded."""
+    from lora_jax.train.language_task import load_language_task
+    from lora_jax.train.recipe_task import load_recipe_task
+
+    for loader in (_load_task, load_language_task, load_recipe_task):
+        loader.cache_clear()
+
+
 @functools.lru_cache(maxsize=1)
 def _load_task(model_config: ModelConfig, data: DataConfig) -> Task:
     folder = resolve(model_config.name, revision=model_config.revision)
