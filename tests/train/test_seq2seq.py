@@ -145,6 +145,7 @@ def test_what_it_writes_is_scored_and_compared(run, capsys):
     assert all(isinstance(row.predicted, str) and len(row.references) == 1 for row in kept) and len(kept) == said["examples"]
 
 
+@pytest.mark.slow
 def test_generate_writes_with_an_adapter_and_without(run, folder, capsys):
     out, _ = run
     assert (
