@@ -108,7 +108,7 @@ def config_of(folder, data, **changes):
             "method": "qlora",
             "lora": {"rank": 4, "alpha": 8.0},
             "optim": {"learning_rate": 0.02},
-            "train": {"total_steps": 40, "batch_size": 16, "eval_batch_size": 16, "log_every": 20, "checkpoint_every": 40},
+            "train": {"total_steps": 60, "batch_size": 16, "eval_batch_size": 16, "log_every": 20, "checkpoint_every": 60},
             **changes,
         }
     )
@@ -125,7 +125,7 @@ def run(folder, data, tmp_path_factory):
 def test_the_loop_trains_a_quantised_encoder_decoder(run, folder):
     out, result = run
     loaded = load_run(out)
-    assert result["steps"] == 40 and result["base_bits_per_weight"] < 20
+    assert result["steps"] == 60 and result["base_bits_per_weight"] < 20
     linears = [site for path, site in loaded.task.sites.items() if "/layers/" in path and site.is_matrix]
     assert result["trainable_parameters"] == sum(4 * (site.rows + site.columns) * site.stack[0] for site in linears)
     scores = loaded.evaluate("test")
