@@ -93,7 +93,7 @@ class MixturePart:
 class DataConfig:
     """Texts and labels. `buckets`, where given, increase strictly and the last one holds a text of `max_length`."""
 
-    task: Literal["classification", "completion"] = "classification"  # completion: a decoder learns to continue prompts
+    task: Literal["classification", "completion"] = "classification"  # completion: a decoder learns to continue prompts, T5 to answer them
     name: str = "rotten_tomatoes"  # a known name, a TFDS catalogue name such as glue/sst2, or a .csv or .jsonl file
     text: str = "text"  # column of the text, or of the prompt
     text_pair: str | None = None  # column of a second text (sentence pairs); None = one text an example

@@ -5,13 +5,18 @@ import json
 import statistics
 from pathlib import Path
 
+import jax
 import pytest
 from tiny_families import write_encoder, write_t5
 
 from lora_jax.claims import published_lora, published_qlora
-from lora_jax.config import from_config_dict, load_config
+from lora_jax.config import Config, from_config_dict, load_config
+from lora_jax.core.paths import flatten
+from lora_jax.core.quantize import QuantizedArray
+from lora_jax.sweep.grid import expand
 from lora_jax.sweep.runner import run_sweep
 from lora_jax.sweep.store import RunStore
+from lora_jax.train.task import Task, select, task_of
 
 FOLDER = Path(__file__).parents[1] / "configs" / "papers"
 FILES = ("lora_glue", "lora_gpt2", "lora_gpt3", "qlora")
@@ -75,45 +80,62 @@ def test_paper_and_script_differ_where_they_do_and_the_start_says_so(capsys):
     assert load_config(f"{path}:base-cola:script").train.batch_size == 64
 
 
-def shrunk(spec: str, model: Path, out: Path, **more: object) -> dict:
-    """The result of a preset's run of two steps on a tiny model."""
+def shrunk(spec: str, model: Path, out: Path, **more: object) -> Config:
+    """A preset for a tiny model and two steps."""
     values = {"model.name": model, "data.max_length": 20, "lora.rank": 2, "quant.block_size": 8, "train.total_steps": 2} | more
     values |= {"train.batch_size": 8, "train.eval_batch_size": 32, "sweep.seeds": 0, "out": out}
-    config = load_config(str(FOLDER.parent / spec), [f"config.{key}={value}" for key, value in values.items()])
-    assert run_sweep(config, quiet=True, say=print).failed == ()
-    (record,) = RunStore(out).runs()
-    assert record.result["steps"] == 2
-    return record.result
+    return load_config(str(FOLDER.parent / spec), [f"config.{key}={value}" for key, value in values.items()])
 
 
-@pytest.mark.parametrize(
-    ("spec", "family", "metric"),
-    [
-        ("papers/lora_glue.py:base-sst2", "roberta", "accuracy"),
-        ("papers/lora_glue.py:large-stsb:script", "roberta", "pearson"),
-        ("papers/lora_glue.py:adapter-h-0.8m-cola", "roberta", "matthews"),
-        ("papers/lora_glue.py:xxl-mrpc:script", "deberta/v2_xxlarge", "accuracy"),
-        ("papers/qlora.py:table3-roberta-large-nf4", "roberta", "accuracy"),
-        ("tasks/glue.py:qnli", "roberta", "accuracy"),
-    ],
-)
-def test_presets_of_GLUE_train_RoBERTa_and_DeBERTa_from_a_folder(spec, family, metric, tmp_path, monkeypatch):
+def loads_or_trains(config: Config, *, trained: bool) -> tuple[Task, dict, dict]:
+    """(task, frozen weights, trained ones) of a preset; with `trained` its run has to end as well."""
+    one = expand(config)[0]
+    task = task_of(one)
+    if trained:
+        assert run_sweep(config, quiet=True, say=print).failed == ()
+        (record,) = RunStore(Path(config.out)).runs()
+        scored = set(task.recipe.metrics or ()) - {"accuracy"} if task.label_names or task.recipe.head == "score" else set()
+        assert record.result["steps"] == 2 and {f"test_{name}" for name in scored} <= set(record.result)
+    return task, *select(one, task, jax.random.key(0))
+
+
+GLUE_PRESETS = [
+    ("papers/lora_glue.py:base-sst2", "roberta", "accuracy"),
+    ("papers/lora_glue.py:large-stsb:script", "roberta", "pearson"),
+    ("papers/lora_glue.py:adapter-h-0.8m-cola", "roberta", "matthews"),
+    ("papers/lora_glue.py:xxl-mrpc:script", "deberta/v2_xxlarge", "accuracy"),
+    ("papers/qlora.py:table3-roberta-large-fp4", "roberta", "accuracy"),
+    ("tasks/glue.py:qnli", "roberta", "accuracy"),
+]
+SLOW = pytest.param(True, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("trained", [False, SLOW])
+@pytest.mark.parametrize(("spec", "family", "metric"), GLUE_PRESETS)
+def test_presets_of_GLUE_take_RoBERTa_and_DeBERTa_from_a_folder(spec, family, metric, trained, tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path))
     with tfds.testing.mock_data(num_examples=40):
-        result = shrunk(spec, write_encoder(tmp_path / "model", family), tmp_path / "runs")
-    assert f"test_{metric}" in result
-    if spec.endswith("nf4"):
-        assert result["base_bits_per_weight"] < 12  # short blocks of 8, whose scales are 4 bits a weight
+        config = shrunk(spec, write_encoder(tmp_path / "model", family), tmp_path / "runs")
+        task, frozen, lora = loads_or_trains(config, trained=trained)
+    assert task.recipe.metrics[0] == metric and task.model.config.family == {"roberta": "roberta"}.get(family, "deberta-v2")
+    assert {"pooler/kernel", "classifier/kernel"} <= set(lora)  # of both families the pooler is new
+    quantised = {path for path, leaf in flatten(frozen).items() if isinstance(leaf, QuantizedArray)}
+    assert (len(quantised) == 6) == spec.endswith("fp4")
 
 
+@pytest.mark.parametrize("trained", [False, SLOW])
 @pytest.mark.parametrize("spec", ["papers/qlora.py:table3-t5-80m-nf4", "papers/qlora.py:table3-t5-3b-bf16"])
-def test_presets_of_T5_train_it_from_a_folder(spec, tmp_path):
+def test_presets_of_T5_take_it_from_a_folder(spec, trained, tmp_path):
     data = tmp_path / "a.jsonl"
     data.write_text("\n".join(json.dumps({"prompt": f"turn {n}", "completion": f"{n} nrut"}) for n in range(60)))
-    result = shrunk(spec, write_t5(tmp_path / "model"), tmp_path / "runs", **{"data.name": data})
-    assert result["test_loss"] > 0 and (result["base_bits_per_weight"] < 20) == spec.endswith("nf4")
+    config = shrunk(spec, write_t5(tmp_path / "model"), tmp_path / "runs", **{"data.name": data})
+    task, frozen, lora = loads_or_trains(config, trained=trained)
+    linears = {path for path, site in task.sites.items() if "/layers/" in path and site.is_matrix}
+    assert set(lora) == linears and len(linears) == 7 + 11 and task.recipe.text_metrics == ("rouge_l",)
+    quantised = {path for path, leaf in flatten(frozen).items() if isinstance(leaf, QuantizedArray)}
+    assert quantised == (linears if spec.endswith("nf4") else set())
 
 
 def test_presets_name_only_what_is_still_needed():

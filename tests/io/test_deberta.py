@@ -106,7 +106,7 @@ def test_a_configuration_that_cannot_be_honoured_is_an_error(changes, message, t
         load_encoder(tmp_path)
 
 
-@pytest.mark.parametrize(("form", "scan"), [("v3", False), ("v2_xxlarge", True), ("other", True)])
+@pytest.mark.parametrize(("form", "scan"), [("v3", False), ("v2_xxlarge", True), pytest.param("other", True, marks=pytest.mark.slow)])
 def test_adapters_on_quantised_weights_compute_alike_factored_dense_merged_and_remade_from_PEFTs_format(form, scan, tmp_path):
     config, params = load_encoder(GOLDEN / form, num_classes=3, scan=scan)
     model, blocks = Encoder(config, scan=scan, remat=True), r"layers(_\d+)?/.*/kernel"
@@ -127,5 +127,5 @@ def test_adapters_on_quantised_weights_compute_alike_factored_dense_merged_and_r
 
 def test_padding_and_the_batch_beside_it_change_nothing():
     config, params = load_encoder(GOLDEN / "v2_xxlarge", num_classes=3)
-    alone = Encoder(config).apply({"params": params}, BATCH[0][1:2, :17], BATCH[1][1:2, :17])
+    alone = jax.jit(Encoder(config).apply)({"params": params}, BATCH[0][1:2, :17], BATCH[1][1:2, :17])
     np.testing.assert_allclose(alone[0], STORED["v2_xxlarge/logits"][1], atol=1e-4)

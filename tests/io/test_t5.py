@@ -45,7 +45,7 @@ def test_logits_equal_transformers(form, scan):
     np.testing.assert_allclose(jax.jit(T5(config, scan=scan).apply)({"params": params}, *BATCH), STORED[f"{form}/logits"], atol=1e-4)
 
 
-@pytest.mark.parametrize(("form", "scan"), [("v1_0", True), ("v1_1", True), ("v1_1", False)])
+@pytest.mark.parametrize(("form", "scan"), [("v1_0", True), ("v1_1", False)])
 def test_greedy_tokens_equal_transformers(form, scan):
     config, params = load_t5(GOLDEN / form, scan=scan)
     engine = PairGenerator(T5(config, scan=scan), params, eos_ids=(1,), prompt_multiple=4)
@@ -118,7 +118,7 @@ def adapted(form: str, scan: bool = True, seed: int = 0):
     return model, frozen, {path: low.replace(b=low.b + 0.05 + 0.05 * seed) for path, low in lora.items()}
 
 
-@pytest.mark.parametrize(("form", "scan"), [("v1_0", True), ("v1_1", False)])
+@pytest.mark.parametrize(("form", "scan"), [("v1_1", True), pytest.param("v1_0", False, marks=pytest.mark.slow)])
 def test_adapters_on_quantised_weights_compute_alike_factored_merged_and_remade_from_PEFTs_format(form, scan, tmp_path):
     model, frozen, lora = adapted(form, scan)
     compute = jax.jit(lambda adapter: apply(model, frozen, adapter, *BATCH))
