@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Float, Int
 from lora_jax.adapt.apply import apply
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten
-from lora_jax.core.quantize import QuantizedArray
 from lora_jax.generate.layers import adapters_apart, frozen_apart
 from lora_jax.generate.sampling import Sampling, choose
 from lora_jax.models.decoder import Cache, Decoder, empty_cache
@@ -180,7 +179,6 @@ class Generator:
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.count)
         token = jnp.where(state.done, self.pad_id, choose(state.logits, state.seen, keys, sampling))
         ended = jnp.isin(token, jnp.asarray(self.eos_ids, jnp.int32)) if self.eos_ids else jnp.zeros_like(state.done)
-        frozen, token = _dequantised_later(frozen, token)
         logits, cache = self.forward(frozen, lora, token[:, None], ~state.done[:, None], state.cache)
         return state.replace(
             cache=cache,
@@ -209,18 +207,6 @@ def left_padded(prompts: Sequence[Sequence[int]], pad_id: int, multiple: int = 1
 
 def _until_end(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
     return next((tokens[: n + 1] for n, token in enumerate(tokens) if token in eos_ids), tokens)
-
-
-def _dequantised_later(frozen: Any, token: Array) -> tuple[Any, Array]:
-    """Quantised weights as if they depended on the token: XLA would else dequantise all of them before the loop and hold them."""
-    is_quantized = lambda leaf: isinstance(leaf, QuantizedArray)  # noqa: E731
-    leaves, tree = jax.tree.flatten(frozen, is_leaf=is_quantized)
-    quantized = [leaf for leaf in leaves if is_quantized(leaf)]
-    if not quantized:
-        return frozen, token
-    quantized, token = jax.lax.optimization_barrier((quantized, token))
-    rest = iter(quantized)
-    return tree.unflatten([next(rest) if is_quantized(leaf) else leaf for leaf in leaves]), token
 
 
 def _is_stacked(frozen: Any, lora: Mapping[str, Any]) -> bool:

@@ -1,6 +1,5 @@
 """Generated tokens equal transformers', alone and in a batch, with adapters applied, merged and stacked."""
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -93,27 +92,6 @@ def test_layers_taken_apart_give_the_same_tokens(quant):
         Generator(model, frozen, each, unroll=unroll).generate(prompts_of("llama3"), max_new=8, adapters=[1, 0]) for unroll in (True, False)
     ]
     assert both[0] == both[1]
-
-
-def test_a_quantised_base_is_not_held_dequantised_while_tokens_are_made():
-    small = dict(vocab_size=32, hidden_size=256, num_layers=6, intermediate_size=512, num_heads=4, num_kv_heads=4, head_dim=64)
-    config = dataclasses.replace(load_decoder(GOLDEN / "llama")[0], **small)
-    model = Decoder(config, scan=False)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
-    dense = bytes_of(params) - bytes_of(params["embed"])
-    frozen, _ = adapt(
-        model,
-        params,
-        (jnp.zeros((1, 2), jnp.int32),),
-        lora=[("layers_0/attn/q/kernel", LoraSpec())],
-        quant=[("layers.*kernel", QuantSpec())],
-        key=jax.random.key(0),
-    )
-    engine = Generator(model, frozen)
-    state, _ = engine.start([[1, 2]], max_new=4)
-    compiled = engine._advance.lower(engine.frozen, {}, state, jnp.int32(4), sampling=Sampling()).compile()
-    # One layer in float32, its scales and its codes one by one: a sixth of the base, and as much again.
-    assert compiled.memory_analysis().temp_size_in_bytes < dense / 3
 
 
 def test_every_text_of_a_batch_has_its_own_adapter():
