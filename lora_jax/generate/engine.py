@@ -39,8 +39,8 @@ class Generator:
     `frozen` and `lora` are what `lora_jax.adapt` or a loader gives; `lora` may be empty, or a stack with a leading axis
     (`lora_jax.stack`), out of which every text takes the entry that `adapters` names.
 
-    With `unroll`, layers that are stacked are taken apart, since a scan copies each layer's weights for every token. That is a
-    second copy of them for as long as the caller keeps the first; loading with scan=False makes only one.
+    With `unroll` (by default on a CPU), layers that are stacked are taken apart, since a scan copies each layer's weights for
+    every token. That is a second copy of them for as long as the caller keeps the first; loading with scan=False makes only one.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Generator:
         pad_id: int = 0,
         slots: int | None = None,
         prompt_multiple: int = 16,
-        unroll: bool = True,
+        unroll: bool | None = None,
     ) -> None:
-        self._apart = unroll and model.scan
+        self._apart = model.scan and (jax.default_backend() == "cpu" if unroll is None else unroll)
         self.model = model.clone(scan=False) if self._apart else model
         self.frozen = jax.tree.map(jnp.asarray, frozen_apart(frozen) if self._apart else frozen)
         self.lora = dict(lora or {})
@@ -135,7 +135,7 @@ class Generator:
         if adapters is not None:
             lora = jax.tree.map(lambda leaf: leaf[jnp.asarray(adapters, jnp.int32)], self.lora)
         if self._apart:
-            lora = self._arrange(lora, axis=0 if adapters is None else 1)
+            lora = self._arrange(lora, axis=int(_is_stacked(self.frozen, lora)))
         keys = jax.random.split(jax.random.key(0) if key is None else key, len(prompts))
         slots = -(-(tokens.shape[1] + max_new) // self._multiple) * self._multiple
         state = self._start(self.frozen, lora, jnp.asarray(tokens), jnp.asarray(mask), keys, slots=slots, new=max_new)
@@ -212,7 +212,10 @@ def _until_end(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
 
 def is_stacked(frozen: Any, lora: Mapping[str, Any]) -> bool:
     """Whether the adapters have an axis before the axes of their weights."""
+    weights = flatten(frozen)
     for path, leaf in lora.items():
         if isinstance(leaf, LowRank):
-            return leaf.a.ndim - 2 > flatten(frozen)[path].ndim - 2
+            apart = path not in weights  # The adapter's layers are still in one array, the weight's no longer.
+            base = weights[path.replace("layers/", "layers_0/", 1) if apart else path]
+            return leaf.a.ndim - 2 > base.ndim - 2 + apart
     return False

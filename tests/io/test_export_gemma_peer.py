@@ -37,7 +37,7 @@ def gemma():
     inputs = (np.ones((1, 8), np.int32),)
     frozen, lora = adapt(Decoder(config), params, inputs, lora=[("layers/.*kernel", LoraSpec(rank=8, alpha=16.0))], key=jax.random.key(0))
     lora = {
-        site: leaf.replace(b=1e-3 * jax.random.normal(jax.random.key(n), leaf.b.shape))
+        site: leaf.replace(b=2e-3 * jax.random.normal(jax.random.key(n), leaf.b.shape))
         for n, (site, leaf) in enumerate(sorted(lora.items()))
     }
     return config, frozen, lora, merge(frozen, lora)[0], load_text_tokenizer(path), path

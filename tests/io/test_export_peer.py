@@ -36,8 +36,9 @@ def test_a_merged_folder_of_every_family_is_loaded_by_transformers(tmp_path):
         np.testing.assert_allclose(logits, theirs, atol=1e-4, err_msg=name)
 
 
-# transformers' loader takes some sizes and settings from the defaults of its classes, since it does not read their keys:
-# Qwen 3's heads of 128, GPT-2's 1024 positions, the inner sizes of experts, and no windows or stretched positions.
+# transformers' loader takes some sizes and settings from the defaults of its classes, since it does not read their keys: Qwen 3's
+# heads of 128, GPT-2's 1024 positions and inner size of 4 times the hidden one, the inner sizes of experts, and no windows or
+# stretched positions.
 SMALL = dict(
     vocab_size=40,
     hidden_size=64,
@@ -53,7 +54,7 @@ GEMMA = dict(activation="gelu_tanh", embedding_scale=8.0, tied=True, post_norms=
 READ_THERE = {
     "gpt2": DecoderConfig(
         family="gpt2", norm="layer", activation="gelu_tanh", gated=False, qkv_bias=True, out_bias=True, mlp_bias=True, rotary=None, tied=True,
-        **SMALL | {"num_kv_heads": 4, "max_positions": 1024},
+        **SMALL | {"num_kv_heads": 4, "max_positions": 1024, "intermediate_size": 256},
     ),
     "llama": DecoderConfig(**SMALL),
     "mistral": DecoderConfig(family="mistral", **SMALL),
