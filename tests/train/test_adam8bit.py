@@ -72,9 +72,9 @@ def test_steps_and_moments_are_those_of_bitsandbytes_on_its_cpu() -> None:
             assert (codes == theirs).mean() > 0.95, (name, number)
             levels = dynamic_map(number == "1")
             assert np.abs(levels[codes] - levels[theirs]).max() < 0.0282, (name, number)
-    # In float32 there is nothing to round: its bytes, up to the order of a few sums.
-    np.testing.assert_allclose(params["small"], GOLDEN["small.param"], rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(state.mu["small"], GOLDEN["small.state1"], rtol=1e-5, atol=1e-8)
+    # In float32 no moment is rounded to a level: float32 roundings of twelve steps of numbers up to 1.5 are left.
+    np.testing.assert_allclose(params["small"], GOLDEN["small.param"], atol=2e-6)  # measured 7.2e-7
+    np.testing.assert_allclose(state.mu["small"], GOLDEN["small.state1"], rtol=1e-5, atol=1e-6)
 
 
 def test_a_gradient_that_is_small_beside_others_makes_no_large_step() -> None:
