@@ -40,8 +40,8 @@ def test_every_number_gets_the_nearest_level_of_its_block(shape: tuple[int, ...]
         block, level = rows[..., start : start + BLOCK], got[..., start : start + BLOCK]
         absmax = np.abs(block).max(-1, keepdims=True)
         nearest = np.abs(block[..., None] / absmax[..., None] - levels).min(-1) * absmax
-        # The quotient and the thresholds are rounded to float32 once each.
-        assert (np.abs(level - block) <= nearest + 2.4e-7 * np.abs(block)).all()
+        # Reciprocal, quotient, thresholds and products are rounded to float32, 6e-8 each.
+        assert (np.abs(level - block) <= nearest + 2.4e-7 * (np.abs(block) + np.abs(level))).all()
     assert stored.codes.shape == shape and stored.absmax.shape[axis] == -(-shape[axis] // BLOCK)
 
 
