@@ -39,7 +39,7 @@ class Generator:
     `frozen` and `lora` are what `lora_jax.adapt` or a loader gives; `lora` may be empty, or a stack with a leading axis
     (`lora_jax.stack`), out of which every text takes the entry that `adapters` names.
 
-    With `unroll` (by default on a CPU), layers that are stacked are taken apart, since a scan copies each layer's weights for
+    With `unroll` (by default on a CPU), stacked layers of a decoder are taken apart, since a scan copies each layer's weights for
     every token. That is a second copy of them for as long as the caller keeps the first; loading with scan=False makes only one.
     """
 
@@ -55,7 +55,7 @@ class Generator:
         prompt_multiple: int = 16,
         unroll: bool | None = None,
     ) -> None:
-        self._apart = model.scan and (jax.default_backend() == "cpu" if unroll is None else unroll)
+        self._apart = isinstance(model, Decoder) and model.scan and (jax.default_backend() == "cpu" if unroll is None else unroll)
         self.model = model.clone(scan=False) if self._apart else model
         self.frozen = jax.tree.map(jnp.asarray, frozen_apart(frozen) if self._apart else frozen)
         self.lora = dict(lora or {})
@@ -135,7 +135,7 @@ class Generator:
         if adapters is not None:
             lora = jax.tree.map(lambda leaf: leaf[jnp.asarray(adapters, jnp.int32)], self.lora)
         if self._apart:
-            lora = self._arrange(lora, axis=int(_is_stacked(self.frozen, lora)))
+            lora = self._arrange(lora, axis=int(is_stacked(self.frozen, lora)))
         keys = jax.random.split(jax.random.key(0) if key is None else key, len(prompts))
         slots = -(-(tokens.shape[1] + max_new) // self._multiple) * self._multiple
         state = self._start(self.frozen, lora, jnp.asarray(tokens), jnp.asarray(mask), keys, slots=slots, new=max_new)

@@ -10,7 +10,6 @@ import jax
 
 from lora_jax.train.allocator import release_freed_memory
 
-
 _SETTLING = 6  # steps after a compilation until buffers are freed and taken in one order
 
 
