@@ -22,8 +22,8 @@ SETTINGS = dict(lr=1e-2, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
 def numbers(shape: tuple[int, ...], seed: int) -> np.ndarray:
     """Numbers with both signs, from 0.5 to 1.5 times a power of ten that is one for each run of 1024.
 
-    Gradients that are far smaller than others of their block are left out: their second moment is rounded to 0, their first is not, and
-    the quotient is as large as `eps` lets it be, in bitsandbytes as here. What comes out then hangs on the last bit.
+    Gradients that are far smaller than others of their block are left out: there the two differ on purpose. Rounded to the nearest level,
+    a second moment becomes 0 where the first does not, and the step is as large as `eps` lets it be; ours never rounds a positive one to 0.
     """
     index = np.arange(np.prod(shape), dtype=np.uint64) + np.uint64(1000003 * seed)
     unit = ((index * np.uint64(2654435761)) % np.uint64(2**32)).astype(np.float64) / 2**31 - 1

@@ -7,7 +7,16 @@ MiniLM-L6.
 lora-jax train --config configs/domains/finance.py
 lora-jax evaluate RUN --against base --generate
 
-Results: not measured yet.
+Ours, seed 0, 30 steps in 272 s on 2 busy CPU cores, 122 held-out sentences (lora-jax evaluate RUN --against base --generate):
+
+| adapter less base, 95 % (paired bootstrap, p 0.001) | |
+|---|---|
+| nats a token | -4.188 [-4.714, -3.769], to 0.364 |
+| words, teacher-forced | +0.579 [+0.512, +0.662], to 0.870 |
+| exact match of what it writes | +0.516 [+0.426, +0.607] |
+| SQuAD F1 of what it writes | +0.696 [+0.626, +0.767] |
+
+The base does not know the form that is asked for. "none" is right for every second sentence: who always says so matches half.
 """
 
 import ml_collections
