@@ -11,6 +11,7 @@ import jax
 from lora_jax.train.allocator import release_freed_memory
 
 _SETTLING = 6  # steps after a compilation until buffers are freed and taken in one order
+_LARGE = 2**30  # bytes of temporaries from which on it matters where they lie
 
 
 class Memory(NamedTuple):
@@ -55,7 +56,8 @@ class Program:
         if signature not in self._compiled:
             start = time.perf_counter()
             self._compiled[signature] = self._jitted.lower(*args).compile()
-            self._unsettled = _SETTLING
+            memory = _memory_of(self._compiled[signature])
+            self._unsettled = _SETTLING if memory is not None and memory.temporaries > _LARGE else 0
             self.compile_seconds += time.perf_counter() - start
         return self._compiled[signature]
 
