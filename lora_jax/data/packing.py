@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypedDict
 
@@ -39,24 +38,31 @@ class PlannedRows(NamedTuple):
     length: int
 
 
-def pack(lengths: Sequence[int] | Int[np.ndarray, " examples"], length: int) -> list[list[int]]:
+def pack(lengths: Any, length: Any) -> list[list[int]]:
     """Rows of indices whose lengths add up to at most `length`: the longest first, each into the first row with room.
+
+    With several lengths an example, (examples, parts), such as of a source and a target, `length` has one for each part, and all must fit.
 
     >>> pack([5, 3, 2, 4], 7)
     [[0, 2], [3, 1]]
+    >>> pack([(5, 1), (3, 4), (2, 3)], (8, 5))
+    [[0, 1], [2]]
     """
+    sizes: list[list[int]] = np.reshape(lengths, (len(lengths), -1)).tolist()
+    whole: list[int] = np.atleast_1d(length).tolist()
     rows: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        size = int(lengths[index])
-        if size > length:
-            raise ValueError(f"An example of {size} tokens does not fit a row of {length}.")
-        row = next((n for n, free in enumerate(room) if free >= size), len(rows))
+    room: list[list[int]] = []
+    for index in sorted(range(len(sizes)), key=lambda i: -sum(size / most for size, most in zip(sizes[i], whole, strict=True))):
+        own = sizes[index]
+        fits = lambda free, own=own: all(size <= left for size, left in zip(own, free, strict=True))  # noqa: E731
+        if not fits(whole):
+            raise ValueError(f"An example of {' and '.join(map(str, own))} tokens does not fit a row of {' and '.join(map(str, whole))}.")
+        row = next((n for n, free in enumerate(room) if fits(free)), len(rows))
         if row == len(rows):
             rows.append([])
-            room.append(length)
+            room.append(whole)
         rows[row].append(index)
-        room[row] -= size
+        room[row] = [left - size for left, size in zip(room[row], own, strict=True)]
     return rows
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from .completions import Completions, EncodedCompletions, group_numbers
-from .packing import PackedBatches, PlannedRows
+from .packing import PackedBatches, PlannedRows, pack
 from .text_tokenizers import TextTokenizer
 
 
@@ -64,27 +63,6 @@ def encode_pairs(
     return EncodedPairs(tokens, np.asarray(lengths, np.int32), max_length, tokenizer.pad_id, truncated, groups, temperature, start_id)
 
 
-def pack_pairs(sources: Sequence[int] | np.ndarray, targets: Sequence[int] | np.ndarray, room: tuple[int, int]) -> list[list[int]]:
-    """Rows of indices whose sources and whose targets add up to at most `room`: the longest first, each into the first that has it.
-
-    >>> pack_pairs([5, 3, 2], [1, 4, 3], (8, 5))
-    [[0, 1], [2]]
-    """
-    rows: list[list[int]] = []
-    free: list[list[int]] = []
-    for index in sorted(range(len(sources)), key=lambda i: -(sources[i] / room[0] + targets[i] / room[1])):
-        size = (int(sources[index]), int(targets[index]))
-        if size[0] > room[0] or size[1] > room[1]:
-            raise ValueError(f"An example of {size[0]} and {size[1]} tokens does not fit a row of {room[0]} and {room[1]}.")
-        row = next((n for n, left in enumerate(free) if left[0] >= size[0] and left[1] >= size[1]), len(rows))
-        if row == len(rows):
-            rows.append([])
-            free.append(list(room))
-        rows[row].append(index)
-        free[row] = [free[row][0] - size[0], free[row][1] - size[1]]
-    return rows
-
-
 def pair_batch(encoded: EncodedPairs, planned: PlannedRows, lengths: tuple[int, int]) -> PairBatch:
     """The arrays of a planned batch, `lengths` long."""
     shapes = [(planned.count, length) for length in lengths]
@@ -128,7 +106,7 @@ class PairBatches(PackedBatches):
         super().__init__(encoded, batch_size, length=source + target, length_multiple=1, **options)
 
     def _pack(self, members: Int[np.ndarray, " examples"]) -> list[list[int]]:
-        return pack_pairs(*(sizes[members] for sizes in self._sizes), self.lengths)
+        return pack(np.stack([sizes[members] for sizes in self._sizes], axis=1), self.lengths)
 
     def __getitem__(self, step: int) -> Any:
         epoch, position = divmod(int(step), self.steps_per_epoch)

@@ -31,6 +31,7 @@ class Program:
     def __init__(self, step: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> None:
         self._jitted = jax.jit(step, donate_argnums=donate)
         self._compiled: dict[Any, Any] = {}
+        self._memories: list[Memory] = []
         self._running: jax.Array | None = None
         self._unsettled = 0
         self.compile_seconds = 0.0
@@ -57,6 +58,7 @@ class Program:
             start = time.perf_counter()
             self._compiled[signature] = self._jitted.lower(*args).compile()
             memory = _memory_of(self._compiled[signature])
+            self._memories += [] if memory is None else [memory]
             self._unsettled = _SETTLING if memory is not None and memory.temporaries > _LARGE else 0
             self.compile_seconds += time.perf_counter() - start
         return self._compiled[signature]
@@ -67,8 +69,7 @@ class Program:
 
     def largest(self) -> Memory | None:
         """The bytes of the shapes compiled so far at their largest; None where the backend does not say, or nothing is compiled."""
-        known = [memory for memory in map(_memory_of, self._compiled.values()) if memory is not None]
-        return max(known, key=sum, default=None)
+        return max(self._memories, key=sum, default=None)  # kept, because the training loop asks at every step
 
     def peak_bytes(self, *args: Any) -> int | None:
         """Peak device memory of the step in bytes, by compiled memory analysis; None where the backend does not say."""

@@ -16,7 +16,8 @@ from lora_jax.cli import main
 from lora_jax.config import from_config_dict, to_dict
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.data.completions import Completions, read_completions
-from lora_jax.data.pairs import PairBatches, encode_pairs, pack_pairs
+from lora_jax.data.packing import pack
+from lora_jax.data.pairs import PairBatches, encode_pairs
 from lora_jax.data.tasks import Decoding
 from lora_jax.evaluate.generation import generate_predictions
 from lora_jax.evaluate.predictions import load_predictions
@@ -62,11 +63,11 @@ def test_source_and_target_end_with_eos_and_the_target_begins_with_the_start_tok
 def test_rows_hold_what_fits_on_both_sides():
     rng = np.random.default_rng(0)
     sources, targets = rng.integers(1, 9, 60), rng.integers(1, 6, 60)
-    rows = pack_pairs(sources, targets, (16, 10))
+    rows = pack(np.stack([sources, targets], axis=1), (16, 10))
     assert sorted(index for row in rows for index in row) == list(range(60)) and len(rows) < 30
     assert all(sources[row].sum() <= 16 and targets[row].sum() <= 10 for row in rows)
     with pytest.raises(ValueError, match="20 and 1 tokens does not fit a row of 16 and 10"):
-        pack_pairs([20], [1], (16, 10))
+        pack([(20, 1)], (16, 10))
 
 
 def test_packed_equals_unpacked_and_plain(folder, data):
