@@ -58,6 +58,7 @@ _WHERE = {
     "QuantSpec": "lora_jax.core.quantize",
     "QuantizedArray": "lora_jax.core.quantize",
     "quantize": "lora_jax.core.quantize",
+    "dequantize": "lora_jax.core.quantize",
     "bytes_of": "lora_jax.core.quantize",
     "bytes_by_path": "lora_jax.core.quantize",
     "Format": "lora_jax.core.codebooks",

@@ -295,6 +295,16 @@ def _spread(per_block: Array, values: Array, combine: Any, *, shape: tuple[int, 
     return combine(values, jnp.repeat(per_block, block, axis=-2)[..., : shape[-2], :])
 
 
+def dequantize(tree: Any) -> Any:
+    """The tree with every quantised weight dense, in its own dtype: the same model, faster where it reads few tokens at a time, at the
+    memory of the unquantised one. One weight at a time is dequantised."""
+    dense = lambda leaf: _dense(leaf) if isinstance(leaf, QuantizedArray) else leaf  # noqa: E731
+    return jax.tree.map(dense, tree, is_leaf=lambda leaf: isinstance(leaf, QuantizedArray))
+
+
+_dense = jax.jit(QuantizedArray.unbox)
+
+
 def bytes_of(tree: Any) -> int:
     """Bytes of all arrays stored in a tree, boxes counted by what they store."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))

@@ -2,6 +2,9 @@
 
 Plain autodiff keeps the dequantised weight for the backward pass, which undoes the memory saving of quantisation, and forms
 the gradient of `a` by transposing the large activation, which makes a training step on a CPU about twice as slow.
+
+A compiler that is left alone undoes the saving in two more ways: it dequantises all layers of an unrolled model before the first of
+them runs, and takes the dequantising out of a loop over tokens. So codes are made to wait for the input that they multiply.
 """
 
 from __future__ import annotations
@@ -9,17 +12,34 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
 
 from lora_jax.core.quantize import QuantizedArray
 from lora_jax.kernels.choice import kernel_for
 
 
-def as_matrix(weight: Any, rows: int, dtype: Any) -> Float[Array, "in out"]:
-    """A frozen weight as a (rows, out) matrix of `dtype`, dequantised if need be."""
+def _matrix(weight: Any, rows: int, x: Float[Array, "t n"]) -> Float[Array, "in out"]:
+    """A frozen weight as a (rows, out) matrix of x's dtype, dequantised if need be, and then not before `x` is there."""
     if isinstance(weight, QuantizedArray):
-        return weight.matrix(dtype)
-    return weight.reshape(rows, -1).astype(dtype)
+        return weight.replace(codes=weight.codes + _zero_after(x)).matrix(x.dtype)
+    return weight.reshape(rows, -1).astype(x.dtype)
+
+
+@jax.custom_batching.custom_vmap
+def _zero_after(x: Float[Array, "t n"]) -> UInt8[Array, ""]:
+    """0, by a way that no compiler sees through before it has put the program in order: no number has 128 bits.
+
+    `optimization_barrier` would say it better, and XLA drops it on a CPU before it orders the program.
+    """
+    bits = jax.lax.bitcast_convert_type(x[0, 0], jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+    return (jax.lax.population_count(bits) >> 7).astype(jnp.uint8)
+
+
+@_zero_after.def_vmap
+def _zero_after_all(size: int, batched: list[bool], x: Float[Array, "batch t n"]) -> tuple[UInt8[Array, ""], bool]:
+    del size, batched  # `x` is: nothing else could be.
+    return _zero_after(x[0]), False  # One 0 for all: with one each, vmap would dequantise a shared weight for every entry.
 
 
 @jax.custom_vjp
@@ -29,7 +49,7 @@ def frozen_matmul(x: Float[Array, "t in"], weight: Any) -> Float[Array, "t out"]
         from lora_jax.kernels.pallas_dequant_matmul import dequant_matmul
 
         return dequant_matmul(x, weight)
-    return x @ as_matrix(weight, x.shape[-1], x.dtype)
+    return x @ _matrix(weight, x.shape[-1], x)
 
 
 def _frozen_forward(x: Array, weight: Any) -> tuple[Array, tuple[Any, int]]:
@@ -42,7 +62,7 @@ def _frozen_backward(saved: tuple[Any, int], g: Array) -> tuple[Array, None]:
         from lora_jax.kernels.pallas_dequant_matmul import dequant_matmul_transposed
 
         return dequant_matmul_transposed(g, weight), None
-    return _times_transposed(g, as_matrix(weight, rows, g.dtype)), None
+    return _times_transposed(g, _matrix(weight, rows, g)), None
 
 
 def _is_fused(weight: Any, x: Array) -> bool:

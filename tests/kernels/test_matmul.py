@@ -9,7 +9,7 @@ import pytest
 from residuals import floats_of_shapes, saved_arrays, weight_shapes
 
 import lora_jax
-from lora_jax import Encoder, EncoderConfig, LoraSpec, QuantSpec, adapt, bytes_of, join, quantize
+from lora_jax import Encoder, EncoderConfig, LoraSpec, QuantizedArray, QuantSpec, adapt, bytes_of, dequantize, join, quantize
 from lora_jax.core.paths import flatten
 from lora_jax.kernels.matmul import frozen_matmul, lowrank_matmul
 
@@ -127,3 +127,49 @@ def test_a_compiled_step_with_scan_remat_and_nf4_has_no_room_for_a_dense_base() 
 
     # One layer in float32 and its activations, against the whole base that plain autodiff keeps.
     assert temporaries(remat=True, factored=True) < dense / 3 < dense < temporaries(remat=False, factored=False)
+
+
+def chain(x: jax.Array, weights: list[Any]) -> jax.Array:
+    for weight in weights:
+        x = jnp.tanh(frozen_matmul(x, weight))
+    return x
+
+
+def in_a_loop(x: jax.Array, weights: list[Any]) -> jax.Array:
+    return jax.lax.fori_loop(0, 3, lambda _, x: chain(x, weights), x)
+
+
+def of_each_entry(x: jax.Array, weights: list[Any]) -> jax.Array:
+    return jax.vmap(chain, in_axes=(0, None))(x[:, None], weights)
+
+
+def gradient(x: jax.Array, weights: list[Any]) -> jax.Array:
+    return jax.grad(lambda x: chain(x, weights).sum())(x)
+
+
+@pytest.mark.parametrize("program", [chain, in_a_loop, of_each_entry, gradient])
+def test_layers_of_an_unrolled_model_are_dequantised_one_by_one_and_not_kept(program: Any) -> None:
+    size, layers = 256, 8
+    key = jax.random.key(0)
+    weights = [quantize(w, QuantSpec("nf4")) for w in jax.random.normal(key, (layers, size, size)) / 16]
+    x = jnp.ones((5, size))
+    compiled = jax.jit(program).lower(x, weights).compile()
+    # A dense weight, its blocked form and the activations: some two and a half weights, where keeping all of them takes eight.
+    assert compiled.memory_analysis().temp_size_in_bytes < 3 * 4 * size * size
+    dense = [weight.unbox() for weight in weights]
+    assert far(compiled(x, weights), np.asarray(program(x, dense), np.float64)) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf, 3e-38])
+def test_what_the_codes_wait_for_does_not_change_them(value: float, dtype: Any) -> None:
+    weight = quantize(jax.random.normal(jax.random.key(0), (8, 6)), QuantSpec("nf4", 4))
+    x = jnp.ones((3, 8), dtype).at[0, 0].set(value)
+    assert np.array_equal(jax.jit(frozen_matmul)(x, weight)[1:], jax.jit(frozen_matmul)(jnp.ones((3, 8), dtype), weight)[1:])
+
+
+def test_a_dequantised_tree_is_the_same_model_without_quantised_weights() -> None:
+    model, frozen, lora, inputs = encoder_case(True, False, "nf4")
+    dense = dequantize(frozen)
+    assert not any(isinstance(leaf, QuantizedArray) for leaf in flatten(dense).values())
+    assert far(lora_jax.apply(model, dense, lora, *inputs), np.asarray(lora_jax.apply(model, frozen, lora, *inputs), np.float64)) < 1e-5
