@@ -31,8 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
     config = read_config(arguments)
     single = replace(config, sweep=SweepConfig(learning_rate=config.sweep.learning_rate))
     if single.memory_budget is not None:
-        from lora_jax.train.memory import fit_budget
+        from lora_jax.train.allocator import set_budget
+        from lora_jax.train.memory import fit_budget, parse_bytes
 
+        set_budget(parse_bytes(single.memory_budget))
         single, said = fit_budget(single)
         print("\n".join(f"memory: {text}" for text in said), file=sys.stderr)
     if not arguments.quiet:

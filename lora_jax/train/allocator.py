@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+_budget: int | None = None
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 
 
@@ -40,6 +41,18 @@ def release_above(limit: int) -> None:
     """
     if resident_bytes() > limit:
         release_freed_memory()
+
+
+def set_budget(budget: int | None) -> None:
+    """From now on `make_room` sees to it that the process stays below so many bytes, as far as giving freed memory back does that."""
+    global _budget
+    _budget = budget
+
+
+def make_room(needed: int) -> None:
+    """Gives freed memory back if the process would pass the budget, if there is one, with `needed` bytes more."""
+    if _budget is not None:
+        release_above(_budget - needed)
 
 
 def resident_bytes() -> int:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lora_jax.train.allocator import release_freed_memory
+from lora_jax.train.allocator import make_room, release_freed_memory
 
 _SETTLING = 6  # steps after a compilation until buffers are freed and taken in one order
 _LARGE = 2**30  # bytes of temporaries from which on it matters where they lie
@@ -31,7 +31,7 @@ class Program:
     def __init__(self, step: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> None:
         self._jitted = jax.jit(step, donate_argnums=donate)
         self._compiled: dict[Any, Any] = {}
-        self._memories: list[Memory] = []
+        self._memories: dict[int, Memory] = {}  # by id of the executable, which lives as long as this
         self._running: jax.Array | None = None
         self._unsettled = 0
         self.compile_seconds = 0.0
@@ -44,6 +44,8 @@ class Program:
             if self._unsettled > 0:  # The heap's shape is not that of the steps to come yet: what was freed may lie between what is kept.
                 release_freed_memory()
                 self._unsettled -= 1
+        if (memory := self._memories.get(id(compiled))) is not None:
+            make_room(memory.new_results + memory.temporaries)
         result = compiled(*args)
         if jax.default_backend() == "cpu":
             # All results of a step are there at once; the smallest is kept, as it holds no memory.
@@ -58,7 +60,8 @@ class Program:
             start = time.perf_counter()
             self._compiled[signature] = self._jitted.lower(*args).compile()
             memory = _memory_of(self._compiled[signature])
-            self._memories += [] if memory is None else [memory]
+            if memory is not None:
+                self._memories[id(self._compiled[signature])] = memory
             self._unsettled = _SETTLING if memory is not None and memory.temporaries > _LARGE else 0
             self.compile_seconds += time.perf_counter() - start
         return self._compiled[signature]
@@ -69,7 +72,7 @@ class Program:
 
     def largest(self) -> Memory | None:
         """The bytes of the shapes compiled so far at their largest; None where the backend does not say, or nothing is compiled."""
-        return max(self._memories, key=sum, default=None)  # kept, because the training loop asks at every step
+        return max(self._memories.values(), key=sum, default=None)  # kept, because the training loop asks at every step
 
     def peak_bytes(self, *args: Any) -> int | None:
         """Peak device memory of the step in bytes, by compiled memory analysis; None where the backend does not say."""

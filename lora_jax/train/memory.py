@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from lora_jax.config import ADAPTERS, NO_FORMAT, Config
+from lora_jax.train.allocator import release_freed_memory
 from lora_jax.train.compile import Program
 from lora_jax.train.kinds import batches_of, loss_of
+from lora_jax.train.loop import Programs, programs_for, steps_of, structure_of_steps
 from lora_jax.train.optim import make_optimizer
 from lora_jax.train.step import create_state, make_eval_step, make_train_step
 from lora_jax.train.task import Task, select, task_of
@@ -53,7 +54,8 @@ def fit_budget(config: Config, *, resident: Callable[[], tuple[int, int]] = resi
     can). Within a format the first that fits is taken of: as configured, blocks recomputed in the backward pass, and with that
     the batch in 2, 4, ... parts (which cost time alone). Batches of the evaluation are made no larger than those of training.
     What is counted: the process as it is with the data and the weights loaded, and what the compiled steps hold on top by the
-    compiler's own account, their arguments included.
+    compiler's own account, their arguments included. Before a choice is taken, its steps are compiled for every length that its
+    batches have, since programs take memory, too (some 25 MB each for MiniLM); the run that follows in this process uses them.
 
     Raises:
         ValueError: nothing fits; the least that was needed is named. Or the budget is no size.
@@ -62,6 +64,7 @@ def fit_budget(config: Config, *, resident: Callable[[], tuple[int, int]] = resi
         return config, []
     budget = parse_bytes(config.memory_budget)
     task = task_of(config)
+    steps = steps_of(config, task)
     least: tuple[int, str] | None = None
     said = []
     for candidate in _formats(replace(config, memory_budget=None)):
@@ -72,34 +75,41 @@ def fit_budget(config: Config, *, resident: Callable[[], tuple[int, int]] = resi
         if need > budget:
             said.append(f"format {candidate.quant.format}: {describe_choice(choices[-1])} still needs {_mib(need)} MiB")
             continue
-        for choice in choices[:-1]:
-            need_of_choice = estimate(choice, task, resident)
-            if need_of_choice <= budget:
-                said.append(f"chosen: {describe_choice(choice)}, about {_mib(need_of_choice)} of {_mib(budget)} MiB")
+        for choice in choices:
+            need = estimate(choice, task, resident)
+            if need <= budget:
+                need = estimate(choice, task, resident, programs=programs_for(_model(choice, task), *structure_of_steps(choice, steps)))
+            if need <= budget:
+                said.append(f"chosen: {describe_choice(choice)}, about {_mib(need)} of {_mib(budget)} MiB")
                 return choice, said
-            said.append(f"{describe_choice(choice)} would need {_mib(need_of_choice)} MiB")
-        said.append(f"chosen: {describe_choice(choices[-1])}, about {_mib(need)} of {_mib(budget)} MiB")
-        return choices[-1], said
+            said.append(f"{describe_choice(choice)} would need {_mib(need)} MiB")
+            programs_for.cache_clear()
+        least = min(least, (need, describe_choice(choices[-1])))
     raise ValueError(
         f"config.memory_budget is {_mib(budget)} MiB, and the least that was found to need memory is {_mib(least[0])} MiB ({least[1]}). "
         "Raise it, shorten data.max_length, take a smaller model, or method qlora, with which the base can be stored in few bits."
     )
 
 
-def estimate(config: Config, task: Task, resident: Callable[[], tuple[int, int]] = resident_bytes) -> int:
-    """Bytes that the process needs at most while it trains and evaluates: measured so far, and its steps' own account on top."""
-    model = task.model.clone(remat=config.model.remat)
-    task = replace(task, model=model)
+def estimate(
+    config: Config, task: Task, resident: Callable[[], tuple[int, int]] = resident_bytes, *, programs: Programs | None = None
+) -> int:
+    """Bytes that the process needs at most while it trains and evaluates: measured so far, and its steps' own account on top.
+
+    The steps are compiled for the longest batches; with `programs`, these are, for batches of every length.
+    """
+    model = _model(config, task)
     # Shapes alone: nothing is quantised or copied to find out.
-    frozen, lora = jax.eval_shape(lambda params: select(config, replace(task, params=params), jax.random.key(0)), task.params)
+    frozen, lora = jax.eval_shape(lambda params: select(config, replace(task, model=model, params=params), jax.random.key(0)), task.params)
     tx = make_optimizer(config.optim, 100)
     state = jax.eval_shape(lambda lora: create_state(lora, tx, jax.random.key(0)), lora)
-    step = Program(make_train_step(loss_of(model), tx, accumulate=config.train.accumulate), donate=(0,))
-    score = Program(make_eval_step(loss_of(model)))
-    sizes = [
-        step.peak_bytes(state, frozen, _longest(task, "train", config.train.batch_size, config.train.accumulate)),
-        score.peak_bytes(lora, frozen, _longest(task, "test", config.train.eval_batch_size, 1)),
-    ]
+    loss = loss_of(model)
+    step = programs.train if programs else Program(make_train_step(loss, tx, accumulate=config.train.accumulate), donate=(0,))
+    score = programs.evaluate if programs else Program(make_eval_step(loss))
+    train = config.train
+    sizes = [step.peak_bytes(state, frozen, batch) for batch in _lengths(task, "train", train.batch_size, train.accumulate, programs)]
+    sizes += [score.peak_bytes(lora, frozen, batch) for batch in _lengths(task, "test", train.eval_batch_size, 1, programs)]
+    release_freed_memory()  # What compiling took.
     now, peak = resident()
     return max(peak, now + max(size or 0 for size in sizes))
 
@@ -135,11 +145,18 @@ def _choices(config: Config) -> Iterator[Config]:
         parts = next(n for n in range(min(2 * parts, train.batch_size), train.batch_size + 1) if train.batch_size % n == 0)
 
 
-def _longest(task: Task, split: str, batch_size: int, accumulate: int) -> Any:
-    """A batch of the longest shape that the split has."""
+def _model(config: Config, task: Task) -> Any:
+    return task.model.clone(remat=config.model.remat)
+
+
+def _lengths(task: Task, split: str, batch_size: int, accumulate: int, every: Any) -> Iterator[Any]:
+    """A batch of each length that the split has, the longest first; of the longest alone unless `every`."""
     batches = batches_of(task.splits[split], task.buckets, batch_size, shuffle=False, accumulate=accumulate)
-    plan = batches.plan(0)
-    return batches[int(np.argmax([planned.length for planned in plan]))]
+    first = {}
+    for n, planned in enumerate(batches.plan(0)):
+        first.setdefault(planned.length, n)
+    for length in sorted(first, reverse=True)[: None if every else 1]:
+        yield batches[first[length]]
 
 
 def _mib(size: int) -> int:

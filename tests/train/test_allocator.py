@@ -41,3 +41,16 @@ def test_elsewhere_it_says_that_nothing_is_kept(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert allocator.keep_freed_memory() is False
     allocator.release_freed_memory()
+
+
+def test_room_is_made_only_where_a_budget_would_be_passed(monkeypatch):
+    given_back = []
+    monkeypatch.setattr(allocator, "release_freed_memory", lambda: given_back.append(True))
+    monkeypatch.setattr(allocator, "resident_bytes", lambda: 700)
+    monkeypatch.setattr(allocator, "_budget", None)
+    allocator.make_room(10**12)
+    allocator.set_budget(1000)
+    allocator.make_room(300)
+    assert not given_back
+    allocator.make_room(301)
+    assert given_back == [True]

@@ -1,5 +1,9 @@
 """A memory budget: what is chosen fits by the compiler's account, changes as little as it can, and says why; nothing fits is an error."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 from tiny_encoder import save_tiny_encoder
 from tiny_tasks import write_task
@@ -45,6 +49,18 @@ def test_nothing_that_fits_is_an_error_with_the_least_that_was_found(settings):
 def test_other_methods_keep_their_format(settings):
     with pytest.raises(ValueError, match="the least that was found"):
         fit_budget(from_config_dict(settings | {"method": "full", "memory_budget": "1KB"}), resident=NOTHING)
+
+
+@pytest.mark.slow
+def test_a_run_stays_under_its_budget_and_its_steps_are_compiled_once(tmp_path):
+    """MiniLM, for which the run as configured is too large: the first choice that fits is taken, and the process stays below."""
+    folder, budget = tmp_path / "run", 1_500_000_000
+    options = [f"--config.memory_budget={budget}B", "--config.train.total_steps=8", f"--config.out={folder}", "--quiet"]
+    command = [sys.executable, "-m", "lora_jax", "train", "--config", "configs/rotten_tomatoes.py:lora", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout[done.stdout.index("{") : done.stdout.rindex("}") + 1])
+    assert "would need" in done.stderr and "memory: chosen:" in done.stderr
+    assert 0.5 * budget < result["peak_rss_bytes"] < budget and result["compile_seconds"] == 0
 
 
 def test_a_budget_is_no_part_of_a_runs_identity(settings):
