@@ -2,7 +2,7 @@
 
     python experiments/benchmark_decode.py [--peer PYTHON] [--only dense,nf4] [--rounds 3] [--record FILE]
 
-PYTHON is an interpreter with torch, transformers and PEFT. Every program loads the model, makes 64 tokens after prompts of 32,
+PYTHON is an interpreter with torch, transformers, PEFT and bitsandbytes. Every program loads the model, makes 64 tokens after prompts of 32,
 for 1 and for 8 texts at once, once to warm up (compilation is there, and told apart), then `--times` times. Programs take turns,
 so that a machine that others use as well slows both; the table has medians over all rounds. `resident` is what the process has in
 memory at the end beyond what it had before it loaded the model. Files are read once before they
@@ -23,7 +23,7 @@ from pathlib import Path
 from benchmark_train import child, prepare
 
 OURS = ("dense", "nf4", "int8", "merged", "separate", "nf4-separate")
-PEER = ("peer-dense", "peer-adapter")
+PEER = ("peer-dense", "peer-nf4", "peer-adapter")
 BATCHES, PROMPT, NEW = (1, 8), 32, 64
 TARGET = r"layers(_\d+)?/.*kernel"
 
@@ -121,7 +121,7 @@ def table(records: list[dict]) -> str:
 def main() -> None:
     """Runs the cases and prints one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", help="an interpreter with torch, transformers and PEFT")
+    parser.add_argument("--peer", help="an interpreter with torch, transformers, PEFT and bitsandbytes")
     parser.add_argument("--only", default=",".join((*OURS, *PEER)), help="cases, separated by commas")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--times", type=int, default=2, help="timed calls a round, for each number of texts")

@@ -109,6 +109,9 @@ def describe(config: Config) -> list[tuple[str, Any, bool]]:
     return [(key, value, value != defaults[key]) for key, value in flatten(config).items()]
 
 
+_LATER = ("second_level", "scale_dtype")
+
+
 def canonical(config: Config) -> dict[str, Any]:
     """What decides the numbers of a run, as a plain dict: equal for two configs exactly if they are the same run.
 
@@ -132,6 +135,9 @@ def canonical(config: Config) -> dict[str, Any]:
         values["lora"]["targets"] = resolve_targets(config.lora.targets)
     if config.method == "qlora":
         values["quant"]["targets"] = resolve_targets(config.quant.targets)
+        for key in _LATER:  # They came later: runs that do not use them keep their names.
+            if values["quant"][key] == getattr(QuantConfig, key):
+                del values["quant"][key]
     else:
         del values["quant"]
     return values

@@ -144,6 +144,8 @@ class QuantConfig:
     format: str = NO_FORMAT  # none, or a name in lora_jax.core.codebooks.FORMATS
     block_size: int | None = 64  # weights that share a scale, even; None = one scale an output channel
     double: bool = True  # store the scales themselves in 8 bits
+    second_level: Literal["mean", "log"] = "mean"  # of double: QLoRA's, or 'log', safe where some blocks are far larger than others
+    scale_dtype: Literal["float32", "bfloat16", "e8m0"] = "float32"  # of scales without double; e8m0: the powers of two of MX formats
     targets: str = TARGETS["all-linear"]  # as lora.targets: the parameters that are quantised
 
 

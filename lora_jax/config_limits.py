@@ -103,6 +103,11 @@ def _check_method(config: Config) -> None:
             f"config.method {method!r} keeps the base as it was loaded, but config.quant.format is {format!r}. "
             f"Set config.method to {instead}, or config.quant.format to 'none'."
         )
+    if config.quant.double and config.quant.scale_dtype != "float32":
+        raise ValueError(
+            f"config.quant.scale_dtype {config.quant.scale_dtype!r} is of scales that are stored as they are: it needs "
+            "config.quant.double=false."
+        )
     axes = [axis for axis in ("rank", "format", "targets") if getattr(config.sweep, axis)]
     if method not in ADAPTERS and axes:
         raise ValueError(

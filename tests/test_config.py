@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from lora_jax.config import Config, UnknownKeyError, canonical, config_hash, describe, flatten, from_config_dict, load_config, to_dict
+from lora_jax.core.quantize import QuantSpec
+from lora_jax.train.task import quant_spec
 
 DEFAULT = str(Path(__file__).parents[1] / "configs" / "default.py")
 
@@ -107,3 +109,16 @@ def test_the_hash_ignores_what_the_method_does_not_read():
     lora = Config()
     assert config_hash(replace(lora, quant=replace(lora.quant, block_size=128))) == config_hash(lora)
     assert "lora" not in canonical(head) and "quant" not in canonical(lora)
+
+
+def test_how_scales_are_stored_is_part_of_a_run_only_where_it_is_not_the_default():
+    settings = {"method": "qlora", "quant": {"format": "nf4"}}
+    plain = from_config_dict(settings)
+    assert "second_level" not in canonical(plain)["quant"] and "scale_dtype" not in canonical(plain)["quant"]
+    log = from_config_dict({"method": "qlora", "quant": {"format": "nf4", "second_level": "log"}})
+    brain = from_config_dict({"method": "qlora", "quant": {"format": "nf4", "double": False, "scale_dtype": "bfloat16"}})
+    assert len({config_hash(plain), config_hash(log), config_hash(brain)}) == 3
+    assert quant_spec(log) == QuantSpec("nf4", second_level="log")
+    assert quant_spec(brain) == QuantSpec("nf4", double=False, scale_dtype="bfloat16")
+    with pytest.raises(ValueError, match="needs config.quant.double=false"):
+        from_config_dict({"method": "qlora", "quant": {"format": "nf4", "scale_dtype": "bfloat16"}})

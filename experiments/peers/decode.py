@@ -1,6 +1,7 @@
-"""transformers' and PEFT's greedy decoding, for experiments/benchmark_decode.py: prints one JSON line. Needs torch, transformers, PEFT.
+"""transformers' and PEFT's greedy decoding, for experiments/benchmark_decode.py: prints one JSON line. Needs torch, transformers, PEFT,
+and bitsandbytes for peer-nf4.
 
-python experiments/peers/decode.py peer-dense|peer-adapter FOLDER ADAPTER TIMES
+python experiments/peers/decode.py peer-dense|peer-adapter|peer-nf4 FOLDER ADAPTER TIMES
 """
 
 import gc
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 case, folder, adapter, times = sys.argv[1:]
 BATCHES, PROMPT, NEW = (1, 8), 32, 64
@@ -25,7 +26,12 @@ def resident() -> int:
 
 
 before, start = resident(), time.perf_counter()
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+options = {}
+if case == "peer-nf4":
+    options["quantization_config"] = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+    )
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
 if case == "peer-adapter":
     model = PeftModel.from_pretrained(model, adapter)
 model.eval()

@@ -149,7 +149,8 @@ def quantize(w: Float[Array, "*axes"], spec: QuantSpec, *, kernel_ndim: int = 2,
         if damaged is not None and float(damaged) > 0.02:
             warnings.warn(
                 f"Double quantisation moves {100 * float(damaged):.1f} % of the scales of a matrix in a {w.shape} weight by more than "
-                f"{_DAMAGED:.0%}: some blocks are far larger than others. Use QuantSpec(second_level='log') or double=False for it.",
+                f"{_DAMAGED:.0%}: some blocks are far larger than others. Use QuantSpec(second_level='log') or double=False for it "
+                "(in a run's config: quant.second_level='log').",
                 stacklevel=2,
             )
     shape = tuple(w.shape[w.ndim - kernel_ndim :])

@@ -16,7 +16,6 @@ from lora_jax.config import ADAPTERS, Config, DataConfig, MixturePart, ModelConf
 from lora_jax.core.fingerprint import fingerprint
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules
-from lora_jax.core.quantize import QuantSpec
 from lora_jax.data.completions import Completions, EncodedCompletions, encode_completions, read_completions, split_completions
 from lora_jax.data.examples import TaskData, load_examples, to_completions
 from lora_jax.data.mixture import join_completions
@@ -31,7 +30,7 @@ from lora_jax.io.hub import WHEELS, resolve
 from lora_jax.io.t5 import is_t5, load_t5
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.t5 import T5
-from lora_jax.train.task import Task, build_options, check_sizes, lora_spec, targets_of
+from lora_jax.train.task import Task, build_options, check_sizes, lora_spec, quant_spec, targets_of
 
 
 @functools.lru_cache(maxsize=1)
@@ -151,6 +150,6 @@ def select_language(
         raise ValueError(f"config.method {config.method!r} is for classifiers. For a language model use 'lora', 'qlora' or 'full'.")
     quant = []
     if config.method == "qlora":
-        quant = [(targets_of(task, config.quant.targets), QuantSpec(config.quant.format, config.quant.block_size, config.quant.double))]
+        quant = [(targets_of(task, config.quant.targets), quant_spec(config))]
     rules = [(targets_of(task, config.lora.targets), lora_spec(config))] if lora is None else lora
     return adapt(task.model, task.params, (), lora=rules, quant=quant, key=key, sites=task.sites, bias=config.lora.bias)

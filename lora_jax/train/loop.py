@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import resource
-import signal
 import threading
 import time
 import warnings
@@ -31,7 +30,7 @@ from lora_jax.io.adapter import save_adapter
 from lora_jax.train.allocator import release_above, release_freed_memory, resident_bytes
 from lora_jax.train.checkpoint import Checkpoints
 from lora_jax.train.compile import Program, lanes_for
-from lora_jax.train.interrupted import Interrupted
+from lora_jax.train.interrupted import Interrupted, stop_signals
 from lora_jax.train.kinds import batches_of, loss_of
 from lora_jax.train.metrics import MetricsLog
 from lora_jax.train.optim import make_optimizer, structure_of
@@ -313,24 +312,3 @@ class Speed:
     def _rate(self, old: tuple[float, int], new: tuple[float, int]) -> float | None:
         seconds = new[0] - old[0]
         return round((new[1] - old[1]) / seconds, 1) if seconds > 0 and new[1] > old[1] else None
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, so that training stops between two steps; a second signal ends at once."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-
-    def stop(number: int, _: Any) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-
-    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

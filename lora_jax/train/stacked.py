@@ -29,7 +29,7 @@ from lora_jax.evaluate.evaluators import evaluate
 from lora_jax.io.adapter import save_adapter
 from lora_jax.train.checkpoint import Checkpoints
 from lora_jax.train.compile import lanes_for
-from lora_jax.train.interrupted import Interrupted
+from lora_jax.train.interrupted import Interrupted, stop_signals
 from lora_jax.train.kinds import batches_of
 from lora_jax.train.loop import (
     Programs,
@@ -39,7 +39,6 @@ from lora_jax.train.loop import (
     programs_for,
     sizes,
     steps_of,
-    stop_signals,
     structure_of_steps,
 )
 from lora_jax.train.metrics import MetricsLog

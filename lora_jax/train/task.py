@@ -177,8 +177,7 @@ def select(config: Config, task: Task, key: jax.Array, *, lora: Rules[LoraSpec] 
         return _with_baseline(config, task, params, frozen, trained, lora_key)
     quant = []
     if config.method == "qlora":
-        spec = QuantSpec(config.quant.format, config.quant.block_size, config.quant.double)
-        quant = [*apart, (resolve_targets(config.quant.targets), spec)]
+        quant = [*apart, (resolve_targets(config.quant.targets), quant_spec(config))]
     rules = [*apart, (resolve_targets(config.lora.targets), lora_spec(config))] if lora is None else [*apart, *lora]
     return adapt(
         task.model,
@@ -260,6 +259,12 @@ def targets_of(task: Task, targets: str) -> str:
         for name, known in TARGETS.items():
             pattern = pattern.replace(known, _STACK_TARGETS[name])
     return pattern
+
+
+def quant_spec(config: Config) -> QuantSpec:
+    """How the configuration stores the frozen base."""
+    quant = config.quant
+    return QuantSpec(quant.format, quant.block_size, quant.double, quant.scale_dtype, quant.second_level)
 
 
 def lora_spec(config: Config) -> LoraSpec:

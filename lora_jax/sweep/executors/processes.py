@@ -13,13 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lora_jax.config import from_config_dict, to_dict
 from lora_jax.sweep.executors.work import Launch, parse_options, unfinished, work
 from lora_jax.sweep.files import write_json
+from lora_jax.train.interrupted import stop_signals
 
 _STOPPED = 130
 
@@ -38,7 +38,7 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
     crew: dict[int, subprocess.Popen[str]] = {}
     died = 0
     try:
-        with _stop_signals() as stopped:
+        with stop_signals() as stopped:
             for number in range(launch.workers):
                 crew[number] = _spawn(order, number, launch.workers, say)
             told = False
@@ -132,17 +132,3 @@ def _gpus() -> list[str]:
         return [name for name in visible.split(",") if name]
     found = Path("/proc/driver/nvidia/gpus")
     return [str(index) for index in range(len(list(found.iterdir())))] if found.is_dir() else []
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    old = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
