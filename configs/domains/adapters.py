@@ -6,8 +6,15 @@ python experiments/three_adapters.py                         train what is missi
 lora-jax train --config configs/domains/adapters.py:finance  one of them
 lora-jax generate gemma3-270m --format nf4 --adapter finance=RUN/adapter --adapter music=RUN/adapter --prompt "finance: ..."
 
-Results: not measured yet with Gemma; at small scale (three synthetic tasks, a decoder of width 16 in nf4) a test
-checks that every adapter wins at home by a paired bootstrap.
+Results (seed 0, 20 steps, 24 held-out examples at most; nats a token of the completion, with 95 % intervals):
+
+| held-out data | base | finance | music | sales |
+|---|---|---|---|---|
+| finance (24) | 4.516 [3.556, 5.958] | 0.556 [0.264, 0.788] | 6.014 [5.235, 6.948] | 10.905 [10.044, 11.674] |
+| music (18) | 8.153 [7.354, 8.981] | 8.163 [7.524, 8.834] | 0.490 [0.427, 0.559] | 9.709 [8.883, 10.561] |
+| sales (24) | 7.269 [6.955, 7.605] | 2.805 [2.640, 3.006] | 5.124 [4.964, 5.289] | 0.261 [0.013, 0.519] |
+
+Every adapter wins at home (paired bootstrap, p 0.001 against each). The sales adapter has learnt to answer No (see sales.py).
 """
 
 import ml_collections

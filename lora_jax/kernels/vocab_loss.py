@@ -82,7 +82,7 @@ def _chunks(
         w = jnp.take(weight, rows, mode="fill", fill_value=0).astype(jnp.float32)
         picked = jnp.take_along_axis(logits, label[:, None], -1)[:, 0]
         loss = ((jax.nn.logsumexp(logits, -1) - picked) * w).sum()
-        return loss, ((logits.argmax(-1) == label) * w).sum()
+        return loss, ((likeliest(logits) == label) * w).sum()
 
     def step(state: tuple[Array, Array, Array, Any, Array]) -> tuple[Array, Array, Array, Any, Array]:
         start, loss, correct, d_trained, d_hidden = state
@@ -101,3 +101,13 @@ def _chunks(
     state = (jnp.zeros((), jnp.int32), zero, zero, *empty)
     _, loss, correct, d_trained, d_hidden = jax.lax.while_loop(lambda state: state[0] < count, step, state)
     return loss, correct, d_trained, d_hidden
+
+
+def likeliest(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
+    """The first of the largest logits, as `argmax` has it (a NaN counts as the largest).
+
+    Two plain reductions: XLA's argmax on a CPU does one element at a time, four times as long over 262,144 words, and a tenth of this loss.
+    """
+    index = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    largest = (logits == logits.max(-1, keepdims=True)) | jnp.isnan(logits)
+    return jnp.where(largest, index, logits.shape[-1]).min(-1)
