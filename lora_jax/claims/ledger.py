@@ -177,7 +177,7 @@ spot for 1,200 steps on domain A (IMDB reviews). Domain B are sentences of Rotte
 a training run on it is 100 steps of 16 sentences unless said otherwise, and losses are nats a token on its test split. MiniLM is a real
 pretrained sentence encoder of 23 M weights. Brackets hold 95 % intervals.
 
-Where a claim does not hold here, most notes end with the most likely reason as a hypothesis with a rule, and what one more measurement
+Where a claim does not hold here, the note ends with the most likely reason as a hypothesis with a rule, and what one more measurement
 says of it: *supports* or *refutes*. It changes no verdict; a refuted reason means that the cause is still open.
 """
 
