@@ -7,7 +7,7 @@ import numpy as np
 from lora_jax import LoraSpec
 from lora_jax.analysis.compare import judge_all
 from lora_jax.claims import arms, small_model
-from lora_jax.claims.protocol import Claim, Finding, compare, interval_of, shown, with_
+from lora_jax.claims.protocol import Claim, Finding, Reason, compare, interval_of, shown, with_
 from lora_jax.core.init import initialize
 
 CLAIM = Claim(
@@ -45,6 +45,22 @@ def slope(scaling: str) -> tuple[float, list[list[float]]]:
     return float(np.polyfit(np.log(RANKS), np.log([norm for _, norm in points]), 1)[0]), points
 
 
+def smaller_rate(lab, base) -> Reason:
+    """Whether the one rate is above the best for rank 64 under alpha / sqrt(r): the same ranks at a third of it."""
+    row = [
+        lab.fixed(f"rslora r={r}, 1e-3", with_(base, **{"lora.rank": r, "lora.scaling": "rslora", "optim.learning_rate": 1e-3}))
+        for r in TUNED
+    ]
+    falls, each = compare(row[0], row[-1])
+    loss = [arm.mean() for arm in row]
+    return Reason(
+        "the rate 3.16e-3 is LoRA's best and too large for high ranks under alpha / sqrt(r), whose best is 1e-3; at 1e-3 the loss should fall with rank",
+        f"ranks {', '.join(map(str, TUNED))} then reach {', '.join(f'{v:.3f}' for v in loss)}; rank 4 to 64 gains {shown(falls)}",
+        falls.low > 0 and min(each) > 0 and loss == sorted(loss, reverse=True),
+        {"loss": loss, "gain_r4_to_r64": interval_of(falls), "by_seed": each},
+    )
+
+
 def run(lab):
     slopes, points = {}, {}
     for scaling in ("standard", "rslora"):
@@ -64,6 +80,7 @@ def run(lab):
     )
     tuned = [arms.lora_arm(lab, 64, name=f"{s} r=64", **{"lora.scaling": s}) for s in slopes]
     gap, _ = compare(*tuned)
+    reason = smaller_rate(lab, base)
     return Finding(
         judge_all(["reproduced" if exact else "not reproduced", trained]),
         f"slopes {slopes['standard']:.2f} and {slopes['rslora']:.2f}; at one rate {spread:.1%} spread under alpha / r, rank 4 to 64 gains {shown(falls)} under alpha / sqrt(r)",
@@ -74,8 +91,10 @@ def run(lab):
             "gain_rslora_r4_to_r64": interval_of(falls),
             "tuned_gap_r64": interval_of(gap),
             "arms": {a.name: a.summary() for a in tuned},
+            "reason": reason.entry(),
         },
-        note=f"Second arm, rates tuned: at rank 64 alpha / r minus alpha / sqrt(r) is {shown(gap)} nats; rsLoRA at one rate is a larger rate for high ranks.",
+        note=f"Second arm, rates tuned: at rank 64 alpha / r minus alpha / sqrt(r) is {shown(gap)} nats; rsLoRA at one rate is a larger rate for high ranks."
+        + reason.text,
         plot={
             "x": "rank",
             "y": "gradient of b at step 1",

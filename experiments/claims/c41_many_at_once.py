@@ -1,5 +1,6 @@
 """C41: training many adapters at once is faster, and each learns as it would alone."""
 
+import os
 import time
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 
 from lora_jax import make_optimizer, make_train_step
 from lora_jax.claims import small_model
-from lora_jax.claims.protocol import Claim, Finding, with_
+from lora_jax.claims.protocol import Claim, Finding, Reason, with_
 from lora_jax.train.kinds import batches_of, loss_of
 from lora_jax.train.loop import initial_state
 from lora_jax.train.optim import structure_of
@@ -28,25 +29,10 @@ STEPS = 20
 
 def run(lab):
     config = with_(small_model.tuning(small_model.pretrained()), **{"train.batch_size": 4})
-    task = task_of(config)
-    tx = make_optimizer(structure_of(config.optim), STEPS)
-    step = make_train_step(loss_of(task.model), tx)
-    rates = np.geomspace(1e-3, 1e-2, max(COUNTS))
-    settings = [with_(config, **{"optim.learning_rate": float(rate), "train.seed": n}) for n, rate in enumerate(rates)]
-    starts = [initial_state(each, task, STEPS) for each in settings]
-    frozen, states = starts[0][0], [state for _, state in starts]
-    batches = batches_of(task.splits["train"], (), 4, seed=0)
-    data = [batches[n] for n in range(STEPS)]
-    alone, alone_speed, _ = _timed(jax.jit(step), states, frozen, data)
-    speeds, compiled, worst = {}, {}, 0.0
-    for count in COUNTS:
-        wide = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *states[:count])
-        many = jax.jit(jax.vmap(step, in_axes=(0, None, None)))
-        losses, speed, compiled[count] = _timed(many, [wide], frozen, data)
-        speeds[count] = speed * count
-        worst = max(worst, float(np.abs(losses[0].T - np.stack(alone[:count])).max()))
+    alone_speed, speeds, compiled, worst = measured(config, COUNTS)
     gain = {count: speed / alone_speed for count, speed in speeds.items()}
     same = worst < CLAIM.tolerance["loss"]
+    reason = small_steps(config, gain[8])
     return Finding(
         "reproduced" if gain[8] >= CLAIM.tolerance["speed"] and same else "not reproduced",
         ", ".join(f"{n}: {g:.2f} times" for n, g in gain.items()) + f"; losses differ by {worst:.1e} at most",
@@ -56,8 +42,10 @@ def run(lab):
             "gain": gain,
             "largest_loss_difference": worst,
             "compile_seconds": compiled,
+            "reason": reason.entry(),
         },
-        note="A plain vmap over the adapters of an otherwise unchanged step. On two processor cores the base's products do not shrink: what is won is dispatch and small products. Shared machine: best of three passes.",
+        note=f"A plain vmap over the adapters of an otherwise unchanged step, on {len(os.sched_getaffinity(0))} processor core(s) of a shared machine: best of three passes."
+        + reason.text,
         plot={
             "x": "adapters in a step",
             "y": "adapter steps a second",
@@ -65,6 +53,40 @@ def run(lab):
         },
         seeds=tuple(range(8)),
     )
+
+
+def small_steps(config, here: float) -> Reason:
+    """Whether nothing is gained because the cores are busy already: the same with a step so small that its cost is mostly dispatch."""
+    alone, speeds, _, _ = measured(with_(config, **{"train.batch_size": 1, "data.max_length": 16}), (8,))
+    gain = speeds[8] / alone
+    return Reason(
+        "a step of 4 x 64 tokens already keeps a processor core busy, so that there is no idle unit for a wider program to fill; with 1 x 16 tokens, where starting operations costs more than their arithmetic, 8 adapters at once should be 1.3 times as fast",
+        f"with 1 x 16 tokens they are {gain:.2f} times as fast as one after another, with 4 x 64 {here:.2f} times",
+        gain >= CLAIM.tolerance["speed"],
+        {"gain_1_by_16": gain},
+    )
+
+
+def measured(config, counts):
+    """(steps a second one after another, adapter steps a second by count, seconds of the first step by count, largest loss difference)."""
+    task = task_of(config)
+    tx = make_optimizer(structure_of(config.optim), STEPS)
+    step = make_train_step(loss_of(task.model), tx)
+    rates = np.geomspace(1e-3, 1e-2, max(COUNTS))
+    settings = [with_(config, **{"optim.learning_rate": float(rate), "train.seed": n}) for n, rate in enumerate(rates)]
+    starts = [initial_state(each, task, STEPS) for each in settings]
+    frozen, states = starts[0][0], [state for _, state in starts]
+    batches = batches_of(task.splits["train"], (), config.train.batch_size, seed=0)
+    data = [batches[n] for n in range(STEPS)]
+    alone, alone_speed, _ = _timed(jax.jit(step), states, frozen, data)
+    speeds, compiled, worst = {}, {}, 0.0
+    for count in counts:
+        wide = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *states[:count])
+        many = jax.jit(jax.vmap(step, in_axes=(0, None, None)))
+        losses, speed, compiled[count] = _timed(many, [wide], frozen, data)
+        speeds[count] = speed * count
+        worst = max(worst, float(np.abs(losses[0].T - np.stack(alone[:count])).max()))
+    return alone_speed, speeds, compiled, worst
 
 
 def _timed(step, states, frozen, data):

@@ -11,7 +11,7 @@ from lora_jax.config import TARGETS
 
 LORA_RATES = (3.16e-3, 1e-2, 3.16e-2)
 FULL_RATES = (3.16e-4, 1e-3, 3.16e-3)
-QUERY = r"layers(_\d+)?/attn/q/kernel"
+WITH_EMBEDDING = r"layers(_\d+)?/.*/kernel|embed/embedding"  # all linear layers and the tied embedding, which full fine-tuning trains
 
 
 def projections(letters: str) -> str:
@@ -20,12 +20,19 @@ def projections(letters: str) -> str:
 
 
 def lora_arm(
-    lab: Lab, rank: int, targets: str = "all-linear", *, name: str | None = None, rates: Sequence[float] = LORA_RATES, **changes: Any
+    lab: Lab,
+    rank: int,
+    targets: str = "all-linear",
+    *,
+    name: str | None = None,
+    rates: Sequence[float] = LORA_RATES,
+    seeds: Sequence[int] | None = None,
+    **changes: Any,
 ) -> Arm:
     """LoRA of this rank on S, domain B, at its best rate. alpha is 16 at every rank unless changed."""
     config = small_model.tuning(small_model.pretrained())
     config = with_(config, **{"lora.rank": rank, "lora.targets": targets, **changes})
-    return lab.arm(name or f"r={rank}", config, rates)
+    return lab.arm(name or f"r={rank}", config, rates, seeds=seeds)
 
 
 def full_arm(lab: Lab, **changes: Any) -> Arm:

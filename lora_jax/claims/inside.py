@@ -31,6 +31,14 @@ class Matrix:
         return self.weight + (self.update.u * self.update.s) @ self.update.vt
 
 
+def starts(run: Run) -> dict[str, np.ndarray]:
+    """The factors `a` before the first step, (layers, in, r) by path: made again from the run's seed."""
+    from lora_jax.train.loop import initial_state
+
+    lora = initial_state(run.config, task_of(run.config), 1)[1].lora
+    return {path: np.asarray(leaf.a, np.float64) for path, leaf in lora.items() if isinstance(leaf, LowRank)}
+
+
 def matrices(run: Run, paths: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")) -> Iterator[Matrix]:
     """Every adapted (or, under full fine-tuning, every) matrix whose name is among `paths`, by path and layer.
 

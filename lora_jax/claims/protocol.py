@@ -65,6 +65,30 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """The most likely reason why a claim does not hold here, as a hypothesis that one more measurement could have refuted.
+
+    supported: whether the measurement came out as the hypothesis says, by a rule that the claim's file fixed before it ran.
+    It changes no verdict.
+    """
+
+    supposed: str
+    measured: str
+    supported: bool
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """A paragraph of a note."""
+        outcome = "supports" if self.supported else "refutes"
+        return f"\n\n*Reason tested:* {self.supposed}. *Measured:* {self.measured}. This {outcome} it."
+
+    def entry(self) -> dict[str, Any]:
+        """What stands in the figures under 'reason'."""
+        return {"supposed": self.supposed, "measured": self.measured, "supported": self.supported, **self.figures}
+
+
+@dataclass(frozen=True)
 class Run:
     """One training run of an arm; `error` says how it diverged, if it did."""
 

@@ -9,7 +9,7 @@ from tiny_language import write_completions, write_tiny_model
 
 from lora_jax.claims import protocol
 from lora_jax.claims.examples import example_losses
-from lora_jax.claims.protocol import FACTOR, Arm, Lab, Run, compare, with_
+from lora_jax.claims.protocol import FACTOR, Arm, Lab, Reason, Run, compare, with_
 from lora_jax.config import Config, from_config_dict
 from lora_jax.train import loop
 from lora_jax.train.loop import Diverged
@@ -146,3 +146,10 @@ def test_padded_and_sorted_batches_give_each_classified_example_its_own_loss(tin
 def test_shown_and_with_():
     assert protocol.shown(protocol.Interval(0.1234, 0.1, 0.2), 2) == "0.12 [0.10, 0.20]"
     assert with_(Config(), **{"lora.rank": 3, "method": "full"}).lora.rank == 3
+
+
+@pytest.mark.parametrize(("supported", "word"), [(True, "supports"), (False, "refutes")])
+def test_a_reason_says_what_was_supposed_and_what_came_of_it(supported, word):
+    reason = Reason("x is small, so y should be above 1", "y is 2", supported, {"y": 2})
+    assert reason.text.endswith(f"*Reason tested:* x is small, so y should be above 1. *Measured:* y is 2. This {word} it.")
+    assert reason.entry() == {"supposed": reason.supposed, "measured": "y is 2", "supported": supported, "y": 2}

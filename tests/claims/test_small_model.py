@@ -9,7 +9,7 @@ import pytest
 from lora_jax.analysis.spectra import dense_svd
 from lora_jax.claims import arms, small_model
 from lora_jax.claims.examples import example_losses
-from lora_jax.claims.inside import matrices
+from lora_jax.claims.inside import matrices, starts
 from lora_jax.claims.protocol import Lab, with_
 from lora_jax.claims.small_model import SmallModel
 from lora_jax.core.lowrank import LowRank
@@ -109,12 +109,23 @@ def test_updates_are_what_the_run_added_to_each_matrix(folder, method, tmp_path)
     assert len(list(matrices(run))) == 14
 
 
+def test_factors_before_the_first_step_are_made_again_from_the_seed(folder, tmp_path):
+    lab = Lab(tmp_path, say=lambda text: None)
+    # A rate at which nothing moves: after training the factors are still the starts.
+    config = with_(small_model.tuning(folder), **{"lora.rank": 2, "lora.targets": arms.WITH_EMBEDDING, "optim.learning_rate": 1e-30})
+    run = lab.run(with_(config, **{"train.total_steps": 1, "train.seed": 5}))
+    before = starts(run)
+    assert before.keys() == load_run(run.folder).lora.keys() and "embed/embedding" in before and len(before) == 8
+    for m in matrices(run):
+        np.testing.assert_array_equal(m.a, before[m.path][m.layer])
+
+
 def test_arms_of_claims_share_their_settings(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(small_model, "pretrained", lambda model=None: folder)
     lab = Lab(tmp_path, seeds=(0,), say=lambda text: None)
-    monkeypatch.setattr(lab, "arm", lambda name, config, rates: (name, config, tuple(rates)))
-    name, config, rates = arms.lora_arm(lab, 4, arms.projections("qv"), **{"lora.alpha": 8.0})
-    assert (name, config.lora.rank, config.lora.alpha, rates) == ("r=4", 4, 8.0, arms.LORA_RATES)
+    monkeypatch.setattr(lab, "arm", lambda name, config, rates, seeds=None: (name, config, tuple(rates), seeds))
+    name, config, rates, seeds = arms.lora_arm(lab, 4, arms.projections("qv"), **{"lora.alpha": 8.0})
+    assert (name, config.lora.rank, config.lora.alpha, rates, seeds) == ("r=4", 4, 8.0, arms.LORA_RATES, None)
     assert arms.full_arm(lab)[1].method == "full" and arms.projections("qk").endswith("attn/(q|k)/kernel")
     # A name and its regex are one run.
     from lora_jax.sweep.grid import run_id
