@@ -192,6 +192,13 @@ def _embed(module: nn.Module, leaf: Any, call: Call) -> Array:
     return _rescaled(y + _over_terms(update, leaf).astype(y.dtype), leaf.factors())
 
 
+def narrow_head(module: nn.Module, leaf: Any, call: Call) -> tuple[Array, Array] | None:
+    """Query and embedding of a plain `nn.Embed.attend` that computes in 16 bits; None of any other use."""
+    if module.dtype is None or jnp.dtype(module.dtype).itemsize != 2 or not isinstance(leaf, jax.Array) or len(call.args) != 1:
+        return None
+    return call.args[0].astype(module.dtype), leaf.astype(module.dtype)
+
+
 def _attend(module: nn.Module, leaf: Any, call: Call) -> Array:
     if isinstance(leaf, WithRows):
         return leaf.logits(call.args[0], _frozen_call(module, leaf, call, method="attend"))

@@ -49,7 +49,7 @@ def frozen_matmul(x: Float[Array, "t in"], weight: Any) -> Float[Array, "t out"]
         from lora_jax.kernels.pallas_dequant_matmul import dequant_matmul
 
         return dequant_matmul(x, weight)
-    return x @ _matrix(weight, x.shape[-1], x)
+    return _times(x, _matrix(weight, x.shape[-1], x))
 
 
 def _frozen_forward(x: Array, weight: Any) -> tuple[Array, tuple[Any, int]]:
@@ -77,13 +77,13 @@ def lowrank_matmul(
     x: Float[Array, "t in"], a: Float[Array, "in r"], b: Float[Array, "r out"], scale: Float[Array, " r"]
 ) -> Float[Array, "t out"]:
     """`((x @ a) * scale) @ b` in x's dtype; gradients of a and b in theirs, none for `scale`."""
-    return ((x @ a.astype(x.dtype)) * scale.astype(x.dtype)) @ b.astype(x.dtype)
+    return _times(_times(x, a.astype(x.dtype)) * scale.astype(x.dtype), b.astype(x.dtype))
 
 
 def _lowrank_forward(x: Array, a: Array, b: Array, scale: Array) -> tuple[Array, tuple[Array, ...]]:
     # a and b are kept in their own dtype: a copy in x's dtype could be rounded.
-    hidden = (x @ a.astype(x.dtype)) * scale.astype(x.dtype)
-    return hidden @ b.astype(x.dtype), (x, hidden, a, b, scale)
+    hidden = _times(x, a.astype(x.dtype)) * scale.astype(x.dtype)
+    return _times(hidden, b.astype(x.dtype)), (x, hidden, a, b, scale)
 
 
 def _lowrank_backward(saved: tuple[Array, ...], g: Array) -> tuple[Array, Array, Array, None]:
@@ -98,8 +98,39 @@ def _lowrank_backward(saved: tuple[Array, ...], g: Array) -> tuple[Array, Array,
 lowrank_matmul.defvjp(_lowrank_forward, _lowrank_backward)
 
 
+@jax.custom_vjp
+def head_matmul(x: Float[Array, "*batch in"], embedding: Float[Array, "vocab in"]) -> Float[Array, "*batch vocab"]:
+    """`x @ embedding.T` in float32 from 16-bit operands of one dtype, which are not copied to float32 (see `_contracted`), in neither
+    direction. Gradients are rounded to the operands' dtype before they are multiplied."""
+    return jax.lax.dot_general(x, embedding, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _head_forward(x: Array, embedding: Array) -> tuple[Array, tuple[Array, Array]]:
+    return head_matmul(x, embedding), (x, embedding)
+
+
+def _head_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, embedding = saved
+    rows, g = x.reshape(-1, x.shape[-1]), g.astype(x.dtype).reshape(-1, g.shape[-1])
+    return _times(g, embedding).reshape(x.shape), _transposed_times(g, rows, jnp.float32).astype(embedding.dtype)
+
+
+head_matmul.defvjp(_head_forward, _head_backward)
+
+
+def _times(x: Float[Array, "t n"], w: Float[Array, "n m"]) -> Float[Array, "t m"]:
+    return _contracted(x, w, 0)
+
+
 def _times_transposed(x: Float[Array, "t n"], w: Float[Array, "m n"]) -> Float[Array, "t m"]:
-    return jax.lax.dot_general(x, w, (((1,), (1,)), ((), ())))
+    return _contracted(x, w, 1)
+
+
+def _contracted(x: Array, w: Array, axis: int) -> Array:
+    """The product in x's dtype. On a CPU, XLA (jax 0.10) first copies 16-bit operands to float32 unless the result is asked for in
+    float32: three times as long, and a float32 copy of the weight."""
+    wide = jnp.float32 if x.dtype.itemsize == 2 and jax.default_backend() == "cpu" else None
+    return jax.lax.dot_general(x, w, (((1,), (axis,)), ((), ())), preferred_element_type=wide).astype(x.dtype)
 
 
 def _transposed_times(x: Float[Array, "t n"], y: Float[Array, "t m"], dtype: Any) -> Float[Array, "n m"]:

@@ -17,7 +17,7 @@ from lora_jax.models.t5 import T5
 from lora_jax.train.losses import Sums
 
 
-def language_loss(model: Decoder | T5, *, chunk: int = 128) -> Any:
+def language_loss(model: Decoder | T5, *, chunk: int = 256) -> Any:
     """The loss function of a language model: `(lora, frozen, batch, key) -> (sum of losses, Sums)`, summed over tokens.
 
     Batches have `tokens`, `segments` (0 is padding), `labels` (each token's successor) and `loss_weight`, all (batch, time); those

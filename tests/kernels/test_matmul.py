@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from residuals import floats_of_shapes, saved_arrays, weight_shapes
 
 import lora_jax
 from lora_jax import Encoder, EncoderConfig, LoraSpec, QuantizedArray, QuantSpec, adapt, bytes_of, dequantize, join, quantize
 from lora_jax.core.paths import flatten
-from lora_jax.kernels.matmul import frozen_matmul, lowrank_matmul
+from lora_jax.kernels.matmul import frozen_matmul, head_matmul, lowrank_matmul
 
 RNG = np.random.default_rng(0)
 T, IN, OUT, R = 7, 12, 10, 3
@@ -173,3 +174,41 @@ def test_a_dequantised_tree_is_the_same_model_without_quantised_weights() -> Non
     dense = dequantize(frozen)
     assert not any(isinstance(leaf, QuantizedArray) for leaf in flatten(dense).values())
     assert far(lora_jax.apply(model, dense, lora, *inputs), np.asarray(lora_jax.apply(model, frozen, lora, *inputs), np.float64)) < 1e-5
+
+
+def test_products_in_16_bits_make_no_float32_copy_of_the_weight() -> None:
+    x, w = jnp.ones((16, 256), jnp.bfloat16), jnp.ones((256, 1024), jnp.bfloat16)
+    programs = {
+        "frozen": lambda x, w: jax.value_and_grad(lambda x: frozen_matmul(x, w).astype(jnp.float32).sum())(x),
+        "head": lambda x, w: jax.value_and_grad(lambda x: head_matmul(x, w).sum())(x),
+    }
+    for name, program in programs.items():
+        weight = w.T if name == "head" else w
+        memory = jax.jit(program).lower(x, weight).compile().memory_analysis()
+        assert memory.temp_size_in_bytes < 4 * w.size, name
+
+
+@pytest.mark.parametrize("shape", [(T,), (2, T)])
+def test_the_head_in_16_bits_has_logits_that_are_rounded_nowhere_and_gradients_of_its_dtype(shape: tuple[int, ...]) -> None:
+    x, e = (jnp.asarray(RNG.standard_normal(s), jnp.bfloat16) for s in ((*shape, IN), (OUT, IN)))
+    g = jnp.asarray(RNG.standard_normal((*shape, OUT)), jnp.bfloat16).astype(jnp.float32)
+    y, pull = jax.vjp(head_matmul, x, e)
+    dx, de = pull(g)
+    assert (y.dtype, dx.dtype, de.dtype) == (jnp.float32, jnp.bfloat16, jnp.bfloat16)
+    x, e, g = (np.asarray(v, np.float64) for v in (x, e, g))
+    assert far(y, x @ e.T) < TOLERANCE[jnp.float32]
+    assert far(dx, g @ e) < TOLERANCE[jnp.bfloat16]
+    assert far(de, g.reshape(-1, OUT).T @ x.reshape(-1, IN)) < TOLERANCE[jnp.bfloat16]
+
+
+def test_a_tied_head_in_16_bits_gives_through_apply_what_it_gives_by_itself_without_a_float32_copy() -> None:
+    head = nn.Embed(1024, 256, dtype=jnp.bfloat16)
+    params = head.init(jax.random.key(0), jnp.zeros((1,), jnp.int32))["params"]
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    x = jax.random.normal(jax.random.key(1), (4, 256), jnp.bfloat16)
+    ours = lambda x: lora_jax.apply(head, params, {}, x, method="attend")  # noqa: E731
+    plain = head.apply({"params": params}, x, method="attend")
+    assert ours(x).dtype == plain.dtype == jnp.bfloat16
+    assert far(ours(x), np.asarray(plain, np.float64)) < TOLERANCE[jnp.bfloat16]
+    both = jax.jit(jax.value_and_grad(lambda x, params: lora_jax.apply(head, params, {}, x, method="attend").astype(jnp.float32).sum()))
+    assert both.lower(x, params).compile().memory_analysis().temp_size_in_bytes < 4 * 1024 * 256
