@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypedDict
 
@@ -38,7 +39,7 @@ class PlannedRows(NamedTuple):
     length: int
 
 
-def pack(lengths: Any, length: Any) -> list[list[int]]:
+def pack(lengths: Sequence[Any] | Int[np.ndarray, " examples *parts"], length: int | Sequence[int]) -> list[list[int]]:
     """Rows of indices whose lengths add up to at most `length`: the longest first, each into the first row with room.
 
     With several lengths an example, (examples, parts), such as of a source and a target, `length` has one for each part, and all must fit.
@@ -48,21 +49,21 @@ def pack(lengths: Any, length: Any) -> list[list[int]]:
     >>> pack([(5, 1), (3, 4), (2, 3)], (8, 5))
     [[0, 1], [2]]
     """
-    sizes: list[list[int]] = np.reshape(lengths, (len(lengths), -1)).tolist()
-    whole: list[int] = np.atleast_1d(length).tolist()
+    whole = np.atleast_1d(length)
+    sizes = np.reshape(lengths, (len(lengths), len(whole)))
     rows: list[list[int]] = []
-    room: list[list[int]] = []
-    for index in sorted(range(len(sizes)), key=lambda i: -sum(size / most for size, most in zip(sizes[i], whole, strict=True))):
+    room = np.empty_like(sizes)  # of the rows begun so far: all rows are looked at in one comparison, not one by one
+    for index in np.argsort(-(sizes / whole).sum(1), kind="stable").tolist():
         own = sizes[index]
-        fits = lambda free, own=own: all(size <= left for size, left in zip(own, free, strict=True))  # noqa: E731
-        if not fits(whole):
+        if (own > whole).any():
             raise ValueError(f"An example of {' and '.join(map(str, own))} tokens does not fit a row of {' and '.join(map(str, whole))}.")
-        row = next((n for n, free in enumerate(room) if fits(free)), len(rows))
+        fits = (room[: len(rows)] >= own).all(1)
+        row = int(fits.argmax()) if fits.any() else len(rows)
         if row == len(rows):
             rows.append([])
-            room.append(whole)
+            room[row] = whole
         rows[row].append(index)
-        room[row] = [left - size for left, size in zip(room[row], own, strict=True)]
+        room[row] -= own
     return rows
 
 
