@@ -25,6 +25,8 @@ import numpy as np
 from benchmark_train import CASES, prepare, training_step
 from jax.extend import core as jex
 
+from lora_jax.kernels.vocab_loss import CHUNK
+
 Product = tuple[Any, ...]  # shapes and dtypes of both operands, dimension numbers, dtype of the result
 
 # What an instruction's name stack says it is for; the first that matches.
@@ -121,7 +123,7 @@ def report(name: str, folder: str, steps: int) -> tuple[str, list[str]]:
     """A row of the table of limits, and rows of where the time of a step goes."""
     kind, precision, batch, length, fraction = CASES[name]
     step, program, state, frozen, data = training_step(kind, precision, folder, batch, length, fraction)
-    trips = max(1, math.ceil(batch * length * fraction / 256))
+    trips = max(1, math.ceil(batch * length * fraction / CHUNK))
     found: collections.Counter[Product] = collections.Counter()
     products_of(jax.make_jaxpr(step)(state, frozen, data).jaxpr, 1, trips, found)
     compiled = program.compile(state, frozen, data)

@@ -40,9 +40,9 @@ def longer(lab, one, two) -> Reason:
 def _similarity(one, two, *, start: bool = False) -> tuple[dict[str, float], dict[str, float]]:
     """Medians over layers of phi(1, 1) and phi(8, 8) of the factors a, by name, with their starts subtracted if `start`."""
     rows = {"q": [], "v": []}
-    before = [starts(run) for run in (one, two)]
+    before = [starts(run) for run in (one, two)] if start else [None, None]
     for m, n in zip(matrices(one, ("q", "v")), matrices(two, ("q", "v"))):
-        a, b = (x.a - start * zero[x.path][x.layer] for x, zero in zip((m, n), before))
+        a, b = (x.a if zero is None else x.a - zero[x.path][x.layer] for x, zero in zip((m, n), before))
         rows[m.path.split("/")[-2]].append(phi(input_directions(a, 8), input_directions(b, 8)))
     first, eighth = ({name: float(np.median([grid[i, i] for grid in grids])) for name, grids in rows.items()} for i in (0, 7))
     return first, eighth

@@ -17,7 +17,6 @@ from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten, nearest, unflatten
 from lora_jax.core.pieces import Carrying, Piece, Prefix, readable
 from lora_jax.core.rows import Rows, WithRows
-from lora_jax.kernels.matmul import head_matmul
 
 # By path of the weight; pieces beside a weight (bottlenecks, gains, prefixes) by `path#name`.
 Lora = Mapping[str, LowRank | Whole | Rows | Piece]
@@ -135,8 +134,8 @@ def _computed(next_fun: Any, args: Any, kwargs: Any, context: nn.module.Intercep
         dense = isinstance(leaf, Whole) or (isinstance(leaf, WithRows) and type(module) is not nn.Embed)
         if isinstance(leaf, Boxed) and not dense and not stacked and rule.fits(module, call):
             return rule.product(module, leaf, call)
-        if context.method_name == "attend" and type(module) is nn.Embed and (narrow := rules.narrow_head(module, leaf, call)) is not None:
-            return head_matmul(*narrow).astype(module.dtype)
+        if isinstance(leaf, jax.Array) and (y := rule.plain(module, leaf, call)) is not None:
+            return y
     return next_fun(*args, **kwargs)
 
 

@@ -24,7 +24,7 @@ from lora_jax.adapt.recording import Recorded, record
 from lora_jax.core.adapted import Adapted
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.rows import WithRows
-from lora_jax.kernels.matmul import frozen_matmul, lowrank_matmul
+from lora_jax.kernels.matmul import frozen_matmul, head_matmul, lowrank_matmul
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Rule:
-    """A factored product. `weight` is the parameter's name in the module; `fits` says whether the rule covers this use of it."""
+    """A factored product. `weight` is the parameter's name in the module; `fits` says whether the rule covers this use of it.
+
+    plain: computes with a weight that is in no box, where that is worth doing otherwise than the module does; None if it is not.
+    """
 
     weight: str
     product: Callable[[nn.Module, Any, Call], Array]
     fits: Callable[[nn.Module, Call], bool] = lambda module, call: True
+    plain: Callable[[nn.Module, Array, Call], Array | None] = lambda module, weight, call: None
 
 
 def find_rule(module: nn.Module, method: str, weight: str | None, call: Call) -> Rule | None:
@@ -192,11 +196,11 @@ def _embed(module: nn.Module, leaf: Any, call: Call) -> Array:
     return _rescaled(y + _over_terms(update, leaf).astype(y.dtype), leaf.factors())
 
 
-def narrow_head(module: nn.Module, leaf: Any, call: Call) -> tuple[Array, Array] | None:
-    """Query and embedding of a plain `nn.Embed.attend` that computes in 16 bits; None of any other use."""
-    if module.dtype is None or jnp.dtype(module.dtype).itemsize != 2 or not isinstance(leaf, jax.Array) or len(call.args) != 1:
+def _narrow_attend(module: nn.Module, embedding: Array, call: Call) -> Array | None:
+    """`attend` in 16 bits, without float32 copies of the embedding."""
+    if module.dtype is None or jnp.dtype(module.dtype).itemsize != 2 or len(call.args) != 1:
         return None
-    return call.args[0].astype(module.dtype), leaf.astype(module.dtype)
+    return head_matmul(call.args[0].astype(module.dtype), embedding.astype(module.dtype)).astype(module.dtype)
 
 
 def _attend(module: nn.Module, leaf: Any, call: Call) -> Array:
@@ -246,7 +250,7 @@ RULES: dict[tuple[type, str], Rule] = {
     ),
     (nn.Conv, "__call__"): Rule("kernel", _conv, _plain_conv),
     (nn.Embed, "__call__"): Rule("embedding", _embed, _one_input),
-    (nn.Embed, "attend"): Rule("embedding", _attend, _one_input),
+    (nn.Embed, "attend"): Rule("embedding", _attend, _one_input, _narrow_attend),
 }
 RULED_KINDS = {kind for kind, _ in RULES}
 

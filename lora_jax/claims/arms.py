@@ -7,6 +7,7 @@ from typing import Any
 
 from lora_jax.claims import small_model
 from lora_jax.claims.protocol import Arm, Lab, with_
+from lora_jax.claims.small_model import SmallModel
 from lora_jax.config import TARGETS
 
 LORA_RATES = (3.16e-3, 1e-2, 3.16e-2)
@@ -27,10 +28,11 @@ def lora_arm(
     name: str | None = None,
     rates: Sequence[float] = LORA_RATES,
     seeds: Sequence[int] | None = None,
+    width: int = SmallModel.width,
     **changes: Any,
 ) -> Arm:
-    """LoRA of this rank on S, domain B, at its best rate. alpha is 16 at every rank unless changed."""
-    config = small_model.tuning(small_model.pretrained())
+    """LoRA of this rank on S (of this width), domain B, at its best rate. alpha is 16 at every rank unless changed."""
+    config = small_model.tuning(small_model.pretrained(SmallModel(width=width)))
     config = with_(config, **{"lora.rank": rank, "lora.targets": targets, **changes})
     return lab.arm(name or f"r={rank}", config, rates, seeds=seeds)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+CHUNK = 256  # tokens whose logits are alive at a time
 LogitsFn = Callable[[Any, Any, Array], Array]  # frozen, trained, hidden (n, d) -> logits (n, vocab)
 
 
@@ -20,7 +21,7 @@ def vocabulary_loss(
     hidden: Float[Array, "tokens hidden"],
     labels: Int[Array, " tokens"],
     weight: Float[Array, " tokens"],
-    chunk: int = 256,
+    chunk: int = CHUNK,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum of weighted losses (nats) and of weighted correct answers, as of `logits_fn(frozen, trained, hidden)` in float32.
 

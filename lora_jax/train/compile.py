@@ -30,21 +30,20 @@ class Program:
 
     def __init__(self, step: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> None:
         self._jitted = jax.jit(step, donate_argnums=donate)
-        self._compiled: dict[Any, Any] = {}
-        self._memories: dict[int, Memory] = {}  # by id of the executable, which lives as long as this
+        self._shapes: dict[Any, tuple[Any, Memory | None]] = {}  # by signature: the executable and its bytes
         self._running: jax.Array | None = None
         self._unsettled = 0
         self.compile_seconds = 0.0
 
     def __call__(self, *args: Any) -> Any:
         """The step's result. On a CPU the step before is waited for: steps that wait in line would hold their temporaries already."""
-        compiled = self.compile(*args)
+        compiled, memory = self._shape(*args)
         if self._running is not None and not self._running.is_deleted():
             self._running.block_until_ready()
             if self._unsettled > 0:  # The heap's shape is not that of the steps to come yet: what was freed may lie between what is kept.
                 release_freed_memory()
                 self._unsettled -= 1
-        if (memory := self._memories.get(id(compiled))) is not None:
+        if memory is not None:
             make_room(memory.new_results + memory.temporaries)
         result = compiled(*args)
         if jax.default_backend() == "cpu":
@@ -54,25 +53,15 @@ class Program:
 
     def compile(self, *args: Any) -> Any:
         """The executable for these arguments (arrays or jax.ShapeDtypeStruct), made if there is none yet."""
-        leaves, structure = jax.tree.flatten(args)
-        signature = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
-        if signature not in self._compiled:
-            start = time.perf_counter()
-            self._compiled[signature] = self._jitted.lower(*args).compile()
-            memory = _memory_of(self._compiled[signature])
-            if memory is not None:
-                self._memories[id(self._compiled[signature])] = memory
-            self._unsettled = _SETTLING if memory is not None and memory.temporaries > _LARGE else 0
-            self.compile_seconds += time.perf_counter() - start
-        return self._compiled[signature]
+        return self._shape(*args)[0]
 
     def memory(self, *args: Any) -> Memory | None:
         """The bytes of the step by compiled memory analysis; None where the backend does not say."""
-        return _memory_of(self.compile(*args))
+        return self._shape(*args)[1]
 
     def largest(self) -> Memory | None:
         """The bytes of the shapes compiled so far at their largest; None where the backend does not say, or nothing is compiled."""
-        return max(self._memories.values(), key=sum, default=None)  # kept, because the training loop asks at every step
+        return max((memory for _, memory in self._shapes.values() if memory is not None), key=sum, default=None)
 
     def peak_bytes(self, *args: Any) -> int | None:
         """Peak device memory of the step in bytes, by compiled memory analysis; None where the backend does not say."""
@@ -82,7 +71,19 @@ class Program:
     @property
     def compilations(self) -> int:
         """How many shapes have been compiled."""
-        return len(self._compiled)
+        return len(self._shapes)
+
+    def _shape(self, *args: Any) -> tuple[Any, Memory | None]:
+        leaves, structure = jax.tree.flatten(args)
+        signature = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        if signature not in self._shapes:
+            start = time.perf_counter()
+            compiled = self._jitted.lower(*args).compile()
+            memory = _memory_of(compiled)
+            self._shapes[signature] = compiled, memory
+            self._unsettled = _SETTLING if memory is not None and memory.temporaries > _LARGE else 0
+            self.compile_seconds += time.perf_counter() - start
+        return self._shapes[signature]
 
 
 def _memory_of(compiled: Any) -> Memory | None:

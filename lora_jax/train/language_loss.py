@@ -11,13 +11,13 @@ from jaxtyping import Array
 
 from lora_jax.adapt.apply import Lora, apply
 from lora_jax.core.lowrank import LowRank
-from lora_jax.kernels.vocab_loss import vocabulary_loss
+from lora_jax.kernels.vocab_loss import CHUNK, vocabulary_loss
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.t5 import T5
 from lora_jax.train.losses import Sums
 
 
-def language_loss(model: Decoder | T5, *, chunk: int = 256) -> Any:
+def language_loss(model: Decoder | T5, *, chunk: int = CHUNK) -> Any:
     """The loss function of a language model: `(lora, frozen, batch, key) -> (sum of losses, Sums)`, summed over tokens.
 
     Batches have `tokens`, `segments` (0 is padding), `labels` (each token's successor) and `loss_weight`, all (batch, time); those

@@ -5,19 +5,15 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from lora_jax.config import ADAPTERS, NO_FORMAT, Config
-from lora_jax.train.allocator import release_freed_memory
-from lora_jax.train.compile import Program
-from lora_jax.train.kinds import batches_of, loss_of
-from lora_jax.train.loop import Programs, programs_for, steps_of, structure_of_steps
-from lora_jax.train.optim import make_optimizer
-from lora_jax.train.step import create_state, make_eval_step, make_train_step
-from lora_jax.train.task import Task, select, task_of
+from lora_jax.train import allocator
+from lora_jax.train.kinds import batches_of
+from lora_jax.train.loop import initial_state, one_batch_a_shape, programs_for, steps_of, structure_of_steps
+from lora_jax.train.task import Task, task_of
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _FORMATS = (NO_FORMAT, "int8", "nf4")  # from exact to small
@@ -43,8 +39,7 @@ def parse_bytes(text: str) -> int:
 def resident_bytes() -> tuple[int, int]:
     """What the process holds now, and the most that it held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    statm = Path("/proc/self/statm")
-    return (int(statm.read_text().split()[1]) * resource.getpagesize() if statm.is_file() else peak), peak
+    return allocator.resident_bytes() or peak, peak
 
 
 def fit_budget(config: Config, *, resident: Callable[[], tuple[int, int]] = resident_bytes) -> tuple[Config, list[str]]:
@@ -64,21 +59,21 @@ def fit_budget(config: Config, *, resident: Callable[[], tuple[int, int]] = resi
         return config, []
     budget = parse_bytes(config.memory_budget)
     task = task_of(config)
-    steps = steps_of(config, task)
     least: tuple[int, str] | None = None
     said = []
     for candidate in _formats(replace(config, memory_budget=None)):
         choices = list(_choices(candidate))
-        need = estimate(choices[-1], task, resident)
-        if least is None or need < least[0]:
-            least = need, describe_choice(choices[-1])
-        if need > budget:
-            said.append(f"format {candidate.quant.format}: {describe_choice(choices[-1])} still needs {_mib(need)} MiB")
+        smallest = estimate(choices[-1], task, resident)
+        programs_for.cache_clear()  # Programs that are not taken shall not be counted with others.
+        if least is None or smallest < least[0]:
+            least = smallest, describe_choice(choices[-1])
+        if smallest > budget:
+            said.append(f"format {candidate.quant.format}: {describe_choice(choices[-1])} still needs {_mib(smallest)} MiB")
             continue
         for choice in choices:
-            need = estimate(choice, task, resident)
+            need = smallest if choice is choices[-1] else estimate(choice, task, resident)
             if need <= budget:
-                need = estimate(choice, task, resident, programs=programs_for(_model(choice, task), *structure_of_steps(choice, steps)))
+                need = estimate(choice, task, resident, every_length=True)
             if need <= budget:
                 said.append(f"chosen: {describe_choice(choice)}, about {_mib(need)} of {_mib(budget)} MiB")
                 return choice, said
@@ -91,25 +86,22 @@ def fit_budget(config: Config, *, resident: Callable[[], tuple[int, int]] = resi
     )
 
 
-def estimate(
-    config: Config, task: Task, resident: Callable[[], tuple[int, int]] = resident_bytes, *, programs: Programs | None = None
-) -> int:
+def estimate(config: Config, task: Task, resident: Callable[[], tuple[int, int]] = resident_bytes, *, every_length: bool = False) -> int:
     """Bytes that the process needs at most while it trains and evaluates: measured so far, and its steps' own account on top.
 
-    The steps are compiled for the longest batches; with `programs`, these are, for batches of every length.
+    The steps are compiled for the longest batches, or for batches of every length.
     """
-    model = _model(config, task)
+    task = replace(task, model=task.model.clone(remat=config.model.remat))
+    steps, train = steps_of(config, task), config.train
+    programs = programs_for(task.model, *structure_of_steps(config, steps))
     # Shapes alone: nothing is quantised or copied to find out.
-    frozen, lora = jax.eval_shape(lambda params: select(config, replace(task, model=model, params=params), jax.random.key(0)), task.params)
-    tx = make_optimizer(config.optim, 100)
-    state = jax.eval_shape(lambda lora: create_state(lora, tx, jax.random.key(0)), lora)
-    loss = loss_of(model)
-    step = programs.train if programs else Program(make_train_step(loss, tx, accumulate=config.train.accumulate), donate=(0,))
-    score = programs.evaluate if programs else Program(make_eval_step(loss))
-    train = config.train
-    sizes = [step.peak_bytes(state, frozen, batch) for batch in _lengths(task, "train", train.batch_size, train.accumulate, programs)]
-    sizes += [score.peak_bytes(lora, frozen, batch) for batch in _lengths(task, "test", train.eval_batch_size, 1, programs)]
-    release_freed_memory()  # What compiling took.
+    frozen, state = jax.eval_shape(lambda params: initial_state(config, replace(task, params=params), steps), task.params)
+    batches = _batches(task, "train", train.batch_size, train.accumulate, every_length)
+    sizes = [programs.train.peak_bytes(state, frozen, batch) for batch in batches]
+    sizes += [
+        programs.evaluate.peak_bytes(state.lora, frozen, batch) for batch in _batches(task, "test", train.eval_batch_size, 1, every_length)
+    ]
+    allocator.release_freed_memory()  # What compiling took.
     now, peak = resident()
     return max(peak, now + max(size or 0 for size in sizes))
 
@@ -145,18 +137,11 @@ def _choices(config: Config) -> Iterator[Config]:
         parts = next(n for n in range(min(2 * parts, train.batch_size), train.batch_size + 1) if train.batch_size % n == 0)
 
 
-def _model(config: Config, task: Task) -> Any:
-    return task.model.clone(remat=config.model.remat)
-
-
-def _lengths(task: Task, split: str, batch_size: int, accumulate: int, every: Any) -> Iterator[Any]:
-    """A batch of each length that the split has, the longest first; of the longest alone unless `every`."""
+def _batches(task: Task, split: str, batch_size: int, accumulate: int, every_length: bool) -> list[Any]:
+    """A batch of each length that the split has, or of the longest alone."""
     batches = batches_of(task.splits[split], task.buckets, batch_size, shuffle=False, accumulate=accumulate)
-    first = {}
-    for n, planned in enumerate(batches.plan(0)):
-        first.setdefault(planned.length, n)
-    for length in sorted(first, reverse=True)[: None if every else 1]:
-        yield batches[first[length]]
+    found = list(one_batch_a_shape(batches))
+    return found if every_length else [max(found, key=lambda batch: batch["tokens"].shape[-1])]
 
 
 def _mib(size: int) -> int:
