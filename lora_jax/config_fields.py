@@ -116,6 +116,11 @@ class DataConfig:
     mixture_temperature: float = 1.0  # 1 or more; 1 = every example alike, large = every task alike
     on_error: Literal["stop", "skip"] = "stop"  # a wrong row: an error, or left out and counted (with a recipe)
 
+    @property
+    def title(self) -> str:
+        """What is trained on, in words: the name, or those of a mixture."""
+        return " + ".join(part.name for part in self.mixture) or self.name
+
 
 @dataclass(frozen=True)
 class LoraConfig:

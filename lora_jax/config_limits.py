@@ -64,6 +64,9 @@ def validate(config: Config) -> None:
         raise ValueError("config.model.offload moves what recomputed blocks keep: it needs config.model.remat=true.")
     if config.data.mixture and config.data.task != "completion":
         raise ValueError("config.data.mixture is for language models: set config.data.task to 'completion', or leave it empty.")
+    names = [part.name for part in config.data.mixture]
+    if len(set(names)) < len(names) or "" in names:
+        raise ValueError(f"Every task of config.data.mixture needs a name of its own, by which its metrics are reported, got {names}.")
     if config.data.recipe is not None:
         choose(config.data.recipe, tuple(RECIPES), "data.recipe")
         unread = [name for name, column in vars(config.data.fields).items() if column and name not in RECIPES[config.data.recipe].fields]

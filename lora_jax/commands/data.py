@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = read_config(arguments)
     records, encoded, names, decode, notes = _load(config)
-    print(f"{config.data.name}: " + ", ".join(f"{split} {len(part)}" for split, part in records.items()))
+    print(f"{config.data.title}: " + ", ".join(f"{split} {len(part)}" for split, part in records.items()))
     for note in notes:
         print(note)
     if counts := label_counts(records["train"], names):

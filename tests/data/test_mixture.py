@@ -47,6 +47,8 @@ def get_config():
         train=dict(total_steps=4, batch_size=8, eval_batch_size=8), out={str(tmp_path / "runs")!r})
 """
     )
+    assert cli.main(["data", "preview", "--config", str(config)]) == 0
+    assert f"{tmp_path}/a.jsonl + {tmp_path}/b.jsonl: train " in capsys.readouterr().out
     assert cli.main(["train", "--quiet", "--config", str(config)]) == 0
     (run,) = [path.parent for path in (tmp_path / "runs").glob("*/result.json")]
     capsys.readouterr()
@@ -54,3 +56,11 @@ def get_config():
     out = json.loads(capsys.readouterr().out)
     assert {name.rpartition("/")[2] for name in out["tasks"]} == {"a.jsonl", "b.jsonl"}
     assert sum(part["examples"] for part in out["tasks"].values()) == out["examples"]
+
+
+@pytest.mark.parametrize("names", [("a.jsonl", "a.jsonl"), ("a.jsonl", "")])
+def test_tasks_without_a_name_of_their_own_are_an_error(names):
+    from lora_jax.config import from_config_dict
+
+    with pytest.raises(ValueError, match="name of its own"):
+        from_config_dict(dict(data=dict(task="completion", mixture=[dict(name=name) for name in names])))
