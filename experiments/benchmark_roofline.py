@@ -25,7 +25,7 @@ import numpy as np
 from benchmark_train import CASES, prepare, training_step
 from jax.extend import core as jex
 
-from lora_jax.kernels.vocab_loss import CHUNK
+from lora_jax.kernels.frozen_head import PASSES
 
 Product = tuple[Any, ...]  # shapes and dtypes of both operands, dimension numbers, dtype of the result
 
@@ -40,18 +40,26 @@ PARTS = (
 )
 
 
-def products_of(jaxpr: Any, times: float, trips: int, found: collections.Counter[Product]) -> None:
-    """Adds every matrix product of a jaxpr to `found`, those inside loops as often as they run. `trips`: of loops that do not say."""
+def products_of(jaxpr: Any, times: float, trips: list[int], found: collections.Counter[Product]) -> None:
+    """Adds every matrix product of a jaxpr to `found`, those inside loops as often as they run. `trips`: of loops that do not say, in order."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
             lhs, rhs = (var.aval for var in eqn.invars)
             key = (lhs.shape, str(lhs.dtype), rhs.shape, str(rhs.dtype), eqn.params["dimension_numbers"], str(eqn.outvars[0].aval.dtype))
             found[key] += times
-        inside = times * {"scan": eqn.params.get("length", 1), "while": trips}.get(eqn.primitive.name, 1)
+        name = eqn.primitive.name
+        inside = times * (eqn.params["length"] if name == "scan" else trips.pop(0) if name == "while" else 1)
         for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: isinstance(v, (jex.Jaxpr, jex.ClosedJaxpr))):
             inner = getattr(value, "jaxpr", value)
             if isinstance(inner, jex.Jaxpr):
                 products_of(inner, inside, trips, found)
+
+
+def passes(count: int) -> list[int]:
+    """How often the loss's two loops run, by its own rule: large passes while more than half of one is left, then small ones."""
+    large, small = PASSES
+    full = max(0, -(-(count - large // 2) // large))
+    return [full, max(0, -(-(count - full * large) // small))]
 
 
 def flops(product: Product) -> int:
@@ -123,9 +131,8 @@ def report(name: str, folder: str, steps: int) -> tuple[str, list[str]]:
     """A row of the table of limits, and rows of where the time of a step goes."""
     kind, precision, batch, length, fraction = CASES[name]
     step, program, state, frozen, data = training_step(kind, precision, folder, batch, length, fraction)
-    trips = max(1, math.ceil(batch * length * fraction / CHUNK))
     found: collections.Counter[Product] = collections.Counter()
-    products_of(jax.make_jaxpr(step)(state, frozen, data).jaxpr, 1, trips, found)
+    products_of(jax.make_jaxpr(step)(state, frozen, data).jaxpr, 1, passes(int(batch * length * fraction)), found)
     compiled = program.compile(state, frozen, data)
     held = {"state": state}
 

@@ -19,6 +19,16 @@ from lora_jax import resolve
 from lora_jax.evaluate.harness import HarnessModel
 
 
+def nats(answer: float | tuple[float, bool]) -> float:
+    """The log-probability of an answer."""
+    return answer[0] if isinstance(answer, tuple) else answer
+
+
+def gap(ours: list, theirs: list) -> float:
+    """The largest difference of two lists of answers."""
+    return max(abs(nats(a) - nats(b)) for a, b in zip(ours, theirs, strict=True))
+
+
 def main() -> None:
     """Prints the largest differences and the times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,11 +56,10 @@ def main() -> None:
         if name == "generate_until":
             print(f"  equal texts: {sum(a == b for a, b in zip(mine, other))} of {len(mine)}")
             continue
-        first = lambda x: x[0] if isinstance(x, tuple) else x  # noqa: E731
-        gap = lambda scores: max(abs(first(a) - first(b)) for a, b in zip(mine, scores))  # noqa: E731
+        third = getattr(precise, name)(requests)
         print(
-            f"  largest difference {gap(other):.2e} nats, {gap(getattr(precise, name)(requests)):.2e} with its softmax in float64, "
-            f"on sums of {min(map(first, other)):.1f} to {max(map(first, other)):.1f}"
+            f"  largest difference {gap(mine, other):.2e} nats, {gap(mine, third):.2e} with its softmax in float64, "
+            f"on sums of {min(map(nats, other)):.1f} to {max(map(nats, other)):.1f}"
         )
         if name == "loglikelihood":
             pick = lambda scores: [max(range(4), key=lambda c: scores[4 * n + c][0]) for n in range(count)]  # noqa: E731

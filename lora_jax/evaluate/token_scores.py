@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.adapt.apply import apply
+from lora_jax.adapt.head import frozen_head
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.t5 import T5
 
@@ -68,6 +69,11 @@ def _program(model: Decoder | T5) -> Any:
 
 def _scores(model: Decoder | T5, lora: Any, frozen: Any, inputs: tuple[Array, ...], places: Array) -> tuple[Array, Array]:
     hidden, _ = apply(model, frozen, lora, *inputs, method="hidden")
+    words = frozen_head(model, frozen, lora)
+    if words is not None:
+        row, column, label = places.reshape(3, -1)
+        loss, right = words.word_losses(hidden[row, column], label)
+        return -loss, right
 
     def chunk(place: Array) -> tuple[Array, Array]:
         row, column, label = place

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.models.attention import attend
 from lora_jax.models.decoder_config import ACTIVATIONS, DecoderConfig
+from lora_jax.models.head import OutputHead
 from lora_jax.models.remat import mark_input, recomputed
 from lora_jax.models.rotary import rotary_angles, rotate
 
@@ -176,6 +177,12 @@ class Decoder(nn.Module):
         if cache is not None:
             cache = cache.replace(k=past[0], v=past[1])
         return self.norm(x), cache
+
+    @property
+    def output_head(self) -> OutputHead:
+        """What `logits` computes, for losses that take the vocabulary in blocks."""
+        cap = self.config.final_softcap
+        return OutputHead("embed", "embedding", 0, softcap=cap) if self.config.tied else OutputHead("head", "kernel", 1, softcap=cap)
 
     def logits(self, x: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
         """Logits of hidden states, soft-capped if the configuration says so."""

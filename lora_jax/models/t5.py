@@ -15,6 +15,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.models.decoder_config import ACTIVATIONS, Activation
+from lora_jax.models.head import OutputHead
 from lora_jax.models.remat import mark_input, recomputed
 
 
@@ -139,6 +140,12 @@ class T5(nn.Module):
         seen = jnp.broadcast_to(distance <= 0, (tokens.shape[0], *distance.shape))
         x, past = self.decoder(self.embed(tokens), seen, distance, source, mask[:, None], past, index)
         return self.logits(x[:, 0]), T5Cache(*past, source=mask, index=index + 1)
+
+    @property
+    def output_head(self) -> OutputHead:
+        """What `logits` computes, for losses that take the vocabulary in blocks."""
+        scale = self.config.hidden_size**-0.5 if self.config.scaled else 1.0
+        return OutputHead("embed", "embedding", 0, scale) if self.config.tied else OutputHead("head", "kernel", 1, scale)
 
     def logits(self, x: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
         """Logits of hidden states."""

@@ -10,6 +10,7 @@ import jax
 from jaxtyping import Array
 
 from lora_jax.adapt.apply import Lora, apply
+from lora_jax.adapt.head import frozen_head
 from lora_jax.core.lowrank import LowRank
 from lora_jax.kernels.vocab_loss import CHUNK, vocabulary_loss
 from lora_jax.models.decoder import Decoder
@@ -24,19 +25,23 @@ def language_loss(model: Decoder | T5, *, chunk: int = CHUNK) -> Any:
     of an encoder-decoder have `target` and `target_segments` as well, of which the labels are the successors.
 
     Args:
-        chunk: tokens whose logits are alive at a time.
+        chunk: tokens whose logits are alive at a time, where the head is trained or quantised and so has any.
     """
-    head = "embed" if model.config.tied else "head"
+    head = model.output_head.module
 
     def loss(lora: Lora, frozen: Any, batch: dict[str, Array], key: jax.Array | None) -> tuple[Array, Sums]:
         hidden, _ = apply(model, frozen, lora, *hidden_inputs(batch), key=key, method="hidden")
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        labels, weight = batch["labels"].reshape(-1), batch["loss_weight"].reshape(-1)
+        words = frozen_head(model, frozen, lora)
+        if words is not None:
+            total, correct = words.loss(flat, labels, weight)
+            return total, Sums(loss=total, correct=correct, weight=weight.sum())
         trained = {path: leaf for path, leaf in lora.items() if path.startswith(f"{head}/")}
         if any(isinstance(leaf, LowRank) and leaf.dropout is not None for leaf in trained.values()):
             raise ValueError("LoRA dropout on head/kernel is not supported: the head runs in chunks. Give it a rule with dropout=0.0.")
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        weight = batch["loss_weight"].reshape(-1)
         run = functools.partial(_logits, model)
-        total, correct = vocabulary_loss(run, {head: frozen.get(head, {})}, trained, flat, batch["labels"].reshape(-1), weight, chunk)
+        total, correct = vocabulary_loss(run, {head: frozen.get(head, {})}, trained, flat, labels, weight, chunk)
         return total, Sums(loss=total, correct=correct, weight=weight.sum())
 
     return loss

@@ -1,0 +1,155 @@
+"""Cross-entropy under a frozen output head, its vocabulary in blocks that stay in the cache: no logits are kept, and the head is read once.
+
+The gradient of a hidden state is `sum_v p_v * W_v - W_label`: attention over the vocabulary, with the words as keys and as values. So it
+is formed as FlashAttention forms it (Dao et al. 2022, arXiv 2205.14135): sums over the blocks so far, relative to the largest logit so far
+and scaled anew when a larger one comes. One exponential a logit, where the softmax of stored logits takes two.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# Tokens that pass the vocabulary together, and as many for what is left over: a pass costs more a token, the fewer they are.
+PASSES = (512, 128)
+
+
+class Head(NamedTuple):
+    """How words become logits. axis: that of the words that counts the vocabulary, 0 or 1. softcap: `cap * tanh(logit / cap)`."""
+
+    axis: int
+    softcap: float | None = None
+
+
+class WordLosses(NamedTuple):
+    """Of each token: the label's loss (nats), whether it is the likeliest word, and the loss's gradient, if it was asked for."""
+
+    loss: Float[Array, " tokens"]
+    right: Bool[Array, " tokens"]
+    gradient: Float[Array, "tokens hidden"] | None
+
+
+def head_loss(
+    hidden: Float[Array, "tokens hidden"],
+    words: Float[Array, "_ _"],
+    labels: Int[Array, " tokens"],
+    weight: Float[Array, " tokens"],
+    head: Head,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum of weighted losses (nats) and of weighted correct answers. Gradients are of `hidden` alone, formed in the same pass.
+
+    Tokens whose weight is 0 are gathered away first and cost nothing. Products are of hidden's dtype, sums in float32.
+    """
+    return _loss(hidden, words, labels, weight, head)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _loss(hidden: Array, words: Array, labels: Array, weight: Array, head: Head) -> tuple[Array, Array]:
+    return _passes(hidden, words, labels, weight, head, gradient=False)[:2]
+
+
+def _forward(hidden: Array, words: Array, labels: Array, weight: Array, head: Head) -> tuple[tuple[Array, Array], Array]:
+    loss, correct, gradient = _passes(hidden, words, labels, weight, head, gradient=True)
+    return (loss, correct), gradient
+
+
+def _backward(head: Head, gradient: Array, g: tuple[Array, Array]) -> tuple[Array, None, None, None]:
+    return gradient * g[0].astype(gradient.dtype), None, None, None
+
+
+_loss.defvjp(_forward, _backward)
+
+
+def _passes(hidden: Array, words: Array, labels: Array, weight: Array, head: Head, *, gradient: bool) -> tuple[Array, Array, Array]:
+    tokens = hidden.shape[0]
+    large, small = (min(size, tokens) for size in PASSES)
+    count = (weight != 0).sum()
+    # A last pass that is short reads row `tokens`, which is none: zeros come out, and nothing is written.
+    order = jnp.where(jnp.arange(tokens) < count, jnp.argsort(weight == 0, stable=True), tokens)
+    order = jnp.pad(order, (0, large), constant_values=tokens)
+    State = tuple[Array, Array, Array, Array]
+
+    def step(size: int, state: State) -> State:
+        start, loss, correct, d_hidden = state
+        rows = jax.lax.dynamic_slice_in_dim(order, start, size)
+        h, label, w = (jnp.take(x, rows, axis=0, mode="fill", fill_value=0) for x in (hidden, labels, weight.astype(jnp.float32)))
+        found = word_losses(h, words, label, head, gradient=gradient)
+        if found.gradient is not None:
+            d_hidden = d_hidden.at[rows].set((found.gradient * w[:, None]).astype(hidden.dtype), mode="drop")
+        return start + size, loss + (found.loss * w).sum(), correct + (found.right * w).sum(), d_hidden
+
+    zero = jnp.zeros((), jnp.float32)
+    state = (jnp.zeros((), jnp.int32), zero, zero, jnp.zeros_like(hidden) if gradient else zero)
+    if large > small:  # Half a large pass is worth it: four small ones take longer.
+        state = jax.lax.while_loop(lambda state: count - state[0] > large // 2, functools.partial(step, large), state)
+    _, loss, correct, d_hidden = jax.lax.while_loop(lambda state: state[0] < count, functools.partial(step, small), state)
+    return loss, correct, d_hidden
+
+
+def word_losses(
+    hidden: Float[Array, "tokens hidden"], words: Float[Array, "_ _"], labels: Int[Array, " tokens"], head: Head, *, gradient: bool = False
+) -> WordLosses:
+    """The loss of each label after its hidden state, and on demand the gradient with regard to that state, in float32.
+
+    Args:
+        words: (vocab, hidden) or (hidden, vocab), as `head.axis` says.
+    """
+    tokens, width = hidden.shape
+    vocab = words.shape[head.axis]
+    size = min(_block(), vocab)
+    columns = jnp.arange(size, dtype=jnp.int32)
+    State = tuple[Array, Array, Array, Array]
+
+    def block(n: Array, state: State) -> State:
+        largest, likeliest, total, summed = state
+        start = jnp.minimum(n * size, vocab - size)
+        part = jax.lax.dynamic_slice_in_dim(words, start, size, head.axis).astype(hidden.dtype)
+        logits, slope = _capped(_product(hidden, part, 1 - head.axis), head.softcap)
+        if vocab % size:  # The last block begins in the one before it, whose words count there.
+            logits = jnp.where(start + columns < n * size, -jnp.inf, logits)
+        here = logits.max(-1)
+        new = jnp.maximum(largest, here)
+        first = jnp.where(logits == here[:, None], columns, size).min(-1)
+        shrink, share = jnp.exp(largest - new), jnp.exp(logits - new[:, None])
+        if gradient:
+            weights = share if slope is None else share * slope
+            summed = summed * shrink[:, None] + _product(weights.astype(hidden.dtype), part, head.axis)
+        return new, jnp.where(here > largest, start + first, likeliest), total * shrink + share.sum(-1), summed
+
+    none = jnp.zeros(tokens, jnp.float32)
+    state = (jnp.full(tokens, -jnp.inf, jnp.float32), jnp.zeros(tokens, jnp.int32), none, jnp.zeros((tokens, width)) if gradient else none)
+    largest, likeliest, total, summed = jax.lax.fori_loop(0, -(-vocab // size), block, state)
+    own = _words_of(words, labels, head.axis).astype(hidden.dtype).astype(jnp.float32)
+    picked, slope = _capped((hidden.astype(jnp.float32) * own).sum(-1), head.softcap)
+    d_hidden = summed / total[:, None] - (own if slope is None else own * slope[:, None]) if gradient else None
+    return WordLosses(largest + jnp.log(total) - picked, likeliest == labels, d_hidden)
+
+
+def _product(x: Array, y: Array, axis: int) -> Array:
+    return jax.lax.dot_general(x, y, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _capped(x: Array, cap: float | None) -> tuple[Array, Array | None]:
+    """Logits, and their derivative where it is not 1."""
+    if cap is None:
+        return x, None
+    y = jnp.tanh(x / cap)
+    return cap * y, 1 - y * y
+
+
+def _words_of(words: Array, labels: Array, axis: int) -> Array:
+    """(tokens, hidden): each label's word. Read as integers: XLA on a CPU copies all 16-bit words to float32 before it gathers."""
+    kind = words.dtype
+    bits = jax.lax.bitcast_convert_type(words, jnp.uint16) if kind.itemsize == 2 else words
+    own = jnp.take(bits, labels, axis=axis, mode="clip")
+    own = own if axis == 0 else own.T
+    return jax.lax.bitcast_convert_type(own, kind) if kind.itemsize == 2 else own
+
+
+def _block() -> int:
+    """Words at a time: on a CPU the block and its logits fit the second cache; elsewhere few long steps keep the device busy."""
+    return 512 if jax.default_backend() == "cpu" else 16_384

@@ -1,0 +1,105 @@
+"""The loss under a frozen head equals the plain one, value and gradient, whatever the blocks and passes, and never forms the logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lora_jax.kernels import frozen_head
+from lora_jax.kernels.frozen_head import Head, head_loss, word_losses
+
+TOKENS, HIDDEN, VOCAB = 37, 8, 301
+
+
+@pytest.fixture(params=[(512, (512, 128)), (64, (16, 4)), (7, (37, 37)), (301, (8, 1))])
+def sizes(request, monkeypatch):
+    block, passes = request.param
+    monkeypatch.setattr(frozen_head, "_block", lambda: block)
+    monkeypatch.setattr(frozen_head, "PASSES", passes)
+
+
+def example(axis, dtype=jnp.float32, share=0.4):
+    keys = iter(jax.random.split(jax.random.key(0), 5))
+    words = jax.random.normal(next(keys), (VOCAB, HIDDEN), dtype)
+    hidden = 3 * jax.random.normal(next(keys), (TOKENS, HIDDEN), dtype)
+    labels = jax.random.randint(next(keys), (TOKENS,), 0, VOCAB)
+    # A few labels are the likeliest words: the count of right ones must not be zero.
+    labels = labels.at[:9].set((hidden.astype(jnp.float32) @ words.T.astype(jnp.float32)).argmax(-1)[:9])
+    weight = jnp.where(jax.random.bernoulli(next(keys), share, (TOKENS,)), 0.5, 0.0).at[0].set(2.0)
+    return hidden, words if axis == 0 else words.T, labels, weight
+
+
+def logits_of(hidden, words, head):
+    y = (hidden @ (words.T if head.axis == 0 else words)).astype(jnp.float32)
+    return y if head.softcap is None else head.softcap * jnp.tanh(y / head.softcap)
+
+
+def plain(hidden, words, labels, weight, head):
+    return (optax.softmax_cross_entropy_with_integer_labels(logits_of(hidden, words, head), labels) * weight).sum()
+
+
+@pytest.mark.parametrize("head", [Head(0), Head(1), Head(0, 5.0)])
+def test_value_and_gradient_equal_the_plain_loss(sizes, head):
+    hidden, words, labels, weight = example(head.axis)
+    ours = jax.value_and_grad(lambda h: 3 * head_loss(h, words, labels, weight, head)[0])(hidden)
+    theirs = jax.value_and_grad(lambda h: 3 * plain(h, words, labels, weight, head))(hidden)
+    # float32 sums in another order.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), ours, theirs)
+    loss, correct = jax.jit(head_loss, static_argnums=4)(hidden, words, labels, weight, head)
+    np.testing.assert_allclose(3 * loss, ours[0], rtol=1e-6)
+    right = logits_of(hidden, words, head).argmax(-1) == labels
+    assert 0 < float(correct) == pytest.approx(float((right * weight).sum()))
+    np.testing.assert_array_equal(word_losses(hidden, words, labels, head).right, right)
+
+
+def test_16_bit_words_are_multiplied_as_they_are_and_summed_in_float32(sizes):
+    hidden, words, labels, weight = example(0, jnp.bfloat16)
+    loss, gradient = jax.value_and_grad(lambda h: head_loss(h, words, labels, weight, Head(0))[0])(hidden)
+    wide = lambda x: x.astype(jnp.float32)  # noqa: E731
+    truth, exact = jax.value_and_grad(lambda h: plain(h, wide(words), labels, weight, Head(0)))(wide(hidden))
+    assert gradient.dtype == jnp.bfloat16
+    assert float(loss) == pytest.approx(float(truth), rel=1e-5)  # Products of bfloat16 numbers are exact in float32.
+    np.testing.assert_allclose(wide(gradient), exact, atol=2e-2 * float(jnp.abs(exact).max()))
+
+
+def test_tokens_that_do_not_count_are_never_computed(sizes):
+    hidden, words, labels, weight = example(0)
+    poisoned = jnp.where((weight == 0)[:, None], jnp.nan, hidden)
+    loss, gradient = jax.value_and_grad(lambda h: head_loss(h, words, labels, weight, Head(0))[0])(poisoned)
+    assert np.isfinite(loss) and np.isfinite(gradient).all()
+    assert int((gradient != 0).any(-1).sum()) == int((weight != 0).sum())
+    assert float(head_loss(hidden, words, labels, jnp.zeros(TOKENS), Head(0))[0]) == 0
+
+
+@pytest.mark.parametrize("wrong", [jnp.nan, jnp.inf])
+def test_what_is_not_finite_makes_the_loss_so(sizes, wrong):
+    hidden, words, labels, weight = example(0, share=1.0)
+    assert not np.isfinite(head_loss(hidden.at[3, 2].set(wrong), words, labels, weight, Head(0))[0])
+    assert not np.isfinite(head_loss(hidden, words.at[5, 1].set(wrong), labels, weight, Head(0))[0])
+
+
+def test_logits_far_apart_do_not_overflow(sizes):
+    hidden, words, labels, weight = example(0)
+    ours = jax.value_and_grad(lambda h: head_loss(h, 40 * words, labels, weight, Head(0))[0])(hidden)
+    theirs = jax.value_and_grad(lambda h: plain(h, 40 * words, labels, weight, Head(0)))(hidden)
+    assert float(theirs[0]) > 1000
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-3), ours, theirs)
+
+
+def shapes_in(jaxpr):
+    for equation in jaxpr.eqns:
+        yield from (v.aval.shape for v in equation.outvars)
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
+                    yield from shapes_in(getattr(inner, "jaxpr", inner))
+
+
+def test_no_array_of_a_pass_times_the_vocabulary_is_formed(monkeypatch):
+    monkeypatch.setattr(frozen_head, "_block", lambda: 64)
+    hidden, words, labels, weight = example(0)
+    step = jax.make_jaxpr(jax.grad(lambda h: head_loss(h, words, labels, weight, Head(0))[0]))(hidden)
+    shapes = set(shapes_in(step.jaxpr))
+    assert (TOKENS, 64) in shapes
+    assert max(np.prod(shape) for shape in shapes if shape != words.shape) <= TOKENS * 64
