@@ -102,12 +102,16 @@ def word_losses(
     vocab = words.shape[head.axis]
     size = min(_block(), vocab)
     columns = jnp.arange(size, dtype=jnp.int32)
+    # jax 0.10 on a CPU copies all of a 16-bit array to float32 before it cuts or gathers; of integers it makes a copy of half that size.
+    short = words.dtype.itemsize == 2 and jax.__version_info__ < (0, 12)
+    bits = jax.lax.bitcast_convert_type(words, jnp.uint16) if short else words
+    read = lambda part: jax.lax.bitcast_convert_type(part, words.dtype) if short else part  # noqa: E731
     State = tuple[Array, Array, Array, Array]
 
     def block(n: Array, state: State) -> State:
         largest, likeliest, total, summed = state
         start = jnp.minimum(n * size, vocab - size)
-        part = jax.lax.dynamic_slice_in_dim(words, start, size, head.axis).astype(hidden.dtype)
+        part = read(jax.lax.dynamic_slice_in_dim(bits, start, size, head.axis)).astype(hidden.dtype)
         logits, slope = _capped(_product(hidden, part, 1 - head.axis), head.softcap)
         if vocab % size:  # The last block begins in the one before it, whose words count there.
             logits = jnp.where(start + columns < n * size, -jnp.inf, logits)
@@ -123,7 +127,7 @@ def word_losses(
     none = jnp.zeros(tokens, jnp.float32)
     state = (jnp.full(tokens, -jnp.inf, jnp.float32), jnp.zeros(tokens, jnp.int32), none, jnp.zeros((tokens, width)) if gradient else none)
     largest, likeliest, total, summed = jax.lax.fori_loop(0, -(-vocab // size), block, state)
-    own = _words_of(words, labels, head.axis).astype(hidden.dtype).astype(jnp.float32)
+    own = read(jnp.moveaxis(jnp.take(bits, labels, axis=head.axis, mode="clip"), head.axis, 0)).astype(hidden.dtype).astype(jnp.float32)
     picked, slope = _capped((hidden.astype(jnp.float32) * own).sum(-1), head.softcap)
     d_hidden = summed / total[:, None] - (own if slope is None else own * slope[:, None]) if gradient else None
     return WordLosses(largest + jnp.log(total) - picked, likeliest == labels, d_hidden)
@@ -141,15 +145,6 @@ def _capped(x: Array, cap: float | None) -> tuple[Array, Array | None]:
     return cap * y, 1 - y * y
 
 
-def _words_of(words: Array, labels: Array, axis: int) -> Array:
-    """(tokens, hidden): each label's word. Read as integers: XLA on a CPU copies all 16-bit words to float32 before it gathers."""
-    kind = words.dtype
-    bits = jax.lax.bitcast_convert_type(words, jnp.uint16) if kind.itemsize == 2 else words
-    own = jnp.take(bits, labels, axis=axis, mode="clip")
-    own = own if axis == 0 else own.T
-    return jax.lax.bitcast_convert_type(own, kind) if kind.itemsize == 2 else own
-
-
 def _block() -> int:
     """Words at a time: on a CPU the block and its logits fit the second cache; elsewhere few long steps keep the device busy."""
-    return 512 if jax.default_backend() == "cpu" else 16_384
+    return 1024 if jax.default_backend() == "cpu" else 16_384

@@ -103,3 +103,10 @@ def test_no_array_of_a_pass_times_the_vocabulary_is_formed(monkeypatch):
     shapes = set(shapes_in(step.jaxpr))
     assert (TOKENS, 64) in shapes
     assert max(np.prod(shape) for shape in shapes if shape != words.shape) <= TOKENS * 64
+
+
+def test_16_bit_words_are_not_copied_to_float32():
+    wide, like = 16_384, jax.ShapeDtypeStruct
+    step = jax.jit(lambda h, words, labels: word_losses(h, words, labels, Head(0), gradient=True))
+    compiled = step.lower(like((64, 128), jnp.bfloat16), like((wide, 128), jnp.bfloat16), like((64,), jnp.int32)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.75 * 4 * wide * 128
