@@ -259,7 +259,8 @@ class Mlp(nn.Module):
         dense = functools.partial(nn.Dense, use_bias=config.mlp_bias, dtype=self.dtype)
         size, act = self.size or config.intermediate_size, ACTIVATIONS[config.activation]
         y = dense(size, name="up")(x)
-        y = act(dense(size, name="gate")(x)) * y if config.gated else act(y)
+        # The backward pass computes the activation again: kept are its inputs, not the five pieces of a GELU's derivative.
+        y = jax.checkpoint(lambda gate, up: act(gate) * up)(dense(size, name="gate")(x), y) if config.gated else jax.checkpoint(act)(y)
         return dense(config.hidden_size, name="down")(y)
 
 
@@ -312,7 +313,7 @@ class _Expert(nn.Module):
 
 def _norm(config: DecoderConfig, dtype: Any, name: str | None = None) -> nn.Module:
     kind = nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
-    return kind(epsilon=config.norm_eps, dtype=dtype, name=name)
+    return nn.remat(kind)(epsilon=config.norm_eps, dtype=dtype, name=name)  # Kept for the backward pass: its input alone.
 
 
 def _softcap(x: Array, cap: float | None) -> Array:
