@@ -6,7 +6,15 @@ sees its tasks' examples as often: the shared one takes three times the steps.
 lora-jax train --config configs/tasks/multitask.py:shared
 lora-jax evaluate RUN                       loss of every task, with intervals
 
-Results: not measured yet.
+Results at a size that two cores carry (36 steps shared, 12 each apart: train.batch_size=4, data.max_length=384; seed 0; nats a token on test examples):
+
+| task | examples | shared (rank 24) | its own (rank 8) |
+|---|---|---|---|
+| sql | 24 | 1.217 [0.967, 1.469] | 1.014 [0.823, 1.219] (base 2.869) |
+| titles | 27 | 2.263 [2.007, 2.526] | 2.142 |
+| modes | 18 | 1.177 [0.966, 1.405] | 0.683 |
+
+Apart is ahead on all three, though a few steps and one seed say little; 4 of the 69 test examples share their input with the training set.
 """
 
 import ml_collections
