@@ -21,8 +21,6 @@ CLAIM = Claim(
 )
 WIDTHS = (64, 96, 128, 160)
 FORMATS = {2: "nf2", 3: "nf3", 4: "nf4", 5: "nf5", 6: "nf6", 8: "int8", 32: None}
-
-
 LONGER = 3  # times the steps, in the test of the reason
 
 
@@ -62,7 +60,7 @@ def reason_of(first):
     return Reason(
         "the wide models are trained too little (1,200 steps, less than one pass over the texts) to be worth their bits, which go to precision instead; "
         f"after {LONGER} times the steps four bits are best for more than half of the budgets",
-        f"after {LONGER * 1200:,} steps 4 bits are best for {longer['share']:.0%} of budgets ({first['share']:.0%} before); unquantised, the loss falls from "
+        f"after {LONGER * SmallModel.steps:,} steps 4 bits are best for {longer['share']:.0%} of budgets ({first['share']:.0%} before); unquantised, the loss falls from "
         f"width {WIDTHS[1]} to {WIDTHS[-1]} by {fall(longer):.3f} ({fall(first):.3f} before); offsets spread by {longer['parallel']:.0%} of the 3-to-4-bit gap",
         longer["share"] > 0.5,
         {

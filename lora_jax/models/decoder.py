@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lora_jax.models.attention import attend
 from lora_jax.models.decoder_config import ACTIVATIONS, DecoderConfig
 from lora_jax.models.head import OutputHead
-from lora_jax.models.remat import mark_input, recomputed
+from lora_jax.models.remat import activated, mark_input, recomputed
 from lora_jax.models.rotary import rotary_angles, rotate
 
 
@@ -259,8 +259,7 @@ class Mlp(nn.Module):
         dense = functools.partial(nn.Dense, use_bias=config.mlp_bias, dtype=self.dtype)
         size, act = self.size or config.intermediate_size, ACTIVATIONS[config.activation]
         y = dense(size, name="up")(x)
-        # The backward pass computes the activation again: kept are its inputs, not the five pieces of a GELU's derivative.
-        y = jax.checkpoint(lambda gate, up: act(gate) * up)(dense(size, name="gate")(x), y) if config.gated else jax.checkpoint(act)(y)
+        y = activated(act, y, dense(size, name="gate")(x) if config.gated else None)
         return dense(config.hidden_size, name="down")(y)
 
 
@@ -307,7 +306,7 @@ class _Expert(nn.Module):
         config = self.config
         dense = functools.partial(nn.Dense, use_bias=config.mlp_bias, dtype=self.dtype)
         size = config.experts.intermediate_size
-        y = ACTIVATIONS[config.activation](dense(size, name="gate")(x)) * dense(size, name="up")(x)
+        y = activated(ACTIVATIONS[config.activation], dense(size, name="up")(x), dense(size, name="gate")(x))
         return total + weight[..., None] * dense(config.hidden_size, name="down")(y), None
 
 

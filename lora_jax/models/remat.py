@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,3 +28,8 @@ def recomputed(block: type[nn.Module], *, scan: bool, offload: bool) -> Any:
 def mark_input(x: Array) -> Array:
     """`x`, named as what a recomputed block keeps."""
     return checkpoint_name(x, _INPUT)
+
+
+def activated(act: Callable[[Array], Array], up: Array, gate: Array | None = None) -> Array:
+    """`act(up)`, or `act(gate) * up`. The backward pass computes it again: kept are the inputs, not the five pieces of a GELU's derivative."""
+    return jax.checkpoint(act)(up) if gate is None else jax.checkpoint(lambda gate, up: act(gate) * up)(gate, up)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.models.decoder_config import ACTIVATIONS, Activation
 from lora_jax.models.head import OutputHead
-from lora_jax.models.remat import mark_input, recomputed
+from lora_jax.models.remat import activated, mark_input, recomputed
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ class _Mlp(nn.Module):
         config, act = self.config, ACTIVATIONS[self.config.activation]
         dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype)
         y = dense(config.intermediate_size, name="up")(x)
-        y = act(dense(config.intermediate_size, name="gate")(x)) * y if config.gated else act(y)
+        y = activated(act, y, dense(config.intermediate_size, name="gate")(x) if config.gated else None)
         return dense(config.hidden_size, name="down")(y)
 
 
