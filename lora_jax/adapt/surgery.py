@@ -16,6 +16,7 @@ from lora_jax.adapt.apply import Lora
 from lora_jax.adapt.merge import MergeReport, merge  # noqa: F401 (the other direction, under the name it has had)
 from lora_jax.adapt.sites import Site, find_sites
 from lora_jax.core.boxes import Whole
+from lora_jax.core.host import to_device
 from lora_jax.core.init import initialize, initialize_with_base, initializer_named, with_magnitude
 from lora_jax.core.lowrank import LoraSpec, LowRank
 from lora_jax.core.matrix import to_matrix
@@ -86,7 +87,7 @@ def adapt(
             raise ValueError(f"{path}: {error}") from None
     # An array of its own: the training step donates what it trains, and must not free the caller's weights.
     out |= {path: Whole(value=jnp.array(meta.unbox(flat[path]), copy=True)) for path in trained}
-    return unflatten(jax.tree.map(jnp.asarray, frozen)), out
+    return unflatten(jax.tree.map(to_device, frozen)), out
 
 
 def trainable_parameters(lora: Lora) -> int:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lora_jax.core.host import host_array, seal
 from lora_jax.core.paths import Rules, flatten, match, nearest, unflatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec, quantize
 from lora_jax.io import safetensors
@@ -118,12 +119,12 @@ def read_weights(
     for path in shapes:
         source = table[path]
         if scan or not path.startswith("layers/"):
-            make = _maker(formats.get(path), dtype)
-            flat[path] = _stacked(counts.stack(path), lambda where, source=source: source.take(tensors[source.name.format(**where)]), make)
+            read = lambda where, source=source: source.take(tensors[source.name.format(**where)])  # noqa: E731
+            flat[path] = _read(counts.stack(path), read, formats.get(path), dtype)
             continue
         for layer, ours in enumerate(counts.unstacked(path)):
             read = lambda where, source=source, layer=layer: source.take(tensors[source.name.format(layer=layer, **where)])  # noqa: E731
-            flat[ours] = _stacked(counts.stack(path)[1:], read, _maker(formats.get(ours), dtype))
+            flat[ours] = _read(counts.stack(path)[1:], read, formats.get(ours), dtype)
     return unflatten(flat)
 
 
@@ -260,27 +261,23 @@ def _places(stack: tuple[tuple[str, int], ...]) -> Iterator[dict[str, int]]:
             yield {name: n, **inner}
 
 
-def _stacked(stack: tuple[tuple[str, int], ...], read: Callable[[dict[str, int]], np.ndarray], make: Callable[[np.ndarray], Any]) -> Any:
-    """Every matrix made as soon as it is read; then stacked, by layer and by expert."""
-    made = [make(read(where)) for where in _places(stack)]
-    if not stack:
-        return made[0]
+def _read(
+    stack: tuple[tuple[str, int], ...], read: Callable[[dict[str, int]], np.ndarray], spec: QuantSpec | None, dtype: Any
+) -> np.ndarray | QuantizedArray:
+    """A weight, its matrices joined by layer and by expert. Each is quantised, or put where it belongs, as soon as it is read."""
     lead = tuple(count for _, count in stack)
-    join = lambda *leaves: _as_kind(leaves).reshape(*lead, *leaves[0].shape)  # noqa: E731
-    return jax.tree.map(join, *made)
-
-
-def _as_kind(leaves: tuple[Any, ...]) -> Any:
-    return np.stack(leaves) if isinstance(leaves[0], np.ndarray) else jnp.stack(leaves)
-
-
-def _maker(spec: QuantSpec | None, dtype: Any) -> Callable[[np.ndarray], np.ndarray | QuantizedArray]:
-    def make(weight: np.ndarray) -> np.ndarray | QuantizedArray:
-        if spec is not None:
-            return quantize(jnp.asarray(np.asarray(weight, np.float32)), spec).replace(dtype=jnp.dtype(dtype))
-        return np.array(weight, dtype if weight.ndim > 1 else np.float32, order="C")
-
-    return make
+    if spec is not None:
+        made = [
+            quantize(jnp.asarray(np.asarray(read(where), np.float32)), spec).replace(dtype=jnp.dtype(dtype)) for where in _places(stack)
+        ]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves).reshape(*lead, *leaves[0].shape), *made) if stack else made[0]
+    out = None
+    for where in _places(stack):
+        part = read(where)
+        if out is None:
+            out = host_array((*lead, *part.shape), dtype if part.ndim > 1 else np.float32)
+        out[tuple(where.values())] = part
+    return seal(out)
 
 
 def _slice(flat: Mapping[str, Any], path: str, where: Mapping[str, int], *, scan: bool) -> np.ndarray:

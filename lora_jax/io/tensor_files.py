@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,8 @@ class _Entry:
 
 
 class SafetensorsFile(Mapping[str, np.ndarray]):
-    """The tensors of one file. Reading one gives a view of the mapped file: nothing is read before it is used.
+    """The tensors of one file. Reading one gives a view of the mapped file: nothing is read before it is used, and of what was given
+    before, no page counts as this process's memory until it is used again.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -57,7 +59,9 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
         size = self.path.stat().st_size
         if size < 8:
             raise _damaged(self.path, f"it has {size} bytes, and its header alone needs more than 8")
-        self._bytes = np.memmap(self.path, np.uint8, mode="r")
+        with self.path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._bytes = np.frombuffer(self._map, np.uint8)
         length = int.from_bytes(self._bytes[:8].tobytes(), "little")
         if length > min(size - 8, _HEADER_LIMIT):
             raise _damaged(self.path, f"its header claims {length:,} bytes, and the file has {size:,}")
@@ -74,6 +78,8 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         entry = self._entries[name]
         count = math.prod(entry.shape)
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
         raw = self._bytes[entry.start : entry.start + count * entry.dtype.itemsize]
         return raw.view(entry.dtype).reshape(entry.shape)
 

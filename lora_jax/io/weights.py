@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lora_jax.core.host import host_array, seal
 from lora_jax.core.paths import flatten, nearest, unflatten
 from lora_jax.io import safetensors
 from lora_jax.io.deberta import MODEL_TYPE as DEBERTA
@@ -185,7 +186,8 @@ def _outside(config: EncoderConfig) -> tuple[tuple[str, str, bool], ...]:
 def _stacked(flat: Mapping[str, np.ndarray], layers: int) -> dict[str, np.ndarray]:
     out = {path: np.ascontiguousarray(array) for path, array in flat.items() if not path.startswith("layers_")}
     for ours, _, _ in _BLOCK:
-        out[f"layers/{ours}"] = np.stack([flat[f"layers_{layer}/{ours}"] for layer in range(layers)])
+        parts = [flat[f"layers_{layer}/{ours}"] for layer in range(layers)]
+        out[f"layers/{ours}"] = seal(np.stack(parts, out=host_array((layers, *parts[0].shape), np.float32)))
     return out
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lora_jax.models.attention import attend
 from lora_jax.models.decoder_config import ACTIVATIONS, DecoderConfig
 from lora_jax.models.head import OutputHead
-from lora_jax.models.remat import activated, mark_input, recomputed
+from lora_jax.models.remat import kept, mark_input, recomputed
 from lora_jax.models.rotary import rotary_angles, rotate
 
 
@@ -90,7 +90,7 @@ class Decoder(nn.Module):
         self.embed = embed(config.vocab_size)
         if config.rotary is None:
             self.positions = embed(config.max_positions + config.position_offset)
-        block = recomputed(Block, scan=self.scan, offload=self.offload) if self.remat else Block
+        block = recomputed(Block, scan=self.scan, keep=not self.remat, offload=self.offload)
         if self.scan:
             layers = nn.scan(
                 block,
@@ -227,9 +227,9 @@ class Attention(nn.Module):
         config = self.config
         heads, kv, dim = config.num_heads, config.num_kv_heads, config.head_dim
         dense = functools.partial(nn.Dense, dtype=self.dtype, use_bias=config.qkv_bias)
-        q = dense(heads * dim, name="q")(x).reshape(*x.shape[:-1], heads, dim)
-        k = dense(kv * dim, name="k")(x).reshape(*x.shape[:-1], kv, dim)
-        v = dense(kv * dim, name="v")(x).reshape(*x.shape[:-1], kv, dim)
+        q = kept(dense(heads * dim, name="q")(x)).reshape(*x.shape[:-1], heads, dim)
+        k = kept(dense(kv * dim, name="k")(x)).reshape(*x.shape[:-1], kv, dim)
+        v = kept(dense(kv * dim, name="v")(x)).reshape(*x.shape[:-1], kv, dim)
         if config.qk_norm:
             norm = functools.partial(nn.RMSNorm, epsilon=config.norm_eps, dtype=self.dtype)
             q, k = norm(name="q_norm")(q), norm(name="k_norm")(k)
@@ -241,8 +241,8 @@ class Attention(nn.Module):
             k, v = past = (write(past[0], k), write(past[1], v))
         scale = dim**-0.5 if config.query_scale is None else config.query_scale
         mask = _choose(local, shared["local_mask"], shared["mask"])
-        y = attend(q, k, v, scale=scale, mask=mask, softcap=config.attention_softcap).reshape(*x.shape[:-1], heads * dim)
-        return nn.Dense(config.hidden_size, use_bias=config.out_bias, dtype=self.dtype, name="o")(y), past
+        y = kept(attend(q, k, v, scale=scale, mask=mask, softcap=config.attention_softcap).reshape(*x.shape[:-1], heads * dim))
+        return kept(nn.Dense(config.hidden_size, use_bias=config.out_bias, dtype=self.dtype, name="o")(y)), past
 
 
 class Mlp(nn.Module):
@@ -258,9 +258,9 @@ class Mlp(nn.Module):
         config = self.config
         dense = functools.partial(nn.Dense, use_bias=config.mlp_bias, dtype=self.dtype)
         size, act = self.size or config.intermediate_size, ACTIVATIONS[config.activation]
-        y = dense(size, name="up")(x)
-        y = activated(act, y, dense(size, name="gate")(x) if config.gated else None)
-        return dense(config.hidden_size, name="down")(y)
+        y = kept(dense(size, name="up")(x))
+        y = act(kept(dense(size, name="gate")(x))) * y if config.gated else act(y)
+        return kept(dense(config.hidden_size, name="down")(y))
 
 
 class ExpertsMlp(nn.Module):
@@ -306,13 +306,13 @@ class _Expert(nn.Module):
         config = self.config
         dense = functools.partial(nn.Dense, use_bias=config.mlp_bias, dtype=self.dtype)
         size = config.experts.intermediate_size
-        y = activated(ACTIVATIONS[config.activation], dense(size, name="up")(x), dense(size, name="gate")(x))
+        y = ACTIVATIONS[config.activation](kept(dense(size, name="gate")(x))) * kept(dense(size, name="up")(x))
         return total + weight[..., None] * dense(config.hidden_size, name="down")(y), None
 
 
 def _norm(config: DecoderConfig, dtype: Any, name: str | None = None) -> nn.Module:
     kind = nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
-    return nn.remat(kind)(epsilon=config.norm_eps, dtype=dtype, name=name)  # Kept for the backward pass: its input alone.
+    return kind(epsilon=config.norm_eps, dtype=dtype, name=name)
 
 
 def _softcap(x: Array, cap: float | None) -> Array:

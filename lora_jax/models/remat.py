@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,16 +9,19 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
-_INPUT = "block_input"
+_INPUT, _KEPT = "block_input", "kept"
 
 
-def recomputed(block: type[nn.Module], *, scan: bool, offload: bool) -> Any:
-    """The block under nn.remat: its inputs are kept and all else is computed again. With `offload`, the input that
-    `mark_input` names waits in pinned host memory; the device holds that of one block at a time.
+def recomputed(block: type[nn.Module], *, scan: bool, keep: bool = False, offload: bool = False) -> Any:
+    """The block under nn.remat: its inputs are kept and all else is computed again in the backward pass. With `keep`, what the block
+    names by `kept` is kept as well. With `offload`, the input that `mark_input` names waits in pinned host memory; the device holds
+    that of one block at a time.
     """
-    policy = None
-    if offload:
-        policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+    policies, policy = jax.checkpoint_policies, None
+    if keep:
+        policy = policies.save_only_these_names(_KEPT)
+    elif offload:
+        policy = policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[], names_which_can_be_offloaded=[_INPUT], offload_src="device", offload_dst="pinned_host"
         )
     return nn.remat(block, prevent_cse=not scan, policy=policy)
@@ -30,6 +32,6 @@ def mark_input(x: Array) -> Array:
     return checkpoint_name(x, _INPUT)
 
 
-def activated(act: Callable[[Array], Array], up: Array, gate: Array | None = None) -> Array:
-    """`act(up)`, or `act(gate) * up`. The backward pass computes it again: kept are the inputs, not the five pieces of a GELU's derivative."""
-    return jax.checkpoint(act)(up) if gate is None else jax.checkpoint(lambda gate, up: act(gate) * up)(gate, up)
+def kept(x: Array) -> Array:
+    """`x`, named as what takes too long to compute again: a product with a weight."""
+    return checkpoint_name(x, _KEPT)

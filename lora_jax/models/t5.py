@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.models.decoder_config import ACTIVATIONS, Activation
 from lora_jax.models.head import OutputHead
-from lora_jax.models.remat import activated, mark_input, recomputed
+from lora_jax.models.remat import kept, mark_input, recomputed
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class _Stack(nn.Module):
             position_bucket(config, distance, causal=self.causal)
         )
         shared = {"bias": jnp.moveaxis(bias, -1, 0)[None], "mask": mask, "source": source, "source_mask": source_mask, "index": index}
-        block = recomputed(_Block, scan=self.scan, offload=self.offload) if self.remat else _Block
+        block = recomputed(_Block, scan=self.scan, keep=not self.remat, offload=self.offload)
         if self.scan:
             layers = nn.scan(
                 block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(nn.broadcast, 0), out_axes=0, length=count
@@ -205,8 +205,8 @@ class _Stack(nn.Module):
             new = []
             for n in range(count):
                 own = jax.tree.map(lambda leaf, n=n: leaf[n], past)
-                x, kept = block(config, self.causal, self.dtype, name=f"layers_{n}")(x, shared, own)
-                new.append(kept)
+                x, own = block(config, self.causal, self.dtype, name=f"layers_{n}")(x, shared, own)
+                new.append(own)
             past = None if past is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *new)
         return nn.RMSNorm(epsilon=config.norm_eps, dtype=self.dtype, name="norm")(x), past
 
@@ -246,7 +246,7 @@ class _Attention(nn.Module):
         config = self.config
         heads, dim = config.num_heads, config.head_dim
         dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype)
-        split = lambda y: y.reshape(*y.shape[:-1], heads, dim)  # noqa: E731
+        split = lambda y: kept(y).reshape(*y.shape[:-1], heads, dim)  # noqa: E731
         q = split(dense(heads * dim, name="q")(x))
         if source is None:
             k, v = past
@@ -260,7 +260,7 @@ class _Attention(nn.Module):
         # A large negative number rather than infinity, so that padding, which sees nothing, stays finite.
         weights = jax.nn.softmax(jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min / 2), axis=-1).astype(self.dtype)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, v.astype(self.dtype))
-        return dense(config.hidden_size, name="o")(y.reshape(*x.shape[:-1], heads * dim)), (k, v)
+        return kept(dense(config.hidden_size, name="o")(kept(y.reshape(*x.shape[:-1], heads * dim)))), (k, v)
 
 
 class _Mlp(nn.Module):
@@ -271,9 +271,9 @@ class _Mlp(nn.Module):
     def __call__(self, x: Array) -> Array:
         config, act = self.config, ACTIVATIONS[self.config.activation]
         dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype)
-        y = dense(config.intermediate_size, name="up")(x)
-        y = activated(act, y, dense(config.intermediate_size, name="gate")(x) if config.gated else None)
-        return dense(config.hidden_size, name="down")(y)
+        y = kept(dense(config.intermediate_size, name="up")(x))
+        y = act(kept(dense(config.intermediate_size, name="gate")(x))) * y if config.gated else act(y)
+        return kept(dense(config.hidden_size, name="down")(y))
 
 
 def _same(asking: Array, asked: Array) -> Bool[Array, "batch asking asked"]:

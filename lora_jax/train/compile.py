@@ -79,6 +79,7 @@ class Program:
         if signature not in self._shapes:
             start = time.perf_counter()
             compiled = self._jitted.lower(*args).compile()
+            release_freed_memory()  # What the compiler used, in pieces too small for a step.
             memory = _memory_of(compiled)
             self._shapes[signature] = compiled, memory
             self._unsettled = _SETTLING if memory is not None and memory.temporaries > _LARGE else 0

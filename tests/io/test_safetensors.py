@@ -147,3 +147,14 @@ def test_arrays_that_are_not_contiguous_are_written_by_value(tmp_path: Path) -> 
     safetensors.write(tmp_path / "x.safetensors", {"t": TENSORS["a"].T, "s": np.arange(10)[::3]})
     read = safetensors.read(tmp_path / "x.safetensors")
     assert np.array_equal(read["t"], TENSORS["a"].T) and np.array_equal(read["s"], [0, 3, 6, 9])
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux says which pages of a file are held")
+def test_of_a_file_no_more_is_held_than_the_last_tensor(tmp_path: Path) -> None:
+    path, size = tmp_path / "x.safetensors", 2**20
+    safetensors.write(path, {name: np.ones(size, np.float32) for name in "abcd"}, {})
+    read = safetensors.SafetensorsFile(path)
+    assert sum(float(read[name].sum()) for name in "abcd") == 4 * size
+    after = Path("/proc/self/smaps").read_text().split(str(path))[1]
+    held = int(after.split("Rss:")[1].split()[0]) * 1024
+    assert 0 < held < 6 * size  # Of four tensors of 4 bytes a number one, and what the system reads ahead.

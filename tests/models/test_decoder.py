@@ -96,3 +96,26 @@ def test_a_configuration_that_cannot_be_is_an_error(change, said):
         Experts(4, 5, 8)
     with pytest.raises(ValueError, match="original_positions"):
         Rotary(scaling="yarn")
+
+
+def temporaries(layers: int, remat: bool) -> int:
+    config = DecoderConfig(
+        vocab_size=64, hidden_size=32, num_layers=layers, num_heads=4, num_kv_heads=1, head_dim=16, intermediate_size=128, max_positions=64,
+        activation="gelu_tanh", qk_norm=True, post_norms=True,
+    )  # fmt: skip
+    model, tokens = Decoder(config, remat=remat), jax.ShapeDtypeStruct((4, 64), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    rules = [("layers/.*kernel", LoraSpec(rank=2))]
+    make = lambda params: adapt(model, params, (tokens,), lora=rules, key=jax.random.key(0))  # noqa: E731
+    frozen, lora = jax.eval_shape(make, params)
+    loss = lambda lora, frozen, tokens: (apply(model, frozen, lora, tokens, method="hidden")[0] ** 2).sum()  # noqa: E731
+    return jax.jit(jax.grad(loss)).lower(lora, frozen, tokens).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_a_layer_keeps_its_products_and_a_recomputed_one_its_input():
+    token = 4 * 4 * 64  # bytes of a number for each token
+    growth = {remat: (temporaries(12, remat) - temporaries(6, remat)) / 6 / token for remat in (False, True)}
+    products = 32 * 3 + (2 * 64 + 2 * 16) + 2 * 128  # input, o and down; q, values, k, v; gate and up
+    factors = 2 * 2 * (4 * 32 + 3 * 128 + 3 * 64 + 2 * 16 + 2 * 32) * 4 / token  # gradients of a and b, at most twice
+    assert products <= growth[False] < 1.05 * products + factors
+    assert 32 <= growth[True] < 1.05 * 32 + factors
