@@ -51,7 +51,8 @@ def load_decoder(
     """The configuration and the weights of a decoder in a Hugging Face folder or a GGUF file.
 
     Matrices are host arrays of `dtype`, or quantised where a rule of `quant` matches their path; they are made one by one, so
-    the peak is the result plus one matrix. Norms and biases stay float32.
+    the peak is the result plus one matrix. Norms and biases stay float32. Host arrays are closed to writing, so that jax on a CPU
+    can share them: copy one to change it.
 
     Args:
         path: a folder with config.json and safetensors, a .gguf file, or a folder that holds one.

@@ -75,7 +75,7 @@ def t5_config(raw: Mapping[str, Any]) -> T5Config:
 
 
 def load_t5(folder: Path | str, *, scan: bool = True) -> tuple[T5Config, dict[str, Any]]:
-    """The configuration and the weights of an encoder-decoder in a Hugging Face folder, as host arrays in float32.
+    """The configuration and the weights of an encoder-decoder in a Hugging Face folder, as host arrays in float32, closed to writing.
 
     Raises:
         FileNotFoundError: a file is missing.

@@ -66,7 +66,7 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_new", "relu": "relu"}
 def load_encoder(
     folder: Path | str, *, num_classes: int | None = None, key: jax.Array | None = None, scan: bool = True
 ) -> tuple[EncoderConfig, dict[str, Any]]:
-    """The configuration and the weights of an encoder in a Hugging Face folder, as host arrays in float32.
+    """The configuration and the weights of an encoder in a Hugging Face folder, as host arrays in float32, closed to writing.
 
     Args:
         num_classes: adds a classifier of that size: the file's own if it has one, else a new one from `key`.

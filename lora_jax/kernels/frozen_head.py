@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from lora_jax.kernels.counted import counted_first, rows_of
+
 # Tokens that pass the vocabulary together, and as many for what is left over: a pass costs more a token, the fewer they are.
 PASSES = (512, 128)
 
@@ -67,16 +69,13 @@ _loss.defvjp(_forward, _backward)
 def _passes(hidden: Array, words: Array, labels: Array, weight: Array, head: Head, *, gradient: bool) -> tuple[Array, Array, Array]:
     tokens = hidden.shape[0]
     large, small = (min(size, tokens) for size in PASSES)
-    count = (weight != 0).sum()
-    # A last pass that is short reads row `tokens`, which is none: zeros come out, and nothing is written.
-    order = jnp.where(jnp.arange(tokens) < count, jnp.argsort(weight == 0, stable=True), tokens)
-    order = jnp.pad(order, (0, large), constant_values=tokens)
+    count, order = counted_first(weight, large)
     State = tuple[Array, Array, Array, Array]
 
     def step(size: int, state: State) -> State:
         start, loss, correct, d_hidden = state
         rows = jax.lax.dynamic_slice_in_dim(order, start, size)
-        h, label, w = (jnp.take(x, rows, axis=0, mode="fill", fill_value=0) for x in (hidden, labels, weight.astype(jnp.float32)))
+        h, label, w = rows_of(rows, hidden, labels, weight.astype(jnp.float32))
         found = word_losses(h, words, label, head, gradient=gradient)
         if found.gradient is not None:
             d_hidden = d_hidden.at[rows].set((found.gradient * w[:, None]).astype(hidden.dtype), mode="drop")

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lora_jax.kernels.counted import counted_first, rows_of
+
 CHUNK = 256  # tokens whose logits are alive at a time
 LogitsFn = Callable[[Any, Any, Array], Array]  # frozen, trained, hidden (n, d) -> logits (n, vocab)
 
@@ -70,19 +72,13 @@ _loss.defvjp(_forward, _backward)
 def _chunks(
     logits_fn: LogitsFn, frozen: Any, trained: Any, hidden: Array, labels: Array, weight: Array, chunk: int, *, gradient: bool
 ) -> tuple[Array, Array, Any, Array]:
-    tokens = hidden.shape[0]
-    chunk = min(chunk, tokens)
-    count = (weight != 0).sum()
-    order = jnp.argsort(weight == 0, stable=True)
-    # A last chunk that is short reads row `tokens`, which is none: zeros come out, and nothing is written.
-    order = jnp.pad(order, (0, -tokens % chunk), constant_values=tokens)
+    chunk = min(chunk, hidden.shape[0])
+    count, order = counted_first(weight, chunk)
 
     def step(state: tuple[Array, Array, Array, Any, Array]) -> tuple[Array, Array, Array, Any, Array]:
         start, loss, correct, d_trained, d_hidden = state
         rows = jax.lax.dynamic_slice_in_dim(order, start, chunk)
-        h = jnp.take(hidden, rows, axis=0, mode="fill", fill_value=0)
-        label = jnp.take(labels, rows, mode="fill", fill_value=0)
-        w = jnp.take(weight, rows, mode="fill", fill_value=0).astype(jnp.float32)
+        h, label, w = rows_of(rows, hidden, labels, weight.astype(jnp.float32))
         head = lambda trained, h: logits_fn(frozen, trained, h).astype(jnp.float32)  # noqa: E731
         logits, pull = jax.vjp(head, trained, h) if gradient else (head(trained, h), None)
         normaliser = jax.nn.logsumexp(logits, -1)

@@ -77,7 +77,9 @@ def test_wrong_options_are_one_paragraph_and_status_2(model, tmp_path, capsys, a
 
 def test_nan_in_a_weight_is_named(model, tmp_path, capsys):
     config, params = load_encoder(model)
-    params["layers"]["attn"]["q"]["kernel"][1, 3, 3] = np.nan
+    q = params["layers"]["attn"]["q"]
+    q["kernel"] = q["kernel"].copy()
+    q["kernel"][1, 3, 3] = np.nan
     save_encoder(tmp_path / "bad", config, params)
     assert main(["quantize", str(tmp_path / "bad"), "--out", str(tmp_path / "x")]) == 2
     assert "layers/attn/q/kernel" in capsys.readouterr().err
