@@ -11,7 +11,7 @@ import jax
 from lora_jax.train.allocator import make_room, release_freed_memory
 
 _SETTLING = 6  # steps after a compilation until buffers are freed and taken in one order
-_LARGE = 2**29  # bytes of temporaries from which on it matters where they lie
+_LARGE = 2**28  # bytes of temporaries from which on it matters where they lie
 
 
 class Memory(NamedTuple):
