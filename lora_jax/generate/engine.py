@@ -13,6 +13,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.adapt.apply import apply
+from lora_jax.core.host import to_device
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten
 from lora_jax.generate.layers import adapters_apart, frozen_apart
@@ -57,7 +58,7 @@ class Generator:
     ) -> None:
         self._apart = isinstance(model, Decoder) and model.scan and (jax.default_backend() == "cpu" if unroll is None else unroll)
         self.model = model.clone(scan=False) if self._apart else model
-        self.frozen = jax.tree.map(jnp.asarray, frozen_apart(frozen) if self._apart else frozen)
+        self.frozen = jax.tree.map(to_device, frozen_apart(frozen) if self._apart else frozen)
         self.lora = dict(lora or {})
         self.eos_ids = tuple(eos_ids)
         self.pad_id = pad_id
