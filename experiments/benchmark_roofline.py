@@ -32,6 +32,7 @@ Product = tuple[Any, ...]  # shapes and dtypes of both operands, dimension numbe
 # What an instruction's name stack says it is for; the first that matches.
 PARTS = (
     ("dequantising", r"decode|restore"),
+    ("what a scan over layers reads and keeps", r"dynamic_(update_)?index_in_dim"),
     ("attention (scores, softmax)", r"/attn/|attend"),
     ("norms", r"norm"),
     ("activations (GELU and its gate)", r"gelu|silu|/mlp/"),
