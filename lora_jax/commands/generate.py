@@ -107,8 +107,8 @@ def _generator(arguments: argparse.Namespace) -> Any:
 
 def _model(path: Path, dtype: Any, format: str, scan: bool) -> tuple[Any, Any]:
     """A decoder or an encoder-decoder with its weights, in a format if one is named."""
-    import jax
 
+    from lora_jax.core.host import to_device
     from lora_jax.core.paths import flatten, match, unflatten
     from lora_jax.core.quantize import QuantSpec, quantize
     from lora_jax.io.decoder_weights import load_decoder
@@ -121,7 +121,7 @@ def _model(path: Path, dtype: Any, format: str, scan: bool) -> tuple[Any, Any]:
         config, params = load_decoder(path, dtype=dtype, quant=quant, scan=scan)
         return Decoder(config, scan=scan, dtype=dtype.type), params
     config, params = load_t5(path, scan=scan)
-    flat = {name: jax.numpy.asarray(leaf, dtype if leaf.ndim > 1 else None) for name, leaf in flatten(params).items()}
+    flat = {name: to_device(leaf).astype(dtype if leaf.ndim > 1 else leaf.dtype) for name, leaf in flatten(params).items()}
     chosen = match(quant, [name for name in flat if name.endswith("kernel")], what="quant") if quant else {}
     flat |= {name: quantize(flat[name], spec) for name, spec in chosen.items()}
     return T5(config, scan=scan, dtype=dtype.type), unflatten(flat)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -12,21 +13,19 @@ import numpy as np
 _ALIGNMENT = 64  # bytes; XLA on a CPU copies what is not aligned so
 
 
-def host_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array of these sizes that is not filled yet. Fill it, then `seal` it."""
+def filled(shape: tuple[int, ...], dtype: Any, parts: Iterable[tuple[Any, np.ndarray]]) -> np.ndarray:
+    """An array of these sizes made of `parts`, each put at its index as soon as it comes; nobody writes to it afterwards."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     owner = np.empty(size + _ALIGNMENT, np.uint8)
     start = -owner.ctypes.data % _ALIGNMENT
-    return owner[start : start + size].view(dtype).reshape(shape)
-
-
-def seal(array: np.ndarray) -> np.ndarray:
-    """The same array, which nobody writes to from now on."""
-    part = array
-    while isinstance(part, np.ndarray):
-        part.flags.writeable = False
-        part = part.base
+    array = owner[start : start + size].view(dtype).reshape(shape)
+    for index, part in parts:
+        array[index] = part
+    closed = array
+    while isinstance(closed, np.ndarray):  # What it is a view of as well.
+        closed.flags.writeable = False
+        closed = closed.base
     return array
 
 
@@ -38,4 +37,4 @@ def to_device(array: Any) -> jax.Array:
     part = array
     while isinstance(part, np.ndarray) and not part.flags.writeable:
         part = part.base
-    return jax.device_put(array) if part is None and array is not None else jnp.asarray(array)
+    return jax.device_put(array) if part is None else jnp.asarray(array)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.core.host import host_array, seal
+from lora_jax.core.host import filled
 from lora_jax.core.paths import Rules, flatten, match, nearest, unflatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec, quantize
 from lora_jax.io import safetensors
@@ -121,11 +121,11 @@ def read_weights(
         source = table[path]
         if scan or not path.startswith("layers/"):
             read = lambda where, source=source: source.take(tensors[source.name.format(**where)])  # noqa: E731
-            flat[path] = _read(counts.stack(path), read, formats.get(path), dtype)
+            flat[path] = _read(counts.stack(path), shapes[path], read, formats.get(path), dtype)
             continue
         for layer, ours in enumerate(counts.unstacked(path)):
             read = lambda where, source=source, layer=layer: source.take(tensors[source.name.format(layer=layer, **where)])  # noqa: E731
-            flat[ours] = _read(counts.stack(path)[1:], read, formats.get(ours), dtype)
+            flat[ours] = _read(counts.stack(path)[1:], shapes[path], read, formats.get(ours), dtype)
     return unflatten(flat)
 
 
@@ -263,22 +263,21 @@ def _places(stack: tuple[tuple[str, int], ...]) -> Iterator[dict[str, int]]:
 
 
 def _read(
-    stack: tuple[tuple[str, int], ...], read: Callable[[dict[str, int]], np.ndarray], spec: QuantSpec | None, dtype: Any
+    stack: tuple[tuple[str, int], ...],
+    shape: tuple[int, ...],
+    read: Callable[[dict[str, int]], np.ndarray],
+    spec: QuantSpec | None,
+    dtype: Any,
 ) -> np.ndarray | QuantizedArray:
-    """A weight, its matrices joined by layer and by expert. Each is quantised, or put where it belongs, as soon as it is read."""
+    """A weight of `shape`, its matrices joined by layer and by expert. Each is quantised, or put where it belongs, as soon as it is read."""
     lead = tuple(count for _, count in stack)
     if spec is not None:
         made = [
             quantize(jnp.asarray(np.asarray(read(where), np.float32)), spec).replace(dtype=jnp.dtype(dtype)) for where in _places(stack)
         ]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves).reshape(*lead, *leaves[0].shape), *made) if stack else made[0]
-    out = None
-    for where in _places(stack):
-        part = read(where)
-        if out is None:
-            out = host_array((*lead, *part.shape), dtype if part.ndim > 1 else np.float32)
-        out[tuple(where.values())] = part
-    return seal(out)
+    parts = ((tuple(where.values()), read(where)) for where in _places(stack))
+    return filled((*lead, *shape), dtype if len(shape) > 1 else np.float32, parts)
 
 
 def _slice(flat: Mapping[str, Any], path: str, where: Mapping[str, int], *, scan: bool) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.core.host import host_array, seal
+from lora_jax.core.host import filled
 from lora_jax.core.paths import nearest
 from lora_jax.io.names import Names
 
@@ -39,10 +39,8 @@ def read_named(names: Names, tensors: Tensors, *, what: str, ignored: Collection
     out = {}
     for path, name in names.items():
         read = lambda parameter, name=name: name.from_theirs(np.asarray(tensors[parameter], np.float32))  # noqa: E731
-        out[path] = host_array((*name.stack, *name.shape), np.float32)
-        for index, parameter in name.layers():
-            out[path][index] = read(parameter)
-        seal(out[path])
+        parts = ((index, read(parameter)) for index, parameter in name.layers())
+        out[path] = filled((*name.stack, *name.shape), np.float32, parts)
     return out
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lora_jax.core.host import host_array, seal
+from lora_jax.core.host import filled
 from lora_jax.core.paths import flatten, nearest, unflatten
 from lora_jax.io import safetensors
 from lora_jax.io.deberta import MODEL_TYPE as DEBERTA
@@ -66,7 +66,8 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_new", "relu": "relu"}
 def load_encoder(
     folder: Path | str, *, num_classes: int | None = None, key: jax.Array | None = None, scan: bool = True
 ) -> tuple[EncoderConfig, dict[str, Any]]:
-    """The configuration and the weights of an encoder in a Hugging Face folder, as host arrays in float32, closed to writing.
+    """The configuration and the weights of an encoder in a Hugging Face folder, as host arrays in float32. Most are closed to
+    writing: copy one to change it.
 
     Args:
         num_classes: adds a classifier of that size: the file's own if it has one, else a new one from `key`.
@@ -187,7 +188,7 @@ def _stacked(flat: Mapping[str, np.ndarray], layers: int) -> dict[str, np.ndarra
     out = {path: np.ascontiguousarray(array) for path, array in flat.items() if not path.startswith("layers_")}
     for ours, _, _ in _BLOCK:
         parts = [flat[f"layers_{layer}/{ours}"] for layer in range(layers)]
-        out[f"layers/{ours}"] = seal(np.stack(parts, out=host_array((layers, *parts[0].shape), np.float32)))
+        out[f"layers/{ours}"] = filled((layers, *parts[0].shape), np.float32, enumerate(parts))
     return out
 
 

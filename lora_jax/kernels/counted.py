@@ -9,13 +9,13 @@ from jaxtyping import Array, Float, Int
 def counted_first(weight: Float[Array, " tokens"], longest: int) -> tuple[Int[Array, ""], Int[Array, " order"]]:
     """How many tokens count, and their rows in order, with room for a pass of `longest` that begins at the last of them.
 
-    What follows them is row `tokens`, which is none: `rows_of` reads zeros there, and `x.at[rows].set(y, mode="drop")` writes nothing.
+    What follows them is row `tokens`, which is none: `gather_rows` reads zeros there, and `x.at[rows].set(y, mode="drop")` writes nothing.
     """
     tokens, count = weight.shape[0], (weight != 0).sum()
     order = jnp.where(jnp.arange(tokens) < count, jnp.argsort(weight == 0, stable=True), tokens)
     return count, jnp.pad(order, (0, longest), constant_values=tokens)
 
 
-def rows_of(rows: Int[Array, " pass"], *arrays: Array) -> tuple[Array, ...]:
+def gather_rows(rows: Int[Array, " pass"], *arrays: Array) -> tuple[Array, ...]:
     """These rows of every array, zeros for those that there are not."""
     return tuple(jnp.take(array, rows, axis=0, mode="fill", fill_value=0) for array in arrays)

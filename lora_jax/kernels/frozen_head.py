@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lora_jax.kernels.counted import counted_first, rows_of
+from lora_jax.kernels.counted import counted_first, gather_rows
 
 # Tokens that pass the vocabulary together, and as many for what is left over: a pass costs more a token, the fewer they are.
 PASSES = (512, 128)
@@ -75,7 +75,7 @@ def _passes(hidden: Array, words: Array, labels: Array, weight: Array, head: Hea
     def step(size: int, state: State) -> State:
         start, loss, correct, d_hidden = state
         rows = jax.lax.dynamic_slice_in_dim(order, start, size)
-        h, label, w = rows_of(rows, hidden, labels, weight.astype(jnp.float32))
+        h, label, w = gather_rows(rows, hidden, labels, weight.astype(jnp.float32))
         found = word_losses(h, words, label, head, gradient=gradient)
         if found.gradient is not None:
             d_hidden = d_hidden.at[rows].set((found.gradient * w[:, None]).astype(hidden.dtype), mode="drop")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lora_jax.kernels.counted import counted_first, rows_of
+from lora_jax.kernels.counted import counted_first, gather_rows
 
 CHUNK = 256  # tokens whose logits are alive at a time
 LogitsFn = Callable[[Any, Any, Array], Array]  # frozen, trained, hidden (n, d) -> logits (n, vocab)
@@ -78,7 +78,7 @@ def _chunks(
     def step(state: tuple[Array, Array, Array, Any, Array]) -> tuple[Array, Array, Array, Any, Array]:
         start, loss, correct, d_trained, d_hidden = state
         rows = jax.lax.dynamic_slice_in_dim(order, start, chunk)
-        h, label, w = rows_of(rows, hidden, labels, weight.astype(jnp.float32))
+        h, label, w = gather_rows(rows, hidden, labels, weight.astype(jnp.float32))
         head = lambda trained, h: logits_fn(frozen, trained, h).astype(jnp.float32)  # noqa: E731
         logits, pull = jax.vjp(head, trained, h) if gradient else (head(trained, h), None)
         normaliser = jax.nn.logsumexp(logits, -1)

@@ -33,5 +33,5 @@ def mark_input(x: Array) -> Array:
 
 
 def kept(x: Array) -> Array:
-    """`x`, named as what takes too long to compute again: a product with a weight."""
+    """`x`, named as what takes too long to compute again: a product with a weight, what attention gives."""
     return checkpoint_name(x, _KEPT)

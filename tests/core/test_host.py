@@ -8,14 +8,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lora_jax.core.host import host_array, seal, to_device
+from lora_jax.core.host import filled, to_device
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.uint8])
 def test_a_sealed_array_is_shared_and_closed(dtype):
-    array = host_array((3, 5, 7), dtype)
-    array[...] = np.arange(105).reshape(3, 5, 7)
-    seal(array)
+    array = filled((3, 5, 7), dtype, enumerate(np.arange(105).reshape(3, 5, 7)))
     shared = to_device(array)
     assert shared.unsafe_buffer_pointer() == array.ctypes.data
     assert shared.dtype == dtype
@@ -27,7 +25,8 @@ def test_a_sealed_array_is_shared_and_closed(dtype):
 
 
 def test_what_can_be_written_to_is_copied(tmp_path: Path):
-    open_array = host_array((64,), np.float32)
+    room = np.empty(80, np.float32)
+    open_array = room[-room.ctypes.data % 64 // 4 :][:64]  # Aligned: only its being open keeps it from being shared.
     open_array[...] = 1
     view = open_array[:]
     view.flags.writeable = False  # Closed itself, but not what it is a view of.
