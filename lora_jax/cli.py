@@ -84,12 +84,12 @@ def _prepare_process() -> None:
     # The second start of a command finds its programs compiled.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-    keep_freed_memory()
 
 
 def _guarded(run: object, parsed: argparse.Namespace) -> int:
     from lora_jax.train.interrupted import Interrupted
 
+    keep_freed_memory()
     try:
         return run(parsed)
     except Interrupted as stop:

@@ -13,8 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
+from lora_jax.core.order import zero_after
 from lora_jax.core.quantize import QuantizedArray
 from lora_jax.kernels.choice import kernel_for
 
@@ -22,24 +23,8 @@ from lora_jax.kernels.choice import kernel_for
 def _matrix(weight: Any, rows: int, x: Float[Array, "t n"]) -> Float[Array, "in out"]:
     """A frozen weight as a (rows, out) matrix of x's dtype, dequantised if need be, and then not before `x` is there."""
     if isinstance(weight, QuantizedArray):
-        return weight.replace(codes=weight.codes + _zero_after(x)).matrix(x.dtype)
+        return weight.replace(codes=weight.codes + zero_after(x)).matrix(x.dtype)
     return weight.reshape(rows, -1).astype(x.dtype)
-
-
-@jax.custom_batching.custom_vmap
-def _zero_after(x: Float[Array, "t n"]) -> UInt8[Array, ""]:
-    """0, by a way that no compiler sees through before it has put the program in order: no number has 128 bits.
-
-    `optimization_barrier` would say it better, and XLA drops it on a CPU before it orders the program.
-    """
-    bits = jax.lax.bitcast_convert_type(x[0, 0], jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
-    return (jax.lax.population_count(bits) >> 7).astype(jnp.uint8)
-
-
-@_zero_after.def_vmap
-def _zero_after_all(size: int, batched: list[bool], x: Float[Array, "batch t n"]) -> tuple[UInt8[Array, ""], bool]:
-    del size, batched  # `x` is: nothing else could be.
-    return _zero_after(x[0]), False  # One 0 for all: with one each, vmap would dequantise a shared weight for every entry.
 
 
 @jax.custom_vjp

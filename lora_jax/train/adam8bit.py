@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from lora_jax.core.blockwise import Blockwise, quantize_blocks
+from lora_jax.core.blockwise import Blockwise, quantize_blocks, zero_blocks
 from lora_jax.core.lowrank import LowRank
+from lora_jax.core.order import zero_after
 from lora_jax.core.rows import Rows
 
 MIN_SIZE = 4096  # bitsandbytes' `min_8bit_size`: below it there is nothing to save, and the error is largest
@@ -57,7 +58,8 @@ def _axis_of(x: Array) -> int:
 def scale_by_adam8bit(b1: float, b2: float, eps: float, *, axes: Axes = block_axes) -> optax.GradientTransformation:
     """Adam's rescaling with both moments in 8 bits between steps: the first in the signed dynamic map, the second in the one from 0 up.
 
-    Each step restores them to float32, updates them, takes the step from the exact new values and rounds those that are kept.
+    Each step restores them to float32, updates them, takes the step from the exact new values and rounds those that are kept:
+    one array after the other.
     The state is optax's `ScaleByAdamState`, with a `Blockwise` in place of each large array.
 
     Reference: Dettmers et al. 2022 (arXiv 2110.02861), section 2; bitsandbytes' `AdamW8bit`.
@@ -67,23 +69,55 @@ def scale_by_adam8bit(b1: float, b2: float, eps: float, *, axes: Axes = block_ax
     """
 
     def init(params: Any) -> optax.ScaleByAdamState:
-        chosen = axes(params)
-        moments = lambda signed: jax.tree.map(lambda p, axis: _stored(jnp.zeros(p.shape, jnp.float32), axis, signed), params, chosen)  # noqa: E731
+        zeros = lambda p, axis, signed: zero_blocks(p.shape, axis=axis, signed=signed) if axis else jnp.zeros(p.shape, jnp.float32)  # noqa: E731
+        moments = lambda signed: jax.tree.map(lambda p, axis: zeros(p, axis, signed), params, axes(params))  # noqa: E731
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), moments(True), moments(False))
 
     def update(grads: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
         count = optax.safe_increment(state.count)
-        first = jax.tree.map(lambda g, m: b1 * _loaded(m) + (1 - b1) * g.astype(jnp.float32), grads, state.mu)
-        second = jax.tree.map(lambda g, m: b2 * _loaded(m) + (1 - b2) * jnp.square(g.astype(jnp.float32)), grads, state.nu)
         correction, root = 1 - b1**count, jnp.sqrt(1 - b2**count)
-        updates = jax.tree.map(lambda g, m, v: (m / correction / (jnp.sqrt(v) / root + eps)).astype(g.dtype), grads, first, second)
-        return updates, optax.ScaleByAdamState(count, jax.tree.map(_as_before, first, state.mu), jax.tree.map(_as_before, second, state.nu))
+
+        def one(g: Array, first: Any, second: Any) -> tuple[Array, Any, Any]:
+            wide = g.astype(jnp.float32)
+            m, v = b1 * _loaded(first) + (1 - b1) * wide, b2 * _loaded(second) + (1 - b2) * jnp.square(wide)
+            return (m / correction / (jnp.sqrt(v) / root + eps)).astype(g.dtype), _as_before(m, first), _as_before(v, second)
+
+        leaves, tree = jax.tree.flatten(grads)
+        arrays = zip(leaves, tree.flatten_up_to(state.mu), tree.flatten_up_to(state.nu), strict=True)
+        updates, first, second = (tree.unflatten(part) for part in zip(*_in_order(one, arrays), strict=True))
+        return updates, optax.ScaleByAdamState(count, first, second)
 
     return optax.GradientTransformation(init, update)
 
 
-def _stored(moment: Array, axis: int, signed: bool) -> Any:
-    return quantize_blocks(moment, axis=axis, signed=signed) if axis else moment
+_AT_ONCE = 2**20  # Numbers whose moments are in float32 at the same time, or one matrix's if it has more.
+
+Leaf = tuple[Array, Any, Any]  # A gradient and its two moments.
+
+
+def _in_order(one: Callable[..., Leaf], leaves: Iterable[Leaf]) -> Iterator[Leaf]:
+    """`one` of every leaf. Those in 8 bits are restored one after the other, a large stack matrix by matrix: all at once, a compiler
+    would have the moments of all in float32 together, more than 8 bits save."""
+    done: Array | None = None
+    for g, *moments in leaves:
+        if not isinstance(moments[0], Blockwise):
+            yield one(g, *moments)
+            continue
+        if done is not None:
+            moments = [moment.replace(codes=moment.codes + done) for moment in moments]
+        apply = _matrix_by_matrix(one) if g.size > _AT_ONCE and g.ndim > 2 else one
+        update, *moments = apply(g, *moments)
+        done = sum((zero_after(x) for x in (update, *(moment.codes for moment in moments))), jnp.uint8(0))
+        yield update, *moments
+
+
+def _matrix_by_matrix(one: Callable[..., Leaf]) -> Callable[..., Leaf]:
+    def loop(*leaf: Any) -> Leaf:
+        matrices = jax.tree.map(lambda x: x.reshape(-1, *x.shape[-2:]), leaf)
+        done = jax.lax.map(lambda matrix: one(*matrix), matrices)
+        return jax.tree.map(lambda x, like: x.reshape(like.shape), done, leaf)
+
+    return loop
 
 
 def _loaded(moment: Any) -> Array:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _budget: int | None = None
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
 
 def keep_freed_memory() -> bool:
@@ -17,13 +17,19 @@ def keep_freed_memory() -> bool:
 
     A training step of MiniLM (batch 32 x 24) on two CPU cores used 598 ms of processor time before and 494 ms after: the rest
     was 63,000 page faults a step. The process holds its peak until it ends or calls `release_freed_memory`; this is for programs
-    that train, not for libraries.
+    that train, not for libraries, and for their start: before JAX computes anything.
+
+    Programs then run in the thread that calls them, whose heap grows without a limit: the C library gives other threads arenas of
+    64 MB and maps anew what is larger. (One arena for all threads would do as well, but they wait for each other in it: compiling took
+    1.4 times as long.) Nothing is lost, as steps on a CPU do not wait in line (`train/compile.py`).
     """
     mallopt = _glibc("mallopt")
     if mallopt is None:
         return False
-    # One arena, grown by sbrk and never trimmed: arenas of threads are limited to 64 MB and would fall back to mmap.
-    return all([mallopt(_M_ARENA_MAX, 1), mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1)])
+    import jax  # Commands that only show their help need not wait for it.
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    return all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1)])
 
 
 def release_freed_memory() -> None:

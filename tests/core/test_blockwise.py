@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from user_models import same_bits
 
 from lora_jax import bytes_of
-from lora_jax.core.blockwise import BLOCK, quantize_blocks, restored
-from lora_jax.core.codebooks import dynamic_map
+from lora_jax.core.blockwise import BLOCK, quantize_blocks, restored, zero_blocks
+from lora_jax.core.codebooks import dynamic_map, midpoints
 
 RNG = np.random.default_rng(0)
 
@@ -45,10 +46,29 @@ def test_every_number_gets_the_nearest_level_of_its_block(shape: tuple[int, ...]
     assert stored.codes.shape == shape and stored.absmax.shape[axis] == -(-shape[axis] // BLOCK)
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_codes_are_those_of_a_binary_search_to_the_last_bit(signed: bool) -> None:
+    edges = midpoints(dynamic_map(signed))
+    bits = RNG.integers(0, 2**32, 200_000, dtype=np.uint32).view(np.float32)  # Every size that a float32 can have,
+    bits = bits[np.abs(bits) > 1e-37]  # but those that XLA takes for 0
+    unit = np.concatenate([edges, np.nextafter(edges, np.float32(-2)), np.nextafter(edges, np.float32(2)), bits, numbers((200_000,), True)])
+    unit = np.append(unit[np.abs(unit) < 1], [np.float32(1), np.float32(-1), np.float32(-0.0)])
+    unit = unit if signed else np.abs(unit)
+    # A 1 at the start of each block: numbers are what they are divided by.
+    rows = np.concatenate([np.ones((-(-len(unit) // 255), 1), np.float32), np.resize(unit, (-(-len(unit) // 255), 255))], 1)
+    wanted = np.searchsorted(edges, rows, "left")
+    if not signed:
+        wanted = np.where(rows > 0, np.maximum(wanted, 1), wanted)
+    assert np.array_equal(quantize_blocks(jnp.asarray(rows), axis=-1, signed=signed).codes, wanted)
+
+
 def test_blocks_of_zeros_stay_zeros() -> None:
     x = jnp.zeros((300, 2)).at[0, 0].set(2.0)
     got = quantize_blocks(x, axis=-2, signed=True).restore()
     assert np.array_equal(got, x)
+    for signed in (True, False):
+        made, found = zero_blocks((300, 2), axis=-2, signed=signed), quantize_blocks(jnp.zeros((300, 2)), axis=-2, signed=signed)
+        assert same_bits(made, found) and not np.asarray(made.restore()).any()
 
 
 def test_layers_adapters_and_padded_ranks_are_blocks_of_their_own() -> None:

@@ -104,6 +104,30 @@ def test_training_stays_within_bitsandbytes_tolerances_of_float32() -> None:
         two = optax.ScaleByAdamState(one.count, restored(one.mu), restored(one.nu))
 
 
+@pytest.mark.parametrize("shapes", [[(640, 512)] * 8, [(8, 1024, 1200)]])
+def test_moments_are_in_float32_for_one_array_or_one_matrix_of_a_large_stack_at_a_time(shapes: list[tuple[int, ...]]) -> None:
+    grads = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    tx = scale_by_adam8bit(0.9, 0.999, 1e-8)
+    update = jax.jit(tx.update, donate_argnums=(0, 1)).lower(grads, jax.eval_shape(tx.init, grads)).compile()
+    one = 4 * shapes[0][-1] * shapes[0][-2]
+    # Steps and new codes of all eight, 1.5 each, wait for their places (measured 15.2 and 17.4 in all); with the moments of all it was 59.
+    assert update.memory_analysis().temp_size_in_bytes < (8 * 1.5 + 7) * one
+
+
+def test_a_large_stack_is_updated_as_its_matrices_are() -> None:
+    g = jax.random.normal(jax.random.key(0), (3, 700, 1100))
+    tx = scale_by_adam8bit(0.9, 0.999, 1e-8)
+    together, state = jax.jit(tx.update)(g, tx.init(g))
+    again, _ = jax.jit(tx.update)(g, state)
+    for layer in range(3):
+        alone, own = jax.jit(tx.update)(g[layer], tx.init(g[layer]))
+        np.testing.assert_allclose(alone, together[layer], rtol=1e-6)
+        # Programs round differently; a moment within that of an edge takes the next level.
+        assert (np.asarray(own.mu.codes != state.mu.codes[layer])).mean() < 1e-5
+        close = np.isclose(jax.jit(tx.update)(g[layer], own)[0], again[layer], rtol=1e-5)
+        assert close.mean() > 0.9999
+
+
 # --- In the trained tree of LoRA.
 
 

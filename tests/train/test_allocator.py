@@ -37,6 +37,23 @@ def test_kept_memory_is_not_faulted_in_again_and_can_be_given_back():
     assert resident < 200e6
 
 
+@pytest.mark.skipif(allocator._glibc("mallopt") is None, reason="needs glibc")
+def test_programs_run_in_the_thread_that_calls_them():
+    """And not in one with an arena of 64 MB; so what a call gives is there when it returns."""
+    code = """
+import time
+from lora_jax.train.allocator import keep_freed_memory
+keep_freed_memory()
+import jax, jax.numpy as jnp
+square = jax.jit(lambda x: jax.lax.fori_loop(0, 50, lambda i, y: y @ x, x))
+x = jnp.eye(500)
+square(x)
+print(square(x).is_ready())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+
+
 def test_elsewhere_it_says_that_nothing_is_kept(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert allocator.keep_freed_memory() is False
