@@ -196,11 +196,15 @@ def _embed(module: nn.Module, leaf: Any, call: Call) -> Array:
     return _rescaled(y + _over_terms(update, leaf).astype(y.dtype), leaf.factors())
 
 
-def _narrow_attend(module: nn.Module, embedding: Array, call: Call) -> Array | None:
-    """`attend` in 16 bits, without float32 copies of the embedding."""
-    if module.dtype is None or jnp.dtype(module.dtype).itemsize != 2 or len(call.args) != 1:
+def _plain_attend(module: nn.Module, embedding: Array, call: Call) -> Array | None:
+    """`attend` as a product with the embedding as it lies. (`embedding.T` of one row of float32 is copied by XLA before it is
+    multiplied, of 16 bits to float32.)"""
+    if not _one_input(module, call):
         return None
-    return head_matmul(call.args[0].astype(module.dtype), embedding.astype(module.dtype)).astype(module.dtype)
+    query, embedding = promote_dtype(call.args[0], embedding, dtype=module.dtype, inexact=False)
+    if query.dtype.itemsize == 2:
+        return head_matmul(query, embedding).astype(query.dtype)
+    return jax.lax.dot_general(query, embedding, (((query.ndim - 1,), (1,)), ((), ())))
 
 
 def _attend(module: nn.Module, leaf: Any, call: Call) -> Array:
@@ -250,7 +254,7 @@ RULES: dict[tuple[type, str], Rule] = {
     ),
     (nn.Conv, "__call__"): Rule("kernel", _conv, _plain_conv),
     (nn.Embed, "__call__"): Rule("embedding", _embed, _one_input),
-    (nn.Embed, "attend"): Rule("embedding", _attend, _one_input, _narrow_attend),
+    (nn.Embed, "attend"): Rule("embedding", _attend, _one_input, _plain_attend),
 }
 RULED_KINDS = {kind for kind, _ in RULES}
 
