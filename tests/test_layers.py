@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "core": {"core"},
     "kernels": {"kernels", "core"},
     "adapt": ADAPT,
-    "models": {"models"},
+    "models": {"models", "core.order", "core.notice"},
     "data": {"data"},
     "cache": set(),
     "io": {"io", "core", "models", "data.text_tokenizers", "data.tokenizers", "cache"},

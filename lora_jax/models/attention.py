@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from lora_jax.core.notice import say_once
 
 CHOICE = "LORA_JAX_ATTENTION"  # environment: auto, xla or cudnn
 # Added to scores, a large negative number rather than infinity: a query that sees nothing stays finite.
@@ -64,7 +65,7 @@ def chosen(q: Any, k: Any, *, masked: bool, biased: bool, softcap: float | None)
         return "xla"
     why = _why_not_flash(platform, q.shape, k.shape, q.dtype, masked, biased, softcap)
     if why is not None:
-        _say_once(f"lora_jax: attention is computed by XLA, not by cuDNN: {why}")
+        say_once(f"attention is computed by XLA, not by cuDNN: {why}")
     return "xla" if why is not None else "cudnn"
 
 
@@ -92,8 +93,3 @@ def _flash(q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None,
         bias = jnp.broadcast_to(bias, (*bias.shape[:2], queries, keys))
     mask = None if mask is None else mask[:, None]
     return jax.nn.dot_product_attention(q, k.astype(q.dtype), v.astype(q.dtype), bias, mask, scale=scale, implementation="cudnn")
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    print(message, file=sys.stderr)

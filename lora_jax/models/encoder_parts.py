@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,13 +12,33 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from lora_jax.core.order import zero_after
+
 Activation = Literal["gelu", "gelu_new", "relu", "tanh"]
 Head = Literal["class", "score", "token", "span", "choice"]
 Family = Literal["bert", "roberta", "deberta-v2"]
-# Computed again in the backward pass from its input: autodiff would keep two more arrays of the MLP's width.
+
+
+def _from_input(activation: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The activation, computed again in the backward pass from its input: autodiff keeps up to five arrays of the MLP's width.
+
+    (`jax.checkpoint` is undone where layers are unrolled: a compiler finds that both passes compute the same, and keeps that.)
+    """
+
+    @jax.custom_vjp
+    def apply(x: Array) -> Array:
+        return activation(x)
+
+    def backward(x: Array, g: Array) -> tuple[Array]:
+        return jax.vjp(activation, x + zero_after(g).astype(x.dtype))[1](g)
+
+    apply.defvjp(lambda x: (apply(x), x), backward)
+    return apply
+
+
 ACTIVATIONS: dict[str, Any] = {
-    "gelu": jax.checkpoint(functools.partial(nn.gelu, approximate=False)),
-    "gelu_new": jax.checkpoint(functools.partial(nn.gelu, approximate=True)),
+    "gelu": _from_input(functools.partial(nn.gelu, approximate=False)),
+    "gelu_new": _from_input(functools.partial(nn.gelu, approximate=True)),
     "relu": nn.relu,
     "tanh": jnp.tanh,
 }

@@ -75,7 +75,7 @@ def choice(dtype: Any = jnp.bfloat16, queries: int = 128, dim: int = 64, **other
 
 
 def test_a_gpu_takes_flash_attention_where_dtype_and_shape_allow(gpu: None, capsys: pytest.CaptureFixture[str]) -> None:
-    attention._say_once.cache_clear()
+    attention.say_once.cache_clear()
     assert [choice(), choice(jnp.float16), choice(biased=True, masked=False), choice(masked=False)] == ["cudnn"] * 4
     assert capsys.readouterr().err == ""
     assert [choice(jnp.float32), choice(dim=60), choice(queries=127), choice(softcap=50.0), choice(jnp.float32)] == ["xla"] * 5
@@ -86,7 +86,7 @@ def test_a_gpu_takes_flash_attention_where_dtype_and_shape_allow(gpu: None, caps
 
 
 def test_a_cpu_computes_it_itself_and_says_so_only_if_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    attention._say_once.cache_clear()
+    attention.say_once.cache_clear()
     assert choice() == "xla" and capsys.readouterr().err == ""
     monkeypatch.setenv("LORA_JAX_ATTENTION", "cudnn")
     assert choice() == choice() == "xla"
