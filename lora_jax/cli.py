@@ -74,6 +74,7 @@ def _main(given: list[str]) -> int:
     if overrides and not hasattr(parsed, "config"):
         return _complain(f"lora-jax {name} takes no settings, but {overrides[0]!r} came. See lora-jax {name} --help.")
     parsed.overrides = overrides
+    keep_freed_memory()  # Not before: it imports JAX, and a command's help need not wait for that.
     return _guarded(command.run, parsed)
 
 
@@ -89,7 +90,6 @@ def _prepare_process() -> None:
 def _guarded(run: object, parsed: argparse.Namespace) -> int:
     from lora_jax.train.interrupted import Interrupted
 
-    keep_freed_memory()
     try:
         return run(parsed)
     except Interrupted as stop:

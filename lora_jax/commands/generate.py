@@ -107,7 +107,6 @@ def _generator(arguments: argparse.Namespace) -> Any:
 
 def _model(path: Path, dtype: Any, format: str, scan: bool) -> tuple[Any, Any]:
     """A decoder or an encoder-decoder with its weights, in a format if one is named."""
-
     from lora_jax.core.host import to_device
     from lora_jax.core.paths import flatten, match, unflatten
     from lora_jax.core.quantize import QuantSpec, quantize

@@ -98,13 +98,12 @@ Leaf = tuple[Array, Any, Any]  # A gradient and its two moments.
 def _in_order(one: Callable[..., Leaf], leaves: Iterable[Leaf]) -> Iterator[Leaf]:
     """`one` of every leaf. Those in 8 bits are restored one after the other, a large stack matrix by matrix: all at once, a compiler
     would have the moments of all in float32 together, more than 8 bits save."""
-    done: Array | None = None
+    done = jnp.uint8(0)
     for g, *moments in leaves:
         if not isinstance(moments[0], Blockwise):
             yield one(g, *moments)
             continue
-        if done is not None:
-            moments = [moment.replace(codes=moment.codes + done) for moment in moments]
+        moments = [moment.replace(codes=moment.codes + done) for moment in moments]
         apply = _matrix_by_matrix(one) if g.size > _AT_ONCE and g.ndim > 2 else one
         update, *moments = apply(g, *moments)
         done = sum((zero_after(x) for x in (update, *(moment.codes for moment in moments))), jnp.uint8(0))

@@ -26,7 +26,7 @@ def keep_freed_memory() -> bool:
     mallopt = _glibc("mallopt")
     if mallopt is None:
         return False
-    import jax  # Commands that only show their help need not wait for it.
+    import jax
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     return all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1)])

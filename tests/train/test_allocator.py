@@ -41,7 +41,6 @@ def test_kept_memory_is_not_faulted_in_again_and_can_be_given_back():
 def test_programs_run_in_the_thread_that_calls_them():
     """And not in one with an arena of 64 MB; so what a call gives is there when it returns."""
     code = """
-import time
 from lora_jax.train.allocator import keep_freed_memory
 keep_freed_memory()
 import jax, jax.numpy as jnp
