@@ -1,12 +1,15 @@
-"""Which rank, which bit-width, which layers? MiniLM-L6 on Rotten Tomatoes, 18 adapters and 2 baselines, one seed.
+"""Which rank, which bit-width, which layers? MiniLM-L6 on Rotten Tomatoes, 18 adapters and 2
+baselines, one seed.
 
-The grid: rank 1, 4, 16 × base in fp32, int8, nf4 × query+value or all linear layers, and besides them full fine-tuning
-and the head alone. Forty steps a run are less than a fifth of an epoch: enough to tell cells apart, not to finish.
+The grid: rank 1, 4, 16 × base in fp32, int8, nf4 × query+value or all linear layers, and besides
+them full fine-tuning and the head alone. Forty steps a run are less than a fifth of an epoch:
+enough to tell cells apart, not to finish.
 
 lora-jax sweep --config configs/default.py
 
-From an empty cache on 2 CPU cores (AMD EPYC, jax 0.10.2): 9 min 36 s, downloads and compilation counted. Test accuracy in %, one seed,
-875 texts, binomial standard error 1.4 to 1.7; full fine-tuning 79.0, head alone 60.8:
+From an empty cache on 2 CPU cores (AMD EPYC, jax 0.10.2): 9 min 36 s, downloads and compilation
+counted. Test accuracy in %, one seed, 875 texts, binomial standard error 1.4 to 1.7; full
+fine-tuning 79.0, head alone 60.8:
 
 | | r1 | r4 | r16 | base, MB |
 |---|---|---|---|---|
@@ -30,8 +33,22 @@ def get_config() -> ml_collections.ConfigDict:
             method="lora",
             lora=dict(rank=8, alpha=16.0, scaling="standard", targets="all-linear"),
             quant=dict(format="none", block_size=64, double=True),
-            optim=dict(learning_rate=2e-3, weight_decay=0.01, schedule="linear", warmup_fraction=0.1, clip_norm=1.0),
-            train=dict(total_steps=40, batch_size=32, eval_batch_size=64, eval_examples=256, log_every=5, checkpoint_every=20, seed=0),
+            optim=dict(
+                learning_rate=2e-3,
+                weight_decay=0.01,
+                schedule="linear",
+                warmup_fraction=0.1,
+                clip_norm=1.0,
+            ),
+            train=dict(
+                total_steps=40,
+                batch_size=32,
+                eval_batch_size=64,
+                eval_examples=256,
+                log_every=5,
+                checkpoint_every=20,
+                seed=0,
+            ),
             sweep=dict(
                 rank=(1, 4, 16),
                 format=("none", "int8", "nf4"),

@@ -1,4 +1,5 @@
-"""On a GPU: where the fused dequantise-matmul beats dequantising first, as the table of lora_jax/kernels/choice.py.
+"""On a GPU: where the fused dequantise-matmul beats dequantising first, as the table of
+lora_jax/kernels/choice.py.
 
     python experiments/benchmark_dequant_matmul.py
 
@@ -40,9 +41,12 @@ def milliseconds(program: Any, *operands: Any) -> float:
 def main() -> None:
     """Prints a table of times and the table of choices."""
     if jax.default_backend() != "gpu":
-        raise SystemExit(f"The fused kernels run on GPUs, and the backend here is {jax.default_backend()!r}.")
+        raise SystemExit(
+            f"The fused kernels run on GPUs, and the backend here is {jax.default_backend()!r}."
+        )
     print(
-        f"{jax.devices()[0].device_kind}, jax {jax.__version__}\n\n| format | dtype | tokens | fused ms | reference ms |\n|---|---|---:|---:|---:|"
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}\n\n| format | dtype | tokens | "
+        "fused ms | reference ms |\n|---|---|---:|---:|---:|"
     )
     most: dict[tuple[int, str], int] = {}
     for name in ("nf4", "int8"):
@@ -51,7 +55,10 @@ def main() -> None:
         for dtype in ("bfloat16", "float16", "float32"):
             for tokens in TOKENS:
                 x = jax.random.normal(jax.random.key(1), (tokens, SIZE)).astype(dtype)
-                mine, other = milliseconds(jax.jit(fused), x, weight), milliseconds(jax.jit(reference), x, weight)
+                mine, other = (
+                    milliseconds(jax.jit(fused), x, weight),
+                    milliseconds(jax.jit(reference), x, weight),
+                )
                 print(f"| {name} | {dtype} | {tokens} | {mine:.3f} | {other:.3f} |", flush=True)
                 if mine < other:
                     most[spec.bits, dtype] = tokens

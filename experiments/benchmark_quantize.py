@@ -1,9 +1,11 @@
-"""Quantise and dequantise rates beside bitsandbytes', in one run: the two take turns, so that both meet the same machine.
+"""Quantise and dequantise rates beside bitsandbytes', in one run: the two take turns, so that both
+meet the same machine.
 
     python experiments/benchmark_quantize.py [--peer PYTHON] [--rounds 5]
 
-PYTHON is an environment with bitsandbytes 0.50.2 (the extra `peer`); without it only ours are measured. A rate is weights a second in
-the best round by wall time, and over all rounds by processor time (all threads added), of a (4, 1024, 1024) stack in float32.
+PYTHON is an environment with bitsandbytes 0.50.2 (the extra `peer`); without it only ours are
+measured. A rate is weights a second in the best round by wall time, and over all rounds by
+processor time (all threads added), of a (4, 1024, 1024) stack in float32.
 """
 
 import argparse
@@ -65,7 +67,11 @@ def main() -> None:
     peer = None
     if arguments.peer:
         peer = subprocess.Popen(
-            [arguments.peer, "-c", _PEER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [arguments.peer, "-c", _PEER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
     times: dict[str, list[tuple[float, float]]] = {}
 
@@ -84,13 +90,19 @@ def main() -> None:
                 peer.stdin.flush()
                 keep(f"bitsandbytes {name}", *json.loads(peer.stdout.readline()))
     # Processor time has too coarse a clock for a best round.
-    best = {name: (min(wall for wall, _ in pairs), sum(cpu for _, cpu in pairs) / len(pairs)) for name, pairs in times.items()}
+    best = {
+        name: (min(wall for wall, _ in pairs), sum(cpu for _, cpu in pairs) / len(pairs))
+        for name, pairs in times.items()
+    }
     print(f"{'':40s}  G weights/s (wall)  G weights/processor-s")
     for name, (wall, cpu) in best.items():
         print(f"{name:40s}  {size / wall / 1e9:18.3f}  {size / cpu / 1e9:21.3f}")
     for name in ("quantise nf4+dq", "dequantise nf4+dq") if peer else ():
         (wall, cpu), (their_wall, their_cpu) = best[name], best[f"bitsandbytes {name}"]
-        print(f"{name}: {their_wall / wall:.1f} times bitsandbytes by wall time, {their_cpu / cpu:.1f} by processor time")
+        print(
+            f"{name}: {their_wall / wall:.1f} times bitsandbytes by wall time, "
+            f"{their_cpu / cpu:.1f} by processor time"
+        )
     if peer is not None:
         peer.stdin.close()
         peer.wait()

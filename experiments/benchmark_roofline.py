@@ -1,9 +1,11 @@
-"""What share of a training step is at the limit of this machine's matrix products, and where the rest goes.
+"""What share of a training step is at the limit of this machine's matrix products, and where the
+rest goes.
 
     python experiments/benchmark_roofline.py [--cases minilm-fp32,gemma-fp32,gemma-nf4] [--steps 5]
 
-Every matrix product in the step's jaxpr is counted, and timed alone at its own shapes, layout and dtype: their sum is the limit, what
-the step would take if all else were free. What else there is comes from a trace of the compiled step, by kind of operation.
+Every matrix product in the step's jaxpr is counted, and timed alone at its own shapes, layout and
+dtype: their sum is the limit, what the step would take if all else were free. What else there is
+comes from a trace of the compiled step, by kind of operation.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from jax.extend import core as jex
 
 from lora_jax.kernels.frozen_head import PASSES
 
-Product = tuple[Any, ...]  # shapes and dtypes of both operands, dimension numbers, dtype of the result
+Product = tuple[
+    Any, ...
+]  # shapes and dtypes of both operands, dimension numbers, dtype of the result
 
 # What an instruction's name stack says it is for; the first that matches.
 PARTS = (
@@ -41,23 +45,40 @@ PARTS = (
 )
 
 
-def products_of(jaxpr: Any, times: float, trips: list[int], found: collections.Counter[Product]) -> None:
-    """Adds every matrix product of a jaxpr to `found`, those inside loops as often as they run. `trips`: of loops that do not say, in order."""
+def products_of(
+    jaxpr: Any, times: float, trips: list[int], found: collections.Counter[Product]
+) -> None:
+    """Adds every matrix product of a jaxpr to `found`, those inside loops as often as they run.
+    `trips`: of loops that do not say, in order.
+    """
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
             lhs, rhs = (var.aval for var in eqn.invars)
-            key = (lhs.shape, str(lhs.dtype), rhs.shape, str(rhs.dtype), eqn.params["dimension_numbers"], str(eqn.outvars[0].aval.dtype))
+            key = (
+                lhs.shape,
+                str(lhs.dtype),
+                rhs.shape,
+                str(rhs.dtype),
+                eqn.params["dimension_numbers"],
+                str(eqn.outvars[0].aval.dtype),
+            )
             found[key] += times
         name = eqn.primitive.name
-        inside = times * (eqn.params["length"] if name == "scan" else trips.pop(0) if name == "while" else 1)
-        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: isinstance(v, (jex.Jaxpr, jex.ClosedJaxpr))):
+        inside = times * (
+            eqn.params["length"] if name == "scan" else trips.pop(0) if name == "while" else 1
+        )
+        for value in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda v: isinstance(v, (jex.Jaxpr, jex.ClosedJaxpr))
+        ):
             inner = getattr(value, "jaxpr", value)
             if isinstance(inner, jex.Jaxpr):
                 products_of(inner, inside, trips, found)
 
 
 def passes(count: int) -> list[int]:
-    """How often the loss's two loops run, by its own rule: large passes while more than half of one is left, then small ones."""
+    """How often the loss's two loops run, by its own rule: large passes while more than half of one
+    is left, then small ones.
+    """
     large, small = PASSES
     full = max(0, -(-(count - large // 2) // large))
     return [full, max(0, -(-(count - full * large) // small))]
@@ -74,7 +95,10 @@ def seconds_of(product: Product, repeats: int = 5) -> float:
     """The least time of one product alone."""
     lhs, lhs_dtype, rhs, rhs_dtype, dimensions, out = product
     rng = np.random.default_rng(0)
-    x, y = (jnp.asarray(rng.standard_normal(shape, np.float32), dtype) for shape, dtype in ((lhs, lhs_dtype), (rhs, rhs_dtype)))
+    x, y = (
+        jnp.asarray(rng.standard_normal(shape, np.float32), dtype)
+        for shape, dtype in ((lhs, lhs_dtype), (rhs, rhs_dtype))
+    )
     run = jax.jit(lambda x, y: jax.lax.dot_general(x, y, dimensions, preferred_element_type=out))
     jax.block_until_ready(run(x, y))
     times = []
@@ -86,7 +110,9 @@ def seconds_of(product: Product, repeats: int = 5) -> float:
 
 
 def instructions(text: str) -> dict[str, tuple[str, str]]:
-    """{instruction: (opcode, name stack)} of a compiled program's text; a fusion around a product counts as one."""
+    """{instruction: (opcode, name stack)} of a compiled program's text; a fusion around a product
+    counts as one.
+    """
     found, fused, here = {}, {}, ""
     for line in text.splitlines():
         if opened := re.match(r"%?([\w.-]+) .*\{$", line.strip().removeprefix("ENTRY ")):
@@ -99,7 +125,10 @@ def instructions(text: str) -> dict[str, tuple[str, str]]:
         if opcode == "dot" or "matmul" in line.partition("metadata")[0]:
             opcode, fused[here] = "dot", "dot"
         found[named[1]] = (opcode, stack[1] if stack else "", called[1] if called else "")
-    return {name: ("dot" if opcode == "fusion" and fused.get(called) else opcode, stack) for name, (opcode, stack, called) in found.items()}
+    return {
+        name: ("dot" if opcode == "fusion" and fused.get(called) else opcode, stack)
+        for name, (opcode, stack, called) in found.items()
+    }
 
 
 def trace_of(run: Any, steps: int) -> dict[str, float]:
@@ -131,9 +160,16 @@ def part_of(opcode: str, stack: str) -> str:
 def report(name: str, folder: str, steps: int) -> tuple[str, list[str]]:
     """A row of the table of limits, and rows of where the time of a step goes."""
     kind, precision, batch, length, fraction = CASES[name]
-    step, program, state, frozen, data = training_step(kind, precision, folder, batch, length, fraction)
+    step, program, state, frozen, data = training_step(
+        kind, precision, folder, batch, length, fraction
+    )
     found: collections.Counter[Product] = collections.Counter()
-    products_of(jax.make_jaxpr(step)(state, frozen, data).jaxpr, 1, passes(int(batch * length * fraction)), found)
+    products_of(
+        jax.make_jaxpr(step)(state, frozen, data).jaxpr,
+        1,
+        passes(int(batch * length * fraction)),
+        found,
+    )
     compiled = program.compile(state, frozen, data)
     held = {"state": state}
 
@@ -155,18 +191,30 @@ def report(name: str, folder: str, steps: int) -> tuple[str, list[str]]:
     known, spent = instructions(compiled.as_text()), collections.defaultdict(float)
     for event, seconds in trace_of(run, steps).items():
         opcode, stack = known.get(event, ("", ""))
-        if opcode and opcode not in ("while", "call", "conditional"):  # What holds others is counted by what it holds.
+        if opcode and opcode not in (
+            "while",
+            "call",
+            "conditional",
+        ):  # What holds others is counted by what it holds.
             spent[part_of(opcode, stack)] += seconds
     whole = sum(spent.values())
     if not whole:
-        raise SystemExit("The trace names no instruction of the compiled step: this version of the profiler writes another form.")
+        raise SystemExit(
+            "The trace names no instruction of the compiled step: this version of the profiler "
+            "writes another form."
+        )
     parts = sorted(spent.items(), key=lambda item: -item[1])
-    return row, [f"| {name} | {part} | {1000 * taken * seconds / whole:.0f} | {100 * seconds / whole:.0f} % |" for part, seconds in parts]
+    return row, [
+        f"| {name} | {part} | {1000 * taken * seconds / whole:.0f} | {100 * seconds / whole:.0f} % |"
+        for part, seconds in parts
+    ]
 
 
 def main() -> None:
     """Prints one table in two parts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", default="minilm-fp32,gemma-fp32,gemma-nf4")
     parser.add_argument("--steps", type=int, default=5)
     arguments = parser.parse_args()
@@ -176,7 +224,10 @@ def main() -> None:
         rows.append(row)
         parts += more
         print(name, "done", file=sys.stderr, flush=True)
-    print("| case | GFLOP a step | best GFLOP/s of a product | GFLOP/s of all | products alone ms | step ms | share at the limit |")
+    print(
+        "| case | GFLOP a step | best GFLOP/s of a product | GFLOP/s of all | products alone ms | "
+        "step ms | share at the limit |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|")
     print("\n".join(rows))
     print("\n| case | where the step goes | ms | share |\n|---|---|---:|---:|")

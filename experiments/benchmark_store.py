@@ -1,9 +1,11 @@
-"""How long a store of many runs takes to list and to report: the runs are made up, the files are real.
+"""How long a store of many runs takes to list and to report: the runs are made up, the files are
+real.
 
     python experiments/benchmark_store.py --runs 10000
 
-Prints seconds, and seconds of processor time (other processes make the first longer), for: listing by the index, listing without it (every folder read), making the index again, the export to CSV, and the whole
-report (tables, statistics, pictures, the HTML page).
+Prints seconds, and seconds of processor time (other processes make the first longer), for: listing
+by the index, listing without it (every folder read), making the index again, the export to CSV, and
+the whole report (tables, statistics, pictures, the HTML page).
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lora_jax import Config, RunStore, export_runs, write_report
-from lora_jax.sweep.files import write_json
-from lora_jax.sweep.grid import run_id
+from lora_jax.sweeps.files import write_json
+from lora_jax.sweeps.grid import run_id
 
 ENVIRONMENT = {
     "versions": {"lora_jax": "0.1.0", "jax": "0"},
@@ -34,9 +36,18 @@ STEPS = 40
 
 
 def made_up_runs(count: int) -> Sequence[Config]:
-    """A grid of rank, format, targets and learning rate, with as many seeds as make `count` runs."""
+    """A grid of rank, format, targets and learning rate, with as many seeds as make `count`
+    runs.
+    """
     base = Config()
-    cells = list(itertools.product((1, 2, 4, 8, 16), ("none", "int8", "nf4", "fp4"), ("query+value", "all-linear"), (5e-4, 1e-3, 2e-3)))
+    cells = list(
+        itertools.product(
+            (1, 2, 4, 8, 16),
+            ("none", "int8", "nf4", "fp4"),
+            ("query+value", "all-linear"),
+            (5e-4, 1e-3, 2e-3),
+        )
+    )
     found = []
     for seed in range(math.ceil(count / len(cells))):
         for rank, format, targets, rate in cells:
@@ -66,7 +77,13 @@ def fill(root: Path, runs: Sequence[Config]) -> None:
         folder = root / name
         folder.mkdir()
         wide, small = run.lora.targets == "all-linear", run.quant.format == "nf4"
-        accuracy = 0.75 + 0.008 * math.log2(run.lora.rank) + 0.02 * wide - 0.006 * small + luck.gauss(0, 0.006)
+        accuracy = (
+            0.75
+            + 0.008 * math.log2(run.lora.rank)
+            + 0.02 * wide
+            - 0.006 * small
+            + luck.gauss(0, 0.006)
+        )
         bits = {"none": 32.0, "int8": 8.1, "nf4": 4.1, "fp4": 4.1}[run.quant.format]
         result = {
             "run_id": name, "method": run.method, "format": run.quant.format, "rank": run.lora.rank, "targets": run.lora.targets,
@@ -76,11 +93,24 @@ def fill(root: Path, runs: Sequence[Config]) -> None:
             "adapter_bytes": 36000 * run.lora.rank, "peak_bytes": 310_000_000, "peak_rss_bytes": 900_000_000,
             "tokens_per_second": 5200.0, "seconds": 20 + luck.random(), "compile_seconds": 0.0, "padding_fraction": 0.12,
         }  # fmt: skip
-        rows = [{"step": step, "split": "train", "loss": 0.69 - 0.2 * step / STEPS + luck.gauss(0, 0.02)} for step in range(1, STEPS + 1)]
+        rows = [
+            {
+                "step": step,
+                "split": "train",
+                "loss": 0.69 - 0.2 * step / STEPS + luck.gauss(0, 0.02),
+            }
+            for step in range(1, STEPS + 1)
+        ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        for file, content in (("config", to_dict(run)), ("environment", ENVIRONMENT), ("result", result)):
+        for file, content in (
+            ("config", to_dict(run)),
+            ("environment", ENVIRONMENT),
+            ("result", result),
+        ):
             (folder / f"{file}.json").write_text(json.dumps(content, indent=2))
-        (folder / "status.json").write_text(json.dumps({"status": "done", "error": None, "updated": 1.7e9, "attempts": 0}))
+        (folder / "status.json").write_text(
+            json.dumps({"status": "done", "error": None, "updated": 1.7e9, "attempts": 0})
+        )
     write_json(root / "plan.json", names)
 
 
@@ -89,12 +119,17 @@ def timed(title: str, action: Callable[[], object]) -> float:
     start, busy = time.perf_counter(), time.process_time()
     action()
     seconds = time.perf_counter() - start
-    print(f"{title:<44} {seconds:6.2f} s ({time.process_time() - busy:.2f} s of processor time)", flush=True)
+    print(
+        f"{title:<44} {seconds:6.2f} s ({time.process_time() - busy:.2f} s of processor time)",
+        flush=True,
+    )
     return seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--keep", type=Path, help="make the store here and leave it")
     arguments = parser.parse_args()
@@ -108,7 +143,10 @@ def main() -> None:
         timed("make the index again", lambda: RunStore(root).rebuild_index())
         timed("export to CSV", lambda: export_runs(root, root / "runs.csv"))
         written = timed("report, everything", lambda: write_report(root))
-        print(f"list and report: {listed + written:.2f} s; index {(root / 'index.jsonl').stat().st_size / 1e6:.1f} MB")
+        print(
+            f"list and report: {listed + written:.2f} s; index "
+            f"{(root / 'index.jsonl').stat().st_size / 1e6:.1f} MB"
+        )
     finally:
         if not arguments.keep:
             shutil.rmtree(root)

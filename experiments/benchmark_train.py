@@ -1,10 +1,11 @@
-"""A training step beside PEFT (and bitsandbytes) on the same machine, in turns: MiniLM and Gemma-3-270M, r=8 on all linear layers.
+"""A training step beside PEFT (and bitsandbytes) on the same machine, in turns: MiniLM and
+Gemma-3-270M, r=8 on all linear layers.
 
     python experiments/benchmark_train.py --peer PYTHON [--only minilm-fp32,gemma-nf4] [--rounds 3]
 
-PYTHON is an interpreter with torch, transformers, PEFT and bitsandbytes. Programs take turns, so that a machine that others
-use as well slows both; the table gives medians over rounds, and the processor time of a step, which load changes least.
-Without --peer only our steps are timed.
+PYTHON is an interpreter with torch, transformers, PEFT and bitsandbytes. Programs take turns, so
+that a machine that others use as well slows both; the table gives medians over rounds, and the
+processor time of a step, which load changes least. Without --peer only our steps are timed.
 """
 
 from __future__ import annotations
@@ -34,24 +35,38 @@ CASES = {
     "minilm-dora": ("minilm", "dora", 32, 64, 1.0),
 }
 CACHE = Path.home() / ".cache" / "lora_jax" / "benchmark"
-WARM = 6  # steps before the timed ones, in both programs: ours gives freed memory back in its first steps (`train/compile.py`)
+# steps before the timed ones, in both programs: ours gives freed memory back in its first steps
+# (`training/compile.py`)
+WARM = 6
 WITHOUT_PEER = ("gemma-int8", "minilm-int8", "minilm-dora")
 
 
-def training_step(kind: str, precision: str, folder: str, batch: int, length: int, fraction: float) -> tuple[Any, ...]:
-    """Our step as a function and as a program, and what it takes: state, frozen weights and a batch."""
+def training_step(
+    kind: str, precision: str, folder: str, batch: int, length: int, fraction: float
+) -> tuple[Any, ...]:
+    """Our step as a function and as a program, and what it takes: state, frozen weights and a
+    batch.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from lora_jax import Decoder, LoraSpec, QuantSpec, adapt, create_state, make_optimizer, make_train_step
+    from lora_jax import (
+        Decoder,
+        LoraSpec,
+        QuantSpec,
+        adapt,
+        create_state,
+        make_optimizer,
+        make_train_step,
+    )
     from lora_jax.config import OptimConfig
     from lora_jax.io.decoder_weights import load_decoder
     from lora_jax.io.weights import load_encoder
     from lora_jax.models.encoder import Encoder
-    from lora_jax.train.allocator import keep_freed_memory
-    from lora_jax.train.compile import Program
-    from lora_jax.train.kinds import loss_of
+    from lora_jax.training.allocator import keep_freed_memory
+    from lora_jax.training.compile import Program
+    from lora_jax.training.kinds import loss_of
 
     keep_freed_memory()
     dtype = jnp.bfloat16 if precision.endswith("bf16") else jnp.float32
@@ -78,14 +93,33 @@ def training_step(kind: str, precision: str, folder: str, batch: int, length: in
         tokens = rng.integers(5, 200_000, (batch, length)).astype(np.int32)
         counts = np.zeros((batch, length), np.float32)
         counts[:, length - int(length * fraction) :] = 1
-        data = dict(tokens=tokens, segments=np.ones_like(tokens), labels=np.roll(tokens, -1, 1), loss_weight=counts)
+        data = dict(
+            tokens=tokens,
+            segments=np.ones_like(tokens),
+            labels=np.roll(tokens, -1, 1),
+            loss_weight=counts,
+        )
         inputs, target = (jnp.asarray(tokens[:1, :8]),), r"layers/.*kernel"
     spec = LoraSpec(rank=8, alpha=16.0, dora=precision == "dora")
-    frozen, lora = adapt(model, params, inputs, lora=[(target, spec)], quant=quant, whole=whole, key=jax.random.key(0))
+    frozen, trainable = adapt(
+        model,
+        params,
+        inputs,
+        lora=[(target, spec)],
+        quant=quant,
+        whole=whole,
+        key=jax.random.key(0),
+    )
     del params
     tx = make_optimizer(OptimConfig(learning_rate=1e-4), 1000)
     step = make_train_step(loss_of(model), tx)
-    return step, Program(step, donate=(0,)), create_state(lora, tx, jax.random.key(1)), frozen, data
+    return (
+        step,
+        Program(step, donate=(0,)),
+        create_state(trainable, tx, jax.random.key(1)),
+        frozen,
+        data,
+    )
 
 
 def ours(kind: str, precision: str, folder: str, steps: int, *sizes: Any) -> None:
@@ -105,7 +139,11 @@ def ours(kind: str, precision: str, folder: str, steps: int, *sizes: Any) -> Non
         times.append(time.perf_counter() - start)
     used = (time.process_time() - used) / steps
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps(dict(seconds=times, processor=used, first=first, rss=peak, loss=float(metrics["loss"]))))
+    print(
+        json.dumps(
+            dict(seconds=times, processor=used, first=first, rss=peak, loss=float(metrics["loss"]))
+        )
+    )
 
 
 def prepare(cache: Path = CACHE) -> dict[str, str]:
@@ -123,7 +161,9 @@ def prepare(cache: Path = CACHE) -> dict[str, str]:
 
 def child(command: list[str]) -> dict:
     """The JSON line that a program prints."""
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -131,8 +171,12 @@ def child(command: list[str]) -> dict:
 
 def main() -> None:
     """Runs the cases and prints one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", help="an interpreter with torch, transformers, PEFT and bitsandbytes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--peer", help="an interpreter with torch, transformers, PEFT and bitsandbytes"
+    )
     parser.add_argument("--only", default=",".join(CASES), help="cases, separated by commas")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5, help="timed steps a round")
@@ -147,15 +191,27 @@ def main() -> None:
         raise SystemExit(f"unknown cases {unknown}; known are {', '.join(CASES)}")
     folders = prepare(arguments.cache)
     print(
-        "| case | ours ms | peer ms | ratio | ours processor ms | peer processor ms | ratio | ours first s | peer first s | ours GB | peer GB |"
+        "| case | ours ms | peer ms | ratio | ours processor ms | peer processor ms | ratio | ours "
+        "first s | peer first s | ours GB | peer GB |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name in chosen:
         kind, precision, *sizes, fraction = CASES[name]
-        common = [kind, precision, folders[kind], str(arguments.steps), *map(str, sizes), str(fraction)]
+        common = [
+            kind,
+            precision,
+            folders[kind],
+            str(arguments.steps),
+            *map(str, sizes),
+            str(fraction),
+        ]
         programs = {"ours": [sys.executable, __file__, "--ours", *common]}
         if arguments.peer and name not in WITHOUT_PEER:
-            programs["peer"] = [arguments.peer, str(Path(__file__).parent / "peers" / "train_step.py"), *common]
+            programs["peer"] = [
+                arguments.peer,
+                str(Path(__file__).parent / "peers" / "train_step.py"),
+                *common,
+            ]
         rounds: dict[str, list[dict]] = {who: [] for who in programs}
         for _ in range(arguments.rounds):
             for who, command in programs.items():
@@ -175,8 +231,10 @@ def row(name: str, rounds: dict[str, list[dict]]) -> str:
             "gb": max(result["rss"] for result in results) / 1e9,
         }
     mine, peer = cells["ours"], cells.get("peer")
-    each = lambda key, digits: f"{mine[key]:.{digits}f} | {peer[key]:.{digits}f}" if peer else f"{mine[key]:.{digits}f} | "  # noqa: E731
-    ratio = lambda key: f"{peer[key] / mine[key]:.2f}" if peer else ""  # noqa: E731
+    each = lambda key, digits: (
+        f"{mine[key]:.{digits}f} | {peer[key]:.{digits}f}" if peer else f"{mine[key]:.{digits}f} | "
+    )
+    ratio = lambda key: f"{peer[key] / mine[key]:.2f}" if peer else ""
     return f"| {name} | {each('ms', 0)} | {ratio('ms')} | {each('cpu', 0)} | {ratio('cpu')} | {each('first', 1)} | {each('gb', 2)} |"
 
 

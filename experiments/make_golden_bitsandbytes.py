@@ -1,10 +1,13 @@
-"""Writes tests/golden/bitsandbytes.json and .safetensors: the bytes of bitsandbytes 0.50.2 on its CPU backend, for tests without torch.
+"""Writes tests/golden/bitsandbytes.json and .safetensors: the bytes of bitsandbytes 0.50.2 on its
+CPU backend, for tests without torch.
 
-Run in an environment with torch 2.13 and bitsandbytes 0.50.2 (the extra `peer`), with one thread, since the order of its sums depends on it:
+Run in an environment with torch 2.13 and bitsandbytes 0.50.2 (the extra `peer`), with one thread,
+since the order of its sums depends on it:
 
     OMP_NUM_THREADS=1 python experiments/make_golden_bitsandbytes.py
 
-Weights are multiplicative hashes, so that every platform makes the same: see `weight`. Stored: sha256 of codes, scales and nested scales.
+Weights are multiplicative hashes, so that every platform makes the same: see `weight`. Stored:
+sha256 of codes, scales and nested scales.
 """
 
 import hashlib
@@ -23,7 +26,9 @@ SHAPES = ((64, 128), (7, 100), (3, 33), (1, 1), (129, 256))  # (out, in)
 
 
 def weight(shape: tuple[int, int], seed: int, dtype: str) -> np.ndarray:
-    """(out, in) of numbers with tails, some of them alone in their range, the first row 0 for odd seeds; rounded to `dtype`."""
+    """(out, in) of numbers with tails, some of them alone in their range, the first row 0 for odd
+    seeds; rounded to `dtype`.
+    """
     index = np.arange(np.prod(shape), dtype=np.uint64) + np.uint64(1000003 * seed)
     unit = ((index * np.uint64(2654435761)) % np.uint64(2**32)).astype(np.float64) / 2**31 - 1
     w = (unit**3 * 0.125).astype(np.float32).reshape(shape)
@@ -43,14 +48,34 @@ def main() -> None:
                 for shape in SHAPES if block in (64, 1024) else SHAPES[:2]:
                     for seed, dtype in enumerate(("float32", "float16", "bfloat16")):
                         w = torch.from_numpy(weight(shape, seed, dtype)).to(getattr(torch, dtype))
-                        codes, state = functional.quantize_4bit(w, blocksize=block, quant_type=kind, compress_statistics=double)
-                        case = {"kind": kind, "double": double, "block": block, "shape": shape, "seed": seed, "dtype": dtype}
-                        case |= {"codes": digest(codes), "absmax": digest(state.absmax), "weights": digest(w.float())}
-                        case["dequantised"] = digest(functional.dequantize_4bit(codes, state).float())
+                        codes, state = functional.quantize_4bit(
+                            w, blocksize=block, quant_type=kind, compress_statistics=double
+                        )
+                        case = {
+                            "kind": kind,
+                            "double": double,
+                            "block": block,
+                            "shape": shape,
+                            "seed": seed,
+                            "dtype": dtype,
+                        }
+                        case |= {
+                            "codes": digest(codes),
+                            "absmax": digest(state.absmax),
+                            "weights": digest(w.float()),
+                        }
+                        case["dequantised"] = digest(
+                            functional.dequantize_4bit(codes, state).float()
+                        )
                         if double:
-                            case |= {"offset": state.offset.item(), "nested": digest(state.state2.absmax)}
+                            case |= {
+                                "offset": state.offset.item(),
+                                "nested": digest(state.state2.absmax),
+                            }
                         cases.append(case)
-    (FOLDER / "bitsandbytes.json").write_text("[\n" + ",\n".join(json.dumps(case) for case in cases) + "\n]\n")
+    (FOLDER / "bitsandbytes.json").write_text(
+        "[\n" + ",\n".join(json.dumps(case) for case in cases) + "\n]\n"
+    )
     tensors = {}
     for name, kind, double, shape in (
         ("straddling", "nf4", True, (16, 100)),
@@ -59,17 +84,36 @@ def main() -> None:
     ):
         layer = bnb.nn.Linear4bit(shape[1], shape[0], bias=True, quant_type=kind)
         layer.weight = bnb.nn.Params4bit(
-            torch.from_numpy(weight(shape, 0, "float32")), requires_grad=False, quant_type=kind, compress_statistics=double
+            torch.from_numpy(weight(shape, 0, "float32")),
+            requires_grad=False,
+            quant_type=kind,
+            compress_statistics=double,
         )
         torch.nn.init.constant_(layer.bias, 0.5)
         tensors |= {f"{name}.{key}": value for key, value in layer.to("cpu").state_dict().items()}
-        tensors[f"{name}.dequantised"] = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        tensors[f"{name}.dequantised"] = functional.dequantize_4bit(
+            layer.weight.data, layer.weight.quant_state
+        )
     layer = bnb.nn.Linear8bitLt(64, 16, bias=False, has_fp16_weights=False)
-    layer.weight = bnb.nn.Int8Params(torch.from_numpy(weight((16, 64), 0, "float32")), requires_grad=False, has_fp16_weights=False)
+    layer.weight = bnb.nn.Int8Params(
+        torch.from_numpy(weight((16, 64), 0, "float32")),
+        requires_grad=False,
+        has_fp16_weights=False,
+    )
     tensors |= {f"eight.{key}": value for key, value in layer.to("cpu").state_dict().items()}
-    tensors["eight.dequantised"] = functional.int8_vectorwise_dequant(tensors["eight.weight"], tensors["eight.SCB"])
-    save_file({key: value.detach().contiguous() for key, value in tensors.items()}, str(FOLDER / "bitsandbytes.safetensors"))
-    print(f"{len(cases)} cases; " + ", ".join(f"{path.name} {path.stat().st_size:,} bytes" for path in FOLDER.glob("bitsandbytes.*")))
+    tensors["eight.dequantised"] = functional.int8_vectorwise_dequant(
+        tensors["eight.weight"], tensors["eight.SCB"]
+    )
+    save_file(
+        {key: value.detach().contiguous() for key, value in tensors.items()},
+        str(FOLDER / "bitsandbytes.safetensors"),
+    )
+    print(
+        f"{len(cases)} cases; "
+        + ", ".join(
+            f"{path.name} {path.stat().st_size:,} bytes" for path in FOLDER.glob("bitsandbytes.*")
+        )
+    )
 
 
 if __name__ == "__main__":

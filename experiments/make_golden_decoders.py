@@ -1,12 +1,14 @@
-"""Writes tests/golden/decoders/: tiny random models of every decoder family with what transformers computes, for tests without torch.
+"""Writes tests/golden/decoders/: tiny random models of every decoder family with what transformers
+computes, for tests without torch.
 
 Run in an environment with torch 2.13 and transformers 5.23 (the extra `peer`):
 
     python experiments/make_golden_decoders.py
 
-A folder a family holds config.json and model.safetensors as `save_pretrained` writes them (weights rounded to float16, so that
-files are small and float32 is exact). logits.npz holds, for each family, the logits of two texts in float32, of which the
-second is padded on the left by 3 tokens; for a few, what `generate` gives greedily; and what the logits processors do.
+A folder a family holds config.json and model.safetensors as `save_pretrained` writes them (weights
+rounded to float16, so that files are small and float32 is exact). logits.npz holds, for each
+family, the logits of two texts in float32, of which the second is padded on the left by 3 tokens;
+for a few, what `generate` gives greedily; and what the logits processors do.
 """
 
 import json
@@ -24,7 +26,12 @@ SMALL = dict(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, num_attentio
              pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
 GROUPED = SMALL | dict(num_key_value_heads=2)
 ROPE3 = dict(
-    rope_type="llama3", rope_theta=500.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
+    rope_type="llama3",
+    rope_theta=500.0,
+    factor=4.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=16,
 )
 YARN = dict(rope_type="yarn", rope_theta=500.0, factor=4.0, original_max_position_embeddings=16)
 LONG = dict(rope_type="longrope", rope_theta=500.0, short_factor=[1.0, 1.5], long_factor=[2.0, 5.0])
@@ -59,32 +66,51 @@ def main() -> None:
     arrays: dict[str, np.ndarray] = {}
     for seed, (name, (kind, settings)) in enumerate(FAMILIES.items()):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings), attn_implementation="eager").eval()
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(kind, **settings), attn_implementation="eager"
+        ).eval()
         randomise(model)
         model.half().save_pretrained(TARGET / name)
         (TARGET / name / "generation_config.json").unlink(missing_ok=True)
-        model = AutoModelForCausalLM.from_pretrained(TARGET / name, dtype=torch.float32, attn_implementation="eager").eval()
+        model = AutoModelForCausalLM.from_pretrained(
+            TARGET / name, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
         tokens = torch.randint(3, VOCAB, (2, LENGTH))
         mask = torch.ones_like(tokens)
         mask[1, :PADDING] = 0
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         with torch.no_grad():
-            arrays[f"{name}/logits"] = model(input_ids=tokens, attention_mask=mask, position_ids=positions).logits.numpy()
+            arrays[f"{name}/logits"] = model(
+                input_ids=tokens, attention_mask=mask, position_ids=positions
+            ).logits.numpy()
             if name in GREEDY:
                 model.generation_config.eos_token_id = None  # No text ends before the last token.
-                out = model.generate(tokens, attention_mask=mask, do_sample=False, max_new_tokens=NEW, pad_token_id=0)
+                out = model.generate(
+                    tokens, attention_mask=mask, do_sample=False, max_new_tokens=NEW, pad_token_id=0
+                )
                 arrays[f"{name}/greedy"] = out[:, LENGTH:].numpy().astype(np.int32)
-        arrays[f"{name}/tokens"], arrays[f"{name}/mask"] = tokens.numpy().astype(np.int32), mask.numpy().astype(bool)
-        print(name, round(float(arrays[f"{name}/logits"].std()), 3), sum(f.stat().st_size for f in (TARGET / name).iterdir()))
+        arrays[f"{name}/tokens"], arrays[f"{name}/mask"] = (
+            tokens.numpy().astype(np.int32),
+            mask.numpy().astype(bool),
+        )
+        print(
+            name,
+            round(float(arrays[f"{name}/logits"].std()), 3),
+            sum(f.stat().st_size for f in (TARGET / name).iterdir()),
+        )
     arrays |= processed()
     np.savez_compressed(TARGET / "logits.npz", **arrays)
     total = sum(file.stat().st_size for file in TARGET.rglob("*") if file.is_file())
-    (TARGET / "versions.json").write_text(json.dumps({"transformers": transformers.__version__, "torch": torch.__version__}) + "\n")
+    (TARGET / "versions.json").write_text(
+        json.dumps({"transformers": transformers.__version__, "torch": torch.__version__}) + "\n"
+    )
     print(f"{TARGET}: {total / 1024:.0f} KiB")
 
 
 def randomise(model: torch.nn.Module) -> None:
-    """Weights of a size that makes attention, experts and soft-caps matter; none at the value it starts with."""
+    """Weights of a size that makes attention, experts and soft-caps matter; none at the value it
+    starts with.
+    """
     with torch.no_grad():
         for weight in model.parameters():
             noise = torch.randn_like(weight)
@@ -103,7 +129,9 @@ def processed() -> dict[str, np.ndarray]:
         "repetition_penalty": logits_process.RepetitionPenaltyLogitsProcessor(1.3),
         "no_repeat_ngram": logits_process.NoRepeatNGramLogitsProcessor(2),
     }
-    out = {f"process/{name}": process(texts, logits.clone()).numpy() for name, process in each.items()}
+    out = {
+        f"process/{name}": process(texts, logits.clone()).numpy() for name, process in each.items()
+    }
     return out | {"process/texts": texts.numpy().astype(np.int32), "process/logits": logits.numpy()}
 
 

@@ -1,12 +1,14 @@
-"""Writes tests/golden/gemma3_270m.npz: what transformers computes and tokenises with the real Gemma-3-270M, loaded from its GGUF file.
+"""Writes tests/golden/gemma3_270m.npz: what transformers computes and tokenises with the real
+Gemma-3-270M, loaded from its GGUF file.
 
-Run in an environment with torch 2.13, transformers 5.23 and gguf (the extra `peer`), with the folder that
-`lora_jax.io.hub.resolve('gemma3-270m')` gives:
+Run in an environment with torch 2.13, transformers 5.23 and gguf (the extra `peer`), with the
+folder that `lora_jax.io.hub.resolve('gemma3-270m')` gives:
 
     python experiments/make_golden_gemma.py FOLDER
 
-Stored: token ids of some texts and of a chat; for two texts (the second shorter, padded on the left) logits of a few positions at
-64 words, the largest logit's word at every position, log-sum-exp of all logits; and 24 tokens that greedy decoding gives.
+Stored: token ids of some texts and of a chat; for two texts (the second shorter, padded on the
+left) logits of a few positions at 64 words, the largest logit's word at every position, log-sum-exp
+of all logits; and 24 tokens that greedy decoding gives.
 """
 
 import sys
@@ -35,9 +37,17 @@ WORDS = np.linspace(0, 262_143, 64).astype(int)
 def main(folder: str) -> None:
     file = next(Path(folder).glob("*.gguf")).name
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32, attn_implementation="eager").eval()
-    arrays = {f"text/{n}": np.asarray(tokenizer(text)["input_ids"], np.int32) for n, text in enumerate(TEXTS)}
-    arrays |= {f"decoded/{n}": np.asarray(tokenizer.decode(arrays[f"text/{n}"], skip_special_tokens=True)) for n in range(len(TEXTS))}
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=file, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    arrays = {
+        f"text/{n}": np.asarray(tokenizer(text)["input_ids"], np.int32)
+        for n, text in enumerate(TEXTS)
+    }
+    arrays |= {
+        f"decoded/{n}": np.asarray(tokenizer.decode(arrays[f"text/{n}"], skip_special_tokens=True))
+        for n in range(len(TEXTS))
+    }
     tokenizer.padding_side = "left"
     batch = tokenizer(PROMPTS, padding=True, return_tensors="pt")
     positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)

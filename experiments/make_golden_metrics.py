@@ -1,11 +1,13 @@
-"""Writes tests/golden/metrics.json: texts with several references, and what the official scorers say about them.
+"""Writes tests/golden/metrics.json: texts with several references, and what the official scorers
+say about them.
 
 python experiments/make_golden_metrics.py E2E_METRICS
 
-E2E_METRICS is a checkout of github.com/tuetschek/e2e-metrics (commit 1b9c4d8), with its Java programs; it needs `future`,
-`numpy` and `matplotlib`. BLEU and NIST are its pymteval.py (mteval-v13a), METEOR, ROUGE-L and CIDEr its copy of COCO's scorer.
-Answers are scored by the functions of SQuAD's evaluate-v1.1.py, written out below as published.
-The texts are our own, in the manner of that data set.
+E2E_METRICS is a checkout of github.com/tuetschek/e2e-metrics (commit 1b9c4d8), with its Java
+programs; it needs `future`, `numpy` and `matplotlib`. BLEU and NIST are its pymteval.py
+(mteval-v13a), METEOR, ROUGE-L and CIDEr its copy of COCO's scorer. Answers are scored by the
+functions of SQuAD's evaluate-v1.1.py, written out below as published. The texts are our own, in the
+manner of that data set.
 """
 
 import collections
@@ -16,7 +18,16 @@ import string
 import sys
 from pathlib import Path
 
-NAMES = ["The Mill", "Blue Spice", "Cocum", "The Punter", "Wildwood", "Green Man", "Zizzi", "Fitzbillies"]
+NAMES = [
+    "The Mill",
+    "Blue Spice",
+    "Cocum",
+    "The Punter",
+    "Wildwood",
+    "Green Man",
+    "Zizzi",
+    "Fitzbillies",
+]
 FOODS = ["Italian", "Chinese", "fast", "Indian", "English"]
 PLACES = ["by the riverside", "in the city centre", "near the park"]
 
@@ -25,16 +36,31 @@ def texts(rng: random.Random) -> tuple[list[str], list[list[str]]]:
     """Forty outputs and one to four references each."""
     outputs, references = [], []
     for n in range(40):
-        name, food, place, stars = rng.choice(NAMES), rng.choice(FOODS), rng.choice(PLACES), rng.randint(1, 5)
+        name, food, place, stars = (
+            rng.choice(NAMES),
+            rng.choice(FOODS),
+            rng.choice(PLACES),
+            rng.randint(1, 5),
+        )
         forms = [
             f"{name} is a {food} restaurant {place}. It has a customer rating of {stars} out of 5.",
-            f"There's a family-friendly place {place} called {name}, which serves {food} food for £20-{20 + stars}.",
+            (
+                f"There's a family-friendly place {place} called {name}, which serves {food} food "
+                f"for £20-{20 + stars}."
+            ),
             f"{name} serves {food} food; it isn't expensive ({stars} stars), and it's {place}!",
             f'Rated {stars} out of 5, "{name}" offers {food} dishes {place}. Children are welcome.',
-            f"If you like {food} food, try {name}: it's {place}, and its rating is {stars}. Don't miss it.",
+            (
+                f"If you like {food} food, try {name}: it's {place}, and its rating is {stars}. "
+                "Don't miss it."
+            ),
         ]
         rng.shuffle(forms)
-        outputs.append(forms[0] if n % 3 else forms[0].replace("food", "cuisine").replace(" is ", " was ").lower())
+        outputs.append(
+            forms[0]
+            if n % 3
+            else forms[0].replace("food", "cuisine").replace(" is ", " was ").lower()
+        )
         references.append(forms[1 : 2 + n % 4])
     return outputs, references
 
@@ -48,7 +74,9 @@ def e2e_scores(folder: str, outputs: list[str], references: list[list[str]]) -> 
     return dict(coco.eval) | measure_scores.run_pymteval(references, outputs)
 
 
-# As in https://worksheets.codalab.org/rest/bundles/0x6b567e1cf2e041ec80d7098f031c5c9e/contents/blob/ (evaluate-v1.1.py).
+# As in
+# https://worksheets.codalab.org/rest/bundles/0x6b567e1cf2e041ec80d7098f031c5c9e/contents/blob/
+# (evaluate-v1.1.py).
 def normalize_answer(s):
     def remove_articles(text):
         return re.sub(r"\b(a|an|the)\b", " ", text)
@@ -91,12 +119,19 @@ if __name__ == "__main__":
         {
             "prediction": prediction,
             "references": gold,
-            "exact_match": max(float(normalize_answer(prediction) == normalize_answer(g)) for g in gold),
+            "exact_match": max(
+                float(normalize_answer(prediction) == normalize_answer(g)) for g in gold
+            ),
             "f1": max(f1_score(prediction, g) for g in gold),
         }
         for prediction, gold in ANSWERS
     ]
-    golden = {"outputs": outputs, "references": references, "e2e": e2e_scores(sys.argv[1], outputs, references), "answers": answers}
+    golden = {
+        "outputs": outputs,
+        "references": references,
+        "e2e": e2e_scores(sys.argv[1], outputs, references),
+        "answers": answers,
+    }
     out = Path(__file__).parents[1] / "tests" / "golden" / "metrics.json"
     out.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
     print(golden["e2e"])

@@ -1,11 +1,13 @@
-"""Writes tests/golden/peft: small adapters that PEFT saved, the random models they belong to, and what PEFT computes with them.
+"""Writes tests/golden/peft: small adapters that PEFT saved, the random models they belong to, and
+what PEFT computes with them.
 
 Run in an environment with torch 2.13, transformers 5.23 and peft 0.21.2 (the extra `peer`):
 
     python experiments/make_golden_peft.py
 
-A folder a case, as `save_pretrained` writes it. Models: bert/ and bert_cls/ (model folders), inputs and results in golden.npz: `tokens`, `mask`, and for
-each case `<case>#logits` (or `#hidden`), or `<case>#<module>` with the weight that `merge_and_unload` gives that module minus the base's.
+A folder a case, as `save_pretrained` writes it. Models: bert/ and bert_cls/ (model folders), inputs
+and results in golden.npz: `tokens`, `mask`, and for each case `<case>#logits` (or `#hidden`), or
+`<case>#<module>` with the weight that `merge_and_unload` gives that module minus the base's.
 """
 
 import shutil
@@ -25,7 +27,14 @@ from transformers import (
 )
 
 TARGET = Path(__file__).resolve().parents[1] / "tests" / "golden" / "peft"
-BERT = dict(vocab_size=48, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, max_position_embeddings=12)
+BERT = dict(
+    vocab_size=48,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=24,
+    max_position_embeddings=12,
+)
 
 
 def bert(kind: type) -> torch.nn.Module:
@@ -35,12 +44,21 @@ def bert(kind: type) -> torch.nn.Module:
 
 def gpt2() -> torch.nn.Module:
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=24, n_embd=8, n_layer=2, n_head=2, n_positions=8)).eval()
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=24, n_embd=8, n_layer=2, n_head=2, n_positions=8)
+    ).eval()
 
 
 def llama() -> torch.nn.Module:
     torch.manual_seed(0)
-    sizes = dict(vocab_size=24, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=12)
+    sizes = dict(
+        vocab_size=24,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=12,
+    )
     return LlamaForCausalLM(LlamaConfig(**sizes)).eval()
 
 
@@ -84,7 +102,11 @@ def randomise(model: torch.nn.Module) -> None:
 
 def deltas(model: torch.nn.Module, base: dict) -> dict[str, np.ndarray]:
     merged = model.merge_and_unload().state_dict()
-    return {name: (merged[name] - base[name]).numpy() for name in base if not torch.equal(merged[name], base[name])}
+    return {
+        name: (merged[name] - base[name]).numpy()
+        for name in base
+        if not torch.equal(merged[name], base[name])
+    }
 
 
 def main() -> None:
@@ -110,10 +132,16 @@ def main() -> None:
             else:
                 golden |= {f"{case}#{name}": value for name, value in deltas(adapted, base).items()}
                 kept = ("c_attn.weight",) if "dora" in case else ("embed_tokens.weight",)
-                golden |= {f"{case}#base#{name}": v.numpy() for name, v in base.items() if name.endswith(kept)}
+                golden |= {
+                    f"{case}#base#{name}": v.numpy()
+                    for name, v in base.items()
+                    if name.endswith(kept)
+                }
     np.savez_compressed(TARGET / "golden.npz", **golden)
     files = [file for file in TARGET.rglob("*") if file.is_file()]
-    print(f"{TARGET}: {len(files)} files, {sum(file.stat().st_size for file in files) / 1024:.0f} KiB")
+    print(
+        f"{TARGET}: {len(files)} files, {sum(file.stat().st_size for file in files) / 1024:.0f} KiB"
+    )
 
 
 if __name__ == "__main__":

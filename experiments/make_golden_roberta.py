@@ -1,4 +1,5 @@
-"""Writes tests/golden/roberta/: a small random RoBERTa of transformers with its classification head, and what it computes.
+"""Writes tests/golden/roberta/: a small random RoBERTa of transformers with its classification
+head, and what it computes.
 
 Run in an environment with torch 2.13 and transformers 5.23 (the extra `peer`):
 
@@ -17,7 +18,12 @@ TARGET = Path(__file__).resolve().parents[1] / "tests" / "golden" / "roberta"
 def main() -> None:
     torch.manual_seed(0)
     sizes = dict(
-        vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, max_position_embeddings=26
+        vocab_size=60,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=26,
     )
     config = RobertaConfig(**sizes, type_vocab_size=1, num_labels=3, layer_norm_eps=1e-5)
     model = RobertaForSequenceClassification(config).eval()
@@ -30,9 +36,17 @@ def main() -> None:
     mask = np.arange(11) < np.array([11, 7, 3])[:, None]
     tokens[~mask] = 1
     with torch.no_grad():
-        batch = dict(input_ids=torch.as_tensor(tokens), attention_mask=torch.as_tensor(mask.astype(int)))
+        batch = dict(
+            input_ids=torch.as_tensor(tokens), attention_mask=torch.as_tensor(mask.astype(int))
+        )
         hidden, logits = model.roberta(**batch).last_hidden_state, model(**batch).logits
-    np.savez_compressed(TARGET / "golden.npz", tokens=tokens, mask=mask, hidden=hidden.numpy(), logits=logits.numpy())
+    np.savez_compressed(
+        TARGET / "golden.npz",
+        tokens=tokens,
+        mask=mask,
+        hidden=hidden.numpy(),
+        logits=logits.numpy(),
+    )
 
 
 if __name__ == "__main__":

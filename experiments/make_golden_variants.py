@@ -1,6 +1,8 @@
-"""Writes tests/golden/variants.npz: what PEFT 0.21.2 computes for DoRA, PiSSA, OLoRA, LoRA-GA, VeRA, AdaLoRA and LoRA-FA.
+"""Writes tests/golden/variants.npz: what PEFT 0.21.2 computes for DoRA, PiSSA, OLoRA, LoRA-GA,
+VeRA, AdaLoRA and LoRA-FA.
 
-python experiments/make_golden_variants.py  (needs the extra 'peer'; the tests that read the file need nothing of it)
+python experiments/make_golden_variants.py  (needs the extra 'peer'; the tests that read the file
+need nothing of it)
 
 All matrices are stored as PEFT has them: W (out, in), A (r, in), B (out, r).
 """
@@ -39,11 +41,17 @@ def main():
     out = {}
     torch.manual_seed(1)
     x, g = torch.randn(BATCH, IN), torch.randn(BATCH, OUT)
-    noise = {"A": 0.3 * torch.randn(RANK, IN), "B": 0.3 * torch.randn(OUT, RANK), "m": 0.3 * torch.randn(OUT)}
+    noise = {
+        "A": 0.3 * torch.randn(RANK, IN),
+        "B": 0.3 * torch.randn(OUT, RANK),
+        "m": 0.3 * torch.randn(OUT),
+    }
     plain = base()
     out |= {"x": numpy(x), "g": numpy(g), "W": numpy(plain[0].weight), "bias": numpy(plain[0].bias)}
 
-    dora = get_peft_model(copy.deepcopy(plain), LoraConfig(r=RANK, lora_alpha=6, target_modules=["0"], use_dora=True))
+    dora = get_peft_model(
+        copy.deepcopy(plain), LoraConfig(r=RANK, lora_alpha=6, target_modules=["0"], use_dora=True)
+    )
     module = layer(dora)
     magnitude = module.lora_magnitude_vector["default"].weight
     out["dora_start_m"] = numpy(magnitude)
@@ -53,24 +61,43 @@ def main():
         magnitude += noise["m"]
     y = dora(x)
     (y * g).sum().backward()
-    parts = {"A": module.lora_A["default"].weight, "B": module.lora_B["default"].weight, "m": magnitude}
+    parts = {
+        "A": module.lora_A["default"].weight,
+        "B": module.lora_B["default"].weight,
+        "m": magnitude,
+    }
     out |= {f"dora_{name}": numpy(value) for name, value in parts.items()} | {"dora_y": numpy(y)}
     out |= {f"dora_grad_{name}": numpy(value.grad) for name, value in parts.items()}
     out["dora_merged"] = numpy(dora.merge_and_unload()[0].weight)
 
     for init in ("pissa", "olora"):
-        model = get_peft_model(copy.deepcopy(plain), LoraConfig(r=RANK, lora_alpha=6, target_modules=["0"], init_lora_weights=init))
+        model = get_peft_model(
+            copy.deepcopy(plain),
+            LoraConfig(r=RANK, lora_alpha=6, target_modules=["0"], init_lora_weights=init),
+        )
         module = layer(model)
-        out |= {f"{init}_A": numpy(module.lora_A["default"].weight), f"{init}_B": numpy(module.lora_B["default"].weight)}
+        out |= {
+            f"{init}_A": numpy(module.lora_A["default"].weight),
+            f"{init}_B": numpy(module.lora_B["default"].weight),
+        }
         out[f"{init}_residual"] = numpy(module.base_layer.weight)
 
     ready = copy.deepcopy(plain)
     gradient = torch.randn(OUT, IN)
     ready[0]._peft_loraga_grad = gradient
-    config = LoraConfig(r=RANK, lora_alpha=6, target_modules=["0"], init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig())
+    config = LoraConfig(
+        r=RANK,
+        lora_alpha=6,
+        target_modules=["0"],
+        init_lora_weights="lora_ga",
+        lora_ga_config=LoraGAConfig(),
+    )
     module = layer(get_peft_model(ready, config))
     out |= {"lora_ga_G": numpy(gradient), "lora_ga_A": numpy(module.lora_A["default"].weight)}
-    out |= {"lora_ga_B": numpy(module.lora_B["default"].weight), "lora_ga_residual": numpy(module.base_layer.weight)}
+    out |= {
+        "lora_ga_B": numpy(module.lora_B["default"].weight),
+        "lora_ga_residual": numpy(module.base_layer.weight),
+    }
 
     vera = get_peft_model(copy.deepcopy(plain), VeraConfig(r=RANK, target_modules=["0"]))
     module = layer(vera)
@@ -88,10 +115,21 @@ def main():
 
 
 def adalora(plain):
-    """Gains, importance inputs and masks over the steps of a budget, driven by given values and gradients."""
+    """Gains, importance inputs and masks over the steps of a budget, driven by given values and
+    gradients.
+    """
     two = torch.nn.Sequential(torch.nn.Linear(IN, OUT), torch.nn.Linear(OUT, IN))
     config = AdaLoraConfig(
-        init_r=4, target_r=2, tinit=2, tfinal=3, deltaT=2, beta1=0.85, beta2=0.85, total_step=12, lora_alpha=6, target_modules=["0", "1"]
+        init_r=4,
+        target_r=2,
+        tinit=2,
+        tfinal=3,
+        deltaT=2,
+        beta1=0.85,
+        beta2=0.85,
+        total_step=12,
+        lora_alpha=6,
+        target_modules=["0", "1"],
     )
     model = get_peft_model(two, config)
     allocator = model.base_model.rankallocator
@@ -103,18 +141,25 @@ def adalora(plain):
             short = name.split("model.")[-1].replace(".default", "")
             p.data = torch.randn_like(p)
             p.grad = torch.randn_like(p)
-            out[f"adalora_{step}_{short}"], out[f"adalora_{step}_{short}_grad"] = numpy(p), numpy(p.grad)
+            out[f"adalora_{step}_{short}"], out[f"adalora_{step}_{short}_grad"] = (
+                numpy(p),
+                numpy(p.grad),
+            )
         budget, _ = allocator.update_and_allocate(model.base_model, step)
         out[f"adalora_{step}_budget"] = np.int32(budget)
         for name, p in named.items():
             if "lora_E" in name:
-                out[f"adalora_{step}_{name.split('model.')[-1].replace('.default', '')}_kept"] = numpy(p != 0)
+                out[f"adalora_{step}_{name.split('model.')[-1].replace('.default', '')}_kept"] = (
+                    numpy(p != 0)
+                )
     return out
 
 
 def lora_fa(plain, noise):
     """B after three steps of PEFT's LoRA-FA optimiser on given gradients."""
-    model = get_peft_model(copy.deepcopy(plain), LoraConfig(r=RANK, lora_alpha=6, target_modules=["0"]))
+    model = get_peft_model(
+        copy.deepcopy(plain), LoraConfig(r=RANK, lora_alpha=6, target_modules=["0"])
+    )
     optimizer = create_lorafa_optimizer(model, r=RANK, lora_alpha=6, lr=0.01)
     b = layer(model).lora_B["default"].weight
     grads = []
@@ -123,7 +168,11 @@ def lora_fa(plain, noise):
         b.grad = torch.randn_like(b)
         grads.append(numpy(b.grad))
         optimizer.step()
-    return {"fa_A": numpy(layer(model).lora_A["default"].weight), "fa_grads": np.stack(grads), "fa_B": numpy(b)}
+    return {
+        "fa_A": numpy(layer(model).lora_A["default"].weight),
+        "fa_grads": np.stack(grads),
+        "fa_B": numpy(b),
+    }
 
 
 if __name__ == "__main__":

@@ -1,59 +1,59 @@
-"""LoRA and QLoRA fine-tuning for JAX and Flax: any Linen module, honest bytes, sweeps over rank, bits and targets.
+"""LoRA and QLoRA fine-tuning for JAX and Flax: any Linen module, honest bytes, sweeps over rank,
+bits and targets.
 
-The public names, one by one; each is imported when it is first used, so that `import lora_jax` is quick and touches no device.
+The public names, one by one; each is imported when it is first used, so that `import lora_jax` is
+quick and touches no device.
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import Any
 
 _WHERE = {
     # Adapting any Linen model.
-    "find_sites": "lora_jax.adapt.sites",
-    "Site": "lora_jax.adapt.sites",
-    "adapt": "lora_jax.adapt.surgery",
-    "merge": "lora_jax.adapt.merge",
-    "merge_quantized": "lora_jax.adapt.merge",
-    "MergeReport": "lora_jax.adapt.merge",
-    "trainable_parameters": "lora_jax.adapt.surgery",
-    "join": "lora_jax.adapt.apply",
-    "split": "lora_jax.adapt.apply",
-    "apply": "lora_jax.adapt.apply",
-    "stack": "lora_jax.adapt.stack",
-    "unstack": "lora_jax.adapt.stack",
-    "weighted_sum": "lora_jax.adapt.algebra",
-    "compress": "lora_jax.adapt.algebra",
-    "ties": "lora_jax.adapt.algebra",
-    "dare": "lora_jax.adapt.algebra",
-    "factorize": "lora_jax.adapt.algebra",
-    "Bank": "lora_jax.adapt.many",
-    "make_bank": "lora_jax.adapt.many",
-    "replace_adapter": "lora_jax.adapt.many",
-    "apply_many": "lora_jax.adapt.many",
-    "check_start": "lora_jax.adapt.checks",
-    "check_effect": "lora_jax.adapt.checks",
-    "coverage": "lora_jax.adapt.checks",
-    "rule_coverage": "lora_jax.adapt.checks",
+    "find_sites": "lora_jax.adapters.sites",
+    "Site": "lora_jax.adapters.sites",
+    "adapt": "lora_jax.adapters.surgery",
+    "merge": "lora_jax.adapters.merge",
+    "merge_quantized": "lora_jax.adapters.merge",
+    "MergeReport": "lora_jax.adapters.merge",
+    "trainable_parameters": "lora_jax.adapters.surgery",
+    "join": "lora_jax.adapters.apply",
+    "split": "lora_jax.adapters.apply",
+    "apply": "lora_jax.adapters.apply",
+    "stack": "lora_jax.adapters.stack",
+    "unstack": "lora_jax.adapters.stack",
+    "weighted_sum": "lora_jax.adapters.algebra",
+    "compress": "lora_jax.adapters.algebra",
+    "ties": "lora_jax.adapters.algebra",
+    "dare": "lora_jax.adapters.algebra",
+    "factorize": "lora_jax.adapters.algebra",
+    "Bank": "lora_jax.adapters.many",
+    "make_bank": "lora_jax.adapters.many",
+    "replace_adapter": "lora_jax.adapters.many",
+    "apply_many": "lora_jax.adapters.many",
+    "check_start": "lora_jax.adapters.checks",
+    "check_effect": "lora_jax.adapters.checks",
+    "coverage": "lora_jax.adapters.checks",
+    "rule_coverage": "lora_jax.adapters.checks",
     "LoraSpec": "lora_jax.core.lowrank",
     "LowRank": "lora_jax.core.lowrank",
     "Whole": "lora_jax.core.boxes",
     "Rows": "lora_jax.core.rows",
     "rows_of": "lora_jax.core.rows",
-    "input_moments": "lora_jax.adapt.calibration",
-    "weight_gradients": "lora_jax.adapt.calibration",
-    "eva_ranks": "lora_jax.adapt.calibration",
-    "limit_ranks": "lora_jax.adapt.calibration",
-    "prune": "lora_jax.train.variants",
+    "input_moments": "lora_jax.adapters.calibration",
+    "weight_gradients": "lora_jax.adapters.calibration",
+    "eva_ranks": "lora_jax.adapters.calibration",
+    "limit_ranks": "lora_jax.adapters.calibration",
+    "prune": "lora_jax.training.variants",
     "fold_into_zeros": "lora_jax.core.qa_lora",
     # What the papers compare with.
-    "bottlenecks": "lora_jax.adapt.baselines",
-    "ia3": "lora_jax.adapt.baselines",
-    "prefix_embedding": "lora_jax.adapt.baselines",
-    "prefix_layers": "lora_jax.adapt.baselines",
-    "top_layers": "lora_jax.adapt.baselines",
+    "bottlenecks": "lora_jax.adapters.baselines",
+    "ia3": "lora_jax.adapters.baselines",
+    "prefix_embedding": "lora_jax.adapters.baselines",
+    "prefix_layers": "lora_jax.adapters.baselines",
+    "top_layers": "lora_jax.adapters.baselines",
     # Quantised weights.
     "QuantSpec": "lora_jax.core.quantize",
     "QuantizedArray": "lora_jax.core.quantize",
@@ -96,12 +96,12 @@ _WHERE = {
     "load_text_tokenizer": "lora_jax.io.gguf_tokenizer",
     "export_merged": "lora_jax.io.export",
     "export_gguf": "lora_jax.io.export",
-    "TextGenerator": "lora_jax.generate.text",
-    "Generator": "lora_jax.generate.engine",
-    "Sampling": "lora_jax.generate.sampling",
-    "beam_search": "lora_jax.generate.beam",
-    "BeamSearch": "lora_jax.generate.beam",
-    "language_loss": "lora_jax.train.language_loss",
+    "TextGenerator": "lora_jax.generation.text",
+    "Generator": "lora_jax.generation.engine",
+    "Sampling": "lora_jax.generation.sampling",
+    "beam_search": "lora_jax.generation.beam",
+    "BeamSearch": "lora_jax.generation.beam",
+    "language_loss": "lora_jax.training.language_loss",
     # Data.
     "load_data": "lora_jax.data.datasets:load",
     "load_tokenizer": "lora_jax.io.encoder_tokenizer",
@@ -112,40 +112,40 @@ _WHERE = {
     "Config": "lora_jax.config",
     "load_config": "lora_jax.config",
     "from_config_dict": "lora_jax.config",
-    "train": "lora_jax.train.loop",
-    "load_run": "lora_jax.train.saved",
-    "TrainState": "lora_jax.train.step",
-    "create_state": "lora_jax.train.step",
-    "make_train_step": "lora_jax.train.step",
-    "make_eval_step": "lora_jax.train.step",
-    "make_optimizer": "lora_jax.train.optim",
-    "classifier_loss": "lora_jax.train.losses",
-    "evaluate": "lora_jax.evaluate.evaluators",
+    "train": "lora_jax.training.loop",
+    "load_run": "lora_jax.training.saved",
+    "TrainState": "lora_jax.training.step",
+    "create_state": "lora_jax.training.step",
+    "make_train_step": "lora_jax.training.step",
+    "make_eval_step": "lora_jax.training.step",
+    "make_optimizer": "lora_jax.training.optim",
+    "classifier_loss": "lora_jax.training.losses",
+    "evaluate": "lora_jax.evaluation.evaluators",
     # Tasks, and evaluation that can be trusted.
     "RECIPES": "lora_jax.data.tasks",
     "load_examples": "lora_jax.data.examples",
     "to_completions": "lora_jax.data.examples",
     "find_contamination": "lora_jax.data.contamination",
-    "metric": "lora_jax.evaluate.metrics",
-    "predict": "lora_jax.evaluate.predictions",
-    "generate_predictions": "lora_jax.evaluate.generation",
-    "intervals": "lora_jax.evaluate.comparison",
-    "compare": "lora_jax.evaluate.comparison",
-    "forgetting": "lora_jax.evaluate.forgetting",
-    "adapter_matrix": "lora_jax.evaluate.adapters",
-    "home_wins": "lora_jax.evaluate.adapters",
-    "fit_budget": "lora_jax.train.memory",
+    "metric": "lora_jax.evaluation.metrics",
+    "predict": "lora_jax.evaluation.predictions",
+    "generate_predictions": "lora_jax.evaluation.generation",
+    "intervals": "lora_jax.evaluation.comparison",
+    "compare": "lora_jax.evaluation.comparison",
+    "forgetting": "lora_jax.evaluation.forgetting",
+    "adapter_matrix": "lora_jax.evaluation.adapters",
+    "home_wins": "lora_jax.evaluation.adapters",
+    "fit_budget": "lora_jax.training.memory",
     # Sweeps.
-    "expand": "lora_jax.sweep.grid",
-    "run_id": "lora_jax.sweep.grid",
-    "run_sweep": "lora_jax.sweep.runner",
-    "RunStore": "lora_jax.sweep.store",
-    "write_report": "lora_jax.sweep.report",
-    "report_figure": "lora_jax.sweep.plots:figure",
-    "cells_of": "lora_jax.sweep.cells",
-    "findings": "lora_jax.sweep.findings:find",
-    "export_runs": "lora_jax.sweep.export:export",
-    "run_on": "lora_jax.sweep.executors",
+    "expand": "lora_jax.sweeps.grid",
+    "run_id": "lora_jax.sweeps.grid",
+    "run_sweep": "lora_jax.sweeps.runner",
+    "RunStore": "lora_jax.sweeps.store",
+    "write_report": "lora_jax.sweeps.report",
+    "report_figure": "lora_jax.sweeps.plots:figure",
+    "cells_of": "lora_jax.sweeps.cells",
+    "findings": "lora_jax.sweeps.findings:find",
+    "export_runs": "lora_jax.sweeps.export:export",
+    "run_on": "lora_jax.sweeps.executors",
     # Looking inside trained and quantised weights.
     "input_directions": "lora_jax.analysis.subspace",
     "phi": "lora_jax.analysis.subspace",
@@ -185,21 +185,6 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(module), attribute or name)
     globals()[name] = value
     return value
-
-
-class _Package(ModuleType):
-    """Lets `adapt`, `train` and `evaluate` be the functions, although folders have the same names.
-
-    Importing a submodule binds its name in the package; for public names that is left out, and `__getattr__` finds the function.
-    Modules in those folders are imported as `from lora_jax.adapt import sites`, not as `import lora_jax.adapt.sites as sites`.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _WHERE and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,6 @@
-"""`lora-jax COMMAND ...`: finds the command, turns what a user can mend into one paragraph and an exit status."""
+"""`lora-jax COMMAND ...`: finds the command, turns what a user can mend into one paragraph and an
+exit status.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 
 from lora_jax.cache import cache_dir
-from lora_jax.train.allocator import keep_freed_memory
+from lora_jax.training.allocator import keep_freed_memory
 
 COMMANDS: dict[str, str] = {
     "train": "train one run: full, head, lora or qlora",
@@ -43,7 +45,9 @@ lora-jax COMMAND --help says more about a command.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0 done, 1 a run failed, 2 something to mend in the input, 130 stopped by a signal."""
+    """The exit status: 0 done, 1 a run failed, 2 something to mend in the input, 130 stopped by a
+    signal.
+    """
     try:
         return _main(list(sys.argv[1:] if arguments is None else arguments))
     except BrokenPipeError:  # The reader of a pipe, such as head, has read enough.
@@ -61,18 +65,29 @@ def _main(given: list[str]) -> int:
     name, *rest = given
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
-        return _complain(f"There is no command {name!r}. {f'Nearest: {near[0]!r}. ' if near else ''}Commands: {', '.join(COMMANDS)}.")
+        return _complain(
+            f"There is no command {name!r}. {f'Nearest: {near[0]!r}. ' if near else ''}Commands: "
+            f"{', '.join(COMMANDS)}."
+        )
     _prepare_process()
     command = importlib.import_module(f"lora_jax.commands.{name}")
     parser = argparse.ArgumentParser(
-        prog=f"lora-jax {name}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog=f"lora-jax {name}",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     command.add_arguments(parser)
     overrides, rest = _split_overrides(rest)
-    parsed = parser.parse_intermixed_args(rest)  # `claims run --again C3` as well as `claims run C3 --again`
+    parsed = parser.parse_intermixed_args(
+        rest
+    )  # `claims run --again C3` as well as `claims run C3 --again`
     if overrides and not hasattr(parsed, "config"):
-        return _complain(f"lora-jax {name} takes no settings, but {overrides[0]!r} came. See lora-jax {name} --help.")
+        return _complain(
+            f"lora-jax {name} takes no settings, but {overrides[0]!r} came. See lora-jax {name} "
+            "--help."
+        )
     parsed.overrides = overrides
     keep_freed_memory()  # Not before: it imports JAX, and a command's help need not wait for that.
     return _guarded(command.run, parsed)
@@ -88,7 +103,7 @@ def _prepare_process() -> None:
 
 
 def _guarded(run: object, parsed: argparse.Namespace) -> int:
-    from lora_jax.train.interrupted import Interrupted
+    from lora_jax.training.interrupted import Interrupted
 
     try:
         return run(parsed)
@@ -100,14 +115,28 @@ def _guarded(run: object, parsed: argparse.Namespace) -> int:
         return 130
     except BrokenPipeError:
         raise
-    except (ValueError, TypeError, KeyError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        ArithmeticError,
+        ImportError,
+    ) as error:
         if parsed.debug:
             traceback.print_exc()
-        return _complain(str(error.args[0]) if isinstance(error, KeyError) and error.args else f"{error}" or type(error).__name__)
+        return _complain(
+            str(error.args[0])
+            if isinstance(error, KeyError) and error.args
+            else f"{error}" or type(error).__name__
+        )
 
 
 def _split_overrides(given: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(overrides `--config.a.b=value`, everything else); `--config.a.b value` is understood as well."""
+    """(overrides `--config.a.b=value`, everything else); `--config.a.b value` is understood as
+    well.
+    """
     overrides: list[str] = []
     rest: list[str] = []
     waiting = iter(given)
@@ -125,7 +154,10 @@ def _complain(message: str) -> int:
     """Prints one paragraph; lists in it keep their lines."""
     width = 100
     lines = [
-        textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) for line in message.splitlines()
+        textwrap.fill(
+            line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        for line in message.splitlines()
     ]
     print("lora-jax: error: " + "\n".join(lines), file=sys.stderr)
     return 2

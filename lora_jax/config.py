@@ -1,7 +1,9 @@
-"""Settings: a ConfigDict becomes frozen dataclasses here, once, or an error that says what to write instead.
+"""Settings: a ConfigDict becomes frozen dataclasses here, once, or an error that says what to write
+instead.
 
-`load_config` is the door of every command: it runs a config file's `get_config(arg)`, applies `--config.a.b=value`
-overrides, fills in defaults, checks, and returns a `Config`. Nothing below it sees a dict.
+`load_config` is the door of every command: it runs a config file's `get_config(arg)`, applies
+`--config.a.b=value` overrides, fills in defaults, checks, and returns a `Config`. Nothing below it
+sees a dict.
 """
 
 from __future__ import annotations
@@ -68,10 +70,12 @@ class UnknownKeyError(KeyError):
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
-    """The checked config of a file `path/to/file.py[:arg]`, with `config.a.b=value` overrides applied in order.
+    """The checked config of a file `path/to/file.py[:arg]`, with `config.a.b=value` overrides
+    applied in order.
 
-    Overrides take the type of the key they name: `config.sweep.rank=1,2,4` (or `(1,2,4)`, or `1`) for a tuple,
-    `None` where the key may be None, `true` or `false`, numbers such as `1e-3`. Leading dashes are allowed.
+    Overrides take the type of the key they name: `config.sweep.rank=1,2,4` (or `(1,2,4)`, or `1`)
+    for a tuple, `None` where the key may be None, `true` or `false`, numbers such as `1e-3`.
+    Leading dashes are allowed.
 
     Raises:
         FileNotFoundError: there is no such file; near names are listed.
@@ -91,7 +95,8 @@ def from_config_dict(values: ml_collections.ConfigDict | Mapping[str, Any]) -> C
 
     Raises:
         UnknownKeyError: a key that no config has; near names are listed.
-        TypeError, ValueError: a value of the wrong type, or outside what the field's comment allows.
+        TypeError, ValueError: a value of the wrong type, or outside what the field's comment
+            allows.
     """
     config = _build(Config, _plain(values), "")
     validate(config)
@@ -99,12 +104,16 @@ def from_config_dict(values: ml_collections.ConfigDict | Mapping[str, Any]) -> C
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain dict of a config (or of a group of it): what config.json holds. Tuples become lists."""
+    """Nested plain dict of a config (or of a group of it): what config.json holds. Tuples become
+    lists.
+    """
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def describe(config: Config) -> list[tuple[str, Any, bool]]:
-    """(dotted key, value, whether it differs from the default) of every setting: what a run prints when it starts."""
+    """(dotted key, value, whether it differs from the default) of every setting: what a run prints
+    when it starts.
+    """
     defaults = flatten(Config())
     return [(key, value, value != defaults[key]) for key, value in flatten(config).items()]
 
@@ -113,22 +122,32 @@ _LATER = ("second_level", "scale_dtype")
 
 
 def canonical(config: Config) -> dict[str, Any]:
-    """What decides the numbers of a run, as a plain dict: equal for two configs exactly if they are the same run.
+    """What decides the numbers of a run, as a plain dict: equal for two configs exactly if they are
+    the same run.
 
-    Left out: `out`, `sweep`, `memory_budget` (what it chooses stands in other settings), `offload` (where arrays wait), `train.log_every`, `train.checkpoint_every` (they change files, not results), groups that
-    the method does not read, and `epochs` when `total_steps` is set. `eval_every` stays: the validation curve is
-    a result. Named targets are replaced by their regexes, and a head learning rate of None by the learning rate.
+    Left out: `out`, `sweep`, `memory_budget` (what it chooses stands in other settings), `offload`
+    (where arrays wait), `train.log_every`, `train.checkpoint_every` (they change files, not
+    results), groups that the method does not read, and `epochs` when `total_steps` is set.
+    `eval_every` stays: the validation curve is a result. Named targets are replaced by their
+    regexes, and a head learning rate of None by the learning rate.
     """
     values = to_dict(from_config_dict(to_dict(config)))
     for key in ("out", "sweep", "memory_budget"):
         del values[key]
     del values["model"]["offload"], values["optim"]["offload"]
-    for key in ("log_every", "checkpoint_every") + (("epochs",) if config.train.total_steps is not None else ()):
+    for key in ("log_every", "checkpoint_every") + (
+        ("epochs",) if config.train.total_steps is not None else ()
+    ):
         del values["train"][key]
     if config.optim.head_learning_rate is None:
         values["optim"]["head_learning_rate"] = values["optim"]["learning_rate"]
     if config.method not in ADAPTERS:
-        del values["lora"], values["optim"]["lora_plus_ratio"], values["optim"]["adalora"], values["optim"]["precondition_b"]
+        del (
+            values["lora"],
+            values["optim"]["lora_plus_ratio"],
+            values["optim"]["adalora"],
+            values["optim"]["precondition_b"],
+        )
     if config.method in ("full", "head", "bitfit", *ADAPTERS):
         del values["baseline"]
     if config.method in ADAPTERS:
@@ -144,7 +163,9 @@ def canonical(config: Config) -> dict[str, Any]:
 
 
 def config_hash(config: Config) -> str:
-    """The first 8 hex digits of the sha256 of `canonical(config)`: equal for equal runs, whatever the order of keys."""
+    """The first 8 hex digits of the sha256 of `canonical(config)`: equal for equal runs, whatever
+    the order of keys.
+    """
     text = json.dumps(canonical(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -156,7 +177,10 @@ def _plain(values: Any) -> Any:
     try:
         return values.to_dict() if isinstance(values, ml_collections.ConfigDict) else values
     except ml_collections.config_dict.RequiredValueError as error:
-        raise ValueError(f"Every required placeholder of a config file needs a value, but: {error}. Give it one in get_config.") from error
+        raise ValueError(
+            f"Every required placeholder of a config file needs a value, but: {error}. Give it one "
+            "in get_config."
+        ) from error
 
 
 @functools.cache
@@ -172,7 +196,9 @@ def _build(group: type, values: Any, prefix: str) -> Any:
     for name in values:
         if name not in kinds:
             raise _unknown(f"{prefix}{name}", group)
-    return group(**{name: _coerce(value, kinds[name], prefix + name) for name, value in values.items()})
+    return group(
+        **{name: _coerce(value, kinds[name], prefix + name) for name, value in values.items()}
+    )
 
 
 def _coerce(value: Any, kind: Any, key: str) -> Any:
@@ -191,7 +217,10 @@ def _coerce(value: Any, kind: Any, key: str) -> Any:
         return int(value)
     if kind is float and is_number and isinstance(value, numbers.Real):
         if not math.isfinite(value):
-            raise ValueError(f"config.{key} needs a finite number, got {value}. The default is {default_of(key)!r}.")
+            raise ValueError(
+                f"config.{key} needs a finite number, got {value}. The default is "
+                f"{default_of(key)!r}."
+            )
         return float(value)
     if kind in (str, bool) and isinstance(value, kind):
         return value
@@ -219,14 +248,18 @@ def _words(kind: Any) -> str:
 
 
 def _unknown(key: str, group: type) -> UnknownKeyError:
-    """The error for a key that is not there: near siblings first, then the same word in other groups."""
+    """The error for a key that is not there: near siblings first, then the same word in other
+    groups.
+    """
     prefix, _, leaf = key.rpartition(".")
     prefix += "." if prefix else ""
     near = [prefix + name for name in difflib.get_close_matches(leaf, _kinds(group), 3)]
     near += [other for other in flatten(Config()) if other.rpartition(".")[2] == leaf]
     hint = f" Nearest: {listed(near[:3])}." if near else ""
     where = f"config.{prefix.rstrip('.')}" if prefix else "config"
-    return UnknownKeyError(f"There is no setting config.{key}.{hint} Keys of {where}: {', '.join(_kinds(group))}.")
+    return UnknownKeyError(
+        f"There is no setting config.{key}.{hint} Keys of {where}: {', '.join(_kinds(group))}."
+    )
 
 
 # ---------------------------------------------------------------------------------------------- files and overrides
@@ -240,7 +273,8 @@ def _run_config_file(spec: str) -> Any:
         names = [str(other) for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(str(path), names, 3, 0.4) or names[:5]
         raise FileNotFoundError(
-            f"A config is a Python file, path/to/file.py or path/to/file.py:arg, but there is no {path}. "
+            "A config is a Python file, path/to/file.py or path/to/file.py:arg, but there is no "
+            f"{path}. "
             f"In its folder: {listed(near) or 'no .py file'}."
         )
     try:
@@ -249,15 +283,18 @@ def _run_config_file(spec: str) -> Any:
         module_spec.loader.exec_module(module)
     except Exception as error:
         raise ValueError(
-            f"The config file {path} must be Python that defines get_config(arg), but running it gave "
+            f"The config file {path} must be Python that defines get_config(arg), but running it "
+            "gave "
             f"{type(error).__name__}: {error}. Try: python {path}."
         ) from error
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         near = difflib.get_close_matches("get_config", vars(module), 1)
         raise ValueError(
-            f"The config file {path} needs a function get_config(arg) that returns an ml_collections.ConfigDict, "
-            f"but it defines none{f'; nearest: {near[0]!r}' if near else ''}. Copy its shape from configs/default.py."
+            f"The config file {path} needs a function get_config(arg) that returns an "
+            "ml_collections.ConfigDict, "
+            f"but it defines none{f'; nearest: {near[0]!r}' if near else ''}. Copy its shape from "
+            "configs/default.py."
         )
     arguments = (argument,) if colon else ()
     try:
@@ -265,23 +302,29 @@ def _run_config_file(spec: str) -> Any:
     except TypeError as error:
         takes = f"get_config{inspect.signature(get_config)}"
         raise ValueError(
-            f"The config {spec!r} does not fit {takes} in {path}: {error}. Write {path}:ARG to pass an argument, {path} to pass none."
+            f"The config {spec!r} does not fit {takes} in {path}: {error}. Write {path}:ARG to "
+            f"pass an argument, {path} to pass none."
         ) from error
     try:
         values = get_config(*arguments)
     except Exception as error:
         call = f"get_config({', '.join(map(repr, arguments))})"
-        raise ValueError(f"{call} in {path} must return a config, but raised {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"{call} in {path} must return a config, but raised {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(values, (ml_collections.ConfigDict, Mapping)):
         raise TypeError(
-            f"get_config in {path} must return an ml_collections.ConfigDict or a dict, got {type(values).__name__}. "
+            f"get_config in {path} must return an ml_collections.ConfigDict or a dict, got "
+            f"{type(values).__name__}. "
             "Does it end in `return config`?"
         )
     return values
 
 
 def _fill(values: Any) -> dict[str, Any]:
-    """The nested dict of every setting: those given, then the defaults. Types are checked, ranges not yet."""
+    """The nested dict of every setting: those given, then the defaults. Types are checked, ranges
+    not yet.
+    """
     return to_dict(_build(Config, _plain(values), ""))
 
 
@@ -289,13 +332,19 @@ def _override(values: dict[str, Any], override: str) -> None:
     """Sets one `config.a.b=value` in the nested dict `values`."""
     name, equals, text = override.lstrip("-").partition("=")
     if not equals or not name.startswith("config."):
-        raise ValueError(f"An override reads --config.group.key=value, got {override!r}. Example: --config.lora.rank=4.")
+        raise ValueError(
+            f"An override reads --config.group.key=value, got {override!r}. Example: "
+            "--config.lora.rank=4."
+        )
     kind: Any = Config
     *groups, leaf = name.removeprefix("config.").split(".")
     for depth, part in enumerate((*groups, leaf)):
         if not dataclasses.is_dataclass(kind):
             value_key = ".".join(groups[:depth])
-            raise UnknownKeyError(f"There is no setting {name}: config.{value_key} is a value, not a group. Set that one.")
+            raise UnknownKeyError(
+                f"There is no setting {name}: config.{value_key} is a value, not a group. Set that "
+                "one."
+            )
         if part not in _kinds(kind):
             raise _unknown(".".join((*groups, leaf)[: depth + 1]), kind)
         kind = _kinds(kind)[part]
@@ -305,7 +354,9 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def _parse(text: str, kind: Any) -> Any:
-    """The value that `text` spells for the annotation `kind`; the text itself where it spells none."""
+    """The value that `text` spells for the annotation `kind`; the text itself where it spells
+    none.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
         return None if text == "None" else _parse(text, arguments[0])
@@ -337,7 +388,9 @@ def read_value(key: str, text: str) -> Any:
 
 
 def split_items(text: str) -> list[str]:
-    """The items of `1,2,4`, `(1, 2, 4)`, `[1]` or `1`; commas inside brackets or quotes do not divide."""
+    """The items of `1,2,4`, `(1, 2, 4)`, `[1]` or `1`; commas inside brackets or quotes do not
+    divide.
+    """
     items, depth, quote, start, closes_at_end = [], 0, "", 0, True
     for position, letter in enumerate(text):
         if quote or letter in "'\"":

@@ -8,7 +8,17 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from lora_jax.config_fields import ADAPTERS, NO_FORMAT, Config, Method, choose, default_of, flatten, listed, resolve_targets
+from lora_jax.config_fields import (
+    ADAPTERS,
+    NO_FORMAT,
+    Config,
+    Method,
+    choose,
+    default_of,
+    flatten,
+    listed,
+    resolve_targets,
+)
 from lora_jax.core.codebooks import FORMATS
 from lora_jax.core.init import INITIALIZERS, VARIANTS, initializer_named
 from lora_jax.data.tasks import RECIPES
@@ -59,34 +69,60 @@ def validate(config: Config) -> None:
         words, holds = _LIMITS.get(key, ("", lambda value: True))
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None and not holds(item):
-                raise ValueError(f"config.{key} must be {words}, got {item!r}. The default is {default_of(key)!r}.")
+                raise ValueError(
+                    f"config.{key} must be {words}, got {item!r}. The default is "
+                    f"{default_of(key)!r}."
+                )
     if config.model.offload and not config.model.remat:
-        raise ValueError("config.model.offload moves what recomputed blocks keep: it needs config.model.remat=true.")
+        raise ValueError(
+            "config.model.offload moves what recomputed blocks keep: it needs "
+            "config.model.remat=true."
+        )
     if config.data.mixture and config.data.task != "completion":
-        raise ValueError("config.data.mixture is for language models: set config.data.task to 'completion', or leave it empty.")
+        raise ValueError(
+            "config.data.mixture is for language models: set config.data.task to 'completion', or "
+            "leave it empty."
+        )
     names = [part.name for part in config.data.mixture]
     if len(set(names)) < len(names) or "" in names:
-        raise ValueError(f"Every task of config.data.mixture needs a name of its own, by which its metrics are reported, got {names}.")
+        raise ValueError(
+            "Every task of config.data.mixture needs a name of its own, by which its metrics are "
+            f"reported, got {names}."
+        )
     if config.data.recipe is not None:
         choose(config.data.recipe, tuple(RECIPES), "data.recipe")
-        unread = [name for name, column in vars(config.data.fields).items() if column and name not in RECIPES[config.data.recipe].fields]
+        unread = [
+            name
+            for name, column in vars(config.data.fields).items()
+            if column and name not in RECIPES[config.data.recipe].fields
+        ]
         if unread:
             raise ValueError(
-                f"config.data.fields.{unread[0]} is not a role of the recipe {config.data.recipe!r}; its roles are "
+                f"config.data.fields.{unread[0]} is not a role of the recipe "
+                f"{config.data.recipe!r}; its roles are "
                 f"{', '.join(RECIPES[config.data.recipe].fields)}."
             )
     choose(config.lora.variant, tuple(VARIANTS), "lora.variant")
     if not re.fullmatch(r"pissa_niter_\d+", config.lora.init):
         choose(config.lora.init, tuple(INITIALIZERS), "lora.init")
-    for key, names in (("quant.format", (config.quant.format,)), ("sweep.format", config.sweep.format)):
+    for key, names in (
+        ("quant.format", (config.quant.format,)),
+        ("sweep.format", config.sweep.format),
+    ):
         for name in names:
             choose(name, (NO_FORMAT, *FORMATS), key)
     for targets in (config.lora.targets, config.quant.targets, *config.sweep.targets):
         resolve_targets(targets)
     if list(config.sweep.halving.rungs) != sorted(set(config.sweep.halving.rungs)):
-        raise ValueError(f"config.sweep.halving.rungs must be steps that increase, got {config.sweep.halving.rungs}.")
+        raise ValueError(
+            "config.sweep.halving.rungs must be steps that increase, got "
+            f"{config.sweep.halving.rungs}."
+        )
     if config.sweep.search.space and not config.sweep.search.trials:
-        raise ValueError("config.sweep.search.space is read by a search only: set config.sweep.search.trials to the number of trials.")
+        raise ValueError(
+            "config.sweep.search.space is read by a search only: set config.sweep.search.trials to "
+            "the number of trials."
+        )
     _check_method(config)
     _check_variant(config)
     _check_sizes(config)
@@ -101,14 +137,18 @@ def _check_method(config: Config) -> None:
             f"Set config.quant.format to one of {listed(FORMATS)}, or the method to 'lora'."
         )
     if method != "qlora" and format != NO_FORMAT:
-        instead = "'qlora'" if method == "lora" else "'qlora' (only adapters train on a quantised base)"
+        instead = (
+            "'qlora'" if method == "lora" else "'qlora' (only adapters train on a quantised base)"
+        )
         raise ValueError(
-            f"config.method {method!r} keeps the base as it was loaded, but config.quant.format is {format!r}. "
+            f"config.method {method!r} keeps the base as it was loaded, but config.quant.format is "
+            f"{format!r}. "
             f"Set config.method to {instead}, or config.quant.format to 'none'."
         )
     if config.quant.double and config.quant.scale_dtype != "float32":
         raise ValueError(
-            f"config.quant.scale_dtype {config.quant.scale_dtype!r} is of scales that are stored as they are: it needs "
+            f"config.quant.scale_dtype {config.quant.scale_dtype!r} is of scales that are stored "
+            "as they are: it needs "
             "config.quant.double=false."
         )
     axes = [axis for axis in ("rank", "format", "targets") if getattr(config.sweep, axis)]
@@ -126,44 +166,70 @@ def _check_variant(config: Config) -> None:
         VARIANTS[lora.variant].check(lora)
         adalora = lora.variant == "adalora"
         if adalora != (optim.adalora.target_rank is not None):
-            needs = "needs a rank to end at: set config.optim.adalora.target_rank" if adalora else "has no budget: leave it at None"
+            needs = (
+                "needs a rank to end at: set config.optim.adalora.target_rank"
+                if adalora
+                else "has no budget: leave it at None"
+            )
             raise ValueError(
-                f"config.lora.variant {lora.variant!r} {needs} (config.optim.adalora.target_rank is {optim.adalora.target_rank})."
+                f"config.lora.variant {lora.variant!r} {needs} (config.optim.adalora.target_rank "
+                f"is {optim.adalora.target_rank})."
             )
         if adalora and optim.adalora.target_rank > lora.rank:
             raise ValueError(
-                f"config.optim.adalora.target_rank must be at most config.lora.rank = {lora.rank}, got {optim.adalora.target_rank}."
+                f"config.optim.adalora.target_rank must be at most config.lora.rank = {lora.rank}, "
+                f"got {optim.adalora.target_rank}."
             )
         if optim.precondition_b and lora.variant != "lora_fa":
-            raise ValueError(f"config.optim.precondition_b needs config.lora.variant 'lora_fa' (a fixed `a`), got {lora.variant!r}.")
+            raise ValueError(
+                "config.optim.precondition_b needs config.lora.variant 'lora_fa' (a fixed `a`), "
+                f"got {lora.variant!r}."
+            )
         if initializer_named(lora.init).reads == "format" and config.method != "qlora":
-            raise ValueError(f"config.lora.init {lora.init!r} chooses the codes of a quantised base: it needs config.method 'qlora'.")
+            raise ValueError(
+                f"config.lora.init {lora.init!r} chooses the codes of a quantised base: it needs "
+                "config.method 'qlora'."
+            )
         if lora.embedding_rows == () or (lora.parts is not None and not any(lora.parts)):
             raise ValueError(
-                "config.lora.embedding_rows and config.lora.parts must name something, got none. Write None to leave them out."
+                "config.lora.embedding_rows and config.lora.parts must name something, got none. "
+                "Write None to leave them out."
             )
     if config.method.startswith("prefix") and baseline.prefix + baseline.infix < 1:
-        raise ValueError("config.baseline.prefix and config.baseline.infix are both 0: a prefix needs at least one token.")
+        raise ValueError(
+            "config.baseline.prefix and config.baseline.infix are both 0: a prefix needs at least "
+            "one token."
+        )
 
 
 def _check_sizes(config: Config) -> None:
-    """Buckets, where given, increase and hold max_length; parts divide the batch, and a choice of layers is not empty."""
+    """Buckets, where given, increase and hold max_length; parts divide the batch, and a choice of
+    layers is not empty.
+    """
     data, train = config.data, config.train
-    if data.buckets is not None and (not data.buckets or any(low >= high for low, high in itertools.pairwise(data.buckets))):
+    if data.buckets is not None and (
+        not data.buckets or any(low >= high for low, high in itertools.pairwise(data.buckets))
+    ):
         raise ValueError(
-            f"config.data.buckets must be token counts that increase, such as (16, 32, 128), got {data.buckets}. "
+            "config.data.buckets must be token counts that increase, such as (16, 32, 128), got "
+            f"{data.buckets}. "
             "Write None to have them chosen from the lengths of the texts."
         )
     if data.buckets is not None and data.buckets[-1] < data.max_length:
         raise ValueError(
-            f"The last of config.data.buckets must hold a text of config.data.max_length = {data.max_length} tokens, "
-            f"got {data.buckets}. Add {data.max_length} to the buckets, or lower max_length to {data.buckets[-1]}."
+            "The last of config.data.buckets must hold a text of config.data.max_length = "
+            f"{data.max_length} tokens, "
+            f"got {data.buckets}. Add {data.max_length} to the buckets, or lower max_length to "
+            f"{data.buckets[-1]}."
         )
     if train.batch_size % train.accumulate:
         raise ValueError(
             "config.train.accumulate must divide config.train.batch_size, "
             f"got {train.accumulate} and {train.batch_size}. "
-            f"Nearest that does: {max(n for n in range(1, train.accumulate) if train.batch_size % n == 0)}."
+            "Nearest that does: "
+            f"{max(n for n in range(1, train.accumulate) if train.batch_size % n == 0)}."
         )
     if config.lora.layers == ():
-        raise ValueError("config.lora.layers must name at least one layer, got none. Write None for all layers.")
+        raise ValueError(
+            "config.lora.layers must name at least one layer, got none. Write None for all layers."
+        )

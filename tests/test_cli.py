@@ -11,19 +11,29 @@ from pathlib import Path
 import pytest
 
 from lora_jax import cli
-from lora_jax.sweep.store import RunStore
+from lora_jax.sweeps.store import RunStore
 
 DEFAULT = str(Path(__file__).parents[1] / "configs" / "default.py")
 ROTTEN = str(Path(__file__).parents[1] / "configs" / "rotten_tomatoes.py")
 
 
-def arguments(command: str, tiny: dict[str, str], out: Path, config: str = f"{ROTTEN}:lora", **more: str) -> list[str]:
+def arguments(
+    command: str, tiny: dict[str, str], out: Path, config: str = f"{ROTTEN}:lora", **more: str
+) -> list[str]:
     values = {**tiny, "config.out": str(out), **more}
-    return [command, "--config", config, "--quiet", *(f"--{key}={value}" for key, value in values.items())]
+    return [
+        command,
+        "--config",
+        config,
+        "--quiet",
+        *(f"--{key}={value}" for key, value in values.items()),
+    ]
 
 
 def complaint(capsys: pytest.CaptureFixture[str]) -> str:
-    """What was printed to standard error, as one line; it must be a complaint without a traceback."""
+    """What was printed to standard error, as one line; it must be a complaint without a
+    traceback.
+    """
     text = capsys.readouterr().err
     assert "lora-jax: error: " in text and "Traceback" not in text
     return " ".join(text.split())
@@ -47,25 +57,51 @@ def test_help_and_import_are_quick_and_touch_no_device():
     code = "import sys, lora_jax, lora_jax.cli as c; c.main(['--help']); sys.exit(any(m in sys.modules for m in ('jax', 'flax', 'matplotlib')))"
     start = time.perf_counter()
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
-    assert time.perf_counter() - start < 5  # 0.1 s here; what is tested is that no heavy package is loaded
+    assert (
+        time.perf_counter() - start < 5
+    )  # 0.1 s here; what is tested is that no heavy package is loaded
 
 
 def test_train_sweep_report_and_evaluate_agree(tiny, tmp_path, capsys):
     assert cli.main(arguments("train", tiny, tmp_path)) == 0
     (record,) = RunStore(tmp_path).runs()
-    assert json.loads(capsys.readouterr().out.partition("run folder")[0]) == json.loads(json.dumps(record.result))
+    assert json.loads(capsys.readouterr().out.partition("run folder")[0]) == json.loads(
+        json.dumps(record.result)
+    )
     assert cli.main(["evaluate", str(record.folder), "--split", "test"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert again["accuracy"] == record.result["test_accuracy"] and again["loss"] == pytest.approx(record.result["test_loss"], rel=1e-6)
-    assert cli.main(arguments("sweep", tiny, tmp_path, **{"config.sweep.rank": "1", "config.sweep.seeds": "0"})) == 0
+    assert again["accuracy"] == record.result["test_accuracy"] and again["loss"] == pytest.approx(
+        record.result["test_loss"], rel=1e-6
+    )
+    assert (
+        cli.main(
+            arguments(
+                "sweep", tiny, tmp_path, **{"config.sweep.rank": "1", "config.sweep.seeds": "0"}
+            )
+        )
+        == 0
+    )
     assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "page")]) == 0
     out = capsys.readouterr().out
     assert f"report: {tmp_path / 'page' / 'report.md'}" in out and "all-linear" in out
-    assert {path.suffix for path in (tmp_path / "page").iterdir()} == {".html", ".md", ".csv", ".png"}
+    assert {path.suffix for path in (tmp_path / "page").iterdir()} == {
+        ".html",
+        ".md",
+        ".csv",
+        ".png",
+    }
 
 
 def test_dry_run_shows_the_plan_and_trains_nothing(tiny, tmp_path, capsys):
-    assert cli.main([*arguments("sweep", tiny, tmp_path, DEFAULT, **{"config.sweep.rank": "1,2"}), "--dry-run"]) == 0
+    assert (
+        cli.main(
+            [
+                *arguments("sweep", tiny, tmp_path, DEFAULT, **{"config.sweep.rank": "1,2"}),
+                "--dry-run",
+            ]
+        )
+        == 0
+    )
     assert "14 runs in 5 groups" in capsys.readouterr().out
     assert not list(tmp_path.glob("*/result.json"))
 
@@ -82,11 +118,17 @@ def test_settings_are_printed_at_the_start(tiny, tmp_path, capsys):
     [
         ({"config.lora.targets": "layers_9/.*"}, "matches none of 41 sites. Nearest:"),
         ({"config.lora.rank": "17"}, "Rank 17 is larger than the smaller side of a 16 x 16 weight"),
-        ({"config.data.label": "stars"}, "needs the columns 'text', 'stars', but 'stars' is not among its columns"),
+        (
+            {"config.data.label": "stars"},
+            "needs the columns 'text', 'stars', but 'stars' is not among its columns",
+        ),
         ({"config.lora.rnk": "4"}, "There is no setting config.lora.rnk. Nearest: 'lora.rank'"),
         ({"config.model.name": "/no/such/folder"}, "'/no/such/folder' is none of these"),
         ({"config.data.name": "nothing.csv"}, "'nothing.csv' does not exist"),
-        ({"config.data.name": "glue/sst3"}, "needs one of the configurations and versions of 'glue'"),
+        (
+            {"config.data.name": "glue/sst3"},
+            "needs one of the configurations and versions of 'glue'",
+        ),
         ({"config.data.max_length": "64"}, "has positions for 32"),
         ({"config.out": "/proc/nothing"}, "must be able to write /proc/nothing"),
         ({"config.quant.format": "nf44"}, "must be one of"),
@@ -118,23 +160,43 @@ def test_wrong_words_are_one_paragraph(given, words, capsys, tmp_path, monkeypat
 def test_labels_out_of_range_and_truncated_weights_name_the_place(tiny, tmp_path, capsys):
     rows = Path(tiny["config.data.name"]).read_text().splitlines()
     (tmp_path / "a.csv").write_text("\n".join([*rows, "the film,-1"]) + "\n")
-    assert cli.main(arguments("train", tiny, tmp_path / "runs", **{"config.data.name": str(tmp_path / "a.csv")})) != 0
+    assert (
+        cli.main(
+            arguments(
+                "train", tiny, tmp_path / "runs", **{"config.data.name": str(tmp_path / "a.csv")}
+            )
+        )
+        != 0
+    )
     assert f"a.csv:{len(rows) + 1}" in capsys.readouterr().err
     model = tmp_path / "model"
     model.mkdir()
     for file in Path(tiny["config.model.name"]).iterdir():
         (model / file.name).write_bytes(file.read_bytes())
     (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:-100])
-    assert cli.main(arguments("train", tiny, tmp_path / "runs", **{"config.model.name": str(model)})) != 0
+    assert (
+        cli.main(arguments("train", tiny, tmp_path / "runs", **{"config.model.name": str(model)}))
+        != 0
+    )
     assert "needs to be a whole safetensors file" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_stopped_sweep_says_so_and_goes_on_with_the_same_command(tiny, tmp_path):
     long = {**tiny, "config.train.total_steps": "4000", "config.train.checkpoint_every": "100000"}
-    command = [sys.executable, "-m", "lora_jax", *arguments("sweep", long, tmp_path, **{"config.sweep.seeds": "0"})]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "lora_jax",
+        *arguments("sweep", long, tmp_path, **{"config.sweep.seeds": "0"}),
+    ]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+    ) as process:
         deadline = time.monotonic() + 300
-        while not (logs := [path for path in tmp_path.glob("*/metrics.jsonl") if path.stat().st_size]) and time.monotonic() < deadline:
+        while (
+            not (logs := [path for path in tmp_path.glob("*/metrics.jsonl") if path.stat().st_size])
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.2)
         assert logs, "the run never logged a step"
         process.send_signal(signal.SIGTERM)
@@ -143,4 +205,6 @@ def test_a_stopped_sweep_says_so_and_goes_on_with_the_same_command(tiny, tmp_pat
     (record,) = RunStore(tmp_path).runs()
     assert record.status == "interrupted"
     done = int(text.partition("Stopped at step ")[2].partition(";")[0])
-    assert [path.name for path in (record.folder / "checkpoints").iterdir() if path.name.isdigit()] == [str(done)]
+    assert [
+        path.name for path in (record.folder / "checkpoints").iterdir() if path.name.isdigit()
+    ] == [str(done)]

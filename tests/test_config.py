@@ -1,13 +1,25 @@
-"""What users write on the command line and in config files becomes a Config, or an error that says what to write."""
+"""What users write on the command line and in config files becomes a Config, or an error that says
+what to write.
+"""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lora_jax.config import Config, UnknownKeyError, canonical, config_hash, describe, flatten, from_config_dict, load_config, to_dict
+from lora_jax.config import (
+    Config,
+    UnknownKeyError,
+    canonical,
+    config_hash,
+    describe,
+    flatten,
+    from_config_dict,
+    load_config,
+    to_dict,
+)
 from lora_jax.core.quantize import QuantSpec
-from lora_jax.train.task import quant_spec
+from lora_jax.training.task import quant_spec
 
 DEFAULT = str(Path(__file__).parents[1] / "configs" / "default.py")
 
@@ -24,7 +36,11 @@ DEFAULT = str(Path(__file__).parents[1] / "configs" / "default.py")
         ("--config.quant.block_size=None", "quant.block_size", None),
         ("--config.model.remat=true", "model.remat", True),
         ("--config.lora.targets='attention'", "lora.targets", "attention"),
-        (r"--config.lora.targets=layers_[01]/mlp/(up|down)/kernel", "lora.targets", r"layers_[01]/mlp/(up|down)/kernel"),
+        (
+            r"--config.lora.targets=layers_[01]/mlp/(up|down)/kernel",
+            "lora.targets",
+            r"layers_[01]/mlp/(up|down)/kernel",
+        ),
         ("--config.sweep.learning_rate.full=0.5", "sweep.learning_rate.full", 0.5),
         ("--config.out=/tmp/x=y", "out", "/tmp/x=y"),
     ],
@@ -36,7 +52,11 @@ def test_overrides_take_the_type_of_their_key(override, key, value):
 @pytest.mark.parametrize(
     ("override", "error", "words"),
     [
-        ("--config.lora.rnk=4", UnknownKeyError, r"no setting config.lora.rnk.*Nearest: 'lora.rank'"),
+        (
+            "--config.lora.rnk=4",
+            UnknownKeyError,
+            r"no setting config.lora.rnk.*Nearest: 'lora.rank'",
+        ),
         ("--config.lor.rank=4", UnknownKeyError, r"no setting config.lor\b.*Nearest: 'lora'"),
         ("--config.rank=4", UnknownKeyError, r"'lora.rank'"),
         ("--config.lora.rank.x=4", UnknownKeyError, "is a value, not a group"),
@@ -80,7 +100,10 @@ def test_a_wrong_override_is_an_error_that_says_what_to_write(override, error, w
         ("def get_config(): raise RuntimeError('boom')", ValueError, "boom"),
         ("def get_config(x): return {}", ValueError, "does not fit"),
         (
-            "import ml_collections as m\ndef get_config(): return m.ConfigDict({'out': m.config_dict.placeholder(str, True)})",
+            (
+                "import ml_collections as m\ndef get_config(): return m.ConfigDict({'out': "
+                "m.config_dict.placeholder(str, True)})"
+            ),
             ValueError,
             "placeholder",
         ),
@@ -107,16 +130,23 @@ def test_the_hash_ignores_what_the_method_does_not_read():
     head = from_config_dict({"method": "head"})
     assert config_hash(replace(head, lora=replace(head.lora, rank=2))) == config_hash(head)
     lora = Config()
-    assert config_hash(replace(lora, quant=replace(lora.quant, block_size=128))) == config_hash(lora)
+    assert config_hash(replace(lora, quant=replace(lora.quant, block_size=128))) == config_hash(
+        lora
+    )
     assert "lora" not in canonical(head) and "quant" not in canonical(lora)
 
 
 def test_how_scales_are_stored_is_part_of_a_run_only_where_it_is_not_the_default():
     settings = {"method": "qlora", "quant": {"format": "nf4"}}
     plain = from_config_dict(settings)
-    assert "second_level" not in canonical(plain)["quant"] and "scale_dtype" not in canonical(plain)["quant"]
+    assert (
+        "second_level" not in canonical(plain)["quant"]
+        and "scale_dtype" not in canonical(plain)["quant"]
+    )
     log = from_config_dict({"method": "qlora", "quant": {"format": "nf4", "second_level": "log"}})
-    brain = from_config_dict({"method": "qlora", "quant": {"format": "nf4", "double": False, "scale_dtype": "bfloat16"}})
+    brain = from_config_dict(
+        {"method": "qlora", "quant": {"format": "nf4", "double": False, "scale_dtype": "bfloat16"}}
+    )
     assert len({config_hash(plain), config_hash(log), config_hash(brain)}) == 3
     assert quant_spec(log) == QuantSpec("nf4", second_level="log")
     assert quant_spec(brain) == QuantSpec("nf4", double=False, scale_dtype="bfloat16")

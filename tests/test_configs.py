@@ -8,17 +8,23 @@ import pytest
 from tiny_language import write_completions, write_tiny_model
 
 from lora_jax.config import load_config
-from lora_jax.sweep.grid import expand
-from lora_jax.sweep.runner import run_sweep
-from lora_jax.sweep.store import RunStore
+from lora_jax.sweeps.grid import expand
+from lora_jax.sweeps.runner import run_sweep
+from lora_jax.sweeps.store import RunStore
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SPECS = ["default.py", "rotten_tomatoes.py", *(f"rotten_tomatoes.py:{method}" for method in ("lora", "qlora", "head", "full"))]
+SPECS = [
+    "default.py",
+    "rotten_tomatoes.py",
+    *(f"rotten_tomatoes.py:{method}" for method in ("lora", "qlora", "head", "full")),
+]
 LANGUAGE_SPECS = [f"gemma3_completions.py:{task}" for task in ("modes", "sql", "titles")]
 
 
 def test_every_file_is_tested_here():
-    assert {path.name for path in CONFIGS.glob("*.py")} == {spec.partition(":")[0] for spec in [*SPECS, *LANGUAGE_SPECS]}
+    assert {path.name for path in CONFIGS.glob("*.py")} == {
+        spec.partition(":")[0] for spec in [*SPECS, *LANGUAGE_SPECS]
+    }
 
 
 @pytest.mark.parametrize("spec", [*SPECS, *LANGUAGE_SPECS])
@@ -32,7 +38,12 @@ def test_the_docstring_names_its_command(spec):
 
 @pytest.mark.parametrize("spec", SPECS[2:])
 def test_a_shrunk_run_takes_its_steps(spec, tiny, tmp_path):
-    shrunk = {**tiny, "config.out": str(tmp_path), "config.sweep.seeds": "0", "config.train.total_steps": "2"}
+    shrunk = {
+        **tiny,
+        "config.out": str(tmp_path),
+        "config.sweep.seeds": "0",
+        "config.train.total_steps": "2",
+    }
     config = load_config(str(CONFIGS / spec), [f"{key}={value}" for key, value in shrunk.items()])
     assert run_sweep(config, quiet=True, say=print).failed == ()
     assert [record.result["steps"] for record in RunStore(tmp_path).runs()] == [2]
@@ -49,7 +60,9 @@ def test_a_shrunk_language_run_takes_its_steps(spec, tmp_path):
         "train.total_steps": 2,
         "out": tmp_path / "runs",
     }
-    config = load_config(str(CONFIGS / spec), [f"config.{key}={value}" for key, value in shrunk.items()])
+    config = load_config(
+        str(CONFIGS / spec), [f"config.{key}={value}" for key, value in shrunk.items()]
+    )
     assert run_sweep(config, quiet=True, say=print).failed == ()
     assert [record.result["steps"] for record in RunStore(tmp_path / "runs").runs()] == [2]
 

@@ -10,14 +10,18 @@ NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "3_finetune_a_lan
 
 
 def test_the_notebook_runs_and_is_stripped(tmp_path, monkeypatch, capsys):
-    cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    cells = [
+        cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"
+    ]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
     monkeypatch.setenv("LORA_JAX_NOTEBOOK_MODEL", str(write_tiny_model(tmp_path / "tiny")))
     monkeypatch.setenv("LORA_JAX_NOTEBOOK_DATA", str(write_completions(tmp_path / "a.jsonl", 64)))
     monkeypatch.setenv("LORA_JAX_NOTEBOOK_STEPS", "20")
     names: dict[str, object] = {}
     for cell in cells:
-        source = "".join(cell["source"]).replace("learning_rate=1e-3", "learning_rate=2e-2")  # a tiny model needs larger steps
+        source = "".join(cell["source"]).replace(
+            "learning_rate=1e-3", "learning_rate=2e-2"
+        )  # a tiny model needs larger steps
         exec(compile(source, NOTEBOOK.name, "exec"), names)
     assert names["after"] < names["before"]
     assert "adapted:" in capsys.readouterr().out
@@ -28,7 +32,14 @@ def test_the_notebook_names_nothing_that_is_not_public():
     import lora_jax
 
     text = NOTEBOOK.read_text()
-    used = {word.split("(")[0].split(".")[0] for word in text.replace(")", " ").replace(",", " ").split("lora_jax.")[1:]}
-    used = {"".join(c for c in word.split()[0].split("`")[0] if c.isalnum() or c == "_") for word in used if word}
+    used = {
+        word.split("(")[0].split(".")[0]
+        for word in text.replace(")", " ").replace(",", " ").split("lora_jax.")[1:]
+    }
+    used = {
+        "".join(c for c in word.split()[0].split("`")[0] if c.isalnum() or c == "_")
+        for word in used
+        if word
+    }
     packages = {"config", "data", "train"}
     assert used - packages <= set(lora_jax.__all__), used

@@ -38,10 +38,21 @@ def test_its_commands_name_commands_files_and_settings_that_exist(line, monkeypa
 
 def test_ci_runs_the_commands_that_it_gives():
     script = (ROOT / ".ci" / "run").read_text()
-    assert re.search(r'pip install --quiet -e "\.\[test\]" && pytest', script) and 'pip install -e ".[test]" && pytest' in TEXT
-    assert "lora-jax sweep --config configs/default.py" in script and "lora-jax sweep --config configs/default.py" in TEXT
+    assert (
+        re.search(r'pip install --quiet -e "\.\[test\]" && pytest', script)
+        and 'pip install -e ".[test]" && pytest' in TEXT
+    )
+    assert (
+        "lora-jax sweep --config configs/default.py" in script
+        and "lora-jax sweep --config configs/default.py" in TEXT
+    )
 
 
-@pytest.mark.parametrize("file", re.findall(r"`((?:notebooks|experiments|configs|lora_jax|tests)/[^`]*)`|`(ARCHITECTURE\.md)`", TEXT))
+@pytest.mark.parametrize(
+    "file",
+    re.findall(
+        r"`((?:notebooks|experiments|configs|lora_jax|tests)/[^`]*)`|`(ARCHITECTURE\.md)`", TEXT
+    ),
+)
 def test_the_files_that_it_names_exist(file):
     assert (ROOT / (file[0] or file[1])).exists()

@@ -1,4 +1,6 @@
-"""The presets of configs/sweeps are legal, name their command, and have the runs that their docstrings promise."""
+"""The presets of configs/sweeps are legal, name their command, and have the runs that their
+docstrings promise.
+"""
 
 import importlib.util
 import re
@@ -8,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from lora_jax.config import load_config
-from lora_jax.sweep.grid import expand
-from lora_jax.sweep.search import read_space
+from lora_jax.sweeps.grid import expand
+from lora_jax.sweeps.search import read_space
 
 PRESETS = Path(__file__).parents[1] / "configs" / "sweeps"
 COUNTS = {
@@ -30,7 +32,9 @@ def docstring(file):
 
 
 def test_every_preset_is_tested_here():
-    assert {path.name for path in PRESETS.glob("*.py")} == {spec.partition(":")[0] for spec in COUNTS} | {"search.py"}
+    assert {path.name for path in PRESETS.glob("*.py")} == {
+        spec.partition(":")[0] for spec in COUNTS
+    } | {"search.py"}
 
 
 @pytest.mark.parametrize("spec", COUNTS)
@@ -45,7 +49,10 @@ def test_a_preset_has_the_runs_that_it_promises(spec):
 @pytest.mark.parametrize("file", sorted(PRESETS.glob("*.py")), ids=lambda path: path.name)
 def test_the_docstring_names_its_command_and_what_to_expect(file):
     text = docstring(file)
-    assert re.search(rf"lora-jax sweep --config configs/sweeps/{file.name}", text) and "Expect: " in text
+    assert (
+        re.search(rf"lora-jax sweep --config configs/sweeps/{file.name}", text)
+        and "Expect: " in text
+    )
 
 
 def test_table_6_crosses_rank_and_targets():
@@ -70,9 +77,15 @@ def test_double_quantisation_is_varied_where_there_are_four_bits():
 
 def test_each_method_has_its_own_rates():
     rates = {
-        method: {run.optim.learning_rate for run in runs_of("learning_rate.py") if run.method == method} for method in ("lora", "full")
+        method: {
+            run.optim.learning_rate for run in runs_of("learning_rate.py") if run.method == method
+        }
+        for method in ("lora", "full")
     }
-    assert rates == {"lora": {1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2}, "full": {1e-5, 3e-5, 1e-4, 3e-4, 1e-3}}
+    assert rates == {
+        "lora": {1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2},
+        "full": {1e-5, 3e-5, 1e-4, 3e-4, 1e-3},
+    }
 
 
 def test_the_search_has_a_space_that_can_be_read():

@@ -1,4 +1,6 @@
-"""Configs of published data sets read the true schemas (mocked or written out here), and those of recipes train when shrunk."""
+"""Configs of published data sets read the true schemas (mocked or written out here), and those of
+recipes train when shrunk.
+"""
 
 import json
 import sys
@@ -13,22 +15,37 @@ from tiny_tasks import write_task
 
 from lora_jax.config import load_config
 from lora_jax.data.examples import to_completions
-from lora_jax.sweep.runner import run_sweep
-from lora_jax.sweep.store import RunStore
-from lora_jax.train.language_task import examples_of, recipe_of
+from lora_jax.sweeps.runner import run_sweep
+from lora_jax.sweeps.store import RunStore
+from lora_jax.training.language_task import examples_of, recipe_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GLUE = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")
 TFDS = {"e2e": "gem/e2e_nlg", "webnlg": "gem/web_nlg_en", "dart": "gem/dart"}
 # One published record of each data set on the hub, as its files have them.
 HUB: dict[str, dict[str, Any]] = {
-    "alpaca": {"instruction": "Name a colour {n}.", "input": "", "output": "Red.", "text": "Below is ..."},
+    "alpaca": {
+        "instruction": "Name a colour {n}.",
+        "input": "",
+        "output": "Red.",
+        "text": "Below is ...",
+    },
     "samsum": {"id": "1{n}", "dialogue": "Ann: Hi {n}\nBob: Hello", "summary": "Ann greets Bob."},
     "wikisql": {
         "phase": 1,
         "question": "Who scored {n}?",
-        "table": {"header": ["Player", "Goals"], "types": ["text", "real"], "rows": [["Bob", "3"]], "name": "t"},
-        "sql": {"human_readable": "SELECT Player FROM table WHERE Goals = 3", "sel": 0, "agg": 0, "conds": {"column_index": [1]}},
+        "table": {
+            "header": ["Player", "Goals"],
+            "types": ["text", "real"],
+            "rows": [["Bob", "3"]],
+            "name": "t",
+        },
+        "sql": {
+            "human_readable": "SELECT Player FROM table WHERE Goals = 3",
+            "sel": 0,
+            "agg": 0,
+            "conds": {"column_index": [1]},
+        },
     },
     "oasst1": {"text": "### Human: Hi {n}### Assistant: Hello"},
     "flan": {"inputs": "Is it {n}?", "targets": "yes", "task": "boolq"},
@@ -37,7 +54,9 @@ FILES = {"my_data", "glue", "multitask", *TFDS, *HUB}
 
 
 def load(name: str, **changes: Any) -> Any:
-    return load_config(str(CONFIGS / "tasks" / name), [f"config.{key}={value}" for key, value in changes.items()])
+    return load_config(
+        str(CONFIGS / "tasks" / name), [f"config.{key}={value}" for key, value in changes.items()]
+    )
 
 
 def test_every_file_is_tested_here():
@@ -58,10 +77,16 @@ def test_glue_is_read_with_its_own_classes_and_metrics(task, mocking):
     with mocking.mock_data(num_examples=40):
         examples = examples_of(data)
     assert all(len(part) == 40 for part in examples.splits.values())
-    names = {"mnli": ("entailment", "neutral", "contradiction"), "stsb": (), "mrpc": ("not_equivalent", "equivalent")}
+    names = {
+        "mnli": ("entailment", "neutral", "contradiction"),
+        "stsb": (),
+        "mrpc": ("not_equivalent", "equivalent"),
+    }
     if task in names:
         assert examples.label_names == names[task]
-    assert recipe_of(data).metrics[0] == {"cola": "matthews", "stsb": "pearson"}.get(task, "accuracy")
+    assert recipe_of(data).metrics[0] == {"cola": "matthews", "stsb": "pearson"}.get(
+        task, "accuracy"
+    )
     assert "tensorflow" not in sys.modules
 
 
@@ -74,7 +99,9 @@ def test_generation_sets_are_read_with_all_references(name, mocking):
     assert all(len(part) == 20 for part in parts.values())
     assert parts["test"].references != tuple((text,) for text in parts["test"].completions)
     recipe = recipe_of(data)
-    assert recipe.decoding.beams == 10 and recipe.decoding.length_penalty == {"e2e": 0.9}.get(name, 0.8)
+    assert recipe.decoding.beams == 10 and recipe.decoding.length_penalty == {"e2e": 0.9}.get(
+        name, 0.8
+    )
 
 
 @pytest.mark.parametrize("name", HUB)
@@ -84,11 +111,13 @@ def test_hub_sets_are_read_from_the_layout_of_the_hub(name, tmp_path, monkeypatc
     (tmp_path / "data").mkdir()
     for split in ("train", "test"):
         parquet.write_table(
-            pyarrow.Table.from_pylist(rows if split == "train" else rows[:9]), tmp_path / "data" / f"{split}-00000-of-00001.parquet"
+            pyarrow.Table.from_pylist(rows if split == "train" else rows[:9]),
+            tmp_path / "data" / f"{split}-00000-of-00001.parquet",
         )
     asked = {}
     monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda repository, **options: asked.update(options, name=repository) or str(tmp_path)
+        "huggingface_hub.snapshot_download",
+        lambda repository, **options: asked.update(options, name=repository) or str(tmp_path),
     )
     data = load(f"{name}.py").data
     parts = to_completions(examples_of(data), prompt=data.prompt, completion=data.completion)
@@ -108,7 +137,9 @@ def test_an_unreachable_hub_and_a_wrong_folder_are_one_paragraph(monkeypatch, tm
         raise ConnectionError("no route")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(FileNotFoundError, match="'tatsu-lab/alpaca' is not in the local cache.*no route"):
+    with pytest.raises(
+        FileNotFoundError, match="'tatsu-lab/alpaca' is not in the local cache.*no route"
+    ):
         examples_of(load("alpaca.py").data)
     (tmp_path / "plain_text").mkdir()
     (tmp_path / "plain_text" / "train.jsonl").write_text("{}")
@@ -120,7 +151,14 @@ def test_an_unreachable_hub_and_a_wrong_folder_are_one_paragraph(monkeypatch, tm
 
 
 def shrink(spec: str, model: Path, data: Path, out: Path, **more: Any) -> None:
-    values = {"model.name": model, "data.name": data, "data.max_length": 24, "lora.rank": 2, "train.total_steps": 2, "out": out} | more
+    values = {
+        "model.name": model,
+        "data.name": data,
+        "data.max_length": 24,
+        "lora.rank": 2,
+        "train.total_steps": 2,
+        "out": out,
+    } | more
     assert run_sweep(load(spec, **values), quiet=True, say=print).failed == ()
     assert [record.result["steps"] for record in RunStore(out).runs()] == [2]
 
@@ -134,8 +172,18 @@ def test_your_own_records_train_an_encoder(recipe, tmp_path):
 @pytest.mark.parametrize("recipe", ["classification@decoder"])
 def test_your_own_records_train_a_decoder(recipe, tmp_path):
     data = tmp_path / "a.jsonl"
-    data.write_text("\n".join(json.dumps({"text": f"ab{n}", "summary": "ba", "label": "xy"[n % 2]}) for n in range(60)))
-    shrink(f"my_data.py:{recipe}", write_tiny_model(tmp_path / "model"), data, tmp_path / "runs", **{"quant.block_size": 16})
+    data.write_text(
+        "\n".join(
+            json.dumps({"text": f"ab{n}", "summary": "ba", "label": "xy"[n % 2]}) for n in range(60)
+        )
+    )
+    shrink(
+        f"my_data.py:{recipe}",
+        write_tiny_model(tmp_path / "model"),
+        data,
+        tmp_path / "runs",
+        **{"quant.block_size": 16},
+    )
 
 
 def test_unknown_arguments_are_refused():
@@ -145,7 +193,10 @@ def test_unknown_arguments_are_refused():
 
 
 def test_the_shared_adapter_has_the_size_of_the_three():
-    shared, apart = load("multitask.py:shared"), [load(f"multitask.py:{name}") for name in ("sql", "titles", "modes")]
+    shared, apart = (
+        load("multitask.py:shared"),
+        [load(f"multitask.py:{name}") for name in ("sql", "titles", "modes")],
+    )
     assert [part.name for part in shared.data.mixture] == [config.data.name for config in apart]
     assert shared.lora.rank == sum(config.lora.rank for config in apart)
     assert shared.lora.alpha / shared.lora.rank == apart[0].lora.alpha / apart[0].lora.rank

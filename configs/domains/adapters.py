@@ -1,12 +1,16 @@
-"""Three domains in a row on one nf4 base: entities in finance, scales in music, products in sales. QLoRA of Gemma-3-270M, rank 8.
+"""Three domains in a row on one nf4 base: entities in finance, scales in music, products in sales.
+QLoRA of Gemma-3-270M, rank 8.
 
-Argument: finance, music or sales. The three differ in their data alone, so their adapters are served from one base in memory.
+Argument: finance, music or sales. The three differ in their data alone, so their adapters are
+    served from one base in memory.
 
-python experiments/three_adapters.py                         train what is missing, then the table of every adapter on every domain
-lora-jax train --config configs/domains/adapters.py:finance  one of them
-lora-jax generate gemma3-270m --format nf4 --adapter finance=RUN/adapter --adapter music=RUN/adapter --prompt "finance: ..."
+python experiments/three_adapters.py                         train what is missing, then the table
+of every adapter on every domain lora-jax train --config configs/domains/adapters.py:finance  one of
+them lora-jax generate gemma3-270m --format nf4 --adapter finance=RUN/adapter --adapter
+music=RUN/adapter --prompt "finance: ..."
 
-Results (seed 0, 20 steps, 24 held-out examples at most; nats a token of the completion, with 95 % intervals):
+Results (seed 0, 20 steps, 24 held-out examples at most; nats a token of the completion, with 95 %
+intervals):
 
 | held-out data | base | finance | music | sales |
 |---|---|---|---|---|
@@ -14,17 +18,26 @@ Results (seed 0, 20 steps, 24 held-out examples at most; nats a token of the com
 | music (18) | 8.153 [7.354, 8.981] | 8.163 [7.524, 8.834] | 0.490 [0.427, 0.559] | 9.709 [8.883, 10.561] |
 | sales (24) | 7.269 [6.955, 7.605] | 2.805 [2.640, 3.006] | 5.124 [4.964, 5.289] | 0.261 [0.013, 0.519] |
 
-Every adapter wins at home (paired bootstrap, p 0.001 against each). The sales adapter has learnt to answer No (see sales.py).
+Every adapter wins at home (paired bootstrap, p 0.001 against each). The sales adapter has learnt to
+answer No (see sales.py).
 """
 
 import ml_collections
 
 DOMAINS = {
     "finance": dict(
-        name="evals-ner-finance/samples.jsonl", fields=dict(prompt="input.-1.content", completion="ideal"), prompt="{prompt}\nEntities:"
+        name="evals-ner-finance/samples.jsonl",
+        fields=dict(prompt="input.-1.content", completion="ideal"),
+        prompt="{prompt}\nEntities:",
     ),
-    "music": dict(name="evals-music-theory-scale-modes/samples.jsonl", fields=dict(prompt="input", completion="ideal")),
-    "sales": dict(name="evals-product-matching/zeroshot/samples.jsonl", fields=dict(prompt="input", completion="ideal")),
+    "music": dict(
+        name="evals-music-theory-scale-modes/samples.jsonl",
+        fields=dict(prompt="input", completion="ideal"),
+    ),
+    "sales": dict(
+        name="evals-product-matching/zeroshot/samples.jsonl",
+        fields=dict(prompt="input", completion="ideal"),
+    ),
 }
 
 
@@ -39,8 +52,21 @@ def get_config(domain: str = "finance") -> ml_collections.ConfigDict:
             method="qlora",
             lora=dict(rank=8, alpha=16.0, targets="all-linear"),
             quant=dict(format="nf4", block_size=64, double=True),
-            optim=dict(learning_rate=1e-3, weight_decay=0.0, schedule="linear", warmup_fraction=0.1, clip_norm=1.0),
-            train=dict(total_steps=20, batch_size=8, eval_batch_size=8, eval_examples=8, log_every=5, checkpoint_every=20),
+            optim=dict(
+                learning_rate=1e-3,
+                weight_decay=0.0,
+                schedule="linear",
+                warmup_fraction=0.1,
+                clip_norm=1.0,
+            ),
+            train=dict(
+                total_steps=20,
+                batch_size=8,
+                eval_batch_size=8,
+                eval_examples=8,
+                log_every=5,
+                checkpoint_every=20,
+            ),
             out=f"runs/adapters/{domain}",
         )
     )

@@ -1,12 +1,14 @@
-"""Healthcare: does a patient with these findings have a heart disease? MiniLM-L6, LoRA rank 8 against the head alone.
+"""Healthcare: does a patient with these findings have a heart disease? MiniLM-L6, LoRA rank 8
+against the head alone.
 
-918 patients of five hospitals, findings as a sentence (the UCI heart disease data as joined by Soriano Palacios 2021), as OpenAI's evals
-ship them (heart-disease; MIT). A benchmark of text models on numbers: no medical device. With an argument `public`: questions of the
-US medical licence (GBaker/MedQA-USMLE-4-options on the hub, MIT), multiple choice.
+918 patients of five hospitals, findings as a sentence (the UCI heart disease data as joined by
+Soriano Palacios 2021), as OpenAI's evals ship them (heart-disease; MIT). A benchmark of text models
+on numbers: no medical device. With an argument `public`: questions of the US medical licence
+(GBaker/MedQA-USMLE-4-options on the hub, MIT), multiple choice.
 
-lora-jax train --config configs/domains/healthcare.py
-lora-jax train --config configs/domains/healthcare.py --config.method=head --config.optim.learning_rate=1e-2
-lora-jax evaluate RUN --against HEAD_RUN
+lora-jax train --config configs/domains/healthcare.py lora-jax train --config
+configs/domains/healthcare.py --config.method=head --config.optim.learning_rate=1e-2 lora-jax
+evaluate RUN --against HEAD_RUN
 
 | seed 0, 728 / 96 / 94 records | test accuracy | F1 | Matthews | time |
 |---|---|---|---|---|
@@ -43,8 +45,12 @@ def get_config(data: str = "evals") -> ml_collections.ConfigDict:
             data=sets[data],
             method="lora",
             lora=dict(rank=8, alpha=16.0, targets="all-linear"),
-            optim=dict(learning_rate=1e-3, weight_decay=0.01, schedule="linear", warmup_fraction=0.06),
-            train=dict(epochs=4.0, batch_size=32, eval_batch_size=64, log_every=5, checkpoint_every=100),
+            optim=dict(
+                learning_rate=1e-3, weight_decay=0.01, schedule="linear", warmup_fraction=0.06
+            ),
+            train=dict(
+                epochs=4.0, batch_size=32, eval_batch_size=64, log_every=5, checkpoint_every=100
+            ),
             out=f"runs/domains/healthcare_{data}",
         )
     )

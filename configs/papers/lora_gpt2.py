@@ -3,9 +3,10 @@
 lora-jax sweep --config configs/papers/lora_gpt2.py:e2e-m
 lora-jax sweep --config configs/papers/lora_gpt2.py:rank-16
 
-Names: e2e-m, e2e-l, dart-m, dart-l, webnlg-m, webnlg-l, and rank-1 to rank-1024. Settings are those of the paper's Table 11. The data
-are .jsonl files with a prompt (the meaning representation) and a completion, at data/e2e.jsonl and so on. Decode with beam 10, length
-penalty 0.9 (E2E) or 0.8, no repeated 4-grams. Published figures are means of 3 seeds. Ours: not run (needs a GPU).
+Names: e2e-m, e2e-l, dart-m, dart-l, webnlg-m, webnlg-l, and rank-1 to rank-1024. Settings are those
+of the paper's Table 11. The data are .jsonl files with a prompt (the meaning representation) and a
+completion, at data/e2e.jsonl and so on. Decode with beam 10, length penalty 0.9 (E2E) or 0.8, no
+repeated 4-grams. Published figures are means of 3 seeds. Ours: not run (needs a GPU).
 """
 
 import ml_collections
@@ -15,23 +16,49 @@ from lora_jax.claims.published_lora import TABLE_3, TABLE_13, TABLE_14, TABLE_18
 
 _MODELS = {"m": "openai-community/gpt2-medium", "l": "openai-community/gpt2-large"}
 # Data: weight decay, dropout, label smoothing (Table 11), training examples.
-_DATA = {"e2e": (0.01, 0.1, 0.1, 42_000), "webnlg": (0.01, 0.1, 0.1, 22_000), "dart": (0.0, 0.0, 0.0, 82_000)}
+_DATA = {
+    "e2e": (0.01, 0.1, 0.1, 42_000),
+    "webnlg": (0.01, 0.1, 0.1, 22_000),
+    "dart": (0.0, 0.0, 0.0, 82_000),
+}
 _WARMUP_STEPS, _BATCH, _EPOCHS = 500, 8, 5
 
 
 def _preset(
-    data: str, size: str, value: float, spread: float | None, metric: str, source: str, *, rank: int = 4, steps: int | None = None
+    data: str,
+    size: str,
+    value: float,
+    spread: float | None,
+    metric: str,
+    source: str,
+    *,
+    rank: int = 4,
+    steps: int | None = None,
 ) -> Preset:
     decay, dropout, smoothing, examples = _DATA[data]
     total = steps or examples * _EPOCHS // _BATCH
     name = f"{data}-{size}" if steps is None else f"rank-{rank}"
     settings = dict(
         model=dict(name=_MODELS[size]),
-        data=dict(task="completion", name=f"data/{data}.jsonl", text="prompt", label="completion", max_length=512),
+        data=dict(
+            task="completion",
+            name=f"data/{data}.jsonl",
+            text="prompt",
+            label="completion",
+            max_length=512,
+        ),
         method="lora",
         lora=dict(rank=rank, alpha=32.0, dropout=dropout, targets="query+value"),
-        optim=dict(learning_rate=2e-4, weight_decay=decay, schedule="linear", warmup_fraction=_WARMUP_STEPS / total),
-        train=dict(batch_size=_BATCH, **({"epochs": float(_EPOCHS)} if steps is None else {"total_steps": steps})),
+        optim=dict(
+            learning_rate=2e-4,
+            weight_decay=decay,
+            schedule="linear",
+            warmup_fraction=_WARMUP_STEPS / total,
+        ),
+        train=dict(
+            batch_size=_BATCH,
+            **({"epochs": float(_EPOCHS)} if steps is None else {"total_steps": steps}),
+        ),
         sweep=dict(seeds=(0, 1, 2)),
         out=f"runs/papers/lora_gpt2/{name}",
     )
@@ -43,14 +70,38 @@ def _preset(
 PRESETS: dict[str, dict[str, Preset]] = {}
 for _size in _MODELS:
     _, _scores, _spreads = TABLE_3[f"{_size} lora"]
-    PRESETS[f"e2e-{_size}"] = {"paper": _preset("e2e", _size, _scores[0], _spreads[0], "BLEU", f"LoRA, Table 3, {_size} lora")}
-    PRESETS[f"dart-{_size}"] = {"paper": _preset("dart", _size, *TABLE_13[f"{_size} lora"][:2], "BLEU", f"LoRA, Table 13, {_size} lora")}
+    PRESETS[f"e2e-{_size}"] = {
+        "paper": _preset(
+            "e2e", _size, _scores[0], _spreads[0], "BLEU", f"LoRA, Table 3, {_size} lora"
+        )
+    }
+    PRESETS[f"dart-{_size}"] = {
+        "paper": _preset(
+            "dart", _size, *TABLE_13[f"{_size} lora"][:2], "BLEU", f"LoRA, Table 13, {_size} lora"
+        )
+    }
     PRESETS[f"webnlg-{_size}"] = {
-        "paper": _preset("webnlg", _size, TABLE_14[f"{_size} lora"][2], None, "BLEU, all", f"LoRA, Table 14, {_size} lora")
+        "paper": _preset(
+            "webnlg",
+            _size,
+            TABLE_14[f"{_size} lora"][2],
+            None,
+            "BLEU, all",
+            f"LoRA, Table 14, {_size} lora",
+        )
     }
 for _rank, _row in TABLE_18.items():
     PRESETS[f"rank-{_rank}"] = {
-        "paper": _preset("e2e", "m", _row[1], None, "BLEU", f"LoRA, Table 18, rank {_rank}", rank=_rank, steps=26_000)
+        "paper": _preset(
+            "e2e",
+            "m",
+            _row[1],
+            None,
+            "BLEU",
+            f"LoRA, Table 18, rank {_rank}",
+            rank=_rank,
+            steps=26_000,
+        )
     }
 
 

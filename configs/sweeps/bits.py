@@ -1,11 +1,15 @@
-"""Which 4-bit code, and does double quantisation cost anything? QLoRA's Figure 3 and Table 3 in shape, three seeds.
+"""Which 4-bit code, and does double quantisation cost anything? QLoRA's Figure 3 and Table 3 in
+shape, three seeds.
 
-MiniLM-L6 on Rotten Tomatoes; rank 8 on all linear layers over a base in fp32, int8, and the 4-bit codes int4, bitsandbytes' fp4, OCP's E2M1
-and nf4, the 4-bit ones with double quantisation and without; 30 runs. The paper (LLaMA 7B to 65B, zero-shot): NF4 above Float4, double
-quantisation loses nothing and saves 0.37 bits a weight. Table 3 (RoBERTa-large, GLUE): BF16 LoRA 88.8, Int8 88.8, FP4 88.6.
+MiniLM-L6 on Rotten Tomatoes; rank 8 on all linear layers over a base in fp32, int8, and the 4-bit
+codes int4, bitsandbytes' fp4, OCP's E2M1 and nf4, the 4-bit ones with double quantisation and
+without; 30 runs. The paper (LLaMA 7B to 65B, zero-shot): NF4 above Float4, double quantisation
+loses nothing and saves 0.37 bits a weight. Table 3 (RoBERTa-large, GLUE): BF16 LoRA 88.8, Int8
+88.8, FP4 88.6.
 
-Expect: int8 equals fp32; nf4 at most a little below, fp4 below nf4; no difference by double quantisation. After tuning the gaps are of
-the size of the seeds' spread: the report says which of them three seeds support. Ours: not run yet. Time: not measured yet.
+Expect: int8 equals fp32; nf4 at most a little below, fp4 below nf4; no difference by double
+quantisation. After tuning the gaps are of the size of the seeds' spread: the report says which of
+them three seeds support. Ours: not run yet. Time: not measured yet.
 
 lora-jax sweep --config configs/sweeps/bits.py
 """
@@ -22,8 +26,20 @@ def get_config() -> ml_collections.ConfigDict:
             method="lora",
             lora=dict(rank=8, alpha=16.0, scaling="standard", targets="all-linear"),
             quant=dict(block_size=64, double=True),
-            optim=dict(learning_rate=1e-3, weight_decay=0.0, schedule="linear", warmup_fraction=0.1, clip_norm=1.0),
-            train=dict(total_steps=100, batch_size=32, eval_batch_size=64, log_every=10, checkpoint_every=50),
+            optim=dict(
+                learning_rate=1e-3,
+                weight_decay=0.0,
+                schedule="linear",
+                warmup_fraction=0.1,
+                clip_norm=1.0,
+            ),
+            train=dict(
+                total_steps=100,
+                batch_size=32,
+                eval_batch_size=64,
+                log_every=10,
+                checkpoint_every=50,
+            ),
             sweep=dict(
                 format=("none", "int8", "int4", "fp4", "fp4_e2m1", "nf4"),
                 axes=("quant.double = true, false if quant.format in (int4, fp4, fp4_e2m1, nf4)",),

@@ -1,11 +1,15 @@
-"""How many weights may share a scale? The block sizes of k-bit inference scaling laws and QLoRA in shape, three seeds.
+"""How many weights may share a scale? The block sizes of k-bit inference scaling laws and QLoRA in
+shape, three seeds.
 
-MiniLM-L6 on Rotten Tomatoes; rank 8 on all linear layers over nf4, fp4 and int4, blocks of 16 to 384 weights, scales not quantised again;
-45 runs. MiniLM's matrices have 384 or 1536 rows, so 384 is the largest block that fills all of them; the papers end at 1024 and 4096.
-Dettmers & Zettlemoyer (2212.09720): blocks of 64 rather than 1024 cost 0.24 bits a parameter and are worth nearly as much as a fifth bit; best
-64 to 128 at 4 bits. QLoRA takes 64. Error of a Gaussian weight: nf4 0.087 at blocks of 32, 0.092 at 64, 0.096 at 128.
+MiniLM-L6 on Rotten Tomatoes; rank 8 on all linear layers over nf4, fp4 and int4, blocks of 16 to
+384 weights, scales not quantised again; 45 runs. MiniLM's matrices have 384 or 1536 rows, so 384 is
+the largest block that fills all of them; the papers end at 1024 and 4096. Dettmers & Zettlemoyer
+(2212.09720): blocks of 64 rather than 1024 cost 0.24 bits a parameter and are worth nearly as much
+as a fifth bit; best 64 to 128 at 4 bits. QLoRA takes 64. Error of a Gaussian weight: nf4 0.087 at
+blocks of 32, 0.092 at 64, 0.096 at 128.
 
-Expect: accuracy falls with the block, least for nf4; stored size falls by 16 / block bits and more a weight. After tuning most of the
+Expect: accuracy falls with the block, least for nf4; stored size falls by 16 / block bits and more
+a weight. After tuning most of the
 difference is gone. Ours: not run yet. Time: not measured yet.
 
 lora-jax sweep --config configs/sweeps/blocksize.py
@@ -23,9 +27,25 @@ def get_config() -> ml_collections.ConfigDict:
             method="lora",
             lora=dict(rank=8, alpha=16.0, scaling="standard", targets="all-linear"),
             quant=dict(double=False),
-            optim=dict(learning_rate=1e-3, weight_decay=0.0, schedule="linear", warmup_fraction=0.1, clip_norm=1.0),
-            train=dict(total_steps=100, batch_size=32, eval_batch_size=64, log_every=10, checkpoint_every=50),
-            sweep=dict(format=("nf4", "fp4", "int4"), axes=("quant.block_size = 16, 32, 64, 128, 384",), seeds=(0, 1, 2)),
+            optim=dict(
+                learning_rate=1e-3,
+                weight_decay=0.0,
+                schedule="linear",
+                warmup_fraction=0.1,
+                clip_norm=1.0,
+            ),
+            train=dict(
+                total_steps=100,
+                batch_size=32,
+                eval_batch_size=64,
+                log_every=10,
+                checkpoint_every=50,
+            ),
+            sweep=dict(
+                format=("nf4", "fp4", "int4"),
+                axes=("quant.block_size = 16, 32, 64, 128, 384",),
+                seeds=(0, 1, 2),
+            ),
             out="runs/blocksize",
         )
     )

@@ -1,13 +1,17 @@
-"""Does it matter where the factors start? PiSSA, OLoRA, LoRA-GA, EVA and LoftQ beside LoRA's zeros, three seeds.
+"""Does it matter where the factors start? PiSSA, OLoRA, LoRA-GA, EVA and LoftQ beside LoRA's zeros,
+three seeds.
 
-fp32 (default): LoRA's uniform and Gaussian starts, orthogonal, PiSSA, OLoRA, LoRA-GA and EVA, rank 8 on all linear layers; 21 runs. PiSSA
-(2404.02948), LoRA-GA (2407.05000): a start from the weight's or the gradient's singular vectors learns faster in the first steps; how
-much is left at the end depends on the learning rate of each.
-quantised: LoRA's start, LoftQ and QPiSSA over nf4 and nf2; 18 runs. LoftQ (Phi-2, GSM8K): 64.1 ± 0.7 at 4 bits where QLoRA has 60.2 ± 0.6, and at
-2 bits it converges where QLoRA sometimes does not.
+fp32 (default): LoRA's uniform and Gaussian starts, orthogonal, PiSSA, OLoRA, LoRA-GA and EVA, rank
+8 on all linear layers; 21 runs. PiSSA (2404.02948), LoRA-GA (2407.05000): a start from the weight's
+or the gradient's singular vectors learns faster in the first steps; how much is left at the end
+depends on the learning rate of each.
+quantised: LoRA's start, LoftQ and QPiSSA over nf4 and nf2; 18 runs. LoftQ (Phi-2, GSM8K): 64.1 ±
+0.7 at 4 bits where QLoRA has 60.2 ± 0.6, and at 2 bits it converges where QLoRA sometimes does not.
 
-Expect: lower loss at steps 10 to 20 for pissa, olora and lora_ga; a gap between loftq and kaiming at nf2, hardly one at nf4. One learning rate
-for all: a difference at the end is not one of the best of each. Ours: not run yet. Time: not measured yet.
+Expect: lower loss at steps 10 to 20 for pissa, olora and lora_ga; a gap between loftq and kaiming
+at nf2, hardly one at nf4. One learning rate
+for all: a difference at the end is not one of the best of each. Ours: not run yet. Time: not
+    measured yet.
 
 lora-jax sweep --config configs/sweeps/initialisation.py:fp32
 """
@@ -15,13 +19,18 @@ lora-jax sweep --config configs/sweeps/initialisation.py:fp32
 import ml_collections
 
 _GRIDS = {
-    "fp32": dict(format=("none",), axes=("lora.init = kaiming, gaussian, orthogonal, pissa, olora, lora_ga, eva",)),
+    "fp32": dict(
+        format=("none",),
+        axes=("lora.init = kaiming, gaussian, orthogonal, pissa, olora, lora_ga, eva",),
+    ),
     "quantised": dict(format=("nf4", "nf2"), axes=("lora.init = kaiming, loftq, qpissa",)),
 }
 
 
 def get_config(base: str = "fp32") -> ml_collections.ConfigDict:
-    """The grid over initialisers: 'fp32', or 'quantised' for those that choose the codes of the base with the factors."""
+    """The grid over initialisers: 'fp32', or 'quantised' for those that choose the codes of the
+    base with the factors.
+    """
     if base not in _GRIDS:
         raise ValueError(f"the argument must be one of {', '.join(_GRIDS)}, got {base!r}")
     return ml_collections.ConfigDict(
@@ -31,8 +40,16 @@ def get_config(base: str = "fp32") -> ml_collections.ConfigDict:
             method="lora",
             lora=dict(rank=8, alpha=16.0, scaling="standard", targets="all-linear"),
             quant=dict(block_size=64, double=True),
-            optim=dict(learning_rate=1e-3, weight_decay=0.0, schedule="linear", warmup_fraction=0.1, clip_norm=1.0),
-            train=dict(total_steps=100, batch_size=32, eval_batch_size=64, log_every=5, checkpoint_every=50),
+            optim=dict(
+                learning_rate=1e-3,
+                weight_decay=0.0,
+                schedule="linear",
+                warmup_fraction=0.1,
+                clip_norm=1.0,
+            ),
+            train=dict(
+                total_steps=100, batch_size=32, eval_batch_size=64, log_every=5, checkpoint_every=50
+            ),
             sweep=dict(**_GRIDS[base], seeds=(0, 1, 2)),
             out=f"runs/initialisation_{base}",
         )

@@ -1,11 +1,15 @@
-"""Which learning rate, and does it move with the rank? LoRA's tuned rates and QLoRA's search in shape, three seeds.
+"""Which learning rate, and does it move with the rank? LoRA's tuned rates and QLoRA's search in
+shape, three seeds.
 
-MiniLM-L6 on Rotten Tomatoes; LoRA of rank 1, 8 and 64 on all linear layers at six rates from 1e-4 to 3e-2, and full fine-tuning at five from
-1e-5 to 1e-3; 69 runs, constant rate. LoRA (Table 12, GPT-3): 2e-4 where full fine-tuning takes 5e-6. QLoRA (Table 9, 7B): 2e-4, with alpha
-fixed and the rate searched. LoRA Without Regret: the best rate of LoRA is about 10 times that of full fine-tuning (15 times in runs of
-100 steps), and under alpha / rank it moves by less than a factor of 2 from rank 4 to 512.
+MiniLM-L6 on Rotten Tomatoes; LoRA of rank 1, 8 and 64 on all linear layers at six rates from 1e-4
+to 3e-2, and full fine-tuning at five from 1e-5 to 1e-3; 69 runs, constant rate. LoRA (Table 12,
+GPT-3): 2e-4 where full fine-tuning takes 5e-6. QLoRA (Table 9, 7B): 2e-4, with alpha fixed and the
+rate searched. LoRA Without Regret: the best rate of LoRA is about 10 times that of full fine-tuning
+(15 times in runs of 100 steps), and under alpha / rank it moves by less than a factor of 2 from
+rank 4 to 512.
 
-Expect: the best rate of ranks 8 and 64 is the same, and 5 to 20 times that of full fine-tuning. Ours: not run yet. Time: not measured yet.
+Expect: the best rate of ranks 8 and 64 is the same, and 5 to 20 times that of full fine-tuning.
+    Ours: not run yet. Time: not measured yet.
 
 lora-jax sweep --config configs/sweeps/learning_rate.py
 """
@@ -22,7 +26,13 @@ def get_config() -> ml_collections.ConfigDict:
             method="lora",
             lora=dict(alpha=16.0, scaling="standard", targets="all-linear"),
             optim=dict(weight_decay=0.0, schedule="constant", warmup_fraction=0.0, clip_norm=1.0),
-            train=dict(total_steps=100, batch_size=32, eval_batch_size=64, log_every=10, checkpoint_every=50),
+            train=dict(
+                total_steps=100,
+                batch_size=32,
+                eval_batch_size=64,
+                log_every=10,
+                checkpoint_every=50,
+            ),
             sweep=dict(
                 rank=(1, 8, 64),
                 axes=(

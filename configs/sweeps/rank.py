@@ -1,12 +1,17 @@
-"""How large must the rank be? LoRA's Tables 6 and 18 and QLoRA's Figure 4 in shape, on MiniLM-L6 and Rotten Tomatoes, three seeds.
+"""How large must the rank be? LoRA's Tables 6 and 18 and QLoRA's Figure 4 in shape, on MiniLM-L6
+and Rotten Tomatoes, three seeds.
 
-table6 (default): rank 1, 2, 4, 8, 64 on the query alone, query and value, and all four attention matrices; 45 runs. The paper (GPT-3, WikiSQL
-± 0.5): the query alone 68.8 at rank 1 and 70.0 at rank 64; query and value 73.4 and 73.5: rank 1 is enough if enough matrices are adapted.
-table18: rank 1 to 256 on query and value; 27 runs. The paper (GPT-2 medium, E2E): validation loss 1.23 at rank 1, 1.16 from 16 to 512,
-1.17 at 1024. MiniLM's matrices have 384 rows, so the ranks end at 256.
-figure4: rank 8 to 256 on all linear layers over an nf4 base; 18 runs. QLoRA (LLaMA-7B, Alpaca): RougeL is flat in the rank.
+table6 (default): rank 1, 2, 4, 8, 64 on the query alone, query and value, and all four attention
+matrices; 45 runs. The paper (GPT-3, WikiSQL ± 0.5): the query alone 68.8 at rank 1 and 70.0 at rank
+64; query and value 73.4 and 73.5: rank 1 is enough if enough matrices are adapted.
+table18: rank 1 to 256 on query and value; 27 runs. The paper (GPT-2 medium, E2E): validation loss
+1.23 at rank 1, 1.16 from 16 to 512, 1.17 at 1024. MiniLM's matrices have 384 rows, so the ranks end
+at 256.
+figure4: rank 8 to 256 on all linear layers over an nf4 base; 18 runs. QLoRA (LLaMA-7B, Alpaca):
+    RougeL is flat in the rank.
 
-Expect: query and value flat in the rank within what seeds do, and above the query alone. Ours: not run yet. Time: not measured yet.
+Expect: query and value flat in the rank within what seeds do, and above the query alone. Ours: not
+    run yet. Time: not measured yet.
 
 lora-jax sweep --config configs/sweeps/rank.py:table6
 """
@@ -15,8 +20,12 @@ import ml_collections
 
 _QUERY = r"layers(_\d+)?/attn/q/kernel"
 _GRIDS = {
-    "table6": dict(rank=(1, 2, 4, 8, 64), targets=(_QUERY, "query+value", "attention"), format=("none",)),
-    "table18": dict(rank=(1, 2, 4, 8, 16, 32, 64, 128, 256), targets=("query+value",), format=("none",)),
+    "table6": dict(
+        rank=(1, 2, 4, 8, 64), targets=(_QUERY, "query+value", "attention"), format=("none",)
+    ),
+    "table18": dict(
+        rank=(1, 2, 4, 8, 16, 32, 64, 128, 256), targets=("query+value",), format=("none",)
+    ),
     "figure4": dict(rank=(8, 16, 32, 64, 128, 256), targets=("all-linear",), format=("nf4",)),
 }
 
@@ -31,8 +40,20 @@ def get_config(table: str = "table6") -> ml_collections.ConfigDict:
             data=dict(name="rotten_tomatoes", text="text", label="label", max_length=128),
             method="lora",
             lora=dict(alpha=16.0, scaling="standard"),  # the scale is alpha / rank, as in the paper
-            optim=dict(learning_rate=1e-3, weight_decay=0.0, schedule="linear", warmup_fraction=0.1, clip_norm=1.0),
-            train=dict(total_steps=100, batch_size=32, eval_batch_size=64, log_every=10, checkpoint_every=50),
+            optim=dict(
+                learning_rate=1e-3,
+                weight_decay=0.0,
+                schedule="linear",
+                warmup_fraction=0.1,
+                clip_norm=1.0,
+            ),
+            train=dict(
+                total_steps=100,
+                batch_size=32,
+                eval_batch_size=64,
+                log_every=10,
+                checkpoint_every=50,
+            ),
             sweep=dict(**_GRIDS[table], seeds=(0, 1, 2)),
             out=f"runs/rank_{table}",
         )

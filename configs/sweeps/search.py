@@ -1,12 +1,15 @@
-"""A search where a grid would be too large: learning rate, rank, alpha, dropout and targets of QLoRA together, 24 trials by Optuna.
+"""A search where a grid would be too large: learning rate, rank, alpha, dropout and targets of
+QLoRA together, 24 trials by Optuna.
 
-MiniLM-L6 on Rotten Tomatoes, nf4, 100 steps a trial; four trials are asked and trained at a time, and those that are among the worse half
-after 50 steps are stopped there. A grid of five values a setting would have 3,125 runs. Needs the extra: pip install "lora_jax[search]".
+MiniLM-L6 on Rotten Tomatoes, nf4, 100 steps a trial; four trials are asked and trained at a time,
+and those that are among the worse half after 50 steps are stopped there. A grid of five values a
+setting would have 3,125 runs. Needs the extra: pip install "lora_jax[search]".
 
-Expect: the best trials have a rate near 2e-3 and all linear layers; rank hardly matters. Ours: not run yet. Time: not measured yet.
+Expect: the best trials have a rate near 2e-3 and all linear layers; rank hardly matters. Ours: not
+    run yet. Time: not measured yet.
 
-lora-jax sweep --config configs/sweeps/search.py
-lora-jax sweep --config configs/sweeps/search.py --config.sweep.search.trials=48      (goes on where 24 ended)
+lora-jax sweep --config configs/sweeps/search.py lora-jax sweep --config configs/sweeps/search.py
+--config.sweep.search.trials=48      (goes on where 24 ended)
 """
 
 import ml_collections
@@ -21,7 +24,13 @@ def get_config() -> ml_collections.ConfigDict:
             method="qlora",
             quant=dict(format="nf4"),
             optim=dict(weight_decay=0.0, schedule="linear", warmup_fraction=0.1, clip_norm=1.0),
-            train=dict(total_steps=100, batch_size=32, eval_batch_size=64, log_every=10, checkpoint_every=50),
+            train=dict(
+                total_steps=100,
+                batch_size=32,
+                eval_batch_size=64,
+                log_every=10,
+                checkpoint_every=50,
+            ),
             sweep=dict(
                 stack=4,
                 halving=dict(rungs=(50,), factor=2),

@@ -3,7 +3,8 @@
 lora-jax train --config configs/tasks/dart.py
 lora-jax evaluate RUN --generate
 
-Scored by BLEU, METEOR (Java and the extra 'meteor') and TER; decoded as Hu et al. 2021 do it (beam 10, length penalty 0.8, no repeated 4-grams).
+Scored by BLEU, METEOR (Java and the extra 'meteor') and TER; decoded as Hu et al. 2021 do it (beam
+10, length penalty 0.8, no repeated 4-grams).
 Results: not measured yet, TFDS has to download the data.
 """
 
@@ -27,8 +28,16 @@ def get_config() -> ml_collections.ConfigDict:
             method="qlora",
             lora=dict(rank=8, alpha=16.0, targets="all-linear"),
             quant=dict(format="nf4", block_size=64, double=True),
-            optim=dict(learning_rate=2e-4, weight_decay=0.0, schedule="linear", warmup_fraction=0.03, clip_norm=0.3),
-            train=dict(epochs=5.0, batch_size=8, eval_batch_size=8, log_every=10, checkpoint_every=100),
+            optim=dict(
+                learning_rate=2e-4,
+                weight_decay=0.0,
+                schedule="linear",
+                warmup_fraction=0.03,
+                clip_norm=0.3,
+            ),
+            train=dict(
+                epochs=5.0, batch_size=8, eval_batch_size=8, log_every=10, checkpoint_every=100
+            ),
             out="runs/dart",
         )
     )

@@ -1,12 +1,14 @@
-"""GLUE (Wang et al. 2019) through TensorFlow Datasets. Argument: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli.
+"""GLUE (Wang et al. 2019) through TensorFlow Datasets. Argument: cola, sst2, mrpc, qqp, stsb, mnli,
+qnli, rte or wnli.
 
 lora-jax train --config configs/tasks/glue.py:mrpc
 lora-jax evaluate RUN
 
-Published test labels are hidden: the validation split is the test split, and validation is texts of train in hash bucket 8 (the
-run's note says so). MNLI's validation is the matched one. Each task is scored by GLUE's own metrics. Results: not measured yet,
-TFDS has to download the data. RoBERTa and DeBERTa go as well (--config.model.name=FacebookAI/roberta-base, or a folder); the
-papers' hyperparameters for them are in configs/papers.
+Published test labels are hidden: the validation split is the test split, and validation is texts of
+train in hash bucket 8 (the run's note says so). MNLI's validation is the matched one. Each task is
+scored by GLUE's own metrics. Results: not measured yet, TFDS has to download the data. RoBERTa and
+DeBERTa go as well (--config.model.name=FacebookAI/roberta-base, or a folder); the papers'
+hyperparameters for them are in configs/papers.
 """
 
 import ml_collections
@@ -30,15 +32,25 @@ def get_config(task: str = "sst2") -> ml_collections.ConfigDict:
     if task not in TASKS:
         raise ValueError(f"the argument must be one of {', '.join(TASKS)}, got {task!r}")
     recipe, text, pair, metrics = TASKS[task]
-    fields = dict(text=text) | (dict(text_pair=pair) if pair else {}) | (dict(score="label") if task == "stsb" else dict(label="label"))
+    fields = (
+        dict(text=text)
+        | (dict(text_pair=pair) if pair else {})
+        | (dict(score="label") if task == "stsb" else dict(label="label"))
+    )
     return ml_collections.ConfigDict(
         dict(
             model=dict(name="minilm-l6", scan=False),
-            data=dict(name=f"glue/{task}", recipe=recipe, fields=fields, metrics=metrics, max_length=128),
+            data=dict(
+                name=f"glue/{task}", recipe=recipe, fields=fields, metrics=metrics, max_length=128
+            ),
             method="lora",
             lora=dict(rank=8, alpha=16.0, targets="query+value"),
-            optim=dict(learning_rate=5e-4, weight_decay=0.1, schedule="linear", warmup_fraction=0.06),
-            train=dict(epochs=3.0, batch_size=32, eval_batch_size=64, log_every=50, checkpoint_every=500),
+            optim=dict(
+                learning_rate=5e-4, weight_decay=0.1, schedule="linear", warmup_fraction=0.06
+            ),
+            train=dict(
+                epochs=3.0, batch_size=32, eval_batch_size=64, log_every=50, checkpoint_every=500
+            ),
             out=f"runs/glue/{task}",
         )
     )

@@ -1,12 +1,15 @@
-"""One adapter for three tasks, or three adapters of a third of its size each? QLoRA of Gemma-3-270M on real task files of OpenAI's evals.
+"""One adapter for three tasks, or three adapters of a third of its size each? QLoRA of Gemma-3-270M
+on real task files of OpenAI's evals.
 
-Argument: shared (rank 24, a mixture drawn at temperature 2), or sql, titles, modes (rank 8 each: together as many parameters). Every run
-sees its tasks' examples as often: the shared one takes three times the steps.
+Argument: shared (rank 24, a mixture drawn at temperature 2), or sql, titles, modes (rank 8 each:
+together as many parameters). Every run sees its tasks' examples as often: the shared one takes
+three times the steps.
 
 lora-jax train --config configs/tasks/multitask.py:shared
 lora-jax evaluate RUN                       loss of every task, with intervals
 
-Results at a size that two cores carry (36 steps shared, 12 each apart: train.batch_size=4, data.max_length=384; seed 0; nats a token on test examples):
+Results at a size that two cores carry (36 steps shared, 12 each apart: train.batch_size=4,
+data.max_length=384; seed 0; nats a token on test examples):
 
 | task | examples | shared (rank 24) | its own (rank 8) |
 |---|---|---|---|
@@ -14,15 +17,21 @@ Results at a size that two cores carry (36 steps shared, 12 each apart: train.ba
 | titles | 27 | 2.263 [2.007, 2.526] | 2.142 |
 | modes | 18 | 1.177 [0.966, 1.405] | 0.683 |
 
-Apart is ahead on all three, though a few steps and one seed say little; 4 of the 69 test examples share their input with the training set.
+Apart is ahead on all three, though a few steps and one seed say little; 4 of the 69 test examples
+share their input with the training set.
 """
 
 import ml_collections
 
 PARTS = {
     "sql": dict(name="evals-sql/spider_sql.jsonl", fields=dict(prompt="input", completion="ideal")),
-    "titles": dict(name="evals-abstract2title/samples.jsonl", fields=dict(prompt="input", completion="ideal")),
-    "modes": dict(name="evals-music-theory-scale-modes/samples.jsonl", fields=dict(prompt="input", completion="ideal")),
+    "titles": dict(
+        name="evals-abstract2title/samples.jsonl", fields=dict(prompt="input", completion="ideal")
+    ),
+    "modes": dict(
+        name="evals-music-theory-scale-modes/samples.jsonl",
+        fields=dict(prompt="input", completion="ideal"),
+    ),
 }
 
 
@@ -30,16 +39,36 @@ def get_config(task: str = "shared") -> ml_collections.ConfigDict:
     """The config of the shared adapter, or of one of the three."""
     if task not in ("shared", *PARTS):
         raise ValueError(f"the argument must be one of shared, {', '.join(PARTS)}, got {task!r}")
-    data = dict(mixture=tuple(PARTS.values()), mixture_temperature=2.0) if task == "shared" else dict(recipe="completion", **PARTS[task])
+    data = (
+        dict(mixture=tuple(PARTS.values()), mixture_temperature=2.0)
+        if task == "shared"
+        else dict(recipe="completion", **PARTS[task])
+    )
     return ml_collections.ConfigDict(
         dict(
             model=dict(name="gemma3-270m"),
             data=dict(task="completion", max_length=512, **data),
             method="qlora",
-            lora=dict(rank=24 if task == "shared" else 8, alpha=48.0 if task == "shared" else 16.0, targets="all-linear"),
+            lora=dict(
+                rank=24 if task == "shared" else 8,
+                alpha=48.0 if task == "shared" else 16.0,
+                targets="all-linear",
+            ),
             quant=dict(format="nf4", block_size=64, double=True),
-            optim=dict(learning_rate=1e-3, weight_decay=0.0, schedule="linear", warmup_fraction=0.1, clip_norm=1.0),
-            train=dict(total_steps=90 if task == "shared" else 30, batch_size=12, eval_batch_size=12, log_every=5, checkpoint_every=30),
+            optim=dict(
+                learning_rate=1e-3,
+                weight_decay=0.0,
+                schedule="linear",
+                warmup_fraction=0.1,
+                clip_norm=1.0,
+            ),
+            train=dict(
+                total_steps=90 if task == "shared" else 30,
+                batch_size=12,
+                eval_batch_size=12,
+                log_every=5,
+                checkpoint_every=30,
+            ),
             out=f"runs/multitask/{task}",
         )
     )

@@ -26,17 +26,37 @@ def run(lab):
     model, params = small_model.load(small_model.pretrained())
     held = small_model.held_out()
     exact, weights = example_losses(model, held, params, {})
-    losses = {f: example_losses(model, held, small_model.quantized(model, params, QuantSpec(f, 64, False)), {})[0] for f in FORMATS}
-    mean = lambda row: float((row * weights).sum() / weights.sum())  # noqa: E731
-    behind = {f: paired_bootstrap(losses[f], losses["nf4"], weights=weights) for f in FORMATS if f not in ("nf4", "int8")}
+    losses = {
+        f: example_losses(
+            model, held, small_model.quantized(model, params, QuantSpec(f, 64, False)), {}
+        )[0]
+        for f in FORMATS
+    }
+    mean = lambda row: float((row * weights).sum() / weights.sum())
+    behind = {
+        f: paired_bootstrap(losses[f], losses["nf4"], weights=weights)
+        for f in FORMATS
+        if f not in ("nf4", "int8")
+    }
     int8 = paired_bootstrap(losses["int8"], exact, weights=weights)
     parts = [
-        "reproduced" if behind[f].low > 0 else "not reproduced" if behind[f].high < 0 else "inconclusive"
+        "reproduced"
+        if behind[f].low > 0
+        else "not reproduced"
+        if behind[f].high < 0
+        else "inconclusive"
         for f in ("fp4_e2m1", "fp4", "int4")
     ]
-    parts.append("reproduced" if int8.within(np.log(1 + CLAIM.tolerance["int8_perplexity"])) else "not reproduced")
+    parts.append(
+        "reproduced"
+        if int8.within(np.log(1 + CLAIM.tolerance["int8_perplexity"]))
+        else "not reproduced"
+    )
     errors = {f: total(sweep(minilm_matrices(), [f]))[0] for f in FORMATS}
-    perplexity = {"fp32": np.exp(mean(exact)), **{f: np.exp(mean(row)) for f, row in losses.items()}}
+    perplexity = {
+        "fp32": np.exp(mean(exact)),
+        **{f: np.exp(mean(row)) for f, row in losses.items()},
+    }
     return Finding(
         judge_all(parts),
         "perplexity " + ", ".join(f"{name} {value:.2f}" for name, value in perplexity.items()),

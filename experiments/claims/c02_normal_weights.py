@@ -26,18 +26,38 @@ def failing(rows) -> tuple[int, float]:
 
 
 def even_inputs(matrices, rejected: float) -> Reason:
-    """Whether channels fail because some inputs have larger weights in all of them, which makes each a mixture of scales."""
+    """Whether channels fail because some inputs have larger weights in all of them, which makes
+    each a mixture of scales.
+    """
     even = {path: w / w.std(-1, keepdims=True) for path, w in matrices.items()}
     _, left = failing([row for path, w in even.items() for row in shapes(path, w, channels=72)])
-    by_length = lambda inputs, step: failing(  # noqa: E731
-        [row for path, w in matrices.items() if w.shape[1] == inputs for row in shapes(path, w[:, ::step], channels=72)]
+    by_length = lambda inputs, step: failing(
+        [
+            row
+            for path, w in matrices.items()
+            if w.shape[1] == inputs
+            for row in shapes(path, w[:, ::step], channels=72)
+        ]
     )[1]
     short, long, cut = by_length(384, 1), by_length(1536, 1), by_length(1536, 4)
     return Reason(
-        "a few inputs have larger weights in every channel (outlier dimensions), so that a channel mixes scales; with each input's weights divided by their standard deviation, less than half as many channels should fail",
-        f"{left:.1%} then fail, against {rejected:.1%} (of channels with 384 inputs {short:.1%} fail as they are, with 1536 {long:.1%}, and {cut:.1%} if every fourth weight of these is taken: a longer sample rejects more easily)",
+        (
+            "a few inputs have larger weights in every channel (outlier dimensions), so that a "
+            "channel mixes scales; with each input's weights divided by their standard deviation, "
+            "less than half as many channels should fail"
+        ),
+        (
+            f"{left:.1%} then fail, against {rejected:.1%} (of channels with 384 inputs "
+            f"{short:.1%} fail as they are, with 1536 {long:.1%}, and {cut:.1%} if every fourth "
+            "weight of these is taken: a longer sample rejects more easily)"
+        ),
         left < rejected / 2,
-        {"rejected_with_even_inputs": left, "rejected_384_inputs": short, "rejected_1536_inputs": long, "rejected_384_of_1536_inputs": cut},
+        {
+            "rejected_with_even_inputs": left,
+            "rejected_384_inputs": short,
+            "rejected_1536_inputs": long,
+            "rejected_384_of_1536_inputs": cut,
+        },
     )
 
 
@@ -57,7 +77,10 @@ def run(lab):
         else "not reproduced"
         if rejected - 2 * spread > CLAIM.tolerance["rejected"]
         else "inconclusive",
-        f"{rejected:.1%} of {tested} channels fail; excess kurtosis, median {np.median(kurtosis):.2f}, largest {kurtosis.max():.0f}",
+        (
+            f"{rejected:.1%} of {tested} channels fail; excess kurtosis, median "
+            f"{np.median(kurtosis):.2f}, largest {kurtosis.max():.0f}"
+        ),
         {
             "rejected": rejected,
             "channels": tested,
@@ -68,11 +91,16 @@ def run(lab):
             "reason": reason.entry(),
         },
         note=f"The prediction behind the claim holds: AF4's error over NF4's falls with kurtosis (rank correlation {correlation.statistic:.2f}, p = {correlation.pvalue:.1g} over 36 matrices). "
-        "MiniLM is a distilled encoder of width 384; the paper's is a LLaMA of width 4096." + reason.text,
+        "MiniLM is a distilled encoder of width 384; the paper's is a LLaMA of width 4096."
+        + reason.text,
         plot={
             "x": "excess kurtosis of a matrix",
             "y": "error of AF4 / NF4",
             "log": "x",
-            "lines": {"36 matrices of MiniLM": sorted([max(k, 1e-2), r] for k, r in zip(kurtosis.tolist(), ratio.tolist()))},
+            "lines": {
+                "36 matrices of MiniLM": sorted(
+                    [max(k, 1e-2), r] for k, r in zip(kurtosis.tolist(), ratio.tolist())
+                )
+            },
         },
     )

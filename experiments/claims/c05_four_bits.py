@@ -28,10 +28,16 @@ def run(lab):
     first = measured(1)
     share, parallel = first["share"], first["parallel"]
     reason = None if share > 0.5 else reason_of(first)
-    falls = ", ".join(f"{first['losses'][a, 32] - first['losses'][b, 32]:.3f} from width {a} to {b}" for a, b in itertools.pairwise(WIDTHS))
+    falls = ", ".join(
+        f"{first['losses'][a, 32] - first['losses'][b, 32]:.3f} from width {a} to {b}"
+        for a, b in itertools.pairwise(WIDTHS)
+    )
     return Finding(
-        "reproduced" if share > 0.5 and parallel < CLAIM.tolerance["parallel"] else "not reproduced",
-        f"4 bits are best for {share:.0%} of budgets (others: {', '.join(str(k) for k in sorted(set(first['best'].values()) - {4})) or 'none'}); "
+        "reproduced"
+        if share > 0.5 and parallel < CLAIM.tolerance["parallel"]
+        else "not reproduced",
+        f"4 bits are best for {share:.0%} of budgets (others: "
+        f"{', '.join(str(k) for k in sorted(set(first['best'].values()) - {4})) or 'none'}); "
         f"offsets spread by {parallel:.0%} of the 3-to-4-bit gap",
         {
             "losses": {f"d={w}, {k} bits": loss for (w, k), loss in first["losses"].items()},
@@ -47,21 +53,28 @@ def run(lab):
             "x": "bits of the linear layers",
             "y": "loss on held-out reviews, nats",
             "log": "x",
-            "lines": {f"{k} bits": [list(p) for p in points] for k, points in first["curves"].items()},
+            "lines": {
+                f"{k} bits": [list(p) for p in points] for k, points in first["curves"].items()
+            },
         },
         seeds=(0,),
     )
 
 
 def reason_of(first):
-    """Rule, written down before it ran: after three times the steps 4 bits are best for more than half of the budgets."""
+    """Rule, written down before it ran: after three times the steps 4 bits are best for more than
+    half of the budgets.
+    """
     longer = measured(LONGER)
-    fall = lambda found: found["losses"][WIDTHS[1], 32] - found["losses"][WIDTHS[-1], 32]  # noqa: E731
+    fall = lambda found: found["losses"][WIDTHS[1], 32] - found["losses"][WIDTHS[-1], 32]
     return Reason(
-        "the wide models are trained too little (1,200 steps, less than one pass over the texts) to be worth their bits, which go to precision instead; "
+        "the wide models are trained too little (1,200 steps, less than one pass over the texts) "
+        "to be worth their bits, which go to precision instead; "
         f"after {LONGER} times the steps four bits are best for more than half of the budgets",
-        f"after {LONGER * SmallModel.steps:,} steps 4 bits are best for {longer['share']:.0%} of budgets ({first['share']:.0%} before); unquantised, the loss falls from "
-        f"width {WIDTHS[1]} to {WIDTHS[-1]} by {fall(longer):.3f} ({fall(first):.3f} before); offsets spread by {longer['parallel']:.0%} of the 3-to-4-bit gap",
+        f"after {LONGER * SmallModel.steps:,} steps 4 bits are best for {longer['share']:.0%} of "
+        f"budgets ({first['share']:.0%} before); unquantised, the loss falls from "
+        f"width {WIDTHS[1]} to {WIDTHS[-1]} by {fall(longer):.3f} ({fall(first):.3f} before); "
+        f"offsets spread by {longer['parallel']:.0%} of the 3-to-4-bit gap",
         longer["share"] > 0.5,
         {
             "losses": {f"d={w}, {k} bits": loss for (w, k), loss in longer["losses"].items()},
@@ -76,9 +89,13 @@ def measured(times):
     held = small_model.held_out()
     curves, losses = {k: [] for k in FORMATS}, {}
     for width in WIDTHS:
-        model, params = small_model.load(small_model.pretrained(SmallModel(width=width, steps=times * SmallModel.steps)))
+        model, params = small_model.load(
+            small_model.pretrained(SmallModel(width=width, steps=times * SmallModel.steps))
+        )
         for k, format in FORMATS.items():
-            stored = small_model.quantized(model, params, None if format is None else QuantSpec(format, 64, True))
+            stored = small_model.quantized(
+                model, params, None if format is None else QuantSpec(format, 64, True)
+            )
             loss, weights = example_losses(model, held, stored, {})
             losses[width, k] = float((loss * weights).sum() / weights.sum())
             # The linear layers alone: the embedding stays in full precision in the paper as here.

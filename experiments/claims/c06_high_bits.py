@@ -29,14 +29,29 @@ def run(lab):
         for format in formats:
             for block in (32, 64, None):
                 stored = small_model.quantized(model, params, QuantSpec(format, block, False))
-                changes[bits, format, str(block)] = paired_bootstrap(example_losses(model, held, stored, {})[0], exact, weights=weights)
-    verdicts = [judge_equal(i, tolerance=math.log(1 + CLAIM.tolerance[bits])) for (bits, *_), i in changes.items()]
-    worst = {bits: max((abs(i.value), f"{f} in blocks of {b}") for (k, f, b), i in changes.items() if k == bits) for bits in FORMATS}
+                changes[bits, format, str(block)] = paired_bootstrap(
+                    example_losses(model, held, stored, {})[0], exact, weights=weights
+                )
+    verdicts = [
+        judge_equal(i, tolerance=math.log(1 + CLAIM.tolerance[bits]))
+        for (bits, *_), i in changes.items()
+    ]
+    worst = {
+        bits: max(
+            (abs(i.value), f"{f} in blocks of {b}") for (k, f, b), i in changes.items() if k == bits
+        )
+        for bits in FORMATS
+    }
     return Finding(
         judge_all(verdicts),
-        "; ".join(f"{bits} bits: at most {math.expm1(value):.2%} perplexity ({where})" for bits, (value, where) in worst.items()).replace(
-            "blocks of None", "channels"
-        ),
-        {"loss_change": {f"{bits} bits, {f}, {b}": interval_of(i) for (bits, f, b), i in changes.items()}},
+        "; ".join(
+            f"{bits} bits: at most {math.expm1(value):.2%} perplexity ({where})"
+            for bits, (value, where) in worst.items()
+        ).replace("blocks of None", "channels"),
+        {
+            "loss_change": {
+                f"{bits} bits, {f}, {b}": interval_of(i) for (bits, f, b), i in changes.items()
+            }
+        },
         note="fp8_e4m3 has three mantissa bits: of the 8-bit formats it is the only one that loses visibly.",
     )

@@ -23,17 +23,21 @@ RANKS, LAYERS = (8, 16, 64), (0, 3)
 def matrices() -> list[np.ndarray]:
     """Nine matrices of three layers: query, MLP up and MLP down."""
     found = minilm_matrices()
-    return [found[f"layers/{name}/kernel"][layer] for layer in (0, 2, 5) for name in ("attn/q", "mlp/up", "mlp/down")]
+    return [
+        found[f"layers/{name}/kernel"][layer]
+        for layer in (0, 2, 5)
+        for name in ("attn/q", "mlp/up", "mlp/down")
+    ]
 
 
 def ratios(format: str, rank: int, chosen: list[np.ndarray]) -> dict[str, float]:
     """Squared error of each way over that of plain quantisation, over all matrices together."""
     spec, key = QuantSpec(format, 64, False), jax.random.key(0)
-    lora = LoraSpec(rank=rank, alpha=float(rank))
+    trainable = LoraSpec(rank=rank, alpha=float(rank))
     ways = {
-        "LoftQ-1": lambda w: loftq(w, spec, key, lora),
-        "LoftQ-5": lambda w: loftq(w, spec, key, lora, iterations=5),
-        "QPiSSA": lambda w: qpissa(w, spec, key, lora),
+        "LoftQ-1": lambda w: loftq(w, spec, key, trainable),
+        "LoftQ-5": lambda w: loftq(w, spec, key, trainable, iterations=5),
+        "QPiSSA": lambda w: qpissa(w, spec, key, trainable),
     }
     error = dict.fromkeys(["plain", *ways], 0.0)
     for w in map(jnp.asarray, chosen):
@@ -49,27 +53,50 @@ def holds(table: dict[str, dict[int, dict[str, float]]]) -> bool:
     cells = [cell for by_rank in table.values() for cell in by_rank.values()]
     below = all(value < 1 for cell in cells for value in cell.values())
     falling = all(
-        by_rank[low][name] > by_rank[high][name] for by_rank in table.values() for low, high in zip(RANKS, RANKS[1:]) for name in cells[0]
+        by_rank[low][name] > by_rank[high][name]
+        for by_rank in table.values()
+        for low, high in zip(RANKS, RANKS[1:])
+        for name in cells[0]
     )
     return below and falling and all(cell["LoftQ-5"] < cell["LoftQ-1"] for cell in cells)
 
 
 def run(lab):
-    table = {format: {rank: ratios(format, rank, matrices()) for rank in RANKS} for format in ("nf4", "nf3", "nf2")}
+    table = {
+        format: {rank: ratios(format, rank, matrices()) for rank in RANKS}
+        for format in ("nf4", "nf3", "nf2")
+    }
     largest = table["nf4"][64]
     return Finding(
         "reproduced" if holds(table) else "not reproduced",
-        "at rank 64 and 4 bits: " + ", ".join(f"{name} {value:.3f}" for name, value in largest.items()),
+        "at rank 64 and 4 bits: "
+        + ", ".join(f"{name} {value:.3f}" for name, value in largest.items()),
         {"ratios": table},
         note="QPiSSA is ahead of one step of LoftQ in every cell"
-        + ("." if all(c["QPiSSA"] < c["LoftQ-1"] for r in table.values() for c in r.values()) else " but not here in all.")
+        + (
+            "."
+            if all(c["QPiSSA"] < c["LoftQ-1"] for r in table.values() for c in r.values())
+            else " but not here in all."
+        )
         + " Five steps of LoftQ beat QPiSSA in these cells: "
-        + (", ".join(f"{f} r={r}" for f, by in table.items() for r, c in by.items() if c["LoftQ-5"] < c["QPiSSA"]) or "none")
+        + (
+            ", ".join(
+                f"{f} r={r}"
+                for f, by in table.items()
+                for r, c in by.items()
+                if c["LoftQ-5"] < c["QPiSSA"]
+            )
+            or "none"
+        )
         + ".",
         plot={
             "x": "rank",
             "y": "squared error / plain",
             "log": "x",
-            "lines": {f"{name} {format}": [[r, table[format][r][name]] for r in RANKS] for format in table for name in largest},
+            "lines": {
+                f"{name} {format}": [[r, table[format][r][name]] for r in RANKS]
+                for format in table
+                for name in largest
+            },
         },
     )

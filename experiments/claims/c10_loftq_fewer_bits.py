@@ -24,7 +24,9 @@ def run(lab):
             arms.lora_arm(lab, 16, name=f"LoftQ {bits} bits", **settings, **{"lora.init": "loftq"}),
         )
     gaps = {bits: compare(*pair) for bits, pair in pairs.items()}
-    verdicts = [judge_effect(each, gap, tolerance=CLAIM.tolerance["nats"]) for gap, each in gaps.values()]
+    verdicts = [
+        judge_effect(each, gap, tolerance=CLAIM.tolerance["nats"]) for gap, each in gaps.values()
+    ]
     values = [gap.value for gap, _ in gaps.values()]
     verdicts.append("reproduced" if values == sorted(values) else "not reproduced")
     return Finding(

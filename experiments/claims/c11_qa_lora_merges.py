@@ -1,4 +1,6 @@
-"""C11: QA-LoRA's update folds into the zeros of a quantised weight; QLoRA's must be quantised again."""
+"""C11: QA-LoRA's update folds into the zeros of a quantised weight; QLoRA's must be quantised
+again.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,9 @@ CLAIM = Claim(
 
 
 def merge_error() -> float:
-    """The largest difference of outputs, merged against unmerged, over the largest output; all matrices of MiniLM, INT4 groups of 32."""
+    """The largest difference of outputs, merged against unmerged, over the largest output; all
+    matrices of MiniLM, INT4 groups of 32.
+    """
     worst = 0.0
     spec = LoraSpec(rank=8, variant="qa_lora", group_size=32)
     for path, w in minilm_matrices().items():
@@ -39,18 +43,22 @@ def merge_error() -> float:
 
 
 def requantised_change(lab):
-    """The change in loss when a trained QLoRA adapter is merged and the sum quantised again to NF4, on domain B."""
-    from lora_jax.train.saved import load_run
+    """The change in loss when a trained QLoRA adapter is merged and the sum quantised again to NF4,
+    on domain B.
+    """
+    from lora_jax.training.saved import load_run
 
     folder = small_model.pretrained()
     config = with_(small_model.tuning(folder), **{"method": "qlora", "quant.format": "nf4"})
     saved = load_run(lab.run(config).folder)
-    from lora_jax.adapt.merge import merge
+    from lora_jax.adapters.merge import merge
 
-    merged = merge(saved.frozen, saved.lora)[0]
-    again = small_model.quantized(saved.task.model, jax.tree.map(np.asarray, merged), QuantSpec("nf4", 64, True))
+    merged = merge(saved.frozen, saved.trainable)[0]
+    again = small_model.quantized(
+        saved.task.model, jax.tree.map(np.asarray, merged), QuantSpec("nf4", 64, True)
+    )
     test = saved.task.splits["test"]
-    before, weights = example_losses(saved.task.model, test, saved.frozen, saved.lora)
+    before, weights = example_losses(saved.task.model, test, saved.frozen, saved.trainable)
     after, _ = example_losses(saved.task.model, test, again, {})
     return paired_bootstrap(after, before, weights=weights)
 
@@ -60,7 +68,11 @@ def run(lab):
     change = requantised_change(lab)
     exact = error < CLAIM.tolerance["relative"]
     return Finding(
-        "reproduced" if exact and change.excludes_zero() else "not reproduced" if not exact else "inconclusive",
+        "reproduced"
+        if exact and change.excludes_zero()
+        else "not reproduced"
+        if not exact
+        else "inconclusive",
         f"merged differs by {error:.1e}; QLoRA merged and quantised again: {shown(change, 4)} nats",
         {"largest_relative_difference": error, "requantised_loss_change": interval_of(change)},
         note="The first half is algebra on all 36 matrices of MiniLM; the second a rank-8 adapter on S over NF4, domain B.",

@@ -18,8 +18,13 @@ PUBLISHED = {"q": 70.4, "k": 70.0, "v": 73.0, "o": 73.2, "qk": 71.4, "qv": 73.7,
 
 
 def run(lab):
-    found = {t: arms.lora_arm(lab, 16 // len(t), arms.projections(t), name=f"{t} r={16 // len(t)}") for t in PUBLISHED}
-    budgets = {arm.runs[0].result["trainable_parameters"] for arm in found.values() if arm.runs[0].result}
+    found = {
+        t: arms.lora_arm(lab, 16 // len(t), arms.projections(t), name=f"{t} r={16 // len(t)}")
+        for t in PUBLISHED
+    }
+    budgets = {
+        arm.runs[0].result["trainable_parameters"] for arm in found.values() if arm.runs[0].result
+    }
     if len(budgets) != 1:
         raise ValueError(f"The arms of C14 must have one budget, got {budgets}.")
     loss = {t: arm.mean() for t, arm in found.items()}
@@ -32,8 +37,16 @@ def run(lab):
         else "not reproduced"
         if spearman < 0.2
         else "inconclusive",
-        f"Spearman {spearman:.2f}; from best to worst {', '.join(sorted(loss, key=loss.__getitem__))}; the worst is {shown(gap)} above q+v",
-        {"spearman": spearman, "loss": loss, "worst_behind_qv": interval_of(gap), "arms": {a.name: a.summary() for a in found.values()}},
+        (
+            f"Spearman {spearman:.2f}; from best to worst "
+            f"{', '.join(sorted(loss, key=loss.__getitem__))}; the worst is {shown(gap)} above q+v"
+        ),
+        {
+            "spearman": spearman,
+            "loss": loss,
+            "worst_behind_qv": interval_of(gap),
+            "arms": {a.name: a.summary() for a in found.values()},
+        },
         seeds=lab.seeds,
         diverged=tuple(d for arm in found.values() for d in arm.diverged),
     )

@@ -24,8 +24,15 @@ def run(lab):
     rest, each = compare(last, found[best])
     ratio = rise.value / max(abs(rest.value), 1e-9)
     return Finding(
-        "reproduced" if rise.low > 0 and ratio >= CLAIM.tolerance["factor"] else "not reproduced" if ratio < 2 else "inconclusive",
-        f"rank 1 is {shown(rise)} above rank {best}, the best; past rank 16 it changes by {shown(rest)}",
+        "reproduced"
+        if rise.low > 0 and ratio >= CLAIM.tolerance["factor"]
+        else "not reproduced"
+        if ratio < 2
+        else "inconclusive",
+        (
+            f"rank 1 is {shown(rise)} above rank {best}, the best; past rank 16 it changes by "
+            f"{shown(rest)}"
+        ),
         {
             "loss": loss,
             "rank_1_behind_best": interval_of(rise),
@@ -33,7 +40,12 @@ def run(lab):
             "by_seed": each,
             "arms": {a.name: a.summary() for a in found.values()},
         },
-        plot={"x": "rank", "y": "test loss, nats", "log": "x", "lines": {"each at its best rate": [[r, v] for r, v in loss.items()]}},
+        plot={
+            "x": "rank",
+            "y": "test loss, nats",
+            "log": "x",
+            "lines": {"each at its best rate": [[r, v] for r, v in loss.items()]},
+        },
         seeds=lab.seeds,
         diverged=tuple(d for arm in found.values() for d in arm.diverged),
     )

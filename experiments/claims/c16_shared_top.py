@@ -19,14 +19,28 @@ CLAIM = Claim(
 
 
 def longer(lab, one, two) -> Reason:
-    """Whether 100 steps are too few: four times as many at a third of the rate, which averages the noise of small batches."""
-    at = lambda steps: [lab.run(with_(run.config, **{"train.total_steps": steps, "optim.learning_rate": 3.16e-3})) for run in (one, two)]  # noqa: E731
+    """Whether 100 steps are too few: four times as many at a third of the rate, which averages the
+    noise of small batches.
+    """
+    at = lambda steps: [
+        lab.run(with_(run.config, **{"train.total_steps": steps, "optim.learning_rate": 3.16e-3}))
+        for run in (one, two)
+    ]
     first, eighth = _similarity(*at(400))
     slow, learnt = _similarity(*at(100))[0], _similarity(one, two, start=True)[0]
-    line = lambda row: " and ".join(f"{n} {value:.2f}" for n, value in row.items())  # noqa: E731
+    line = lambda row: " and ".join(f"{n} {value:.2f}" for n, value in row.items())
     return Reason(
-        "100 steps of 16 sentences leave the noise of the batches in the directions; after 400 steps at a third of the rate phi(1, 1) should reach 0.5 for q or v",
-        f"{line(first)}, with phi(8, 8) {line(eighth)} (100 steps at that rate: {line(slow)}), so that the other part, phi(8, 8) below half of phi(1, 1), would hold for {' and '.join(n for n in first if eighth[n] < first[n] / 2) or 'neither'}; the random start of A is not what hides it: of what A learnt in 100 steps alone (A minus its start) phi(1, 1) is {line(learnt)}",
+        (
+            "100 steps of 16 sentences leave the noise of the batches in the directions; after 400 "
+            "steps at a third of the rate phi(1, 1) should reach 0.5 for q or v"
+        ),
+        (
+            f"{line(first)}, with phi(8, 8) {line(eighth)} (100 steps at that rate: {line(slow)}), "
+            "so that the other part, phi(8, 8) below half of phi(1, 1), would hold for "
+            f"{' and '.join(n for n in first if eighth[n] < first[n] / 2) or 'neither'}; the "
+            "random start of A is not what hides it: of what A learnt in 100 steps alone (A minus "
+            f"its start) phi(1, 1) is {line(learnt)}"
+        ),
         max(first.values()) >= CLAIM.tolerance["phi"],
         {
             "phi_1_1_after_400_steps": first,
@@ -38,25 +52,38 @@ def longer(lab, one, two) -> Reason:
 
 
 def _similarity(one, two, *, start: bool = False) -> tuple[dict[str, float], dict[str, float]]:
-    """Medians over layers of phi(1, 1) and phi(8, 8) of the factors a, by name, with their starts subtracted if `start`."""
+    """Medians over layers of phi(1, 1) and phi(8, 8) of the factors a, by name, with their starts
+    subtracted if `start`.
+    """
     rows = {"q": [], "v": []}
     before = [starts(run) for run in (one, two)] if start else [None, None]
     for m, n in zip(matrices(one, ("q", "v")), matrices(two, ("q", "v"))):
-        a, b = (x.a if zero is None else x.a - zero[x.path][x.layer] for x, zero in zip((m, n), before))
+        a, b = (
+            x.a if zero is None else x.a - zero[x.path][x.layer] for x, zero in zip((m, n), before)
+        )
         rows[m.path.split("/")[-2]].append(phi(input_directions(a, 8), input_directions(b, 8)))
-    first, eighth = ({name: float(np.median([grid[i, i] for grid in grids])) for name, grids in rows.items()} for i in (0, 7))
+    first, eighth = (
+        {name: float(np.median([grid[i, i] for grid in grids])) for name, grids in rows.items()}
+        for i in (0, 7)
+    )
     return first, eighth
 
 
 def run(lab):
     narrow = arms.lora_arm(lab, 8, "query+value", name="r=8", **{"lora.alpha": 16.0})
-    wide_config = with_(narrow.runs[0].config, **{"lora.rank": 64, "lora.alpha": 128.0, "train.seed": 1})
+    wide_config = with_(
+        narrow.runs[0].config, **{"lora.rank": 64, "lora.alpha": 128.0, "train.seed": 1}
+    )
     wide, same = lab.run(wide_config), lab.run(with_(wide_config, **{"train.seed": 0}))
     grids = {"q": [], "v": []}
     trap = {"different seeds": [], "one seed": []}
-    for one, two, twin in zip(matrices(narrow.runs[0], ("q", "v")), matrices(wide, ("q", "v")), matrices(same, ("q", "v"))):
+    for one, two, twin in zip(
+        matrices(narrow.runs[0], ("q", "v")), matrices(wide, ("q", "v")), matrices(same, ("q", "v"))
+    ):
         grids[one.path.split("/")[-2]].append(phi(input_directions(one.a), input_directions(two.a)))
-        trap["different seeds"].append(float(phi(input_directions(one.a), input_directions(two.a))[0, 0]))
+        trap["different seeds"].append(
+            float(phi(input_directions(one.a), input_directions(two.a))[0, 0])
+        )
         trap["one seed"].append(float(phi(input_directions(one.a), input_directions(twin.a))[0, 0]))
     overlaps = [_start_overlap(narrow.runs[0], other) for other in (wide, same)]
     reason = longer(lab, narrow.runs[0], wide)
@@ -86,7 +113,10 @@ def run(lab):
         plot={
             "x": "j of rank 64",
             "y": "i of rank 8",
-            "heat": {f"{n}, layer {len(rows) // 2}": np.round(rows[len(rows) // 2], 3).tolist() for n, rows in grids.items()},
+            "heat": {
+                f"{n}, layer {len(rows) // 2}": np.round(rows[len(rows) // 2], 3).tolist()
+                for n, rows in grids.items()
+            },
         },
         seeds=(0, 1),
     )
@@ -95,4 +125,6 @@ def run(lab):
 def _start_overlap(one, two) -> float:
     """`shared_start` of the factors before the first step, mean over matrices."""
     first, second = starts(one), starts(two)
-    return float(np.mean([shared_start(a, b) for path in first for a, b in zip(first[path], second[path])]))
+    return float(
+        np.mean([shared_start(a, b) for path in first for a, b in zip(first[path], second[path])])
+    )

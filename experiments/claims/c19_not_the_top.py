@@ -20,7 +20,11 @@ CLAIM = Claim(
 
 def run(lab):
     arm = arms.lora_arm(lab, 4)
-    rows = [[overlap_with_top(m.weight, m.update, share=0.1, rank=4) for m in matrices(run, ("q", "v"))] for run in arm.runs if run.result]
+    rows = [
+        [overlap_with_top(m.weight, m.update, share=0.1, rank=4) for m in matrices(run, ("q", "v"))]
+        for run in arm.runs
+        if run.result
+    ]
     values = np.array(rows)
     count = round(0.1 * 128)
     chance, spread = count / 128, float(sampled_phi(4, count, 128).std())
@@ -30,6 +34,8 @@ def run(lab):
         "reproduced" if median <= CLAIM.tolerance["phi"] and low else "not reproduced",
         f"median phi {median:.3f}; chance {chance:.3f}, standard deviation {spread:.3f}",
         {"median": median, "chance": chance, "sd": spread, "by_matrix": values.mean(0).tolist()},
-        note="Query and value of four layers, mean over seeds for each matrix: " + ", ".join(f"{v:.2f}" for v in values.mean(0)) + ".",
+        note="Query and value of four layers, mean over seeds for each matrix: "
+        + ", ".join(f"{v:.2f}" for v in values.mean(0))
+        + ".",
         seeds=lab.seeds,
     )

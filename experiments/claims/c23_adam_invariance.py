@@ -8,7 +8,7 @@ from flax import linen as nn
 from lora_jax import LoraSpec, adapt, apply, create_state, make_optimizer, make_train_step
 from lora_jax.claims.protocol import Claim, Finding
 from lora_jax.config import OptimConfig
-from lora_jax.train.losses import Sums
+from lora_jax.training.losses import Sums
 
 CLAIM = Claim(
     id="C23",
@@ -25,19 +25,31 @@ STEPS = 50
 class _Net(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(8, name="down", use_bias=False)(jnp.tanh(nn.Dense(32, name="up", use_bias=False)(x)))
+        return nn.Dense(8, name="down", use_bias=False)(
+            jnp.tanh(nn.Dense(32, name="up", use_bias=False)(x))
+        )
 
 
-def trace(p: float, q: float, *, eps: float = 1e-30, weight_decay: float = 0.0, clip_norm: float = 0.0) -> np.ndarray:
-    """The losses of 50 steps of a two-layer network that learns another one's outputs, with the scales p and q."""
+def trace(
+    p: float, q: float, *, eps: float = 1e-30, weight_decay: float = 0.0, clip_norm: float = 0.0
+) -> np.ndarray:
+    """The losses of 50 steps of a two-layer network that learns another one's outputs, with the
+    scales p and q.
+    """
     model, x = _Net(), jax.random.normal(jax.random.key(1), (64, 16))
     params = model.init(jax.random.key(0), x)["params"]
     goal = model.apply({"params": model.init(jax.random.key(2), x)["params"]}, x)
-    frozen, lora = adapt(model, params, (x,), lora=[(".*", LoraSpec(rank=4, alpha=8.0 / (p * q)))], key=jax.random.key(3))
-    lora = {path: leaf.replace(a=leaf.a * p) for path, leaf in lora.items()}
+    frozen, trainable = adapt(
+        model,
+        params,
+        (x,),
+        lora=[(".*", LoraSpec(rank=4, alpha=8.0 / (p * q)))],
+        key=jax.random.key(3),
+    )
+    trainable = {path: leaf.replace(a=leaf.a * p) for path, leaf in trainable.items()}
 
-    def loss(lora, frozen, batch, key):
-        total = ((apply(model, frozen, lora, batch) - goal) ** 2).sum()
+    def loss(frozen, trainable, batch, key):
+        total = ((apply(model, frozen, trainable, batch) - goal) ** 2).sum()
         return total, Sums(loss=total, correct=jnp.zeros(()), weight=jnp.float32(goal.size))
 
     optim = OptimConfig(
@@ -50,7 +62,7 @@ def trace(p: float, q: float, *, eps: float = 1e-30, weight_decay: float = 0.0, 
         warmup_fraction=0.0,
     )
     tx = make_optimizer(optim, STEPS)
-    state, step = create_state(lora, tx, jax.random.key(4)), jax.jit(make_train_step(loss, tx))
+    state, step = create_state(trainable, tx, jax.random.key(4)), jax.jit(make_train_step(loss, tx))
     losses = []
     for _ in range(STEPS):
         state, metrics = step(state, frozen, x)

@@ -26,7 +26,9 @@ def run(lab):
     curves = {}
     for r in (16, 64):
         runs = [lab.run(_at_rate(run.config, found[16].rate)) for run in found[r].runs]
-        curves[r] = np.mean([[loss for _, loss in run.trace()] for run in runs if run.result], axis=0)
+        curves[r] = np.mean(
+            [[loss for _, loss in run.trace()] for run in runs if run.result], axis=0
+        )
     early = abs(curves[16][15:20].mean() - curves[64][15:20].mean())
     fall = curves[16][0] - curves[16][15:20].mean()
     share = float(early / fall)
@@ -50,7 +52,10 @@ def run(lab):
         plot={
             "x": "step",
             "y": "training loss, nats",
-            "lines": {f"r={r}": [[n + 1, float(v)] for n, v in enumerate(c[:50])] for r, c in curves.items()},
+            "lines": {
+                f"r={r}": [[n + 1, float(v)] for n, v in enumerate(c[:50])]
+                for r, c in curves.items()
+            },
         },
         seeds=lab.seeds,
         diverged=tuple(d for arm in found.values() for d in arm.diverged),

@@ -22,19 +22,30 @@ WINDOW = 10  # steps that a training loss is the mean of
 
 
 def width(lab) -> Reason:
-    """Whether ratio 4 gains more, the wider the model: S of width 64, 96 and 128, one seed, each arm at its own best rate."""
+    """Whether ratio 4 gains more, the wider the model: S of width 64, 96 and 128, one seed, each
+    arm at its own best rate.
+    """
     gains = {}
     for size in (64, 96, 128):
         one, four = (
             arms.lora_arm(
-                lab, 8, name=f"ratio {r}, width {size}", rates=RATES, seeds=(0,), width=size, **{"optim.lora_plus_ratio": float(r)}
+                lab,
+                8,
+                name=f"ratio {r}, width {size}",
+                rates=RATES,
+                seeds=(0,),
+                width=size,
+                **{"optim.lora_plus_ratio": float(r)},
             )
             for r in (1, 4)
         )
         gains[size] = compare(one, four)[0]
     values = [gain.value for gain in gains.values()]
     return Reason(
-        "LoRA+ argues from wide layers, where one rate for both factors leaves b behind, and S is 128 wide; the gain of ratio 4 on ratio 1 should rise from width 64 over 96 to 128",
+        (
+            "LoRA+ argues from wide layers, where one rate for both factors leaves b behind, and S "
+            "is 128 wide; the gain of ratio 4 on ratio 1 should rise from width 64 over 96 to 128"
+        ),
         "one seed: " + ", ".join(f"width {size}: {shown(gain, 4)}" for size, gain in gains.items()),
         values == sorted(values),
         {"gain_of_ratio_4": {str(size): interval_of(gain) for size, gain in gains.items()}},
@@ -44,7 +55,11 @@ def width(lab) -> Reason:
 def run(lab):
     found = {
         ratio: arms.lora_arm(
-            lab, 8, name=f"ratio {ratio}", rates=arms.LORA_RATES if ratio == 1 else RATES, **{"optim.lora_plus_ratio": float(ratio)}
+            lab,
+            8,
+            name=f"ratio {ratio}",
+            rates=arms.LORA_RATES if ratio == 1 else RATES,
+            **{"optim.lora_plus_ratio": float(ratio)},
         )
         for ratio in RATIOS
     }
@@ -56,7 +71,13 @@ def run(lab):
     share = float((reached[0] + WINDOW) / (len(smooth[1]) + WINDOW - 1)) if len(reached) else 1.0
     reason = width(lab)
     effect = judge_effect(each, gain, tolerance=CLAIM.tolerance["nats"])
-    fixed = [lab.fixed(f"fixed rate, ratio {r}", with_(found[1].runs[0].config, **{"optim.lora_plus_ratio": float(r)})) for r in RATIOS]
+    fixed = [
+        lab.fixed(
+            f"fixed rate, ratio {r}",
+            with_(found[1].runs[0].config, **{"optim.lora_plus_ratio": float(r)}),
+        )
+        for r in RATIOS
+    ]
     return Finding(
         "reproduced"
         if effect == "reproduced" and share <= CLAIM.tolerance["steps"]
@@ -68,18 +89,28 @@ def run(lab):
             "loss": loss,
             "gain": interval_of(gain),
             "share_of_steps": share,
-            "at_loras_rate": {str(r): (a.mean() if any(run.result for run in a.runs) else None) for r, a in zip(RATIOS, fixed)},
+            "at_loras_rate": {
+                str(r): (a.mean() if any(run.result for run in a.runs) else None)
+                for r, a in zip(RATIOS, fixed)
+            },
             "arms": {a.name: a.summary() for a in found.values()},
             "reason": reason.entry(),
         },
         note="At LoRA's own best rate for a, raising b's alone gives "
-        + ", ".join(f"{r}: {a.mean():.3f}" for r, a in zip(RATIOS, fixed) if any(run.result for run in a.runs))
+        + ", ".join(
+            f"{r}: {a.mean():.3f}"
+            for r, a in zip(RATIOS, fixed)
+            if any(run.result for run in a.runs)
+        )
         + "."
         + reason.text,
         plot={
             "x": "step",
             "y": "training loss (mean of 10 steps), nats",
-            "lines": {f"ratio {r}": [[n + WINDOW, float(v)] for n, v in enumerate(row)] for r, row in smooth.items()},
+            "lines": {
+                f"ratio {r}": [[n + WINDOW, float(v)] for n, v in enumerate(row)]
+                for r, row in smooth.items()
+            },
         },
         seeds=lab.seeds,
         diverged=tuple(d for arm in (*found.values(), *fixed) for d in arm.diverged),

@@ -25,7 +25,10 @@ SETTINGS = {
 
 
 def run(lab):
-    found = {name: arms.lora_arm(lab, rank, targets, name=name) for name, (rank, targets) in SETTINGS.items()}
+    found = {
+        name: arms.lora_arm(lab, rank, targets, name=name)
+        for name, (rank, targets) in SETTINGS.items()
+    }
     pairs = {
         "attention - mlp r=5": ("attention r=8", "mlp r=5"),
         "attention - mlp r=6": ("attention r=8", "mlp r=6"),
@@ -33,8 +36,16 @@ def run(lab):
         "q+v - all r=1": ("q+v r=8", "all r=1"),
     }
     gaps = {name: compare(found[a], found[b]) for name, (a, b) in pairs.items()}
-    verdicts = [judge_effect(each, gap, tolerance=CLAIM.tolerance["nats"]) for name, (gap, each) in gaps.items() if name != "q+v - all r=1"]
-    trained = {name: arm.runs[0].result["trainable_parameters"] for name, arm in found.items() if arm.runs[0].result}
+    verdicts = [
+        judge_effect(each, gap, tolerance=CLAIM.tolerance["nats"])
+        for name, (gap, each) in gaps.items()
+        if name != "q+v - all r=1"
+    ]
+    trained = {
+        name: arm.runs[0].result["trainable_parameters"]
+        for name, arm in found.items()
+        if arm.runs[0].result
+    }
     return Finding(
         judge_all(verdicts),
         "; ".join(f"{name} {shown(gap)}" for name, (gap, _) in gaps.items()),

@@ -29,37 +29,64 @@ ENCODER_RATES = (3.16e-4, 1e-3, 3.16e-3)
 
 
 def problem(d: int = 96):
-    """A weight with a falling spectrum, inputs, and the gradient of a regression loss whose solution is far from it."""
+    """A weight with a falling spectrum, inputs, and the gradient of a regression loss whose
+    solution is far from it.
+    """
     keys = jax.random.split(jax.random.key(0), 4)
     weight = jax.random.normal(keys[0], (d, d)) * 0.95 ** jnp.arange(d) / d**0.5
     x = jax.random.normal(keys[1], (512, d))
-    goal = x @ (weight + jax.random.normal(keys[2], (d, 8)) @ jax.random.normal(keys[3], (8, d)) / d)
-    loss = lambda w: 0.5 * ((x @ w - goal) ** 2).mean()  # noqa: E731
+    goal = x @ (
+        weight + jax.random.normal(keys[2], (d, 8)) @ jax.random.normal(keys[3], (8, d)) / d
+    )
+    loss = lambda w: 0.5 * ((x @ w - goal) ** 2).mean()
     return weight, x, loss, jax.grad(loss)(weight)
 
 
 def first_step(init: str, rank: int) -> tuple[float, float]:
-    """(cosine of the first step of gradient descent with the negative gradient, largest output difference at the start)."""
+    """(cosine of the first step of gradient descent with the negative gradient, largest output
+    difference at the start).
+    """
     weight, x, loss, gradient = problem()
-    needs = {"pissa": {"weight": weight}, "olora": {"weight": weight}, "lora_ga": {"weight": weight, "data": gradient}}
-    low = initialize(jax.random.key(5), (), *weight.shape, LoraSpec(rank=rank, alpha=float(rank), init=init), **needs.get(init, {}))
+    needs = {
+        "pissa": {"weight": weight},
+        "olora": {"weight": weight},
+        "lora_ga": {"weight": weight, "data": gradient},
+    }
+    low = initialize(
+        jax.random.key(5),
+        (),
+        *weight.shape,
+        LoraSpec(rank=rank, alpha=float(rank), init=init),
+        **needs.get(init, {}),
+    )
     off = float(jnp.abs(x @ low.delta()).max() / jnp.abs(x @ weight).max())
-    grads = jax.grad(lambda ab: loss(weight + low.replace(a=ab[0], b=ab[1]).delta()))((low.a, low.b))
+    grads = jax.grad(lambda ab: loss(weight + low.replace(a=ab[0], b=ab[1]).delta()))(
+        (low.a, low.b)
+    )
     small = 1e-4
-    moved = low.replace(a=low.a - small * grads[0], b=low.b - small * grads[1]).delta() - low.delta()
+    moved = (
+        low.replace(a=low.a - small * grads[0], b=low.b - small * grads[1]).delta() - low.delta()
+    )
     cosine = -(moved * gradient).sum() / (jnp.linalg.norm(moved) * jnp.linalg.norm(gradient))
     return float(cosine), off
 
 
 def encoder_config():
-    """MiniLM on Rotten Tomatoes: 30 steps of 16 sentences, cut at 32 tokens, at a constant rate, rank 8 on all linear layers."""
+    """MiniLM on Rotten Tomatoes: 30 steps of 16 sentences, cut at 32 tokens, at a constant rate,
+    rank 8 on all linear layers.
+    """
     return from_config_dict(
         {
             "model": {"name": "minilm-l6"},
             "data": {"name": "rotten_tomatoes", "max_length": 32, "buckets": [32]},
             "lora": {"rank": 8, "alpha": 16.0},
             "optim": {"weight_decay": 0.0, "schedule": "constant", "warmup_fraction": 0.0},
-            "train": {"total_steps": 30, "batch_size": 16, "eval_examples": 256, "checkpoint_every": 10_000},
+            "train": {
+                "total_steps": 30,
+                "batch_size": 16,
+                "eval_examples": 256,
+                "checkpoint_every": 10_000,
+            },
             "out": "runs/claims",
         }
     )
@@ -72,18 +99,35 @@ def flatness(weights) -> float:
 
 
 def pretrained_encoder(lab) -> Reason:
-    """Whether principal directions are worth more on weights that were pretrained for long: the same starts, and LoRA-GA, on MiniLM."""
+    """Whether principal directions are worth more on weights that were pretrained for long: the
+    same starts, and LoRA-GA, on MiniLM.
+    """
     _, params = small_model.load(small_model.pretrained())
     own = [np.asarray(w) for path, w in flatten(params).items() if path.endswith("/kernel")]
     flat = {"S": flatness(own), "MiniLM": flatness(minilm_matrices().values())}
-    tuned = {init: lab.arm(f"MiniLM {init}", with_(encoder_config(), **{"lora.init": init}), ENCODER_RATES, seeds=(0, 1)) for init in INITS}
+    tuned = {
+        init: lab.arm(
+            f"MiniLM {init}",
+            with_(encoder_config(), **{"lora.init": init}),
+            ENCODER_RATES,
+            seeds=(0, 1),
+        )
+        for init in INITS
+    }
     early = {init: [_at(run, STEP) for run in arm.runs] for init, arm in tuned.items()}
     gains = {init: [a - b for a, b in zip(early["kaiming"], early[init])] for init in INITS[1:]}
     final = {init: compare(tuned["kaiming"], tuned[init])[0] for init in gains}
     return Reason(
-        "S was pretrained for minutes, its spectra are flat, and principal directions are nothing special; on MiniLM, which was pretrained for long, PiSSA and OLoRA should be ahead at step 20 in both seeds",
+        (
+            "S was pretrained for minutes, its spectra are flat, and principal directions are "
+            "nothing special; on MiniLM, which was pretrained for long, PiSSA and OLoRA should be "
+            "ahead at step 20 in both seeds"
+        ),
         f"effective over full rank is {flat['S']:.2f} for S and {flat['MiniLM']:.2f} for MiniLM; on MiniLM (Rotten Tomatoes, each at its own best rate) at step {STEP} "
-        + ", ".join(f"{init} {np.mean(row):+.3f} nats ({min(row):+.3f} to {max(row):+.3f})" for init, row in gains.items())
+        + ", ".join(
+            f"{init} {np.mean(row):+.3f} nats ({min(row):+.3f} to {max(row):+.3f})"
+            for init, row in gains.items()
+        )
         + "; test loss after 30 steps "
         + ", ".join(f"{init} {shown(v)}" for init, v in final.items()),
         all(min(gains[init]) > 0 for init in ("pissa", "olora")),
@@ -100,13 +144,24 @@ def run(lab):
     cosines = {init: {rank: first_step(init, rank) for rank in (1, 4, 16)} for init in INITS}
     d = problem()[0].shape[0]
     exact = all(cosines["lora_ga"][r][0] > cosines["kaiming"][r][0] for r in (1, 4, 16))
-    exact &= max(off for row in cosines.values() for _, off in row.values()) < CLAIM.tolerance["output"]
-    tuned = {init: arms.lora_arm(lab, 8, name=init, **{"lora.init": init}) for init in ("kaiming", "pissa", "olora")}
-    early = {init: [_at(run, STEP) for run in arm.runs if run.result] for init, arm in tuned.items()}
-    gains = {init: [a - b for a, b in zip(early["kaiming"], early[init])] for init in ("pissa", "olora")}
+    exact &= (
+        max(off for row in cosines.values() for _, off in row.values()) < CLAIM.tolerance["output"]
+    )
+    tuned = {
+        init: arms.lora_arm(lab, 8, name=init, **{"lora.init": init})
+        for init in ("kaiming", "pissa", "olora")
+    }
+    early = {
+        init: [_at(run, STEP) for run in arm.runs if run.result] for init, arm in tuned.items()
+    }
+    gains = {
+        init: [a - b for a, b in zip(early["kaiming"], early[init])] for init in ("pissa", "olora")
+    }
     final = {init: compare(tuned["kaiming"], tuned[init])[0] for init in gains}
     reason = pretrained_encoder(lab)
-    part = lambda row: "reproduced" if min(row) > 0 else "not reproduced" if max(row) < 0 else "inconclusive"  # noqa: E731
+    part = lambda row: (
+        "reproduced" if min(row) > 0 else "not reproduced" if max(row) < 0 else "inconclusive"
+    )
     return Finding(
         judge_all(["reproduced" if exact else "not reproduced", *map(part, gains.values())]),
         f"cosine at rank 4: random {cosines['kaiming'][4][0]:.2f} (sqrt(r/d) {np.sqrt(4 / d):.2f}), LoRA-GA {cosines['lora_ga'][4][0]:.2f}; at step {STEP} "

@@ -29,14 +29,21 @@ def run(lab):
             if run.result
             for m in matrices(lab.run(with_(run.config, **{"train.total_steps": steps})))
         ]
-        ranks[steps] = {part: float(np.mean([share for where, share in rows if where == part])) for part in ("attn", "mlp")}
+        ranks[steps] = {
+            part: float(np.mean([share for where, share in rows if where == part]))
+            for part in ("attn", "mlp")
+        }
     last = ranks[STEPS[-1]]
     overall = (4 * last["attn"] + 3 * last["mlp"]) / 7
     means = [(4 * r["attn"] + 3 * r["mlp"]) / 7 for r in ranks.values()]
     parts = [overall > CLAIM.tolerance["share"], means == sorted(means), last["mlp"] > last["attn"]]
     return Finding(
         "reproduced" if all(parts) else "inconclusive" if parts[0] else "not reproduced",
-        f"{overall:.0%} of the directions for 90 % (attention {last['attn']:.0%}, MLP {last['mlp']:.0%}); at {', '.join(map(str, STEPS))} steps {', '.join(f'{m:.0%}' for m in means)}",
+        (
+            f"{overall:.0%} of the directions for 90 % (attention {last['attn']:.0%}, MLP "
+            f"{last['mlp']:.0%}); at {', '.join(map(str, STEPS))} steps "
+            f"{', '.join(f'{m:.0%}' for m in means)}"
+        ),
         {
             "share_of_directions": {str(s): r for s, r in ranks.items()},
             "high_rank": parts[0],

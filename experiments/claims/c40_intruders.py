@@ -27,19 +27,36 @@ def count(run) -> float:
 
 def run(lab):
     found = {f"r={r}": arms.lora_arm(lab, r) for r in (1, 16, 64)} | {"full": arms.full_arm(lab)}
-    found |= {f"r={r}, alpha = 2r": arms.lora_arm(lab, r, name=f"r={r}, alpha = 2r", **{"lora.alpha": 2.0 * r}) for r in (64,)}
+    found |= {
+        f"r={r}, alpha = 2r": arms.lora_arm(
+            lab, r, name=f"r={r}, alpha = 2r", **{"lora.alpha": 2.0 * r}
+        )
+        for r in (64,)
+    }
     counts = {name: [count(run) for run in arm.runs if run.result] for name, arm in found.items()}
     mean = {name: float(np.mean(row)) for name, row in counts.items()}
     dice, chance = np.random.default_rng(0), []
     for m in matrices(found["r=16"].runs[0]):
-        noise = dice.standard_normal((m.weight.shape[0], 16)) @ dice.standard_normal((16, m.weight.shape[1]))
-        chance.append(len(find_intruders(m.weight, m.weight + noise * np.linalg.norm(m.update.s) / np.linalg.norm(noise))))
+        noise = dice.standard_normal((m.weight.shape[0], 16)) @ dice.standard_normal(
+            (16, m.weight.shape[1])
+        )
+        chance.append(
+            len(
+                find_intruders(
+                    m.weight, m.weight + noise * np.linalg.norm(m.update.s) / np.linalg.norm(noise)
+                )
+            )
+        )
     model, params = small_model.load(small_model.pretrained())
     domains = {"A": small_model.held_out(), "B": small_model.test_split()}
     one = found["r=1"].runs[0]
     before = {n: example_losses(model, e, params, {}) for n, e in domains.items()}
-    tuned = {n: example_losses(model, e, _weights(params, one, 1.0), {})[0] for n, e in domains.items()}
-    scaled = {n: example_losses(model, e, _weights(params, one, 0.75), {})[0] for n, e in domains.items()}
+    tuned = {
+        n: example_losses(model, e, _weights(params, one, 1.0), {})[0] for n, e in domains.items()
+    }
+    scaled = {
+        n: example_losses(model, e, _weights(params, one, 0.75), {})[0] for n, e in domains.items()
+    }
     back = paired_bootstrap(tuned["A"], scaled["A"], weights=before["A"][1])
     gain = paired_bootstrap(before["B"][0], tuned["B"], weights=before["B"][1])
     cost = paired_bootstrap(scaled["B"], tuned["B"], weights=before["B"][1])
@@ -56,7 +73,9 @@ def run(lab):
         else "not reproduced"
         if not (parts["LoRA has more"] and parts["full has none"])
         else "inconclusive",
-        "intruders a matrix: " + ", ".join(f"{n} {v:.2f}" for n, v in mean.items()) + f"; random of the same norm {np.mean(chance):.2f}",
+        "intruders a matrix: "
+        + ", ".join(f"{n} {v:.2f}" for n, v in mean.items())
+        + f"; random of the same norm {np.mean(chance):.2f}",
         {
             "intruders": counts,
             "random_same_norm_r16": float(np.mean(chance)),

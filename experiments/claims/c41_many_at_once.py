@@ -9,10 +9,10 @@ import numpy as np
 from lora_jax import make_optimizer, make_train_step
 from lora_jax.claims import small_model
 from lora_jax.claims.protocol import Claim, Finding, Reason, with_
-from lora_jax.train.kinds import batches_of, loss_of
-from lora_jax.train.loop import initial_state
-from lora_jax.train.optim import structure_of
-from lora_jax.train.task import task_of
+from lora_jax.training.kinds import batches_of, loss_of
+from lora_jax.training.loop import initial_state
+from lora_jax.training.optim import structure_of
+from lora_jax.training.task import task_of
 
 CLAIM = Claim(
     id="C41",
@@ -35,7 +35,8 @@ def run(lab):
     reason = small_steps(config, gain[8])
     return Finding(
         "reproduced" if gain[8] >= CLAIM.tolerance["speed"] and same else "not reproduced",
-        ", ".join(f"{n}: {g:.2f} times" for n, g in gain.items()) + f"; losses differ by {worst:.1e} at most",
+        ", ".join(f"{n}: {g:.2f} times" for n, g in gain.items())
+        + f"; losses differ by {worst:.1e} at most",
         {
             "adapter_steps_a_second": speeds,
             "one_after_another": alone_speed,
@@ -49,31 +50,50 @@ def run(lab):
         plot={
             "x": "adapters in a step",
             "y": "adapter steps a second",
-            "lines": {"together": [[n, s] for n, s in speeds.items()], "one after another": [[n, alone_speed] for n in COUNTS]},
+            "lines": {
+                "together": [[n, s] for n, s in speeds.items()],
+                "one after another": [[n, alone_speed] for n in COUNTS],
+            },
         },
         seeds=tuple(range(8)),
     )
 
 
 def small_steps(config, here: float) -> Reason:
-    """Whether nothing is gained because the cores are busy already: the same with a step so small that its cost is mostly dispatch."""
-    alone, speeds, _, _ = measured(with_(config, **{"train.batch_size": 1, "data.max_length": 16}), (8,))
+    """Whether nothing is gained because the cores are busy already: the same with a step so small
+    that its cost is mostly dispatch.
+    """
+    alone, speeds, _, _ = measured(
+        with_(config, **{"train.batch_size": 1, "data.max_length": 16}), (8,)
+    )
     gain = speeds[8] / alone
     return Reason(
-        "a step of 4 x 64 tokens already keeps a processor core busy, so that there is no idle unit for a wider program to fill; with 1 x 16 tokens, where starting operations costs more than their arithmetic, 8 adapters at once should be 1.3 times as fast",
-        f"with 1 x 16 tokens they are {gain:.2f} times as fast as one after another, with 4 x 64 {here:.2f} times",
+        (
+            "a step of 4 x 64 tokens already keeps a processor core busy, so that there is no idle "
+            "unit for a wider program to fill; with 1 x 16 tokens, where starting operations costs "
+            "more than their arithmetic, 8 adapters at once should be 1.3 times as fast"
+        ),
+        (
+            f"with 1 x 16 tokens they are {gain:.2f} times as fast as one after another, with 4 x "
+            f"64 {here:.2f} times"
+        ),
         gain >= CLAIM.tolerance["speed"],
         {"gain_1_by_16": gain},
     )
 
 
 def measured(config, counts):
-    """(steps a second one after another, adapter steps a second by count, seconds of the first step by count, largest loss difference)."""
+    """(steps a second one after another, adapter steps a second by count, seconds of the first step
+    by count, largest loss difference).
+    """
     task = task_of(config)
     tx = make_optimizer(structure_of(config.optim), STEPS)
     step = make_train_step(loss_of(task.model), tx)
     rates = np.geomspace(1e-3, 1e-2, max(COUNTS))
-    settings = [with_(config, **{"optim.learning_rate": float(rate), "train.seed": n}) for n, rate in enumerate(rates)]
+    settings = [
+        with_(config, **{"optim.learning_rate": float(rate), "train.seed": n})
+        for n, rate in enumerate(rates)
+    ]
     starts = [initial_state(each, task, STEPS) for each in settings]
     frozen, states = starts[0][0], [state for _, state in starts]
     batches = batches_of(task.splits["train"], (), config.train.batch_size, seed=0)
@@ -90,7 +110,9 @@ def measured(config, counts):
 
 
 def _timed(step, states, frozen, data):
-    """(losses of every state (steps, ...), steps a second in the best of three passes, seconds of the first step)."""
+    """(losses of every state (steps, ...), steps a second in the best of three passes, seconds of
+    the first step).
+    """
     losses, best, first = [], np.inf, 0.0
     for attempt in range(3):
         losses, start = [], time.perf_counter()

@@ -1,5 +1,5 @@
-"""transformers' and PEFT's greedy decoding, for experiments/benchmark_decode.py: prints one JSON line. Needs torch, transformers, PEFT,
-and bitsandbytes for peer-nf4.
+"""transformers' and PEFT's greedy decoding, for experiments/benchmark_decode.py: prints one JSON
+line. Needs torch, transformers, PEFT, and bitsandbytes for peer-nf4.
 
 python experiments/peers/decode.py peer-dense|peer-adapter|peer-nf4 FOLDER ADAPTER TIMES
 """
@@ -29,7 +29,10 @@ before, start = resident(), time.perf_counter()
 options = {}
 if case == "peer-nf4":
     options["quantization_config"] = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
     )
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
 if case == "peer-adapter":

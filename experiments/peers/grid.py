@@ -1,7 +1,8 @@
-"""A grid of adapters as a loop over PEFT + bitsandbytes + Trainer, for experiments/benchmark_sweep.py: prints one JSON line.
+"""A grid of adapters as a loop over PEFT + bitsandbytes + Trainer, for
+experiments/benchmark_sweep.py: prints one JSON line.
 
-One process, the data tokenised once, the model loaded anew for each run; padding to the longest of a batch, as Trainer is used.
-Needs torch, transformers, PEFT, bitsandbytes, accelerate and pandas.
+One process, the data tokenised once, the model loaded anew for each run; padding to the longest of
+a batch, as Trainer is used. Needs torch, transformers, PEFT, bitsandbytes, accelerate and pandas.
 
 python experiments/peers/grid.py MODEL_FOLDER REVIEWS_CSV GRID.json STEPS
 GRID.json: [{"method", "rank", "format", "targets", "learning_rate"}, ...]
@@ -28,7 +29,12 @@ from transformers import (
     TrainingArguments,
 )
 
-folder, reviews, grid, steps = sys.argv[1], sys.argv[2], json.loads(Path(sys.argv[3]).read_text()), int(sys.argv[4])
+folder, reviews, grid, steps = (
+    sys.argv[1],
+    sys.argv[2],
+    json.loads(Path(sys.argv[3]).read_text()),
+    int(sys.argv[4]),
+)
 TARGETS = {"all-linear": ["query", "key", "value", "dense"], "query+value": ["query", "value"]}
 start = time.perf_counter()
 data = pd.read_csv(reviews)
@@ -40,22 +46,36 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 
 def records(rows):
     ids = tokenizer(rows.text.tolist(), truncation=True, max_length=128)["input_ids"]
-    return [{"input_ids": i, "attention_mask": [1] * len(i), "labels": labels[label]} for i, label in zip(ids, rows.label, strict=True)]
+    return [
+        {"input_ids": i, "attention_mask": [1] * len(i), "labels": labels[label]}
+        for i, label in zip(ids, rows.label, strict=True)
+    ]
 
 
-train, validation, test = records(data[bucket < 8]), records(data[bucket == 8])[:256], records(data[bucket == 9])
+train, validation, test = (
+    records(data[bucket < 8]),
+    records(data[bucket == 8])[:256],
+    records(data[bucket == 9]),
+)
 
 
 def load(form):
     options = {}
     if form == "nf4":
-        options = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32)
+        options = dict(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        )
     elif form == "int8":
         options = dict(load_in_8bit=True)
     if not options:
         return BertForSequenceClassification.from_pretrained(folder, num_labels=2)
     config = BitsAndBytesConfig(**options, llm_int8_skip_modules=["classifier"])
-    model = BertForSequenceClassification.from_pretrained(folder, num_labels=2, quantization_config=config)
+    model = BertForSequenceClassification.from_pretrained(
+        folder, num_labels=2, quantization_config=config
+    )
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
@@ -64,7 +84,13 @@ for run in grid:
     torch.manual_seed(0)
     model = load(run["format"])
     if run["method"] in ("lora", "qlora"):
-        config = LoraConfig(task_type="SEQ_CLS", r=run["rank"], lora_alpha=16, lora_dropout=0.0, target_modules=TARGETS[run["targets"]])
+        config = LoraConfig(
+            task_type="SEQ_CLS",
+            r=run["rank"],
+            lora_alpha=16,
+            lora_dropout=0.0,
+            target_modules=TARGETS[run["targets"]],
+        )
         model = get_peft_model(model, config)
     elif run["method"] == "head":
         for name, parameter in model.named_parameters():
@@ -90,11 +116,19 @@ for run in grid:
         arguments,
         train_dataset=train,
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=lambda out: {"accuracy": float((np.argmax(out.predictions, -1) == out.label_ids).mean())},
+        compute_metrics=lambda out: {
+            "accuracy": float((np.argmax(out.predictions, -1) == out.label_ids).mean())
+        },
     )
     trainer.train()
     trainer.evaluate(validation)
     results.append({**run, "test_accuracy": trainer.evaluate(test)["eval_accuracy"]})
 print(
-    json.dumps({"wall": time.perf_counter() - start, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "results": results})
+    json.dumps(
+        {
+            "wall": time.perf_counter() - start,
+            "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "results": results,
+        }
+    )
 )

@@ -1,6 +1,8 @@
-"""PEFT's training step, for experiments/benchmark_train.py: prints one JSON line of its times and memory. Needs torch, PEFT, bitsandbytes.
+"""PEFT's training step, for experiments/benchmark_train.py: prints one JSON line of its times and
+memory. Needs torch, PEFT, bitsandbytes.
 
-python experiments/peers/train_step.py minilm|gemma fp32|bf16|nf4|nf4-bf16 FOLDER STEPS BATCH TOKENS FRACTION
+python experiments/peers/train_step.py minilm|gemma fp32|bf16|nf4|nf4-bf16 FOLDER STEPS BATCH TOKENS
+FRACTION
 """
 
 import json
@@ -30,7 +32,9 @@ labels = torch.randint(0, 2, (batch,))
 if kind == "minilm":
     model = BertForSequenceClassification.from_pretrained(folder, num_labels=2, **options)
     tokens = torch.randint(1000, 20000, (batch, length))
-    config = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "key", "value", "dense"])
+    config = LoraConfig(
+        task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "key", "value", "dense"]
+    )
 else:
     model = AutoModelForCausalLM.from_pretrained(folder, **options)
     tokens = torch.randint(5, 200_000, (batch, length))
@@ -63,5 +67,13 @@ for _ in range(steps):
     times.append(time.perf_counter() - start)
 used = (time.process_time() - used) / steps
 print(
-    json.dumps(dict(seconds=times, processor=used, first=first, rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, loss=loss))
+    json.dumps(
+        dict(
+            seconds=times,
+            processor=used,
+            first=first,
+            rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            loss=loss,
+        )
+    )
 )

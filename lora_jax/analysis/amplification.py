@@ -1,4 +1,6 @@
-"""How the update stands to the weight that it changes: LoRA's amplification factor and the weight's own top directions."""
+"""How the update stands to the weight that it changes: LoRA's amplification factor and the weight's
+own top directions.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,10 @@ from lora_jax.analysis.subspace import phi
 class Amplification:
     """One column of LoRA's Table 7 for one matrix. Norms are Frobenius norms.
 
-    projected: ||U^T W V^T|| on the update's own directions; top: on W's top `rank` directions; random: on random ones, the mean.
-    factor: ||update|| / projected: by how much what W has in the update's directions was amplified. It grows with alpha and
-    the learning rate, so compare runs at their own best.
+    projected: ||U^T W V^T|| on the update's own directions; top: on W's top `rank` directions;
+    random: on random ones, the mean.
+    factor: ||update|| / projected: by how much what W has in the update's directions was amplified.
+    It grows with alpha and the learning rate, so compare runs at their own best.
     """
 
     rank: int
@@ -33,12 +36,16 @@ class Amplification:
         return self.update / self.projected if self.projected else float("inf")
 
 
-def amplification(weight: Any, update: Svd, *, rank: int | None = None, samples: int = 8, seed: int = 0) -> Amplification:
-    """The amplification factor of one matrix (in, out) by an update, and its neighbours in LoRA's Table 7.
+def amplification(
+    weight: Any, update: Svd, *, rank: int | None = None, samples: int = 8, seed: int = 0
+) -> Amplification:
+    """The amplification factor of one matrix (in, out) by an update, and its neighbours in LoRA's
+    Table 7.
 
     Args:
         update: from `update_svd` or `dense_svd`, of one matrix.
-        rank: directions of the update that count; by default those whose singular value is not 0 (above 1e-10 of the largest).
+        rank: directions of the update that count; by default those whose singular value is not 0
+            (above 1e-10 of the largest).
 
     Reference: LoRA, Hu et al. 2021, section 7.3 and Table 7.
 
@@ -48,7 +55,8 @@ def amplification(weight: Any, update: Svd, *, rank: int | None = None, samples:
     w = np.asarray(weight, np.float64)
     if w.ndim != 2 or update.s.ndim != 1:
         raise ValueError(
-            f"amplification takes one matrix, got a weight of shape {w.shape} and {update.s.ndim - 1} stack axes of the update."
+            f"amplification takes one matrix, got a weight of shape {w.shape} and "
+            f"{update.s.ndim - 1} stack axes of the update."
         )
     if not update.s.any():
         raise ValueError("The update is 0: it has no directions to amplify.")
@@ -56,7 +64,12 @@ def amplification(weight: Any, update: Svd, *, rank: int | None = None, samples:
     rank = used if rank is None else min(rank, used)
     own = dense_svd(w)
     dice = np.random.default_rng(seed)
-    chance = [np.linalg.norm(_orthonormal(dice, w.shape[0], rank).T @ w @ _orthonormal(dice, w.shape[1], rank)) for _ in range(samples)]
+    chance = [
+        np.linalg.norm(
+            _orthonormal(dice, w.shape[0], rank).T @ w @ _orthonormal(dice, w.shape[1], rank)
+        )
+        for _ in range(samples)
+    ]
     return Amplification(
         rank=rank,
         projected=float(np.linalg.norm(update.u[:, :rank].T @ w @ update.vt[:rank].T)),
@@ -68,19 +81,26 @@ def amplification(weight: Any, update: Svd, *, rank: int | None = None, samples:
 
 
 def overlap_with_top(weight: Any, update: Svd, *, share: float = 0.1, rank: int = 4) -> float:
-    """phi between the top `share` of W's input directions and the top `rank` of the update's; chance gives that share of the inputs.
+    """phi between the top `share` of W's input directions and the top `rank` of the update's;
+    chance gives that share of the inputs.
 
     Reference: LoRA, Hu et al. 2021, Appendix H.4, Figure 8.
     """
     w = np.asarray(weight, np.float64)
     count = max(1, round(share * min(w.shape)))
-    return float(phi(dense_svd(w).u[:, :count], update.u[:, : min(rank, update.u.shape[-1])])[-1, -1])
+    return float(
+        phi(dense_svd(w).u[:, :count], update.u[:, : min(rank, update.u.shape[-1])])[-1, -1]
+    )
 
 
 def projections(weight: Any, update: Svd, *, rank: int | None = None) -> np.ndarray:
-    """u_i^T W v_i for the update's i-th pair of directions, (rank,): what the weight already did there, with its sign."""
+    """u_i^T W v_i for the update's i-th pair of directions, (rank,): what the weight already did
+    there, with its sign.
+    """
     rank = update.s.shape[-1] if rank is None else rank
-    return np.einsum("ik,io,ko->k", update.u[:, :rank], np.asarray(weight, np.float64), update.vt[:rank])
+    return np.einsum(
+        "ik,io,ko->k", update.u[:, :rank], np.asarray(weight, np.float64), update.vt[:rank]
+    )
 
 
 def _orthonormal(dice: np.random.Generator, rows: int, columns: int) -> np.ndarray:

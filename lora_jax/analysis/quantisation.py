@@ -1,4 +1,6 @@
-"""What quantisation loses: error by layer, format and block size, and how normal the weights are that it assumes to be."""
+"""What quantisation loses: error by layer, format and block size, and how normal the weights are
+that it assumes to be.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ from lora_jax.core.quantize import QuantizedArray, QuantSpec, bytes_of, quantize
 
 @dataclass(frozen=True)
 class Loss:
-    """What one matrix lost: norm of the error over the norm of the weights, bits a weight, and bytes before and after.
+    """What one matrix lost: norm of the error over the norm of the weights, bits a weight, and
+    bytes before and after.
 
-    `damage` is the share of scales that double quantisation moved by more than 5 %: above 0.01 the spec does not suit the layer.
+    `damage` is the share of scales that double quantisation moved by more than 5 %: above 0.01 the
+    spec does not suit the layer.
     """
 
     path: str
@@ -35,8 +39,10 @@ class Loss:
 
 @dataclass(frozen=True)
 class Shape:
-    """How weights are distributed: excess kurtosis (0 for a normal distribution, 3 for a Laplace one), and the share of output
-    channels for which a Shapiro-Wilk test at 5 % rejects the normal distribution (0.05 if all are normal; QLoRA, Appendix F)."""
+    """How weights are distributed: excess kurtosis (0 for a normal distribution, 3 for a Laplace
+    one), and the share of output channels for which a Shapiro-Wilk test at 5 % rejects the normal
+    distribution (0.05 if all are normal; QLoRA, Appendix F).
+    """
 
     path: str
     layer: int | None
@@ -47,9 +53,17 @@ class Shape:
 
 
 def losses(path: str, w: Any, q: QuantizedArray) -> list[Loss]:
-    """The loss of each matrix of a stack that `w` was quantised from to `q`; one with layer None if there is no stack."""
-    errors, damage = (np.asarray(part, np.float64).reshape(-1) for part in _errors(jnp.asarray(w), q))
-    count, bytes_after, bytes_before = len(errors), bytes_of(q), int(np.prod(q.shape)) * jnp.dtype(w.dtype).itemsize
+    """The loss of each matrix of a stack that `w` was quantised from to `q`; one with layer None if
+    there is no stack.
+    """
+    errors, damage = (
+        np.asarray(part, np.float64).reshape(-1) for part in _errors(jnp.asarray(w), q)
+    )
+    count, bytes_after, bytes_before = (
+        len(errors),
+        bytes_of(q),
+        int(np.prod(q.shape)) * jnp.dtype(w.dtype).itemsize,
+    )
     stacked = q.ndim > len(q.kernel_shape)
     return [
         Loss(
@@ -62,7 +76,11 @@ def losses(path: str, w: Any, q: QuantizedArray) -> list[Loss]:
 
 
 def sweep(
-    weights: Mapping[str, Any], formats: Iterable[str], block_sizes: Iterable[int | None] = (64,), *, double: bool = False
+    weights: Mapping[str, Any],
+    formats: Iterable[str],
+    block_sizes: Iterable[int | None] = (64,),
+    *,
+    double: bool = False,
 ) -> list[Loss]:
     """The losses of matrices (*stack, in, out) by path, for every format and block size."""
     block_sizes = list(block_sizes)
@@ -76,14 +94,20 @@ def sweep(
 
 
 def total(rows: Sequence[Loss]) -> tuple[float, float]:
-    """(relative error, bits a weight) of all matrices together, as if they were one; weights of one dtype."""
+    """(relative error, bits a weight) of all matrices together, as if they were one; weights of one
+    dtype.
+    """
     sizes = [row.bytes_before for row in rows]
-    error = math.sqrt(sum(size * row.relative_error**2 for size, row in zip(sizes, rows)) / sum(sizes))
+    error = math.sqrt(
+        sum(size * row.relative_error**2 for size, row in zip(sizes, rows)) / sum(sizes)
+    )
     return error, sum(size * row.bits for size, row in zip(sizes, rows)) / sum(sizes)
 
 
 def shapes(path: str, w: Any, *, channels: int = 128) -> list[Shape]:
-    """The distribution of each matrix of a stack (*stack, in, out); at most `channels` output channels are tested, evenly chosen."""
+    """The distribution of each matrix of a stack (*stack, in, out); at most `channels` output
+    channels are tested, evenly chosen.
+    """
     from scipy import stats
 
     matrices = np.asarray(w, np.float64).reshape(-1, *w.shape[-2:])
@@ -93,7 +117,10 @@ def shapes(path: str, w: Any, *, channels: int = 128) -> list[Shape]:
         centred = flat - flat.mean()
         variance = (centred**2).mean()
         if variance == 0:
-            raise ValueError(f"{path}: all weights of matrix {index} are equal; they have no distribution to describe.")
+            raise ValueError(
+                f"{path}: all weights of matrix {index} are equal; they have no distribution to "
+                "describe."
+            )
         chosen = np.unique(np.linspace(0, matrix.shape[1] - 1, channels).astype(int))
         # The test's tables end at 5000 numbers.
         tested = [stats.shapiro(matrix[:5000, channel]).pvalue < 0.05 for channel in chosen]

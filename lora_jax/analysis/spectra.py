@@ -10,7 +10,9 @@ from lora_jax.core.lowrank import LowRank
 
 
 class Svd(NamedTuple):
-    """u (*stack, in, n), s (*stack, n) from large to small, vt (*stack, n, out), in float64: the matrix is (u * s) @ vt."""
+    """u (*stack, in, n), s (*stack, n) from large to small, vt (*stack, n, out), in float64: the
+    matrix is (u * s) @ vt.
+    """
 
     u: np.ndarray
     s: np.ndarray
@@ -18,10 +20,12 @@ class Svd(NamedTuple):
 
 
 def update_svd(low: LowRank) -> Svd:
-    """The singular value decomposition of an adapter's update, n = its rank, without the dense update ever being formed.
+    """The singular value decomposition of an adapter's update, n = its rank, without the dense
+    update ever being formed.
 
-    With a = Qa Ra and b^T = Qb Rb, the update is Qa (Ra diag(scale) Rb^T) Qb^T: only a matrix of rank x rank is decomposed. A
-    start that is subtracted (PiSSA and the like) and a variant's gains are part of the update; DoRA's magnitude is not.
+    With a = Qa Ra and b^T = Qb Rb, the update is Qa (Ra diag(scale) Rb^T) Qb^T: only a matrix of
+    rank x rank is decomposed. A start that is subtracted (PiSSA and the like) and a variant's gains
+    are part of the update; DoRA's magnitude is not.
     """
     plain = low.plain()
     a = np.asarray(plain.a, np.float64) * np.asarray(plain.scale, np.float64)[..., None, :]
@@ -32,16 +36,20 @@ def update_svd(low: LowRank) -> Svd:
 
 
 def dense_svd(matrix: Any) -> Svd:
-    """The decomposition of matrices (*stack, in, out), in float64: of a weight, or of the difference that full fine-tuning made."""
+    """The decomposition of matrices (*stack, in, out), in float64: of a weight, or of the
+    difference that full fine-tuning made.
+    """
     return Svd(*np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False))
 
 
 def rank_for(s: Any, share: float = 0.9) -> np.ndarray:
-    """The smallest number of singular values whose squares hold `share` of all, (*stack,): the rank for 90 % of the variance.
+    """The smallest number of singular values whose squares hold `share` of all, (*stack,): the rank
+    for 90 % of the variance.
 
     0 where all are 0.
 
-    Reference: LoRA Learns Less and Forgets Less, Biderman et al. 2024, section 5 (arXiv 2405.09673).
+    Reference: LoRA Learns Less and Forgets Less, Biderman et al. 2024, section 5 (arXiv
+        2405.09673).
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, got {share}.")
@@ -53,7 +61,8 @@ def rank_for(s: Any, share: float = 0.9) -> np.ndarray:
 
 
 def effective_rank(s: Any) -> np.ndarray:
-    """exp of the entropy of the singular values over their sum, (*stack,): n for n equal ones, 1 for a single one.
+    """exp of the entropy of the singular values over their sum, (*stack,): n for n equal ones, 1
+    for a single one.
 
     Reference: Roy & Vetterli 2007, The effective rank.
     """
@@ -65,7 +74,9 @@ def effective_rank(s: Any) -> np.ndarray:
 
 
 def stable_rank(s: Any) -> np.ndarray:
-    """The squared Frobenius norm over the squared spectral norm, (*stack,); 0 where all singular values are 0."""
+    """The squared Frobenius norm over the squared spectral norm, (*stack,); 0 where all singular
+    values are 0.
+    """
     squares = np.asarray(s, np.float64) ** 2
     largest = squares.max(-1)
     return np.where(largest > 0, squares.sum(-1) / np.where(largest > 0, largest, 1), 0.0)

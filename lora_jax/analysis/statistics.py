@@ -1,4 +1,6 @@
-"""Intervals and paired tests for few, paired measurements, and what is left of them when many are made at once."""
+"""Intervals and paired tests for few, paired measurements, and what is left of them when many are
+made at once.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from lora_jax.evaluate.statistics import over_seeds
+from lora_jax.evaluation.statistics import over_seeds
 
 _MOST_EXACT = 16  # differences whose 2^n signs are all tried
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence limits; the limits are NaN where one value says nothing about the spread."""
+    """A mean with its confidence limits; the limits are NaN where one value says nothing about the
+    spread.
+    """
 
     mean: float
     low: float
@@ -29,8 +33,9 @@ class Interval:
 class PairedTest:
     """`first - second`, its confidence limits, and two-sided p-values.
 
-    `p` is Student's paired t-test, which takes the differences for normal. `p_signs` takes them for symmetric only: the share of
-    sign changes that give a mean as far from 0; with n pairs it cannot be less than 2^(1 - n). Both are NaN for a single pair.
+    `p` is Student's paired t-test, which takes the differences for normal. `p_signs` takes them for
+    symmetric only: the share of sign changes that give a mean as far from 0; with n pairs it cannot
+    be less than 2^(1 - n). Both are NaN for a single pair.
     """
 
     difference: float
@@ -55,33 +60,41 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def share_interval(successes: int, trials: int, level: float = 0.95) -> Interval:
-    """Wilson's interval of a share, such as an accuracy on `trials` examples (Wilson 1927): sound near 0 and 1 too.
+    """Wilson's interval of a share, such as an accuracy on `trials` examples (Wilson 1927): sound
+    near 0 and 1 too.
 
     Raises:
         ValueError: not 0 <= successes <= trials, or no trial.
     """
     if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(f"A share needs 0 <= successes <= trials and a trial, got {successes} of {trials}.")
+        raise ValueError(
+            f"A share needs 0 <= successes <= trials and a trial, got {successes} of {trials}."
+        )
     low, high = stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
     return Interval(successes / trials, float(low), float(high), trials)
 
 
 def paired_test(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> PairedTest:
-    """Whether two settings differ, from their scores under the same seeds (or on the same folds), in the same order.
+    """Whether two settings differ, from their scores under the same seeds (or on the same folds),
+    in the same order.
 
     Raises:
         ValueError: the lengths differ, or there is no pair.
     """
     one, other = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if one.shape != other.shape or one.ndim != 1 or not one.size:
-        raise ValueError(f"A paired test needs two lists of one length, got shapes {one.shape} and {other.shape}.")
+        raise ValueError(
+            f"A paired test needs two lists of one length, got shapes {one.shape} and "
+            f"{other.shape}."
+        )
     differences = one - other
     interval = mean_interval(differences, level)
     if interval.count == 1:
         return PairedTest(interval.mean, interval.low, interval.high, float("nan"), float("nan"), 1)
     signs = sign_flip_p(differences)
     spread = differences.std(ddof=1)
-    # Differences that are all alike to rounding leave no spread to judge by; their signs still count.
+    # Differences that are all alike to rounding leave no spread to judge by; their signs still
+    # count.
     flat = spread <= 1e-12 * max(np.abs(one).max(), np.abs(other).max(), 1e-300)
     t = 0.0 if flat else interval.mean / (spread / np.sqrt(interval.count))
     p = signs if flat else float(2 * stats.t.sf(abs(t), interval.count - 1))
@@ -89,7 +102,9 @@ def paired_test(first: Sequence[float], second: Sequence[float], level: float = 
 
 
 def sign_flip_p(differences: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p of Fisher's randomisation test: every sign of every difference was as likely. Exact up to 16, else by `draws`."""
+    """Two-sided p of Fisher's randomisation test: every sign of every difference was as likely.
+    Exact up to 16, else by `draws`.
+    """
     array = np.asarray(differences, np.float64)
     if array.size <= _MOST_EXACT:
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=array.size)))
@@ -97,7 +112,9 @@ def sign_flip_p(differences: Sequence[float], *, draws: int = 10_000, seed: int 
         return float(extreme.mean())
     signs = _random_signs(array.size, draws, seed)
     extreme = np.abs(signs @ array) >= abs(array.sum()) * (1 - 1e-9) - 1e-15
-    return float((extreme.sum() + 1) / (draws + 1))  # the observed signs are one of the draws: p is never 0
+    return float(
+        (extreme.sum() + 1) / (draws + 1)
+    )  # the observed signs are one of the draws: p is never 0
 
 
 @functools.lru_cache(maxsize=4)  # a report tests hundreds of pairs over the same seeds
@@ -106,11 +123,13 @@ def _random_signs(count: int, draws: int, seed: int) -> np.ndarray:
 
 
 def holm(p_values: Sequence[float], family: int | None = None) -> np.ndarray:
-    """p-values adjusted for many comparisons (Holm 1979): below 0.05 all together with 95% confidence, whatever depends on what.
+    """p-values adjusted for many comparisons (Holm 1979): below 0.05 all together with 95%
+    confidence, whatever depends on what.
 
     Args:
-        p_values: any that are NaN stay NaN and do not count. family: how many comparisons could have been made, if more than
-            are given: those that were picked after a look at the data belong to all that they were picked from.
+        p_values: any that are NaN stay NaN and do not count. family: how many comparisons could
+            have been made, if more than are given: those that were picked after a look at the data
+            belong to all that they were picked from.
 
     Raises:
         ValueError: `family` is less than the number of p-values.
@@ -127,8 +146,11 @@ def holm(p_values: Sequence[float], family: int | None = None) -> np.ndarray:
     return adjusted
 
 
-def detectable_difference(spread: float, count: int, *, level: float = 0.95, power: float = 0.8) -> float:
-    """The difference of two means that a paired test of `count` pairs, whose differences have standard deviation `spread`, finds with `power`.
+def detectable_difference(
+    spread: float, count: int, *, level: float = 0.95, power: float = 0.8
+) -> float:
+    """The difference of two means that a paired test of `count` pairs, whose differences have
+    standard deviation `spread`, finds with `power`.
 
     By the normal approximation with Student's quantiles; infinite for fewer than two pairs.
     """

@@ -1,4 +1,6 @@
-"""How far the directions of two matrices agree: the similarity phi of LoRA's section 7, and what chance alone would give."""
+"""How far the directions of two matrices agree: the similarity phi of LoRA's section 7, and what
+chance alone would give.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ import numpy as np
 def input_directions(matrix: Any, count: int | None = None) -> np.ndarray:
     """Orthonormal directions in the space of inputs, (*stack, in, count), the strongest first.
 
-    `matrix` is (*stack, in, r): factor `a`, a weight, or a dense update. LoRA's A is our `a` transposed, so these are the
-    right-singular vectors of A. They are computed in float64.
+    `matrix` is (*stack, in, r): factor `a`, a weight, or a dense update. LoRA's A is our `a`
+    transposed, so these are the right-singular vectors of A. They are computed in float64.
 
     Raises:
         ValueError: `count` exceeds the smaller side.
@@ -20,19 +22,23 @@ def input_directions(matrix: Any, count: int | None = None) -> np.ndarray:
     matrix = np.asarray(matrix, np.float64)
     most = min(matrix.shape[-2:])
     if count is not None and not 1 <= count <= most:
-        raise ValueError(f"A matrix of shape {matrix.shape[-2:]} has 1 to {most} directions, got count={count}.")
+        raise ValueError(
+            f"A matrix of shape {matrix.shape[-2:]} has 1 to {most} directions, got count={count}."
+        )
     return np.linalg.svd(matrix, full_matrices=False)[0][..., : count or most]
 
 
 def phi(u: Any, v: Any) -> np.ndarray:
-    """The similarity phi(i, j) of the first i directions of `u` and the first j of `v`, for all i and j: (*stack, I, J), in [0, 1].
+    """The similarity phi(i, j) of the first i directions of `u` and the first j of `v`, for all i
+    and j: (*stack, I, J), in [0, 1].
 
-    phi(i, j) = ||U_i^T V_j||_F^2 / min(i, j): 1 where one subspace holds the other, 0 where they are orthogonal. It equals
-    1 - d^2 / p with p = min(i, j) and d the projection metric. (The appendix of the paper prints (1 - d^2) / p, which would
-    not be 1 for equal subspaces.)
+    phi(i, j) = ||U_i^T V_j||_F^2 / min(i, j): 1 where one subspace holds the other, 0 where they
+    are orthogonal. It equals 1 - d^2 / p with p = min(i, j) and d the projection metric. (The
+    appendix of the paper prints (1 - d^2) / p, which would not be 1 for equal subspaces.)
 
     Args:
-        u, v: orthonormal directions as columns, (*stack, in, I) and (*stack, in, J), from `input_directions`.
+        u, v: orthonormal directions as columns, (*stack, in, I) and (*stack, in, J), from
+            `input_directions`.
 
     Reference: LoRA, Hu et al. 2021, section 7.2 and Appendix G (arXiv 2106.09685).
 
@@ -41,24 +47,35 @@ def phi(u: Any, v: Any) -> np.ndarray:
     """
     u, v = np.asarray(u, np.float64), np.asarray(v, np.float64)
     if u.shape[-2] != v.shape[-2]:
-        raise ValueError(f"phi compares directions of one space, got {u.shape[-2]} and {v.shape[-2]} inputs.")
+        raise ValueError(
+            f"phi compares directions of one space, got {u.shape[-2]} and {v.shape[-2]} inputs."
+        )
     overlap = np.cumsum(np.cumsum((np.swapaxes(u, -2, -1) @ v) ** 2, axis=-2), axis=-1)
-    smaller = np.minimum(np.arange(1, u.shape[-1] + 1)[:, None], np.arange(1, v.shape[-1] + 1)[None])
+    smaller = np.minimum(
+        np.arange(1, u.shape[-1] + 1)[:, None], np.arange(1, v.shape[-1] + 1)[None]
+    )
     return overlap / smaller
 
 
 def random_phi(i: int, j: int, dimension: int) -> float:
-    """The mean of phi(i, j) over uniformly random subspaces of a space of that dimension: max(i, j) / dimension.
+    """The mean of phi(i, j) over uniformly random subspaces of a space of that dimension: max(i, j)
+    / dimension.
 
-    E ||U_i^T V_j||_F^2 = i j / dimension. It is far from 0 in small models: 0.167 for j = 64 of 384.
+    E ||U_i^T V_j||_F^2 = i j / dimension. It is far from 0 in small models: 0.167 for j = 64 of
+    384.
     """
     if min(i, j) < 1 or max(i, j) > dimension:
-        raise ValueError(f"Subspaces of {dimension} dimensions have 1 to {dimension} directions, got {i} and {j}.")
+        raise ValueError(
+            f"Subspaces of {dimension} dimensions have 1 to {dimension} directions, got {i} and "
+            f"{j}."
+        )
     return max(i, j) / dimension
 
 
 def sampled_phi(i: int, j: int, dimension: int, *, samples: int = 200, seed: int = 0) -> np.ndarray:
-    """phi(i, j) of `samples` pairs of random subspaces, (samples,): its spread is what a difference from chance must exceed."""
+    """phi(i, j) of `samples` pairs of random subspaces, (samples,): its spread is what a difference
+    from chance must exceed.
+    """
     random_phi(i, j, dimension)
     dice = np.random.default_rng(seed)
     # The first subspace may as well be the first i axes: only the angle between the two matters.
@@ -67,10 +84,12 @@ def sampled_phi(i: int, j: int, dimension: int, *, samples: int = 200, seed: int
 
 
 def shared_start(first: Any, second: Any) -> float:
-    """phi between the columns of two initial factors `a` (in, r) and (in, s), taken as whole subspaces, minus what chance gives.
+    """phi between the columns of two initial factors `a` (in, r) and (in, s), taken as whole
+    subspaces, minus what chance gives.
 
-    The same-seed trap: adapters that start from one random `a` agree before anything is learnt. Above 3 standard errors of
-    chance (see `sampled_phi`), a similarity of the trained factors tells about the seed, not about the task.
+    The same-seed trap: adapters that start from one random `a` agree before anything is learnt.
+    Above 3 standard errors of chance (see `sampled_phi`), a similarity of the trained factors tells
+    about the seed, not about the task.
     """
     u, v = input_directions(first), input_directions(second)
     i, j = u.shape[-1], v.shape[-1]
@@ -78,7 +97,8 @@ def shared_start(first: Any, second: Any) -> float:
 
 
 def projection_metric(u: Any, v: Any) -> float:
-    """The distance sqrt(p - sum cos^2) between two subspaces with p the smaller dimension; phi = 1 - d^2 / p.
+    """The distance sqrt(p - sum cos^2) between two subspaces with p the smaller dimension; phi = 1
+    - d^2 / p.
 
     Reference: Ham & Lee 2008, as LoRA's Appendix G uses it.
     """
@@ -87,7 +107,8 @@ def projection_metric(u: Any, v: Any) -> float:
 
 
 def shared_directions(u: Any, v: Any, *, above: float = 5.0) -> np.ndarray:
-    """How many leading sizes i have phi(i, i) above `above` times chance, (*stack,): the count stops at the first that has not.
+    """How many leading sizes i have phi(i, i) above `above` times chance, (*stack,): the count
+    stops at the first that has not.
 
     LoRA's Figure 4 reads the same off by eye.
     """

@@ -1,4 +1,6 @@
-"""How much of the spread between runs each setting explains: analysis of variance, whole grids or not."""
+"""How much of the spread between runs each setting explains: analysis of variance, whole grids or
+not.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ REST = "rest"
 
 @dataclass(frozen=True)
 class Source:
-    """One row of the table. `share` is of the total sum of squares; `corrected` is omega squared, which chance does not raise.
+    """One row of the table. `share` is of the total sum of squares; `corrected` is omega squared,
+    which chance does not raise.
 
-    `p` is NaN where nothing is left to judge by. `freedom` 0: this cannot be told from the other sources.
+    `p` is NaN where nothing is left to judge by. `freedom` 0: this cannot be told from the other
+    sources.
     """
 
     name: str
@@ -30,10 +34,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Sources with the rest last. `overlap` is the share of the spread that sources explain in common: 0 in a whole grid.
+    """Sources with the rest last. `overlap` is the share of the spread that sources explain in
+    common: 0 in a whole grid.
 
-    `levels` is {factor: number of its levels}. `replicated`: whether the rest holds repeats of equal settings, so that it is the
-    luck of the draw and not only interactions of three and more factors.
+    `levels` is {factor: number of its levels}. `replicated`: whether the rest holds repeats of
+    equal settings, so that it is the luck of the draw and not only interactions of three and more
+    factors.
     """
 
     sources: tuple[Source, ...]
@@ -47,15 +53,20 @@ class Decomposition:
         return next(source for source in self.sources if source.name == name)
 
 
-def decompose(factors: Mapping[str, Sequence[object]], values: Sequence[float], *, blocks: Sequence[str] = ()) -> Decomposition:
-    """The sums of squares of each factor, of each pair of factors together beyond their own (their interaction), and of the rest.
+def decompose(
+    factors: Mapping[str, Sequence[object]], values: Sequence[float], *, blocks: Sequence[str] = ()
+) -> Decomposition:
+    """The sums of squares of each factor, of each pair of factors together beyond their own (their
+    interaction), and of the rest.
 
-    Sums of squares of type II (Yates 1934): of a factor, what it adds to a model of all the others; of an interaction, what it adds
-    to all factors and all other interactions. In a whole grid these are the classical ones and add up to the total.
+    Sums of squares of type II (Yates 1934): of a factor, what it adds to a model of all the others;
+    of an interaction, what it adds to all factors and all other interactions. In a whole grid these
+    are the classical ones and add up to the total.
 
     Args:
-        factors: {name: the level of each run}. values: the score of each run. blocks: factors that have no interactions, such as
-            the seed: what it does differently from setting to setting is the rest.
+        factors: {name: the level of each run}. values: the score of each run. blocks: factors that
+            have no interactions, such as the seed: what it does differently from setting to setting
+            is the rest.
 
     Raises:
         ValueError: lengths differ, there are fewer than two runs, or no factor has two levels.
@@ -63,11 +74,16 @@ def decompose(factors: Mapping[str, Sequence[object]], values: Sequence[float], 
     y = np.asarray(values, np.float64)
     if y.size < 2 or any(len(column) != y.size for column in factors.values()):
         raise ValueError(
-            f"Each factor needs a level for each of two or more runs, got {y.size} runs and { {k: len(v) for k, v in factors.items()} }."
+            f"Each factor needs a level for each of two or more runs, got {y.size} runs and "
+            f"{ {k: len(v) for k, v in factors.items()} }."
         )
-    coded = {name: _codes(column) for name, column in factors.items() if len(set(map(_key, column))) > 1}
+    coded = {
+        name: _codes(column) for name, column in factors.items() if len(set(map(_key, column))) > 1
+    }
     if not coded:
-        raise ValueError("No factor differs between the runs: there is nothing to explain their spread by.")
+        raise ValueError(
+            "No factor differs between the runs: there is nothing to explain their spread by."
+        )
     crossed = [name for name in coded if name not in blocks]
     terms: dict[tuple[str, ...], np.ndarray] = {(name,): matrix for name, matrix in coded.items()}
     for one, other in itertools.combinations(crossed, 2):
@@ -81,10 +97,21 @@ def decompose(factors: Mapping[str, Sequence[object]], values: Sequence[float], 
     noise = residual / rest_freedom if rest_freedom > 0 else float("nan")
     found = []
     for term in (*mains, *pairs):
-        others = [other for other in (mains if len(term) == 1 else [*mains, *pairs]) if other != term]
+        others = [
+            other for other in (mains if len(term) == 1 else [*mains, *pairs]) if other != term
+        ]
         without, fewer = model.residual(others)
         with_it, more = model.residual([*others, term])
-        found.append(_source(" × ".join(term), more - fewer, max(without - with_it, 0.0), model.total, noise, rest_freedom))
+        found.append(
+            _source(
+                " × ".join(term),
+                more - fewer,
+                max(without - with_it, 0.0),
+                model.total,
+                noise,
+                rest_freedom,
+            )
+        )
     share = residual / model.total if model.total else 0.0
     rest = Source(REST, rest_freedom, residual, share, share, float("nan"), float("nan"))
     settings = {tuple(_key(factors[name][run]) for name in crossed) for run in range(y.size)}
@@ -108,15 +135,24 @@ class _Model:
         self._gram, self._sides = design.T @ design, design.T @ y
         self.total = float(y @ y)
         ends = np.cumsum([matrix.shape[1] for matrix in terms.values()])
-        self._where = {term: np.arange(end - matrix.shape[1], end) for (term, matrix), end in zip(terms.items(), ends)}
+        self._where = {
+            term: np.arange(end - matrix.shape[1], end)
+            for (term, matrix), end in zip(terms.items(), ends)
+        }
         self._known: dict[frozenset[tuple[str, ...]], tuple[float, int]] = {}
 
     def residual(self, terms: Sequence[tuple[str, ...]]) -> tuple[float, int]:
         """(residual sum of squares, columns that count) of the terms."""
         key = frozenset(terms)
         if key not in self._known:
-            columns = np.sort(np.concatenate([self._where[term] for term in terms])) if terms else np.array([], int)
-            explained, freedom = _projection(self._gram[np.ix_(columns, columns)], self._sides[columns])
+            columns = (
+                np.sort(np.concatenate([self._where[term] for term in terms]))
+                if terms
+                else np.array([], int)
+            )
+            explained, freedom = _projection(
+                self._gram[np.ix_(columns, columns)], self._sides[columns]
+            )
             self._known[key] = (max(self.total - explained, 0.0), freedom)
         return self._known[key]
 
@@ -135,18 +171,32 @@ def _projection(gram: np.ndarray, sides: np.ndarray) -> tuple[float, int]:
     return float(np.sum((vectors[:, sound].T @ sides) ** 2 / values[sound])), int(sound.sum())
 
 
-def _source(name: str, freedom: int, squares: float, total: float, noise: float, rest_freedom: int) -> Source:
+def _source(
+    name: str, freedom: int, squares: float, total: float, noise: float, rest_freedom: int
+) -> Source:
     if not freedom or not total:
         return Source(name, freedom, 0.0, 0.0, 0.0, float("nan"), float("nan"))
     if not noise > 1e-14 * total:  # nothing is left to compare with, or nothing but rounding
-        return Source(name, freedom, squares, squares / total, float("nan"), float("nan"), float("nan"))
+        return Source(
+            name, freedom, squares, squares / total, float("nan"), float("nan"), float("nan")
+        )
     f = squares / freedom / noise
     corrected = max((squares - freedom * noise) / (total + noise), 0.0)
-    return Source(name, freedom, squares, squares / total, corrected, f, float(stats.f.sf(f, freedom, rest_freedom)))
+    return Source(
+        name,
+        freedom,
+        squares,
+        squares / total,
+        corrected,
+        f,
+        float(stats.f.sf(f, freedom, rest_freedom)),
+    )
 
 
 def _codes(column: Sequence[object]) -> np.ndarray:
-    """One column a level but the last, which is -1 in all: they sum to 0 over levels, so that main effects are those of the average."""
+    """One column a level but the last, which is -1 in all: they sum to 0 over levels, so that main
+    effects are those of the average.
+    """
     levels = sorted(set(map(_key, column)))
     place = {level: index for index, level in enumerate(levels)}
     matrix = np.zeros((len(column), len(levels)))

@@ -1,1 +1,3 @@
-"""Published claims, re-tested: the protocol that all share, the small model that most are tested on, and the ledger of results."""
+"""Published claims, re-tested: the protocol that all share, the small model that most are tested
+on, and the ledger of results.
+"""

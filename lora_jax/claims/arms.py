@@ -12,12 +12,17 @@ from lora_jax.config import TARGETS
 
 LORA_RATES = (3.16e-3, 1e-2, 3.16e-2)
 FULL_RATES = (3.16e-4, 1e-3, 3.16e-3)
-WITH_EMBEDDING = r"layers(_\d+)?/.*/kernel|embed/embedding"  # all linear layers and the tied embedding, which full fine-tuning trains
+# all linear layers and the tied embedding, which full fine-tuning trains
+WITH_EMBEDDING = r"layers(_\d+)?/.*/kernel|embed/embedding"
 
 
 def projections(letters: str) -> str:
     """The targets of attention's matrices of these letters, 'qv' or 'q'."""
-    return TARGETS["query+value"] if letters == "qv" else rf"layers(_\d+)?/attn/({'|'.join(letters)})/kernel"
+    return (
+        TARGETS["query+value"]
+        if letters == "qv"
+        else rf"layers(_\d+)?/attn/({'|'.join(letters)})/kernel"
+    )
 
 
 def lora_arm(
@@ -31,7 +36,9 @@ def lora_arm(
     width: int = SmallModel.width,
     **changes: Any,
 ) -> Arm:
-    """LoRA of this rank on S (of this width), domain B, at its best rate. alpha is 16 at every rank unless changed."""
+    """LoRA of this rank on S (of this width), domain B, at its best rate. alpha is 16 at every rank
+    unless changed.
+    """
     config = small_model.tuning(small_model.pretrained(SmallModel(width=width)))
     config = with_(config, **{"lora.rank": rank, "lora.targets": targets, **changes})
     return lab.arm(name or f"r={rank}", config, rates, seeds=seeds)
@@ -39,4 +46,8 @@ def lora_arm(
 
 def full_arm(lab: Lab, **changes: Any) -> Arm:
     """Full fine-tuning of S on domain B at its best rate."""
-    return lab.arm("full", with_(small_model.tuning(small_model.pretrained()), **{"method": "full", **changes}), FULL_RATES)
+    return lab.arm(
+        "full",
+        with_(small_model.tuning(small_model.pretrained()), **{"method": "full", **changes}),
+        FULL_RATES,
+    )

@@ -1,4 +1,6 @@
-"""Parameter counts, checkpoint sizes and memory that the papers print, beside what our own modules' shapes give. No weights are made."""
+"""Parameter counts, checkpoint sizes and memory that the papers print, beside what our own modules'
+shapes give. No weights are made.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lora_jax.adapt.sites import Site, find_sites
-from lora_jax.adapt.surgery import adapt
+from lora_jax.adapters.sites import Site, find_sites
+from lora_jax.adapters.surgery import adapt
 from lora_jax.claims.published_qlora import MEMORY_MB, TABLE_4
 from lora_jax.config import TARGETS
 from lora_jax.core.lowrank import LoraSpec
@@ -21,7 +23,7 @@ from lora_jax.models.deberta import DebertaConfig
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.decoder_config import DecoderConfig
 from lora_jax.models.encoder import Encoder, EncoderConfig
-from lora_jax.train.task import example_inputs
+from lora_jax.training.task import example_inputs
 
 ALL_LINEAR = r"layers/.*/kernel"  # as QLoRA means it: without the embedding and the head
 
@@ -45,7 +47,9 @@ def _llama(layers: int, width: int, heads: int, inner: int) -> Decoder:
     )  # fmt: skip
 
 
-def _encoder(layers: int, width: int, heads: int, vocab: int, positions: int, types: int) -> Encoder:
+def _encoder(
+    layers: int, width: int, heads: int, vocab: int, positions: int, types: int
+) -> Encoder:
     return Encoder(
         EncoderConfig(
             vocab_size=vocab, hidden_size=width, num_layers=layers, num_heads=heads, intermediate_size=4 * width, max_positions=positions,
@@ -54,7 +58,8 @@ def _encoder(layers: int, width: int, heads: int, vocab: int, positions: int, ty
     )  # fmt: skip
 
 
-# Brown et al. 2020 (Table 2.1), Radford et al. 2019, Liu et al. 2019, He et al. 2021, Touvron et al. 2023 (Table 2).
+# Brown et al. 2020 (Table 2.1), Radford et al. 2019, Liu et al. 2019, He et al. 2021, Touvron et
+# al. 2023 (Table 2).
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "GPT-3 175B": lambda: _gpt(96, 12_288, 96, 2048),
     "GPT-2 M": lambda: _gpt(24, 1024, 16, 1024),
@@ -63,7 +68,13 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "RoBERTa-large": lambda: _encoder(24, 1024, 16, 50_265, 514, 1),
     "DeBERTa-XXL": lambda: Encoder(
         DebertaConfig(
-            vocab_size=128_100, hidden_size=1536, num_layers=48, num_heads=24, intermediate_size=6144, max_positions=512, conv_size=3
+            vocab_size=128_100,
+            hidden_size=1536,
+            num_layers=48,
+            num_heads=24,
+            intermediate_size=6144,
+            max_positions=512,
+            conv_size=3,
         )
     ),
     "LLaMA 7B": lambda: _llama(32, 4096, 32, 11_008),
@@ -76,7 +87,11 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 @functools.cache
 def _traced(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Site]]:
     model = MODELS[name]()
-    inputs = example_inputs() if isinstance(model, Encoder) else (jax.ShapeDtypeStruct((1, 8), jnp.int32),)
+    inputs = (
+        example_inputs()
+        if isinstance(model, Encoder)
+        else (jax.ShapeDtypeStruct((1, 8), jnp.int32),)
+    )
     params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
     return model, params, find_sites(model, *inputs)
 
@@ -90,13 +105,17 @@ def lora_parameters(name: str, rank: int, targets: str = TARGETS["query+value"])
     """Entries of both factors at the targets."""
     model, params, sites = _traced(name)
     rules = [(targets, LoraSpec(rank=rank))]
-    lora = jax.eval_shape(lambda p: adapt(model, p, (), lora=rules, key=jax.random.key(0), sites=sites)[1], params)
-    return sum(leaf.a.size + leaf.b.size for leaf in lora.values())
+    trainable = jax.eval_shape(
+        lambda p: adapt(model, p, (), lora=rules, key=jax.random.key(0), sites=sites)[1], params
+    )
+    return sum(leaf.a.size + leaf.b.size for leaf in trainable.values())
 
 
 @dataclass(frozen=True)
 class Printed:
-    """A figure that a paper prints, with the digits it prints, beside the one that follows from shapes, in the same unit."""
+    """A figure that a paper prints, with the digits it prints, beside the one that follows from
+    shapes, in the same unit.
+    """
 
     what: str
     source: str
@@ -120,7 +139,9 @@ def _attention(letters: str) -> str:
 
 
 def _optimiser_18(layers: int, width: int) -> int:
-    """Entries of rank-64 factors in all layers of a transformer with two MLP matrices of width 4 d: 18 d r a layer."""
+    """Entries of rank-64 factors in all layers of a transformer with two MLP matrices of width 4 d:
+    18 d r a layer.
+    """
     return 18 * width * 64 * layers
 
 
@@ -179,7 +200,11 @@ PRINTED: list[Printed] = [
 def _nf4_bytes(name: str) -> float:
     _, params, _ = _traced(name)
     flat = flatten(params)
-    linear = sum(leaf.size for path, leaf in flat.items() if path.startswith("layers/") and path.endswith("/kernel"))
+    linear = sum(
+        leaf.size
+        for path, leaf in flat.items()
+        if path.startswith("layers/") and path.endswith("/kernel")
+    )
     rest = sum(leaf.size for leaf in flat.values()) - linear
     return linear * (4 + 8 / 64 + 32 / (64 * 256)) / 8 + 2 * rest
 
@@ -187,5 +212,9 @@ def _nf4_bytes(name: str) -> float:
 def table() -> list[str]:
     """Markdown of every printed figure that does not follow, with what does."""
     rows = ["| figure | source | printed | from shapes | |", "|---|---|---:|---:|---|"]
-    rows += [f"| {row.what} | {row.source} | {row.printed} | {row.shown()} | {row.note} |" for row in PRINTED if not row.follows]
+    rows += [
+        f"| {row.what} | {row.source} | {row.printed} | {row.shown()} | {row.note} |"
+        for row in PRINTED
+        if not row.follows
+    ]
     return rows

@@ -1,4 +1,6 @@
-"""What a training run on S did to each matrix: its update's spectrum beside the pretrained weight, layer by layer."""
+"""What a training run on S did to each matrix: its update's spectrum beside the pretrained weight,
+layer by layer.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,14 @@ from lora_jax.claims.protocol import Run
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten
 from lora_jax.io.adapter import load_adapter
-from lora_jax.train.task import task_of
+from lora_jax.training.task import task_of
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix of one layer: the pretrained weight (in, out), its update as factors (svd) and, for an adapter, `a` (in, r)."""
+    """One matrix of one layer: the pretrained weight (in, out), its update as factors (svd) and,
+    for an adapter, `a` (in, r).
+    """
 
     path: str
     layer: int
@@ -32,15 +36,24 @@ class Matrix:
 
 
 def starts(run: Run) -> dict[str, np.ndarray]:
-    """The factors `a` before the first step, (layers, in, r) by path: made again from the run's seed."""
-    from lora_jax.train.loop import initial_state
+    """The factors `a` before the first step, (layers, in, r) by path: made again from the run's
+    seed.
+    """
+    from lora_jax.training.loop import initial_state
 
-    lora = initial_state(run.config, task_of(run.config), 1)[1].lora
-    return {path: np.asarray(leaf.a, np.float64) for path, leaf in lora.items() if isinstance(leaf, LowRank)}
+    trainable = initial_state(run.config, task_of(run.config), 1)[1].trainable
+    return {
+        path: np.asarray(leaf.a, np.float64)
+        for path, leaf in trainable.items()
+        if isinstance(leaf, LowRank)
+    }
 
 
-def matrices(run: Run, paths: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")) -> Iterator[Matrix]:
-    """Every adapted (or, under full fine-tuning, every) matrix whose name is among `paths`, by path and layer.
+def matrices(
+    run: Run, paths: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+) -> Iterator[Matrix]:
+    """Every adapted (or, under full fine-tuning, every) matrix whose name is among `paths`, by path
+    and layer.
 
     Raises:
         ValueError: the run diverged, or the adapter belongs to another base.
@@ -48,13 +61,17 @@ def matrices(run: Run, paths: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up
     if run.result is None:
         raise ValueError(f"The run {run.name} diverged: there is no update to look at.")
     task = task_of(run.config)
-    lora, _ = load_adapter(run.folder / "adapter", base=task.base)
+    trainable, _ = load_adapter(run.folder / "adapter", base=task.base)
     for path, base in flatten(task.params).items():
         name = path.split("/")[-2]
-        if path not in lora or not path.endswith("/kernel") or name not in paths:
+        if path not in trainable or not path.endswith("/kernel") or name not in paths:
             continue
-        leaf, base = lora[path], np.asarray(base, np.float64)
-        svd = update_svd(leaf) if isinstance(leaf, LowRank) else dense_svd(np.asarray(leaf.value, np.float64) - base)
+        leaf, base = trainable[path], np.asarray(base, np.float64)
+        svd = (
+            update_svd(leaf)
+            if isinstance(leaf, LowRank)
+            else dense_svd(np.asarray(leaf.value, np.float64) - base)
+        )
         for layer in range(base.shape[0]):
             a = np.asarray(leaf.a[layer], np.float64) if isinstance(leaf, LowRank) else None
             yield Matrix(path, layer, base[layer], Svd(*(part[layer] for part in svd)), a)

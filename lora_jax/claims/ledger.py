@@ -15,8 +15,8 @@ from typing import Any
 
 from lora_jax.claims import counts
 from lora_jax.claims.protocol import Claim, Finding, Lab
-from lora_jax.sweep.provenance import environment
-from lora_jax.sweep.store import write_json, write_text
+from lora_jax.sweeps.provenance import environment
+from lora_jax.sweeps.store import write_json, write_text
 
 FORMAT = "lora_jax-claim-1"
 
@@ -35,7 +35,8 @@ class Entry:
 
 
 def find_folder(folder: Path | str | None = None) -> Path:
-    """The folder of claims: the one given, else experiments/claims of the working directory or of this checkout.
+    """The folder of claims: the one given, else experiments/claims of the working directory or of
+    this checkout.
 
     Raises:
         FileNotFoundError: there is none.
@@ -46,13 +47,15 @@ def find_folder(folder: Path | str | None = None) -> Path:
         if path.is_dir():
             return path
     raise FileNotFoundError(
-        f"Claims are files of the project's checkout, but there is no folder {' or '.join(map(str, tried))}. "
+        "Claims are files of the project's checkout, but there is no folder "
+        f"{' or '.join(map(str, tried))}. "
         "Run this from the checkout, or name the folder with --folder."
     )
 
 
 def load_claims(folder: Path) -> dict[str, Entry]:
-    """Every claim of the folder by id, in order of their numbers. A claim is a file c*.py with a `CLAIM` and a `run(lab)`.
+    """Every claim of the folder by id, in order of their numbers. A claim is a file c*.py with a
+    `CLAIM` and a `run(lab)`.
 
     Raises:
         ValueError: a file is no claim, or two have one id.
@@ -64,15 +67,22 @@ def load_claims(folder: Path) -> dict[str, Entry]:
         spec.loader.exec_module(module)
         claim, run = getattr(module, "CLAIM", None), getattr(module, "run", None)
         if not isinstance(claim, Claim) or not callable(run):
-            raise ValueError(f"{path} needs a CLAIM (lora_jax.claims.protocol.Claim) and a function run(lab). See a file beside it.")
+            raise ValueError(
+                f"{path} needs a CLAIM (lora_jax.claims.protocol.Claim) and a function run(lab). "
+                "See a file beside it."
+            )
         if claim.id in entries:
-            raise ValueError(f"{path} and {entries[claim.id].path} both claim to be {claim.id}. Give one of them another id.")
+            raise ValueError(
+                f"{path} and {entries[claim.id].path} both claim to be {claim.id}. Give one of "
+                "them another id."
+            )
         entries[claim.id] = Entry(claim, run, path)
     return dict(sorted(entries.items(), key=lambda item: int(item[0].lstrip("C"))))
 
 
 def choose(names: Sequence[str], entries: Mapping[str, Entry]) -> list[Entry]:
-    """The claims of these ids ('C3', 'c3', '3'), or of a kind ('exact', 'weights', 'trained', 'all').
+    """The claims of these ids ('C3', 'c3', '3'), or of a kind ('exact', 'weights', 'trained',
+    'all').
 
     Raises:
         ValueError: there is none of that name; near names are listed.
@@ -80,13 +90,18 @@ def choose(names: Sequence[str], entries: Mapping[str, Entry]) -> list[Entry]:
     chosen: dict[str, Entry] = {}
     for name in names:
         if name == "all" or name in ("exact", "weights", "trained"):
-            chosen |= {key: entry for key, entry in entries.items() if name in ("all", entry.claim.kind)}
+            chosen |= {
+                key: entry for key, entry in entries.items() if name in ("all", entry.claim.kind)
+            }
             continue
         key = name.upper() if name.upper().startswith("C") else f"C{name}"
         if key not in entries:
             near = difflib.get_close_matches(key, entries, 3, 0.5) or list(entries)[:5]
             words = [f"{found} ({entries[found].claim.title})" for found in near]
-            raise ValueError(f"There is no claim {name!r}. Nearest: {'; '.join(words)}. List them with: lora-jax claims list.")
+            raise ValueError(
+                f"There is no claim {name!r}. Nearest: {'; '.join(words)}. List them with: "
+                "lora-jax claims list."
+            )
         chosen[key] = entries[key]
     return list(chosen.values())
 
@@ -101,7 +116,8 @@ def run_claim(entry: Entry, lab: Lab, *, results: Path, command: str) -> dict[st
         "format": FORMAT,
         "claim": dataclasses.asdict(entry.claim),
         **dataclasses.asdict(finding),
-        # Runs are shared between claims and kept over a stop: all that the claim rests on is counted, whenever it was trained.
+        # Runs are shared between claims and kept over a stop: all that the claim rests on is
+        # counted, whenever it was trained.
         "seconds": round(own + sum(lab.account().values()), 1),
         "runs": sorted(lab.account()),
         "environment": environment() | {"command": command},
@@ -125,36 +141,59 @@ def read_result(path: Path, claim: Claim) -> dict[str, Any] | None:
         result = json.loads(path.read_text())
         format, version = result["format"], result["claim"]["version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ResultError(f"{path} needs to be a result of claim {claim.id}, but cannot be read ({error}). {again}") from None
+        raise ResultError(
+            f"{path} needs to be a result of claim {claim.id}, but cannot be read ({error}). "
+            f"{again}"
+        ) from None
     if format != FORMAT:
-        raise ResultError(f"{path} is of format {format!r}, and this version of lora_jax reads {FORMAT!r}. {again}")
+        raise ResultError(
+            f"{path} is of format {format!r}, and this version of lora_jax reads {FORMAT!r}. "
+            f"{again}"
+        )
     if result["claim"]["id"] != claim.id or version != claim.version:
         raise ResultError(
-            f"{path} is a result of {result['claim']['id']} version {version}, and the claim's test is {claim.id} version {claim.version}: "
+            f"{path} is a result of {result['claim']['id']} version {version}, and the claim's "
+            f"test is {claim.id} version {claim.version}: "
             f"what was tested has changed since. {again}"
         )
     return result
 
 
 def write_page(entries: Mapping[str, Entry], results: Path, page: Path) -> Path:
-    """The page of all claims, with a picture of each that has lines to draw; every figure links to the JSON it came from.
+    """The page of all claims, with a picture of each that has lines to draw; every figure links to
+    the JSON it came from.
 
     Raises:
         ResultError: a result file is not of the claim as it is tested now.
     """
-    found = {key: read_result(results / f"{key}.json", entry.claim) for key, entry in entries.items()}
+    found = {
+        key: read_result(results / f"{key}.json", entry.claim) for key, entry in entries.items()
+    }
     where = _relative(results, page.parent)
-    lines = [_HEAD.format(count=len(entries), run=sum(result is not None for result in found.values()))]
-    lines += ["| claim | source | published | ours | verdict | time |", "|---|---|---|---|---|---:|"]
+    lines = [
+        _HEAD.format(count=len(entries), run=sum(result is not None for result in found.values()))
+    ]
+    lines += [
+        "| claim | source | published | ours | verdict | time |",
+        "|---|---|---|---|---|---:|",
+    ]
     for key, entry in entries.items():
         claim, result = entry.claim, found[key]
         name, ours, verdict, seconds = f"{key} {claim.title}", "", "not run", ""
         if result is not None:
-            name, ours = f"[{key}](#{key.lower()}) {claim.title}", f"[{result['ours']}]({where}/{key}.json)"
+            name, ours = (
+                f"[{key}](#{key.lower()}) {claim.title}",
+                f"[{result['ours']}]({where}/{key}.json)",
+            )
             verdict, seconds = f"**{result['verdict']}**", _time(result["seconds"])
         # A bar, such as that of a norm, would end the cell.
         lines.append(
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in (name, claim.source, claim.published, ours, verdict, seconds)) + " |"
+            "| "
+            + " | ".join(
+                cell.replace("|", "\\|")
+                for cell in (name, claim.source, claim.published, ours, verdict, seconds)
+            )
+            + " |"
         )
     for key, entry in entries.items():
         if found[key] is not None:
@@ -186,11 +225,20 @@ Parameter counts, sizes and memory that papers print, where the shapes of the mo
 (`lora_jax/claims/counts.py`; those that do follow are asserted by `tests/claims/test_counts.py` as well)."""
 
 
-def _section(key: str, entry: Entry, result: Mapping[str, Any], results: Path, where: str) -> list[str]:
+def _section(
+    key: str, entry: Entry, result: Mapping[str, Any], results: Path, where: str
+) -> list[str]:
     claim, env = entry.claim, result["environment"]
-    commit = (env["git"]["commit"] or "unknown")[:10] + (" with changes" if env["git"]["dirty"] else "")
+    commit = (env["git"]["commit"] or "unknown")[:10] + (
+        " with changes" if env["git"]["dirty"] else ""
+    )
     lines = ["", f"## {key}", "", f"**{claim.title}.** {claim.source}: {claim.published}", ""]
-    lines += [f"Tested: {claim.expected}", "", f"Found: [{result['ours']}]({where}/{key}.json). **{result['verdict']}**.", ""]
+    lines += [
+        f"Tested: {claim.expected}",
+        "",
+        f"Found: [{result['ours']}]({where}/{key}.json). **{result['verdict']}**.",
+        "",
+    ]
     if result["note"]:
         lines += [result["note"], ""]
     if result["diverged"]:
@@ -200,19 +248,30 @@ def _section(key: str, entry: Entry, result: Mapping[str, Any], results: Path, w
         draw(result["plot"], picture)
         lines += [f"![{claim.title}]({where}/{key}.png)", ""]
     seeds = f"seeds {', '.join(map(str, result['seeds']))}; " if result["seeds"] else ""
-    lines.append(f"{seeds}{_time(result['seconds'])} on {env['cpu_count']} CPUs; commit {commit}; `lora-jax claims run {key}`")
+    lines.append(
+        f"{seeds}{_time(result['seconds'])} on {env['cpu_count']} CPUs; commit {commit}; `lora-jax "
+        f"claims run {key}`"
+    )
     return lines
 
 
 def draw(plot: Mapping[str, Any], path: Path) -> None:
-    """A picture of lines: {'x': label, 'y': label, 'lines': {name: [[x, y], ...]}, 'log': 'x', 'y' or 'xy'}; or a 'heat' map by name."""
+    """A picture of lines: {'x': label, 'y': label, 'lines': {name: [[x, y], ...]}, 'log': 'x', 'y'
+    or 'xy'}; or a 'heat' map by name.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     if "heat" in plot:
-        figure, axes = plt.subplots(1, len(plot["heat"]), figsize=(3.2 * len(plot["heat"]), 2.8), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(
+            1,
+            len(plot["heat"]),
+            figsize=(3.2 * len(plot["heat"]), 2.8),
+            layout="constrained",
+            squeeze=False,
+        )
         for axis, (name, grid) in zip(axes[0], plot["heat"].items()):
             shade = axis.imshow(grid, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="viridis")
             axis.set(title=name, xlabel=plot["x"], ylabel=plot["y"])
@@ -220,7 +279,11 @@ def draw(plot: Mapping[str, Any], path: Path) -> None:
     else:
         figure, axis = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
         for (name, points), marker in zip(plot["lines"].items(), "o^sDvPX*" * 4):
-            xs, ys = zip(*((x, y) for x, y in points if x is not None and y is not None)) if points else ((), ())
+            xs, ys = (
+                zip(*((x, y) for x, y in points if x is not None and y is not None))
+                if points
+                else ((), ())
+            )
             axis.plot(xs, ys, marker=marker, markersize=4, linewidth=1.3, label=name)
         axis.set(xlabel=plot["x"], ylabel=plot["y"])
         if "x" in plot.get("log", ""):

@@ -1,4 +1,6 @@
-"""A published row as settings: what to run, what the paper got, and where the paper and its released scripts differ."""
+"""A published row as settings: what to run, what the paper got, and where the paper and its
+released scripts differ.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,10 @@ import ml_collections
 class Preset:
     """One row and column of a published table.
 
-    settings: what a config file returns. metric, value, spread: the published figure, and what the paper prints after it
-    (None where it prints none). source: paper and table. differs: setting to (paper, released script). needs: what a run here
-    lacks to be that row (weights that are not public, a model family, a metric); empty if nothing.
+    settings: what a config file returns. metric, value, spread: the published figure, and what the
+    paper prints after it (None where it prints none). source: paper and table. differs: setting to
+    (paper, released script). needs: what a run here lacks to be that row (weights that are not
+    public, a model family, a metric); empty if nothing.
     """
 
     settings: Mapping[str, Any]
@@ -34,7 +37,9 @@ class Preset:
         lines = [f"{name}: {self.source}, {self.metric} {self.value}{spread} published"]
         for setting, (paper, script) in self.differs.items():
             mark = ("<- used", "") if side == "paper" else ("", "<- used")
-            lines.append(f"  {setting}: paper {paper} {mark[0]}  released script {script} {mark[1]}".rstrip())
+            lines.append(
+                f"  {setting}: paper {paper} {mark[0]}  released script {script} {mark[1]}".rstrip()
+            )
         return lines + ([f"  needs: {self.needs}"] if self.needs else [])
 
 
@@ -47,15 +52,21 @@ def choose(presets: Mapping[str, Mapping[str, Preset]], argument: str) -> tuple[
     name, _, side = argument.partition(":")
     if name not in presets:
         near = difflib.get_close_matches(name, presets, 5, 0.4) or list(presets)[:5]
-        raise ValueError(f"there is no preset {name!r}. Nearest: {', '.join(near)}. All: {', '.join(presets)}.")
+        raise ValueError(
+            f"there is no preset {name!r}. Nearest: {', '.join(near)}. All: {', '.join(presets)}."
+        )
     sides = presets[name]
     if (side or "paper") not in sides:
         raise ValueError(f"preset {name!r} has {' and '.join(sides)}, got {side!r}.")
     return name, side or "paper", sides[side or "paper"]
 
 
-def config_of(presets: Mapping[str, Mapping[str, Preset]], argument: str) -> ml_collections.ConfigDict:
-    """The settings of a preset; prints the published figure and the differences between paper and script."""
+def config_of(
+    presets: Mapping[str, Mapping[str, Preset]], argument: str
+) -> ml_collections.ConfigDict:
+    """The settings of a preset; prints the published figure and the differences between paper and
+    script.
+    """
     name, side, preset = choose(presets, argument)
     print("\n".join(preset.lines(name, side)), file=sys.stderr)
     return ml_collections.ConfigDict(dict(preset.settings))

@@ -1,7 +1,8 @@
-"""The protocol that all claims share: arms at their own best learning rate, several seeds, paired examples, a verdict of three.
+"""The protocol that all claims share: arms at their own best learning rate, several seeds, paired
+examples, a verdict of three.
 
-A claim is a file in experiments/claims with a `CLAIM` and a `run(lab)` that returns a `Finding`. Its tolerance is part of the
-`CLAIM`, so it is fixed before anything runs.
+A claim is a file in experiments/claims with a `CLAIM` and a `run(lab)` that returns a `Finding`.
+Its tolerance is part of the `CLAIM`, so it is fixed before anything runs.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ import numpy as np
 from lora_jax.analysis.compare import Interval, Verdict, paired_bootstrap
 from lora_jax.claims.examples import example_losses
 from lora_jax.config import Config
-from lora_jax.sweep.grid import run_id
-from lora_jax.sweep.provenance import environment
-from lora_jax.sweep.store import RunStore, is_run, read_metrics, read_run
+from lora_jax.sweeps.grid import run_id
+from lora_jax.sweeps.provenance import environment
+from lora_jax.sweeps.store import RunStore, is_run, read_metrics, read_run
 
 FACTOR = math.sqrt(10)  # from one learning rate of a grid to the next
 EXTENSIONS = 3  # how often a grid may grow where its best is at an end
@@ -33,9 +34,10 @@ EXTENSIONS = 3  # how often a grid may grow where its best is at an end
 class Claim:
     """What a paper says, and how it is tested here.
 
-    kind: 'exact' (a test in CI as well), 'weights' (algebra on pretrained weights) or 'trained'. published: the figure or
-    statement of the source. expected: what must hold here, in words, with its tolerance. version: raised when the test changes,
-    so that older results are not mistaken for results of it.
+    kind: 'exact' (a test in CI as well), 'weights' (algebra on pretrained weights) or 'trained'.
+    published: the figure or statement of the source. expected: what must hold here, in words, with
+    its tolerance. version: raised when the test changes, so that older results are not mistaken for
+    results of it.
     """
 
     id: str
@@ -50,9 +52,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Finding:
-    """What came out. `ours` is the answer in one line; `figures` are the numbers behind it, `plot` lines to draw (see `ledger`).
+    """What came out. `ours` is the answer in one line; `figures` are the numbers behind it, `plot`
+    lines to draw (see `ledger`).
 
-    note: why it is so where it was tested, and what differs from the source's setting. diverged: arms or runs that did.
+    note: why it is so where it was tested, and what differs from the source's setting. diverged:
+        arms or runs that did.
     """
 
     verdict: Verdict
@@ -66,10 +70,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Reason:
-    """The most likely reason why a claim does not hold here, as a hypothesis that one more measurement could have refuted.
+    """The most likely reason why a claim does not hold here, as a hypothesis that one more
+    measurement could have refuted.
 
-    supported: whether the measurement came out as the hypothesis says, by a rule that the claim's file fixed before it ran.
-    It changes no verdict.
+    supported: whether the measurement came out as the hypothesis says, by a rule that the claim's
+    file fixed before it ran. It changes no verdict.
     """
 
     supposed: str
@@ -81,11 +86,18 @@ class Reason:
     def text(self) -> str:
         """A paragraph of a note."""
         outcome = "supports" if self.supported else "refutes"
-        return f"\n\n*Reason tested:* {self.supposed}. *Measured:* {self.measured}. This {outcome} it."
+        return (
+            f"\n\n*Reason tested:* {self.supposed}. *Measured:* {self.measured}. This {outcome} it."
+        )
 
     def entry(self) -> dict[str, Any]:
         """What stands in the figures under 'reason'."""
-        return {"supposed": self.supposed, "measured": self.measured, "supported": self.supported, **self.figures}
+        return {
+            "supposed": self.supposed,
+            "measured": self.measured,
+            "supported": self.supported,
+            **self.figures,
+        }
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,8 @@ class Run:
         return [(row["step"], row["loss"]) for row in rows if row["split"] == split]
 
     def losses(self, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
-        """(mean loss, weight) of every example of the split after training; weights are tokens, or 1 for a classifier.
+        """(mean loss, weight) of every example of the split after training; weights are tokens, or
+        1 for a classifier.
 
         Kept beside the run.
 
@@ -121,11 +134,13 @@ class Run:
             raise ValueError(f"The run {self.name} diverged ({self.error}): it has no losses.")
         path = self.folder / f"losses_{split}.npz"
         if not path.is_file():
-            from lora_jax.train.saved import load_run
+            from lora_jax.training.saved import load_run
 
             saved = load_run(self.folder)
             task = saved.task
-            losses, weights = example_losses(task.model, task.splits[split], saved.frozen, saved.lora, buckets=task.buckets)
+            losses, weights = example_losses(
+                task.model, task.splits[split], saved.frozen, saved.trainable, buckets=task.buckets
+            )
             np.savez(path, losses=losses, weights=weights)
         with np.load(path) as stored:
             return stored["losses"], stored["weights"]
@@ -133,18 +148,33 @@ class Run:
 
 @dataclass(frozen=True)
 class Arm:
-    """A setting at its own best learning rate: one run a seed, and the grid that the rate was chosen from."""
+    """A setting at its own best learning rate: one run a seed, and the grid that the rate was
+    chosen from.
+    """
 
     name: str
     rate: float
     runs: tuple[Run, ...]
-    tuning: tuple[tuple[float, float], ...]  # (rate, validation loss of the first seed), infinite where it diverged
+    tuning: tuple[
+        tuple[float, float], ...
+    ]  # (rate, validation loss of the first seed), infinite where it diverged
 
     @property
     def diverged(self) -> tuple[str, ...]:
         """The rates and seeds at which training diverged."""
-        rates = [f"{self.name} at rate {rate:.2g}" for rate, loss in self.tuning if not math.isfinite(loss)]
-        return tuple(rates + [f"{self.name} with seed {run.config.train.seed}" for run in self.runs if run.result is None])
+        rates = [
+            f"{self.name} at rate {rate:.2g}"
+            for rate, loss in self.tuning
+            if not math.isfinite(loss)
+        ]
+        return tuple(
+            rates
+            + [
+                f"{self.name} with seed {run.config.train.seed}"
+                for run in self.runs
+                if run.result is None
+            ]
+        )
 
     def losses(self, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
         """(losses (seeds, examples), weights (examples,)) of the runs that did not diverge."""
@@ -174,19 +204,26 @@ class Arm:
             "rate": self.rate,
             "loss": self.mean(),
             "by_seed": self.by_seed(),
-            "trainable": None if self.runs[0].result is None else self.runs[0].result["trainable_parameters"],
+            "trainable": None
+            if self.runs[0].result is None
+            else self.runs[0].result["trainable_parameters"],
             "tuning": [[rate, loss if math.isfinite(loss) else None] for rate, loss in self.tuning],
         }
 
 
 def compare(first: Arm, second: Arm, split: str = "test") -> tuple[Interval, list[float]]:
-    """(paired interval of loss(first) - loss(second) over examples, the difference of each seed)."""
+    """(paired interval of loss(first) - loss(second) over examples, the difference of each
+    seed).
+    """
     (one, weights), (two, _) = first.losses(split), second.losses(split)
-    return paired_bootstrap(one, two, weights=weights), [a - b for a, b in zip(first.by_seed(split), second.by_seed(split))]
+    return paired_bootstrap(one, two, weights=weights), [
+        a - b for a, b in zip(first.by_seed(split), second.by_seed(split))
+    ]
 
 
 class Lab:
-    """Runs arms and keeps what ran: a run of equal content, of this claim or another, is trained once.
+    """Runs arms and keeps what ran: a run of equal content, of this claim or another, is trained
+    once.
 
     Args:
         root: folder of the runs.
@@ -194,7 +231,11 @@ class Lab:
     """
 
     def __init__(
-        self, root: Path | str = "runs/claims", *, seeds: Sequence[int] = (0, 1, 2), say: Callable[[str], None] | None = None
+        self,
+        root: Path | str = "runs/claims",
+        *,
+        seeds: Sequence[int] = (0, 1, 2),
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.store = RunStore(root)
         self.seeds = tuple(seeds)
@@ -207,15 +248,26 @@ class Lab:
         self._used = {}
 
     def account(self) -> dict[str, float]:
-        """Seconds that each run took which the claim rests on, whenever it was trained, by its id."""
+        """Seconds that each run took which the claim rests on, whenever it was trained, by its
+        id.
+        """
         return {name: seconds for name, (seconds, _) in self._used.items()}
 
     def seconds_here(self) -> float:
         """Of these, what was trained since `new_account`."""
         return sum(seconds for seconds, here in self._used.values() if here)
 
-    def arm(self, name: str, config: Config, rates: Sequence[float], *, seeds: Sequence[int] | None = None) -> Arm:
-        """The arm at its best learning rate of the grid, which grows where the best is at an end (up to three times)."""
+    def arm(
+        self,
+        name: str,
+        config: Config,
+        rates: Sequence[float],
+        *,
+        seeds: Sequence[int] | None = None,
+    ) -> Arm:
+        """The arm at its best learning rate of the grid, which grows where the best is at an end
+        (up to three times).
+        """
         grid = sorted(rates)
         losses = {rate: self._tried(config, rate) for rate in grid}
         for _ in range(EXTENSIONS):
@@ -228,20 +280,32 @@ class Lab:
                 break
             losses[new] = self._tried(config, new)
         best = min(losses, key=losses.__getitem__)
-        return self.fixed(name, _with_rate(config, best), seeds=seeds, tuning=tuple(sorted(losses.items())))
+        return self.fixed(
+            name, _with_rate(config, best), seeds=seeds, tuning=tuple(sorted(losses.items()))
+        )
 
-    def fixed(self, name: str, config: Config, *, seeds: Sequence[int] | None = None, tuning: tuple[tuple[float, float], ...] = ()) -> Arm:
+    def fixed(
+        self,
+        name: str,
+        config: Config,
+        *,
+        seeds: Sequence[int] | None = None,
+        tuning: tuple[tuple[float, float], ...] = (),
+    ) -> Arm:
         """The arm at the learning rate of its configuration."""
-        runs = tuple(self.run(_with_seed(config, seed)) for seed in (self.seeds if seeds is None else seeds))
+        runs = tuple(
+            self.run(_with_seed(config, seed)) for seed in (self.seeds if seeds is None else seeds)
+        )
         return Arm(name, config.optim.learning_rate, runs, tuning)
 
     def run(self, config: Config) -> Run:
-        """The run, trained if it is not in the store. One that diverged is a recorded outcome, and is not tried again.
+        """The run, trained if it is not in the store. One that diverged is a recorded outcome, and
+        is not tried again.
 
         Raises:
             RuntimeError: it failed for another reason.
         """
-        from lora_jax.train.loop import Diverged, train
+        from lora_jax.training.loop import Diverged, train
 
         name = run_id(config)
         folder = self.store.folder(name)
@@ -249,7 +313,11 @@ class Lab:
         if record is not None and record.status == "done":
             self._used.setdefault(name, (float(record.result.get("seconds") or 0.0), False))
             return Run(name, config, folder, record.result)
-        if record is not None and record.status == "failed" and (record.error or "").startswith("Diverged"):
+        if (
+            record is not None
+            and record.status == "failed"
+            and (record.error or "").startswith("Diverged")
+        ):
             return Run(name, config, folder, None, record.error)
         start = time.perf_counter()
         self.store.start(name, config, self._environment())
@@ -265,7 +333,8 @@ class Lab:
         self.store.finish(name, result)
         self._used[name] = (time.perf_counter() - start, True)
         self._say(
-            f"  {name}: rate {config.optim.learning_rate:.2g}, validation {result['validation_loss']:.4f}, {time.perf_counter() - start:.0f} s"
+            f"  {name}: rate {config.optim.learning_rate:.2g}, validation "
+            f"{result['validation_loss']:.4f}, {time.perf_counter() - start:.0f} s"
         )
         return Run(name, config, folder, result)
 
@@ -289,7 +358,9 @@ def shown(interval: Interval, digits: int = 3) -> str:
 
 
 def with_(config: Config, **changes: Any) -> Config:
-    """The configuration with values changed by dotted key, as `with_(config, **{'lora.rank': 4})`."""
+    """The configuration with values changed by dotted key, as `with_(config, **{'lora.rank':
+    4})`.
+    """
     from lora_jax.config import from_config_dict, to_dict
 
     values = to_dict(config)
@@ -300,7 +371,9 @@ def with_(config: Config, **changes: Any) -> Config:
 
 
 def _next(rate: float, step: int) -> float:
-    """The neighbour of a rate in the grid, of three digits: a rate reached by growing is the same run as one written down."""
+    """The neighbour of a rate in the grid, of three digits: a rate reached by growing is the same
+    run as one written down.
+    """
     return float(f"{10 ** (round(2 * math.log10(rate) + step) / 2):.3g}")
 
 

@@ -1,26 +1,69 @@
-"""Figures that LoRA (Hu et al. 2021, arXiv 2106.09685, version 2) prints, by table. (value, spread); spread None where none is printed."""
+"""Figures that LoRA (Hu et al. 2021, arXiv 2106.09685, version 2) prints, by table. (value,
+spread); spread None where none is printed.
+"""
 
 from __future__ import annotations
 
 TASKS = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
 
-# Table 2, GLUE: the row's trained parameters in millions, then a score and a spread a task. Rows marked * there, full fine-tuning,
-# BitFit and Adapter-D, are copied from earlier papers that tuned otherwise.
+# Table 2, GLUE: the row's trained parameters in millions, then a score and a spread a task. Rows
+# marked * there, full fine-tuning, BitFit and Adapter-D, are copied from earlier papers that tuned
+# otherwise.
 TABLE_2: dict[str, tuple[float, tuple[float, ...], tuple[float, ...] | None]] = {
     "base full": (125.0, (87.6, 94.8, 90.2, 63.6, 92.8, 91.9, 78.7, 91.2), None),
     "base bitfit": (0.1, (84.7, 93.7, 92.7, 62.0, 91.8, 84.0, 81.5, 90.8), None),
-    "base adapter-d 0.3m": (0.3, (87.1, 94.2, 88.5, 60.8, 93.1, 90.2, 71.5, 89.7), (0.0, 0.1, 1.1, 0.4, 0.1, 0.0, 2.7, 0.3)),
-    "base adapter-d 0.9m": (0.9, (87.3, 94.7, 88.4, 62.6, 93.0, 90.6, 75.9, 90.3), (0.1, 0.3, 0.1, 0.9, 0.2, 0.0, 2.2, 0.1)),
-    "base lora": (0.3, (87.5, 95.1, 89.7, 63.4, 93.3, 90.8, 86.6, 91.5), (0.3, 0.2, 0.7, 1.2, 0.3, 0.1, 0.7, 0.2)),
+    "base adapter-d 0.3m": (
+        0.3,
+        (87.1, 94.2, 88.5, 60.8, 93.1, 90.2, 71.5, 89.7),
+        (0.0, 0.1, 1.1, 0.4, 0.1, 0.0, 2.7, 0.3),
+    ),
+    "base adapter-d 0.9m": (
+        0.9,
+        (87.3, 94.7, 88.4, 62.6, 93.0, 90.6, 75.9, 90.3),
+        (0.1, 0.3, 0.1, 0.9, 0.2, 0.0, 2.2, 0.1),
+    ),
+    "base lora": (
+        0.3,
+        (87.5, 95.1, 89.7, 63.4, 93.3, 90.8, 86.6, 91.5),
+        (0.3, 0.2, 0.7, 1.2, 0.3, 0.1, 0.7, 0.2),
+    ),
     "large full": (355.0, (90.2, 96.4, 90.9, 68.0, 94.7, 92.2, 86.6, 92.4), None),
-    "large lora": (0.8, (90.6, 96.2, 90.9, 68.2, 94.9, 91.6, 87.4, 92.6), (0.2, 0.5, 1.2, 1.9, 0.3, 0.1, 2.5, 0.2)),
-    "large adapter-p 3m": (3.0, (90.2, 96.1, 90.2, 68.3, 94.8, 91.9, 83.8, 92.1), (0.3, 0.3, 0.7, 1.0, 0.2, 0.1, 2.9, 0.7)),
-    "large adapter-p 0.8m": (0.8, (90.5, 96.6, 89.7, 67.8, 94.8, 91.7, 80.1, 91.9), (0.3, 0.2, 1.2, 2.5, 0.3, 0.2, 2.9, 0.4)),
-    "large adapter-h 6m": (6.0, (89.9, 96.2, 88.7, 66.5, 94.7, 92.1, 83.4, 91.0), (0.5, 0.3, 2.9, 4.4, 0.2, 0.1, 1.1, 1.7)),
-    "large adapter-h 0.8m": (0.8, (90.3, 96.3, 87.7, 66.3, 94.7, 91.5, 72.9, 91.5), (0.3, 0.5, 1.7, 2.0, 0.2, 0.1, 2.9, 0.5)),
-    "large lora restricted": (0.8, (90.6, 96.2, 90.2, 68.2, 94.8, 91.6, 85.2, 92.3), (0.2, 0.5, 1.0, 1.9, 0.3, 0.2, 1.1, 0.5)),
+    "large lora": (
+        0.8,
+        (90.6, 96.2, 90.9, 68.2, 94.9, 91.6, 87.4, 92.6),
+        (0.2, 0.5, 1.2, 1.9, 0.3, 0.1, 2.5, 0.2),
+    ),
+    "large adapter-p 3m": (
+        3.0,
+        (90.2, 96.1, 90.2, 68.3, 94.8, 91.9, 83.8, 92.1),
+        (0.3, 0.3, 0.7, 1.0, 0.2, 0.1, 2.9, 0.7),
+    ),
+    "large adapter-p 0.8m": (
+        0.8,
+        (90.5, 96.6, 89.7, 67.8, 94.8, 91.7, 80.1, 91.9),
+        (0.3, 0.2, 1.2, 2.5, 0.3, 0.2, 2.9, 0.4),
+    ),
+    "large adapter-h 6m": (
+        6.0,
+        (89.9, 96.2, 88.7, 66.5, 94.7, 92.1, 83.4, 91.0),
+        (0.5, 0.3, 2.9, 4.4, 0.2, 0.1, 1.1, 1.7),
+    ),
+    "large adapter-h 0.8m": (
+        0.8,
+        (90.3, 96.3, 87.7, 66.3, 94.7, 91.5, 72.9, 91.5),
+        (0.3, 0.5, 1.7, 2.0, 0.2, 0.1, 2.9, 0.5),
+    ),
+    "large lora restricted": (
+        0.8,
+        (90.6, 96.2, 90.2, 68.2, 94.8, 91.6, 85.2, 92.3),
+        (0.2, 0.5, 1.0, 1.9, 0.3, 0.2, 1.1, 0.5),
+    ),
     "xxl full": (1500.0, (91.8, 97.2, 92.0, 72.0, 96.0, 92.7, 93.9, 92.9), None),
-    "xxl lora": (4.7, (91.9, 96.9, 92.6, 72.4, 96.0, 92.9, 94.9, 93.0), (0.2, 0.2, 0.6, 1.1, 0.1, 0.1, 0.4, 0.2)),
+    "xxl lora": (
+        4.7,
+        (91.9, 96.9, 92.6, 72.4, 96.0, 92.9, 94.9, 93.0),
+        (0.2, 0.2, 0.6, 1.1, 0.1, 0.1, 0.4, 0.2),
+    ),
 }
 
 NLG = ("BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr")
@@ -40,7 +83,8 @@ TABLE_3: dict[str, tuple[float, tuple[float, ...], tuple[float, ...] | None]] = 
     "l lora": (0.77, (70.4, 8.89, 46.8, 72.0, 2.47), (0.1, 0.02, 0.2, 0.2, 0.02)),
 }
 
-# Table 4, GPT-3 175B: parameters in millions; WikiSQL, MNLI-m, SAMSum R1 R2 RL. The caption gives the noise of all rows.
+# Table 4, GPT-3 175B: parameters in millions; WikiSQL, MNLI-m, SAMSum R1 R2 RL. The caption gives
+# the noise of all rows.
 GPT3_NOISE = {"wikisql": 0.5, "mnli": 0.1, "samsum": 0.2}
 TABLE_4: dict[str, tuple[float, float, float, tuple[float, float, float]]] = {
     "full": (175_255.8, 73.8, 89.5, (52.0, 28.0, 44.5)),
@@ -62,8 +106,16 @@ TABLE_5: dict[str, tuple[int, float, float]] = {
 # Table 6, GPT-3: scores at ranks 1, 2, 4, 8, 64.
 TABLE_6_RANKS = (1, 2, 4, 8, 64)
 TABLE_6: dict[str, dict[str, tuple[float, ...]]] = {
-    "wikisql": {"q": (68.8, 69.6, 70.5, 70.4, 70.0), "qv": (73.4, 73.3, 73.7, 73.8, 73.5), "qkvo": (74.1, 73.7, 74.0, 74.0, 73.9)},
-    "mnli": {"q": (90.7, 90.9, 91.1, 90.7, 90.7), "qv": (91.3, 91.4, 91.3, 91.6, 91.4), "qkvo": (91.2, 91.7, 91.7, 91.5, 91.4)},
+    "wikisql": {
+        "q": (68.8, 69.6, 70.5, 70.4, 70.0),
+        "qv": (73.4, 73.3, 73.7, 73.8, 73.5),
+        "qkvo": (74.1, 73.7, 74.0, 74.0, 73.9),
+    },
+    "mnli": {
+        "q": (90.7, 90.9, 91.1, 90.7, 90.7),
+        "qv": (91.3, 91.4, 91.3, 91.6, 91.4),
+        "qkvo": (91.2, 91.7, 91.7, 91.5, 91.4),
+    },
 }
 
 # Table 13, GPT-2 on DART: BLEU with its spread, METEOR, TER. Only the LoRA rows have a spread.
@@ -98,7 +150,8 @@ TABLE_16: dict[str, dict[int, float]] = {
     "lora": {100: 63.8, 1_000: 85.6, 10_000: 89.2, 392_000: 91.7},
 }
 
-# Table 18, GPT-2 medium on E2E, 26,000 steps: validation loss, BLEU, NIST, METEOR, ROUGE-L, CIDEr by rank.
+# Table 18, GPT-2 medium on E2E, 26,000 steps: validation loss, BLEU, NIST, METEOR, ROUGE-L, CIDEr
+# by rank.
 TABLE_18: dict[int, tuple[float, ...]] = {
     1: (1.23, 68.72, 8.7215, 0.4565, 0.7052, 2.4329), 2: (1.21, 69.17, 8.7413, 0.4590, 0.7052, 2.4639),
     4: (1.18, 70.38, 8.8439, 0.4689, 0.7186, 2.5349), 8: (1.17, 69.57, 8.7457, 0.4636, 0.7196, 2.5196),

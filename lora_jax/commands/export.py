@@ -3,8 +3,8 @@
   lora-jax export runs/default --out runs.csv
   lora-jax export runs/default --out steps.parquet --steps
 
-A row a run: its id, status and error, then result.*, config.* and environment.*. With --steps a row a logged step instead; join the
-two on run_id. Parquet needs the extra 'parquet'.
+A row a run: its id, status and error, then result.*, config.* and environment.*. With --steps a row
+a logged step instead; join the two on run_id. Parquet needs the extra 'parquet'.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the table and says how long it is."""
-    from lora_jax.sweep.export import export
+    from lora_jax.sweeps.export import export
 
     rows = export(arguments.store, arguments.out, steps=arguments.steps)
     print(f"{rows} rows: {arguments.out}")

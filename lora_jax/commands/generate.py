@@ -1,11 +1,13 @@
 """Continue prompts with a language model, and with adapters on it if any are named.
 
-  lora-jax generate gemma3-270m --prompt "The capital of France is" --max-new 20
-  lora-jax generate MODEL --adapter sql=runs/sql/RUN/adapter --prompt "sql: List all singers" --prompt "Hello"
+  lora-jax generate gemma3-270m --prompt "The capital of France is" --max-new 20 lora-jax generate
+  MODEL --adapter sql=runs/sql/RUN/adapter --prompt "sql: List all singers" --prompt "Hello"
   lora-jax generate MODEL --chat --prompt "What is LoRA?" --temperature 0.7 --top-p 0.9 --seed 1
 
-MODEL is a name that lora_jax.resolve knows, a Hugging Face folder or id, or a .gguf file; a decoder, or an encoder-decoder (T5). With adapters, a prompt that begins
-with 'name: ' uses that one, and a prompt that names none uses none. The answers are printed in order; a single one as it comes.
+MODEL is a name that lora_jax.resolve knows, a Hugging Face folder or id, or a .gguf file; a
+decoder, or an encoder-decoder (T5). With adapters, a prompt that begins with 'name: ' uses that
+one, and a prompt that names none uses none. The answers are printed in order; a single one as it
+comes.
 """
 
 from __future__ import annotations
@@ -20,40 +22,91 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax generate`."""
     parser.add_argument("model", metavar="MODEL", help="the base model")
-    parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be given several times (standard input if none is)")
-    parser.add_argument("--adapter", action="append", default=[], metavar="NAME=PATH", help="a trained adapter's folder and its name")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        help="a prompt; may be given several times (standard input if none is)",
+    )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="a trained adapter's folder and its name",
+    )
     parser.add_argument("--chat", action="store_true", help="prompts are messages to a chat model")
     parser.add_argument("--max-new", type=int, default=64, help="new tokens at most (64)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) takes the likeliest token")
-    parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens")
-    parser.add_argument("--top-p", type=float, help="draw from the likeliest tokens that add up to p")
-    parser.add_argument("--min-p", type=float, help="draw from tokens with at least p times the likeliest one's probability")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: less of what the text holds already")
-    parser.add_argument("--stop", action="append", default=[], help="a string that ends a text; may be given several times")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
-    parser.add_argument("--format", default="none", help="store the base quantised, such as nf4 or int8 (none)")
     parser.add_argument(
-        "--dense", action="store_true", help="dequantise the stored weights once, not for every token: faster, and no memory saved"
+        "--temperature", type=float, default=0.0, help="0 (default) takes the likeliest token"
     )
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights and products")
+    parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens")
+    parser.add_argument(
+        "--top-p", type=float, help="draw from the likeliest tokens that add up to p"
+    )
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        help="draw from tokens with at least p times the likeliest one's probability",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="above 1: less of what the text holds already",
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        help="a string that ends a text; may be given several times",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.add_argument(
+        "--format", default="none", help="store the base quantised, such as nf4 or int8 (none)"
+    )
+    parser.add_argument(
+        "--dense",
+        action="store_true",
+        help="dequantise the stored weights once, not for every token: faster, and no memory saved",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="of weights and products",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints what follows each prompt."""
     import jax
 
-    from lora_jax.generate.sampling import Sampling
-    from lora_jax.train.allocator import release_freed_memory
+    from lora_jax.generation.sampling import Sampling
+    from lora_jax.training.allocator import release_freed_memory
 
-    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p, arguments.repetition_penalty)
+    sampling = Sampling(
+        arguments.temperature,
+        arguments.top_k,
+        arguments.top_p,
+        arguments.min_p,
+        arguments.repetition_penalty,
+    )
     prompts = arguments.prompt or [line.rstrip("\n") for line in sys.stdin]
     if not prompts:
         raise ValueError("There is no prompt. Give --prompt TEXT, or lines on standard input.")
     texts = _generator(arguments)
     release_freed_memory()  # What loading needed beyond the weights.
     named = [_split_name(prompt, texts.adapters) for prompt in prompts]
-    asked: list[Any] = [[{"role": "user", "content": text}] if arguments.chat else text for _, text in named]
-    options = dict(max_new=arguments.max_new, sampling=sampling, key=jax.random.key(arguments.seed), stop=arguments.stop)
+    asked: list[Any] = [
+        [{"role": "user", "content": text}] if arguments.chat else text for _, text in named
+    ]
+    options = dict(
+        max_new=arguments.max_new,
+        sampling=sampling,
+        key=jax.random.key(arguments.seed),
+        stop=arguments.stop,
+    )
     if texts.adapters:
         options["adapters"] = [name for name, _ in named]
     if len(asked) == 1:
@@ -73,7 +126,7 @@ def _generator(arguments: argparse.Namespace) -> Any:
     from lora_jax.commands.adapter import is_stacked
     from lora_jax.core.fingerprint import fingerprint
     from lora_jax.core.quantize import dequantize
-    from lora_jax.generate.text import TextGenerator
+    from lora_jax.generation.text import TextGenerator
     from lora_jax.io.adapter import load_adapter
     from lora_jax.io.gguf_tokenizer import load_text_tokenizer
     from lora_jax.io.hub import resolve
@@ -83,25 +136,48 @@ def _generator(arguments: argparse.Namespace) -> Any:
     folders = _named_folders(arguments.adapter)
     layouts = set(map(is_stacked, folders.values())) or {False}
     if len(layouts) > 1:
-        raise ValueError("Some of the adapters have stacked layers and others have not; train them with one setting of model.scan.")
+        raise ValueError(
+            "Some of the adapters have stacked layers and others have not; train them with one "
+            "setting of model.scan."
+        )
     scan = layouts.pop()
     model, params = _model(path, dtype, arguments.format, scan)
     tokenizer = load_text_tokenizer(path)
-    base = fingerprint(params) if arguments.adapter and arguments.format == "none" and arguments.dtype == "float32" else None
+    base = (
+        fingerprint(params)
+        if arguments.adapter and arguments.format == "none" and arguments.dtype == "float32"
+        else None
+    )
     if arguments.adapter and base is None:
-        print("note: the base is not as it was loaded for training, so that its fingerprint cannot be compared", file=sys.stderr)
+        print(
+            (
+                "note: the base is not as it was loaded for training, so that its fingerprint "
+                "cannot be compared"
+            ),
+            file=sys.stderr,
+        )
     if arguments.dense:
         if arguments.format == "none":
-            raise ValueError("--dense is of a base that --format stores quantised; without a format all weights are dense.")
+            raise ValueError(
+                "--dense is of a base that --format stores quantised; without a format all weights "
+                "are dense."
+            )
         params = dequantize(params)
     adapters = {name: load_adapter(folder, base=base)[0] for name, folder in folders.items()}
     if not adapters:
         return TextGenerator(model, params, tokenizer)
-    like = {path: leaf for lora in adapters.values() for path, leaf in lora.items()}
-    rank = max(leaf.rank for lora in adapters.values() for leaf in lora.values() if hasattr(leaf, "rank"))
-    texts = TextGenerator(model, params, tokenizer, max_adapters=len(adapters), max_rank=rank, like=like)
-    for name, lora in adapters.items():
-        texts.add(name, lora)
+    like = {path: leaf for trainable in adapters.values() for path, leaf in trainable.items()}
+    rank = max(
+        leaf.rank
+        for trainable in adapters.values()
+        for leaf in trainable.values()
+        if hasattr(leaf, "rank")
+    )
+    texts = TextGenerator(
+        model, params, tokenizer, max_adapters=len(adapters), max_rank=rank, like=like
+    )
+    for name, trainable in adapters.items():
+        texts.add(name, trainable)
     return texts
 
 
@@ -115,13 +191,22 @@ def _model(path: Path, dtype: Any, format: str, scan: bool) -> tuple[Any, Any]:
     from lora_jax.models.decoder import Decoder
     from lora_jax.models.t5 import T5
 
-    quant = [] if format == "none" else [(r"((en|de)coder/)?layers(_\d+)?/.*kernel", QuantSpec(format))]
+    quant = (
+        [] if format == "none" else [(r"((en|de)coder/)?layers(_\d+)?/.*kernel", QuantSpec(format))]
+    )
     if not is_t5(path):
         config, params = load_decoder(path, dtype=dtype, quant=quant, scan=scan)
         return Decoder(config, scan=scan, dtype=dtype.type), params
     config, params = load_t5(path, scan=scan)
-    flat = {name: to_device(leaf).astype(dtype if leaf.ndim > 1 else leaf.dtype) for name, leaf in flatten(params).items()}
-    chosen = match(quant, [name for name in flat if name.endswith("kernel")], what="quant") if quant else {}
+    flat = {
+        name: to_device(leaf).astype(dtype if leaf.ndim > 1 else leaf.dtype)
+        for name, leaf in flatten(params).items()
+    }
+    chosen = (
+        match(quant, [name for name in flat if name.endswith("kernel")], what="quant")
+        if quant
+        else {}
+    )
     flat |= {name: quantize(flat[name], spec) for name, spec in chosen.items()}
     return T5(config, scan=scan, dtype=dtype.type), unflatten(flat)
 
@@ -138,6 +223,8 @@ def _named_folders(given: Sequence[str]) -> dict[str, str]:
 
 
 def _split_name(prompt: str, names: tuple[str, ...]) -> tuple[str | None, str]:
-    """('sql', 'List ...') of 'sql: List ...' if there is such an adapter, else (None, the prompt)."""
+    """('sql', 'List ...') of 'sql: List ...' if there is such an adapter, else (None, the
+    prompt).
+    """
     name, colon, rest = prompt.partition(": ")
     return (name, rest) if colon and name in names else (None, prompt)

@@ -4,8 +4,9 @@
   lora-jax inspect --adapter runs/default/lora-fp32-r4-all_linear-s0-1a2b3c4d/adapter
   lora-jax inspect --adapter peft_folder --model minilm-l6
 
-Of a checkpoint the whole file is read, so that its checksum is verified; no weight is dequantised. Of an adapter, ours or
-PEFT's, the rank at every site and layer is shown, its base, and sites that change nothing.
+Of a checkpoint the whole file is read, so that its checksum is verified; no weight is dequantised.
+Of an adapter, ours or PEFT's, the rank at every site and layer is shown, its base, and sites that
+change nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +25,19 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax inspect`."""
-    parser.add_argument("folder", metavar="FOLDER", help="what lora-jax quantize wrote; with --adapter, an adapter's folder")
-    parser.add_argument("--adapter", action="store_true", help="FOLDER is an adapter (adapter.safetensors, or PEFT's adapter_config.json)")
-    parser.add_argument("--model", help="the base of a PEFT adapter: a folder, a known name or a Hugging Face id")
+    parser.add_argument(
+        "folder",
+        metavar="FOLDER",
+        help="what lora-jax quantize wrote; with --adapter, an adapter's folder",
+    )
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="FOLDER is an adapter (adapter.safetensors, or PEFT's adapter_config.json)",
+    )
+    parser.add_argument(
+        "--model", help="the base of a PEFT adapter: a folder, a known name or a Hugging Face id"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -45,12 +56,18 @@ def run(arguments: argparse.Namespace) -> int:
     flat = flatten(tree)
     boxes = {path: leaf for path, leaf in flat.items() if isinstance(leaf, QuantizedArray)}
     print_table(loss_table([Loss(**row) for row in metadata.get("losses", [])]))
-    packed, plain = (sum(map(bytes_of, part)) for part in (boxes.values(), (leaf for path, leaf in flat.items() if path not in boxes)))
+    packed, plain = (
+        sum(map(bytes_of, part))
+        for part in (boxes.values(), (leaf for path, leaf in flat.items() if path not in boxes))
+    )
     print(f"model: {metadata.get('model', 'unknown')}")
     for spec in sorted({str(leaf.spec) for leaf in boxes.values()}):
         print(f"spec: {spec}")
     weights = sum(leaf.size for leaf in boxes.values())
-    print(f"quantised: {len(boxes)} weights, {weights:,} numbers in {packed:,} bytes, {8 * packed / max(weights, 1):.4f} bits each")
+    print(
+        f"quantised: {len(boxes)} weights, {weights:,} numbers in {packed:,} bytes, "
+        f"{8 * packed / max(weights, 1):.4f} bits each"
+    )
     print(f"left as they were: {len(flat) - len(boxes)} weights, {plain:,} bytes")
     return 0
 
@@ -59,7 +76,17 @@ def loss_table(rows: Sequence[Loss]) -> Table:
     """A row for each matrix, and one for all."""
     from lora_jax.analysis.quantisation import total
 
-    table = Table("weight", "layer", "format", "block", "relative error", "bits a weight", "bytes before", "bytes after", "scales damaged")
+    table = Table(
+        "weight",
+        "layer",
+        "format",
+        "block",
+        "relative error",
+        "bits a weight",
+        "bytes before",
+        "bytes after",
+        "scales damaged",
+    )
     for row in rows:
         table.add_row(
             row.path, "" if row.layer is None else str(row.layer), row.format, str(row.block_size or "column"), f"{row.relative_error:.5f}",
@@ -68,5 +95,16 @@ def loss_table(rows: Sequence[Loss]) -> Table:
     if rows:
         error, bits = total(rows)
         before, after = sum(row.bytes_before for row in rows), sum(row.bytes_after for row in rows)
-        table.add_row("all", "", "", "", f"{error:.5f}", f"{bits:.3f}", f"{before:,}", f"{after:,}", "", style="bold")
+        table.add_row(
+            "all",
+            "",
+            "",
+            "",
+            f"{error:.5f}",
+            f"{bits:.3f}",
+            f"{before:,}",
+            f"{after:,}",
+            "",
+            style="bold",
+        )
     return table

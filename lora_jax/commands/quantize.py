@@ -4,7 +4,8 @@
   lora-jax quantize minilm-l6 --format int4 --block-size column --no-double --out runs/minilm-int4
   lora-jax inspect runs/minilm-nf4
 
-The folder gets quantized.safetensors, config.json and the tokenizer. Everything that --targets does not match stays as it is.
+The folder gets quantized.safetensors, config.json and the tokenizer. Everything that --targets does
+not match stays as it is.
 """
 
 from __future__ import annotations
@@ -22,15 +23,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax quantize`."""
     from lora_jax.core.scales import SCALE_DTYPES, SECOND_LEVELS
 
-    parser.add_argument("model", metavar="MODEL", help="a folder, a known name such as minilm-l6, or a Hugging Face id")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a folder, a known name such as minilm-l6, or a Hugging Face id",
+    )
     parser.add_argument("--out", required=True, help="the folder to write")
-    parser.add_argument("--format", default="nf4", help="nf2 to nf8, fp4, int2 to int8, fp8_e4m3, ... (default: %(default)s)")
-    parser.add_argument("--block-size", default="64", help="weights that share a scale, or 'column' (default: %(default)s)")
-    parser.add_argument("--no-double", action="store_true", help="keep the scales in --scale-dtype instead of 8 bits")
-    parser.add_argument("--scale-dtype", default="float32", choices=SCALE_DTYPES, help="with --no-double")
-    parser.add_argument("--second-level", default="mean", choices=SECOND_LEVELS, help="how scales become 8 bits")
-    parser.add_argument("--targets", default="all-linear", help="a name, or a regex on whole paths (default: %(default)s)")
-    parser.add_argument("--no-scan", action="store_true", help="store the layers one by one, not stacked")
+    parser.add_argument(
+        "--format",
+        default="nf4",
+        help="nf2 to nf8, fp4, int2 to int8, fp8_e4m3, ... (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--block-size",
+        default="64",
+        help="weights that share a scale, or 'column' (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-double",
+        action="store_true",
+        help="keep the scales in --scale-dtype instead of 8 bits",
+    )
+    parser.add_argument(
+        "--scale-dtype", default="float32", choices=SCALE_DTYPES, help="with --no-double"
+    )
+    parser.add_argument(
+        "--second-level", default="mean", choices=SECOND_LEVELS, help="how scales become 8 bits"
+    )
+    parser.add_argument(
+        "--targets",
+        default="all-linear",
+        help="a name, or a regex on whole paths (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-scan", action="store_true", help="store the layers one by one, not stacked"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     import jax
     import jax.numpy as jnp
 
-    from lora_jax.adapt.sites import find_sites
+    from lora_jax.adapters.sites import find_sites
     from lora_jax.analysis.quantisation import losses
     from lora_jax.config_fields import resolve_targets
     from lora_jax.core.paths import flatten, match, unflatten
@@ -49,20 +76,30 @@ def run(arguments: argparse.Namespace) -> int:
     from lora_jax.models.encoder import Encoder
 
     spec = QuantSpec(
-        arguments.format, _block_size(arguments.block_size), not arguments.no_double, arguments.scale_dtype, arguments.second_level
+        arguments.format,
+        _block_size(arguments.block_size),
+        not arguments.no_double,
+        arguments.scale_dtype,
+        arguments.second_level,
     )
     folder, scan = resolve(arguments.model), not arguments.no_scan
     config, params = load_encoder(folder, scan=scan)
     tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 8), jnp.bool_)
     sites = find_sites(Encoder(config, scan=scan), *tokens)
-    chosen = match([(resolve_targets(arguments.targets), spec)], [path for path, site in sites.items() if site.is_matrix], what="quant")
+    chosen = match(
+        [(resolve_targets(arguments.targets), spec)],
+        [path for path, site in sites.items() if site.is_matrix],
+        what="quant",
+    )
     rows, flat = [], flatten(params)
     del params
     for path in chosen:
         # Popped, so that at most one weight is there twice.
         weight, site = flat.pop(path), sites[path]
         try:
-            flat[path] = quantize(jnp.asarray(weight), spec, kernel_ndim=len(site.shape), in_axes=site.in_axes)
+            flat[path] = quantize(
+                jnp.asarray(weight), spec, kernel_ndim=len(site.shape), in_axes=site.in_axes
+            )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         rows += losses(path, weight, flat[path])
@@ -71,7 +108,14 @@ def run(arguments: argparse.Namespace) -> int:
     }  # fmt: skip
     out = Path(arguments.out)
     written = save_quantized(out, unflatten(flat), metadata)
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "spm.model", "special_tokens_map.json"):
+    for name in (
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+        "spm.model",
+        "special_tokens_map.json",
+    ):
         if (folder / name).is_file() and folder.resolve() != out.resolve():
             shutil.copy2(folder / name, out / name)
     print_table(loss_table(rows))
@@ -83,5 +127,8 @@ def _block_size(text: str) -> int | None:
     if text == "column":
         return None
     if not text.isdigit():
-        raise ValueError(f"--block-size must be an even number of weights, or 'column' for one scale an output channel, got {text!r}.")
+        raise ValueError(
+            "--block-size must be an even number of weights, or 'column' for one scale an output "
+            f"channel, got {text!r}."
+        )
     return int(text)

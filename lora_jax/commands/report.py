@@ -15,13 +15,18 @@ from lora_jax.commands.tables import print_table
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax report`."""
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="the folder of a sweep (config.out), or of a single run")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUNS",
+        help="the folder of a sweep (config.out), or of a single run",
+    )
     parser.add_argument("--out", help="the report's folder; by default RUNS/report")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the report and prints its table."""
-    from lora_jax.sweep.report import write_and_summarise
+    from lora_jax.sweeps.report import write_and_summarise
 
     page, table = write_and_summarise(arguments.runs, arguments.out)
     print_table(table)

@@ -28,7 +28,10 @@ def show_settings(config: Config) -> None:
     for key, value, changed in describe(config):
         group, _, leaf = key.rpartition(".")
         groups.setdefault(group, []).append(f"{'*' if changed else ''}{leaf}={_short(value)}")
-    print("settings (* differs from the default; change any with --config.GROUP.KEY=VALUE)", file=sys.stderr)
+    print(
+        "settings (* differs from the default; change any with --config.GROUP.KEY=VALUE)",
+        file=sys.stderr,
+    )
     for group, settings in groups.items():
         print(f"  {group or 'config':<20} {' '.join(settings)}", file=sys.stderr)
 

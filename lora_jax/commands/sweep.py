@@ -1,14 +1,17 @@
 """Train every run of a config's sweep, then write the report.
 
-  lora-jax sweep --config configs/default.py
-  lora-jax sweep --config configs/default.py --config.sweep.rank=1,2,4 --config.sweep.seeds=0,1,2 --config.out=runs/ranks
+  lora-jax sweep --config configs/default.py lora-jax sweep --config configs/default.py
+  --config.sweep.rank=1,2,4 --config.sweep.seeds=0,1,2 --config.out=runs/ranks
 
-The grid is rank x format x targets x seeds, plus baselines x seeds, times sweep.axes, which may be over any setting. With
---config.sweep.stack=8, up to 8 adapters are trained side by side in one program. Every run has an id made from its content: finished runs
-are never run again, a failed run is recorded and the rest goes on, and the same command continues after a stop. Several launchers may
-share one folder: a run is trained by one of them. With --workers N this command starts N itself, as processes here, on Ray or on SLURM.
+The grid is rank x format x targets x seeds, plus baselines x seeds, times sweep.axes, which may be
+over any setting. With --config.sweep.stack=8, up to 8 adapters are trained side by side in one
+program. Every run has an id made from its content: finished runs are never run again, a failed run
+is recorded and the rest goes on, and the same command continues after a stop. Several launchers may
+share one folder: a run is trained by one of them. With --workers N this command starts N itself, as
+    processes here, on Ray or on SLURM.
 
-With --config.sweep.search.trials=N and lines of sweep.search.space, Optuna asks for the settings of N trials in place of a grid:
+With --config.sweep.search.trials=N and lines of sweep.search.space, Optuna asks for the settings of
+N trials in place of a grid:
 
   lora-jax sweep --config configs/sweeps/search.py
 """
@@ -27,19 +30,38 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lora_jax.config import Config
-    from lora_jax.sweep.runner import Outcome
+    from lora_jax.sweeps.runner import Outcome
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax sweep`."""
     add_config(parser)
-    parser.add_argument("--dry-run", action="store_true", help="show the runs, what they share and the memory they need; train nothing")
-    parser.add_argument("--workers", type=int, metavar="N", help="train N runs at a time, each in a process of its own")
-    parser.add_argument("--executor", metavar="NAME", help="where the workers are: processes (default), ray or slurm")
     parser.add_argument(
-        "--executor-option", action="append", default=[], metavar="KEY=VALUE", help="of ray or slurm, such as timeout_min=600"
+        "--dry-run",
+        action="store_true",
+        help="show the runs, what they share and the memory they need; train nothing",
     )
-    parser.add_argument("--no-report", action="store_true", help="do not write the report at the end")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="train N runs at a time, each in a process of its own",
+    )
+    parser.add_argument(
+        "--executor",
+        metavar="NAME",
+        help="where the workers are: processes (default), ray or slurm",
+    )
+    parser.add_argument(
+        "--executor-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of ray or slurm, such as timeout_min=600",
+    )
+    parser.add_argument(
+        "--no-report", action="store_true", help="do not write the report at the end"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -48,15 +70,19 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         show_settings(config)
     if arguments.dry_run:
-        from lora_jax.sweep.plan import plan, plan_table
+        from lora_jax.sweeps.plan import plan, plan_table
 
         print_table(plan_table(plan(config)))
         if config.sweep.search.trials:
-            from lora_jax.sweep.search import read_space
+            from lora_jax.sweeps.search import read_space
 
-            print(f"A search of {config.sweep.search.trials} trials like this, over:", *map(str, read_space(config)), sep="\n  ")
+            print(
+                f"A search of {config.sweep.search.trials} trials like this, over:",
+                *map(str, read_space(config)),
+                sep="\n  ",
+            )
         return 0
-    from lora_jax.sweep.runner import run_sweep
+    from lora_jax.sweeps.runner import run_sweep
 
     if arguments.workers is not None or arguments.executor is not None:
         train = partial(_on_workers, arguments=arguments)
@@ -65,12 +91,13 @@ def run(arguments: argparse.Namespace) -> int:
     outcome = _search(config, train, arguments) if config.sweep.search.trials else train(config)
     stopped = f", {len(outcome.stopped)} stopped at a rung" if outcome.stopped else ""
     print(
-        f"{len(outcome.done)} runs trained, {len(outcome.kept)} kept from before, {len(outcome.failed)} failed, "
+        f"{len(outcome.done)} runs trained, {len(outcome.kept)} kept from before, "
+        f"{len(outcome.failed)} failed, "
         f"{len(outcome.elsewhere)} run by another process{stopped}; all in {config.out}",
         file=sys.stderr,
     )
     if (outcome.done or outcome.kept) and not arguments.no_report:
-        from lora_jax.sweep.report import write_and_summarise
+        from lora_jax.sweeps.report import write_and_summarise
 
         page, table = write_and_summarise(config.out)
         print_table(table)
@@ -78,18 +105,36 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if outcome.failed else 0
 
 
-def _search(config: Config, train: Callable[[Config], Outcome], arguments: argparse.Namespace) -> Outcome:
+def _search(
+    config: Config, train: Callable[[Config], Outcome], arguments: argparse.Namespace
+) -> Outcome:
     """Searches, prints the best trials, and says what became of all runs together."""
     from rich.table import Table
 
-    from lora_jax.sweep.search import search
+    from lora_jax.sweeps.search import search
 
     batch = max(config.sweep.stack, arguments.workers or 1)
-    outcome, trials = search(config, train, batch=batch, say=partial(print, file=sys.stderr, flush=True))
-    table = Table("trial", "validation loss", *trials[0].settings, "runs", title=f"best of {len(trials)} trials")
+    outcome, trials = search(
+        config, train, batch=batch, say=partial(print, file=sys.stderr, flush=True)
+    )
+    table = Table(
+        "trial",
+        "validation loss",
+        *trials[0].settings,
+        "runs",
+        title=f"best of {len(trials)} trials",
+    )
     for trial in trials[:10]:
-        values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in trial.settings.values()]
-        table.add_row(str(trial.number), "failed" if trial.loss is None else f"{trial.loss:.4f}", *values, ", ".join(trial.runs))
+        values = [
+            f"{value:.4g}" if isinstance(value, float) else str(value)
+            for value in trial.settings.values()
+        ]
+        table.add_row(
+            str(trial.number),
+            "failed" if trial.loss is None else f"{trial.loss:.4f}",
+            *values,
+            ", ".join(trial.runs),
+        )
     print_table(table)
     return outcome
 
@@ -98,11 +143,18 @@ def _on_workers(config: Config, arguments: argparse.Namespace) -> Outcome:
     import shlex
     from pathlib import Path
 
-    from lora_jax.sweep.executors import run_on
+    from lora_jax.sweeps.executors import run_on
 
     options = dict(option.partition("=")[::2] for option in arguments.executor_option)
     if "" in options.values():
         raise ValueError(f"--executor-option reads KEY=VALUE, got {arguments.executor_option}.")
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     say = partial(print, file=sys.stderr, flush=True)
-    return run_on(config, arguments.executor or "processes", arguments.workers or 1, options=options, command=(command,), say=say)
+    return run_on(
+        config,
+        arguments.executor or "processes",
+        arguments.workers or 1,
+        options=options,
+        command=(command,),
+        say=say,
+    )

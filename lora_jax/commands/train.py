@@ -2,8 +2,9 @@
 
   lora-jax train --config configs/rotten_tomatoes.py:lora --config.lora.rank=4
 
-The run's folder is RUNS/<run id> under --config.out. Stop it with ctrl-C or SIGTERM, or kill it: the same command goes on
-from the newest checkpoint. A config with a sweep is trained at its first seed, without the grid.
+The run's folder is RUNS/<run id> under --config.out. Stop it with ctrl-C or SIGTERM, or kill it:
+the same command goes on from the newest checkpoint. A config with a sweep is trained at its first
+seed, without the grid.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Trains; prints the result as JSON."""
     from lora_jax.config import SweepConfig
-    from lora_jax.sweep.grid import expand, run_id
-    from lora_jax.sweep.runner import run_sweep
-    from lora_jax.sweep.store import RunStore, read_run
+    from lora_jax.sweeps.grid import expand, run_id
+    from lora_jax.sweeps.runner import run_sweep
+    from lora_jax.sweeps.store import RunStore, read_run
 
     config = read_config(arguments)
     single = replace(config, sweep=SweepConfig(learning_rate=config.sweep.learning_rate))
     if single.memory_budget is not None:
-        from lora_jax.train.allocator import set_budget
-        from lora_jax.train.memory import fit_budget, parse_bytes
+        from lora_jax.training.allocator import set_budget
+        from lora_jax.training.memory import fit_budget, parse_bytes
 
         set_budget(parse_bytes(single.memory_budget))
         single, said = fit_budget(single)

@@ -3,7 +3,8 @@
   lora-jax watch runs/default
   lora-jax watch runs/default --once
 
-It only reads, from any terminal or machine that sees the folder, and ends when every planned run has ended. Ctrl-C ends it before.
+It only reads, from any terminal or machine that sees the folder, and ends when every planned run
+has ended. Ctrl-C ends it before.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax watch`."""
     parser.add_argument("store", metavar="STORE", help="the folder of a sweep (config.out)")
     parser.add_argument("--once", action="store_true", help="print the state and end")
-    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="how often to look (default: 2)")
+    parser.add_argument(
+        "--every", type=float, default=2.0, metavar="SECONDS", help="how often to look (default: 2)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -25,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.live import Live
 
-    from lora_jax.sweep.watch import frame, is_over, look
+    from lora_jax.sweeps.watch import frame, is_over, look
 
     if not arguments.every > 0:
         raise ValueError(f"--every needs a number of seconds above 0, got {arguments.every}.")

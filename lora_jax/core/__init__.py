@@ -1,1 +1,3 @@
-"""Arrays and pytrees: paths, boxes, quantised weights, low-rank factors. Imports no Linen module."""
+"""Arrays and pytrees: paths, boxes, quantised weights, low-rank factors. Imports no Linen
+module.
+"""

@@ -37,18 +37,23 @@ class Adapted(Wrapping):
 
     def factors(self) -> Float[Array, "*stack out"] | None:
         """What DoRA multiplies each output column by; None without a magnitude."""
-        return None if self.lora.magnitude is None else column_factors(self.base_matrix(), self.lora)
+        return (
+            None if self.lora.magnitude is None else column_factors(self.base_matrix(), self.lora)
+        )
 
     def unbox(self) -> Array:
         """The dense adapted weight: added up in float32, rounded once to the base's dtype.
 
         Raises:
-            ValueError: dropout is on, and the module reads the dense weight, which knows no input to drop.
+            ValueError: dropout is on, and the module reads the dense weight, which knows no input
+                to drop.
         """
         if self.key is not None and self.lora.dropout is not None:
             raise ValueError(
-                f"LoRA dropout needs the factored product, and the module that reads this {self.shape} weight has no rule for "
-                "it. Set dropout=0.0 for this site, or use lora_jax.apply with a module kind that has a rule."
+                "LoRA dropout needs the factored product, and the module that reads this "
+                f"{self.shape} weight has no rule for "
+                "it. Set dropout=0.0 for this site, or use lora_jax.apply with a module kind that "
+                "has a rule."
             )
         weight = self.base_matrix() + self.lora.delta()
         factors = self.factors()

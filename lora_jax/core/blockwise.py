@@ -16,11 +16,13 @@ BLOCK = 256  # bitsandbytes' size of a block of optimiser state
 
 
 class Blockwise(struct.PyTreeNode):
-    """`map[codes] * absmax`, with one `absmax` for every 256 numbers along one axis; the last block of a row may be short.
+    """`map[codes] * absmax`, with one `absmax` for every 256 numbers along one axis; the last block
+    of a row may be short.
 
-    `codes` has the array's shape, `absmax` too but for `axis`, which counts blocks. The axis is negative: axes are counted from the
-    right, so stack axes may come and go, and what is cut or padded along another axis leaves every block as it is. `signed`
-    says which dynamic map the codes are of: the one with both signs, or the one from 0 up that has a digit more.
+    `codes` has the array's shape, `absmax` too but for `axis`, which counts blocks. The axis is
+    negative: axes are counted from the right, so stack axes may come and go, and what is cut or
+    padded along another axis leaves every block as it is. `signed` says which dynamic map the codes
+    are of: the one with both signs, or the one from 0 up that has a digit more.
     """
 
     codes: UInt8[Array, "*axes"]
@@ -31,25 +33,39 @@ class Blockwise(struct.PyTreeNode):
     def restore(self) -> Float[Array, "*axes"]:
         """The float32 numbers."""
         table = jnp.asarray(codebooks.dynamic_map(self.signed))
-        values = _blocked(table.at[self.codes.astype(jnp.int32)].get(mode="promise_in_bounds"), self.axis)
-        return _flat(values * jnp.expand_dims(self.absmax, self.axis), self.codes.shape[self.axis], self.axis)
+        values = _blocked(
+            table.at[self.codes.astype(jnp.int32)].get(mode="promise_in_bounds"), self.axis
+        )
+        return _flat(
+            values * jnp.expand_dims(self.absmax, self.axis), self.codes.shape[self.axis], self.axis
+        )
 
 
 def zero_blocks(shape: tuple[int, ...], *, axis: int, signed: bool) -> Blockwise:
-    """What `quantize_blocks` gives for zeros, without a search (a compiler would do it when it compiles, for seconds)."""
+    """What `quantize_blocks` gives for zeros, without a search (a compiler would do it when it
+    compiles, for seconds).
+    """
     blocks = list(shape)
     blocks[axis] = -(-shape[axis] // BLOCK)
     zero = int(np.searchsorted(codebooks.dynamic_map(signed), 0.0))
-    return Blockwise(codes=jnp.full(shape, zero, jnp.uint8), absmax=jnp.zeros(blocks, jnp.float32), axis=axis, signed=signed)
+    return Blockwise(
+        codes=jnp.full(shape, zero, jnp.uint8),
+        absmax=jnp.zeros(blocks, jnp.float32),
+        axis=axis,
+        signed=signed,
+    )
 
 
 def quantize_blocks(x: Float[Array, "*axes"], *, axis: int, signed: bool) -> Blockwise:
-    """The 8-bit codes nearest to `x`, each block divided by its largest magnitude; ties go to the lower level.
+    """The 8-bit codes nearest to `x`, each block divided by its largest magnitude; ties go to the
+    lower level.
 
-    Without a sign, what is above 0 stays above 0: it takes the lowest level that is. (The nearest level would be 0 below 1.6e-7
-    of the largest, as on bitsandbytes' CUDA backend; its CPU backend looks levels up in a table of cells 3e-5 wide, and never takes 0.)
+    Without a sign, what is above 0 stays above 0: it takes the lowest level that is. (The nearest
+    level would be 0 below 1.6e-7 of the largest, as on bitsandbytes' CUDA backend; its CPU backend
+    looks levels up in a table of cells 3e-5 wide, and never takes 0.)
 
-    Reference: 8-bit Optimizers via Block-wise Quantization, Dettmers et al. 2022, section 2 (arXiv 2110.02861).
+    Reference: 8-bit Optimizers via Block-wise Quantization, Dettmers et al. 2022, section 2 (arXiv
+        2110.02861).
 
     >>> quantize_blocks(jnp.ones((600, 8)), axis=-2, signed=True).absmax.shape
     (3, 8)
@@ -61,21 +77,25 @@ def quantize_blocks(x: Float[Array, "*axes"], *, axis: int, signed: bool) -> Blo
     if not signed:
         # A second moment of 0 beside a first that is not would make a step of 1 / eps.
         codes = jnp.where(unit > 0, jnp.maximum(codes, 1), codes)
-    return Blockwise(codes=_flat(codes, x.shape[axis], axis), absmax=absmax, axis=axis, signed=signed)
+    return Blockwise(
+        codes=_flat(codes, x.shape[axis], axis), absmax=absmax, axis=axis, signed=signed
+    )
 
 
 def _nearest(unit: Float[Array, "*axes"], signed: bool) -> UInt8[Array, "*axes"]:
     """How many midpoints lie below each number of [-1, 1]: its code.
 
-    The upper half of a float32's bits names a cell in which there is one midpoint at most, so a table and one comparison give what
-    a binary search does in eight steps, to the last bit.
+    The upper half of a float32's bits names a cell in which there is one midpoint at most, so a
+    table and one comparison give what a binary search does in eight steps, to the last bit.
     """
     below, inside = _cells(signed)
     bits = jax.lax.bitcast_convert_type(unit, jnp.uint32)
-    cell = jnp.clip(((bits & 0x7FFFFFFF) >> 16).astype(jnp.int32) - _FIRST_CELL, 0, _LAST_CELL - _FIRST_CELL)
+    cell = jnp.clip(
+        ((bits & 0x7FFFFFFF) >> 16).astype(jnp.int32) - _FIRST_CELL, 0, _LAST_CELL - _FIRST_CELL
+    )
     if signed:
         cell = 2 * cell + (bits >> 31).astype(jnp.int32)
-    take = lambda table: jnp.asarray(table).at[cell].get(mode="promise_in_bounds")  # noqa: E731
+    take = lambda table: jnp.asarray(table).at[cell].get(mode="promise_in_bounds")
     return take(below) + (unit > take(inside)).astype(jnp.uint8)
 
 
@@ -85,21 +105,31 @@ _FIRST_CELL, _LAST_CELL = (127 - 25) << 7, 127 << 7
 
 @functools.cache
 def _cells(signed: bool) -> tuple[np.ndarray, np.ndarray]:
-    """For each cell how many midpoints lie below it, and the one inside or infinity; cells of negative numbers stand after their twins.
+    """For each cell how many midpoints lie below it, and the one inside or infinity; cells of
+    negative numbers stand after their twins.
 
     The first cell begins at 0.
     """
     midpoints = codebooks.midpoints(codebooks.dynamic_map(signed))
     upper = np.arange(_FIRST_CELL, _LAST_CELL + 1, dtype=np.uint32) << 16
-    smallest, largest = np.where(upper == upper[0], 0, upper).view(np.float32), (upper | 0xFFFF).view(np.float32)
+    smallest, largest = (
+        np.where(upper == upper[0], 0, upper).view(np.float32),
+        (upper | 0xFFFF).view(np.float32),
+    )
     if signed:
-        smallest, largest = (np.stack([x, -y], 1).ravel() for x, y in ((smallest, largest), (largest, smallest)))
+        smallest, largest = (
+            np.stack([x, -y], 1).ravel() for x, y in ((smallest, largest), (largest, smallest))
+        )
     below, up_to = (np.searchsorted(midpoints, edge, "left") for edge in (smallest, largest))
-    return below.astype(np.uint8), np.where(up_to > below, np.append(midpoints, np.float32(np.inf))[below], np.float32(np.inf))
+    return below.astype(np.uint8), np.where(
+        up_to > below, np.append(midpoints, np.float32(np.inf))[below], np.float32(np.inf)
+    )
 
 
 def _blocked(x: Array, axis: int) -> Array:
-    """The array with `axis` cut into blocks, (blocks, 256) in its place, the last block filled with zeros."""
+    """The array with `axis` cut into blocks, (blocks, 256) in its place, the last block filled with
+    zeros.
+    """
     at = x.ndim + axis
     x = jnp.pad(x, [(0, -x.shape[at] % BLOCK if i == at else 0) for i in range(x.ndim)])
     return x.reshape(*x.shape[:at], -1, BLOCK, *x.shape[at + 1 :])
@@ -114,4 +144,8 @@ def _flat(blocked: Array, length: int, axis: int) -> Array:
 
 def restored(moments: object) -> object:
     """A tree with every `Blockwise` array in it restored to float32."""
-    return jax.tree.map(lambda m: m.restore() if isinstance(m, Blockwise) else m, moments, is_leaf=lambda m: isinstance(m, Blockwise))
+    return jax.tree.map(
+        lambda m: m.restore() if isinstance(m, Blockwise) else m,
+        moments,
+        is_leaf=lambda m: isinstance(m, Blockwise),
+    )

@@ -1,6 +1,7 @@
 """Boxes: leaves of `params` that compute the weight when Linen reads it.
 
-`self.param` unboxes whatever it reads before it checks the shape, so a box in `params` works with any Linen module, unedited.
+`self.param` unboxes whatever it reads before it checks the shape, so a box in `params` works with
+any Linen module, unedited.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from flax.core import meta
 class Boxed(struct.PyTreeNode, meta.AxisMetadata):
     """A weight that is computed when it is read.
 
-    Every array in a box counts its own axes from the right; whatever stands before them are stack axes (layers of a scan,
-    a vmap). Lifted transformations slice or add leading axes of the arrays themselves, so the box needs no bookkeeping.
+    Every array in a box counts its own axes from the right; whatever stands before them are stack
+    axes (layers of a scan, a vmap). Lifted transformations slice or add leading axes of the arrays
+    themselves, so the box needs no bookkeeping.
     """
 
     def unbox(self) -> jax.Array:
@@ -25,7 +27,10 @@ class Boxed(struct.PyTreeNode, meta.AxisMetadata):
 
     def replace_boxed(self, val: Any) -> Any:
         """Refused: a box is read-only."""
-        raise TypeError(f"{type(self).__name__} is read-only: a module tried to write a weight that is frozen or adapted.")
+        raise TypeError(
+            f"{type(self).__name__} is read-only: a module tried to write a weight that is frozen "
+            "or adapted."
+        )
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> Boxed:
         """Itself: axes are counted from the right."""
@@ -37,7 +42,9 @@ class Boxed(struct.PyTreeNode, meta.AxisMetadata):
 
 
 class Wrapping(Boxed):
-    """A box around a weight, which may be a box itself; it has the shape and the dtype of that weight."""
+    """A box around a weight, which may be a box itself; it has the shape and the dtype of that
+    weight.
+    """
 
     base: Any
 

@@ -1,7 +1,9 @@
-"""The quantisation formats, one table: bits, the level of every code, who wins a tie, where it was published.
+"""The quantisation formats, one table: bits, the level of every code, who wins a tie, where it was
+published.
 
-A format is a codebook (a level for each code) or a grid of integers. A block of weights is divided by its scale, the largest
-magnitude in it, and each quotient gets the code of the nearest level. A codebook of your own takes three lines:
+A format is a codebook (a level for each code) or a grid of integers. A block of weights is divided
+by its scale, the largest magnitude in it, and each quotient gets the code of the nearest level. A
+codebook of your own takes three lines:
 
     from lora_jax.core.codebooks import Format, register
     register(Format("thirds", 2, (-1.0, -1 / 3, 1 / 3, 1.0)))
@@ -28,11 +30,15 @@ Ties = Literal["lower", "zero", "even"]
 class Format:
     """How a number in [-1, 1] becomes a code of `bits` bits.
 
-    levels: the level of each code, in any order and unit (the largest magnitude becomes 1); NaN marks a code that is never
-    used. None is a grid: the integers from -limit to limit, stored as integer + limit + 1, rounded half to even; with `offset`
-    the integers from 0 to 2**bits - 1, counted from the smallest weight of the block.
-    ties: which of two equally near levels is taken: the 'lower' one, the one nearer 'zero', or the one with the 'even' code.
-    zero_block: the code of a block of zeros: of 'zero', or the 'lowest' level, which also dequantises to 0.
+    levels: the level of each code, in any order and unit (the largest magnitude becomes 1); NaN
+    marks a code that is never
+    used. None is a grid: the integers from -limit to limit, stored as integer + limit + 1, rounded
+    half to even; with `offset` the integers from 0 to 2**bits - 1, counted from the smallest weight
+    of the block.
+    ties: which of two equally near levels is taken: the 'lower' one, the one nearer 'zero', or the
+    one with the 'even' code.
+    zero_block: the code of a block of zeros: of 'zero', or the 'lowest' level, which also
+        dequantises to 0.
     """
 
     name: str
@@ -51,26 +57,35 @@ class Format:
     @property
     def top(self) -> float:
         """The largest magnitude of the levels, in their own unit."""
-        return float(np.nanmax(np.abs(self.levels))) if self.levels is not None else float(self.limit)
+        return (
+            float(np.nanmax(np.abs(self.levels))) if self.levels is not None else float(self.limit)
+        )
 
     def table(self, unit: float | None = None) -> np.ndarray:
-        """Float32 level of every code, shape (2**bits,), in units of `unit` (of `top`: levels between -1 and 1)."""
+        """Float32 level of every code, shape (2**bits,), in units of `unit` (of `top`: levels
+        between -1 and 1).
+        """
         if self.levels is not None:
             levels = np.asarray(self.levels, np.float64)
             levels = np.pad(levels, (0, 2**self.bits - len(levels)), constant_values=np.nan)
         else:
-            levels = np.arange(2**self.bits, dtype=np.float64) - (0 if self.offset else self.limit + 1)
+            levels = np.arange(2**self.bits, dtype=np.float64) - (
+                0 if self.offset else self.limit + 1
+            )
         return (levels / (self.top if unit is None else unit)).astype(np.float32)
 
     def search(self, unit: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(codes by rising level, thresholds): x has the code at the number of thresholds that are strictly below x."""
+        """(codes by rising level, thresholds): x has the code at the number of thresholds that are
+        strictly below x.
+        """
         table = self.table(unit)
         codes = [int(code) for code in np.flatnonzero(~np.isnan(table))]
         codes.sort(key=lambda code: (table[code], not np.signbit(table[code])))
         middle = midpoints(table[codes])
         for index, (low, high) in enumerate(zip(codes, codes[1:])):
             if table[low] == 0 == table[high]:
-                # -0 is below +0. Not the largest negative number: processors may flush numbers that small to 0.
+                # -0 is below +0. Not the largest negative number: processors may flush numbers that
+                # small to 0.
                 middle[index] = -np.finfo(np.float32).tiny
             elif (self.ties == "even" and low % 2) or (self.ties == "zero" and middle[index] < 0):
                 middle[index] = np.nextafter(middle[index], np.float32(-np.inf))
@@ -91,8 +106,9 @@ def midpoints(levels: np.ndarray) -> np.ndarray:
 def normal_float(bits: int) -> tuple[float, ...]:
     """The 2**bits levels of NormalFloat by the construction that made the published NF4 values.
 
-    Quantiles of the normal distribution at equally spaced probabilities, one more on the positive side than on the negative,
-    and 0 (Dettmers et al. 2023, section 3; the offset as in bitsandbytes' `create_normal_map`).
+    Quantiles of the normal distribution at equally spaced probabilities, one more on the positive
+    side than on the negative, and 0 (Dettmers et al. 2023, section 3; the offset as in
+    bitsandbytes' `create_normal_map`).
     """
     n = 2**bits
     offset = 1 - (1 / (2 * n) + 1 / (2 * n - 2)) / 2
@@ -104,12 +120,13 @@ def normal_float(bits: int) -> tuple[float, ...]:
 
 @functools.cache
 def dynamic_map(signed: bool = True) -> np.ndarray:
-    """The 256 sorted float32 values of a dynamic 8-bit map, in which block scales and the moments of an optimiser are stored.
+    """The 256 sorted float32 values of a dynamic 8-bit map, in which block scales and the moments
+    of an optimiser are stored.
 
     Signed, or from 0 up with twice as many values to a decade, for numbers that are never negative.
 
-    Source: Dettmers et al. 2022, 8-bit optimisers (arXiv 2110.02861), section 2.1; bitsandbytes' `create_dynamic_map`, which
-    computes in float32.
+    Source: Dettmers et al. 2022, 8-bit optimisers (arXiv 2110.02861), section 2.1; bitsandbytes'
+    `create_dynamic_map`, which computes in float32.
     """
     parts = []
     for exponent in range(7):
@@ -121,10 +138,14 @@ def dynamic_map(signed: bool = True) -> np.ndarray:
 
 
 def _float32_linspace(n: int) -> np.ndarray:
-    """`torch.linspace(0.1, 1, n)`, whose float32 steps are counted from both ends: bitsandbytes' map to the last bit."""
+    """`torch.linspace(0.1, 1, n)`, whose float32 steps are counted from both ends: bitsandbytes'
+    map to the last bit.
+    """
     first, last, index = np.float64(np.float32(0.1)), 1.0, np.arange(n)
     step = np.float64((np.float32(1) - np.float32(0.1)) / np.float32(n - 1))
-    return np.where(index < n // 2, first + step * index, last - step * (n - 1 - index)).astype(np.float32)
+    return np.where(index < n // 2, first + step * index, last - step * (n - 1 - index)).astype(
+        np.float32
+    )
 
 
 def _signed(*magnitudes: float) -> tuple[float, ...]:
@@ -154,17 +175,51 @@ FORMATS: dict[str, Format] = {
     for format in (
         # bitsandbytes on CUDA divides a block of zeros by zero, and NaN is above no threshold.
         Format("nf4", 4, _NF4, zero_block="lowest", source=f"{_QLORA}, Appendix E"),
-        Format("fp4", 4, _signed(0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0), ties="zero", source="bitsandbytes"),
+        Format(
+            "fp4",
+            4,
+            _signed(0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0),
+            ties="zero",
+            source="bitsandbytes",
+        ),
         Format("int8", 8, source="Dettmers et al. 2022 (LLM.int8(), arXiv 2208.07339), section 2"),
         Format("int4", 4, source=f"{_QLORA}, Table 2"),
-        *(Format(f"nf{k}", k, normal_float(k), source=f"{_QLORA}, section 3") for k in (2, 3, 5, 6, 7, 8)),
+        *(
+            Format(f"nf{k}", k, normal_float(k), source=f"{_QLORA}, section 3")
+            for k in (2, 3, 5, 6, 7, 8)
+        ),
         Format("af4", 4, _AF4, source="Yoshida 2023 (arXiv 2306.06965), block size 64"),
-        Format("fp4_e2m1", 4, _signed(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0), ties="even", source=_OCP),
-        Format("fp4_e3m0", 4, _signed(0.0, *(2.0**k for k in range(-2, 5))), ties="even", source=f"{_QLORA}, Table 2"),
-        Format("fp8_e4m3", 8, _float8(ml_dtypes.float8_e4m3fn), ties="even", source=f"{_OCP}; Micikevicius et al. 2022"),
-        Format("fp8_e5m2", 8, _float8(ml_dtypes.float8_e5m2), ties="even", source=f"{_OCP}; Micikevicius et al. 2022"),
+        Format(
+            "fp4_e2m1", 4, _signed(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0), ties="even", source=_OCP
+        ),
+        Format(
+            "fp4_e3m0",
+            4,
+            _signed(0.0, *(2.0**k for k in range(-2, 5))),
+            ties="even",
+            source=f"{_QLORA}, Table 2",
+        ),
+        Format(
+            "fp8_e4m3",
+            8,
+            _float8(ml_dtypes.float8_e4m3fn),
+            ties="even",
+            source=f"{_OCP}; Micikevicius et al. 2022",
+        ),
+        Format(
+            "fp8_e5m2",
+            8,
+            _float8(ml_dtypes.float8_e5m2),
+            ties="even",
+            source=f"{_OCP}; Micikevicius et al. 2022",
+        ),
         *(Format(f"int{k}", k, source=f"{_QLORA}, Table 2, at {k} bits") for k in (2, 3, 5, 6, 7)),
-        *(Format(f"int{k}_asym", k, offset=True, source="Xu et al. 2023 (QA-LoRA, arXiv 2309.14717)") for k in (2, 3, 4, 8)),
+        *(
+            Format(
+                f"int{k}_asym", k, offset=True, source="Xu et al. 2023 (QA-LoRA, arXiv 2309.14717)"
+            )
+            for k in (2, 3, 4, 8)
+        ),
     )
 }
 
@@ -173,22 +228,33 @@ def register(format: Format) -> Format:
     """Adds a format to the table, for every function that takes a format's name.
 
     Raises:
-        ValueError: the name is taken by another format, the bits are not 2 to 8, there are too many or too few levels, or a
-            level is infinite.
+        ValueError: the name is taken by another format, the bits are not 2 to 8, there are too many
+            or too few levels, or a level is infinite.
     """
     if FORMATS.get(format.name, format) != format:
-        raise ValueError(f"A format named {format.name!r} exists and has other levels. Give the new one a name of its own.")
+        raise ValueError(
+            f"A format named {format.name!r} exists and has other levels. Give the new one a name "
+            "of its own."
+        )
     if not 2 <= format.bits <= 8:
         raise ValueError(f"Format {format.name!r} must have 2 to 8 bits, got {format.bits}.")
     if format.levels is not None:
         used = [level for level in format.levels if not math.isnan(level)]
-        if not 2 <= len(used) <= len(format.levels) <= 2**format.bits or not all(map(math.isfinite, used)) or not any(used):
+        if (
+            not 2 <= len(used) <= len(format.levels) <= 2**format.bits
+            or not all(map(math.isfinite, used))
+            or not any(used)
+        ):
             raise ValueError(
-                f"Format {format.name!r} with {format.bits} bits needs 2 to {2**format.bits} finite levels, not all 0, got "
+                f"Format {format.name!r} with {format.bits} bits needs 2 to {2**format.bits} "
+                "finite levels, not all 0, got "
                 f"{len(format.levels)}. Write NaN for a code that is not used."
             )
         if format.offset:
-            raise ValueError(f"Format {format.name!r} has levels and an offset; only a grid (levels=None) can have an offset.")
+            raise ValueError(
+                f"Format {format.name!r} has levels and an offset; only a grid (levels=None) can "
+                "have an offset."
+            )
     return FORMATS.setdefault(format.name, format)
 
 
@@ -200,6 +266,7 @@ def format_named(name: str) -> Format:
     """
     if name not in FORMATS:
         raise ValueError(
-            f"Unknown quantisation format {name!r}. Formats are {', '.join(FORMATS)}; nearest: {nearest(name, FORMATS, 1)[0]!r}."
+            f"Unknown quantisation format {name!r}. Formats are {', '.join(FORMATS)}; nearest: "
+            f"{nearest(name, FORMATS, 1)[0]!r}."
         )
     return FORMATS[name]

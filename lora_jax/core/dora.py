@@ -1,4 +1,6 @@
-"""DoRA's column norms, without forming the dense update (Liu et al. 2024, arXiv 2402.09353, sections 4.1 and 4.3)."""
+"""DoRA's column norms, without forming the dense update (Liu et al. 2024, arXiv 2402.09353,
+sections 4.1 and 4.3).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from jaxtyping import Array, Float
 
 from lora_jax.core.lowrank import LowRank
 
-_EXACT = jax.lax.Precision.HIGHEST  # A norm is the difference of large sums where an update removes part of the base.
+_EXACT = (
+    jax.lax.Precision.HIGHEST
+)  # A norm is the difference of large sums where an update removes part of the base.
 
 
 def column_squares(base: Float[Array, "*stack in out"], low: LowRank) -> Float[Array, "*stack out"]:
@@ -29,10 +33,16 @@ def column_squares(base: Float[Array, "*stack in out"], low: LowRank) -> Float[A
 
 
 def column_factors(base: Float[Array, "*stack in out"], low: LowRank) -> Float[Array, "*stack out"]:
-    """`magnitude / ||W + update||` for each output column, the norm held constant in gradients (section 4.3).
+    """`magnitude / ||W + update||` for each output column, the norm held constant in gradients
+    (section 4.3).
 
-    1 where a layer has no active column (it is not adapted), and where the norm is 0 (there is no direction to scale).
+    1 where a layer has no active column (it is not adapted), and where the norm is 0 (there is no
+    direction to scale).
     """
-    norm = jnp.sqrt(jax.lax.stop_gradient(column_squares(jax.lax.stop_gradient(base), jax.lax.stop_gradient(low))))
+    norm = jnp.sqrt(
+        jax.lax.stop_gradient(
+            column_squares(jax.lax.stop_gradient(base), jax.lax.stop_gradient(low))
+        )
+    )
     used = (low.scale != 0).any(-1)[..., None] & (norm > 0)
     return jnp.where(used, low.magnitude / jnp.where(used, norm, 1.0), 1.0)

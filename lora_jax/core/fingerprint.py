@@ -13,7 +13,9 @@ from lora_jax.core.paths import flatten
 
 
 def fingerprint(tree: Mapping[str, Any]) -> str:
-    """Sixteen hexadecimal digits from the paths, dtypes, shapes and bytes of all stored arrays, boxes included."""
+    """Sixteen hexadecimal digits from the paths, dtypes, shapes and bytes of all stored arrays,
+    boxes included.
+    """
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten(tree).items()):
         digest.update(f"{path}:{jax.tree.structure(leaf)}".encode())

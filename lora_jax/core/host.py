@@ -1,4 +1,6 @@
-"""Host arrays that a jax.Array on a CPU can share instead of copying: aligned as XLA wants them, and closed to writing when they are full."""
+"""Host arrays that a jax.Array on a CPU can share instead of copying: aligned as XLA wants them,
+and closed to writing when they are full.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,12 @@ import numpy as np
 _ALIGNMENT = 64  # bytes; XLA on a CPU copies what is not aligned so
 
 
-def filled(shape: tuple[int, ...], dtype: Any, parts: Iterable[tuple[Any, np.ndarray]]) -> np.ndarray:
-    """An array of these sizes made of `parts`, each put at its index as soon as it comes; nobody writes to it afterwards."""
+def filled(
+    shape: tuple[int, ...], dtype: Any, parts: Iterable[tuple[Any, np.ndarray]]
+) -> np.ndarray:
+    """An array of these sizes made of `parts`, each put at its index as soon as it comes; nobody
+    writes to it afterwards.
+    """
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     owner = np.empty(size + _ALIGNMENT, np.uint8)

@@ -1,9 +1,11 @@
-"""First values of the factors: one table of initialisers, and `initialize`, which applies one to a stack of matrices.
+"""First values of the factors: one table of initialisers, and `initialize`, which applies one to a
+stack of matrices.
 
-The adapted model starts as the base whatever the initialiser, and the stored base is never changed by one: where an
-initialiser takes its start out of the base (PiSSA, OLoRA, LoRA-GA, CorDA), the start is kept as fixed factors that are
-subtracted (`LowRank.a0`, `b0`), and `LowRank.plain` folds them into ordinary factors of twice the rank. LoftQ and QPiSSA are
-about which codes are stored, so they return a quantised base of their own.
+The adapted model starts as the base whatever the initialiser, and the stored base is never changed
+by one: where an initialiser takes its start out of the base (PiSSA, OLoRA, LoRA-GA, CorDA), the
+start is kept as fixed factors that are subtracted (`LowRank.a0`, `b0`), and `LowRank.plain` folds
+them into ordinary factors of twice the rank. LoftQ and QPiSSA are about which codes are stored, so
+they return a quantised base of their own.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ from lora_jax.core.variants import VARIANTS
 class Initializer:
     """A function (W, data, key, spec) -> (a, b, residual) and what it needs.
 
-    reads: 'shape' (W is not looked at), 'weight', 'gradient' (data is dL/dW), 'inputs' (data is the second moment of W's inputs),
-    'format' (data is the QuantSpec that W is stored in, and the residual is the quantised base).
+    reads: 'shape' (W is not looked at), 'weight', 'gradient' (data is dL/dW), 'inputs' (data is the
+    second moment of W's inputs), 'format' (data is the QuantSpec that W is stored in, and the
+    residual is the quantised base).
     """
 
     function: Callable[..., Any]
@@ -64,7 +67,10 @@ def initializer_named(name: str) -> Initializer:
     if found := re.fullmatch(r"pissa_niter_(\d+)", name):
         return Initializer(spectral.pissa_niter(int(found[1])), "weight")
     if name not in INITIALIZERS:
-        raise ValueError(f"Unknown LoRA init {name!r}. Known: {', '.join(INITIALIZERS)}; nearest: {nearest(name, INITIALIZERS, 1)[0]!r}.")
+        raise ValueError(
+            f"Unknown LoRA init {name!r}. Known: {', '.join(INITIALIZERS)}; nearest: "
+            f"{nearest(name, INITIALIZERS, 1)[0]!r}."
+        )
     return INITIALIZERS[name]
 
 
@@ -80,18 +86,22 @@ def initialize(
     weight: Float[Array, "*stack in out"] | None = None,
     data: Any = None,
 ) -> LowRank:
-    """New factors of a site whose weights are a stack of (rows, out) matrices; layers that `spec` leaves out have scale 0.
+    """New factors of a site whose weights are a stack of (rows, out) matrices; layers that `spec`
+    leaves out have scale 0.
 
-    Every matrix of the stack has a key of its own. `magnitude` is not set here: see `with_magnitude`.
+    Every matrix of the stack has a key of its own. `magnitude` is not set here: see
+    `with_magnitude`.
 
     Args:
         shared_key: of the random factors that all sites share (VeRA); `key` by default.
         weight: the pretrained matrices, for initialisers that decompose them.
-        data: what the initialiser reads besides: a gradient (*stack, in, out) or a second moment (*stack, in, in).
+        data: what the initialiser reads besides: a gradient (*stack, in, out) or a second moment
+            (*stack, in, in).
 
     Raises:
-        ValueError: the rank exceeds the smaller side, the initialiser is unknown or lacks what it reads, `spec.layers` does not
-            fit the stack, or `spec.parts` or `spec.group_size` do not divide the weight's sides.
+        ValueError: the rank exceeds the smaller side, the initialiser is unknown or lacks what it
+            reads, `spec.layers` does not fit the stack, or `spec.parts` or `spec.group_size` do not
+            divide the weight's sides.
     """
     variant, init = VARIANTS[spec.variant], initializer_named(spec.init)
     _check_sizes(rows, out, spec)
@@ -109,16 +119,25 @@ def initialize(
     else:
         a, b, moves = _by_initializer(init, key, stack, inner, out, spec, weight, data)
     mask = on[..., None, None]
-    # A layer that is left out holds nothing; where `a` is fixed or shared it is left as it is, its scale is 0 anyway.
+    # A layer that is left out holds nothing; where `a` is fixed or shared it is left as it is, its
+    # scale is 0 anyway.
     a, b = (a, b) if variant.shared else (a * mask, b * mask)
     return LowRank(
         a=a,
         b=b,
-        scale=jnp.broadcast_to(on[..., None] * spec.effective_scale, (*stack, columns)).astype(jnp.float32),
+        scale=jnp.broadcast_to(on[..., None] * spec.effective_scale, (*stack, columns)).astype(
+            jnp.float32
+        ),
         dropout=jnp.full(stack, spec.dropout, jnp.float32) if spec.dropout else None,
-        gain=None if variant.gain is None else jnp.full((*stack, columns), variant.gain, jnp.float32),
-        out_gain=None if variant.out_gain is None else jnp.full((*stack, out), variant.out_gain, jnp.float32),
-        parts=None if spec.parts is None else jnp.broadcast_to(_parts(spec), (*stack, columns, len(spec.parts))),
+        gain=None
+        if variant.gain is None
+        else jnp.full((*stack, columns), variant.gain, jnp.float32),
+        out_gain=None
+        if variant.out_gain is None
+        else jnp.full((*stack, out), variant.out_gain, jnp.float32),
+        parts=None
+        if spec.parts is None
+        else jnp.broadcast_to(_parts(spec), (*stack, columns, len(spec.parts))),
         a0=jnp.array(a, copy=True) if moves else None,
         b0=jnp.array(b, copy=True) if moves else None,
         in_axes=in_axes,
@@ -128,26 +147,44 @@ def initialize(
 
 
 def initialize_with_base(
-    key: jax.Array, weight: Float[Array, "*stack in out"], spec: LoraSpec, format: QuantSpec, *, in_axes: tuple[int, ...] = (0,)
+    key: jax.Array,
+    weight: Float[Array, "*stack in out"],
+    spec: LoraSpec,
+    format: QuantSpec,
+    *,
+    in_axes: tuple[int, ...] = (0,),
 ) -> tuple[LowRank, QuantizedArray]:
-    """New factors, and the quantised matrices that belong to them, for an initialiser that chooses both (LoftQ, QPiSSA).
+    """New factors, and the quantised matrices that belong to them, for an initialiser that chooses
+    both (LoftQ, QPiSSA).
 
     Raises:
-        ValueError: as `initialize`; or the initialiser chooses no base; or `spec.layers` leaves layers out.
+        ValueError: as `initialize`; or the initialiser chooses no base; or `spec.layers` leaves
+            layers out.
     """
     init = initializer_named(spec.init)
     rows, out = weight.shape[-2:]
     if init.reads != "format":
         raise ValueError(f"init={spec.init!r} leaves the base as it is; use `initialize`.")
     if spec.layers is not None:
-        raise ValueError(f"init={spec.init!r} stores another base in every layer, so layers={spec.layers} cannot leave layers out.")
-    low = initialize(key, weight.shape[:-2], rows, out, dataclasses.replace(spec, init="kaiming"), in_axes=in_axes)
+        raise ValueError(
+            f"init={spec.init!r} stores another base in every layer, so layers={spec.layers} "
+            "cannot leave layers out."
+        )
+    low = initialize(
+        key,
+        weight.shape[:-2],
+        rows,
+        out,
+        dataclasses.replace(spec, init="kaiming"),
+        in_axes=in_axes,
+    )
     a, b, base = init.function(weight, format, key, spec)
     return low.replace(a=a, b=b), base
 
 
 def with_magnitude(low: LowRank, base: Float[Array, "*stack in out"]) -> LowRank:
-    """The same factors with DoRA's magnitude at its first value, the column norms of base + update: the start is the base.
+    """The same factors with DoRA's magnitude at its first value, the column norms of base + update:
+    the start is the base.
 
     The base's squared column norms are kept (`base_square`), so that no step sums them again.
     """
@@ -157,7 +194,14 @@ def with_magnitude(low: LowRank, base: Float[Array, "*stack in out"]) -> LowRank
 
 
 def _by_initializer(
-    init: Initializer, key: jax.Array, stack: tuple[int, ...], rows: int, out: int, spec: LoraSpec, weight: Any, data: Any
+    init: Initializer,
+    key: jax.Array,
+    stack: tuple[int, ...],
+    rows: int,
+    out: int,
+    spec: LoraSpec,
+    weight: Any,
+    data: Any,
 ) -> tuple[Array, Array, bool]:
     """a, b, and whether they are taken out of the base."""
     spec = dataclasses.replace(spec, rank=spec.columns, parts=None)
@@ -166,53 +210,78 @@ def _by_initializer(
         shape = jax.ShapeDtypeStruct((rows, out), jnp.float32)
         start = jax.vmap(lambda k: init.function(shape, None, k, spec))(keys)
     elif init.reads == "format":
-        raise ValueError(f"init={spec.init!r} chooses the codes of a quantised base, and this site has no quantisation rule. Give it one.")
+        raise ValueError(
+            f"init={spec.init!r} chooses the codes of a quantised base, and this site has no "
+            "quantisation rule. Give it one."
+        )
     else:
         if weight is None:
-            raise ValueError(f"init={spec.init!r} decomposes the weight, and none was given (weight=...).")
+            raise ValueError(
+                f"init={spec.init!r} decomposes the weight, and none was given (weight=...)."
+            )
         if init.reads != "weight" and data is None:
             raise ValueError(
-                f"init={spec.init!r} needs measurements of this site ({init.reads}). Measure them with lora_jax.adapt.calibration and "
+                f"init={spec.init!r} needs measurements of this site ({init.reads}). Measure them "
+                "with lora_jax.adapters.calibration and "
                 "give adapt(..., statistics=...)."
             )
-        flat = lambda x: None if x is None else x.reshape(-1, *x.shape[len(stack) :])  # noqa: E731
-        every = jax.vmap(lambda w, d, k: init.function(w, d, k, spec), in_axes=(0, None if data is None else 0, 0))
+        flat = lambda x: None if x is None else x.reshape(-1, *x.shape[len(stack) :])
+        every = jax.vmap(
+            lambda w, d, k: init.function(w, d, k, spec),
+            in_axes=(0, None if data is None else 0, 0),
+        )
         args = (flat(weight), flat(data), keys)
         moves = jax.eval_shape(every, *args).residual is not None
-        # Compiled without the residual: a dense one of the size of the base would be made for nothing.
+        # Compiled without the residual: a dense one of the size of the base would be made for
+        # nothing.
         a, b = jax.jit(lambda *args: every(*args)[:2])(*args)
         return a.reshape(*stack, rows, -1), b.reshape(*stack, -1, out), moves
     return start.a.reshape(*stack, rows, -1), start.b.reshape(*stack, -1, out), False
 
 
 def _shared(key: jax.Array, rows: int, out: int, rank: int) -> tuple[Array, Array]:
-    """VeRA's frozen matrices: row i of `a` and column j of `b` are the same numbers at every site, whatever its size.
+    """VeRA's frozen matrices: row i of `a` and column j of `b` are the same numbers at every site,
+    whatever its size.
 
-    Kaiming uniform as in PEFT, in +-sqrt(6 / in) and +-sqrt(6 / rank), with the site's own number of inputs.
+    Kaiming uniform as in PEFT, in +-sqrt(6 / in) and +-sqrt(6 / rank), with the site's own number
+    of inputs.
     """
     a_key, b_key = jax.random.split(key)
-    draw = lambda k: jax.random.uniform(k, (rank,), jnp.float32, -1.0, 1.0)  # noqa: E731
-    rows_of = lambda k, n: jax.vmap(lambda i: draw(jax.random.fold_in(k, i)))(jnp.arange(n))  # noqa: E731
+    draw = lambda k: jax.random.uniform(k, (rank,), jnp.float32, -1.0, 1.0)
+    rows_of = lambda k, n: jax.vmap(lambda i: draw(jax.random.fold_in(k, i)))(jnp.arange(n))
     return rows_of(a_key, rows) * math.sqrt(6 / rows), rows_of(b_key, out).T * math.sqrt(6 / rank)
 
 
 def _parts(spec: LoraSpec) -> Float[Array, "r parts"]:
-    """Which part of a fused kernel each column writes to: `rank` columns for every adapted part, in their order."""
+    """Which part of a fused kernel each column writes to: `rank` columns for every adapted part, in
+    their order.
+    """
     chosen = [index for index, on in enumerate(spec.parts) if on]
-    return jnp.repeat(jax.nn.one_hot(jnp.asarray(chosen), len(spec.parts), dtype=jnp.float32), spec.rank, axis=0)
+    return jnp.repeat(
+        jax.nn.one_hot(jnp.asarray(chosen), len(spec.parts), dtype=jnp.float32), spec.rank, axis=0
+    )
 
 
 def _check_sizes(rows: int, out: int, spec: LoraSpec) -> None:
     variant = VARIANTS[spec.variant]
     if spec.parts is not None and out % len(spec.parts):
-        raise ValueError(f"parts={spec.parts} cuts the outputs into {len(spec.parts)} equal parts, and {out} outputs do not divide.")
+        raise ValueError(
+            f"parts={spec.parts} cuts the outputs into {len(spec.parts)} equal parts, and {out} "
+            "outputs do not divide."
+        )
     if variant.grouped and rows % spec.group_size:
-        raise ValueError(f"group_size must divide the weight's {rows} inputs, got {spec.group_size}.")
-    side = min(rows // (spec.group_size if variant.grouped else 1), out // (1 if spec.parts is None else len(spec.parts)))
+        raise ValueError(
+            f"group_size must divide the weight's {rows} inputs, got {spec.group_size}."
+        )
+    side = min(
+        rows // (spec.group_size if variant.grouped else 1),
+        out // (1 if spec.parts is None else len(spec.parts)),
+    )
     # VeRA's rank counts shared random directions, of which there may be more than the weight has.
     if spec.rank > side and not variant.shared:
         raise ValueError(
-            f"Rank {spec.rank} is larger than the smaller side of a {rows} x {out} weight: at most {side} columns can "
+            f"Rank {spec.rank} is larger than the smaller side of a {rows} x {out} weight: at most "
+            f"{side} columns can "
             "differ. Lower the rank here, or give this site a rule of its own."
         )
 
@@ -221,9 +290,15 @@ def _layer_mask(stack: tuple[int, ...], layers: tuple[int, ...] | None) -> Float
     if layers is None:
         return jnp.ones(stack, jnp.float32)
     if not stack:
-        raise ValueError(f"layers={layers} needs a site with a stack of layers, and this one has none. Select layers by path instead.")
+        raise ValueError(
+            f"layers={layers} needs a site with a stack of layers, and this one has none. Select "
+            "layers by path instead."
+        )
     wrong = [index for index in layers if not 0 <= index < stack[0]]
     if wrong or not layers:
-        raise ValueError(f"layers={layers} must name some of the layers 0 to {stack[0] - 1} of this stack; {wrong or 'none'} do not exist.")
+        raise ValueError(
+            f"layers={layers} must name some of the layers 0 to {stack[0] - 1} of this stack; "
+            f"{wrong or 'none'} do not exist."
+        )
     mask = jnp.zeros(stack[0], jnp.float32).at[jnp.asarray(layers)].set(1.0)
     return jnp.broadcast_to(mask.reshape(-1, *[1] * (len(stack) - 1)), stack)

@@ -24,13 +24,16 @@ _TRAINED = ("a", "b", "magnitude", "gain", "out_gain")
 class LoraSpec:
     """The adapter of one site.
 
-    rank: columns of `a`. alpha: numerator of the scale. scaling: 'standard' is alpha / rank (LoRA, Hu et al. 2021, section
-    4.1), 'rslora' is alpha / sqrt(rank) (Kalajdzievski 2023). dropout: probability that an entry of the adapter's input is
-    dropped in training. init: a name that `lora_jax.core.init.initializer_named` knows. layers: indices along the first stack
-    axis that are adapted, None for all. dora: a trained magnitude for each output column (Liu et al. 2024). variant: a name in
-    `lora_jax.core.variants.VARIANTS`. group_size: inputs that share a row of `a`, for variant 'qa_lora' alone. parts: for a
-    kernel that holds several projections side by side, such as (True, False, True) for the query and value of a fused
-    (in, 3 * d) kernel: each part that is True gets factors of its own, of this rank (loralib's `enable_lora`).
+    rank: columns of `a`. alpha: numerator of the scale. scaling: 'standard' is alpha / rank (LoRA,
+    Hu et al. 2021, section 4.1), 'rslora' is alpha / sqrt(rank) (Kalajdzievski 2023). dropout:
+    probability that an entry of the adapter's input is
+    dropped in training. init: a name that `lora_jax.core.init.initializer_named` knows. layers:
+    indices along the first stack axis that are adapted, None for all. dora: a trained magnitude for
+    each output column (Liu et al. 2024). variant: a name in `lora_jax.core.variants.VARIANTS`.
+    group_size: inputs that share a row of `a`, for variant 'qa_lora' alone. parts: for a kernel
+    that holds several projections side by side, such as (True, False, True) for the query and value
+    of a fused (in, 3 * d) kernel: each part that is True gets factors of its own, of this rank
+    (loralib's `enable_lora`).
     """
 
     rank: int = 8
@@ -46,22 +49,33 @@ class LoraSpec:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError(f"LoRA rank must be at least 1, got {self.rank}. To leave a site alone, give its rule the value None.")
+            raise ValueError(
+                f"LoRA rank must be at least 1, got {self.rank}. To leave a site alone, give its "
+                "rule the value None."
+            )
         if self.scaling not in ("standard", "rslora"):
             raise ValueError(f"LoRA scaling must be 'standard' or 'rslora', got {self.scaling!r}.")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"LoRA dropout must be in [0, 1), got {self.dropout}.")
         if not math.isfinite(self.alpha) or self.alpha == 0:
-            raise ValueError(f"LoRA alpha must be finite and not 0, got {self.alpha}: at 0 the adapter would change nothing.")
+            raise ValueError(
+                f"LoRA alpha must be finite and not 0, got {self.alpha}: at 0 the adapter would "
+                "change nothing."
+            )
         if self.group_size < 1:
             raise ValueError(f"LoRA group_size must be at least 1 input, got {self.group_size}.")
         if self.parts is not None and not any(self.parts):
-            raise ValueError(f"LoRA parts={self.parts} adapts none of them. Set at least one to True, or leave the site alone.")
+            raise ValueError(
+                f"LoRA parts={self.parts} adapts none of them. Set at least one to True, or leave "
+                "the site alone."
+            )
         variant_named(self.variant).check(self)
 
     @property
     def effective_scale(self) -> float:
-        """The number that multiplies `a @ b`: alpha / rank or alpha / sqrt(rank); 1 for VeRA, which has no alpha."""
+        """The number that multiplies `a @ b`: alpha / rank or alpha / sqrt(rank); 1 for VeRA, which
+        has no alpha.
+        """
         if not VARIANTS[self.variant].scaled:
             return 1.0
         return self.alpha / (self.rank if self.scaling == "standard" else math.sqrt(self.rank))
@@ -73,23 +87,30 @@ class LoraSpec:
 
 
 class LowRank(struct.PyTreeNode):
-    """The update `(a * scale) @ b` of one weight, seen as a matrix (in, out), and what its variants add to it.
+    """The update `(a * scale) @ b` of one weight, seen as a matrix (in, out), and what its variants
+    add to it.
 
-    `scale` is a vector over ranks: `effective_scale` where a column is in use, 0 where it is padding or where a layer of the
-    stack is not adapted. A zero in it zeroes the output and the gradient of that column, so rank, alpha and targets of
-    several adapters may differ under one compiled program. `dropout` is None where no dropout was asked for. `in_axes` are the
-    input axes of the weight, stack axes not counted.
+    `scale` is a vector over ranks: `effective_scale` where a column is in use, 0 where it is
+    padding or where a layer of the stack is not adapted. A zero in it zeroes the output and the
+    gradient of that column, so rank, alpha and targets of several adapters may differ under one
+    compiled program. `dropout` is None where no dropout was asked for. `in_axes` are the input axes
+    of the weight, stack axes not counted.
 
     All else is None where it is not used. In full, the update is
 
         (repeat(a, group) * scale * gain) @ (b * parts) * out_gain  -  (a0 * scale) @ b0
 
-    magnitude: DoRA's length of each output column; the adapted weight is then `magnitude * (W + update) / ||W + update||`.
-    gain: trained, one a column of `a` (VeRA's d, AdaLoRA's singular values). out_gain: trained, one an output (VeRA's b).
-    parts: 1 where a column may write to that part of the outputs, else 0 (fused kernels). a0, b0: first values of `a` and `b`
-    that are subtracted, for initialisers that take their start out of the base: the base itself is never changed.
-    base_square: squared norms of the base's columns, kept so that DoRA need not sum them at each step; None recomputes them.
-    group: rows of the weight that share a row of `a` (QA-LoRA). fixed: names of factors that are not trained.
+    magnitude: DoRA's length of each output column; the adapted weight is then `magnitude * (W +
+    update) / ||W + update||`.
+    gain: trained, one a column of `a` (VeRA's d, AdaLoRA's singular values). out_gain: trained, one
+    an output (VeRA's b).
+    parts: 1 where a column may write to that part of the outputs, else 0 (fused kernels). a0, b0:
+    first values of `a` and `b` that are subtracted, for initialisers that take their start out of
+    the base: the base itself is never changed.
+    base_square: squared norms of the base's columns, kept so that DoRA need not sum them at each
+    step; None recomputes them.
+    group: rows of the weight that share a row of `a` (QA-LoRA). fixed: names of factors that are
+        not trained.
     """
 
     a: Float[Array, "*stack grouped r"]
@@ -119,13 +140,19 @@ class LowRank(struct.PyTreeNode):
 
     def trained_fields(self) -> tuple[str, ...]:
         """Names of the arrays that are trained; the others are fixed."""
-        return tuple(name for name in _TRAINED if name not in self.fixed and getattr(self, name) is not None)
+        return tuple(
+            name for name in _TRAINED if name not in self.fixed and getattr(self, name) is not None
+        )
 
     def moving(self) -> LowRank:
-        """The trained term of the update as `a`, `b` and `scale` alone; without magnitude and without the subtracted start."""
+        """The trained term of the update as `a`, `b` and `scale` alone; without magnitude and
+        without the subtracted start.
+        """
         a, b = self.a, self.b
         if self.parts is not None:
-            b = b * jnp.repeat(self.parts, b.shape[-1] // self.parts.shape[-1], axis=-1).astype(b.dtype)
+            b = b * jnp.repeat(self.parts, b.shape[-1] // self.parts.shape[-1], axis=-1).astype(
+                b.dtype
+            )
         if self.gain is not None:
             b = self.gain[..., None].astype(b.dtype) * b
         if self.out_gain is not None:
@@ -142,7 +169,8 @@ class LowRank(struct.PyTreeNode):
         return LowRank(a=a0, b=b0, scale=self.scale, dropout=self.dropout, in_axes=self.in_axes)
 
     def plain(self) -> LowRank:
-        """Ordinary factors of the same update, as other tools know them, with the magnitude if there is one.
+        """Ordinary factors of the same update, as other tools know them, with the magnitude if
+        there is one.
 
         The rank doubles where a start is subtracted: [a, a0] and [b; -b0].
         """
@@ -156,10 +184,13 @@ class LowRank(struct.PyTreeNode):
         return low.replace(magnitude=self.magnitude, base_square=self.base_square)
 
     def delta(self, dtype: Any = jnp.float32) -> Float[Array, "*stack in out"]:
-        """The dense update, formed in float32. The magnitude is no part of it: it acts on base and update together."""
+        """The dense update, formed in float32. The magnitude is no part of it: it acts on base and
+        update together.
+        """
         low, start = self.moving(), self.start()
         update = _product(low)
-        # Two products, not one of twice the rank: equal factors cancel exactly, and step 0 is the base bit for bit.
+        # Two products, not one of twice the rank: equal factors cancel exactly, and step 0 is the
+        # base bit for bit.
         return (update if start is None else update - _product(start)).astype(dtype)
 
     def pad(self, rank: int) -> LowRank:
@@ -169,7 +200,10 @@ class LowRank(struct.PyTreeNode):
             ValueError: the adapter's rank is larger.
         """
         if rank < self.rank:
-            raise ValueError(f"Cannot pad an adapter of rank {self.rank} to rank {rank}: the target must not be smaller.")
+            raise ValueError(
+                f"Cannot pad an adapter of rank {self.rank} to rank {rank}: the target must not be "
+                "smaller."
+            )
         extra = rank - self.rank
 
         def widen(x: Array, axis: int) -> Array:
@@ -185,11 +219,17 @@ class LowRank(struct.PyTreeNode):
         return self._along_rank(lambda x, axis: jnp.take(x, used, axis=axis))
 
     def _along_rank(self, change: Any) -> LowRank:
-        present = {name: axis for name, axis in RANK_AXIS.items() if getattr(self, name) is not None}
-        return self.replace(**{name: change(getattr(self, name), axis) for name, axis in present.items()})
+        present = {
+            name: axis for name, axis in RANK_AXIS.items() if getattr(self, name) is not None
+        }
+        return self.replace(
+            **{name: change(getattr(self, name), axis) for name, axis in present.items()}
+        )
 
     def active_parameters(self) -> int:
-        """Number of trained entries: of columns whose scale is not 0, and of layers that have such a column."""
+        """Number of trained entries: of columns whose scale is not 0, and of layers that have such
+        a column.
+        """
         used = np.asarray(self.scale) != 0
         columns, layers = int(used.sum()), int(used.any(-1).sum())
         out = self.b.shape[-1]
@@ -197,7 +237,13 @@ class LowRank(struct.PyTreeNode):
         if self.parts is not None:
             parts = np.asarray(self.parts)
             written = int((parts * used[..., None]).sum()) * (out // parts.shape[-1])
-        counts = {"a": columns * self.a.shape[-2], "b": written, "gain": columns, "magnitude": layers * out, "out_gain": layers * out}
+        counts = {
+            "a": columns * self.a.shape[-2],
+            "b": written,
+            "gain": columns,
+            "magnitude": layers * out,
+            "out_gain": layers * out,
+        }
         return sum(counts[name] for name in self.trained_fields())
 
 
@@ -208,4 +254,6 @@ def _product(low: LowRank) -> Float[Array, "*stack in out"]:
 
 def array_fields(leaf: Any) -> tuple[str, ...]:
     """Names of the fields of a trainable leaf that hold arrays (or None), static ones left out."""
-    return tuple(field.name for field in dataclasses.fields(leaf) if field.metadata.get("pytree_node", True))
+    return tuple(
+        field.name for field in dataclasses.fields(leaf) if field.metadata.get("pytree_node", True)
+    )

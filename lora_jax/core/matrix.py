@@ -1,4 +1,6 @@
-"""Weights seen as matrices (in, out): one law for dense, multi-axis, einsum and convolution kernels."""
+"""Weights seen as matrices (in, out): one law for dense, multi-axis, einsum and convolution
+kernels.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,12 @@ from collections.abc import Sequence
 from jaxtyping import Array, Shaped
 
 
-def to_matrix(w: Shaped[Array, "*axes"], kernel_ndim: int, in_axes: Sequence[int]) -> Shaped[Array, "*stack in out"]:
-    """The last `kernel_ndim` axes of `w` as (in, out): the kernel axes in `in_axes` first, the others after them."""
+def to_matrix(
+    w: Shaped[Array, "*axes"], kernel_ndim: int, in_axes: Sequence[int]
+) -> Shaped[Array, "*stack in out"]:
+    """The last `kernel_ndim` axes of `w` as (in, out): the kernel axes in `in_axes` first, the
+    others after them.
+    """
     lead = w.ndim - kernel_ndim
     kernel_shape = w.shape[lead:]
     order = _order(kernel_ndim, in_axes)
@@ -18,14 +24,18 @@ def to_matrix(w: Shaped[Array, "*axes"], kernel_ndim: int, in_axes: Sequence[int
     return w.reshape(*w.shape[:lead], math.prod(kernel_shape[axis] for axis in in_axes), -1)
 
 
-def from_matrix(matrix: Shaped[Array, "*stack in out"], kernel_shape: Sequence[int], in_axes: Sequence[int]) -> Shaped[Array, "*axes"]:
+def from_matrix(
+    matrix: Shaped[Array, "*stack in out"], kernel_shape: Sequence[int], in_axes: Sequence[int]
+) -> Shaped[Array, "*axes"]:
     """The inverse of `to_matrix`."""
     lead = matrix.ndim - 2
     order = _order(len(kernel_shape), in_axes)
     w = matrix.reshape(*matrix.shape[:lead], *(kernel_shape[axis] for axis in order))
     if order == tuple(range(len(kernel_shape))):
         return w
-    return w.transpose(*range(lead), *(lead + order.index(axis) for axis in range(len(kernel_shape))))
+    return w.transpose(
+        *range(lead), *(lead + order.index(axis) for axis in range(len(kernel_shape)))
+    )
 
 
 def _order(kernel_ndim: int, in_axes: Sequence[int]) -> tuple[int, ...]:

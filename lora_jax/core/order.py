@@ -11,8 +11,9 @@ from jaxtyping import Array, UInt8
 def zero_after(x: Array) -> UInt8[Array, ""]:
     """0, there once `x` is: what it is added to waits for `x`.
 
-    By a way that no compiler sees through before it has put the program in order: no number has 128 bits. `optimization_barrier`
-    would say it better, and XLA drops it on a CPU before it orders the program.
+    By a way that no compiler sees through before it has put the program in order: no number has 128
+    bits. `optimization_barrier` would say it better, and XLA drops it on a CPU before it orders the
+    program.
     """
     first = x[(0,) * x.ndim]
     bits = jax.lax.bitcast_convert_type(first, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
@@ -22,4 +23,6 @@ def zero_after(x: Array) -> UInt8[Array, ""]:
 @zero_after.def_vmap
 def _zero_after_all(size: int, batched: list[bool], x: Array) -> tuple[UInt8[Array, ""], bool]:
     del size, batched  # `x` is: nothing else could be.
-    return zero_after(x[0]), False  # One 0 for all: with one each, vmap would dequantise a shared weight for every entry.
+    return zero_after(
+        x[0]
+    ), False  # One 0 for all: with one each, vmap would dequantise a shared weight for every entry.

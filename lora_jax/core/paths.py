@@ -1,4 +1,6 @@
-"""Names of parameters, `layers/attn/q/kernel`, and ordered rules on them: first full match wins, no rule may go unused."""
+"""Names of parameters, `layers/attn/q/kernel`, and ordered rules on them: first full match wins, no
+rule may go unused.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ Rules = Sequence[tuple[str, S | None]]
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """`{'a/b/kernel': leaf}` for nested mappings; anything that is not a mapping (an array, a box) is a leaf."""
+    """`{'a/b/kernel': leaf}` for nested mappings; anything that is not a mapping (an array, a box)
+    is a leaf.
+    """
     return traverse_util.flatten_dict(_plain(tree), sep="/") if tree else {}
 
 
@@ -24,13 +28,18 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nearest(name: str, known: Iterable[str], count: int = 4) -> list[str]:
-    """Up to `count` known names, the most similar first; some of the known names if none is similar."""
+    """Up to `count` known names, the most similar first; some of the known names if none is
+    similar.
+    """
     known = list(known)
     return difflib.get_close_matches(name, known, n=count, cutoff=0.4) or known[:count]
 
 
-def match(rules: Rules[S], paths: Iterable[str], *, what: str, among: str = "sites") -> dict[str, S]:
-    """The value of the first rule whose regular expression matches the whole path, for each path that has one.
+def match(
+    rules: Rules[S], paths: Iterable[str], *, what: str, among: str = "sites"
+) -> dict[str, S]:
+    """The value of the first rule whose regular expression matches the whole path, for each path
+    that has one.
 
     A value of None means "leave alone": it ends the search and the path is left out of the result.
 
@@ -39,7 +48,8 @@ def match(rules: Rules[S], paths: Iterable[str], *, what: str, among: str = "sit
         among: what the paths are, in errors.
 
     Raises:
-        ValueError: a rule is not a regular expression, matches no path, or matches only paths that earlier rules took.
+        ValueError: a rule is not a regular expression, matches no path, or matches only paths that
+            earlier rules took.
 
     >>> match([("a/.*", 1), (".*", None)], ["a/x", "b/x"], what="demo")
     {'a/x': 1}
@@ -66,8 +76,10 @@ def _unused(pattern: str, regex: re.Pattern[str], paths: list[str], what: str, a
         return f"{what} rule {pattern!r} is never reached: earlier rules match all that it matches. Put it before them, or delete it."
     close = ", ".join(repr(path) for path in nearest(pattern, paths))
     return (
-        f"{what} rule {pattern!r} matches none of {len(paths)} {among}. Nearest: {close or 'none (there are no ' + among + ')'}. "
-        "Rules are full-match regular expressions on paths; list them with lora_jax.find_sites(model, *inputs)."
+        f"{what} rule {pattern!r} matches none of {len(paths)} {among}. Nearest: "
+        f"{close or 'none (there are no ' + among + ')'}. "
+        "Rules are full-match regular expressions on paths; list them with "
+        "lora_jax.find_sites(model, *inputs)."
     )
 
 
@@ -76,9 +88,12 @@ def _compile(pattern: str, what: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise ValueError(
-            f"{what} rule {pattern!r} is not a regular expression: {error}. Patterns match whole paths, e.g. 'layers/.*/kernel'."
+            f"{what} rule {pattern!r} is not a regular expression: {error}. Patterns match whole "
+            "paths, e.g. 'layers/.*/kernel'."
         ) from None
 
 
 def _plain(tree: Any) -> Any:
-    return {name: _plain(value) for name, value in tree.items()} if isinstance(tree, Mapping) else tree
+    return (
+        {name: _plain(value) for name, value in tree.items()} if isinstance(tree, Mapping) else tree
+    )

@@ -1,7 +1,9 @@
-"""Trainable pieces beside a model's weights, for the baselines: bottleneck adapters, IA3's gains, prefix states.
+"""Trainable pieces beside a model's weights, for the baselines: bottleneck adapters, IA3's gains,
+prefix states.
 
-Each rides through scans on the weight of the module that it acts on (a box with a piece attached), so no model is edited. They
-are no change of a weight, so they work with `lora_jax.apply` alone: reading such a weight in any other way is an error.
+Each rides through scans on the weight of the module that it acts on (a box with a piece attached),
+so no model is edited. They are no change of a weight, so they work with `lora_jax.apply` alone:
+reading such a weight in any other way is an error.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ _READABLE: contextvars.ContextVar[bool] = contextvars.ContextVar("readable", def
 
 
 class Piece(struct.PyTreeNode):
-    """A trained piece that changes the input or the output of the module whose weight carries it."""
+    """A trained piece that changes the input or the output of the module whose weight carries
+    it.
+    """
 
     label = "module"
     name = "piece"
@@ -54,10 +58,12 @@ class Piece(struct.PyTreeNode):
 
 
 class Bottleneck(Piece):
-    """`y + up(relu(down(y)))`, with a layer norm of its own before `down` if there is one; `up` starts at 0.
+    """`y + up(relu(down(y)))`, with a layer norm of its own before `down` if there is one; `up`
+    starts at 0.
 
-    down (*stack, d, m), up (*stack, m, d), biases, norm scale and bias (*stack, d). `on` is 1 where a layer has it, else 0.
-    Houlsby et al. 2019 (arXiv 1902.00751), figure 2; Bapna and Firat 2019 and Lin et al. 2020 for the norm.
+    down (*stack, d, m), up (*stack, m, d), biases, norm scale and bias (*stack, d). `on` is 1 where
+    a layer has it, else 0. Houlsby et al. 2019 (arXiv 1902.00751), figure 2; Bapna and Firat 2019
+    and Lin et al. 2020 for the norm.
     """
 
     down: Any
@@ -71,27 +77,37 @@ class Bottleneck(Piece):
 
     def trained_fields(self) -> tuple[str, ...]:
         """Names of the arrays that are trained."""
-        return ("down", "down_bias", "up", "up_bias") + (() if self.norm_scale is None else ("norm_scale", "norm_bias"))
+        return ("down", "down_bias", "up", "up_bias") + (
+            () if self.norm_scale is None else ("norm_scale", "norm_bias")
+        )
 
     def active_parameters(self) -> int:
         """Number of trained entries in layers that have it."""
         every = super().active_parameters()
-        return every if self.on is None or not self.on.ndim else int(every // self.on.size * float(self.on.sum()))
+        return (
+            every
+            if self.on is None or not self.on.ndim
+            else int(every // self.on.size * float(self.on.sum()))
+        )
 
     def after(self, y: Array) -> Array:
         """The output with the bottleneck's added."""
         x = y
         if self.norm_scale is not None:
-            x = jax.nn.standardize(y, axis=-1, epsilon=1e-6) * self.norm_scale.astype(y.dtype) + self.norm_bias.astype(y.dtype)
+            x = jax.nn.standardize(y, axis=-1, epsilon=1e-6) * self.norm_scale.astype(
+                y.dtype
+            ) + self.norm_bias.astype(y.dtype)
         hidden = jax.nn.relu(x @ self.down.astype(y.dtype) + self.down_bias.astype(y.dtype))
         change = hidden @ self.up.astype(y.dtype) + self.up_bias.astype(y.dtype)
         return y + (change if self.on is None else change * self.on.astype(y.dtype))
 
 
 class Gain(Piece):
-    """IA3's vector l, starting at 1: multiplies the output of keys and values, or the input of the last feed-forward product.
+    """IA3's vector l, starting at 1: multiplies the output of keys and values, or the input of the
+    last feed-forward product.
 
-    Liu et al. 2022 (arXiv 2205.05638), section 3.3. The output's bias is multiplied, too, as in PEFT.
+    Liu et al. 2022 (arXiv 2205.05638), section 3.3. The output's bias is multiplied, too, as in
+    PEFT.
     """
 
     value: Any
@@ -112,10 +128,12 @@ class Gain(Piece):
 
 
 class Prefix(Piece):
-    """Trained states in place of those at the inserted positions: `prefix` after the first token, `infix` at the end.
+    """Trained states in place of those at the inserted positions: `prefix` after the first token,
+    `infix` at the end.
 
-    value (*stack, prefix + infix, d). Where `inserts` is set, `apply` makes room for them in the model's inputs. `on` is 1
-    where a layer's states are replaced. Hu et al. 2021 (LoRA, arXiv 2106.09685), section 5.1, after Li and Liang 2021.
+    value (*stack, prefix + infix, d). Where `inserts` is set, `apply` makes room for them in the
+    model's inputs. `on` is 1 where a layer's states are replaced. Hu et al. 2021 (LoRA, arXiv
+    2106.09685), section 5.1, after Li and Liang 2021.
     """
 
     value: Any
@@ -131,7 +149,11 @@ class Prefix(Piece):
 
     def active_parameters(self) -> int:
         """Number of trained entries in layers whose states are replaced."""
-        return self.value.size if self.on is None or not self.on.ndim else int(self.value.size // self.on.size * float(self.on.sum()))
+        return (
+            self.value.size
+            if self.on is None or not self.on.ndim
+            else int(self.value.size // self.on.size * float(self.on.sum()))
+        )
 
     def after(self, y: Array) -> Array:
         """The output (batch, time, d) with its inserted positions replaced."""
@@ -141,13 +163,15 @@ class Prefix(Piece):
         return new if self.on is None else jnp.where(self.on > 0, new, y)
 
     def insert(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The model's inputs (tokens, mask, segment ids or None) with room for the inserted positions."""
+        """The model's inputs (tokens, mask, segment ids or None) with room for the inserted
+        positions.
+        """
         tokens, mask, *rest = args
         types = [None if x is None else self._widened(x, 0) for x in rest[:1]]
         return (self._widened(tokens, 0), self._widened(mask, True), *types, *rest[1:])
 
     def _widened(self, x: Array, fill: Any) -> Array:
-        pad = lambda count: jnp.full((x.shape[0], count), fill, x.dtype)  # noqa: E731
+        pad = lambda count: jnp.full((x.shape[0], count), fill, x.dtype)
         return jnp.concatenate([x[:, :1], pad(self.prefix), x[:, 1:], pad(self.infix)], 1)
 
 
@@ -164,8 +188,9 @@ class Carrying(Wrapping):
         """
         if not _READABLE.get():
             raise ValueError(
-                f"This {self.shape} weight carries a trained {self.piece.name}, which is no change of the weight: it cannot be merged or "
-                "read as an array. Use lora_jax.apply(model, frozen, lora, ...)."
+                f"This {self.shape} weight carries a trained {self.piece.name}, which is no change "
+                "of the weight: it cannot be merged or "
+                "read as an array. Use lora_jax.apply(model, frozen, trainable, ...)."
             )
         return meta.unbox(self.base)
 

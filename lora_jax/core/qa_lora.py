@@ -1,4 +1,6 @@
-"""QA-LoRA's merge: an update that is constant over each block of a quantised weight moves the block's zero-point, and no code."""
+"""QA-LoRA's merge: an update that is constant over each block of a quantised weight moves the
+block's zero-point, and no code.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +13,45 @@ from lora_jax.core.quantize import QuantizedArray
 
 
 def fold_into_zeros(stored: QuantizedArray, low: LowRank) -> QuantizedArray:
-    """The quantised weight whose dequantised value is that of `stored` plus the update of `low`; codes and scales stay.
+    """The quantised weight whose dequantised value is that of `stored` plus the update of `low`;
+    codes and scales stay.
 
-    A weight of an asymmetric format is `code * scale + zero`, and QA-LoRA's update is the same number for all inputs of a group:
-    added to the zeros of the group's blocks it is exact up to float32's rounding (Xu et al. 2023, arXiv 2309.14717, section
-    3.3).
+    A weight of an asymmetric format is `code * scale + zero`, and QA-LoRA's update is the same
+    number for all inputs of a group: added to the zeros of the group's blocks it is exact up to
+    float32's rounding (Xu et al. 2023, arXiv 2309.14717, section 3.3).
 
     Raises:
-        ValueError: the format has no zeros, they are stored in fewer bits than float32, a group is no whole number of blocks, or
-            the adapter has a magnitude.
+        ValueError: the format has no zeros, they are stored in fewer bits than float32, a group is
+            no whole number of blocks, or the adapter has a magnitude.
     """
     zero: Any = getattr(stored, "zero", None)
     if zero is None:
         raise ValueError(
-            f"QA-LoRA folds into zero-points, and format {stored.spec.format!r} has none. Quantise to an asymmetric one (int4_asym)."
+            f"QA-LoRA folds into zero-points, and format {stored.spec.format!r} has none. Quantise "
+            "to an asymmetric one (int4_asym)."
         )
     if getattr(zero, "dtype", None) != jnp.float32:
-        raise ValueError("QA-LoRA folds into zeros that are stored in float32: quantise with double=False and scale_dtype='float32'.")
-    if getattr(stored, "in_scale", None) is not None or low.magnitude is not None or stored.in_axes != low.in_axes:
-        raise ValueError("QA-LoRA folds a plain update into plain zeros: no magnitude, no scaled inputs, and the weight's own input axes.")
+        raise ValueError(
+            "QA-LoRA folds into zeros that are stored in float32: quantise with double=False and "
+            "scale_dtype='float32'."
+        )
+    if (
+        getattr(stored, "in_scale", None) is not None
+        or low.magnitude is not None
+        or stored.in_axes != low.in_axes
+    ):
+        raise ValueError(
+            "QA-LoRA folds a plain update into plain zeros: no magnitude, no scaled inputs, and "
+            "the weight's own input axes."
+        )
     blocks = zero.shape[-2]
     block = stored.spec.block_size or low.rows
     if low.group % block:
         raise ValueError(
-            f"QA-LoRA needs groups of whole blocks: group_size {low.group} is no multiple of block_size {block}. Use group_size={block}."
+            f"QA-LoRA needs groups of whole blocks: group_size {low.group} is no multiple of "
+            f"block_size {block}. Use group_size={block}."
         )
     grouped = low.replace(group=1).delta()  # one row a group: all rows of a group are equal
-    return stored.replace(zero=zero + jnp.repeat(grouped, low.group // block, axis=-2)[..., :blocks, :])
+    return stored.replace(
+        zero=zero + jnp.repeat(grouped, low.group // block, axis=-2)[..., :blocks, :]
+    )

@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Shaped, UInt8
 
-from lora_jax.core import codebooks, packing, scales
+from lora_jax.core import bit_packing, codebooks, scales
 from lora_jax.core.boxes import Boxed
 from lora_jax.core.matrix import from_matrix, to_matrix
 from lora_jax.core.paths import flatten
@@ -29,10 +29,12 @@ _DAMAGED = 0.05  # a scale is damaged when storing it in 8 bits moves it by more
 class QuantSpec:
     """How a weight is stored.
 
-    format: a name in `lora_jax.core.codebooks.FORMATS`. block_size: weights that share one scale, along the input axis;
-    None gives one scale for each output channel. double: the scales are stored in 8 bits, 256 to a group, by `second_level`:
-    'mean' is QLoRA's, 'log' is safe where some blocks are far larger than others. scale_dtype: of scales that are not double
-    quantised: 'float32', 'bfloat16', or 'e8m0', the power-of-two scales of MX (with block size 32 and an MX format).
+    format: a name in `lora_jax.core.codebooks.FORMATS`. block_size: weights that share one scale,
+    along the input axis; None gives one scale for each output channel. double: the scales are
+    stored in 8 bits, 256 to a group, by `second_level`: 'mean' is QLoRA's, 'log' is safe where some
+    blocks are far larger than others. scale_dtype: of scales that are not double
+    quantised: 'float32', 'bfloat16', or 'e8m0', the power-of-two scales of MX (with block size 32
+        and an MX format).
     """
 
     format: str = "nf4"
@@ -44,15 +46,28 @@ class QuantSpec:
     def __post_init__(self) -> None:
         format = codebooks.format_named(self.format)
         size = self.block_size
-        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 2 or size % 2):
-            raise ValueError(f"block_size must be an even number of weights or None (one block a column), got {size!r}.")
+        if size is not None and (
+            not isinstance(size, int) or isinstance(size, bool) or size < 2 or size % 2
+        ):
+            raise ValueError(
+                "block_size must be an even number of weights or None (one block a column), got "
+                f"{size!r}."
+            )
         for name, known in (("scale_dtype", SCALE_DTYPES), ("second_level", SECOND_LEVELS)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}."
+                )
         if self.double and self.scale_dtype != "float32":
-            raise ValueError(f"scale_dtype {self.scale_dtype!r} needs double=False: double quantisation stores the scales in 8 bits.")
+            raise ValueError(
+                f"scale_dtype {self.scale_dtype!r} needs double=False: double quantisation stores "
+                "the scales in 8 bits."
+            )
         if self.scale_dtype == "e8m0" and format.offset:
-            raise ValueError(f"scale_dtype 'e8m0' needs a symmetric format, and {self.format!r} has an offset. Use 'bfloat16'.")
+            raise ValueError(
+                f"scale_dtype 'e8m0' needs a symmetric format, and {self.format!r} has an offset. "
+                "Use 'bfloat16'."
+            )
 
     @property
     def bits(self) -> int:
@@ -63,11 +78,13 @@ class QuantSpec:
 class QuantizedArray(Boxed):
     """A weight in k-bit codes. Reading it gives the dequantised weight.
 
-    The weight is seen as a matrix (in, out): `in_axes` names which of its axes (stack axes not counted) are inputs.
-    `codes` is (*stack, `packing.packed_rows(in, bits)`, out), so (*stack, in / 2, out) for 4 bits. `scale` is (*stack, blocks,
-    out) in the spec's `scale_dtype` (uint8 exponents for 'e8m0'), or `DoubleQuantized` with n = out * blocks. `zero`, for
-    formats with an offset, is the smallest weight of each block, stored as `scale` is. `kernel_shape` is the weight's shape
-    without stack axes. `in_scale` (*stack, in) multiplies the rows (activation-aware quantisation), if there is one.
+    The weight is seen as a matrix (in, out): `in_axes` names which of its axes (stack axes not
+    counted) are inputs. `codes` is (*stack, `bit_packing.packed_rows(in, bits)`, out), so (*stack,
+    in / 2, out) for 4 bits. `scale` is (*stack, blocks, out) in the spec's `scale_dtype` (uint8
+    exponents for 'e8m0'), or `DoubleQuantized` with n = out * blocks. `zero`, for formats with an
+    offset, is the smallest weight of each block, stored as `scale` is. `kernel_shape` is the
+    weight's shape without stack axes. `in_scale` (*stack, in) multiplies the rows (activation-aware
+    quantisation), if there is one.
     """
 
     codes: UInt8[Array, "*stack packed out"]
@@ -100,7 +117,9 @@ class QuantizedArray(Boxed):
         return math.prod(self.kernel_shape[axis] for axis in self.in_axes)
 
     def matrix(self, dtype: Any = None) -> Float[Array, "*stack in out"]:
-        """The dequantised weight as matrices, computed in float32 and rounded once to `dtype` (its own by default)."""
+        """The dequantised weight as matrices, computed in float32 and rounded once to `dtype` (its
+        own by default).
+        """
         weight = decode(self.codes, self.scale, self.zero, self.spec, self.rows)
         if self.in_scale is not None:
             weight = weight * self.in_scale[..., None]
@@ -111,58 +130,86 @@ class QuantizedArray(Boxed):
         return from_matrix(self.matrix(), self.kernel_shape, self.in_axes)
 
 
-def quantize(w: Float[Array, "*axes"], spec: QuantSpec, *, kernel_ndim: int = 2, in_axes: tuple[int, ...] = (0,)) -> QuantizedArray:
+def quantize(
+    w: Float[Array, "*axes"],
+    spec: QuantSpec,
+    *,
+    kernel_ndim: int = 2,
+    in_axes: tuple[int, ...] = (0,),
+) -> QuantizedArray:
     """The k-bit codes and per-block scales whose product is nearest `w`, block by block.
 
-    The last `kernel_ndim` axes of `w` are the weight, seen as a matrix (in, out) whose inputs are `in_axes`; axes before them
-    are a stack of weights that are quantised one by one. Blocks run along `in`; each is divided by its largest magnitude and
-    rounded to the nearest level of the format (ties as `codebooks.Format` says). A last block may be short. With
-    `spec.double`, the scales themselves are stored in 8 bits, 256 to a group: 0.127 bits a weight, not 0.5.
+    The last `kernel_ndim` axes of `w` are the weight, seen as a matrix (in, out) whose inputs are
+    `in_axes`; axes before them are a stack of weights that are quantised one by one. Blocks run
+    along `in`; each is divided by its largest magnitude and rounded to the nearest level of the
+    format (ties as `codebooks.Format` says). A last block may be short. With `spec.double`, the
+    scales themselves are stored in 8 bits, 256 to a group: 0.127 bits a weight, not 0.5.
 
-    Where in % block_size == 0, codes, scales and nested scales of the transposed matrix equal bitsandbytes' on CUDA; for other
-    sizes, and for what its CPU backend does otherwise, see `lora_jax.io.bitsandbytes`.
+    Where in % block_size == 0, codes, scales and nested scales of the transposed matrix equal
+    bitsandbytes' on CUDA; for other sizes, and for what its CPU backend does otherwise, see
+    `lora_jax.io.bitsandbytes`.
 
     Reference: QLoRA, Dettmers et al. 2023, section 3 (arXiv 2305.14314).
 
     Raises:
-        ValueError: `w` has too few axes, is not floating, is empty, or holds a NaN or an infinity (outside jit only).
+        ValueError: `w` has too few axes, is not floating, is empty, or holds a NaN or an infinity
+            (outside jit only).
 
     Warns:
-        UserWarning: storing the scales in 8 bits damages more than 2 % of those of a matrix (outside jit only).
+        UserWarning: storing the scales in 8 bits damages more than 2 % of those of a matrix
+            (outside jit only).
 
     >>> quantize(jnp.ones((128, 32)), QuantSpec(double=False)).codes.shape
     (64, 32)
     """
     if w.ndim < kernel_ndim or not 0 < len(in_axes) < kernel_ndim or not w.size:
         raise ValueError(
-            f"Cannot quantise a weight of shape {w.shape} with {kernel_ndim} kernel axes, of which {in_axes} are inputs: needed at "
+            f"Cannot quantise a weight of shape {w.shape} with {kernel_ndim} kernel axes, of which "
+            f"{in_axes} are inputs: needed at "
             "least one input and one output axis, none of size 0."
         )
     if not jnp.issubdtype(w.dtype, jnp.floating):
-        raise ValueError(f"Cannot quantise a weight of dtype {w.dtype}: needed a floating dtype. Leave it out of the quantisation rules.")
+        raise ValueError(
+            f"Cannot quantise a weight of dtype {w.dtype}: needed a floating dtype. Leave it out "
+            "of the quantisation rules."
+        )
     codes, scale, zero, finite, damaged = _quantize_matrix(w, spec, kernel_ndim, in_axes)
     if not isinstance(finite, jax.core.Tracer):
         if not bool(finite):
             raise ValueError(
-                f"Cannot quantise a weight of shape {w.shape}: it holds a NaN or an infinity. Repair the checkpoint, or leave it out."
+                f"Cannot quantise a weight of shape {w.shape}: it holds a NaN or an infinity. "
+                "Repair the checkpoint, or leave it out."
             )
         if damaged is not None and float(damaged) > 0.02:
             warnings.warn(
-                f"Double quantisation moves {100 * float(damaged):.1f} % of the scales of a matrix in a {w.shape} weight by more than "
-                f"{_DAMAGED:.0%}: some blocks are far larger than others. Use QuantSpec(second_level='log') or double=False for it "
+                f"Double quantisation moves {100 * float(damaged):.1f} % of the scales of a matrix "
+                f"in a {w.shape} weight by more than "
+                f"{_DAMAGED:.0%}: some blocks are far larger than others. Use "
+                "QuantSpec(second_level='log') or double=False for it "
                 "(in a run's config: quant.second_level='log').",
                 stacklevel=2,
             )
     shape = tuple(w.shape[w.ndim - kernel_ndim :])
     return QuantizedArray(
-        codes=codes, scale=scale, zero=zero, spec=spec, kernel_shape=shape, in_axes=tuple(in_axes), dtype=jnp.dtype(w.dtype)
+        codes=codes,
+        scale=scale,
+        zero=zero,
+        spec=spec,
+        kernel_shape=shape,
+        in_axes=tuple(in_axes),
+        dtype=jnp.dtype(w.dtype),
     )
 
 
 def encode(
-    matrix: Float[Array, "*stack in out"], scale: Float[Array, "*stack blocks out"], zero: Any, spec: QuantSpec
+    matrix: Float[Array, "*stack in out"],
+    scale: Float[Array, "*stack blocks out"],
+    zero: Any,
+    spec: QuantSpec,
 ) -> UInt8[Array, "*stack packed out"]:
-    """Packed codes of the levels that are nearest to a matrix under given float32 scales (and zeros, for formats that have them)."""
+    """Packed codes of the levels that are nearest to a matrix under given float32 scales (and
+    zeros, for formats that have them).
+    """
     format = codebooks.format_named(spec.format)
     block, blocks, _ = block_sizes(matrix.shape[-2], spec.block_size)
     blocked = _blocked(matrix.astype(jnp.float32), block, blocks)
@@ -170,35 +217,55 @@ def encode(
         blocked = blocked - zero[..., None, :]
     empty = jnp.inf if format.zero_block == "lowest" else 0.0
     unit = format.limit if format.levels is None and not has_raw_levels(spec) else 1.0
-    # A product with the reciprocal, not a quotient, in float32: bitsandbytes' arithmetic, for 8 bits torch's own `127.0 / scale`.
+    # A product with the reciprocal, not a quotient, in float32: bitsandbytes' arithmetic, for 8
+    # bits torch's own `127.0 / scale`.
     inverse = jnp.where(scale > 0, (1.0 / scale) * np.float32(unit), empty)
     codes = nearest_code(blocked * inverse[..., None, :], format, raw=has_raw_levels(spec))
     codes = codes.reshape(*matrix.shape[:-2], blocks * block, -1)[..., : matrix.shape[-2], :]
-    return packing.pack(codes, format.bits, fill=format.zero)
+    return bit_packing.pack(codes, format.bits, fill=format.zero)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4), inline=True)
-def decode(codes: Array, scale: Any, zero: Any, spec: QuantSpec, rows: int) -> Float[Array, "*stack in out"]:
+def decode(
+    codes: Array, scale: Any, zero: Any, spec: QuantSpec, rows: int
+) -> Float[Array, "*stack in out"]:
     """The float32 matrix of packed codes and stored scales."""
     format = codebooks.format_named(spec.format)
     block, blocks, padded = block_sizes(rows, spec.block_size)
-    codes = packing.unpack(codes, format.bits, rows)
+    codes = bit_packing.unpack(codes, format.bits, rows)
     if format.levels is None:
         values = codes.astype(jnp.float32) - (0 if format.offset else format.limit + 1)
     else:
-        values = jnp.asarray(format.table(1.0 if has_raw_levels(spec) else None)).at[codes.astype(jnp.int32)].get(mode="promise_in_bounds")
+        values = (
+            jnp.asarray(format.table(1.0 if has_raw_levels(spec) else None))
+            .at[codes.astype(jnp.int32)]
+            .get(mode="promise_in_bounds")
+        )
     spread = functools.partial(_spread, shape=values.shape, block=block, blocks=blocks)
     weight = spread(scales.load(scale, blocks, codes.shape[-1]), values, jnp.multiply)
     if format.levels is None and not has_raw_levels(spec):
-        weight = weight * np.float32(1 / format.limit)  # after the scale, as bitsandbytes does for 8 bits
-    return weight if zero is None else spread(scales.load(zero, blocks, codes.shape[-1]), weight, jnp.add)
+        weight = weight * np.float32(
+            1 / format.limit
+        )  # after the scale, as bitsandbytes does for 8 bits
+    return (
+        weight
+        if zero is None
+        else spread(scales.load(zero, blocks, codes.shape[-1]), weight, jnp.add)
+    )
 
 
-def nearest_code(x: Float[Array, "*axes"], format: codebooks.Format, *, raw: bool = False) -> UInt8[Array, "*axes"]:
-    """The code of the level nearest to each number; NaN gets the lowest level. With `raw`, levels are in their own unit."""
+def nearest_code(
+    x: Float[Array, "*axes"], format: codebooks.Format, *, raw: bool = False
+) -> UInt8[Array, "*axes"]:
+    """The code of the level nearest to each number; NaN gets the lowest level. With `raw`, levels
+    are in their own unit.
+    """
     if format.levels is None:
         low = 0 if format.offset else -format.limit
-        return (jnp.clip(jnp.round(x), low, format.limit).astype(jnp.int32) + (0 if format.offset else format.limit + 1)).astype(jnp.uint8)
+        return (
+            jnp.clip(jnp.round(x), low, format.limit).astype(jnp.int32)
+            + (0 if format.offset else format.limit + 1)
+        ).astype(jnp.uint8)
     codes, thresholds = format.search(1.0 if raw else None)
     if len(codes) <= _CHAIN:
         # A search without a gather: one comparison a threshold, all in one pass.
@@ -206,15 +273,21 @@ def nearest_code(x: Float[Array, "*axes"], format: codebooks.Format, *, raw: boo
         for threshold in thresholds:
             index = index + (x > threshold).astype(jnp.uint8)
     else:
-        index = jnp.searchsorted(jnp.asarray(thresholds), x, side="left", method="scan_unrolled").astype(jnp.uint8)
+        index = jnp.searchsorted(
+            jnp.asarray(thresholds), x, side="left", method="scan_unrolled"
+        ).astype(jnp.uint8)
         index = jnp.where(jnp.isnan(x), 0, index)
     if np.array_equal(codes, np.arange(len(codes))):
         return index
     return jnp.asarray(codes).at[index.astype(jnp.int32)].get(mode="promise_in_bounds")
 
 
-def block_scales(matrix: Float[Array, "*stack in out"], spec: QuantSpec) -> tuple[Array, Array | None]:
-    """Float32 (scales, zeros), (*stack, blocks, out) each: largest magnitudes and None, or steps and smallest weights."""
+def block_scales(
+    matrix: Float[Array, "*stack in out"], spec: QuantSpec
+) -> tuple[Array, Array | None]:
+    """Float32 (scales, zeros), (*stack, blocks, out) each: largest magnitudes and None, or steps
+    and smallest weights.
+    """
     format = codebooks.format_named(spec.format)
     block, blocks, _ = block_sizes(matrix.shape[-2], spec.block_size)
     blocked = _blocked(matrix.astype(jnp.float32), block, blocks)
@@ -227,14 +300,18 @@ def block_scales(matrix: Float[Array, "*stack in out"], spec: QuantSpec) -> tupl
 def store_scales(scale: Array, zero: Array | None, spec: QuantSpec) -> tuple[Any, Any]:
     """(scales, zeros) in the form that the spec stores."""
     top = codebooks.format_named(spec.format).top
-    stored = scales.store(scale, double=spec.double, dtype=spec.scale_dtype, level=spec.second_level, top=top)
+    stored = scales.store(
+        scale, double=spec.double, dtype=spec.scale_dtype, level=spec.second_level, top=top
+    )
     if zero is None:
         return stored, None
     return stored, scales.store(zero, double=spec.double, dtype=spec.scale_dtype, level="mean")
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _quantize_matrix(w: Array, spec: QuantSpec, kernel_ndim: int, in_axes: tuple[int, ...]) -> tuple[Array, Any, Any, Array, Array | None]:
+def _quantize_matrix(
+    w: Array, spec: QuantSpec, kernel_ndim: int, in_axes: tuple[int, ...]
+) -> tuple[Array, Any, Any, Array, Array | None]:
     matrix = to_matrix(w, kernel_ndim, in_axes)
     scale, zero = block_scales(matrix, spec)
     blocks, out = scale.shape[-2:]
@@ -243,34 +320,50 @@ def _quantize_matrix(w: Array, spec: QuantSpec, kernel_ndim: int, in_axes: tuple
     if spec.double:
         damaged = _damaged(stored, stored_zero, scale, zero, spec).mean((-2, -1)).max()
     if zero is not None or spec.second_level == "log" or spec.scale_dtype != "float32":
-        # Codes that are nearest under the scale that will be read. QLoRA takes those of the exact scale.
+        # Codes that are nearest under the scale that will be read. QLoRA takes those of the exact
+        # scale.
         scale = scales.load(stored, blocks, out)
         zero = None if zero is None else scales.load(stored_zero, blocks, out)
-    return encode(matrix, scale, zero, spec), stored, stored_zero, jnp.isfinite(matrix).all(), damaged
+    return (
+        encode(matrix, scale, zero, spec),
+        stored,
+        stored_zero,
+        jnp.isfinite(matrix).all(),
+        damaged,
+    )
 
 
 def scale_damage(w: Float[Array, "*axes"], q: QuantizedArray) -> Float[Array, "*stack"]:
-    """The share of blocks whose stored scale is off by more than 5 %, or their zero by as much of their range, for each matrix of
-    the stack that `w` was quantised from.
+    """The share of blocks whose stored scale is off by more than 5 %, or their zero by as much of
+    their range, for each matrix of the stack that `w` was quantised from.
 
-    Above a hundredth, double quantisation has met blocks of very different sizes: `QuantSpec(second_level='log')` stores them.
+    Above a hundredth, double quantisation has met blocks of very different sizes:
+    `QuantSpec(second_level='log')` stores them.
     """
     scale, zero = block_scales(to_matrix(w, len(q.kernel_shape), q.in_axes), q.spec)
     return _damaged(q.scale, q.zero, scale, zero, q.spec).mean((-2, -1))
 
 
-def _damaged(stored: Any, stored_zero: Any, scale: Array, zero: Array | None, spec: QuantSpec) -> Array:
-    # A block of less than a fifth of the average size may be off by more: what is lost is small against the matrix.
+def _damaged(
+    stored: Any, stored_zero: Any, scale: Array, zero: Array | None, spec: QuantSpec
+) -> Array:
+    # A block of less than a fifth of the average size may be off by more: what is lost is small
+    # against the matrix.
     allowed = _DAMAGED * jnp.maximum(scale, 0.2 * scale.mean((-2, -1), keepdims=True))
     shape = scale.shape[-2:]
     off = jnp.abs(scales.load(stored, *shape) - scale) > allowed
     if zero is None:
         return off
-    return off | (jnp.abs(scales.load(stored_zero, *shape) - zero) > allowed * codebooks.format_named(spec.format).limit)
+    return off | (
+        jnp.abs(scales.load(stored_zero, *shape) - zero)
+        > allowed * codebooks.format_named(spec.format).limit
+    )
 
 
 def has_raw_levels(spec: QuantSpec) -> bool:
-    """Whether a scale is the size of a level of 1 in the format's own unit, rather than of the largest level."""
+    """Whether a scale is the size of a level of 1 in the format's own unit, rather than of the
+    largest level.
+    """
     return spec.scale_dtype == "e8m0" or codebooks.format_named(spec.format).offset
 
 
@@ -289,17 +382,29 @@ def _blocked(matrix: Array, block: int, blocks: int) -> Array:
     return matrix.reshape(*matrix.shape[:-2], blocks, block, matrix.shape[-1])
 
 
-def _spread(per_block: Array, values: Array, combine: Any, *, shape: tuple[int, ...], block: int, blocks: int) -> Array:
+def _spread(
+    per_block: Array,
+    values: Array,
+    combine: Any,
+    *,
+    shape: tuple[int, ...],
+    block: int,
+    blocks: int,
+) -> Array:
     """Values (*stack, in, out) combined with one number for each block of rows."""
     if block * blocks == shape[-2]:
-        return combine(values.reshape(*shape[:-2], blocks, block, shape[-1]), per_block[..., :, None, :]).reshape(shape)
+        return combine(
+            values.reshape(*shape[:-2], blocks, block, shape[-1]), per_block[..., :, None, :]
+        ).reshape(shape)
     return combine(values, jnp.repeat(per_block, block, axis=-2)[..., : shape[-2], :])
 
 
 def dequantize(tree: Any) -> Any:
-    """The tree with every quantised weight dense, in its own dtype: the same model, faster where it reads few tokens at a time, at the
-    memory of the unquantised one. One weight at a time is dequantised."""
-    dense = lambda leaf: _dense(leaf) if isinstance(leaf, QuantizedArray) else leaf  # noqa: E731
+    """The tree with every quantised weight dense, in its own dtype: the same model, faster where it
+    reads few tokens at a time, at the memory of the unquantised one. One weight at a time is
+    dequantised.
+    """
+    dense = lambda leaf: _dense(leaf) if isinstance(leaf, QuantizedArray) else leaf
     return jax.tree.map(dense, tree, is_leaf=lambda leaf: isinstance(leaf, QuantizedArray))
 
 

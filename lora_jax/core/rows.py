@@ -14,9 +14,11 @@ from lora_jax.core.boxes import Boxed, Whole, Wrapping
 
 
 class Rows(struct.PyTreeNode):
-    """New values (k, ...) of the rows `index` (k,) along a weight's first axis; the other rows stay frozen.
+    """New values (k, ...) of the rows `index` (k,) along a weight's first axis; the other rows stay
+    frozen.
 
-    `layers` says that the first axis is a stack of layers that a scan slices, not an axis of the weight itself.
+    `layers` says that the first axis is a stack of layers that a scan slices, not an axis of the
+    weight itself.
     """
 
     value: Any
@@ -46,8 +48,14 @@ class Rows(struct.PyTreeNode):
         Raises:
             ValueError: the rows do not fit the weight.
         """
-        if tuple(base.shape[1:]) != tuple(self.value.shape[1:]) or self.index.shape != self.value.shape[:1]:
-            raise ValueError(f"Trained rows of shape {self.value.shape} do not fit a weight of shape {tuple(base.shape)}.")
+        if (
+            tuple(base.shape[1:]) != tuple(self.value.shape[1:])
+            or self.index.shape != self.value.shape[:1]
+        ):
+            raise ValueError(
+                f"Trained rows of shape {self.value.shape} do not fit a weight of shape "
+                f"{tuple(base.shape)}."
+            )
         if self.layers:
             # A scan slices this axis, so the layers are put in place before it.
             return Whole(value=meta.unbox(base).at[self.index].set(self.value))
@@ -64,13 +72,17 @@ class WithRows(Wrapping):
         return meta.unbox(self.base).at[self.rows.index].set(self.rows.value.astype(self.dtype))
 
     def look_up(self, ids: Array, frozen: Array) -> Array:
-        """`frozen`, the rows `ids` of the base, with the trained ones in place: no copy of the embedding is made."""
+        """`frozen`, the rows `ids` of the base, with the trained ones in place: no copy of the
+        embedding is made.
+        """
         same = ids[..., None] == self.rows.index
         values = jnp.take(self.rows.value, same.argmax(-1), axis=0).astype(frozen.dtype)
         return jnp.where(same.any(-1, keepdims=True), values, frozen)
 
     def logits(self, query: Array, frozen: Array) -> Array:
-        """`frozen`, the products of `query` with the base's rows, with those of the trained rows in place."""
+        """`frozen`, the products of `query` with the base's rows, with those of the trained rows in
+        place.
+        """
         new = query.astype(frozen.dtype) @ self.rows.value.T.astype(frozen.dtype)
         return frozen.at[..., self.rows.index].set(new)
 
@@ -83,7 +95,9 @@ def rows_of(base: Any, index: Any, *, layers: bool = False) -> Rows:
     """
     index = [int(i) for i in index]
     if not index or len(set(index)) != len(index) or not all(0 <= i < base.shape[0] for i in index):
-        raise ValueError(f"Rows must be some of 0 to {base.shape[0] - 1}, each once; got {index[:8]}.")
+        raise ValueError(
+            f"Rows must be some of 0 to {base.shape[0] - 1}, each once; got {index[:8]}."
+        )
     chosen = jnp.asarray(sorted(index), jnp.int32)
     value = jax.lax.stop_gradient(jnp.take(meta.unbox(base), chosen, axis=0))
     return Rows(value=value, index=chosen, layers=layers)

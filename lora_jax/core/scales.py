@@ -1,4 +1,6 @@
-"""The scales of blocks, as they are stored: float32, bfloat16, powers of two, or 8 bits (double quantisation)."""
+"""The scales of blocks, as they are stored: float32, bfloat16, powers of two, or 8 bits (double
+quantisation).
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,11 @@ SECOND_LEVELS = ("mean", "log")
 class DoubleQuantized(struct.PyTreeNode):
     """Numbers in 8 bits, 256 of them to a group.
 
-    `level` 'mean' is QLoRA's: `dynamic_map[codes] * absmax + offset`, with one `offset` a matrix, the mean of its numbers. It
-    fails where one number is very large: 1000 times its neighbours costs them 27 %, 10,000 times turns their signs.
-    `level` 'log' holds logarithms of positive numbers: `exp2(offset + (codes - 1) * absmax)` with one `offset` a group, and
-    code 0 for the number 0. Its relative error is at most `2**(absmax / 2) - 1`, whatever else is in the group.
+    `level` 'mean' is QLoRA's: `dynamic_map[codes] * absmax + offset`, with one `offset` a matrix,
+    the mean of its numbers. It fails where one number is very large: 1000 times its neighbours
+    costs them 27 %, 10,000 times turns their signs. `level` 'log' holds logarithms of positive
+    numbers: `exp2(offset + (codes - 1) * absmax)` with one `offset` a group, and code 0 for the
+    number 0. Its relative error is at most `2**(absmax / 2) - 1`, whatever else is in the group.
 
     Numbers are laid out output channel by output channel, as bitsandbytes has them.
     """
@@ -39,15 +42,29 @@ class DoubleQuantized(struct.PyTreeNode):
         step = jnp.repeat(self.absmax, SCALES_PER_BLOCK, axis=-1)[..., :n]
         if self.level == "log":
             low = jnp.repeat(self.offset, SCALES_PER_BLOCK, axis=-1)[..., :n]
-            return jnp.where(self.codes == 0, 0.0, jnp.exp2(low + (self.codes.astype(jnp.float32) - 1) * step))
-        values = jnp.asarray(codebooks.dynamic_map()).at[self.codes.astype(jnp.int32)].get(mode="promise_in_bounds")
+            return jnp.where(
+                self.codes == 0, 0.0, jnp.exp2(low + (self.codes.astype(jnp.float32) - 1) * step)
+            )
+        values = (
+            jnp.asarray(codebooks.dynamic_map())
+            .at[self.codes.astype(jnp.int32)]
+            .get(mode="promise_in_bounds")
+        )
         return values * step + self.offset[..., None]
 
 
-def store(scale: Float[Array, "*stack blocks out"], *, double: bool, dtype: str, level: str, top: float = 1.0) -> Any:
+def store(
+    scale: Float[Array, "*stack blocks out"],
+    *,
+    double: bool,
+    dtype: str,
+    level: str,
+    top: float = 1.0,
+) -> Any:
     """Scales (largest magnitudes, blocks along axis -2) in the form that is kept; `load` reads it.
 
-    'e8m0' rounds as MX has it, to the power of two by which the largest weight has the exponent of the largest level, `top`.
+    'e8m0' rounds as MX has it, to the power of two by which the largest weight has the exponent of
+    the largest level, `top`.
     """
     if double:
         numbers = jnp.swapaxes(scale, -1, -2).reshape(*scale.shape[:-2], -1)
@@ -62,8 +79,11 @@ def load(stored: Any, blocks: int, out: int) -> Float[Array, "*stack blocks out"
     """The float32 numbers that `store` was given, as it kept them."""
     if isinstance(stored, DoubleQuantized):
         numbers = stored.restore()
-        # Without the barrier XLA computes each scale anew for every weight of its block, and reading takes twice as long.
-        return jax.lax.optimization_barrier(jnp.swapaxes(numbers.reshape(*numbers.shape[:-1], out, blocks), -1, -2))
+        # Without the barrier XLA computes each scale anew for every weight of its block, and
+        # reading takes twice as long.
+        return jax.lax.optimization_barrier(
+            jnp.swapaxes(numbers.reshape(*numbers.shape[:-1], out, blocks), -1, -2)
+        )
     if stored.dtype == jnp.uint8:
         # Bits of the exponent: exactly a power of two, which exp2 does not promise.
         return jax.lax.bitcast_convert_type(stored.astype(jnp.uint32) << 23, jnp.float32)
@@ -71,9 +91,11 @@ def load(stored: Any, blocks: int, out: int) -> Float[Array, "*stack blocks out"
 
 
 def quantize_scales(scales: Float[Array, "*stack n"]) -> DoubleQuantized:
-    """QLoRA's double quantisation (Dettmers et al. 2023, section 3): the mean removed, then the 8-bit dynamic map.
+    """QLoRA's double quantisation (Dettmers et al. 2023, section 3): the mean removed, then the
+    8-bit dynamic map.
 
-    Every byte as bitsandbytes on CUDA has it; ties of the map go to the even code, and a group of equal scales has code 0.
+    Every byte as bitsandbytes on CUDA has it; ties of the map go to the even code, and a group of
+    equal scales has code 0.
     """
     offset = mean(scales)
     grouped = _grouped(scales - offset[..., None])
@@ -86,7 +108,9 @@ def quantize_scales(scales: Float[Array, "*stack n"]) -> DoubleQuantized:
 
 
 def quantize_logs(scales: Float[Array, "*stack n"]) -> DoubleQuantized:
-    """Logarithms of the scales on a grid of 255 points between the smallest and the largest of each group."""
+    """Logarithms of the scales on a grid of 255 points between the smallest and the largest of each
+    group.
+    """
     logs = jnp.log2(jnp.where(scales > 0, scales, jnp.nan))
     grouped = _grouped(logs, jnp.nan)
     none = jnp.isnan(grouped).all(-1)
@@ -100,10 +124,12 @@ def quantize_logs(scales: Float[Array, "*stack n"]) -> DoubleQuantized:
 
 @jax.jit
 def mean(x: Float[Array, "*stack n"]) -> Float[Array, "*stack"]:
-    """The mean along the last axis, added in torch's order: the offset of double quantisation is equal to the last bit.
+    """The mean along the last axis, added in torch's order: the offset of double quantisation is
+    equal to the last bit.
 
-    torch sums a contiguous float32 row on a processor in 8 lanes of 4 accumulators each, sixteen at a time, then sixteens of
-    those (aten/native/cpu/SumKernel.cpp, one thread). Above 32,768 numbers torch's own sum depends on its number of threads.
+    torch sums a contiguous float32 row on a processor in 8 lanes of 4 accumulators each, sixteen at
+    a time, then sixteens of those (aten/native/cpu/SumKernel.cpp, one thread). Above 32,768 numbers
+    torch's own sum depends on its number of threads.
     """
     n = x.shape[-1]
     lanes = 8 if n >= 8 else 1
@@ -115,14 +141,18 @@ def mean(x: Float[Array, "*stack n"]) -> Float[Array, "*stack"]:
         first = first + x[..., index * lanes : (index + 1) * lanes]
     for index in range(1, 4):
         first = first + sums[..., index, :]
-    last = [x[..., index] for index in range(vectors * lanes, n)] + [first[..., lane] for lane in range(lanes)]
+    last = [x[..., index] for index in range(vectors * lanes, n)] + [
+        first[..., lane] for lane in range(lanes)
+    ]
     total = _sum_in_order(jnp.stack(last))
     # A barrier, since XLA divides by a constant by multiplying with its reciprocal.
     return total / jax.lax.optimization_barrier(jnp.float32(n))
 
 
 def _cascade(rows: Array, levels: int = 4) -> Array:
-    """The sum along the first axis in torch's order: sums of sixteen, sums of sixteen of those, and so on."""
+    """The sum along the first axis in torch's order: sums of sixteen, sums of sixteen of those, and
+    so on.
+    """
     step = 2 ** max(4, (len(rows) - 1).bit_length() // levels) if len(rows) else 16
     total = None
     for level in range(levels):
@@ -151,4 +181,6 @@ def _flat(codes: Array, scales: Array) -> UInt8[Array, "*stack n"]:
     return codes.astype(jnp.uint8).reshape(*scales.shape[:-1], -1)[..., : scales.shape[-1]]
 
 
-_DYNAMIC = codebooks.Format("dynamic", 8, tuple(float(value) for value in codebooks.dynamic_map()), ties="even")
+_DYNAMIC = codebooks.Format(
+    "dynamic", 8, tuple(float(value) for value in codebooks.dynamic_map()), ties="even"
+)

@@ -1,6 +1,8 @@
-"""The variants of the low-rank update, one table: which factors are trained, what they start from, what they go with.
+"""The variants of the low-rank update, one table: which factors are trained, what they start from,
+what they go with.
 
-A variant is data: its arrays stand in `LowRank`, and everything that multiplies, merges, saves or counts reads those arrays.
+A variant is data: its arrays stand in `LowRank`, and everything that multiplies, merges, saves or
+    counts reads those arrays.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ from lora_jax.core.paths import nearest
 class Variant:
     """What tells a variant from plain LoRA.
 
-    fixed: factors that are not trained, and have neither gradient nor optimiser state. gain, out_gain: their first values,
-    None where the variant has none. scaled: whether alpha / rank applies. grouped: inputs are pooled in groups. shared: the
-    factors are random and the same at every site. small: `a` and `b` start as normal numbers with this deviation. any_init:
-    whether `LoraSpec.init` chooses the factors' first values.
+    fixed: factors that are not trained, and have neither gradient nor optimiser state. gain,
+    out_gain: their first values, None where the variant has none. scaled: whether alpha / rank
+    applies. grouped: inputs are pooled in groups. shared: the factors are random and the same at
+    every site. small: `a` and `b` start as normal numbers with this deviation. any_init: whether
+    `LoraSpec.init` chooses the factors' first values.
     """
 
     name: str
@@ -32,7 +35,9 @@ class Variant:
 
     @property
     def any_init(self) -> bool:
-        """Whether every initialiser makes sense: else only the variant's own, or the random ones that pooling allows."""
+        """Whether every initialiser makes sense: else only the variant's own, or the random ones
+        that pooling allows.
+        """
         return not (self.grouped or self.shared or self.small)
 
     def check(self, spec: Any) -> None:
@@ -44,13 +49,20 @@ class Variant:
         own = self.shared or self.small is not None
         if own and spec.init != "kaiming":
             raise ValueError(
-                f"LoRA variant {self.name!r} has first values of its own, and init={spec.init!r} asks for others. Leave init at 'kaiming'."
+                f"LoRA variant {self.name!r} has first values of its own, and init={spec.init!r} "
+                "asks for others. Leave init at 'kaiming'."
             )
         if self.grouped and spec.init not in ("kaiming", "gaussian"):
-            raise ValueError(f"LoRA variant {self.name!r} pools its inputs: init must be 'kaiming' or 'gaussian', got {spec.init!r}.")
-        if spec.parts is not None and (own or self.grouped or spec.init not in ("kaiming", "gaussian")):
             raise ValueError(
-                f"LoRA parts={spec.parts} (a fused kernel) needs variant 'lora' or 'lora_fa' and init 'kaiming' or 'gaussian', got "
+                f"LoRA variant {self.name!r} pools its inputs: init must be 'kaiming' or "
+                f"'gaussian', got {spec.init!r}."
+            )
+        if spec.parts is not None and (
+            own or self.grouped or spec.init not in ("kaiming", "gaussian")
+        ):
+            raise ValueError(
+                f"LoRA parts={spec.parts} (a fused kernel) needs variant 'lora' or 'lora_fa' and "
+                "init 'kaiming' or 'gaussian', got "
                 f"variant {self.name!r} and init {spec.init!r}."
             )
 
@@ -61,11 +73,14 @@ VARIANTS: dict[str, Variant] = {
         Variant("lora"),
         # Zhang et al. 2023 (arXiv 2308.03303): `a` stays as it was drawn.
         Variant("lora_fa", fixed=("a",)),
-        # Kopiczko et al. 2023 (arXiv 2310.11454): d starts at 0.1 and b at 0; the only trained arrays.
+        # Kopiczko et al. 2023 (arXiv 2310.11454): d starts at 0.1 and b at 0; the only trained
+        # arrays.
         Variant("vera", fixed=("a", "b"), gain=0.1, out_gain=0.0, scaled=False, shared=True),
-        # Zhang et al. 2023 (arXiv 2303.10512): P diag(gain) Q; deviation 0.02 as in the authors' code.
+        # Zhang et al. 2023 (arXiv 2303.10512): P diag(gain) Q; deviation 0.02 as in the authors'
+        # code.
         Variant("adalora", gain=0.0, small=0.02),
-        # Xu et al. 2023 (arXiv 2309.14717): `a` acts on group sums, so that the update is constant over a group of inputs.
+        # Xu et al. 2023 (arXiv 2309.14717): `a` acts on group sums, so that the update is constant
+        # over a group of inputs.
         Variant("qa_lora", grouped=True),
     )
 }
@@ -78,5 +93,8 @@ def variant_named(name: str) -> Variant:
         ValueError: there is none; near names are listed.
     """
     if name not in VARIANTS:
-        raise ValueError(f"Unknown LoRA variant {name!r}. Variants are {', '.join(VARIANTS)}; nearest: {nearest(name, VARIANTS, 1)[0]!r}.")
+        raise ValueError(
+            f"Unknown LoRA variant {name!r}. Variants are {', '.join(VARIANTS)}; nearest: "
+            f"{nearest(name, VARIANTS, 1)[0]!r}."
+        )
     return VARIANTS[name]

@@ -1,4 +1,6 @@
-"""Padded batches of encoded texts, served by Grain, with a position that can be saved and restored."""
+"""Padded batches of encoded texts, served by Grain, with a position that can be saved and
+restored.
+"""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -18,9 +20,10 @@ _ENDLESS_EPOCHS = 2**31
 class Batch(TypedDict):
     """One padded batch of numpy arrays.
 
-    `mask` is True on real tokens; `types` are segment ids. A filler row (`weight` 0) repeats the batch's first example,
-    so that it has real tokens to attend to; its weight keeps it out of losses, gradients and metrics. `labels` are class ids or
-    scores; the batches of other heads (see heads.py) have labels of tokens or spans, or an axis of choices before time.
+    `mask` is True on real tokens; `types` are segment ids. A filler row (`weight` 0) repeats the
+    batch's first example, so that it has real tokens to attend to; its weight keeps it out of
+    losses, gradients and metrics. `labels` are class ids or scores; the batches of other heads (see
+    heads.py) have labels of tokens or spans, or an axis of choices before time.
     """
 
     tokens: Int[np.ndarray, "batch *choices time"]
@@ -40,9 +43,10 @@ def make_batch(encoded: Encoded, planned: PlannedBatch) -> Batch:
 class Batches:
     """The batches of an encoded split, epoch after epoch.
 
-    Batch k is a pure function of the examples, buckets, batch size, seed and k. This is a random-access source in
-    Grain's sense (`len`, `[k]`). Iterating gives a `BatchIterator` at batch 0, whose threads make batches ahead of
-    time. `epochs` is a whole number, or None for as many as are asked for.
+    Batch k is a pure function of the examples, buckets, batch size, seed and k. This is a
+    random-access source in Grain's sense (`len`, `[k]`). Iterating gives a `BatchIterator` at batch
+    0, whose threads make batches ahead of time. `epochs` is a whole number, or None for as many as
+    are asked for.
     """
 
     def __init__(
@@ -58,9 +62,15 @@ class Batches:
         prefetch: int = 8,
     ) -> None:
         if epochs is not None and epochs < 1:
-            raise ValueError(f"batches need epochs of 1 or more, or None for endless ones, but {epochs} came. Correct it.")
+            raise ValueError(
+                f"batches need epochs of 1 or more, or None for endless ones, but {epochs} came. "
+                "Correct it."
+            )
         if threads < 0 or prefetch < 1:
-            raise ValueError(f"batches need threads >= 0 and prefetch >= 1, but threads={threads}, prefetch={prefetch} came. Correct them.")
+            raise ValueError(
+                f"batches need threads >= 0 and prefetch >= 1, but threads={threads}, "
+                f"prefetch={prefetch} came. Correct them."
+            )
         self.encoded = encoded
         self.buckets = tuple(int(bucket) for bucket in buckets)
         self.batch_size = batch_size
@@ -76,7 +86,14 @@ class Batches:
 
     def _plan(self, epoch: int) -> list[PlannedBatch]:
         """The planned batches of one epoch (as `plan`, which remembers two epochs)."""
-        return plan_epoch(self.encoded.lengths, self.buckets, self.batch_size, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
+        return plan_epoch(
+            self.encoded.lengths,
+            self.buckets,
+            self.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            shuffle=self.shuffle,
+        )
 
     def __len__(self) -> int:
         return self._steps
@@ -100,7 +117,14 @@ class Batches:
 
     def fingerprint(self) -> str:
         """The sha256 (hex) of all that decides which batch comes at which step."""
-        settings = (self.encoded.fingerprint, self.encoded.max_length, self.buckets, self.batch_size, self.seed, self.shuffle)
+        settings = (
+            self.encoded.fingerprint,
+            self.encoded.max_length,
+            self.buckets,
+            self.batch_size,
+            self.seed,
+            self.shuffle,
+        )
         digest = hashlib.sha256(repr(settings).encode())
         digest.update(np.ascontiguousarray(self.encoded.lengths, np.int32).tobytes())
         digest.update(self.encoded.label_bytes())
@@ -112,9 +136,10 @@ class Batches:
 class BatchIterator(Iterator[Batch]):
     """Batches in order, made ahead of time by Grain's threads.
 
-    The state is a small dict that json can write: {"grain": Grain's position, "batches": `Batches.fingerprint()`}. It
-    counts the batches that `next` has returned; those only made ahead are not in it. An iterator that restores it goes
-    on with exactly the batches that would have come, in this process or another.
+    The state is a small dict that json can write: {"grain": Grain's position, "batches":
+    `Batches.fingerprint()`}. It counts the batches that `next` has returned; those only made ahead
+    are not in it. An iterator that restores it goes on with exactly the batches that would have
+    come, in this process or another.
     """
 
     def __init__(self, batches: Any) -> None:
@@ -137,17 +162,21 @@ class BatchIterator(Iterator[Batch]):
         """Moves to a saved position.
 
         Raises:
-            ValueError: the state is of another kind, or was saved over other data, buckets, batch size or seed.
+            ValueError: the state is of another kind, or was saved over other data, buckets, batch
+                size or seed.
         """
         if not isinstance(state, dict) or set(state) != {"grain", "batches"}:
             raise ValueError(
-                f"a batch iterator needs a state with the keys 'grain' and 'batches', but {state!r} came. Give what get_state returned."
+                "a batch iterator needs a state with the keys 'grain' and 'batches', but "
+                f"{state!r} came. Give what get_state returned."
             )
         if state["batches"] != self._fingerprint:
             raise ValueError(
-                "a batch iterator needs a state saved over the same examples, buckets, batch size and "
+                "a batch iterator needs a state saved over the same examples, buckets, batch size "
+                "and "
                 f"seed (fingerprint {self._fingerprint[:12]}), but this one was saved over others "
-                f"({str(state['batches'])[:12]}). Restore the run's own configuration and data, or start "
+                f"({str(state['batches'])[:12]}). Restore the run's own configuration and data, or "
+                "start "
                 "a new run."
             )
         self._iterator.set_state(state["grain"])

@@ -1,4 +1,6 @@
-"""Text records from TensorFlow Datasets, without TensorFlow: prepared as ArrayRecord, read by random access."""
+"""Text records from TensorFlow Datasets, without TensorFlow: prepared as ArrayRecord, read by
+random access.
+"""
 
 import contextlib
 import dataclasses
@@ -13,7 +15,8 @@ from .labels import Classes, declared_classes, observed_classes
 from .records import TextRecords, near_names, require_examples, split_of
 from .tensorflow_free import plain_files, silence
 
-# Where the catalogue holds its text data sets besides tensorflow_datasets.datasets, which TFDS searches by itself.
+# Where the catalogue holds its text data sets besides tensorflow_datasets.datasets, which TFDS
+# searches by itself.
 _GROUPS = ("text", "question_answering")
 _VALIDATION = ("validation", "validation_matched", "dev")
 
@@ -28,14 +31,24 @@ def load_catalogue(
     label_names: Sequence[str] | None = None,
     num_classes: int | None = None,
 ) -> dict[str, TextRecords]:
-    """The splits of the TFDS data set `name` (such as 'glue/sst2'), prepared in `data_dir` at the first call.
+    """The splits of the TFDS data set `name` (such as 'glue/sst2'), prepared in `data_dir` at the
+    first call.
 
     Raises:
         FileNotFoundError: the data set is not prepared and cannot be downloaded or written.
-        ValueError: no such data set, configuration or column; labels that are not classes; no labelled splits.
+        ValueError: no such data set, configuration or column; labels that are not classes; no
+            labelled splits.
     """
     builder = prepare(lambda: catalogue_builder(name, data_dir), name)
-    return read_splits(builder, name, text=text, text_pair=text_pair, label=label, label_names=label_names, num_classes=num_classes)
+    return read_splits(
+        builder,
+        name,
+        text=text,
+        text_pair=text_pair,
+        label=label,
+        label_names=label_names,
+        num_classes=num_classes,
+    )
 
 
 def catalogue_builder(name: str, data_dir: Path) -> Any:
@@ -46,16 +59,20 @@ def catalogue_builder(name: str, data_dir: Path) -> Any:
     """
     import tensorflow_datasets as tfds
 
-    # TFDS imports these groups only when all its data sets are listed; asked by name, 'glue' would not be found.
+    # TFDS imports these groups only when all its data sets are listed; asked by name, 'glue' would
+    # not be found.
     for group in _GROUPS:
         importlib.import_module(f"tensorflow_datasets.{group}")
     family, _, config = name.partition("/")
-    # A community name ('huggingface:...') goes through the network and other libraries even to be looked up.
+    # A community name ('huggingface:...') goes through the network and other libraries even to be
+    # looked up.
     if ":" in family or family not in (known := tfds.list_builders(with_community_datasets=False)):
         near = "" if ":" in family else near_names(family, [*known, "rotten_tomatoes", "imdb"])
         raise ValueError(
-            f"data set {name!r} needs to be 'rotten_tomatoes', 'imdb', a TensorFlow Datasets name such as "
-            "'glue/sst2', or the path of a .csv, .tsv or .jsonl file or of a folder of such files, but it "
+            f"data set {name!r} needs to be 'rotten_tomatoes', 'imdb', a TensorFlow Datasets name "
+            "such as "
+            "'glue/sst2', or the path of a .csv, .tsv or .jsonl file or of a folder of such files, "
+            "but it "
             f"is none of these. {near}Correct data.name."
         )
     try:
@@ -63,7 +80,8 @@ def catalogue_builder(name: str, data_dir: Path) -> Any:
     except (ValueError, TypeError, AssertionError) as error:
         configs = list(tfds.builder_cls(family).builder_configs)
         raise ValueError(
-            f"data set {name!r} needs one of the configurations and versions of {family!r}, but TFDS "
+            f"data set {name!r} needs one of the configurations and versions of {family!r}, but "
+            "TFDS "
             f"cannot build it. {near_names(config, configs, limit=6)}Its configurations: "
             f"{', '.join(configs[:20]) or 'none'}. Correct data.name. TFDS says: "
             f"{_short(error)}"
@@ -75,12 +93,13 @@ def catalogue_builder(name: str, data_dir: Path) -> Any:
 def prepare(build: Callable[[], Any], name: str, *, quietly: bool = False) -> Any:
     """The builder that `build` makes, its data set prepared as ArrayRecord.
 
-    A prepared data set is re-used. Otherwise TFDS writes into a temporary folder and renames it, so an interrupted
-    preparation leaves nothing half written.
-    `quietly` leaves out TFDS's messages and progress bars, which matter only for long downloads.
+    A prepared data set is re-used. Otherwise TFDS writes into a temporary folder and renames it, so
+    an interrupted preparation leaves nothing half written. `quietly` leaves out TFDS's messages and
+    progress bars, which matter only for long downloads.
 
     Raises:
-        FileNotFoundError: a download or the folder failed. ValueError: the source's content is wrong.
+        FileNotFoundError: a download or the folder failed. ValueError: the source's content is
+            wrong.
     """
     builder = build()
     if _is_prepared(builder):
@@ -89,7 +108,8 @@ def prepare(build: Callable[[], Any], name: str, *, quietly: bool = False) -> An
         with plain_files(), silence() if quietly else contextlib.nullcontext():
             builder.download_and_prepare(file_format="array_record")
     except Exception as error:
-        # Another run may have finished the same data set in the meantime: then the rename fails and its files serve.
+        # Another run may have finished the same data set in the meantime: then the rename fails and
+        # its files serve.
         if _is_prepared(builder):
             return build()
         # Our own builders' messages already say needed, came and do.
@@ -116,12 +136,13 @@ def read_splits(
 ) -> dict[str, TextRecords]:
     """The train, validation and test records of a prepared builder.
 
-    A published test split without labels (-1, as in GLUE) is not used: the validation split then is the test split. A
-    validation split that is missing, or was used up in this way, is carved out of train: the texts in hash bucket 8.
-    `note` of the splits says so.
+    A published test split without labels (-1, as in GLUE) is not used: the validation split then is
+    the test split. A validation split that is missing, or was used up in this way, is carved out of
+    train: the texts in hash bucket 8. `note` of the splits says so.
 
     Raises:
-        ValueError: columns are missing, labels are not classes, or there is no train split or nothing to test on.
+        ValueError: columns are missing, labels are not classes, or there is no train split or
+            nothing to test on.
     """
     _require_features(builder, name, text=text, text_pair=text_pair, label=label)
     published = {}
@@ -131,7 +152,8 @@ def read_splits(
             published[split] = rows.__getitems__(list(range(len(rows)))) if len(rows) else []
     if "train" not in published:
         raise ValueError(
-            f"data set {name!r} needs a train split, but has {', '.join(map(repr, builder.info.splits))}. "
+            f"data set {name!r} needs a train split, but has "
+            f"{', '.join(map(repr, builder.info.splits))}. "
             "Choose another data set or configuration."
         )
     labelled = {split: rows for split, rows in published.items() if not _unlabelled(rows, label)}
@@ -170,12 +192,17 @@ def _wanted_splits(builder: Any) -> list[str]:
 
 
 def _assign(name: str, published: list[str], labelled: list[str]) -> tuple[dict[str, str], str]:
-    """Which published split serves as train, validation and test, and a sentence on it if that is not obvious."""
-    validation = next((split for split in published if split in _VALIDATION and split in labelled), None)
+    """Which published split serves as train, validation and test, and a sentence on it if that is
+    not obvious.
+    """
+    validation = next(
+        (split for split in published if split in _VALIDATION and split in labelled), None
+    )
     if "train" not in labelled or (validation is None and "test" not in labelled):
         raise ValueError(
             f"data set {name!r} needs labels in train and in validation or test, but only "
-            f"{', '.join(map(repr, labelled)) or 'no split'} of {', '.join(map(repr, published))} has "
+            f"{', '.join(map(repr, labelled)) or 'no split'} of {', '.join(map(repr, published))} "
+            "has "
             "them. Choose another data set or label column."
         )
     if validation is not None and "test" in labelled:
@@ -184,7 +211,9 @@ def _assign(name: str, published: list[str], labelled: list[str]) -> tuple[dict[
         came = "has no labels" if "test" in published else "does not exist"
         note = f"The published test split of {name} {came}: {validation} is the test split, validation is texts of train in hash bucket 8."
         return {"train": "train", "validation": "train", "test": validation}, note
-    note = f"{name} has no labelled validation split: validation is texts of train in hash bucket 8."
+    note = (
+        f"{name} has no labelled validation split: validation is texts of train in hash bucket 8."
+    )
     return {"train": "train", "validation": "train", "test": "test"}, note
 
 
@@ -197,36 +226,52 @@ def _carve(train: TextRecords) -> dict[str, TextRecords]:
     }
 
 
-def _require_features(builder: Any, name: str, *, text: str, text_pair: str | None, label: str) -> None:
+def _require_features(
+    builder: Any, name: str, *, text: str, text_pair: str | None, label: str
+) -> None:
     import tensorflow_datasets as tfds
 
     features = dict(builder.info.features)
-    missing = [column for column in (text, text_pair, label) if column is not None and column not in features]
+    missing = [
+        column
+        for column in (text, text_pair, label)
+        if column is not None and column not in features
+    ]
     if missing:
-        columns = ", ".join(f"{column!r} ({type(feature).__name__})" for column, feature in features.items())
+        columns = ", ".join(
+            f"{column!r} ({type(feature).__name__})" for column, feature in features.items()
+        )
         raise ValueError(
             f"data set {name!r} needs a column {missing[0]!r}, but has {columns}. "
-            f"{near_names(missing[0], features)}Name the columns with data.text, data.text_pair and "
+            f"{near_names(missing[0], features)}Name the columns with data.text, data.text_pair "
+            "and "
             "data.label."
         )
     for column in (text, text_pair):
         if column is not None and not isinstance(features[column], tfds.features.Text):
             raise ValueError(
-                f"data set {name!r}: column {column!r} needs to be text, but is {features[column]!r}. "
+                f"data set {name!r}: column {column!r} needs to be text, but is "
+                f"{features[column]!r}. "
                 "Name a text column with data.text or data.text_pair."
             )
     feature = features[label]
     integer = feature.shape == () and np.issubdtype(feature.np_dtype, np.integer)
     if not integer and not isinstance(feature, tfds.features.Text):
         raise ValueError(
-            f"data set {name!r}: column {label!r} needs to hold one class an example, but is {feature!r}. "
+            f"data set {name!r}: column {label!r} needs to hold one class an example, but is "
+            f"{feature!r}. "
             "Name a class column with data.label; regression and several labels an example are not "
             "supported."
         )
 
 
 def _classes(
-    builder: Any, name: str, label: str, train: Sequence[dict[str, Any]], label_names: Sequence[str] | None, num_classes: int | None
+    builder: Any,
+    name: str,
+    label: str,
+    train: Sequence[dict[str, Any]],
+    label_names: Sequence[str] | None,
+    num_classes: int | None,
 ) -> Classes:
     published = getattr(builder.info.features[label], "names", None)
     if published is None:
@@ -235,10 +280,13 @@ def _classes(
         )
     if num_classes is not None and num_classes != len(published):
         raise ValueError(
-            f"data set {name!r} needs num_classes={len(published)} ({', '.join(published[:12])}), but "
+            f"data set {name!r} needs num_classes={len(published)} ({', '.join(published[:12])}), "
+            "but "
             f"num_classes={num_classes} came. Correct data.num_classes, or leave it out."
         )
-    return declared_classes(label_names or published, num_classes) or Classes(tuple(published), declared=True)
+    return declared_classes(label_names or published, num_classes) or Classes(
+        tuple(published), declared=True
+    )
 
 
 def _label_text(value: Any) -> object:
@@ -248,7 +296,9 @@ def _label_text(value: Any) -> object:
 
 def _unlabelled(rows: Sequence[dict[str, Any]], label: str) -> bool:
     """True where every label is -1, TFDS's mark for a hidden one."""
-    return bool(rows) and all(not isinstance(row[label], (bytes, str)) and int(row[label]) == -1 for row in rows)
+    return bool(rows) and all(
+        not isinstance(row[label], (bytes, str)) and int(row[label]) == -1 for row in rows
+    )
 
 
 def _string(value: bytes | str) -> str:
@@ -270,8 +320,10 @@ def _reading(builder: Any, name: str) -> Iterator[None]:
 
 def _folder_message(name: str, folder: Path, error: Exception) -> str:
     return (
-        f"data set {name!r} is not prepared in {str(folder)!r} and could not be downloaded or written there. Check "
-        "the network and the folder, prepare it elsewhere and copy the folder, or give a local CSV or JSONL file. "
+        f"data set {name!r} is not prepared in {str(folder)!r} and could not be downloaded or "
+        "written there. Check "
+        "the network and the folder, prepare it elsewhere and copy the folder, or give a local CSV "
+        "or JSONL file. "
         f"TFDS says: {_short(error)}"
     )
 

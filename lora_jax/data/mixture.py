@@ -1,4 +1,6 @@
-"""Several tasks in one training set: how often each is drawn, and which example belongs to which."""
+"""Several tasks in one training set: how often each is drawn, and which example belongs to
+which.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from .completions import Completions
 
 
 def mixture_rates(sizes: Sequence[int], temperature: float) -> Float[np.ndarray, " tasks"]:
-    """The probability of drawing each task: its size to the power 1 / temperature, normalised (Raffel et al. 2020, T5, section 3.5.2).
+    """The probability of drawing each task: its size to the power 1 / temperature, normalised
+    (Raffel et al. 2020, T5, section 3.5.2).
 
     1 draws examples alike, whatever their task; infinity draws tasks alike.
 
@@ -23,22 +26,30 @@ def mixture_rates(sizes: Sequence[int], temperature: float) -> Float[np.ndarray,
     """
     if min(sizes, default=0) < 1 or not temperature >= 1:
         raise ValueError(
-            f"A mixture needs tasks that are not empty and a temperature of 1 or more, got sizes {list(sizes)} and {temperature}."
+            "A mixture needs tasks that are not empty and a temperature of 1 or more, got sizes "
+            f"{list(sizes)} and {temperature}."
         )
     weights = np.asarray(sizes, float) ** (1 / temperature)
     return weights / weights.sum()
 
 
-def mixture_order(groups: Int[np.ndarray, " examples"], temperature: float, *, seed: int, epoch: int) -> Int[np.ndarray, " examples"]:
+def mixture_order(
+    groups: Int[np.ndarray, " examples"], temperature: float, *, seed: int, epoch: int
+) -> Int[np.ndarray, " examples"]:
     """The examples of an epoch of a mixture: as many as there are, drawn by `mixture_rates`.
 
-    Within a task every example comes once before any comes again, over epochs too: each pass through a task is shuffled by itself.
+    Within a task every example comes once before any comes again, over epochs too: each pass
+    through a task is shuffled by itself.
     """
     count = len(groups)
     sizes = np.bincount(groups)
     rates = mixture_rates(sizes.tolist(), temperature)
-    # The draws of earlier epochs are made again: which pass through its task a draw falls into depends on them.
-    drawn = [np.random.default_rng((seed, n)).choice(len(rates), count, p=rates) for n in range(epoch + 1)]
+    # The draws of earlier epochs are made again: which pass through its task a draw falls into
+    # depends on them.
+    drawn = [
+        np.random.default_rng((seed, n)).choice(len(rates), count, p=rates)
+        for n in range(epoch + 1)
+    ]
     order = np.empty(count, np.int64)
     for task, size in enumerate(sizes):
         members = np.flatnonzero(groups == task)
@@ -54,11 +65,18 @@ def mixture_order(groups: Int[np.ndarray, " examples"], temperature: float, *, s
 
 def join_completions(parts: Mapping[str, Completions]) -> Completions:
     """The examples of all tasks, one task after the other, with the name of each example's task."""
-    note = " ".join(f"{name}: {part.note}" if part.note else f"{name}: {len(part)} examples." for name, part in parts.items())
+    note = " ".join(
+        f"{name}: {part.note}" if part.note else f"{name}: {len(part)} examples."
+        for name, part in parts.items()
+    )
     return Completions(
         tuple(prompt for part in parts.values() for prompt in part.prompts),
         tuple(completion for part in parts.values() for completion in part.completions),
         note,
-        tuple(right for part in parts.values() for right in (part.references or tuple((text,) for text in part.completions))),
+        tuple(
+            right
+            for part in parts.values()
+            for right in (part.references or tuple((text,) for text in part.completions))
+        ),
         tuple(name for name, part in parts.items() for _ in range(len(part))),
     )

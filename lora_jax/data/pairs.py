@@ -1,4 +1,6 @@
-"""Prompts and completions as an encoder-decoder reads them: a source, and a target that begins with a start token."""
+"""Prompts and completions as an encoder-decoder reads them: a source, and a target that begins with
+a start token.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,20 @@ from .text_tokenizers import TextTokenizer
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedPairs(EncodedCompletions):
-    """Token ids of a split: the first `prompt_lengths[i]` of `tokens[i]` are the source, the others the target."""
+    """Token ids of a split: the first `prompt_lengths[i]` of `tokens[i]` are the source, the others
+    the target.
+    """
 
     start_id: int = 0
 
 
 class PairBatch(TypedDict):
-    """One batch of rows. `segments` and `target_segments` number the examples of a row from 1 alike, 0 is padding.
+    """One batch of rows. `segments` and `target_segments` number the examples of a row from 1
+    alike, 0 is padding.
 
-    `target` are the decoder's inputs, the start token and all but the last of the target, `labels` the target; `loss_weight` is 1
-    on it. `mask` (rows, source + target) is True on real tokens, `weight` 1 on rows with any.
+    `target` are the decoder's inputs, the start token and all but the last of the target, `labels`
+    the target; `loss_weight` is 1 on it. `mask` (rows, source + target) is True on real tokens,
+    `weight` 1 on rows with any.
     """
 
     tokens: Int[np.ndarray, "rows source"]
@@ -38,21 +44,33 @@ class PairBatch(TypedDict):
 
 
 def encode_pairs(
-    records: Completions, tokenizer: TextTokenizer, max_length: int, *, start_id: int = 0, temperature: float = 1.0
+    records: Completions,
+    tokenizer: TextTokenizer,
+    max_length: int,
+    *,
+    start_id: int = 0,
+    temperature: float = 1.0,
 ) -> EncodedPairs:
-    """Token ids of every example: prompt and eos, completion and eos, together at most `max_length`.
+    """Token ids of every example: prompt and eos, completion and eos, together at most
+    `max_length`.
 
-    An example that is too long loses tokens at the end of its prompt, before eos; then at the end of its completion.
+    An example that is too long loses tokens at the end of its prompt, before eos; then at the end
+    of its completion.
 
     Raises:
         ValueError: the tokenizer has no end token.
     """
     if not tokenizer.eos_ids:
-        raise ValueError("An encoder-decoder needs a tokenizer with an end token, and this one has none. Give the model's own tokenizer.")
+        raise ValueError(
+            "An encoder-decoder needs a tokenizer with an end token, and this one has none. Give "
+            "the model's own tokenizer."
+        )
     eos = list(tokenizer.eos_ids[:1])
     tokens, lengths, truncated = [], [], 0
     for prompt, completion in zip(records.prompts, records.completions, strict=True):
-        source, target = (tokenizer.encode(text.strip(), special=False) + eos for text in (prompt, completion))
+        source, target = (
+            tokenizer.encode(text.strip(), special=False) + eos for text in (prompt, completion)
+        )
         if len(source) + len(target) > max_length:
             truncated += 1
             source = source[: max(max_length - len(target) - 1, 0)] + eos
@@ -60,14 +78,26 @@ def encode_pairs(
         tokens.append(np.asarray(source + target, np.int32))
         lengths.append(len(source))
     groups = group_numbers(records.tasks)
-    return EncodedPairs(tokens, np.asarray(lengths, np.int32), max_length, tokenizer.pad_id, truncated, groups, temperature, start_id)
+    return EncodedPairs(
+        tokens,
+        np.asarray(lengths, np.int32),
+        max_length,
+        tokenizer.pad_id,
+        truncated,
+        groups,
+        temperature,
+        start_id,
+    )
 
 
 def pair_batch(encoded: EncodedPairs, planned: PlannedRows, lengths: tuple[int, int]) -> PairBatch:
     """The arrays of a planned batch, `lengths` long."""
     shapes = [(planned.count, length) for length in lengths]
     tokens, segments = np.full(shapes[0], encoded.pad_id, np.int32), np.zeros(shapes[0], np.int32)
-    target, target_segments = np.full(shapes[1], encoded.pad_id, np.int32), np.zeros(shapes[1], np.int32)
+    target, target_segments = (
+        np.full(shapes[1], encoded.pad_id, np.int32),
+        np.zeros(shapes[1], np.int32),
+    )
     labels = np.zeros(shapes[1], np.int32)
     for row, members in enumerate(planned.rows):
         at, to = 0, 0
@@ -93,15 +123,21 @@ def pair_batch(encoded: EncodedPairs, planned: PlannedRows, lengths: tuple[int, 
 
 
 class PairBatches(PackedBatches):
-    """The batches of encoded pairs; as `PackedBatches`. Rows are as long as the longest source and the longest target."""
+    """The batches of encoded pairs; as `PackedBatches`. Rows are as long as the longest source and
+    the longest target.
+    """
 
     encoded: EncodedPairs
 
-    def __init__(self, encoded: EncodedPairs, batch_size: int, *, length_multiple: int = 16, **options: Any) -> None:
+    def __init__(
+        self, encoded: EncodedPairs, batch_size: int, *, length_multiple: int = 16, **options: Any
+    ) -> None:
         if not len(encoded):
             raise ValueError("There are no examples to make batches of.")
         self._sizes = (encoded.prompt_lengths, encoded.lengths - encoded.prompt_lengths)
-        source, target = (-(-int(sizes.max()) // length_multiple) * length_multiple for sizes in self._sizes)
+        source, target = (
+            -(-int(sizes.max()) // length_multiple) * length_multiple for sizes in self._sizes
+        )
         self.lengths = (source, target)
         super().__init__(encoded, batch_size, length=source + target, length_multiple=1, **options)
 

@@ -1,4 +1,6 @@
-"""What a data set looks like to a model: records, rendered prompts, lengths, and what its splits share."""
+"""What a data set looks like to a model: records, rendered prompts, lengths, and what its splits
+share.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,17 @@ def texts_of(records: Records) -> list[str]:
     if isinstance(records, Completions):
         return list(records.prompts)
     if isinstance(records, TextRecords):
-        return [f"{text}\n{pair}" for text, pair in zip(records.texts, records.pairs or [""] * len(records))]
-    return [json.dumps({key: value for key, value in row.values.items() if key not in _ANSWERS}, ensure_ascii=False) for row in records]
+        return [
+            f"{text}\n{pair}"
+            for text, pair in zip(records.texts, records.pairs or [""] * len(records))
+        ]
+    return [
+        json.dumps(
+            {key: value for key, value in row.values.items() if key not in _ANSWERS},
+            ensure_ascii=False,
+        )
+        for row in records
+    ]
 
 
 _ANSWERS = ("label", "score", "tags", "answers", "answer")
@@ -39,23 +50,38 @@ def show_records(records: Records, count: int) -> Iterator[str]:
             yield f"prompt: {records.prompts[n]!r}\ncompletion: {records.completions[n]!r}"
         elif isinstance(records, TextRecords):
             pair = "" if records.pairs is None else f"\npair: {records.pairs[n]!r}"
-            label = records.label_names[int(records.labels[n])] if records.label_names else f"{records.labels[n]:g}"
+            label = (
+                records.label_names[int(records.labels[n])]
+                if records.label_names
+                else f"{records.labels[n]:g}"
+            )
             yield f"text: {records.texts[n]!r}{pair}\nlabel: {label}"
         else:
             values = "\n".join(f"{role}: {value!r}" for role, value in records[n].values.items())
             yield f"({records[n].place})\n{values}"
 
 
-def mark_loss(encoded: EncodedCompletions, index: int, decode: Callable[[Sequence[int]], str]) -> str:
-    """The text of an example's tokens, special ones shown, with those that bear loss between « and »."""
+def mark_loss(
+    encoded: EncodedCompletions, index: int, decode: Callable[[Sequence[int]], str]
+) -> str:
+    """The text of an example's tokens, special ones shown, with those that bear loss between « and
+    ».
+    """
     tokens, cut = encoded.tokens[index].tolist(), int(encoded.prompt_lengths[index])
     return f"{decode(tokens[:cut])}«{decode(tokens[cut:])}»"
 
 
 def histogram(lengths: Int[np.ndarray, " examples"], *, cap: int | None = None) -> list[str]:
-    """Lines of a bar chart of token counts, the median and the 95th percentile first; `cap` is where texts are cut."""
-    low, middle, high, top = (int(x) for x in np.quantile(lengths, [0, 0.5, 0.95, 1], method="nearest"))
-    lines = [f"tokens: {low} to {top}, median {middle}, 95 % up to {high}" + (f", cut at {cap}" if cap else "")]
+    """Lines of a bar chart of token counts, the median and the 95th percentile first; `cap` is
+    where texts are cut.
+    """
+    low, middle, high, top = (
+        int(x) for x in np.quantile(lengths, [0, 0.5, 0.95, 1], method="nearest")
+    )
+    lines = [
+        f"tokens: {low} to {top}, median {middle}, 95 % up to {high}"
+        + (f", cut at {cap}" if cap else "")
+    ]
     edges = np.unique(np.linspace(low, top + 1, _BARS + 1).astype(int))
     counts, _ = np.histogram(lengths, edges)
     for start, end, count in zip(edges, edges[1:], counts):

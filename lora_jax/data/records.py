@@ -16,10 +16,12 @@ SPLITS = ("train", "validation", "test")
 class TextRecords:
     """Texts with labels: one split of a data set, in the order of its source.
 
-    `texts`, `pairs` (second segments, or None for single texts) and `labels` have one entry an example; every label
-    lies in `range(len(label_names))` (scores of a regression are floats, without names), and the three splits of one data set share `label_names`. `duplicates` counts the
-    rows that the whole data set left out because their text came before. `note` says in a sentence what a reader of
-    results must know about the split (for example that a published test split has no labels); it is empty otherwise.
+    `texts`, `pairs` (second segments, or None for single texts) and `labels` have one entry an
+    example; every label lies in `range(len(label_names))` (scores of a regression are floats,
+    without names), and the three splits of one data set share `label_names`. `duplicates` counts
+    the rows that the whole data set left out because their text came before. `note` says in a
+    sentence what a reader of results must know about the split (for example that a published test
+    split has no labels); it is empty otherwise.
     """
 
     texts: tuple[str, ...]
@@ -44,8 +46,9 @@ class TextRecords:
 def subset(records: TextRecords, examples: int | None, *, seed: int = 0) -> TextRecords:
     """At most `examples` of the records, drawn without replacement, in their old order.
 
-    The draw depends on `seed` alone, which is not the training seed: runs that differ in their training seed see the
-    same examples, and a smaller subset lies inside a larger one. None, or more than there are, returns all.
+    The draw depends on `seed` alone, which is not the training seed: runs that differ in their
+    training seed see the same examples, and a smaller subset lies inside a larger one. None, or
+    more than there are, returns all.
 
     Raises:
         ValueError: `examples` is less than 1.
@@ -54,7 +57,8 @@ def subset(records: TextRecords, examples: int | None, *, seed: int = 0) -> Text
         return records
     if examples < 1:
         raise ValueError(
-            f"a subset of {records.name} ({records.split}) needs at least 1 example, but {examples} were asked for. "
+            f"a subset of {records.name} ({records.split}) needs at least 1 example, but "
+            f"{examples} were asked for. "
             f"Set the cap to a number from 1 to {len(records)}, or to None for all examples."
         )
     chosen = np.random.default_rng(seed).permutation(len(records))[:examples]
@@ -69,8 +73,8 @@ def hash_bucket(text: str) -> int:
 def split_of(text: str) -> str:
     """The split a text belongs to by its hash alone: buckets 0-7 train, 8 validation, 9 test.
 
-    The rule needs no random numbers and no row order, so a text never moves when a file grows, and equal texts can
-    never lie in two splits.
+    The rule needs no random numbers and no row order, so a text never moves when a file grows, and
+    equal texts can never lie in two splits.
     """
     bucket = hash_bucket(text)
     return "train" if bucket < 8 else "validation" if bucket == 8 else "test"
@@ -91,8 +95,14 @@ def near_names(name: str, names: Iterable[str], *, limit: int = 3) -> str:
 
 
 def cut_note(encoded: Mapping[str, Any], max_length: int) -> str:
-    """A sentence on how many examples of each encoded split lost tokens to `max_length`; empty if none did."""
-    cut = [f"{part.truncated} of {len(part)} {split}" for split, part in encoded.items() if part.truncated]
+    """A sentence on how many examples of each encoded split lost tokens to `max_length`; empty if
+    none did.
+    """
+    cut = [
+        f"{part.truncated} of {len(part)} {split}"
+        for split, part in encoded.items()
+        if part.truncated
+    ]
     return f"Examples cut to max_length {max_length}: {', '.join(cut)}." if cut else ""
 
 
@@ -105,5 +115,8 @@ def require_examples(splits: dict[str, TextRecords], *, remedy: str) -> dict[str
     for split, records in splits.items():
         if not len(records):
             counts = ", ".join(f"{key} {len(value)}" for key, value in splits.items())
-            raise ValueError(f"data set {records.name!r} needs examples in every split, but {split!r} is empty ({counts}). {remedy}")
+            raise ValueError(
+                f"data set {records.name!r} needs examples in every split, but {split!r} is empty "
+                f"({counts}). {remedy}"
+            )
     return splits

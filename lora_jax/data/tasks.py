@@ -1,4 +1,6 @@
-"""Task recipes: the fields that a task has, how a prompt is made of them, what its answer is scored by, and how it is decoded."""
+"""Task recipes: the fields that a task has, how a prompt is made of them, what its answer is scored
+by, and how it is decoded.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Decoding:
-    """How an answer is generated: greedy with one beam, else beam search. `max_new` tokens at most; `stop` strings end it."""
+    """How an answer is generated: greedy with one beam, else beam search. `max_new` tokens at most;
+    `stop` strings end it.
+    """
 
     max_new: int = 64
     beams: int = 1
@@ -29,10 +33,12 @@ class Decoding:
 class Recipe:
     """A kind of task.
 
-    `fields` are its roles with the column that each is read from unless the config says otherwise; those in `optional` may be
-    missing. The last of the others is the target, what is to be found. Records with the same `group` stay in one split. `head` is what an encoder needs for it, completion if only a decoder can do it. A decoder is given `prompt` and
-    learns to write `completion`, both templates over roles. `metrics` score an encoder, `text_metrics` generated text; the
-    first of each is the one that is reported.
+    `fields` are its roles with the column that each is read from unless the config says otherwise;
+    those in `optional` may be missing. The last of the others is the target, what is to be found.
+    Records with the same `group` stay in one split. `head` is what an encoder needs for it,
+    completion if only a decoder can do it. A decoder is given `prompt` and learns to write
+    `completion`, both templates over roles. `metrics` score an encoder, `text_metrics` generated
+    text; the first of each is the one that is reported.
     """
 
     head: Head
@@ -53,13 +59,20 @@ class Recipe:
     @property
     def inputs(self) -> tuple[str, ...]:
         """The roles that are given."""
-        return tuple(role for role in self.fields if role not in (self.target, "references")) or (self.target,)
+        return tuple(role for role in self.fields if role not in (self.target, "references")) or (
+            self.target,
+        )
 
 
 _SHORT = Decoding(max_new=16, stop=("\n",))
 RECIPES: dict[str, Recipe] = {
     "classification": Recipe(
-        "class", {"text": "text", "label": "label"}, "{text}\nClass:", "{label}", ("accuracy", "macro_f1", "matthews"), decoding=_SHORT
+        "class",
+        {"text": "text", "label": "label"},
+        "{text}\nClass:",
+        "{label}",
+        ("accuracy", "macro_f1", "matthews"),
+        decoding=_SHORT,
     ),
     "pair_classification": Recipe(
         "class",
@@ -71,7 +84,12 @@ RECIPES: dict[str, Recipe] = {
         decoding=_SHORT,
     ),
     "regression": Recipe(
-        "score", {"text": "text", "score": "score"}, "{text}\nScore:", "{score}", ("pearson", "spearman"), decoding=_SHORT
+        "score",
+        {"text": "text", "score": "score"},
+        "{text}\nScore:",
+        "{score}",
+        ("pearson", "spearman"),
+        decoding=_SHORT,
     ),
     "pair_regression": Recipe(
         "score",
@@ -119,7 +137,12 @@ RECIPES: dict[str, Recipe] = {
         decoding=Decoding(max_new=256),
     ),
     "chat": Recipe(
-        "completion", {"messages": "messages"}, "{conversation}", "{reply}", text_metrics=("rouge_l",), decoding=Decoding(max_new=256)
+        "completion",
+        {"messages": "messages"},
+        "{conversation}",
+        "{reply}",
+        text_metrics=("rouge_l",),
+        decoding=Decoding(max_new=256),
     ),
     "summarisation": Recipe(
         "completion",
@@ -163,9 +186,13 @@ RECIPES: dict[str, Recipe] = {
         text_metrics=("lowercase_bleu", "nist", "coco_rouge_l", "cider"),
         optional=("references",),
         # As Hu et al. 2021 decode E2E (their Table 11).
-        decoding=Decoding(max_new=64, beams=10, length_penalty=0.9, no_repeat_ngram=4, stop=("\n",)),
+        decoding=Decoding(
+            max_new=64, beams=10, length_penalty=0.9, no_repeat_ngram=4, stop=("\n",)
+        ),
     ),
-    "completion": Recipe("completion", {"prompt": "prompt", "completion": "completion"}, "{prompt}", "{completion}"),
+    "completion": Recipe(
+        "completion", {"prompt": "prompt", "completion": "completion"}, "{prompt}", "{completion}"
+    ),
 }
 
 
@@ -176,7 +203,10 @@ def recipe_named(name: str) -> Recipe:
         ValueError: there is none; near names are listed.
     """
     if name not in RECIPES:
-        raise ValueError(f"config.data.recipe must be one of {', '.join(RECIPES)}, got {name!r}. {near_names(name, RECIPES)}")
+        raise ValueError(
+            f"config.data.recipe must be one of {', '.join(RECIPES)}, got {name!r}. "
+            f"{near_names(name, RECIPES)}"
+        )
     return RECIPES[name]
 
 
@@ -201,14 +231,21 @@ _DERIVED: dict[str, tuple[str, Callable[[Values], str]]] = {
     "entities": ("tags", _entities),
     "answer": ("answers", lambda values: values["answers"][0]["text"]),
     "letter": ("choices", lambda values: LETTERS[values["answer"]]),
-    "input_part": ("instruction", lambda values: f"### Input:\n{values['input']}\n\n" if values.get("input") else ""),
-    "conversation": ("messages", lambda values: "\n".join(message["content"] for message in values["messages"][:-1])),
+    "input_part": (
+        "instruction",
+        lambda values: f"### Input:\n{values['input']}\n\n" if values.get("input") else "",
+    ),
+    "conversation": (
+        "messages",
+        lambda values: "\n".join(message["content"] for message in values["messages"][:-1]),
+    ),
     "reply": ("messages", lambda values: values["messages"][-1]["content"]),
 }
 
 
 def render(template: str, values: Values) -> str:
-    """The template with `{role}` replaced; lists are written a line each (choices with letters), words with spaces.
+    """The template with `{role}` replaced; lists are written a line each (choices with letters),
+    words with spaces.
 
     Raises:
         ValueError: the template names what the record does not have.
@@ -223,12 +260,17 @@ def render(template: str, values: Values) -> str:
             shown[name] = _shown(name, values[name])
         else:
             known = [*values, *(other for other, (role, _) in _DERIVED.items() if role in values)]
-            raise ValueError(f"A template may name {', '.join(known)}, but names {name!r}. {near_names(name, known)}Correct the template.")
+            raise ValueError(
+                f"A template may name {', '.join(known)}, but names {name!r}. "
+                f"{near_names(name, known)}Correct the template."
+            )
     return template.format_map(shown)
 
 
 def references(recipe: Recipe, values: Values, completion: str) -> tuple[str, ...]:
-    """The right texts of a record: its own list of references, all its answers, or the completion alone."""
+    """The right texts of a record: its own list of references, all its answers, or the completion
+    alone.
+    """
     if values.get("references"):
         return tuple(values["references"])
     if "answers" in recipe.fields:

@@ -11,11 +11,12 @@ from types import ModuleType, SimpleNamespace
 
 @contextlib.contextmanager
 def plain_files() -> Iterator[None]:
-    """Lets TFDS unpack archives and find its own resources with the standard library while it prepares a data set.
+    """Lets TFDS unpack archives and find its own resources with the standard library while it
+    prepares a data set.
 
-    TFDS 4.9 reads and writes archive members through `tf.io.gfile`, and names the package importlib_resources, which it
-    does not require on Python >= 3.9. Both have an equal in the standard library for local files. Where TensorFlow is
-    installed it is left in place.
+    TFDS 4.9 reads and writes archive members through `tf.io.gfile`, and names the package
+    importlib_resources, which it does not require on Python >= 3.9. Both have an equal in the
+    standard library for local files. Where TensorFlow is installed it is left in place.
     """
     from tensorflow_datasets.core import dataset_builder
     from tensorflow_datasets.core.download import extractor
@@ -23,7 +24,9 @@ def plain_files() -> Iterator[None]:
     gfile = SimpleNamespace(GFile=open)
     stand_ins: list[tuple[ModuleType, str, object]] = []
     if importlib.util.find_spec("tensorflow") is None:
-        tensorflow = SimpleNamespace(io=SimpleNamespace(gfile=gfile), compat=SimpleNamespace(as_text=os.fsdecode))
+        tensorflow = SimpleNamespace(
+            io=SimpleNamespace(gfile=gfile), compat=SimpleNamespace(as_text=os.fsdecode)
+        )
         stand_ins.append((extractor, "tf", tensorflow))
     if importlib.util.find_spec("importlib_resources") is None:
         stand_ins.append((dataset_builder, "importlib_resources", importlib.resources))
@@ -39,7 +42,9 @@ def plain_files() -> Iterator[None]:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Keeps TFDS from printing messages and progress bars, and leaves its progress setting as it was."""
+    """Keeps TFDS from printing messages and progress bars, and leaves its progress setting as it
+    was.
+    """
     from tensorflow_datasets.core.utils import tqdm_utils
 
     active = tqdm_utils._active  # TFDS has a setter for it, but no getter.

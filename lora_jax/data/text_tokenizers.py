@@ -1,4 +1,6 @@
-"""Tokenizers of language models: texts and chats to token ids and back, through the tokenizers package."""
+"""Tokenizers of language models: texts and chats to token ids and back, through the tokenizers
+package.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,9 @@ Message = Mapping[str, Any]
 class TextTokenizer:
     """A language model's tokenizer with its special ids.
 
-    `bos_id` begins a text (None: nothing does), `eos_ids` end one, `pad_id` fills up batches. With `add_bos`, `encode` puts
-    bos_id first. `chat_template` is a Jinja text, None if the model has none.
+    `bos_id` begins a text (None: nothing does), `eos_ids` end one, `pad_id` fills up batches. With
+    `add_bos`, `encode` puts bos_id first. `chat_template` is a Jinja text, None if the model has
+    none.
     """
 
     backend: tokenizers.Tokenizer
@@ -36,7 +39,9 @@ class TextTokenizer:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """The ids of a text; with `special`, bos and eos where the model wants them. Special tokens in the text become their ids."""
+        """The ids of a text; with `special`, bos and eos where the model wants them. Special tokens
+        in the text become their ids.
+        """
         ids = self.backend.encode(text, add_special_tokens=False).ids
         if not special:
             return ids
@@ -59,8 +64,11 @@ class TextTokenizer:
             ValueError: there is no template, or the template refuses the messages.
         """
         if self.chat_template is None:
-            raise ValueError("This tokenizer has no chat template: the model was not trained on chats. Give a plain text instead.")
-        token = lambda i: "" if i is None else self.backend.id_to_token(i)  # noqa: E731
+            raise ValueError(
+                "This tokenizer has no chat template: the model was not trained on chats. Give a "
+                "plain text instead."
+            )
+        token = lambda i: "" if i is None else self.backend.id_to_token(i)
         return render_chat(
             self.chat_template,
             messages,
@@ -70,7 +78,9 @@ class TextTokenizer:
             **variables,
         )
 
-    def encode_chat(self, messages: Sequence[Message], *, answer: bool = True, **variables: Any) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Message], *, answer: bool = True, **variables: Any
+    ) -> list[int]:
         """The ids of `chat`; the template writes the special tokens itself."""
         return self.encode(self.chat(messages, answer=answer, **variables), special=False)
 
@@ -91,17 +101,22 @@ def render_chat(template: str, messages: Sequence[Message], **variables: Any) ->
     def as_json(value: Any, indent: int | None = None) -> str:
         return json.dumps(value, ensure_ascii=False, indent=indent)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
     environment.filters["tojson"] = as_json
     environment.globals["raise_exception"] = refuse
     try:
         return environment.from_string(template).render(messages=messages, **variables)
     except jinja2.TemplateError as error:
-        raise ValueError(f"The chat template does not take these {len(messages)} messages: {error}") from error
+        raise ValueError(
+            f"The chat template does not take these {len(messages)} messages: {error}"
+        ) from error
 
 
 def read_text_tokenizer(folder: Path | str) -> TextTokenizer:
-    """The tokenizer of a Hugging Face folder: tokenizer.json with tokenizer_config.json, generation_config.json, chat_template.jinja.
+    """The tokenizer of a Hugging Face folder: tokenizer.json with tokenizer_config.json,
+    generation_config.json, chat_template.jinja.
 
     Raises:
         FileNotFoundError: there is no tokenizer.json.
@@ -112,16 +127,31 @@ def read_text_tokenizer(folder: Path | str) -> TextTokenizer:
     folder = Path(folder)
     path = folder / "tokenizer.json"
     if not path.is_file():
-        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) if folder.is_dir() else "no such folder"
-        raise FileNotFoundError(f"{str(folder)!r} needs tokenizer.json, but holds {there or 'nothing'}. Give the model's tokenizer files.")
+        there = (
+            ", ".join(sorted(entry.name for entry in folder.iterdir())[:12])
+            if folder.is_dir()
+            else "no such folder"
+        )
+        raise FileNotFoundError(
+            f"{str(folder)!r} needs tokenizer.json, but holds {there or 'nothing'}. Give the "
+            "model's tokenizer files."
+        )
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # The package raises bare Exception.
-        raise ValueError(f"{str(path)!r} needs to be a tokenizer definition, but does not parse: {error}. Fetch it again.") from error
+        raise ValueError(
+            f"{str(path)!r} needs to be a tokenizer definition, but does not parse: {error}. Fetch "
+            "it again."
+        ) from error
     backend.no_padding()
     backend.no_truncation()
-    settings, generation = _json(folder / "tokenizer_config.json"), _json(folder / "generation_config.json")
-    ids = {name: _id(backend, settings.get(f"{name}_token"), path) for name in ("bos", "eos", "pad")}
+    settings, generation = (
+        _json(folder / "tokenizer_config.json"),
+        _json(folder / "generation_config.json"),
+    )
+    ids = {
+        name: _id(backend, settings.get(f"{name}_token"), path) for name in ("bos", "eos", "pad")
+    }
     told = generation.get("eos_token_id")
     eos = [ids["eos"], *(told if isinstance(told, list) else [told])]
     eos_ids = tuple(dict.fromkeys(i for i in eos if i is not None))
@@ -132,14 +162,21 @@ def read_text_tokenizer(folder: Path | str) -> TextTokenizer:
         ids["bos"],
         eos_ids,
         pad_id=next((i for i in (ids["pad"], *eos_ids) if i is not None), 0),
-        add_bos=settings.get("add_bos_token", ids["bos"] is not None and with_special[:1] == [ids["bos"]]),
-        add_eos=settings.get("add_eos_token", ids["eos"] is not None and with_special[-1:] == [ids["eos"]]),
-        chat_template=template.read_text(encoding="utf-8") if template.is_file() else _template(settings.get("chat_template")),
+        add_bos=settings.get(
+            "add_bos_token", ids["bos"] is not None and with_special[:1] == [ids["bos"]]
+        ),
+        add_eos=settings.get(
+            "add_eos_token", ids["eos"] is not None and with_special[-1:] == [ids["eos"]]
+        ),
+        chat_template=template.read_text(encoding="utf-8")
+        if template.is_file()
+        else _template(settings.get("chat_template")),
     )
 
 
 def save_text_tokenizer(folder: Path | str, tokenizer: TextTokenizer) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them.
+    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads
+    them.
 
     Raises:
         OSError: the folder cannot be written.
@@ -154,9 +191,13 @@ def save_text_tokenizer(folder: Path | str, tokenizer: TextTokenizer) -> None:
     last = [token(tokenizer.eos_ids[0])] if tokenizer.add_eos and tokenizer.eos_ids else []
     if first or last:
         single = " ".join([*first, "$A", *last])
-        pair = " ".join([*first, "$A", *last, *(f"{t}:1" for t in first), "$B:1", *(f"{t}:1" for t in last)])
+        pair = " ".join(
+            [*first, "$A", *last, *(f"{t}:1" for t in first), "$B:1", *(f"{t}:1" for t in last)]
+        )
         special = [(text, backend.token_to_id(text)) for text in dict.fromkeys(first + last)]
-        backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
+        backend.post_processor = processors.TemplateProcessing(
+            single=single, pair=pair, special_tokens=special
+        )
     backend.save(str(folder / "tokenizer.json"))
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -167,7 +208,9 @@ def save_text_tokenizer(folder: Path | str, tokenizer: TextTokenizer) -> None:
     }
     settings |= {"bos_token": token(tokenizer.bos_id)} if tokenizer.bos_id is not None else {}
     settings |= {"eos_token": token(tokenizer.eos_ids[0])} if tokenizer.eos_ids else {}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     if tokenizer.chat_template is not None:
         (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
 
@@ -178,7 +221,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not JSON ({error}). Fetch the model's files again.") from None
+        raise ValueError(
+            f"{str(path)!r} is not JSON ({error}). Fetch the model's files again."
+        ) from None
 
 
 def _id(backend: tokenizers.Tokenizer, token: Any, path: Path) -> int | None:
@@ -187,7 +232,10 @@ def _id(backend: tokenizers.Tokenizer, token: Any, path: Path) -> int | None:
         return None
     found = backend.token_to_id(text)
     if found is None:
-        raise ValueError(f"{str(path)!r} has no token {text!r}, which tokenizer_config.json names. Fetch the model's files again.")
+        raise ValueError(
+            f"{str(path)!r} has no token {text!r}, which tokenizer_config.json names. Fetch the "
+            "model's files again."
+        )
     return found
 
 

@@ -22,9 +22,11 @@ _CHUNK = 2048
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A tokenizer with its special ids; it pads and truncates nothing by itself, whatever its file says.
+    """A tokenizer with its special ids; it pads and truncates nothing by itself, whatever its file
+    says.
 
-    `fingerprint` is the sha256 (hex) of the tokenizer's whole definition: equal fingerprints give equal ids.
+    `fingerprint` is the sha256 (hex) of the tokenizer's whole definition: equal fingerprints give
+    equal ids.
     """
 
     backend: "tokenizers.Tokenizer"
@@ -43,8 +45,9 @@ class Tokenizer:
 class Encoded:
     """Token ids of one split, unpadded, in the order of its records.
 
-    `tokens[i]` and `types[i]` (segment ids: 0 first text, 1 second) have equal lengths, special tokens counted.
-    `truncated` counts the examples that lost tokens to `max_length`. `fingerprint` is the tokenizer's.
+    `tokens[i]` and `types[i]` (segment ids: 0 first text, 1 second) have equal lengths, special
+    tokens counted. `truncated` counts the examples that lost tokens to `max_length`. `fingerprint`
+    is the tokenizer's.
     """
 
     tokens: list[Int[np.ndarray, "..."]]
@@ -68,16 +71,28 @@ class Encoded:
         return np.ascontiguousarray(self.labels).tobytes()
 
     def arrays(self, rows: Int[np.ndarray, " batch"], length: int) -> dict[str, np.ndarray]:
-        """tokens, types, mask and labels of the examples at `rows`, padded to `length` with the tokenizer's padding id."""
-        tokens, types, mask = pad_rows([self.tokens[row] for row in rows], [self.types[row] for row in rows], length, self.pad_id)
+        """tokens, types, mask and labels of the examples at `rows`, padded to `length` with the
+        tokenizer's padding id.
+        """
+        tokens, types, mask = pad_rows(
+            [self.tokens[row] for row in rows],
+            [self.types[row] for row in rows],
+            length,
+            self.pad_id,
+        )
         return dict(tokens=tokens, types=types, mask=mask, labels=np.asarray(self.labels)[rows])
 
 
 def pad_rows(
     tokens: Sequence[np.ndarray], types: Sequence[np.ndarray], length: int, pad_id: int
-) -> tuple[Int[np.ndarray, "rows time"], Int[np.ndarray, "rows time"], Bool[np.ndarray, "rows time"]]:
+) -> tuple[
+    Int[np.ndarray, "rows time"], Int[np.ndarray, "rows time"], Bool[np.ndarray, "rows time"]
+]:
     """Token ids, segment ids and the mask of real tokens, `length` long."""
-    out, kinds = np.full((len(tokens), length), pad_id, np.int32), np.zeros((len(tokens), length), np.int32)
+    out, kinds = (
+        np.full((len(tokens), length), pad_id, np.int32),
+        np.zeros((len(tokens), length), np.int32),
+    )
     for row, (ids, segments) in enumerate(zip(tokens, types, strict=True)):
         out[row, : len(ids)], kinds[row, : len(ids)] = ids, segments
     return out, kinds, np.arange(length) < np.array([len(ids) for ids in tokens])[:, None]
@@ -86,12 +101,13 @@ def pad_rows(
 def load_tokenizer(folder: Path | str) -> Tokenizer:
     """The tokenizer of a model folder: tokenizer.json, or else BERT's WordPiece over vocab.txt.
 
-    Padding and truncation that tokenizer.json asks for are switched off: `encode` sets the one, batches the other. With
-    vocab.txt, letter case and accents follow tokenizer_config.json (`do_lower_case`, `strip_accents`,
-    `tokenize_chinese_chars`), with BERT's defaults.
+    Padding and truncation that tokenizer.json asks for are switched off: `encode` sets the one,
+    batches the other. With vocab.txt, letter case and accents follow tokenizer_config.json
+    (`do_lower_case`, `strip_accents`, `tokenize_chinese_chars`), with BERT's defaults.
 
     Raises:
-        FileNotFoundError: neither file is there. ValueError: a file does not parse or lacks [PAD], [CLS] or [SEP] (RoBERTa: <pad>, <s> or </s>).
+        FileNotFoundError: neither file is there. ValueError: a file does not parse or lacks [PAD],
+            [CLS] or [SEP] (RoBERTa: <pad>, <s> or </s>).
     """
     import tokenizers
 
@@ -102,7 +118,8 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # The package raises bare Exception.
             raise ValueError(
-                f"{str(path)!r} needs to be a tokenizer definition, but it does not parse: {error}. Fetch the model's files again."
+                f"{str(path)!r} needs to be a tokenizer definition, but it does not parse: "
+                f"{error}. Fetch the model's files again."
             ) from error
     elif (folder / "vocab.txt").is_file():
         path = folder / "vocab.txt"
@@ -110,18 +127,27 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     else:
         came = "no such folder"
         if folder.is_dir():
-            came = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "an empty folder"
+            came = (
+                ", ".join(sorted(entry.name for entry in folder.iterdir())[:12])
+                or "an empty folder"
+            )
         raise FileNotFoundError(
             f"model folder {str(folder)!r} needs tokenizer.json or vocab.txt, but holds neither "
             f"({came}). Give a folder with the model's tokenizer files."
         )
     backend.no_padding()
     backend.no_truncation()
-    return Tokenizer(backend, *special_ids(backend, path).values(), backend.get_vocab_size(), tokenizer_fingerprint(backend))
+    return Tokenizer(
+        backend,
+        *special_ids(backend, path).values(),
+        backend.get_vocab_size(),
+        tokenizer_fingerprint(backend),
+    )
 
 
 def special_ids(backend: "tokenizers.Tokenizer", path: Path) -> dict[str, int]:
-    """The ids of the tokens for padding, beginning and end, by their names: BERT's and DeBERTa's, or RoBERTa's.
+    """The ids of the tokens for padding, beginning and end, by their names: BERT's and DeBERTa's,
+    or RoBERTa's.
 
     Raises:
         ValueError: one is not there; the text names the file at `path`.
@@ -132,26 +158,34 @@ def special_ids(backend: "tokenizers.Tokenizer", path: Path) -> dict[str, int]:
     special = {token: backend.token_to_id(token) for token in names}
     missing = [token for token, token_id in special.items() if token_id is None]
     if missing:
-        near = near_names(missing[0], [token for token in backend.get_vocab() if token.startswith(("[", "<"))])
+        near = near_names(
+            missing[0], [token for token in backend.get_vocab() if token.startswith(("[", "<"))]
+        )
         raise ValueError(
-            f"{str(path)!r} needs the tokens {', '.join(names[:2])} and {names[2]} of a BERT-family model, but "
-            f"{', '.join(missing)} is not in its vocabulary. {near}Give the tokenizer of the encoder that "
+            f"{str(path)!r} needs the tokens {', '.join(names[:2])} and {names[2]} of a "
+            "BERT-family model, but "
+            f"{', '.join(missing)} is not in its vocabulary. {near}Give the tokenizer of the "
+            "encoder that "
             "is adapted."
         )
     return special
 
 
 def tokenizer_fingerprint(tokenizer: "Tokenizer | tokenizers.Tokenizer") -> str:
-    """The sha256 (hex) of the tokenizer's definition as JSON: vocabulary, normaliser, splitting, special tokens."""
+    """The sha256 (hex) of the tokenizer's definition as JSON: vocabulary, normaliser, splitting,
+    special tokens.
+    """
     if isinstance(tokenizer, Tokenizer):
         return tokenizer.fingerprint
-    # Truncation and padding are set per call, and keys are sorted, so that only what changes ids counts.
+    # Truncation and padding are set per call, and keys are sorted, so that only what changes ids
+    # counts.
     definition = json.loads(tokenizer.to_str()) | {"truncation": None, "padding": None}
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
 
 
 def encode(records: TextRecords, tokenizer: Tokenizer, max_length: int) -> Encoded:
-    """The token ids of all records, [CLS] text [SEP] or [CLS] text [SEP] pair [SEP], at most `max_length` long.
+    """The token ids of all records, [CLS] text [SEP] or [CLS] text [SEP] pair [SEP], at most
+    `max_length` long.
 
     A text that is too long loses tokens at its end; of a pair, the longer text does first.
 
@@ -162,15 +196,23 @@ def encode(records: TextRecords, tokenizer: Tokenizer, max_length: int) -> Encod
     texts_each = 1 if records.pairs is None else 2
     if max_length < special + texts_each:
         raise ValueError(
-            f"max_length needs to be at least {special + texts_each} ({special} special tokens and a "
-            f"token of each text), but {max_length} came. Raise data.max_length; 128 suits sentences."
+            f"max_length needs to be at least {special + texts_each} ({special} special tokens and "
+            "a "
+            f"token of each text), but {max_length} came. Raise data.max_length; 128 suits "
+            "sentences."
         )
-    inputs = records.texts if records.pairs is None else tuple(zip(records.texts, records.pairs, strict=True))
+    inputs = (
+        records.texts
+        if records.pairs is None
+        else tuple(zip(records.texts, records.pairs, strict=True))
+    )
     tokens, types, truncated = [], [], 0
     tokenizer.backend.enable_truncation(max_length, strategy="longest_first")
     try:
         for start in range(0, len(inputs), _CHUNK):
-            for encoding in tokenizer.backend.encode_batch_fast(list(inputs[start : start + _CHUNK])):
+            for encoding in tokenizer.backend.encode_batch_fast(
+                list(inputs[start : start + _CHUNK])
+            ):
                 tokens.append(np.asarray(encoding.ids, np.int32))
                 types.append(np.asarray(encoding.type_ids, np.int32))
                 truncated += bool(encoding.overflowing)
@@ -178,7 +220,9 @@ def encode(records: TextRecords, tokenizer: Tokenizer, max_length: int) -> Encod
         tokenizer.backend.no_truncation()
     scores = np.issubdtype(np.asarray(records.labels).dtype, np.floating)
     labels = np.asarray(records.labels, np.float32 if scores else np.int32)
-    return Encoded(tokens, types, labels, max_length, tokenizer.pad_id, truncated, tokenizer.fingerprint)
+    return Encoded(
+        tokens, types, labels, max_length, tokenizer.pad_id, truncated, tokenizer.fingerprint
+    )
 
 
 def _from_vocabulary(path: Path) -> "tokenizers.Tokenizer":
@@ -197,7 +241,8 @@ def _from_vocabulary(path: Path) -> "tokenizers.Tokenizer":
     missing = [token for token in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if token not in vocabulary]
     if missing:
         raise ValueError(
-            f"{str(path)!r} needs the tokens [UNK], [CLS], [SEP] and [PAD], but {', '.join(missing)} is "
+            f"{str(path)!r} needs the tokens [UNK], [CLS], [SEP] and [PAD], but "
+            f"{', '.join(missing)} is "
             f"not among its {len(lines)} lines. Fetch the model's files again."
         )
     settings = path.with_name("tokenizer_config.json")

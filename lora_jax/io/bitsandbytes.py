@@ -1,9 +1,12 @@
-"""bitsandbytes' 4-bit and 8-bit weights: its bytes, and its safetensors state dicts, read and written.
+"""bitsandbytes' 4-bit and 8-bit weights: its bytes, and its safetensors state dicts, read and
+written.
 
-bitsandbytes 0.50 stores a weight (out, in), row by row, in blocks that run on from one row to the next. Where in is a multiple
-of the block size, that is our own layout transposed. Elsewhere `FlatQuantized` keeps its blocks, and `quantize_4bit` makes them.
+bitsandbytes 0.50 stores a weight (out, in), row by row, in blocks that run on from one row to the
+next. Where in is a multiple of the block size, that is our own layout transposed. Elsewhere
+`FlatQuantized` keeps its blocks, and `quantize_4bit` makes them.
 
-Its backends do not agree on every byte. `backend='cuda'` is the default here; its CPU backend differs in this:
+Its backends do not agree on every byte. `backend='cuda'` is the default here; its CPU backend
+differs in this:
 
 | case | CUDA | CPU |
 |---|---|---|
@@ -53,75 +56,131 @@ class FlatQuantized(QuantizedArray):
 
 
 def quantize_4bit(
-    w: Array, quant_type: str = "nf4", block_size: int = 64, double: bool = True, *, backend: Literal["cuda", "cpu"] = "cuda"
+    w: Array,
+    quant_type: str = "nf4",
+    block_size: int = 64,
+    double: bool = True,
+    *,
+    backend: Literal["cuda", "cpu"] = "cuda",
 ) -> FlatQuantized:
-    """A matrix (in, out) with the codes, scales and nested scales that bitsandbytes gives its transpose, for any size of it.
+    """A matrix (in, out) with the codes, scales and nested scales that bitsandbytes gives its
+    transpose, for any size of it.
 
     Raises:
         ValueError: bitsandbytes has no such type or block size, or `quantize` refuses the weight.
     """
     _check_type(quant_type, block_size, "quantize_4bit")
     if w.ndim != 2 or backend not in ("cuda", "cpu"):
-        raise ValueError(f"Needed a matrix (in, out) and backend 'cuda' or 'cpu', got shape {w.shape} and {backend!r}.")
+        raise ValueError(
+            f"Needed a matrix (in, out) and backend 'cuda' or 'cpu', got shape {w.shape} and "
+            f"{backend!r}."
+        )
     spec = QuantSpec(quant_type, block_size, double)
     if backend == "cpu":
         host = np.asarray(w, np.float32)
         if not np.isfinite(host).all():
-            raise ValueError(f"Cannot quantise a weight of shape {w.shape}: it holds a NaN or an infinity. Repair the checkpoint.")
+            raise ValueError(
+                f"Cannot quantise a weight of shape {w.shape}: it holds a NaN or an infinity. "
+                "Repair the checkpoint."
+            )
         codes, scale = _as_on_cpu(host.T.reshape(-1), quant_type, block_size, double)
     else:
         flat = quantize(w.T.reshape(-1, 1), spec)
         codes, scale = flat.codes, flat.scale
-    return FlatQuantized(codes=codes, scale=scale, spec=spec, kernel_shape=tuple(w.shape), in_axes=(0,), dtype=jnp.dtype(w.dtype))
+    return FlatQuantized(
+        codes=codes,
+        scale=scale,
+        spec=spec,
+        kernel_shape=tuple(w.shape),
+        in_axes=(0,),
+        dtype=jnp.dtype(w.dtype),
+    )
 
 
 def quantize_8bit(w: Array) -> QuantizedArray:
-    """A matrix (in, out) with the integers and scales of bitsandbytes' Linear8bitLt, which rounds weights to float16 first."""
-    return quantize(w.astype(jnp.float16), QuantSpec("int8", None, double=False)).replace(dtype=w.dtype)
+    """A matrix (in, out) with the integers and scales of bitsandbytes' Linear8bitLt, which rounds
+    weights to float16 first.
+    """
+    return quantize(w.astype(jnp.float16), QuantSpec("int8", None, double=False)).replace(
+        dtype=w.dtype
+    )
 
 
 def to_tensors(name: str, q: QuantizedArray) -> dict[str, np.ndarray]:
-    """The tensors, by their names in a state dict, that bitsandbytes stores for the weight `name`, such as 'fc1.weight'.
+    """The tensors, by their names in a state dict, that bitsandbytes stores for the weight `name`,
+    such as 'fc1.weight'.
 
     Raises:
-        ValueError: bitsandbytes has no such format, or its blocks would hold other weights than ours.
+        ValueError: bitsandbytes has no such format, or its blocks would hold other weights than
+            ours.
     """
     rows, out = q.rows, math.prod(q.kernel_shape) // q.rows
     spec = q.spec
     if q.codes.ndim != 2 or q.in_scale is not None:
-        raise ValueError(f"{name}: bitsandbytes stores single matrices without input scales. Write the layers of a stack one by one.")
-    if spec.format == "int8" and spec.block_size is None and not spec.double and spec.scale_dtype == "float32":
+        raise ValueError(
+            f"{name}: bitsandbytes stores single matrices without input scales. Write the layers "
+            "of a stack one by one."
+        )
+    if (
+        spec.format == "int8"
+        and spec.block_size is None
+        and not spec.double
+        and spec.scale_dtype == "float32"
+    ):
         integers = (np.asarray(q.codes).astype(np.int16) - 128).astype(np.int8)
         stem = name.removesuffix("weight")
-        return {name: _own(integers.T), f"{stem}SCB": _own(np.asarray(q.scale)[0]), f"{stem}weight_format": np.zeros((), np.uint8)}
+        return {
+            name: _own(integers.T),
+            f"{stem}SCB": _own(np.asarray(q.scale)[0]),
+            f"{stem}weight_format": np.zeros((), np.uint8),
+        }
     _check_type(spec.format, spec.block_size, name)
     if spec.scale_dtype != "float32" or spec.second_level != "mean":
-        raise ValueError(f"{name}: bitsandbytes has float32 scales or second level 'mean', not {spec}. Quantise the weight that way.")
+        raise ValueError(
+            f"{name}: bitsandbytes has float32 scales or second level 'mean', not {spec}. Quantise "
+            "the weight that way."
+        )
     if isinstance(q, FlatQuantized):
         codes, scale = q.codes, q.scale if spec.double else q.scale[:, 0]
     elif rows % spec.block_size:
         raise ValueError(
-            f"{name}: {rows} inputs are no multiple of the block size {spec.block_size}, and there bitsandbytes' blocks run on into the "
+            f"{name}: {rows} inputs are no multiple of the block size {spec.block_size}, and there "
+            "bitsandbytes' blocks run on into the "
             "next row. Quantise the dense weight with lora_jax.io.bitsandbytes.quantize_4bit."
         )
     else:
         codes = _bytes_of(_halves(np.asarray(q.codes), rows).T.reshape(-1))
         scale = q.scale if spec.double else q.scale.T.reshape(-1)
-    state = {"quant_type": spec.format, "blocksize": spec.block_size, "dtype": jnp.dtype(q.dtype).name, "shape": [out, rows]}
-    tensors = {f"{name}.absmax": scale, f"{name}.quant_map": codebooks.format_named(spec.format).table() + 0.0}
+    state = {
+        "quant_type": spec.format,
+        "blocksize": spec.block_size,
+        "dtype": jnp.dtype(q.dtype).name,
+        "shape": [out, rows],
+    }
+    tensors = {
+        f"{name}.absmax": scale,
+        f"{name}.quant_map": codebooks.format_named(spec.format).table() + 0.0,
+    }
     if isinstance(scale, DoubleQuantized):
         tensors |= {
             f"{name}.absmax": scale.codes,
             f"{name}.nested_absmax": scale.absmax,
             f"{name}.nested_quant_map": codebooks.dynamic_map(),
         }
-        state |= {"nested_blocksize": scales.SCALES_PER_BLOCK, "nested_dtype": "float32", "nested_offset": float(scale.offset)}
+        state |= {
+            "nested_blocksize": scales.SCALES_PER_BLOCK,
+            "nested_dtype": "float32",
+            "nested_offset": float(scale.offset),
+        }
     tensors[f"{name}.{_STATE}{spec.format}"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
     return {name: _own(codes)} | {key: _own(value) for key, value in tensors.items()}
 
 
-def from_tensors(name: str, tensors: Mapping[str, Any], *, dtype: Any = jnp.float32) -> QuantizedArray:
-    """The weight `name`, (in, out), of a state dict; `FlatQuantized` where its blocks straddle rows.
+def from_tensors(
+    name: str, tensors: Mapping[str, Any], *, dtype: Any = jnp.float32
+) -> QuantizedArray:
+    """The weight `name`, (in, out), of a state dict; `FlatQuantized` where its blocks straddle
+    rows.
 
     Args:
         dtype: of the dequantised weight where the file does not say: for 8 bits.
@@ -131,21 +190,30 @@ def from_tensors(name: str, tensors: Mapping[str, Any], *, dtype: Any = jnp.floa
     """
     stem = name.removesuffix("weight")
     if name not in tensors:
-        raise ValueError(f"There is no tensor {name!r}. Quantised weights: {', '.join(_weights(tensors)[:8]) or 'none'}.")
+        raise ValueError(
+            f"There is no tensor {name!r}. Quantised weights: "
+            f"{', '.join(_weights(tensors)[:8]) or 'none'}."
+        )
     if f"{stem}SCB" in tensors:
         return _from_8bit(name, stem, tensors, dtype)
-    parts = {key.removeprefix(f"{name}."): np.asarray(value) for key, value in tensors.items() if key.startswith(f"{name}.")}
+    parts = {
+        key.removeprefix(f"{name}."): np.asarray(value)
+        for key, value in tensors.items()
+        if key.startswith(f"{name}.")
+    }
     kind = next((kind for kind in _TYPES if f"{_STATE}{kind}" in parts), None)
     if kind is None:
         raise ValueError(
-            f"{name}: needed one of {', '.join(_STATE + kind for kind in _TYPES)} beside it, found {sorted(parts) or 'nothing'}."
+            f"{name}: needed one of {', '.join(_STATE + kind for kind in _TYPES)} beside it, found "
+            f"{sorted(parts) or 'nothing'}."
         )
     state = _state(name, parts.pop(f"{_STATE}{kind}"), kind)
     double = "nested_offset" in state
     needed = {"absmax", "quant_map"} | ({"nested_absmax", "nested_quant_map"} if double else set())
     if set(parts) != needed:
         raise ValueError(
-            f"{name}: missing tensors {sorted(needed - set(parts)) or 'none'}, left over {sorted(set(parts) - needed) or 'none'}. "
+            f"{name}: missing tensors {sorted(needed - set(parts)) or 'none'}, left over "
+            f"{sorted(set(parts) - needed) or 'none'}. "
             "Save the state dict again, whole."
         )
     (out, rows), block = state["shape"], state["blocksize"]
@@ -153,23 +221,45 @@ def from_tensors(name: str, tensors: Mapping[str, Any], *, dtype: Any = jnp.floa
     _check(name, "quant_map", parts["quant_map"], "float32", 16)
     _check(name, "absmax", parts["absmax"], "uint8" if double else "float32", blocks)
     if not np.array_equal(parts["quant_map"], codebooks.format_named(kind).table()):
-        raise ValueError(f"{name}.quant_map is not the table of {kind!r}. Register it as a format of its own, and quantise again.")
+        raise ValueError(
+            f"{name}.quant_map is not the table of {kind!r}. Register it as a format of its own, "
+            "and quantise again."
+        )
     stored = np.ascontiguousarray(tensors[name])
     # FSDP stores the bytes as numbers of another dtype.
     codes = stored.reshape(-1).view(np.uint8)
     _check(name, "weight", codes, "uint8", -(-out * rows // 2))
     scale: Any = parts["absmax"]
     if double:
-        _check(name, "nested_absmax", parts["nested_absmax"], "float32", -(-blocks // scales.SCALES_PER_BLOCK))
+        _check(
+            name,
+            "nested_absmax",
+            parts["nested_absmax"],
+            "float32",
+            -(-blocks // scales.SCALES_PER_BLOCK),
+        )
         _check(name, "nested_quant_map", parts["nested_quant_map"], "float32", 256)
         if not np.array_equal(parts["nested_quant_map"], codebooks.dynamic_map()):
-            raise ValueError(f"{name}.nested_quant_map is not the signed dynamic map. Only that is read.")
+            raise ValueError(
+                f"{name}.nested_quant_map is not the signed dynamic map. Only that is read."
+            )
         offset = jnp.float32(state["nested_offset"])
-        scale = DoubleQuantized(codes=jnp.asarray(scale), absmax=jnp.asarray(parts["nested_absmax"]), offset=offset)
+        scale = DoubleQuantized(
+            codes=jnp.asarray(scale), absmax=jnp.asarray(parts["nested_absmax"]), offset=offset
+        )
     spec = QuantSpec(kind, block, double)
-    common = {"spec": spec, "kernel_shape": (rows, out), "in_axes": (0,), "dtype": jnp.dtype(state["dtype"])}
+    common = {
+        "spec": spec,
+        "kernel_shape": (rows, out),
+        "in_axes": (0,),
+        "dtype": jnp.dtype(state["dtype"]),
+    }
     if rows % block:
-        return FlatQuantized(codes=jnp.asarray(codes[:, None]), scale=scale if double else jnp.asarray(scale[:, None]), **common)
+        return FlatQuantized(
+            codes=jnp.asarray(codes[:, None]),
+            scale=scale if double else jnp.asarray(scale[:, None]),
+            **common,
+        )
     matrix = _halves(codes[:, None], out * rows).reshape(out, rows).T
     return QuantizedArray(
         codes=jnp.asarray((matrix[::2] << 4) | matrix[1::2]),
@@ -179,18 +269,33 @@ def from_tensors(name: str, tensors: Mapping[str, Any], *, dtype: Any = jnp.floa
 
 
 def read(path: Path | str, *, dtype: Any = jnp.float32) -> dict[str, Any]:
-    """All weights of a bitsandbytes safetensors file by name, quantised ones as boxes (in, out), others as arrays.
+    """All weights of a bitsandbytes safetensors file by name, quantised ones as boxes (in, out),
+    others as arrays.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: as `from_tensors`, or tensors are left over.
     """
     tensors = safetensors.read(path)
-    found: dict[str, Any] = {name: from_tensors(name, tensors, dtype=dtype) for name in _weights(tensors)}
-    used = {key for name in found for key in tensors if key.startswith(f"{name}.") or key in _of_8bit(name)}
+    found: dict[str, Any] = {
+        name: from_tensors(name, tensors, dtype=dtype) for name in _weights(tensors)
+    }
+    used = {
+        key
+        for name in found
+        for key in tensors
+        if key.startswith(f"{name}.") or key in _of_8bit(name)
+    }
     rest = {key: value for key, value in tensors.items() if key not in used and key not in found}
-    if lost := [key for key in rest if key.endswith((".absmax", ".quant_map", ".SCB", ".weight_format")) or _STATE in key]:
-        raise ValueError(f"{path}: {lost[0]!r} belongs to a quantised weight that is not in the file. Save the state dict again, whole.")
+    if lost := [
+        key
+        for key in rest
+        if key.endswith((".absmax", ".quant_map", ".SCB", ".weight_format")) or _STATE in key
+    ]:
+        raise ValueError(
+            f"{path}: {lost[0]!r} belongs to a quantised weight that is not in the file. Save the "
+            "state dict again, whole."
+        )
     return found | rest
 
 
@@ -203,13 +308,19 @@ def write(path: Path | str, weights: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, np.ndarray] = {}
     for name, weight in weights.items():
-        tensors |= to_tensors(name, weight) if isinstance(weight, QuantizedArray) else {name: _own(weight)}
+        tensors |= (
+            to_tensors(name, weight) if isinstance(weight, QuantizedArray) else {name: _own(weight)}
+        )
     safetensors.write(path, tensors, {"format": "pt"})
 
 
 def _weights(tensors: Mapping[str, Any]) -> list[str]:
     four = {key.partition(f".{_STATE}")[0] for key in tensors if f".{_STATE}" in key}
-    eight = {f"{key.removesuffix('SCB')}weight" for key in tensors if key == "SCB" or key.endswith(".SCB")}
+    eight = {
+        f"{key.removesuffix('SCB')}weight"
+        for key in tensors
+        if key == "SCB" or key.endswith(".SCB")
+    }
     return sorted(name for name in four | eight if name in tensors)
 
 
@@ -222,7 +333,10 @@ def _from_8bit(name: str, stem: str, tensors: Mapping[str, Any], dtype: Any) -> 
     weight, scale = np.asarray(tensors[name]), np.asarray(tensors[f"{stem}SCB"])
     layout = int(np.asarray(tensors.get(f"{stem}weight_format", 0)))
     if layout != 0 or weight.dtype != np.int8 or weight.ndim != 2:
-        raise ValueError(f"{name}: needed int8 (out, in) in row format (0), got {weight.dtype} {weight.shape} in format {layout}.")
+        raise ValueError(
+            f"{name}: needed int8 (out, in) in row format (0), got {weight.dtype} {weight.shape} "
+            f"in format {layout}."
+        )
     _check(name, "SCB", scale, "float32", weight.shape[0])
     codes = (weight.astype(np.int16) + 128).astype(np.uint8).T
     return QuantizedArray(
@@ -236,17 +350,25 @@ def _state(name: str, packed: np.ndarray, kind: str) -> dict[str, Any]:
         state = json.loads(bytes(packed.astype(np.uint8)))
         shape = tuple(state["shape"])
         if state["quant_type"] != kind or state["dtype"] not in _DTYPES or len(shape) != 2:
-            raise ValueError(f"quant_type {state['quant_type']!r}, dtype {state['dtype']!r}, shape {shape}")
+            raise ValueError(
+                f"quant_type {state['quant_type']!r}, dtype {state['dtype']!r}, shape {shape}"
+            )
         if not all(isinstance(size, int) and 0 < size < 2**31 for size in shape):
             raise ValueError(f"shape {shape}")
         if "nested_offset" in state:
             nested = state["nested_blocksize"], state["nested_dtype"], state["nested_offset"]
-            if nested[:2] != (scales.SCALES_PER_BLOCK, "float32") or not isinstance(nested[2], float) or not math.isfinite(nested[2]):
+            if (
+                nested[:2] != (scales.SCALES_PER_BLOCK, "float32")
+                or not isinstance(nested[2], float)
+                or not math.isfinite(nested[2])
+            ):
                 raise ValueError(f"nested block size, dtype and offset {nested}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{name}.{_STATE}{kind} needs a JSON object with quant_type, blocksize, dtype and shape [out, in], and nested_blocksize 256, "
-            f"nested_dtype 'float32' and nested_offset with double quantisation; it has {type(error).__name__}: {error}."
+            f"{name}.{_STATE}{kind} needs a JSON object with quant_type, blocksize, dtype and "
+            "shape [out, in], and nested_blocksize 256, "
+            "nested_dtype 'float32' and nested_offset with double quantisation; it has "
+            f"{type(error).__name__}: {error}."
         ) from None
     _check_type(kind, state.get("blocksize"), name)
     return state
@@ -255,15 +377,18 @@ def _state(name: str, packed: np.ndarray, kind: str) -> dict[str, Any]:
 def _check_type(kind: str, block_size: Any, name: str) -> None:
     if kind not in _TYPES or block_size not in BLOCK_SIZES:
         raise ValueError(
-            f"{name}: bitsandbytes has the formats {', '.join(_TYPES)} in blocks of {', '.join(map(str, BLOCK_SIZES))}, and int8 with one "
-            f"scale a row (block_size=None, double=False); got {kind!r} with block size {block_size!r}."
+            f"{name}: bitsandbytes has the formats {', '.join(_TYPES)} in blocks of "
+            f"{', '.join(map(str, BLOCK_SIZES))}, and int8 with one "
+            f"scale a row (block_size=None, double=False); got {kind!r} with block size "
+            f"{block_size!r}."
         )
 
 
 def _check(name: str, part: str, array: np.ndarray, dtype: str, length: int) -> None:
     if array.dtype.name != dtype or array.size != length:
         raise ValueError(
-            f"{name}: {part} must be {length} numbers of {dtype}, got {array.size} of {array.dtype}. Save the state dict again."
+            f"{name}: {part} must be {length} numbers of {dtype}, got {array.size} of "
+            f"{array.dtype}. Save the state dict again."
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"{name}: {part} holds a NaN or an infinity. Save the state dict again.")
@@ -297,25 +422,45 @@ def _as_on_cpu(flat: np.ndarray, kind: str, block: int, double: bool) -> tuple[A
         unit[-1] = padded[-1] / absmax[-1]
     table = codebooks.format_named(kind).table()
     order = np.lexsort((np.arange(16), table + 0.0))  # +0 before -0
-    codes = order.astype(np.uint8)[np.searchsorted(codebooks.midpoints(table[order]), np.clip(unit, -1, 1).reshape(-1)[:n], side="left")]
-    codes = np.append(codes, order[np.searchsorted(codebooks.midpoints(table[order]), 0.0)]) if n % 2 else codes
+    codes = order.astype(np.uint8)[
+        np.searchsorted(
+            codebooks.midpoints(table[order]), np.clip(unit, -1, 1).reshape(-1)[:n], side="left"
+        )
+    ]
+    codes = (
+        np.append(codes, order[np.searchsorted(codebooks.midpoints(table[order]), 0.0)])
+        if n % 2
+        else codes
+    )
     packed = jnp.asarray(_bytes_of(codes.astype(np.uint8)))
     if not double:
         return packed, jnp.asarray(absmax[:, None])
     offset = np.asarray(scales.mean(jnp.asarray(absmax)))
     centred = absmax - offset
-    groups = np.pad(centred, (0, -centred.size % scales.SCALES_PER_BLOCK)).reshape(-1, scales.SCALES_PER_BLOCK)
+    groups = np.pad(centred, (0, -centred.size % scales.SCALES_PER_BLOCK)).reshape(
+        -1, scales.SCALES_PER_BLOCK
+    )
     largest = np.abs(groups).max(1)
     # A group of zeros has code 0, not the code of 0.
-    inverse = np.where(largest > 0, np.float32(1) / np.where(largest > 0, largest, np.float32(1)), 0)
-    index = ((groups * inverse[:, None] + np.float32(1)) * np.float32(32767.5) + np.float32(0.5)).astype(np.int64)
-    second = np.where(largest[:, None] > 0, _scale_table()[np.clip(index, 0, 65535)], 0).astype(np.uint8)
+    inverse = np.where(
+        largest > 0, np.float32(1) / np.where(largest > 0, largest, np.float32(1)), 0
+    )
+    index = (
+        (groups * inverse[:, None] + np.float32(1)) * np.float32(32767.5) + np.float32(0.5)
+    ).astype(np.int64)
+    second = np.where(largest[:, None] > 0, _scale_table()[np.clip(index, 0, 65535)], 0).astype(
+        np.uint8
+    )
     return packed, DoubleQuantized(
-        codes=jnp.asarray(second.reshape(-1)[: centred.size]), absmax=jnp.asarray(largest), offset=jnp.asarray(offset)
+        codes=jnp.asarray(second.reshape(-1)[: centred.size]),
+        absmax=jnp.asarray(largest),
+        offset=jnp.asarray(offset),
     )
 
 
 @functools.cache
 def _scale_table() -> np.ndarray:
     steps = (np.arange(65536) / 32767.5 - 1).astype(np.float32)
-    return np.searchsorted(codebooks.midpoints(codebooks.dynamic_map()), steps, side="left").astype(np.uint8)
+    return np.searchsorted(codebooks.midpoints(codebooks.dynamic_map()), steps, side="left").astype(
+        np.uint8
+    )

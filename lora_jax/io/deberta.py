@@ -30,7 +30,14 @@ _MODULES = (
     ("mlp/down", "output.dense"),
 )
 _NORMS = (("attn_norm", "attention.output.LayerNorm"), ("mlp_norm", "output.LayerNorm"))
-_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
 
 
 def deberta_config(raw: Mapping[str, Any], num_classes: int | None) -> DebertaConfig:
@@ -43,7 +50,11 @@ def deberta_config(raw: Mapping[str, Any], num_classes: int | None) -> DebertaCo
         if not isinstance(raw[name], int):
             raise ValueError(f"{name} must be a whole number, and is {raw[name]!r}")
     hidden, heads = raw["hidden_size"], raw["num_attention_heads"]
-    told = {"attention_head_size": hidden // max(heads, 1), "pooler_hidden_size": hidden, "is_decoder": False}
+    told = {
+        "attention_head_size": hidden // max(heads, 1),
+        "pooler_hidden_size": hidden,
+        "is_decoder": False,
+    }
     for name, supported in told.items():
         if raw.get(name, supported) != supported:
             raise ValueError(f"{name} {raw[name]!r} is not supported; needed {supported!r}")
@@ -51,7 +62,9 @@ def deberta_config(raw: Mapping[str, Any], num_classes: int | None) -> DebertaCo
     terms = terms.lower().split("|") if isinstance(terms, str) else terms
     relative = raw.get("relative_attention", False)
     if not relative and terms:
-        raise ValueError(f"pos_att_type {raw['pos_att_type']!r} needs relative_attention, which is off")
+        raise ValueError(
+            f"pos_att_type {raw['pos_att_type']!r} needs relative_attention, which is off"
+        )
     longest = raw.get("max_relative_positions", -1)
     return DebertaConfig(
         vocab_size=raw["vocab_size"],
@@ -110,23 +123,39 @@ def deberta_json(config: DebertaConfig) -> dict[str, Any]:
     } | ({"num_labels": config.num_classes} if head else {})
 
 
-def deberta_names(config: DebertaConfig, *, scan: bool = True, bare: bool | None = None) -> dict[str, Name]:
-    """How transformers names every weight: `DebertaV2ForSequenceClassification`'s names with a classifier, else `DebertaV2Model`'s.
+def deberta_names(
+    config: DebertaConfig, *, scan: bool = True, bare: bool | None = None
+) -> dict[str, Name]:
+    """How transformers names every weight: `DebertaV2ForSequenceClassification`'s names with a
+    classifier, else `DebertaV2Model`'s.
 
     Args:
-        bare: whether names of the model inside have no prefix; by default they have none without a classifier.
+        bare: whether names of the model inside have no prefix; by default they have none without a
+            classifier.
     """
     hidden, span = config.hidden_size, config.span
     size = config.embedding_size or hidden
     prefix = "" if (config.num_classes is None if bare is None else bare) else _PREFIX
-    norm = lambda ours, theirs: {f"{ours}/{a}": (f"{theirs}.{b}", (hidden,)) for a, b in (("scale", "weight"), ("bias", "bias"))}  # noqa: E731
+    norm = lambda ours, theirs: {
+        f"{ours}/{a}": (f"{theirs}.{b}", (hidden,))
+        for a, b in (("scale", "weight"), ("bias", "bias"))
+    }
     outside: dict[str, tuple[str, tuple[int, ...]]] = {
-        "embeddings/word/embedding": ("embeddings.word_embeddings.weight", (config.vocab_size, size))
+        "embeddings/word/embedding": (
+            "embeddings.word_embeddings.weight",
+            (config.vocab_size, size),
+        )
     }
     if config.absolute:
-        outside["embeddings/position/embedding"] = ("embeddings.position_embeddings.weight", (config.max_positions, size))
+        outside["embeddings/position/embedding"] = (
+            "embeddings.position_embeddings.weight",
+            (config.max_positions, size),
+        )
     if config.type_vocab_size:
-        outside["embeddings/type/embedding"] = ("embeddings.token_type_embeddings.weight", (config.type_vocab_size, size))
+        outside["embeddings/type/embedding"] = (
+            "embeddings.token_type_embeddings.weight",
+            (config.type_vocab_size, size),
+        )
     if size != hidden:
         outside["embeddings/project/kernel"] = ("embeddings.embed_proj.weight", (size, hidden))
     outside |= norm("embeddings/norm", "embeddings.LayerNorm")
@@ -134,20 +163,33 @@ def deberta_names(config: DebertaConfig, *, scan: bool = True, bare: bool | None
         outside["relative/table/embedding"] = ("encoder.rel_embeddings.weight", (2 * span, hidden))
         outside |= norm("relative/norm", "encoder.LayerNorm") if config.norm_relative else {}
     if config.conv_size:
-        outside["conv/window/kernel"] = ("encoder.conv.conv.weight", (config.conv_size, hidden // config.conv_groups, hidden))
+        outside["conv/window/kernel"] = (
+            "encoder.conv.conv.weight",
+            (config.conv_size, hidden // config.conv_groups, hidden),
+        )
         outside["conv/window/bias"] = ("encoder.conv.conv.bias", (hidden,))
         outside |= norm("conv/norm", "encoder.conv.LayerNorm")
     names = {ours: _name(ours, prefix + theirs, shape) for ours, (theirs, shape) in outside.items()}
-    names |= stacked_names(lambda _, stack: _block(config, prefix, stack), {"": config.num_layers}, scan=scan)
+    names |= stacked_names(
+        lambda _, stack: _block(config, prefix, stack), {"": config.num_layers}, scan=scan
+    )
     if config.num_classes is not None:
-        for ours, theirs, width in (("pooler", "pooler.dense", hidden), ("classifier", "classifier", config.num_classes)):
+        for ours, theirs, width in (
+            ("pooler", "pooler.dense", hidden),
+            ("classifier", "classifier", config.num_classes),
+        ):
             names[f"{ours}/kernel"] = Name(f"{theirs}.weight", (hidden, width))
             names[f"{ours}/bias"] = Name(f"{theirs}.bias", (width,), "vector")
     return names
 
 
 def load_deberta(
-    folder: Path, raw: Mapping[str, Any], *, num_classes: int | None, key: jax.Array | None, scan: bool
+    folder: Path,
+    raw: Mapping[str, Any],
+    *,
+    num_classes: int | None,
+    key: jax.Array | None,
+    scan: bool,
 ) -> tuple[DebertaConfig, dict[str, Any]]:
     """As `lora_jax.load_encoder`; a head that is not in the file, its pooler included, is new."""
     config = deberta_config(raw, num_classes)
@@ -157,14 +199,23 @@ def load_deberta(
     has_head = num_classes is not None and "classifier.weight" in tensors
     unread = [name for name in tensors if name.removeprefix(_PREFIX).startswith(_UNREAD)]
     if not config.absolute:  # Files of the first release carry a table that nothing adds.
-        unread += [name for name in tensors if name.removeprefix(_PREFIX) == "embeddings.position_embeddings.weight"]
-    head = {path: name for path, name in names.items() if path.startswith(("pooler/", "classifier/"))}
+        unread += [
+            name
+            for name in tensors
+            if name.removeprefix(_PREFIX) == "embeddings.position_embeddings.weight"
+        ]
+    head = {
+        path: name for path, name in names.items() if path.startswith(("pooler/", "classifier/"))
+    }
     if not has_head:
         names = {path: name for path, name in names.items() if path not in head}
     flat = read_named(names, tensors, what=f"DeBERTa in {folder}", ignored=unread)
     if num_classes is not None and not has_head:
         if key is None:
-            raise ValueError(f"{folder} has no classifier, and a new one needs a random key: pass key=jax.random.key(seed).")
+            raise ValueError(
+                f"{folder} has no classifier, and a new one needs a random key: pass "
+                "key=jax.random.key(seed)."
+            )
         flat |= _new_head(head, key)
     return config, unflatten(flat)
 
@@ -172,7 +223,9 @@ def load_deberta(
 def _new_head(head: Names, key: jax.Array) -> dict[str, np.ndarray]:
     out = {path: np.zeros(name.shape, np.float32) for path, name in head.items()}
     for n, path in enumerate(("classifier/kernel", "pooler/kernel")):
-        out[path] = 0.02 * np.asarray(jax.random.normal(jax.random.fold_in(key, n), out[path].shape), np.float32)
+        out[path] = 0.02 * np.asarray(
+            jax.random.normal(jax.random.fold_in(key, n), out[path].shape), np.float32
+        )
     return out
 
 
@@ -183,16 +236,28 @@ def _block(config: DebertaConfig, prefix: str, stack: tuple[int, ...]) -> dict[s
     for ours, theirs in _MODULES:
         if ours in own and (config.shared_keys or not own[ours]):
             continue
-        rows, columns = {"mlp/up": (hidden, wide), "mlp/down": (wide, hidden)}.get(ours, (hidden, hidden))
-        names[f"{ours}/kernel"] = Name(f"{prefix}encoder.layer.{{}}.{theirs}.weight", (rows, columns), stack=stack)
-        names[f"{ours}/bias"] = Name(f"{prefix}encoder.layer.{{}}.{theirs}.bias", (columns,), "vector", stack)
+        rows, columns = {"mlp/up": (hidden, wide), "mlp/down": (wide, hidden)}.get(
+            ours, (hidden, hidden)
+        )
+        names[f"{ours}/kernel"] = Name(
+            f"{prefix}encoder.layer.{{}}.{theirs}.weight", (rows, columns), stack=stack
+        )
+        names[f"{ours}/bias"] = Name(
+            f"{prefix}encoder.layer.{{}}.{theirs}.bias", (columns,), "vector", stack
+        )
     for ours, theirs in _NORMS:
         for part, name in (("scale", "weight"), ("bias", "bias")):
-            names[f"{ours}/{part}"] = Name(f"{prefix}encoder.layer.{{}}.{theirs}.{name}", (hidden,), "vector", stack)
+            names[f"{ours}/{part}"] = Name(
+                f"{prefix}encoder.layer.{{}}.{theirs}.{name}", (hidden,), "vector", stack
+            )
     return names
 
 
 def _name(ours: str, theirs: str, shape: tuple[int, ...]) -> Name:
     if len(shape) == 3:
         return Name(theirs, shape, "conv", in_axes=(0, 1))
-    return Name(theirs, shape, "embedding" if ours.endswith("embedding") else "linear" if len(shape) == 2 else "vector")
+    return Name(
+        theirs,
+        shape,
+        "embedding" if ours.endswith("embedding") else "linear" if len(shape) == 2 else "vector",
+    )

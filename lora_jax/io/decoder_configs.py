@@ -28,27 +28,39 @@ def read_config(folder: Path) -> DecoderConfig:
 
     Raises:
         FileNotFoundError: there is no config.json.
-        ValueError: it is not JSON, lacks a field, or asks for something that this decoder has not; the text names it.
+        ValueError: it is not JSON, lacks a field, or asks for something that this decoder has not;
+            the text names it.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} needs a config.json next to its weights, and there is none. Give a Hugging Face model folder.")
+        raise FileNotFoundError(
+            f"{folder} needs a config.json next to its weights, and there is none. Give a Hugging "
+            "Face model folder."
+        )
     try:
         raw = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}). Fetch the model again.") from None
     if not isinstance(raw, dict):
-        raise ValueError(f"{path} needs a JSON object, but holds {type(raw).__name__}. Fetch the model again.")
+        raise ValueError(
+            f"{path} needs a JSON object, but holds {type(raw).__name__}. Fetch the model again."
+        )
     try:
         return config_of(raw)
     except KeyError as error:
-        raise ValueError(f"{path} lacks the field {error}. Give the config.json that belongs to the weights.") from None
+        raise ValueError(
+            f"{path} lacks the field {error}. Give the config.json that belongs to the weights."
+        ) from None
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} does not describe a decoder that can be loaded: {error}") from None
+        raise ValueError(
+            f"{path} does not describe a decoder that can be loaded: {error}"
+        ) from None
 
 
 def is_decoder(path: Path) -> bool:
-    """Whether a folder or file holds a decoder: a GGUF file, or a config.json of one of the known families."""
+    """Whether a folder or file holds a decoder: a GGUF file, or a config.json of one of the known
+    families.
+    """
     if path.is_file() or not (path / "config.json").is_file():
         return path.suffix == ".gguf" or any(path.glob("*.gguf"))
     raw = json.loads((path / "config.json").read_text())
@@ -64,17 +76,29 @@ def config_of(raw: Raw) -> DecoderConfig:
     kind = raw.get("model_type")
     if kind == "gemma3" and "text_config" in raw:
         raise ValueError(
-            "model_type 'gemma3' with a text_config is the model with pictures; needed its text part (model_type 'gemma3_text'): save it alone."
+            "model_type 'gemma3' with a text_config is the model with pictures; needed its text "
+            "part (model_type 'gemma3_text'): save it alone."
         )
     if kind == "t5":
-        raise ValueError("model_type 't5' is an encoder-decoder, and needed here is a decoder. Load it with lora_jax.load_t5.")
+        raise ValueError(
+            "model_type 't5' is an encoder-decoder, and needed here is a decoder. Load it with "
+            "lora_jax.load_t5."
+        )
     if kind not in FAMILIES:
-        raise ValueError(f"model_type {kind!r} is not supported. Nearest: {nearest(str(kind), FAMILIES, 2)}; known: {', '.join(FAMILIES)}.")
+        raise ValueError(
+            f"model_type {kind!r} is not supported. Nearest: {nearest(str(kind), FAMILIES, 2)}; "
+            f"known: {', '.join(FAMILIES)}."
+        )
     return FAMILIES[kind](raw)
 
 
 def _gpt2(raw: Raw) -> DecoderConfig:
-    _refuse(raw, scale_attn_by_inverse_layer_idx=(False, None), reorder_and_upcast_attn=(False, None), scale_attn_weights=(True, None))
+    _refuse(
+        raw,
+        scale_attn_by_inverse_layer_idx=(False, None),
+        reorder_and_upcast_attn=(False, None),
+        scale_attn_weights=(True, None),
+    )
     hidden, heads = raw["n_embd"], raw["n_head"]
     return DecoderConfig(
         family="gpt2",
@@ -100,7 +124,9 @@ def _gpt2(raw: Raw) -> DecoderConfig:
 
 def _gpt_neox(raw: Raw) -> DecoderConfig:
     hidden, heads = raw["hidden_size"], raw["num_attention_heads"]
-    rotary = _rotary(raw, fraction=raw.get("rotary_pct", 0.25), base=raw.get("rotary_emb_base", 10_000))
+    rotary = _rotary(
+        raw, fraction=raw.get("rotary_pct", 0.25), base=raw.get("rotary_emb_base", 10_000)
+    )
     bias = raw.get("attention_bias", True)
     return DecoderConfig(
         family="gpt_neox",
@@ -119,7 +145,12 @@ def _gpt_neox(raw: Raw) -> DecoderConfig:
 
 
 def _opt(raw: Raw) -> DecoderConfig:
-    _refuse(raw, do_layer_norm_before=(True, None), _remove_final_layer_norm=(False, None), layer_norm_elementwise_affine=(True, None))
+    _refuse(
+        raw,
+        do_layer_norm_before=(True, None),
+        _remove_final_layer_norm=(False, None),
+        layer_norm_elementwise_affine=(True, None),
+    )
     hidden, heads = raw["hidden_size"], raw["num_attention_heads"]
     _refuse(raw, word_embed_proj_dim=(hidden, None))
     bias = raw.get("enable_bias", True)
@@ -148,7 +179,13 @@ def _opt(raw: Raw) -> DecoderConfig:
 
 def _llama(raw: Raw) -> DecoderConfig:
     bias = raw.get("attention_bias", False)
-    return DecoderConfig(family="llama", **_llama_like(raw), qkv_bias=bias, out_bias=bias, mlp_bias=raw.get("mlp_bias", False))
+    return DecoderConfig(
+        family="llama",
+        **_llama_like(raw),
+        qkv_bias=bias,
+        out_bias=bias,
+        mlp_bias=raw.get("mlp_bias", False),
+    )
 
 
 def _mistral(raw: Raw) -> DecoderConfig:
@@ -156,8 +193,12 @@ def _mistral(raw: Raw) -> DecoderConfig:
 
 
 def _mixtral(raw: Raw) -> DecoderConfig:
-    experts = Experts(raw["num_local_experts"], raw["num_experts_per_tok"], raw["intermediate_size"])
-    return DecoderConfig(family="mixtral", **_llama_like(raw), window=raw.get("sliding_window"), experts=experts)
+    experts = Experts(
+        raw["num_local_experts"], raw["num_experts_per_tok"], raw["intermediate_size"]
+    )
+    return DecoderConfig(
+        family="mixtral", **_llama_like(raw), window=raw.get("sliding_window"), experts=experts
+    )
 
 
 def _qwen2(raw: Raw) -> DecoderConfig:
@@ -166,7 +207,14 @@ def _qwen2(raw: Raw) -> DecoderConfig:
 
 def _qwen3(raw: Raw) -> DecoderConfig:
     bias = raw.get("attention_bias", False)
-    return DecoderConfig(family="qwen3", **_llama_like(raw), **_qwen_windows(raw), qkv_bias=bias, out_bias=bias, qk_norm=True)
+    return DecoderConfig(
+        family="qwen3",
+        **_llama_like(raw),
+        **_qwen_windows(raw),
+        qkv_bias=bias,
+        out_bias=bias,
+        qk_norm=True,
+    )
 
 
 def _qwen2_moe(raw: Raw) -> DecoderConfig:
@@ -198,7 +246,8 @@ def _phi3(raw: Raw) -> DecoderConfig:
 
 
 def _gemma(raw: Raw) -> DecoderConfig:
-    # The first files say hidden_act 'gelu' and mean the tanh form; transformers reads them so as well.
+    # The first files say hidden_act 'gelu' and mean the tanh form; transformers reads them so as
+    # well.
     activation = raw.get("hidden_activation") or "gelu_pytorch_tanh"
     return DecoderConfig(family="gemma", **_gemma_like(raw, activation))
 
@@ -219,14 +268,23 @@ def _gemma3(raw: Raw) -> DecoderConfig:
     _refuse(raw, use_bidirectional_attention=(False, None))
     nested = raw.get("rope_parameters")
     if nested is not None:
-        rotary, local = (_rotary({**raw, "rope_parameters": nested[kind]}) for kind in ("full_attention", "sliding_attention"))
+        rotary, local = (
+            _rotary({**raw, "rope_parameters": nested[kind]})
+            for kind in ("full_attention", "sliding_attention")
+        )
     else:
-        rotary, local = _rotary(raw, base=1_000_000.0), Rotary(base=float(raw.get("rope_local_base_freq", 10_000.0)))
+        rotary, local = (
+            _rotary(raw, base=1_000_000.0),
+            Rotary(base=float(raw.get("rope_local_base_freq", 10_000.0))),
+        )
     like = _gemma_like(raw, raw["hidden_activation"]) | {"rotary": rotary}
     return DecoderConfig(
         family="gemma3_text",
         **like,
-        **_layer_types(raw, pattern=raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6),
+        **_layer_types(
+            raw,
+            pattern=raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6,
+        ),
         local_rotary=local,
         post_norms=True,
         qk_norm=True,
@@ -297,29 +355,46 @@ def _qwen_windows(raw: Raw) -> dict[str, Any]:
         return {}
     types = raw.get("layer_types")
     first = raw.get("max_window_layers", raw["num_hidden_layers"])
-    local = [kind == "sliding_attention" for kind in types] if types else [n >= first for n in range(raw["num_hidden_layers"])]
+    local = (
+        [kind == "sliding_attention" for kind in types]
+        if types
+        else [n >= first for n in range(raw["num_hidden_layers"])]
+    )
     return {"window": raw["sliding_window"], "local_layers": tuple(local)} if any(local) else {}
 
 
 def _qwen_experts(raw: Raw, shared: int | None) -> Experts:
     if raw.get("decoder_sparse_step", 1) != 1 or raw.get("mlp_only_layers"):
-        raise ValueError("decoder_sparse_step must be 1 and mlp_only_layers empty: layers of experts and plain MLPs cannot be mixed here.")
+        raise ValueError(
+            "decoder_sparse_step must be 1 and mlp_only_layers empty: layers of experts and plain "
+            "MLPs cannot be mixed here."
+        )
     count = raw.get("num_experts") or raw["num_local_experts"]
     return Experts(
-        count, raw["num_experts_per_tok"], raw["moe_intermediate_size"], normalise=raw.get("norm_topk_prob", False), shared_size=shared
+        count,
+        raw["num_experts_per_tok"],
+        raw["moe_intermediate_size"],
+        normalise=raw.get("norm_topk_prob", False),
+        shared_size=shared,
     )
 
 
 def _layer_types(raw: Raw, *, pattern: int) -> dict[str, Any]:
     types = raw.get("layer_types")
     layers = raw["num_hidden_layers"]
-    local = [kind == "sliding_attention" for kind in types] if types else [bool((n + 1) % pattern) for n in range(layers)]
+    local = (
+        [kind == "sliding_attention" for kind in types]
+        if types
+        else [bool((n + 1) % pattern) for n in range(layers)]
+    )
     return {"window": raw["sliding_window"], "local_layers": tuple(local)}
 
 
 def _activation(name: str) -> Any:
     if name not in _ACTIVATIONS:
-        raise ValueError(f"the activation {name!r} is not supported; needed one of {', '.join(_ACTIVATIONS)}.")
+        raise ValueError(
+            f"the activation {name!r} is not supported; needed one of {', '.join(_ACTIVATIONS)}."
+        )
     return _ACTIVATIONS[name]
 
 
@@ -335,11 +410,15 @@ def _rotary(raw: Raw, *, fraction: float = 1.0, base: float = 10_000.0) -> Rotar
     kind = told.get("rope_type", told.get("type", "default"))
     common = dict(
         base=float(told.get("rope_theta", raw.get("rope_theta", base))),
-        fraction=float(told.get("partial_rotary_factor", raw.get("partial_rotary_factor", fraction))),
+        fraction=float(
+            told.get("partial_rotary_factor", raw.get("partial_rotary_factor", fraction))
+        ),
     )
     if kind in ("default", None):
         return Rotary(**common)
-    original = told.get("original_max_position_embeddings") or raw.get("original_max_position_embeddings")
+    original = told.get("original_max_position_embeddings") or raw.get(
+        "original_max_position_embeddings"
+    )
     whole = raw["max_position_embeddings"]
     if kind == "linear":
         return Rotary(**common, scaling="linear", factor=float(told["factor"]))
@@ -375,4 +454,7 @@ def _rotary(raw: Raw, *, fraction: float = 1.0, base: float = 10_000.0) -> Rotar
             long_factors=tuple(map(float, told["long_factor"])),
             attention_factor=told.get("attention_factor"),
         )
-    raise ValueError(f"the rotary scaling {kind!r} is not supported; needed one of default, linear, llama3, yarn, longrope.")
+    raise ValueError(
+        f"the rotary scaling {kind!r} is not supported; needed one of default, linear, llama3, "
+        "yarn, longrope."
+    )

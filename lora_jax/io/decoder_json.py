@@ -1,4 +1,6 @@
-"""`DecoderConfig` to the config.json that transformers and other readers of Hugging Face folders understand."""
+"""`DecoderConfig` to the config.json that transformers and other readers of Hugging Face folders
+understand.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"
 
 
 def json_of(config: DecoderConfig) -> dict[str, Any]:
-    """The contents of config.json; rotary settings in the form of transformers 4, which transformers 5 reads as well."""
+    """The contents of config.json; rotary settings in the form of transformers 4, which
+    transformers 5 reads as well.
+    """
     common = {
         "architectures": [_CLASSES[config.family]],
         "model_type": config.family,
@@ -42,7 +46,9 @@ def json_of(config: DecoderConfig) -> dict[str, Any]:
             "n_inner": config.intermediate_size,
             "n_positions": config.max_positions,
             "layer_norm_epsilon": config.norm_eps,
-            "activation_function": "gelu_new" if config.activation == "gelu_tanh" else config.activation,
+            "activation_function": "gelu_new"
+            if config.activation == "gelu_tanh"
+            else config.activation,
         }
     sizes = {
         "hidden_size": config.hidden_size,
@@ -76,7 +82,15 @@ def json_of(config: DecoderConfig) -> dict[str, Any]:
                 "attention_bias": config.qkv_bias,
             }
         )
-    out = common | sizes | {"num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim, "rms_norm_eps": config.norm_eps}
+    out = (
+        common
+        | sizes
+        | {
+            "num_key_value_heads": config.num_kv_heads,
+            "head_dim": config.head_dim,
+            "rms_norm_eps": config.norm_eps,
+        }
+    )
     out |= {"hidden_act": activation} | _rotary(config.rotary)
     return out | _EXTRA.get(config.family, lambda config: {})(config)
 
@@ -96,13 +110,20 @@ def _phi3(config: DecoderConfig) -> dict[str, Any]:
 
 def _mixtral(config: DecoderConfig) -> dict[str, Any]:
     experts = config.experts
-    return _window(config) | {"num_local_experts": experts.count, "num_experts_per_tok": experts.per_token}
+    return _window(config) | {
+        "num_local_experts": experts.count,
+        "num_experts_per_tok": experts.per_token,
+    }
 
 
 def _qwen(config: DecoderConfig) -> dict[str, Any]:
     out: dict[str, Any] = {"use_sliding_window": config.window is not None}
     if config.window is not None:
-        out |= {"sliding_window": config.window, "layer_types": _layer_types(config), "max_window_layers": config.locality.index(True)}
+        out |= {
+            "sliding_window": config.window,
+            "layer_types": _layer_types(config),
+            "max_window_layers": config.locality.index(True),
+        }
     if config.family != "qwen2" and config.family != "qwen2_moe":
         out["attention_bias"] = config.qkv_bias
     if config.experts is not None:
@@ -115,7 +136,10 @@ def _qwen(config: DecoderConfig) -> dict[str, Any]:
             "mlp_only_layers": [],
         }
         if config.experts.shared_size is not None:
-            out |= {"shared_expert_intermediate_size": config.experts.shared_size, "qkv_bias": config.qkv_bias}
+            out |= {
+                "shared_expert_intermediate_size": config.experts.shared_size,
+                "qkv_bias": config.qkv_bias,
+            }
     return out
 
 
@@ -159,7 +183,9 @@ def _layer_types(config: DecoderConfig) -> list[str]:
 
 def _rotary(rotary: Rotary, *, fraction: str = "partial_rotary_factor") -> dict[str, Any]:
     out: dict[str, Any] = (
-        {"rope_theta": rotary.base, "rotary_emb_base": rotary.base} if fraction == "rotary_pct" else {"rope_theta": rotary.base}
+        {"rope_theta": rotary.base, "rotary_emb_base": rotary.base}
+        if fraction == "rotary_pct"
+        else {"rope_theta": rotary.base}
     )
     if fraction == "rotary_pct" or rotary.fraction != 1.0:
         out[fraction] = rotary.fraction
@@ -171,10 +197,21 @@ def _rotary(rotary: Rotary, *, fraction: str = "partial_rotary_factor") -> dict[
     if rotary.scaling == "llama3":
         scaling |= {"low_freq_factor": rotary.low_freq, "high_freq_factor": rotary.high_freq}
     if rotary.scaling == "yarn":
-        scaling |= {"beta_fast": rotary.beta_fast, "beta_slow": rotary.beta_slow, "truncate": rotary.truncate}
-        scaling |= {name: value for name in ("mscale", "mscale_all_dim") if (value := getattr(rotary, name)) is not None}
+        scaling |= {
+            "beta_fast": rotary.beta_fast,
+            "beta_slow": rotary.beta_slow,
+            "truncate": rotary.truncate,
+        }
+        scaling |= {
+            name: value
+            for name in ("mscale", "mscale_all_dim")
+            if (value := getattr(rotary, name)) is not None
+        }
     if rotary.scaling == "longrope":
-        scaling |= {"short_factor": list(rotary.short_factors), "long_factor": list(rotary.long_factors)}
+        scaling |= {
+            "short_factor": list(rotary.short_factors),
+            "long_factor": list(rotary.long_factors),
+        }
     if rotary.attention_factor is not None:
         scaling["attention_factor"] = rotary.attention_factor
     return out | {"rope_scaling": scaling}

@@ -12,11 +12,13 @@ from lora_jax.models.decoder_config import DecoderConfig
 
 @dataclass(frozen=True)
 class Source:
-    """Where a weight is kept: tensor `name` ('{layer}' and '{expert}' stand for numbers), and how it differs from ours.
+    """Where a weight is kept: tensor `name` ('{layer}' and '{expert}' stand for numbers), and how
+    it differs from ours.
 
-    transpose: theirs is (out, in). added: ours is theirs plus this (Gemma's norms are kept as scale - 1). part: theirs holds
-    several of ours side by side along the outputs; (index, their sizes). heads: those parts alternate head by head. pairs: of
-    so many heads, the two channels of a rotary pair are neighbours in theirs, and half a head apart in ours (GGUF's LLaMA).
+    transpose: theirs is (out, in). added: ours is theirs plus this (Gemma's norms are kept as scale
+    - 1). part: theirs holds several of ours side by side along the outputs; (index, their sizes).
+    heads: those parts alternate head by head. pairs: of so many heads, the two channels of a rotary
+    pair are neighbours in theirs, and half a head apart in ours (GGUF's LLaMA).
     vector: theirs lacks the axis of the single output.
     """
 
@@ -60,11 +62,17 @@ class Source:
         if self.vector:
             return ours[:, 0]
         if self.heads is not None:
-            ours = np.stack([p.reshape(*p.shape[:-1], self.heads, -1) for p in parts], -2).reshape(*ours.shape[:-1], -1)
+            ours = np.stack([p.reshape(*p.shape[:-1], self.heads, -1) for p in parts], -2).reshape(
+                *ours.shape[:-1], -1
+            )
         elif len(parts) > 1:
             ours = np.concatenate(parts, -1)
         if self.pairs is not None:
-            ours = ours.reshape(*ours.shape[:-1], self.pairs, 2, -1).swapaxes(-1, -2).reshape(ours.shape)
+            ours = (
+                ours.reshape(*ours.shape[:-1], self.pairs, 2, -1)
+                .swapaxes(-1, -2)
+                .reshape(ours.shape)
+            )
         ours = ours - np.float32(self.added) if self.added else ours
         return ours.T if self.transpose else ours
 
@@ -82,7 +90,19 @@ def names_of(config: DecoderConfig) -> dict[str, Source]:
         return _gpt_neox(config)
     if family == "opt":
         return _opt(config)
-    if family in ("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi3", "gemma", "gemma2", "gemma3_text"):
+    if family in (
+        "llama",
+        "mistral",
+        "mixtral",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "phi3",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+    ):
         return _llama(config)
     raise ValueError(f"There is no table of tensor names for the family {family!r}.")
 
@@ -91,7 +111,7 @@ def _llama(config: DecoderConfig) -> dict[str, Source]:
     """LLaMA's names; the other families of its kind differ in norms, experts and fused weights."""
     added = 1.0 if config.family.startswith("gemma") else 0.0
     block = "model.layers.{layer}."
-    norm = lambda name: Source(f"{name}.weight", added=added)  # noqa: E731
+    norm = lambda name: Source(f"{name}.weight", added=added)
     table = {
         "embed/embedding": Source("model.embed_tokens.weight"),
         "norm/scale": norm("model.norm"),
@@ -110,7 +130,9 @@ def _llama(config: DecoderConfig) -> dict[str, Source]:
     if config.qk_norm:
         table |= {f"layers/attn/{x}_norm/scale": norm(f"{block}self_attn.{x}_norm") for x in "qk"}
     if config.family == "phi3":
-        table |= fused("layers/attn", "qkv", f"{block}self_attn.qkv_proj", qkv_sizes(config), transpose=True)
+        table |= fused(
+            "layers/attn", "qkv", f"{block}self_attn.qkv_proj", qkv_sizes(config), transpose=True
+        )
     else:
         for x in "qkv":
             table |= linear(f"layers/attn/{x}", f"{block}self_attn.{x}_proj", bias=config.qkv_bias)
@@ -119,7 +141,9 @@ def _llama(config: DecoderConfig) -> dict[str, Source]:
         return table | _experts(config, block)
     if config.family == "phi3":
         size = config.intermediate_size
-        table |= fused("layers/mlp", ("gate", "up"), f"{block}mlp.gate_up_proj", (size, size), transpose=True)
+        table |= fused(
+            "layers/mlp", ("gate", "up"), f"{block}mlp.gate_up_proj", (size, size), transpose=True
+        )
         return table | linear("layers/mlp/down", f"{block}mlp.down_proj", bias=False)
     for x in ("gate", "up", "down"):
         table |= linear(f"layers/mlp/{x}", f"{block}mlp.{x}_proj", bias=config.mlp_bias)
@@ -135,9 +159,13 @@ def _experts(config: DecoderConfig, block: str) -> dict[str, Source]:
         theirs = {x: f"{x}_proj" for x in ("gate", "up", "down")}
     table = linear("layers/mlp/router", f"{mixture}.{router}", bias=False)
     for ours, name in theirs.items():
-        table |= linear(f"layers/mlp/experts/{ours}", f"{mixture}.experts.{{expert}}.{name}", bias=False)
+        table |= linear(
+            f"layers/mlp/experts/{ours}", f"{mixture}.experts.{{expert}}.{name}", bias=False
+        )
         if config.experts.shared_size is not None:
-            table |= linear(f"layers/mlp/shared/{ours}", f"{mixture}.shared_expert.{name}", bias=False)
+            table |= linear(
+                f"layers/mlp/shared/{ours}", f"{mixture}.shared_expert.{name}", bias=False
+            )
     if config.experts.shared_size is not None:
         table |= linear("layers/mlp/shared_gate", f"{mixture}.shared_expert_gate", bias=False)
     return table
@@ -154,9 +182,18 @@ def _gpt2(config: DecoderConfig) -> dict[str, Source]:
         **layer_norm("layers/mlp_norm", f"{block}ln_2"),
         **fused("layers/attn", "qkv", f"{block}attn.c_attn", qkv_sizes(config), bias=True),
     }
-    for ours, theirs in (("attn/o", "attn.c_proj"), ("mlp/up", "mlp.c_fc"), ("mlp/down", "mlp.c_proj")):
-        table |= {f"layers/{ours}/kernel": Source(f"{block}{theirs}.weight"), f"layers/{ours}/bias": Source(f"{block}{theirs}.bias")}
-    return table if config.tied else table | {"head/kernel": Source("lm_head.weight", transpose=True)}
+    for ours, theirs in (
+        ("attn/o", "attn.c_proj"),
+        ("mlp/up", "mlp.c_fc"),
+        ("mlp/down", "mlp.c_proj"),
+    ):
+        table |= {
+            f"layers/{ours}/kernel": Source(f"{block}{theirs}.weight"),
+            f"layers/{ours}/bias": Source(f"{block}{theirs}.bias"),
+        }
+    return (
+        table if config.tied else table | {"head/kernel": Source("lm_head.weight", transpose=True)}
+    )
 
 
 def _gpt_neox(config: DecoderConfig) -> dict[str, Source]:
@@ -167,12 +204,18 @@ def _gpt_neox(config: DecoderConfig) -> dict[str, Source]:
         **layer_norm("norm", "gpt_neox.final_layer_norm"),
         **layer_norm("layers/attn_norm", f"{block}input_layernorm"),
         **layer_norm("layers/mlp_norm", f"{block}post_attention_layernorm"),
-        **fused("layers/attn", "qkv", f"{block}attention.query_key_value", qkv_sizes(config), **how),
+        **fused(
+            "layers/attn", "qkv", f"{block}attention.query_key_value", qkv_sizes(config), **how
+        ),
         **linear("layers/attn/o", f"{block}attention.dense", bias=config.out_bias),
         **linear("layers/mlp/up", f"{block}mlp.dense_h_to_4h", bias=True),
         **linear("layers/mlp/down", f"{block}mlp.dense_4h_to_h", bias=True),
     }
-    return table if config.tied else table | {"head/kernel": Source("embed_out.weight", transpose=True)}
+    return (
+        table
+        if config.tied
+        else table | {"head/kernel": Source("embed_out.weight", transpose=True)}
+    )
 
 
 def _opt(config: DecoderConfig) -> dict[str, Source]:
@@ -189,7 +232,9 @@ def _opt(config: DecoderConfig) -> dict[str, Source]:
     }
     for x in "qkv":
         table |= linear(f"layers/attn/{x}", f"{block}self_attn.{x}_proj", bias=config.qkv_bias)
-    return table if config.tied else table | {"head/kernel": Source("lm_head.weight", transpose=True)}
+    return (
+        table if config.tied else table | {"head/kernel": Source("lm_head.weight", transpose=True)}
+    )
 
 
 def linear(ours: str, theirs: str, *, bias: bool) -> dict[str, Source]:
@@ -234,4 +279,7 @@ def sources_by_tensor(table: Mapping[str, Source]) -> dict[str, list[str]]:
     held: dict[str, list[str]] = {}
     for path, source in table.items():
         held.setdefault(source.name, []).append(path)
-    return {name: sorted(paths, key=lambda path: (table[path].part or (0,))[0]) for name, paths in held.items()}
+    return {
+        name: sorted(paths, key=lambda path: (table[path].part or (0,))[0])
+        for name, paths in held.items()
+    }

@@ -1,4 +1,6 @@
-"""The way out: a merged model as a Hugging Face folder, or as one GGUF file, for the engines of the ecosystem."""
+"""The way out: a merged model as a Hugging Face folder, or as one GGUF file, for the engines of the
+ecosystem.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +19,37 @@ from lora_jax.io.gguf_tokenizer_keys import tokenizer_keys
 from lora_jax.io.gguf_write import architecture_of, header_of
 from lora_jax.models.decoder_config import DecoderConfig
 
-_KEPT = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight")  # llama.cpp keeps these in F32
+_KEPT = (
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "position_embd.weight",
+)  # llama.cpp keeps these in F32
 
 
 def export_merged(
-    folder: Path | str, config: DecoderConfig, params: Mapping[str, Any], tokenizer: TextTokenizer | None = None, *, dtype: Any = np.float32
+    folder: Path | str,
+    config: DecoderConfig,
+    params: Mapping[str, Any],
+    tokenizer: TextTokenizer | None = None,
+    *,
+    dtype: Any = np.float32,
 ) -> None:
-    """Writes a folder that transformers loads: config.json, safetensors, and the tokenizer if given.
+    """Writes a folder that transformers loads: config.json, safetensors, and the tokenizer if
+    given.
 
     Args:
         params: plain weights, such as the first result of `lora_jax.merge`.
 
     Raises:
-        ValueError: the params are not this model's, hold a box or a NaN. OSError: the folder cannot be written.
+        ValueError: the params are not this model's, hold a box or a NaN. OSError: the folder cannot
+            be written.
     """
     if tokenizer is None:
         save_decoder(folder, config, params, dtype=dtype)
         return
-    ends: Any = tokenizer.eos_ids[0] if len(tokenizer.eos_ids) == 1 else list(tokenizer.eos_ids) or None
+    ends: Any = (
+        tokenizer.eos_ids[0] if len(tokenizer.eos_ids) == 1 else list(tokenizer.eos_ids) or None
+    )
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends, "pad_token_id": tokenizer.pad_id}
     save_decoder(folder, config, params, dtype=dtype, special_ids=ids)
     save_text_tokenizer(folder, tokenizer)
@@ -51,27 +66,34 @@ def export_gguf(
 ) -> None:
     """Writes a GGUF file with these weights and a tokenizer, in one step.
 
-    Matrices are stored in `format`; norms, biases, routers and tables of positions in F32. Rows that are no multiple of 32 long
-    are stored in F16 under Q8_0.
+    Matrices are stored in `format`; norms, biases, routers and tables of positions in F32. Rows
+    that are no multiple of 32 long are stored in F16 under Q8_0.
 
     Args:
-        source: the tokenizer: a GGUF file, whose keys are taken over, or a byte-level or SentencePiece BPE: a Hugging Face
-            folder, or what `load_text_tokenizer` read.
+        source: the tokenizer: a GGUF file, whose keys are taken over, or a byte-level or
+            SentencePiece BPE: a Hugging Face folder, or what `load_text_tokenizer` read.
 
     Raises:
         ImportError: the package gguf is missing (extra 'gguf').
-        ValueError: GGUF cannot say what this model is, the params are not this model's, a weight is too large for float16, or
-            `source` has no tokenizer that can be written or one with more words than the model.
+        ValueError: GGUF cannot say what this model is, the params are not this model's, a weight is
+            too large for float16, or `source` has no tokenizer that can be written or one with more
+            words than the model.
         OSError: the file cannot be written; what was there is kept.
     """
     try:
         import gguf
     except ImportError as error:
-        raise ImportError("Writing GGUF needs the package gguf: pip install 'lora-jax[gguf]'.") from error
+        raise ImportError(
+            "Writing GGUF needs the package gguf: pip install 'lora-jax[gguf]'."
+        ) from error
     arch = architecture_of(config)
     metadata, factors = header_of(config, shapes_of(config))
     told = tokenizer_keys(source, arch, config.vocab_size)
-    kinds = {"F32": gguf.GGMLQuantizationType.F32, "F16": gguf.GGMLQuantizationType.F16, "Q8_0": gguf.GGMLQuantizationType.Q8_0}
+    kinds = {
+        "F32": gguf.GGMLQuantizationType.F32,
+        "F16": gguf.GGMLQuantizationType.F16,
+        "Q8_0": gguf.GGMLQuantizationType.Q8_0,
+    }
     path = Path(path)
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     writer = gguf.GGUFWriter(str(new), arch)  # This writes general.architecture as well.
@@ -81,11 +103,18 @@ def export_gguf(
                 _add(writer, key, value)
         for name, factor in factors.items():
             writer.add_tensor(name, factor)
-        for name, tensor in experts_together(tensors_by_table(config, params, gguf_table(config, arch), dtype=np.float32)):
+        for name, tensor in experts_together(
+            tensors_by_table(config, params, gguf_table(config, arch), dtype=np.float32)
+        ):
             stored = _format_of(name, tensor, format)
             if stored == "F16" and np.abs(tensor).max() > np.finfo(np.float16).max:
-                raise ValueError(f"{name} holds {np.abs(tensor).max():g}, more than float16 can. Use format 'F32'.")
-            writer.add_tensor(name, gguf.quants.quantize(tensor, kinds[stored]), raw_dtype=kinds[stored])
+                raise ValueError(
+                    f"{name} holds {np.abs(tensor).max():g}, more than float16 can. Use format "
+                    "'F32'."
+                )
+            writer.add_tensor(
+                name, gguf.quants.quantize(tensor, kinds[stored]), raw_dtype=kinds[stored]
+            )
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

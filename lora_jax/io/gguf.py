@@ -1,6 +1,8 @@
-"""GGUF files (llama.cpp): metadata and tensors, memory-mapped; every size in the header is checked against the file's.
+"""GGUF files (llama.cpp): metadata and tensors, memory-mapped; every size in the header is checked
+against the file's.
 
-Layout (ggml/docs/gguf.md): magic, version, counts, metadata, tensor headers, padding, tensor data; little-endian.
+Layout (ggml/docs/gguf.md): magic, version, counts, metadata, tensor headers, padding, tensor data;
+little-endian.
 """
 
 from __future__ import annotations
@@ -18,7 +20,19 @@ from lora_jax.io.gguf_blocks import FORMATS, OTHERS, BlockFormat
 
 _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 _ROWS = 8 << 20  # weights that are dequantised at a time, so that temporaries stay small
 _MAX_DIMS = 4
 _MAX_DEPTH = 4  # arrays in arrays; files in use have none
@@ -33,13 +47,15 @@ class _Tensor:
 
 
 class GgufFile(Mapping[str, np.ndarray]):
-    """The tensors of a GGUF file by name, rows first (out, in); reading one dequantises it (F16 and BF16 stay what they are).
+    """The tensors of a GGUF file by name, rows first (out, in); reading one dequantises it (F16 and
+    BF16 stay what they are).
 
     `metadata` holds the keys of the file, such as 'general.architecture'.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no GGUF file, is cut off, claims more than its size allows, or has a tensor of an unsupported type.
+        ValueError: it is no GGUF file, is cut off, claims more than its size allows, or has a
+            tensor of an unsupported type.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -47,14 +63,22 @@ class GgufFile(Mapping[str, np.ndarray]):
         if not self.path.is_file():
             raise FileNotFoundError(f"There is no file {self.path}.")
         if self.path.stat().st_size < 24:
-            raise ValueError(f"{self.path} needs to be a GGUF file, but has only {self.path.stat().st_size} bytes. Fetch it again.")
+            raise ValueError(
+                f"{self.path} needs to be a GGUF file, but has only {self.path.stat().st_size} "
+                "bytes. Fetch it again."
+            )
         self._bytes = np.memmap(self.path, np.uint8, mode="r")
         reader = _Reader(self.path, self._bytes)
         if reader.take(4) != _MAGIC:
-            raise ValueError(f"{self.path} needs to be a GGUF file, but begins with {self._bytes[:4].tobytes()!r} instead of {_MAGIC!r}.")
+            raise ValueError(
+                f"{self.path} needs to be a GGUF file, but begins with "
+                f"{self._bytes[:4].tobytes()!r} instead of {_MAGIC!r}."
+            )
         version = reader.number("I")
         if version not in (2, 3):
-            raise reader.error(f"its version is {version}; versions 2 and 3 (little-endian) are read")
+            raise reader.error(
+                f"its version is {version}; versions 2 and 3 (little-endian) are read"
+            )
         tensors, keys = reader.count(24, "tensors"), reader.count(12, "keys")
         self.metadata: dict[str, Any] = {}
         for _ in range(keys):
@@ -69,7 +93,9 @@ class GgufFile(Mapping[str, np.ndarray]):
         return self._read(tensor, tensor.start, tensor.size).reshape(tensor.shape)
 
     def entry(self, name: str, index: int) -> np.ndarray:
-        """One entry of a tensor's first axis, such as one expert's matrix; only its bytes are read."""
+        """One entry of a tensor's first axis, such as one expert's matrix; only its bytes are
+        read.
+        """
         tensor = self._tensors[name]
         size = tensor.size // tensor.shape[0]
         return self._read(tensor, tensor.start + index * size, size).reshape(tensor.shape[1:])
@@ -109,7 +135,12 @@ class GgufFile(Mapping[str, np.ndarray]):
             shape = tuple(reader.number("Q") for _ in range(dims))[::-1]
             told.append((name, shape, reader.number("I"), reader.number("Q")))
         alignment = self.metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
+        if (
+            not isinstance(alignment, int)
+            or alignment < 1
+            or alignment & (alignment - 1)
+            or alignment > 1 << 20
+        ):
             raise reader.error(f"general.alignment is {alignment!r}, which is no power of two")
         start = -(-reader.position // alignment) * alignment
         tensors = {}
@@ -117,25 +148,32 @@ class GgufFile(Mapping[str, np.ndarray]):
             if kind not in FORMATS:
                 known = ", ".join(format.name for format in FORMATS.values())
                 raise reader.error(
-                    f"{name!r} is of type {OTHERS.get(kind, 'number ' + str(kind))}, which is not supported; read are {known}"
+                    f"{name!r} is of type {OTHERS.get(kind, 'number ' + str(kind))}, which is not "
+                    f"supported; read are {known}"
                 )
             if name in tensors:
                 raise reader.error(f"the tensor {name!r} comes twice")
             format = FORMATS[kind]
             if not shape or shape[-1] % format.weights or 0 in shape:
                 raise reader.error(
-                    f"{name!r} of type {format.name} has the shape {shape}; its rows must be blocks of {format.weights} weights"
+                    f"{name!r} of type {format.name} has the shape {shape}; its rows must be "
+                    f"blocks of {format.weights} weights"
                 )
             size = math.prod(shape) // format.weights * format.bytes
             if offset % alignment or start + offset + size > len(self._bytes):
-                raise reader.error(f"{name!r} needs {size:,} bytes at {start + offset:,}, and the file has {len(self._bytes):,}")
+                raise reader.error(
+                    f"{name!r} needs {size:,} bytes at {start + offset:,}, and the file has "
+                    f"{len(self._bytes):,}"
+                )
             tensors[name] = _Tensor(shape, format, start + offset, size)
         _refuse_overlaps(reader, tensors)
         return tensors
 
 
 class _Reader:
-    """Reads numbers one after the other; never past the end, and never more than the file's size allows."""
+    """Reads numbers one after the other; never past the end, and never more than the file's size
+    allows.
+    """
 
     def __init__(self, path: Path, content: np.ndarray) -> None:
         self._path, self._content = path, content
@@ -143,7 +181,10 @@ class _Reader:
 
     def take(self, count: int) -> bytes:
         if count > len(self._content) - self.position:
-            raise self.error(f"{count:,} bytes are needed at {self.position:,}, and the file has {len(self._content):,}")
+            raise self.error(
+                f"{count:,} bytes are needed at {self.position:,}, and the file has "
+                f"{len(self._content):,}"
+            )
         taken = self._content[self.position : self.position + count].tobytes()
         self.position += count
         return taken
@@ -155,7 +196,9 @@ class _Reader:
         """A count of things that take at least `least` bytes each."""
         count = self.number("Q")
         if count * least > len(self._content) - self.position:
-            raise self.error(f"it claims {count:,} {what}, which its {len(self._content):,} bytes cannot hold")
+            raise self.error(
+                f"it claims {count:,} {what}, which its {len(self._content):,} bytes cannot hold"
+            )
         return count
 
     def string(self) -> str:
@@ -176,7 +219,10 @@ class _Reader:
         return [self.value(inner, depth + 1) for _ in range(self.count(8, "values"))]
 
     def error(self, what: str) -> ValueError:
-        return ValueError(f"{self._path} needs to be a whole GGUF file, but {what}. If it is cut off or changed, fetch it again.")
+        return ValueError(
+            f"{self._path} needs to be a whole GGUF file, but {what}. If it is cut off or changed, "
+            "fetch it again."
+        )
 
 
 def _refuse_overlaps(reader: _Reader, tensors: Mapping[str, _Tensor]) -> None:

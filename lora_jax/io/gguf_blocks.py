@@ -1,4 +1,6 @@
-"""The block formats of GGUF tensors: how many bytes a block has, and the numbers in it (llama.cpp, ggml-quants.c)."""
+"""The block formats of GGUF tensors: how many bytes a block has, and the numbers in it (llama.cpp,
+ggml-quants.c).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ _K = 256  # weights of a super-block of the K formats
 
 @dataclass(frozen=True)
 class BlockFormat:
-    """`weights` numbers stored in `bytes` bytes; `read` turns (blocks, bytes) into (blocks, weights)."""
+    """`weights` numbers stored in `bytes` bytes; `read` turns (blocks, bytes) into (blocks,
+    weights).
+    """
 
     name: str
     weights: int
@@ -58,7 +62,9 @@ def _q8_0(b: np.ndarray) -> np.ndarray:
 
 
 def _two_bits(b: UInt8[np.ndarray, "n 64"]) -> np.ndarray:
-    """256 codes: of each half of 32 bytes, the lowest two bits of all bytes, then the next two, ..."""
+    """256 codes: of each half of 32 bytes, the lowest two bits of all bytes, then the next two,
+    ...
+    """
     halves = b.reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
     return (halves & 3).reshape(-1, _K)
 
@@ -96,19 +102,25 @@ def _four_bits(b: UInt8[np.ndarray, "n 128"]) -> np.ndarray:
 def _q4_k(b: np.ndarray) -> np.ndarray:
     scales, mins = _scales_and_mins(b[:, 4:16])
     codes = _four_bits(b[:, 16:144]).astype(np.float32)
-    return np.repeat(_half(b[:, :2]) * scales, 32, -1) * codes - np.repeat(_half(b[:, 2:4]) * mins, 32, -1)
+    return np.repeat(_half(b[:, :2]) * scales, 32, -1) * codes - np.repeat(
+        _half(b[:, 2:4]) * mins, 32, -1
+    )
 
 
 def _q5_k(b: np.ndarray) -> np.ndarray:
     scales, mins = _scales_and_mins(b[:, 4:16])
     fifth = (b[:, None, 16:48] >> np.arange(8, dtype=np.uint8).reshape(1, 8, 1)) & 1
     codes = (_four_bits(b[:, 48:176]) | (fifth.reshape(-1, _K) << 4)).astype(np.float32)
-    return np.repeat(_half(b[:, :2]) * scales, 32, -1) * codes - np.repeat(_half(b[:, 2:4]) * mins, 32, -1)
+    return np.repeat(_half(b[:, :2]) * scales, 32, -1) * codes - np.repeat(
+        _half(b[:, 2:4]) * mins, 32, -1
+    )
 
 
 def _q6_k(b: np.ndarray) -> np.ndarray:
     low = _nibbles(b[:, :128].reshape(-1, 2, 64)).reshape(-1, _K)
-    high = (b[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)) & 3
+    high = (
+        b[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
+    ) & 3
     codes = (low | (high.reshape(-1, _K) << 4)).astype(np.float32) - 32
     scales = np.ascontiguousarray(b[:, 192:208]).view(np.int8).astype(np.float32)
     return np.repeat(_half(b[:, 208:210]) * scales, 16, -1) * codes

@@ -1,4 +1,6 @@
-"""GGUF's metadata to `DecoderConfig`: GPT-2, GPT-NeoX, LLaMA, Mistral, Mixtral, Qwen 2 and 3 and their mixtures, Phi-3, Gemma 1 to 3."""
+"""GGUF's metadata to `DecoderConfig`: GPT-2, GPT-NeoX, LLaMA, Mistral, Mixtral, Qwen 2 and 3 and
+their mixtures, Phi-3, Gemma 1 to 3.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from lora_jax.io.gguf_tables import gguf_table
 from lora_jax.models.decoder_config import DecoderConfig, Experts
 from lora_jax.models.rotary import Rotary
 
-# GGUF's name of an architecture, and our family. llama.cpp has none for OPT; Mistral and Mixtral are 'llama' there.
+# GGUF's name of an architecture, and our family. llama.cpp has none for OPT; Mistral and Mixtral
+# are 'llama' there.
 FAMILY_OF = {
     "llama": "llama",
     "gpt2": "gpt2",
@@ -29,11 +32,22 @@ FAMILY_OF = {
     "gemma2": "gemma2",
     "gemma3": "gemma3_text",
 }
-FREQUENCIES, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
+FREQUENCIES, SHORT, LONG = (
+    "rope_freqs.weight",
+    "rope_factors_short.weight",
+    "rope_factors_long.weight",
+)
 IGNORED = (FREQUENCIES, SHORT, LONG)  # tensors that `gguf_config` reads, not the table
-_NORMALISED = {"llama": True, "qwen2moe": False, "qwen3moe": True}  # weights of a token's experts, in llama.cpp's code
+_NORMALISED = {
+    "llama": True,
+    "qwen2moe": False,
+    "qwen3moe": True,
+}  # weights of a token's experts, in llama.cpp's code
 _GEMMA3_LOCAL_BASE = 10_000.0  # not in the file: llama.cpp has it in its code
-_GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}  # these scale queries by hidden / heads, which the file does not say
+_GEMMA_27B_LAYERS = {
+    "gemma2": 46,
+    "gemma3": 62,
+}  # these scale queries by hidden / heads, which the file does not say
 
 
 class Header(Protocol):
@@ -60,28 +74,47 @@ def gguf_config(file: Header) -> DecoderConfig:
     arch = file.metadata.get("general.architecture")
     if arch not in FAMILY_OF:
         raise ValueError(
-            f"{file.path} holds the architecture {arch!r}, which is not supported. Nearest: {nearest(str(arch), FAMILY_OF, 1)[0]!r}; "
+            f"{file.path} holds the architecture {arch!r}, which is not supported. Nearest: "
+            f"{nearest(str(arch), FAMILY_OF, 1)[0]!r}; "
             f"known: {', '.join(FAMILY_OF)}."
         )
     try:
         return _config(file, _Keys(file, arch), arch)
     except (TypeError, ZeroDivisionError, OverflowError, AttributeError) as error:
-        raise ValueError(f"{file.path} has metadata that describes no decoder: {error}. If it is changed, fetch it again.") from error
+        raise ValueError(
+            f"{file.path} has metadata that describes no decoder: {error}. If it is changed, fetch "
+            "it again."
+        ) from error
 
 
 def _config(file: Header, keys: _Keys, arch: str) -> DecoderConfig:
-    hidden, heads, layers = keys["embedding_length"], keys["attention.head_count"], keys["block_count"]
+    hidden, heads, layers = (
+        keys["embedding_length"],
+        keys["attention.head_count"],
+        keys["block_count"],
+    )
     if "token_embd.weight" not in file:
-        raise ValueError(f"{file.path} has no tensor 'token_embd.weight'. Give the file of a language model.")
+        raise ValueError(
+            f"{file.path} has no tensor 'token_embd.weight'. Give the file of a language model."
+        )
     if any(type(n) is not int or n < 1 for n in (hidden, heads, layers)) or layers > len(file):
-        raise ValueError(f"{file.path} claims {layers!r} layers of {heads!r} heads and {hidden!r} channels, in {len(file)} tensors.")
+        raise ValueError(
+            f"{file.path} claims {layers!r} layers of {heads!r} heads and {hidden!r} channels, in "
+            f"{len(file)} tensors."
+        )
     head_dim = keys.get("attention.key_length", hidden // heads)
     # Sizes that arrays are made of before tensors are compared with the configuration.
     attended, rotated = "blk.0.attn_output.weight", keys.get("rope.dimension_count", head_dim)
-    if attended not in file or file.shape(attended)[-1] != heads * head_dim or not 0 < rotated <= head_dim:
+    if (
+        attended not in file
+        or file.shape(attended)[-1] != heads * head_dim
+        or not 0 < rotated <= head_dim
+    ):
         raise ValueError(
-            f"{file.path} claims {heads} heads of {head_dim} channels, {rotated} of them rotated, and its {attended!r} has the shape "
-            f"{file.shape(attended) if attended in file else 'of none'}. If it is changed, fetch it again."
+            f"{file.path} claims {heads} heads of {head_dim} channels, {rotated} of them rotated, "
+            f"and its {attended!r} has the shape "
+            f"{file.shape(attended) if attended in file else 'of none'}. If it is changed, fetch "
+            "it again."
         )
     fused = arch in ("gpt2", "gptneox")
     sizes = dict(
@@ -94,7 +127,9 @@ def _config(file: Header, keys: _Keys, arch: str) -> DecoderConfig:
         head_dim=head_dim,
         intermediate_size=keys["feed_forward_length"],
         max_positions=keys["context_length"],
-        norm_eps=_rounded(keys["attention.layer_norm_epsilon" if fused else "attention.layer_norm_rms_epsilon"]),
+        norm_eps=_rounded(
+            keys["attention.layer_norm_epsilon" if fused else "attention.layer_norm_rms_epsilon"]
+        ),
         tied="output.weight" not in file,
         qkv_bias=f"blk.0.attn_{'qkv' if fused else 'q'}.bias" in file,
         out_bias="blk.0.attn_output.bias" in file,
@@ -106,7 +141,9 @@ def _config(file: Header, keys: _Keys, arch: str) -> DecoderConfig:
 
 
 def gguf_names(config: DecoderConfig, file: GgufFile) -> dict[str, Source]:
-    """The GGUF tensor of every weight, by our path with `layers/` for any layer; of a file that is read."""
+    """The GGUF tensor of every weight, by our path with `layers/` for any layer; of a file that is
+    read.
+    """
     return gguf_table(config, file.metadata["general.architecture"])
 
 
@@ -120,7 +157,10 @@ class _Keys:
         key = f"{self._arch}.{name}"
         if key not in self._file.metadata:
             near = nearest(key, self._file.metadata, 3)
-            raise ValueError(f"{self._file.path} lacks the key {key!r}. Nearest: {', '.join(near) or 'none'}. Convert the model again.")
+            raise ValueError(
+                f"{self._file.path} lacks the key {key!r}. Nearest: {', '.join(near) or 'none'}. "
+                "Convert the model again."
+            )
         return self._file.metadata[key]
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -134,13 +174,16 @@ def _experts(file: Header, keys: _Keys, arch: str) -> Experts | None:
     name, shared = "blk.0.ffn_gate_exps.weight", "blk.0.ffn_gate_shexp.weight"
     if arch not in _NORMALISED:
         raise ValueError(
-            f"{file.path} holds a mixture of {count} experts, which the architecture {arch!r} has not. Convert the model again."
+            f"{file.path} holds a mixture of {count} experts, which the architecture {arch!r} has "
+            "not. Convert the model again."
         )
     shape = file.shape(name) if name in file else ()
     if len(shape) != 3 or shape[0] != count:
         raise ValueError(
-            f"{file.path} claims {count!r} experts and needs {name!r} of shape ({count!r}, inner size, hidden size), which is "
-            f"{shape or 'missing'}. Files of the first months of 2024 kept each expert apart: convert the model again."
+            f"{file.path} claims {count!r} experts and needs {name!r} of shape ({count!r}, inner "
+            "size, hidden size), which is "
+            f"{shape or 'missing'}. Files of the first months of 2024 kept each expert apart: "
+            "convert the model again."
         )
     return Experts(
         count,
@@ -160,15 +203,25 @@ def _extra(arch: str, keys: _Keys, sizes: Mapping[str, Any]) -> dict[str, Any]:
     if arch == "gpt2":
         return {"norm": "layer", "gated": False, "activation": "gelu_tanh"}
     if arch == "gptneox":
-        # The file does not say which GELU: Pythia was trained with the exact one (llama.cpp computes the tanh form for all).
-        return {"norm": "layer", "gated": False, "activation": "gelu", "parallel": bool(keys.get("use_parallel_residual", True))}
+        # The file does not say which GELU: Pythia was trained with the exact one (llama.cpp
+        # computes the tanh form for all).
+        return {
+            "norm": "layer",
+            "gated": False,
+            "activation": "gelu",
+            "parallel": bool(keys.get("use_parallel_residual", True)),
+        }
     if arch == "phi3":
         return {"window": keys.get("attention.sliding_window") or None}
     gemma = {"activation": "gelu_tanh", "embedding_scale": sizes["hidden_size"] ** 0.5}
     if arch == "gemma":
         return gemma
     layers, pattern = sizes["num_layers"], 2 if arch == "gemma2" else 6
-    divisor = sizes["hidden_size"] / sizes["num_heads"] if layers == _GEMMA_27B_LAYERS[arch] else sizes["head_dim"]
+    divisor = (
+        sizes["hidden_size"] / sizes["num_heads"]
+        if layers == _GEMMA_27B_LAYERS[arch]
+        else sizes["head_dim"]
+    )
     gemma |= {
         "post_norms": True,
         "window": keys["attention.sliding_window"],
@@ -176,7 +229,10 @@ def _extra(arch: str, keys: _Keys, sizes: Mapping[str, Any]) -> dict[str, Any]:
         "query_scale": divisor**-0.5,
     }
     if arch == "gemma2":
-        caps = {"attention_softcap": keys.get("attn_logit_softcapping"), "final_softcap": keys.get("final_logit_softcapping")}
+        caps = {
+            "attention_softcap": keys.get("attn_logit_softcapping"),
+            "final_softcap": keys.get("final_logit_softcapping"),
+        }
         return gemma | caps
     return gemma | {"qk_norm": True, "local_rotary": Rotary(base=_GEMMA3_LOCAL_BASE)}
 
@@ -191,18 +247,36 @@ def _rotary(file: Header, keys: _Keys, head_dim: int) -> Rotary:
     if FREQUENCIES in file:  # Llama 3.1 keeps what its scaling divides each frequency by.
         divisors = tuple(np.asarray(file[FREQUENCIES], np.float64).tolist())
         return Rotary(
-            **common, scaling="longrope", original_positions=1, short_factors=divisors, long_factors=divisors, attention_factor=1.0
+            **common,
+            scaling="longrope",
+            original_positions=1,
+            short_factors=divisors,
+            long_factors=divisors,
+            attention_factor=1.0,
         )
     if SHORT in file and LONG in file:
         short, long = (tuple(np.asarray(file[name], np.float64).tolist()) for name in (SHORT, LONG))
-        scaled = {"factor": keys["context_length"] / original, "attention_factor": keys.get("rope.scaling.attn_factor")}
-        return Rotary(**common, scaling="longrope", original_positions=original, short_factors=short, long_factors=long, **scaled)
+        scaled = {
+            "factor": keys["context_length"] / original,
+            "attention_factor": keys.get("rope.scaling.attn_factor"),
+        }
+        return Rotary(
+            **common,
+            scaling="longrope",
+            original_positions=original,
+            short_factors=short,
+            long_factors=long,
+            **scaled,
+        )
     if kind == "linear" and factor:
         return Rotary(**common, scaling="linear", factor=float(factor))
     if kind == "yarn" and factor:
         return Rotary(**common, scaling="yarn", factor=float(factor), original_positions=original)
     if kind not in ("none", "linear", "yarn"):
-        raise ValueError(f"{file.path} has the rotary scaling {kind!r}, which is not supported; needed none, linear or yarn.")
+        raise ValueError(
+            f"{file.path} has the rotary scaling {kind!r}, which is not supported; needed none, "
+            "linear or yarn."
+        )
     return Rotary(**common)
 
 

@@ -1,4 +1,6 @@
-"""How byte-level vocabularies split a text before merging: llama.cpp's names (tokenizer.ggml.pre) and what is behind them."""
+"""How byte-level vocabularies split a text before merging: llama.cpp's names (tokenizer.ggml.pre)
+and what is behind them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ _SMALL = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _TAIL = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 # Patterns as the tokenizer.json files of the models have them.
-_LLAMA3 = rf"{_TAIL}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
+_LLAMA3 = (
+    rf"{_TAIL}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
+)
 _QWEN2 = rf"{_TAIL}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
 _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_LETTERS}*{_SMALL}+|[^\r\n\p{{L}}\p{{N}}]?{_LETTERS}+{_SMALL}*"
@@ -25,10 +29,12 @@ _GPT4O = (
 
 @dataclass(frozen=True)
 class Split:
-    """pattern: of the pieces; None is GPT-2's, which the byte-level step has built in. digits: each stands alone, before that.
+    """pattern: of the pieces; None is GPT-2's, which the byte-level step has built in. digits: each
+    stands alone, before that.
 
-    whole: a piece that is in the vocabulary is not merged (its merges may not lead there). bos: a text begins with bos unless
-    the file says otherwise. composed: characters are composed first (NFC).
+    whole: a piece that is in the vocabulary is not merged (its merges may not lead there). bos: a
+    text begins with bos unless the file says otherwise. composed: characters are composed first
+    (NFC).
     """
 
     pattern: str | None = None
@@ -48,13 +54,22 @@ class Split:
             return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), bytes_])
         if self.pattern is None:
             return bytes_
-        return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(self.pattern), "isolated"), bytes_])
+        return pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(self.pattern), "isolated"), bytes_]
+        )
 
 
 _NAMES = {
     Split(): ("gpt-2", "default", "mpt", "olmo", "jais", "phi-2", "trillion"),
     Split(digits=True): ("smollm", "starcoder", "refact", "command-r", "codeshell"),
-    Split(_LLAMA3, whole=True, bos=True): ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"),
+    Split(_LLAMA3, whole=True, bos=True): (
+        "llama-bpe",
+        "llama3",
+        "llama-v3",
+        "falcon3",
+        "pixtral",
+        "lfm2",
+    ),
     Split(_LLAMA3): ("dbrx", "smaug-bpe"),
     Split(_QWEN2, composed=True): ("qwen2", "deepseek-r1-qwen", "megrez"),
     Split(_TEKKEN, whole=True, bos=True): ("tekken",),

@@ -1,4 +1,6 @@
-"""Which GGUF tensor each weight of a decoder is, one table an architecture (names of llama.cpp's gguf-py)."""
+"""Which GGUF tensor each weight of a decoder is, one table an architecture (names of llama.cpp's
+gguf-py).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ _EXPERTS = "_exps.weight"  # such a tensor holds the matrices of all experts
 def gguf_table(config: DecoderConfig, arch: str) -> dict[str, Source]:
     """The GGUF tensor of every weight of an architecture, by our path with `layers/` for any layer.
 
-    Gemma's norms are kept as the scale itself. Matrices of experts are named as `ExpertsApart` has them.
+    Gemma's norms are kept as the scale itself. Matrices of experts are named as `ExpertsApart` has
+    them.
     """
     block = "blk.{layer}."
     if arch in ("gpt2", "gptneox"):
@@ -34,7 +37,9 @@ def gguf_table(config: DecoderConfig, arch: str) -> dict[str, Source]:
         table["layers/attn_post_norm/scale"] = Source(f"{block}post_attention_norm.weight")
         table["layers/mlp_post_norm/scale"] = Source(f"{block}post_ffw_norm.weight")
     if config.qk_norm:
-        table |= {f"layers/attn/{x}_norm/scale": Source(f"{block}attn_{x}_norm.weight") for x in "qk"}
+        table |= {
+            f"layers/attn/{x}_norm/scale": Source(f"{block}attn_{x}_norm.weight") for x in "qk"
+        }
     if arch == "phi3":
         size = config.intermediate_size
         table |= fused("layers/attn", "qkv", f"{block}attn_qkv", qkv_sizes(config), transpose=True)
@@ -42,7 +47,9 @@ def gguf_table(config: DecoderConfig, arch: str) -> dict[str, Source]:
         return table | linear("layers/mlp/down", f"{block}ffn_down", bias=False)
     for x, heads in (("q", config.num_heads), ("k", config.num_kv_heads), ("v", None)):
         pairs = heads if arch == "llama" else None
-        table[f"layers/attn/{x}/kernel"] = Source(f"{block}attn_{x}.weight", transpose=True, pairs=pairs)
+        table[f"layers/attn/{x}/kernel"] = Source(
+            f"{block}attn_{x}.weight", transpose=True, pairs=pairs
+        )
         if config.qkv_bias:
             table[f"layers/attn/{x}/bias"] = Source(f"{block}attn_{x}.bias", pairs=pairs)
     if config.experts is not None:
@@ -53,35 +60,52 @@ def gguf_table(config: DecoderConfig, arch: str) -> dict[str, Source]:
 
 
 def _layer_norm_decoder(config: DecoderConfig, block: str) -> dict[str, Source]:
-    """GPT-2 and GPT-NeoX: queries, keys and values are side by side in both, other than in GPT-NeoX's own files."""
+    """GPT-2 and GPT-NeoX: queries, keys and values are side by side in both, other than in
+    GPT-NeoX's own files.
+    """
     table = {
         "embed/embedding": Source("token_embd.weight"),
         **layer_norm("norm", "output_norm"),
         **layer_norm("layers/attn_norm", f"{block}attn_norm"),
         **layer_norm("layers/mlp_norm", f"{block}ffn_norm"),
-        **fused("layers/attn", "qkv", f"{block}attn_qkv", qkv_sizes(config), transpose=True, bias=config.qkv_bias),
+        **fused(
+            "layers/attn",
+            "qkv",
+            f"{block}attn_qkv",
+            qkv_sizes(config),
+            transpose=True,
+            bias=config.qkv_bias,
+        ),
         **linear("layers/attn/o", f"{block}attn_output", bias=config.out_bias),
         **linear("layers/mlp/up", f"{block}ffn_up", bias=config.mlp_bias),
         **linear("layers/mlp/down", f"{block}ffn_down", bias=config.mlp_bias),
     }
     if config.rotary is None:
         table["positions/embedding"] = Source("position_embd.weight")
-    return table if config.tied else table | {"head/kernel": Source("output.weight", transpose=True)}
+    return (
+        table if config.tied else table | {"head/kernel": Source("output.weight", transpose=True)}
+    )
 
 
 def _experts(config: DecoderConfig, block: str) -> dict[str, Source]:
     table = linear("layers/mlp/router", f"{block}ffn_gate_inp", bias=False)
     for x in ("gate", "up", "down"):
-        table[f"layers/mlp/experts/{x}/kernel"] = Source(f"{block}ffn_{x}{_EXPERTS}[{{expert}}]", transpose=True)
+        table[f"layers/mlp/experts/{x}/kernel"] = Source(
+            f"{block}ffn_{x}{_EXPERTS}[{{expert}}]", transpose=True
+        )
         if config.experts.shared_size is not None:
             table |= linear(f"layers/mlp/shared/{x}", f"{block}ffn_{x}_shexp", bias=False)
     if config.experts.shared_size is not None:
-        table["layers/mlp/shared_gate/kernel"] = Source(f"{block}ffn_gate_inp_shexp.weight", vector=True)
+        table["layers/mlp/shared_gate/kernel"] = Source(
+            f"{block}ffn_gate_inp_shexp.weight", vector=True
+        )
     return table
 
 
 class ExpertsApart:
-    """The tensors of a GGUF file, those of experts one by one: `blk.0.ffn_up_exps.weight[3]` is the matrix of expert 3."""
+    """The tensors of a GGUF file, those of experts one by one: `blk.0.ffn_up_exps.weight[3]` is the
+    matrix of expert 3.
+    """
 
     def __init__(self, file: GgufFile) -> None:
         self._file = file
@@ -106,7 +130,9 @@ class ExpertsApart:
 
 
 def experts_together(tensors: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-    """What `ExpertsApart` took apart, put together again; the experts of a tensor follow one another."""
+    """What `ExpertsApart` took apart, put together again; the experts of a tensor follow one
+    another.
+    """
     name, parts = "", []
     for part, tensor in tensors:
         whole, apart, _ = part.partition("[")

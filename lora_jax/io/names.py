@@ -1,4 +1,6 @@
-"""How other tools name, shape and orient the weights that we have a path for: the one table an adapter is exchanged by."""
+"""How other tools name, shape and orient the weights that we have a path for: the one table an
+adapter is exchanged by.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,15 @@ Index = tuple[int, ...]
 class Name:
     """Where the weight of one of our paths lives in a torch model.
 
-    parameter: its name there, with one '{}' for each stack axis: 'encoder.layer.{}.attention.self.query.weight'. shape: of ours,
-    without stack axes. kind: 'linear' is stored (out, in), 'conv1d' (GPT-2's) and 'embedding' (in, out) as ours, 'conv'
-    (out, in, *window); 'vector' is a bias or the scale of a norm. stack: lengths of our stack axes. in_axes: the input axes of
-    ours. part: (i, sizes) where ours is the i-th of several parts, of so many outputs each, of a fused weight. heads: those parts
-    alternate head by head (GPT-NeoX), of so many heads. added: ours is theirs plus this (Gemma's norms). tied: whether ours is read
-    in a second place there, under another name.
+    parameter: its name there, with one '{}' for each stack axis:
+    'encoder.layer.{}.attention.self.query.weight'. shape: of ours,
+    without stack axes. kind: 'linear' is stored (out, in), 'conv1d' (GPT-2's) and 'embedding' (in,
+    out) as ours, 'conv' (out, in, *window); 'vector' is a bias or the scale of a norm. stack:
+    lengths of our stack axes. in_axes: the input axes of
+    ours. part: (i, sizes) where ours is the i-th of several parts, of so many outputs each, of a
+    fused weight. heads: those parts alternate head by head (GPT-NeoX), of so many heads. added:
+    ours is theirs plus this (Gemma's norms). tied: whether ours is read in a second place there,
+    under another name.
     """
 
     parameter: str
@@ -68,19 +73,27 @@ class Name:
             yield index, self.parameter.format(*index)
 
     def modules(self) -> Iterator[tuple[Index, str]]:
-        """(index along the stack axes, name of the module that holds the parameter) of every layer."""
+        """(index along the stack axes, name of the module that holds the parameter) of every
+        layer.
+        """
         for index, parameter in self.layers():
             yield index, parameter.rpartition(".")[0]
 
     def to_theirs(self, weight: np.ndarray) -> np.ndarray:
-        """One layer's weight in the other tool's shape and orientation; of a fused weight, the rows or columns that are ours."""
+        """One layer's weight in the other tool's shape and orientation; of a fused weight, the rows
+        or columns that are ours.
+        """
         if self.added:
             weight = weight - np.asarray(self.added, weight.dtype)
         if self.kind == "linear":
-            return np.ascontiguousarray(np.asarray(to_matrix(jnp.asarray(weight), len(self.shape), self.in_axes)).T)
+            return np.ascontiguousarray(
+                np.asarray(to_matrix(jnp.asarray(weight), len(self.shape), self.in_axes)).T
+            )
         if self.kind == "conv":
             return np.ascontiguousarray(np.moveaxis(weight, (-1, -2), (0, 1)))
-        return np.ascontiguousarray(weight).reshape((-1,) if self.kind == "vector" else (self.rows, -1))
+        return np.ascontiguousarray(weight).reshape(
+            (-1,) if self.kind == "vector" else (self.rows, -1)
+        )
 
     def from_theirs(self, weight: np.ndarray) -> np.ndarray:
         """One layer's weight in our shape; of a fused weight, our part.
@@ -96,13 +109,17 @@ class Name:
         if self.added:
             weight = weight + np.asarray(self.added, weight.dtype)
         if self.kind == "linear":
-            return np.ascontiguousarray(np.asarray(from_matrix(jnp.asarray(weight.T), self.shape, self.in_axes)))
+            return np.ascontiguousarray(
+                np.asarray(from_matrix(jnp.asarray(weight.T), self.shape, self.in_axes))
+            )
         if self.kind == "conv":
             return np.ascontiguousarray(np.moveaxis(weight, (0, 1), (-1, -2)))
         return np.ascontiguousarray(weight).reshape(self.shape)
 
     def their_shape(self) -> tuple[int, ...]:
-        """The shape of one layer's weight in the other tool; of a fused weight, of the whole of it."""
+        """The shape of one layer's weight in the other tool; of a fused weight, of the whole of
+        it.
+        """
         if self.kind == "linear":
             return (self.their_columns, self.rows)
         if self.kind == "conv":
@@ -147,7 +164,10 @@ class Name:
         """
         ones = (1,) * (len(self.shape) - 2) if self.kind == "conv" else ()
         if b.shape[0] != self.their_columns or b.shape[2:] != ones:
-            raise ValueError(f"shape {b.shape}, needed ({self.their_columns}, rank{''.join(', 1' for _ in ones)})")
+            raise ValueError(
+                f"shape {b.shape}, needed ({self.their_columns}, "
+                f"rank{''.join(', 1' for _ in ones)})"
+            )
         return np.ascontiguousarray(b.reshape(b.shape[0], b.shape[1])[self.outputs()].T)
 
 
@@ -155,5 +175,7 @@ Names = Mapping[str, Name]
 
 
 def is_suffix(name: str, ending: str) -> bool:
-    """Whether `name` is `ending` or ends with it after a dot, as PEFT matches the entries of its lists."""
+    """Whether `name` is `ending` or ends with it after a dot, as PEFT matches the entries of its
+    lists.
+    """
     return name == ending or name.endswith("." + ending)

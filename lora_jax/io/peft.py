@@ -1,4 +1,6 @@
-"""PEFT's adapter folders (`adapter_config.json`, `adapter_model.safetensors`), read and written: every key accounted for, nothing dropped."""
+"""PEFT's adapter folders (`adapter_config.json`, `adapter_model.safetensors`), read and written:
+every key accounted for, nothing dropped.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 def save_peft(
     folder: Path | str,
-    lora: Mapping[str, LowRank | Whole | Rows],
+    trainable: Mapping[str, LowRank | Whole | Rows],
     names: Names,
     *,
     base_model: str | None = None,
@@ -29,23 +31,29 @@ def save_peft(
     dropout: float | None = None,
     adapter: str = "default",
 ) -> PeftAdapter:
-    """Writes an adapter as PEFT 0.21.2 does, so that it loads there with no missing or unexpected key, and returns what was written.
+    """Writes an adapter as PEFT 0.21.2 does, so that it loads there with no missing or unexpected
+    key, and returns what was written.
 
-    Equal adapters give equal bytes. Another `adapter` than 'default' goes into a sub-folder of that name, as in PEFT.
+    Equal adapters give equal bytes. Another `adapter` than 'default' goes into a sub-folder of that
+    name, as in PEFT.
 
     Args:
         names: PEFT's names of all of the model's weights, such as `encoder_names(config)`.
         base_model: the name or folder that `adapter_config.json` gives for the base.
         task_type: PEFT's, such as 'SEQ_CLS' or 'CAUSAL_LM'.
-        base: fingerprint of the base, kept in the file's metadata with the effective scale of every module.
+        base: fingerprint of the base, kept in the file's metadata with the effective scale of every
+        module.
         dropout: the one rate that PEFT's file has room for, where the sites have several.
 
     Raises:
         KeyError: `names` lacks a path of the adapter.
-        ValueError: something in the adapter cannot be said in PEFT's format (see `to_peft`), or holds a NaN.
+        ValueError: something in the adapter cannot be said in PEFT's format (see `to_peft`), or
+        holds a NaN.
         OSError: the folder cannot be written.
     """
-    made = to_peft(lora, names, base_model=base_model, task_type=task_type, base=base, dropout=dropout)
+    made = to_peft(
+        trainable, names, base_model=base_model, task_type=task_type, base=base, dropout=dropout
+    )
     folder = Path(folder) if adapter == "default" else Path(folder) / adapter
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.write(folder / WEIGHTS, made.tensors, made.metadata)
@@ -54,37 +62,57 @@ def save_peft(
 
 
 def load_peft(
-    folder: Path | str, names: Names, *, adapter: str = "default", base: str | None = None, frozen: Mapping[str, Any] | None = None
+    folder: Path | str,
+    names: Names,
+    *,
+    adapter: str = "default",
+    base: str | None = None,
+    frozen: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, LowRank | Whole | Rows], PeftAdapter]:
     """The adapter in a folder that PEFT saved, in our paths and layout, and what the file said.
 
     Args:
         names: PEFT's names of all of the model's weights, such as `encoder_names(config)`.
         adapter: the sub-folder's name, for adapters that were not saved under the name 'default'.
-        base: the fingerprint of the base that it will be used on, compared with the file's if it has one (ours have).
-        frozen: the base's weights; needed where the file carries a copy of an adapted embedding, to see that it is the base's.
+        base: the fingerprint of the base that it will be used on, compared with the file's if it
+        has one (ours have).
+        frozen: the base's weights; needed where the file carries a copy of an adapted embedding, to
+            see that it is the base's.
 
     Raises:
         FileNotFoundError: a file is missing, or the weights are pickled.
-        ValueError: the file is damaged, is for another model or base, or says what cannot be represented here (see `from_peft`).
+        ValueError: the file is damaged, is for another model or base, or says what cannot be
+            represented here (see `from_peft`).
     """
     folder = _folder(Path(folder), adapter)
     try:
         config = json.loads((folder / CONFIG).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / CONFIG} is not JSON ({error}). Save the adapter again.") from None
+        raise ValueError(
+            f"{folder / CONFIG} is not JSON ({error}). Save the adapter again."
+        ) from None
     if not isinstance(config, dict):
-        raise ValueError(f"{folder / CONFIG} needs a JSON object, but holds a {type(config).__name__}. Save the adapter again.")
-    if not (folder / WEIGHTS).is_file() and (pickled := [*folder.glob("*.bin"), *folder.glob("*.pt")]):
-        raise FileNotFoundError(
-            f"{folder} has {pickled[0].name} and no {WEIGHTS}. Pickled weights are not read, since loading them can run code. Convert them "
-            "where you trust them: in PEFT, load the adapter and call save_pretrained(folder, safe_serialization=True)."
+        raise ValueError(
+            f"{folder / CONFIG} needs a JSON object, but holds a {type(config).__name__}. Save the "
+            "adapter again."
         )
-    found = PeftAdapter(config, safetensors.read(folder / WEIGHTS), safetensors.read_metadata(folder / WEIGHTS), ())
+    if not (folder / WEIGHTS).is_file() and (
+        pickled := [*folder.glob("*.bin"), *folder.glob("*.pt")]
+    ):
+        raise FileNotFoundError(
+            f"{folder} has {pickled[0].name} and no {WEIGHTS}. Pickled weights are not read, since "
+            "loading them can run code. Convert them "
+            "where you trust them: in PEFT, load the adapter and call save_pretrained(folder, "
+            "safe_serialization=True)."
+        )
+    found = PeftAdapter(
+        config, safetensors.read(folder / WEIGHTS), safetensors.read_metadata(folder / WEIGHTS), ()
+    )
     trained_on = found.recorded.get("base", "")
     if base is not None and trained_on and trained_on != base:
         raise ValueError(
-            f"{folder} was trained on the base with fingerprint {trained_on}, and this base is {base}. Load the base that it was trained on."
+            f"{folder} was trained on the base with fingerprint {trained_on}, and this base is "
+            f"{base}. Load the base that it was trained on."
         )
     try:
         return from_peft(found, names, frozen=frozen), found
@@ -97,11 +125,23 @@ def _folder(folder: Path, adapter: str) -> Path:
         folder = folder / adapter
     if (folder / CONFIG).is_file():
         return folder
-    inside = sorted(entry.parent.name for entry in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
+    inside = (
+        sorted(entry.parent.name for entry in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
+    )
     if inside:
-        raise FileNotFoundError(f"{folder} has no {CONFIG}, but adapters in sub-folders: {', '.join(inside)}. Give one as adapter=...")
-    there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
-    raise FileNotFoundError(f"{folder} needs {CONFIG} and {WEIGHTS}, but holds {there or 'nothing'}. Give the folder of a PEFT adapter.")
+        raise FileNotFoundError(
+            f"{folder} has no {CONFIG}, but adapters in sub-folders: {', '.join(inside)}. Give one "
+            "as adapter=..."
+        )
+    there = (
+        ", ".join(sorted(entry.name for entry in folder.iterdir())[:8])
+        if folder.is_dir()
+        else "no such folder"
+    )
+    raise FileNotFoundError(
+        f"{folder} needs {CONFIG} and {WEIGHTS}, but holds {there or 'nothing'}. Give the folder "
+        "of a PEFT adapter."
+    )
 
 
 def is_peft(folder: Path | str) -> bool:

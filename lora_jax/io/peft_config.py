@@ -1,6 +1,8 @@
-"""PEFT's `adapter_config.json`: what it may say here, which modules it selects, and which rank and scale each of them has.
+"""PEFT's `adapter_config.json`: what it may say here, which modules it selects, and which rank and
+scale each of them has.
 
-Facts are those of PEFT 0.21.2. What a field would change and we cannot represent is refused by name.
+Facts are those of PEFT 0.21.2. What a field would change and we cannot represent is refused by
+name.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ DEFAULTS: dict[str, Any] = {
     "use_dora": False,
     "trainable_token_indices": None,
 }
-# Fields that say where the file came from, or how training began or is run, and change nothing of what it computes.
+# Fields that say where the file came from, or how training began or is run, and change nothing of
+# what it computes.
 _WITHOUT_EFFECT = {
     "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "fan_in_fan_out", "inference_mode", "loftq_config",
     "lora_ga_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
@@ -90,32 +93,54 @@ class PeftConfig:
         return any(module.endswith(entry) for entry in self.modules_to_save)
 
     def rows(self, module: str, is_input: bool) -> tuple[int, ...] | None:
-        """The rows of an embedding that are trained; a bare list is about the model's input embedding."""
+        """The rows of an embedding that are trained; a bare list is about the model's input
+        embedding.
+        """
         if not isinstance(self.trainable_token_indices, Mapping):
             return self.trainable_token_indices if is_input else None
-        return next((rows for entry, rows in self.trainable_token_indices.items() if module.endswith(entry)), None)
+        return next(
+            (
+                rows
+                for entry, rows in self.trainable_token_indices.items()
+                if module.endswith(entry)
+            ),
+            None,
+        )
 
     def targets(self, module: str) -> bool:
-        """Whether the module gets factors, by PEFT's rules: excluded, saved whole, matched, of a wanted layer."""
+        """Whether the module gets factors, by PEFT's rules: excluded, saved whole, matched, of a
+        wanted layer.
+        """
         if self.exclude_modules and _selects(self.exclude_modules, module):
             return False
-        if any(re.match(rf"(^|.*\.){re.escape(entry)}($|\..*)", module) for entry in self.modules_to_save):
+        if any(
+            re.match(rf"(^|.*\.){re.escape(entry)}($|\..*)", module)
+            for entry in self.modules_to_save
+        ):
             return False
         if isinstance(self.target_modules, str):
             return re.fullmatch(self.target_modules, module) is not None
         if module in self.target_modules:
             return True  # A full name passes the layer filter.
-        return any(is_suffix(module, entry) for entry in self.target_modules) and self._wanted_layer(module)
+        return any(
+            is_suffix(module, entry) for entry in self.target_modules
+        ) and self._wanted_layer(module)
 
     def _wanted_layer(self, module: str) -> bool:
         if self.layers_to_transform is None:
             return True
-        patterns = [rf".*?\.{pattern}\.(\d+)\." for pattern in self.layers_pattern] or [r".*?\.[^.]*\.(\d+)\."]
-        index = next((found.group(1) for pattern in patterns if (found := re.match(pattern, module))), None)
+        patterns = [rf".*?\.{pattern}\.(\d+)\." for pattern in self.layers_pattern] or [
+            r".*?\.[^.]*\.(\d+)\."
+        ]
+        index = next(
+            (found.group(1) for pattern in patterns if (found := re.match(pattern, module))), None
+        )
         return index is not None and int(index) in self.layers_to_transform
 
     def check_used(self, modules: Iterable[str], others: Iterable[str]) -> None:
-        """Raises ValueError if an entry of a list or pattern matches none of the modules with a matrix, or of the others."""
+        """Raises ValueError if an entry of a list or pattern matches none of the modules with a
+        matrix, or of the others.
+        """
         modules, everything = list(modules), [*modules, *others]
         for entry in () if isinstance(self.target_modules, str) else self.target_modules:
             if not any(is_suffix(module, entry) for module in modules):
@@ -124,20 +149,29 @@ class PeftConfig:
             optional = self.optional_heads and entry in _HEADS
             if not optional and not any(module.endswith(entry) for module in everything):
                 raise ValueError(_unmatched("modules_to_save", entry, everything))
-        for entry in self.trainable_token_indices if isinstance(self.trainable_token_indices, Mapping) else ():
+        for entry in (
+            self.trainable_token_indices
+            if isinstance(self.trainable_token_indices, Mapping)
+            else ()
+        ):
             if not any(module.endswith(entry) for module in modules):
                 raise ValueError(_unmatched("trainable_token_indices", entry, modules))
         targeted = [module for module in modules if self.targets(module)]
         if not targeted:
             raise ValueError(
-                f"target_modules {self.target_modules!r} selects none of the model's {len(modules)} modules, such as "
+                f"target_modules {self.target_modules!r} selects none of the model's "
+                f"{len(modules)} modules, such as "
                 f"{', '.join(modules[:4])}. The adapter is for another model."
             )
-        for field_name, patterns in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
+        for field_name, patterns in (
+            ("rank_pattern", self.rank_pattern),
+            ("alpha_pattern", self.alpha_pattern),
+        ):
             for pattern in patterns:
                 if not any(_matches(pattern, module) for module in targeted):
                     raise ValueError(
-                        f"{field_name} has {pattern!r}, which matches none of the {len(targeted)} adapted modules. Nearest: "
+                        f"{field_name} has {pattern!r}, which matches none of the {len(targeted)} "
+                        "adapted modules. Nearest: "
                         f"{', '.join(nearest(pattern, targeted))}. Take it out, or correct it."
                     )
 
@@ -146,17 +180,25 @@ def read_config(raw: Mapping[str, Any]) -> PeftConfig:
     """The checked configuration.
 
     Raises:
-        ValueError: it is no LoRA configuration, a value is not usable, or it says something that cannot be represented here.
+        ValueError: it is no LoRA configuration, a value is not usable, or it says something that
+            cannot be represented here.
     """
     if raw.get("peft_type") != "LORA":
-        raise ValueError(f"adapter_config.json needs peft_type 'LORA', but has {raw.get('peft_type')!r}. Other methods are not read.")
+        raise ValueError(
+            f"adapter_config.json needs peft_type 'LORA', but has {raw.get('peft_type')!r}. Other "
+            "methods are not read."
+        )
     for name, why in _REFUSED.items():
         if raw.get(name):
-            raise ValueError(f"adapter_config.json sets {name} to {raw[name]!r}, which cannot be represented here: {why}.")
+            raise ValueError(
+                f"adapter_config.json sets {name} to {raw[name]!r}, which cannot be represented "
+                f"here: {why}."
+            )
     for name in sorted(set(raw) - set(DEFAULTS) - set(_REFUSED) - _WITHOUT_EFFECT):
         if raw[name] not in (None, False, "", [], {}):
             raise ValueError(
-                f"adapter_config.json sets {name} to {raw[name]!r}, which is not known here, and may change what the adapter computes. "
+                f"adapter_config.json sets {name} to {raw[name]!r}, which is not known here, and "
+                "may change what the adapter computes. "
                 f"Known fields: {', '.join(sorted(DEFAULTS))}."
             )
     values = {name: raw.get(name, default) for name, default in DEFAULTS.items()}
@@ -165,7 +207,9 @@ def read_config(raw: Mapping[str, Any]) -> PeftConfig:
         r=values["r"],
         lora_alpha=values["lora_alpha"],
         target_modules=_names("target_modules", values["target_modules"]),
-        exclude_modules=None if values["exclude_modules"] is None else _names("exclude_modules", values["exclude_modules"]),
+        exclude_modules=None
+        if values["exclude_modules"] is None
+        else _names("exclude_modules", values["exclude_modules"]),
         lora_dropout=values["lora_dropout"],
         bias=values["bias"],
         use_rslora=values["use_rslora"],
@@ -184,33 +228,57 @@ def _check_values(values: Mapping[str, Any]) -> None:
     init = str(values["init_lora_weights"]).lower()
     if any(init.startswith(name) for name in _BASE_CHANGED):
         raise ValueError(
-            f"adapter_config.json sets init_lora_weights to {values['init_lora_weights']!r}: PEFT took the first factors out of the base, so "
-            "the adapter is not right on the original base. Save it again in PEFT with save_pretrained(..., "
-            "path_initial_model_for_weight_conversion=...), which writes it as plain LoRA of twice the rank (for loftq: on the base it was "
+            f"adapter_config.json sets init_lora_weights to {values['init_lora_weights']!r}: PEFT "
+            "took the first factors out of the base, so "
+            "the adapter is not right on the original base. Save it again in PEFT with "
+            "save_pretrained(..., "
+            "path_initial_model_for_weight_conversion=...), which writes it as plain LoRA of twice "
+            "the rank (for loftq: on the base it was "
             "trained on)."
         )
-    wanted = {"r": int, "lora_alpha": (int, float), "lora_dropout": (int, float), "use_rslora": bool, "use_dora": bool}
+    wanted = {
+        "r": int,
+        "lora_alpha": (int, float),
+        "lora_dropout": (int, float),
+        "use_rslora": bool,
+        "use_dora": bool,
+    }
     for name, kind in wanted.items():
-        if not isinstance(values[name], kind) or (kind is not bool and isinstance(values[name], bool)):
-            raise ValueError(f"adapter_config.json needs a number or a truth value for {name}, but has {values[name]!r}.")
+        if not isinstance(values[name], kind) or (
+            kind is not bool and isinstance(values[name], bool)
+        ):
+            raise ValueError(
+                f"adapter_config.json needs a number or a truth value for {name}, but has "
+                f"{values[name]!r}."
+            )
     ranks = {"r": values["r"], **(values["rank_pattern"] or {})}
     for name, rank in ranks.items():
         if not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"adapter_config.json needs ranks of at least 1, but {name} is {rank!r}.")
+            raise ValueError(
+                f"adapter_config.json needs ranks of at least 1, but {name} is {rank!r}."
+            )
     if values["bias"] not in ("none", "all", "lora_only"):
-        raise ValueError(f"adapter_config.json needs bias 'none', 'all' or 'lora_only', but has {values['bias']!r}.")
+        raise ValueError(
+            "adapter_config.json needs bias 'none', 'all' or 'lora_only', but has "
+            f"{values['bias']!r}."
+        )
     if not values["target_modules"]:
-        raise ValueError("adapter_config.json needs target_modules, as PEFT writes them when it saves, but has none.")
+        raise ValueError(
+            "adapter_config.json needs target_modules, as PEFT writes them when it saves, but has "
+            "none."
+        )
     if values["target_modules"] == "all-linear":
         raise ValueError(
-            "adapter_config.json has target_modules 'all-linear', which depends on the torch model. PEFT saves the list of names that it "
+            "adapter_config.json has target_modules 'all-linear', which depends on the torch "
+            "model. PEFT saves the list of names that it "
             "stands for; save the adapter from PEFT."
         )
 
 
 def _unmatched(where: str, entry: str, modules: list[str]) -> str:
     return (
-        f"{where} names {entry!r}, which is none of the model's {len(modules)} modules. Nearest: {', '.join(nearest(entry, modules))}. "
+        f"{where} names {entry!r}, which is none of the model's {len(modules)} modules. Nearest: "
+        f"{', '.join(nearest(entry, modules))}. "
         "The adapter is for another model; or take the entry out of the list."
     )
 
@@ -219,7 +287,9 @@ def _names(name: str, value: Any, single: bool = False) -> Any:
     if isinstance(value, str):
         return (value,) if single else value
     if not isinstance(value, (list, tuple)) or not all(isinstance(entry, str) for entry in value):
-        raise ValueError(f"adapter_config.json needs a list of names for {name}, but has {value!r}.")
+        raise ValueError(
+            f"adapter_config.json needs a list of names for {name}, but has {value!r}."
+        )
     return tuple(value)
 
 
@@ -230,9 +300,14 @@ def _layers(value: Any) -> tuple[int, ...] | None:
 def _rows(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _rows(rows) for name, rows in value.items()}
-    whole = isinstance(value, (list, tuple)) and all(isinstance(row, int) and not isinstance(row, bool) and row >= 0 for row in value)
+    whole = isinstance(value, (list, tuple)) and all(
+        isinstance(row, int) and not isinstance(row, bool) and row >= 0 for row in value
+    )
     if value is not None and (not whole or not value or len(set(value)) != len(value)):
-        raise ValueError(f"adapter_config.json needs different row numbers for trainable_token_indices, but has {value!r}.")
+        raise ValueError(
+            "adapter_config.json needs different row numbers for trainable_token_indices, but has "
+            f"{value!r}."
+        )
     return None if value is None else tuple(value)
 
 
@@ -243,7 +318,9 @@ def _selects(entries: str | tuple[str, ...], module: str) -> bool:
 
 
 def _first_match(patterns: Mapping[str, Any], module: str, otherwise: Any) -> Any:
-    return next((value for pattern, value in patterns.items() if _matches(pattern, module)), otherwise)
+    return next(
+        (value for pattern, value in patterns.items() if _matches(pattern, module)), otherwise
+    )
 
 
 def _matches(pattern: str, module: str) -> bool:

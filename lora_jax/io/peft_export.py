@@ -17,12 +17,15 @@ from lora_jax.core.rows import Rows
 from lora_jax.io.names import Name, Names, is_suffix
 
 PREFIX = "base_model.model."
-ROWS = "token_adapter.trainable_tokens_delta"  # PEFT calls them deltas; they are the new rows themselves
+# PEFT calls them deltas; they are the new rows themselves
+ROWS = "token_adapter.trainable_tokens_delta"
 
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """The content of a PEFT folder. `notes` says what was written in another form than it is held here."""
+    """The content of a PEFT folder. `notes` says what was written in another form than it is held
+    here.
+    """
 
     config: Mapping[str, Any]
     tensors: Mapping[str, np.ndarray]
@@ -31,13 +34,17 @@ class PeftAdapter:
 
     @property
     def recorded(self) -> Mapping[str, Any]:
-        """What we wrote beside PEFT's own words: the base's fingerprint as `base`, each module's scale; empty in PEFT's files."""
+        """What we wrote beside PEFT's own words: the base's fingerprint as `base`, each module's
+        scale; empty in PEFT's files.
+        """
         return json.loads(self.metadata.get("lora_jax", "{}"))
 
 
 @dataclass(frozen=True)
 class Factors:
-    """One module's factors in our orientation: (in, r), (r, out), one scale, DoRA's magnitude (out,)."""
+    """One module's factors in our orientation: (in, r), (r, out), one scale, DoRA's magnitude
+    (out,).
+    """
 
     name: Name
     a: np.ndarray
@@ -47,7 +54,7 @@ class Factors:
 
 
 def to_peft(
-    lora: Mapping[str, LowRank | Whole | Rows],
+    trainable: Mapping[str, LowRank | Whole | Rows],
     names: Names,
     *,
     base_model: str | None = None,
@@ -57,41 +64,56 @@ def to_peft(
 ) -> PeftAdapter:
     """The adapter in PEFT's words.
 
-    Variants are written as the plain LoRA that computes the same (VeRA's gains multiplied into B; the start that PiSSA and others take
-    out of the base as twice the rank), said in `notes`. Every module is written with r and alpha such that PEFT's alpha / r is our scale in float32, so use_rslora is never set. Where the
-    columns of one module have several scales, they are multiplied into B, and the scale is 1 (said in `notes`). Parts of a fused
-    weight are written as one module: with a shared A if all parts have the same, else block by block, ranks added.
+    Variants are written as the plain LoRA that computes the same (VeRA's gains multiplied into B;
+    the start that PiSSA and others take out of the base as twice the rank), said in `notes`. Every
+    module is written with r and alpha such that PEFT's alpha / r is our scale in float32, so
+    use_rslora is never set. Where the columns of one module have several scales, they are
+    multiplied into B, and the scale is 1 (said in `notes`). Parts of a fused weight are written as
+    one module: with a shared A if all parts have the same, else block by block, ranks added.
 
     Raises:
         KeyError: `names` lacks a path of the adapter.
-        ValueError: no site has factors (PEFT's LoRA needs one); a tied weight is adapted (PEFT would adapt one of its readers only);
-            DoRA on some modules only; a weight trained whole that is no whole module; some biases of several; dropout rates that
-            differ; shapes that are not the model's; a NaN.
+        ValueError: no site has factors (PEFT's LoRA needs one); a tied weight is adapted (PEFT
+            would adapt one of its readers only); DoRA on some modules only; a weight trained whole
+            that is no whole module; some biases of several; dropout rates that differ; shapes that
+            are not the model's; a NaN.
     """
     notes: list[str] = []
-    lora = {path: leaf if isinstance(leaf, (Whole, Rows)) else _plain(path, leaf, notes) for path, leaf in lora.items()}
-    _check(lora, names)
+    trainable = {
+        path: leaf if isinstance(leaf, (Whole, Rows)) else _plain(path, leaf, notes)
+        for path, leaf in trainable.items()
+    }
+    _check(trainable, names)
     adapted: dict[str, Factors] = {}
-    for module, parts in _by_module(lora, names).items():
+    for module, parts in _by_module(trainable, names).items():
         adapted[module] = _fused(module, parts, names, notes)
     if not adapted:
         raise ValueError(
-            "Cannot write the adapter as PEFT's LoRA: no site has factors with a scale other than 0, and PEFT needs one. Weights trained "
-            "whole alone (head only, BitFit, full) are saved with save_encoder, or with our own save_adapter."
+            "Cannot write the adapter as PEFT's LoRA: no site has factors with a scale other than "
+            "0, and PEFT needs one. Weights trained "
+            "whole alone (head only, BitFit, full) are saved with save_encoder, or with our own "
+            "save_adapter."
         )
     tensors = _factor_tensors(adapted)
     dora = _uses_dora(adapted)
-    bias, saved, whole_tensors = _whole(lora, names, adapted)
+    bias, saved, whole_tensors = _whole(trainable, names, adapted)
     tensors |= whole_tensors
-    rows, row_tensors = _trained_rows(lora, names, {*adapted, *saved})
+    rows, row_tensors = _trained_rows(trainable, names, {*adapted, *saved})
     tensors |= row_tensors
     for key, value in tensors.items():
         if not np.isfinite(value).all():
             raise ValueError(f"{key} holds a NaN or an infinity; the adapter was not written.")
-    if task_type in ("SEQ_CLS", "TOKEN_CLS") and (heads := [m for m in adapted if m.rpartition(".")[2] in ("classifier", "score")]):
-        raise ValueError(f"PEFT trains the head whole for task_type {task_type!r}, and {heads[0]!r} has factors. Choose another task_type.")
+    if task_type in ("SEQ_CLS", "TOKEN_CLS") and (
+        heads := [m for m in adapted if m.rpartition(".")[2] in ("classifier", "score")]
+    ):
+        raise ValueError(
+            f"PEFT trains the head whole for task_type {task_type!r}, and {heads[0]!r} has "
+            "factors. Choose another task_type."
+        )
     rank, rank_pattern = _common({module: f.a.shape[1] for module, f in adapted.items()})
-    alpha, alpha_pattern = _common({module: _alpha(f.scale, f.a.shape[1]) for module, f in adapted.items()})
+    alpha, alpha_pattern = _common(
+        {module: _alpha(f.scale, f.a.shape[1]) for module, f in adapted.items()}
+    )
     config = {
         "alpha_pattern": alpha_pattern,
         "auto_mapping": None,
@@ -105,48 +127,71 @@ def to_peft(
         "layers_to_transform": None,
         "lora_alpha": alpha,
         "lora_bias": False,
-        "lora_dropout": _dropout(lora, dropout),
+        "lora_dropout": _dropout(trainable, dropout),
         "modules_to_save": saved or None,
         "peft_type": "LORA",
         "r": rank,
         "rank_pattern": rank_pattern,
         "revision": None,
-        "target_modules": _targets(set(adapted), {m for name in names.values() if name.kind != "vector" for _, m in name.modules()}),
+        "target_modules": _targets(
+            set(adapted),
+            {m for name in names.values() if name.kind != "vector" for _, m in name.modules()},
+        ),
         "task_type": task_type,
         "trainable_token_indices": rows or None,
         "use_dora": dora,
         "use_rslora": False,
     }
     scales = {module: float(f.scale) for module, f in sorted(adapted.items())}
-    metadata = {"format": "pt", "lora_jax": json.dumps({"base": base, "scale": scales}, sort_keys=True)}
+    metadata = {
+        "format": "pt",
+        "lora_jax": json.dumps({"base": base, "scale": scales}, sort_keys=True),
+    }
     return PeftAdapter(config, dict(sorted(tensors.items())), metadata, tuple(notes))
 
 
 def _plain(path: str, leaf: Any, notes: list[str]) -> LowRank:
-    """Ordinary factors of the same update, and a note if the leaf was a variant that PEFT's LoRA has not."""
+    """Ordinary factors of the same update, and a note if the leaf was a variant that PEFT's LoRA
+    has not.
+    """
     if not isinstance(leaf, LowRank):
-        raise ValueError(f"{path!r} is a {type(leaf).__name__}, which PEFT's LoRA has not. Save it with our own save_adapter.")
+        raise ValueError(
+            f"{path!r} is a {type(leaf).__name__}, which PEFT's LoRA has not. Save it with our own "
+            "save_adapter."
+        )
     plain = leaf.plain()
-    extra = [field for field in ("gain", "out_gain", "parts", "a0") if getattr(leaf, field) is not None]
+    extra = [
+        field for field in ("gain", "out_gain", "parts", "a0") if getattr(leaf, field) is not None
+    ]
     extra += ["group"] if leaf.group > 1 else []
     if extra:
-        notes.append(f"{path}: a variant of LoRA ({', '.join(extra)}), written as plain LoRA of rank {plain.rank} with the same update")
+        notes.append(
+            f"{path}: a variant of LoRA ({', '.join(extra)}), written as plain LoRA of rank "
+            f"{plain.rank} with the same update"
+        )
     return plain
 
 
-def _check(lora: Mapping[str, LowRank | Whole | Rows], names: Names) -> None:
-    for path, leaf in lora.items():
+def _check(trainable: Mapping[str, LowRank | Whole | Rows], names: Names) -> None:
+    for path, leaf in trainable.items():
         if path not in names:
-            raise KeyError(f"There is no PEFT name for {path!r}. Nearest: {', '.join(nearest(path, names))}. Give names of this model.")
+            raise KeyError(
+                f"There is no PEFT name for {path!r}. Nearest: {', '.join(nearest(path, names))}. "
+                "Give names of this model."
+            )
         name = names[path]
         if isinstance(leaf, Rows):
             if name.kind != "embedding" or leaf.layers:
-                raise ValueError(f"PEFT trains single rows of embeddings, and {path!r} is none. Train it whole, or save with save_adapter.")
+                raise ValueError(
+                    f"PEFT trains single rows of embeddings, and {path!r} is none. Train it whole, "
+                    "or save with save_adapter."
+                )
             shapes = [(tuple(leaf.value.shape[1:]), tuple(name.shape[1:]))]
         elif isinstance(leaf, Whole):
             if name.tied:
                 raise ValueError(
-                    f"{path!r} is tied and trained whole: PEFT would train a copy for one of its readers, and compute something else. Train "
+                    f"{path!r} is tied and trained whole: PEFT would train a copy for one of its "
+                    "readers, and compute something else. Train "
                     "some rows of it (rows=...), which PEFT ties, or merge."
                 )
             shapes = [(tuple(leaf.value.shape), (*name.stack, *name.shape))]
@@ -159,18 +204,26 @@ def _check(lora: Mapping[str, LowRank | Whole | Rows], names: Names) -> None:
             ]
             if name.tied:
                 raise ValueError(
-                    f"{path!r} is tied: the model reads it in two places, and the adapter acts in both. PEFT would adapt only one of them, "
+                    f"{path!r} is tied: the model reads it in two places, and the adapter acts in "
+                    "both. PEFT would adapt only one of them, "
                     "so the file would compute something else. Merge it, or leave this site out."
                 )
         for came, needed in shapes:
             if came != needed:
-                raise ValueError(f"{path!r} has {came} where the model's names say {needed}. The adapter is for another model.")
+                raise ValueError(
+                    f"{path!r} has {came} where the model's names say {needed}. The adapter is for "
+                    "another model."
+                )
 
 
-def _by_module(lora: Mapping[str, LowRank | Whole | Rows], names: Names) -> dict[str, dict[int, Factors]]:
-    """The used columns of every adapted layer, by module and by part of a fused module, with the scale still in a vector."""
+def _by_module(
+    trainable: Mapping[str, LowRank | Whole | Rows], names: Names
+) -> dict[str, dict[int, Factors]]:
+    """The used columns of every adapted layer, by module and by part of a fused module, with the
+    scale still in a vector.
+    """
     modules: dict[str, dict[int, Factors]] = {}
-    for path, leaf in lora.items():
+    for path, leaf in trainable.items():
         if not isinstance(leaf, LowRank):
             continue
         a, b, scale = (np.asarray(x, np.float32) for x in (leaf.a, leaf.b, leaf.scale))
@@ -179,7 +232,9 @@ def _by_module(lora: Mapping[str, LowRank | Whole | Rows], names: Names) -> dict
             used = np.flatnonzero(scale[index])
             if used.size:
                 own = None if magnitude is None else magnitude[index]
-                factors = Factors(names[path], a[index][:, used], b[index][used], scale[index][used], own)
+                factors = Factors(
+                    names[path], a[index][:, used], b[index][used], scale[index][used], own
+                )
                 modules.setdefault(module, {})[_place(names[path])] = factors
     return modules
 
@@ -198,7 +253,8 @@ def _fused(module: str, parts: Mapping[int, Factors], names: Names, notes: list[
     if any(f.magnitude is not None for f in parts.values()):
         if len(parts) < count or any(f.magnitude is None for f in parts.values()):
             raise ValueError(
-                f"{module!r} is fused of {count} parts, and DoRA has a magnitude for only some of them. Adapt all parts or none."
+                f"{module!r} is fused of {count} parts, and DoRA has a magnitude for only some of "
+                "them. Adapt all parts or none."
             )
         magnitude = np.zeros(columns, np.float32)
         for f in parts.values():
@@ -218,16 +274,27 @@ def _fused(module: str, parts: Mapping[int, Factors], names: Names, notes: list[
             b[row : row + rank, f.name.outputs()] = f.b
             row += rank
         if len(order) > 1:
-            notes.append(f"{module}: {len(order)} adapted parts of a fused weight, written with the sum of their ranks, {a.shape[1]}")
+            notes.append(
+                f"{module}: {len(order)} adapted parts of a fused weight, written with the sum of "
+                f"their ranks, {a.shape[1]}"
+            )
     return _one_scale(module, a, b, Factors(first.name, a, b, scale, magnitude), magnitude, notes)
 
 
-def _one_scale(module: str, a: np.ndarray, b: np.ndarray, like: Factors, magnitude: np.ndarray | None, notes: list[str]) -> Factors:
+def _one_scale(
+    module: str,
+    a: np.ndarray,
+    b: np.ndarray,
+    like: Factors,
+    magnitude: np.ndarray | None,
+    notes: list[str],
+) -> Factors:
     scales = np.unique(like.scale)
     if len(scales) == 1:
         return Factors(like.name, a, b, float(scales[0]), magnitude)
     notes.append(
-        f"{module}: its columns have {len(scales)} scales, from {scales[0]:g} to {scales[-1]:g}; they are part of B, and the scale is 1"
+        f"{module}: its columns have {len(scales)} scales, from {scales[0]:g} to {scales[-1]:g}; "
+        "they are part of B, and the scale is 1"
     )
     return Factors(like.name, a, b * np.asarray(like.scale)[:, None], 1.0, magnitude)
 
@@ -252,17 +319,20 @@ def _uses_dora(adapted: Mapping[str, Factors]) -> bool:
     without = [module for module, f in adapted.items() if f.magnitude is None]
     if without and len(without) < len(adapted):
         raise ValueError(
-            f"PEFT's use_dora is for all modules or none, and {len(without)} of {len(adapted)} have no magnitude, such as {without[0]!r}. "
+            f"PEFT's use_dora is for all modules or none, and {len(without)} of {len(adapted)} "
+            f"have no magnitude, such as {without[0]!r}. "
             "Merge the adapter, or train all its sites with dora=True."
         )
     return not without
 
 
 def _whole(
-    lora: Mapping[str, LowRank | Whole | Rows], names: Names, adapted: Mapping[str, Factors]
+    trainable: Mapping[str, LowRank | Whole | Rows], names: Names, adapted: Mapping[str, Factors]
 ) -> tuple[str, list[str], dict[str, np.ndarray]]:
     """PEFT's bias mode, its modules_to_save, and the tensors of both."""
-    values = {path: np.asarray(leaf.value) for path, leaf in lora.items() if isinstance(leaf, Whole)}
+    values = {
+        path: np.asarray(leaf.value) for path, leaf in trainable.items() if isinstance(leaf, Whole)
+    }
     theirs: dict[str, np.ndarray] = {}
     filled: dict[str, set[int]] = {}
     for path, value in values.items():
@@ -273,66 +343,108 @@ def _whole(
                 theirs[parameter] = mine
                 continue
             fused = theirs.setdefault(parameter, np.zeros(name.their_shape(), mine.dtype))
-            np.moveaxis(fused, name.output_axis, 0)[name.outputs()] = np.moveaxis(mine, name.output_axis, 0)
+            np.moveaxis(fused, name.output_axis, 0)[name.outputs()] = np.moveaxis(
+                mine, name.output_axis, 0
+            )
             filled.setdefault(parameter, set()).add(name.part[0])
             if len(filled[parameter]) == len(name.part[1]):
                 del filled[parameter]
     if filled:
-        raise ValueError(f"{min(filled)!r} is fused, and only some of its parts are trained whole. Train all parts or none.")
+        raise ValueError(
+            f"{min(filled)!r} is fused, and only some of its parts are trained whole. Train all "
+            "parts or none."
+        )
     members: dict[str, set[str]] = {}
     for name in names.values():
         for _, parameter in name.layers():
             members.setdefault(parameter.rpartition(".")[0], set()).add(parameter)
-    complete = sorted(m for m, inside in members.items() if inside <= set(theirs) and not _all_biases(inside))
+    complete = sorted(
+        m for m, inside in members.items() if inside <= set(theirs) and not _all_biases(inside)
+    )
     in_modules = {parameter for module in complete for parameter in members[module]}
     biases = {parameter for parameter in theirs if parameter.endswith("bias")} - in_modules
     if single := sorted(set(theirs) - in_modules - biases):
         module = single[0].rpartition(".")[0]
         raise ValueError(
-            f"{single[0]!r} is trained whole, and {sorted(members[module] - set(theirs))} of the same module are not. PEFT's modules_to_save "
+            f"{single[0]!r} is trained whole, and {sorted(members[module] - set(theirs))} of the "
+            "same module are not. PEFT's modules_to_save "
             "stores whole modules: train all weights of the module or none."
         )
     for module in complete:
-        if clash := [other for other in members if other != module and other.endswith(module) and other not in complete]:
+        if clash := [
+            other
+            for other in members
+            if other != module and other.endswith(module) and other not in complete
+        ]:
             raise ValueError(
-                f"PEFT would take {clash[0]!r} for the module {module!r}, which is trained whole. Train both whole or neither."
+                f"PEFT would take {clash[0]!r} for the module {module!r}, which is trained whole. "
+                "Train both whole or neither."
             )
-        if module in adapted or (inside := [other for other in adapted if other.startswith(module + ".")]):
-            raise ValueError(f"{module!r} is trained whole and holds the adapted {module if module in adapted else inside[0]!r}.")
+        if module in adapted or (
+            inside := [other for other in adapted if other.startswith(module + ".")]
+        ):
+            raise ValueError(
+                f"{module!r} is trained whole and holds the adapted "
+                f"{module if module in adapted else inside[0]!r}."
+            )
     tensors = {PREFIX + parameter: theirs[parameter] for parameter in in_modules}
     for parameter in biases:
         module, _, last = parameter.rpartition(".")
-        tensors[f"{PREFIX}{module}.base_layer.{last}" if module in adapted else PREFIX + parameter] = theirs[parameter]
+        tensors[
+            f"{PREFIX}{module}.base_layer.{last}" if module in adapted else PREFIX + parameter
+        ] = theirs[parameter]
     return _bias_mode(biases, in_modules, members, adapted), complete, tensors
 
 
-def _trained_rows(lora: Mapping[str, Any], names: Names, taken: set[str]) -> tuple[dict[str, list[int]], dict[str, np.ndarray]]:
+def _trained_rows(
+    trainable: Mapping[str, Any], names: Names, taken: set[str]
+) -> tuple[dict[str, list[int]], dict[str, np.ndarray]]:
     """PEFT's trainable_token_indices and their tensors."""
     indices: dict[str, list[int]] = {}
     tensors: dict[str, np.ndarray] = {}
-    for path, leaf in lora.items():
+    for path, leaf in trainable.items():
         if isinstance(leaf, Rows):
             (_, module), *_ = names[path].modules()
             if module in taken:
-                raise ValueError(f"{module!r} has trained rows and is adapted as well, which PEFT's file cannot say of one module.")
+                raise ValueError(
+                    f"{module!r} has trained rows and is adapted as well, which PEFT's file cannot "
+                    "say of one module."
+                )
             indices[module] = [int(i) for i in np.asarray(leaf.index)]
             tensors[f"{PREFIX}{module}.{ROWS}"] = np.asarray(leaf.value, np.float32)
     return indices, tensors
 
 
-def _bias_mode(biases: set[str], in_modules: set[str], members: Mapping[str, set[str]], adapted: Mapping[str, Factors]) -> str:
+def _bias_mode(
+    biases: set[str],
+    in_modules: set[str],
+    members: Mapping[str, set[str]],
+    adapted: Mapping[str, Factors],
+) -> str:
     if not biases:
         return "none"
-    every = {parameter for inside in members.values() for parameter in inside if parameter.endswith("bias")}
-    of_adapted = {parameter for module in adapted for parameter in members[module] if parameter.endswith("bias")}
+    every = {
+        parameter
+        for inside in members.values()
+        for parameter in inside
+        if parameter.endswith("bias")
+    }
+    of_adapted = {
+        parameter
+        for module in adapted
+        for parameter in members[module]
+        if parameter.endswith("bias")
+    }
     if biases == of_adapted:
         return "lora_only"
     if biases == every - in_modules:
         return "all"
     lacking, extra = sorted(of_adapted - biases), sorted(biases - of_adapted)
     raise ValueError(
-        f"PEFT can store the biases of all modules ('all') or of the adapted ones ('lora_only'), and the adapter trains {len(biases)} that are "
-        f"neither: of the adapted modules it lacks {lacking[:3] or 'none'}, and has {extra[:3] or 'none'} besides."
+        "PEFT can store the biases of all modules ('all') or of the adapted ones ('lora_only'), "
+        f"and the adapter trains {len(biases)} that are "
+        f"neither: of the adapted modules it lacks {lacking[:3] or 'none'}, and has "
+        f"{extra[:3] or 'none'} besides."
     )
 
 
@@ -340,18 +452,21 @@ def _all_biases(parameters: set[str]) -> bool:
     return all(parameter.endswith("bias") for parameter in parameters)
 
 
-def _dropout(lora: Mapping[str, LowRank | Whole | Rows], wanted: float | None) -> float:
+def _dropout(trainable: Mapping[str, LowRank | Whole | Rows], wanted: float | None) -> float:
     if wanted is not None:
         return wanted
     rates: dict[float, str] = {}
-    for path, leaf in lora.items():
-        if isinstance(leaf, LowRank) and not path.endswith("embedding"):  # Nothing is dropped of an index.
+    for path, leaf in trainable.items():
+        if isinstance(leaf, LowRank) and not path.endswith(
+            "embedding"
+        ):  # Nothing is dropped of an index.
             used = np.any(np.asarray(leaf.scale) != 0, axis=-1)
             each = np.zeros(used.shape) if leaf.dropout is None else np.asarray(leaf.dropout)
             rates |= {float(f"{rate:.6g}"): path for rate in each[used]}
     if len(rates) > 1:
         raise ValueError(
-            f"PEFT's file has one lora_dropout, and the adapter has {sorted(rates)} (as at {rates[max(rates)]!r}). Pass dropout=..."
+            f"PEFT's file has one lora_dropout, and the adapter has {sorted(rates)} (as at "
+            f"{rates[max(rates)]!r}). Pass dropout=..."
         )
     return next(iter(rates), 0.0)
 
@@ -366,18 +481,28 @@ def _alpha(scale: float, rank: int) -> float:
 
 
 def _common(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The most frequent value (the smallest of equally frequent ones), and the others by full module name."""
+    """The most frequent value (the smallest of equally frequent ones), and the others by full
+    module name.
+    """
     counts = Counter(values.values())
     most = min(counts, key=lambda value: (-counts[value], value))
     return most, {module: value for module, value in sorted(values.items()) if value != most}
 
 
 def _targets(adapted: set[str], known: set[str]) -> list[str]:
-    """The shortest endings of names that select exactly the adapted modules among all known ones."""
+    """The shortest endings of names that select exactly the adapted modules among all known
+    ones.
+    """
     chosen: set[str] = set()
     for module in sorted(adapted):
         if not any(is_suffix(module, ending) for ending in chosen):
-            chosen.add(next(end for end in _endings(module) if {m for m in known if is_suffix(m, end)} <= adapted or end == module))
+            chosen.add(
+                next(
+                    end
+                    for end in _endings(module)
+                    if {m for m in known if is_suffix(m, end)} <= adapted or end == module
+                )
+            )
     return sorted(chosen)
 
 

@@ -1,4 +1,6 @@
-"""PEFT's configuration and tensors as an adapter in our paths; what the configuration promises and the file holds must be the same."""
+"""PEFT's configuration and tensors as an adapter in our paths; what the configuration promises and
+the file holds must be the same.
+"""
 
 from __future__ import annotations
 
@@ -18,36 +20,57 @@ from lora_jax.io.peft_config import PeftConfig, read_config
 from lora_jax.io.peft_export import PREFIX, ROWS, PeftAdapter
 
 
-def from_peft(found: PeftAdapter, names: Names, *, frozen: Mapping[str, Any] | None = None) -> dict[str, LowRank | Whole | Rows]:
-    """The adapter in our layout: layers stacked, ranks padded to the largest of a site, scales as PEFT computes them.
+def from_peft(
+    found: PeftAdapter, names: Names, *, frozen: Mapping[str, Any] | None = None
+) -> dict[str, LowRank | Whole | Rows]:
+    """The adapter in our layout: layers stacked, ranks padded to the largest of a site, scales as
+    PEFT computes them.
 
-    Names may begin with another prefix than `names` has ('bert.encoder...' or 'encoder...'), as long as it is one prefix.
+    Names may begin with another prefix than `names` has ('bert.encoder...' or 'encoder...'), as
+    long as it is one prefix.
 
     Raises:
-        ValueError: the configuration says what cannot be represented, names modules that are not there, or promises other tensors
-            than the file holds (all of them are listed); a tensor has another shape, a dtype that is not floating, or a NaN; a
-            weight trained whole is there for some layers of a stack only; the file changes nothing.
+        ValueError: the configuration says what cannot be represented, names modules that are not
+            there, or promises other tensors than the file holds (all of them are listed); a tensor
+            has another shape, a dtype that is not floating, or a NaN; a weight trained whole is
+            there for some layers of a stack only; the file changes nothing.
     """
     config = read_config(found.config)
     tensors = _without_doubles(_unprefixed(found.tensors))
     module_of = _renamed(names, tensors)
-    matrices = {m for path, name in names.items() if name.kind != "vector" for _, m in _modules(name, module_of)}
+    matrices = {
+        m
+        for path, name in names.items()
+        if name.kind != "vector"
+        for _, m in _modules(name, module_of)
+    }
     config.check_used(sorted(matrices), sorted(set(module_of.values()) - matrices))
     expected = _expected(config, names, module_of)
     _check_keys(expected, tensors, names, module_of, frozen)
     scales = found.recorded.get("scale", {})
-    lora: dict[str, LowRank | Whole | Rows] = {}
+    trainable: dict[str, LowRank | Whole | Rows] = {}
     for path, name in names.items():
-        leaf = _site(path, name, module_of, config, tensors, scales) if name.kind != "vector" else None
-        leaf = leaf or _rows(path, name, module_of, config, tensors) or _whole(path, name, module_of, tensors)
+        leaf = (
+            _site(path, name, module_of, config, tensors, scales) if name.kind != "vector" else None
+        )
+        leaf = (
+            leaf
+            or _rows(path, name, module_of, config, tensors)
+            or _whole(path, name, module_of, tensors)
+        )
         if leaf is not None:
-            lora[path] = leaf
-    _check_effect(lora)
-    return lora
+            trainable[path] = leaf
+    _check_effect(trainable)
+    return trainable
 
 
 def _site(
-    path: str, name: Name, module_of: Mapping[str, str], config: PeftConfig, tensors: Mapping[str, np.ndarray], scales: Mapping[str, float]
+    path: str,
+    name: Name,
+    module_of: Mapping[str, str],
+    config: PeftConfig,
+    tensors: Mapping[str, np.ndarray],
+    scales: Mapping[str, float],
 ) -> LowRank | None:
     layers: dict[Index, tuple[np.ndarray, np.ndarray, float]] = {}
     magnitude = np.zeros((*name.stack, name.columns), np.float32)
@@ -55,17 +78,26 @@ def _site(
         keys = _factor_keys(name, module)
         if keys[0] not in tensors:
             continue
-        a, b = (_shaped(key, tensors[key], convert) for key, convert in zip(keys, (name.a_from_theirs, name.b_from_theirs)))
+        a, b = (
+            _shaped(key, tensors[key], convert)
+            for key, convert in zip(keys, (name.a_from_theirs, name.b_from_theirs))
+        )
         rank, scale = config.rank(module), config.scale(module)
         if a.shape[1] != rank or b.shape[0] != rank:
-            raise ValueError(f"{module!r} has factors of rank {a.shape[1]} and {b.shape[0]}, and adapter_config.json says {rank}.")
+            raise ValueError(
+                f"{module!r} has factors of rank {a.shape[1]} and {b.shape[0]}, and "
+                f"adapter_config.json says {rank}."
+            )
         if np.float32(scales.get(module, scale)) != np.float32(scale):
             raise ValueError(
-                f"{module!r} was saved with scale {scales[module]}, and adapter_config.json gives {scale}: it was changed since."
+                f"{module!r} was saved with scale {scales[module]}, and adapter_config.json gives "
+                f"{scale}: it was changed since."
             )
         if name.part is not None:
             full = tensors[keys[1]].reshape(-1, rank)
-            elsewhere = (np.abs(full).max(0) > 0) & (np.abs(b).max(1) == 0)  # Columns of the other parts of a fused weight.
+            elsewhere = (np.abs(full).max(0) > 0) & (
+                np.abs(b).max(1) == 0
+            )  # Columns of the other parts of a fused weight.
             a, b = a[:, ~elsewhere], b[~elsewhere]
             if not b.size:
                 continue
@@ -92,7 +124,13 @@ def _site(
     )
 
 
-def _rows(path: str, name: Name, module_of: Mapping[str, str], config: PeftConfig, tensors: Mapping[str, np.ndarray]) -> Rows | None:
+def _rows(
+    path: str,
+    name: Name,
+    module_of: Mapping[str, str],
+    config: PeftConfig,
+    tensors: Mapping[str, np.ndarray],
+) -> Rows | None:
     if name.kind != "embedding":
         return None
     (_, module), *_ = _modules(name, module_of)
@@ -103,17 +141,22 @@ def _rows(path: str, name: Name, module_of: Mapping[str, str], config: PeftConfi
     value = np.asarray(tensors[key], np.float32)
     if value.shape != (len(rows), *name.shape[1:]) or max(rows) >= name.shape[0]:
         raise ValueError(
-            f"{key} has shape {value.shape}, and the {len(rows)} rows up to {max(rows)} are of a weight of shape {name.shape}."
+            f"{key} has shape {value.shape}, and the {len(rows)} rows up to {max(rows)} are of a "
+            f"weight of shape {name.shape}."
         )
     order = np.argsort(rows)
-    return Rows(value=jnp.asarray(value[order]), index=jnp.asarray(np.asarray(rows)[order], jnp.int32))
+    return Rows(
+        value=jnp.asarray(value[order]), index=jnp.asarray(np.asarray(rows)[order], jnp.int32)
+    )
 
 
 def _is_input(path: str) -> bool:
     return path in ("embed/embedding", "embeddings/word/embedding")
 
 
-def _whole(path: str, name: Name, module_of: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> Whole | None:
+def _whole(
+    path: str, name: Name, module_of: Mapping[str, str], tensors: Mapping[str, np.ndarray]
+) -> Whole | None:
     found: dict[Index, np.ndarray] = {}
     for index, parameter in name.layers():
         module, _, last = parameter.rpartition(".")
@@ -125,7 +168,8 @@ def _whole(path: str, name: Name, module_of: Mapping[str, str], tensors: Mapping
     indices = [index for index, _ in name.layers()]
     if missing := [index for index in indices if index not in found]:
         raise ValueError(
-            f"{path!r} is trained whole for {len(found)} of {len(indices)} layers (not for {missing[0]}), and a stack of layers is trained "
+            f"{path!r} is trained whole for {len(found)} of {len(indices)} layers (not for "
+            f"{missing[0]}), and a stack of layers is trained "
             "whole or not at all. Load it into the layout without a scan."
         )
     value = np.stack([found[index] for index in indices]).reshape(*name.stack, *name.shape)
@@ -153,7 +197,9 @@ def _expected(config: PeftConfig, names: Names, module_of: Mapping[str, str]) ->
             module = module_of[module]
             if config.saves(module):
                 keys.add(f"{module}.{last}")
-            elif last == "bias" and (config.bias == "all" or (config.bias == "lora_only" and module in adapted)):
+            elif last == "bias" and (
+                config.bias == "all" or (config.bias == "lora_only" and module in adapted)
+            ):
                 keys.add(f"{module}.base_layer.{last}" if module in adapted else f"{module}.{last}")
     return keys
 
@@ -165,21 +211,30 @@ def _check_keys(
     module_of: Mapping[str, str],
     frozen: Mapping[str, Any] | None,
 ) -> None:
-    found = {key.removesuffix(".weight") if key.endswith("lora_magnitude_vector.weight") else key for key in tensors}
+    found = {
+        key.removesuffix(".weight") if key.endswith("lora_magnitude_vector.weight") else key
+        for key in tensors
+    }
     missing, extra = sorted(expected - found), sorted(found - expected)
     copies = {key: path for path, key in _base_copies(names, module_of) if key in extra}
     for key, path in copies.items():
         _check_copy(key, tensors[key], path, names[path], frozen)
     extra = [key for key in extra if key not in copies]
     if missing or extra:
-        lines = [f"  missing     {key}{_near(key, extra)}" for key in missing] + [f"  unexpected  {key}" for key in extra]
+        lines = [f"  missing     {key}{_near(key, extra)}" for key in missing] + [
+            f"  unexpected  {key}" for key in extra
+        ]
         raise ValueError(
-            f"the tensors are not those that adapter_config.json promises for this model: {len(missing)} missing, {len(extra)} unexpected. "
+            "the tensors are not those that adapter_config.json promises for this model: "
+            f"{len(missing)} missing, {len(extra)} unexpected. "
             "The adapter is for another model, or the file is incomplete.\n" + "\n".join(lines[:60])
         )
     for key, value in tensors.items():
         if not np.issubdtype(value.dtype, np.floating):
-            raise ValueError(f"{key} has dtype {value.dtype}; factors are floating numbers. Save the adapter again.")
+            raise ValueError(
+                f"{key} has dtype {value.dtype}; factors are floating numbers. Save the adapter "
+                "again."
+            )
         if not np.isfinite(value).all():
             raise ValueError(f"{key} holds a NaN or an infinity. Load a sound checkpoint.")
 
@@ -192,24 +247,37 @@ def _base_copies(names: Names, module_of: Mapping[str, str]) -> Iterable[tuple[s
                 yield path, f"{module}.base_layer.weight"
 
 
-def _check_copy(key: str, value: np.ndarray, path: str, name: Name, frozen: Mapping[str, Any] | None) -> None:
+def _check_copy(
+    key: str, value: np.ndarray, path: str, name: Name, frozen: Mapping[str, Any] | None
+) -> None:
     base = None if frozen is None else flatten(frozen).get(path)
     if base is None:
         raise ValueError(
-            f"the file holds {key!r}, a copy of a base weight (PEFT's save_embedding_layers). Pass frozen=..., the base's weights, so that it "
+            f"the file holds {key!r}, a copy of a base weight (PEFT's save_embedding_layers). Pass "
+            "frozen=..., the base's weights, so that it "
             "can be seen to be the base's own; or save with save_embedding_layers=False."
         )
-    if tuple(base.shape) != value.shape or not np.array_equal(np.asarray(base, np.float32), np.asarray(value, np.float32)):
+    if tuple(base.shape) != value.shape or not np.array_equal(
+        np.asarray(base, np.float32), np.asarray(value, np.float32)
+    ):
         raise ValueError(
-            f"the file holds {key!r} of shape {value.shape}, which is not the base's {path!r} of shape {tuple(base.shape)}: the vocabulary was "
+            f"the file holds {key!r} of shape {value.shape}, which is not the base's {path!r} of "
+            f"shape {tuple(base.shape)}: the vocabulary was "
             "resized or the base changed. Build the base with that embedding."
         )
 
 
-def _check_effect(lora: Mapping[str, LowRank | Whole | Rows]) -> None:
-    low = {path: leaf for path, leaf in lora.items() if isinstance(leaf, LowRank)}
-    if len(low) == len(lora) and all(not np.any(leaf.b) or not np.any(leaf.a) for leaf in low.values()) and not _has_magnitude(low):
-        raise ValueError(f"the adapter changes nothing: A or B is 0 at all {len(low)} sites. It was saved before it was trained.")
+def _check_effect(trainable: Mapping[str, LowRank | Whole | Rows]) -> None:
+    low = {path: leaf for path, leaf in trainable.items() if isinstance(leaf, LowRank)}
+    if (
+        len(low) == len(trainable)
+        and all(not np.any(leaf.b) or not np.any(leaf.a) for leaf in low.values())
+        and not _has_magnitude(low)
+    ):
+        raise ValueError(
+            f"the adapter changes nothing: A or B is 0 at all {len(low)} sites. It was saved "
+            "before it was trained."
+        )
 
 
 def _has_magnitude(low: Mapping[str, LowRank]) -> bool:
@@ -220,19 +288,28 @@ def _unprefixed(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     wrong = [key for key in tensors if not key.startswith(PREFIX)]
     if wrong:
         raise ValueError(
-            f"{len(wrong)} of {len(tensors)} tensors have no name of PEFT's, such as {wrong[0]!r}; they begin with {PREFIX!r}."
+            f"{len(wrong)} of {len(tensors)} tensors have no name of PEFT's, such as {wrong[0]!r}; "
+            f"they begin with {PREFIX!r}."
         )
     return {key.removeprefix(PREFIX): value for key, value in tensors.items()}
 
 
 def _without_doubles(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without what PEFT 0.21.2 stores twice under bias='all': the bias of a module that is saved whole, and of its unused original."""
-    doubles = {key: key.replace(".modules_to_save.", ".") for key in tensors if ".modules_to_save." in key}
+    """Without what PEFT 0.21.2 stores twice under bias='all': the bias of a module that is saved
+    whole, and of its unused original.
+    """
+    doubles = {
+        key: key.replace(".modules_to_save.", ".") for key in tensors if ".modules_to_save." in key
+    }
     for key, own in doubles.items():
         if own not in tensors or not np.array_equal(tensors[key], tensors[own]):
-            raise ValueError(f"the file holds {key!r}, and {own!r} is not equal to it. Save the adapter again.")
+            raise ValueError(
+                f"the file holds {key!r}, and {own!r} is not equal to it. Save the adapter again."
+            )
     originals = {key.replace(".modules_to_save.", ".original_module.") for key in doubles}
-    return {key: value for key, value in tensors.items() if key not in doubles and key not in originals}
+    return {
+        key: value for key, value in tensors.items() if key not in doubles and key not in originals
+    }
 
 
 def _renamed(names: Names, tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
@@ -250,12 +327,18 @@ def _renamed(names: Names, tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
     if not changes:
         return {module: module for module in ours}
     old, new = max(changes, key=lambda change: (changes[change], change == ("", "")))
-    return {module: new + module.removeprefix(old) if module.startswith(old) else module for module in ours}
+    return {
+        module: new + module.removeprefix(old) if module.startswith(old) else module
+        for module in ours
+    }
 
 
 def _cuts(module: str) -> list[tuple[str, str]]:
     pieces = module.split(".")
-    return [(".".join([*pieces[:count], ""]), ".".join(pieces[count:])) for count in range(min(3, len(pieces)))]
+    return [
+        (".".join([*pieces[:count], ""]), ".".join(pieces[count:]))
+        for count in range(min(3, len(pieces)))
+    ]
 
 
 def _module_of_key(key: str) -> str:
@@ -284,7 +367,9 @@ def _shaped(key: str, value: np.ndarray, convert: Any) -> np.ndarray:
     try:
         return convert(np.asarray(value, np.float32))
     except ValueError as error:
-        raise ValueError(f"{key} does not fit the model: {error}. The adapter is for another model.") from None
+        raise ValueError(
+            f"{key} does not fit the model: {error}. The adapter is for another model."
+        ) from None
 
 
 def _near(key: str, extra: list[str]) -> str:

@@ -1,4 +1,5 @@
-"""Quantised checkpoints: one safetensors file with the codes, the scales, how they go together, and a checksum of all of it.
+"""Quantised checkpoints: one safetensors file with the codes, the scales, how they go together, and
+a checksum of all of it.
 
 Reading one makes the boxes and nothing else: the dense weights never exist.
 """
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from lora_jax.core import codebooks, packing, scales
+from lora_jax.core import bit_packing, codebooks, scales
 from lora_jax.core.paths import flatten, unflatten
 from lora_jax.core.quantize import DoubleQuantized, QuantizedArray, QuantSpec, block_sizes
 from lora_jax.io import safetensors
@@ -30,10 +31,14 @@ _KINDS = {"blocks along in": QuantizedArray, "blocks along the transpose": FlatQ
 _BF16 = ml_dtypes.bfloat16
 
 
-def save_quantized(folder: Path | str, tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> Path:
-    """Writes a tree of arrays and quantised weights, and what JSON can hold of `metadata`; the path of the file.
+def save_quantized(
+    folder: Path | str, tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes a tree of arrays and quantised weights, and what JSON can hold of `metadata`; the path
+    of the file.
 
-    A weight at `a/kernel` is stored as `a/kernel#codes`, `#scale` and so on. Formats that were registered are stored with it.
+    A weight at `a/kernel` is stored as `a/kernel#codes`, `#scale` and so on. Formats that were
+    registered are stored with it.
 
     Raises:
         OSError: the folder cannot be written.
@@ -57,12 +62,16 @@ def save_quantized(folder: Path | str, tree: Mapping[str, Any], metadata: Mappin
     text = {
         "format": _FORMAT,
         "boxes": json.dumps(boxes),
-        "codebooks": json.dumps({name: dataclasses.asdict(codebooks.format_named(name)) for name in sorted(used)}),
+        "codebooks": json.dumps(
+            {name: dataclasses.asdict(codebooks.format_named(name)) for name in sorted(used)}
+        ),
         "metadata": json.dumps(dict(metadata or {})),
     }
     # numpy has no bfloat16 that every safetensors version writes: its bits are stored, and a note.
     half = sorted(name for name, array in tensors.items() if array.dtype == _BF16)
-    stored = {name: array.view(np.uint16) if name in half else array for name, array in tensors.items()}
+    stored = {
+        name: array.view(np.uint16) if name in half else array for name, array in tensors.items()
+    }
     text["bfloat16"] = json.dumps(half)
     safetensors.write(folder / FILE, stored, text | {"checksum": _checksum(stored, text)})
     return folder / FILE
@@ -73,14 +82,21 @@ def load_quantized(folder: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no quantised checkpoint, its checksum differs, or what it holds does not fit together.
+        ValueError: it is no quantised checkpoint, its checksum differs, or what it holds does not
+            fit together.
     """
     path = Path(folder) / FILE
     text, stored = safetensors.read_metadata(path), safetensors.read(path)
     if text.get("format") != _FORMAT:
-        raise ValueError(f"{path} is not a quantised checkpoint of this library (format {text.get('format')!r}, needed {_FORMAT!r}).")
+        raise ValueError(
+            f"{path} is not a quantised checkpoint of this library (format {text.get('format')!r}, "
+            f"needed {_FORMAT!r})."
+        )
     if text.pop("checksum", None) != _checksum(stored, text):
-        raise ValueError(f"{path} is damaged: its checksum is not that of what it holds. Copy it again, or quantise the model again.")
+        raise ValueError(
+            f"{path} is damaged: its checksum is not that of what it holds. Copy it again, or "
+            "quantise the model again."
+        )
     boxes, half = json.loads(text["boxes"]), set(json.loads(text["bfloat16"]))
     _register(path, json.loads(text["codebooks"]))
     flat: dict[str, Any] = {}
@@ -93,12 +109,17 @@ def load_quantized(folder: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
         else:
             flat[name] = value
     if set(parts) != set(boxes):
-        raise ValueError(f"{path}: the parts of {sorted(set(parts) ^ set(boxes))[0]!r} are missing or left over. Quantise the model again.")
+        raise ValueError(
+            f"{path}: the parts of {sorted(set(parts) ^ set(boxes))[0]!r} are missing or left "
+            "over. Quantise the model again."
+        )
     for site, box in boxes.items():
         try:
             flat[site] = _box(box, parts[site])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {site!r} does not fit together ({error}). Quantise the model again.") from None
+            raise ValueError(
+                f"{path}: {site!r} does not fit together ({error}). Quantise the model again."
+            ) from None
     return unflatten(flat), json.loads(text["metadata"])
 
 
@@ -111,7 +132,9 @@ def _parts(q: QuantizedArray) -> Iterator[tuple[str, Any]]:
     yield "codes", q.codes
     for name, part in (("scale", q.scale), ("zero", q.zero)):
         if isinstance(part, DoubleQuantized):
-            yield from ((f"{name}.{field}", getattr(part, field)) for field in ("codes", "absmax", "offset"))
+            yield from (
+                (f"{name}.{field}", getattr(part, field)) for field in ("codes", "absmax", "offset")
+            )
         elif part is not None:
             yield name, part
     if q.in_scale is not None:
@@ -131,7 +154,7 @@ def _box(box: Mapping[str, Any], parts: dict[str, jax.Array]) -> QuantizedArray:
     rows, out = q.rows, math.prod(kernel_shape) // q.rows
     rows, out = (rows * out, 1) if isinstance(q, FlatQuantized) else (rows, out)
     blocks = block_sizes(rows, spec.block_size)[1]
-    _expect("codes", q.codes, (packing.packed_rows(rows, spec.bits), out), np.uint8)
+    _expect("codes", q.codes, (bit_packing.packed_rows(rows, spec.bits), out), np.uint8)
     for name, value in (("scale", q.scale), ("zero", q.zero)):
         if (value is None) != (name == "zero" and not codebooks.format_named(spec.format).offset):
             raise ValueError(f"{name} is missing or left over")
@@ -139,33 +162,60 @@ def _box(box: Mapping[str, Any], parts: dict[str, jax.Array]) -> QuantizedArray:
             groups = -(-blocks * out // scales.SCALES_PER_BLOCK)
             _expect(f"{name}.codes", value.codes, (blocks * out,), np.uint8)
             _expect(f"{name}.absmax", value.absmax, (groups,), np.float32)
-            _expect(f"{name}.offset", value.offset, (groups,) if value.level == "log" else (), np.float32)
+            _expect(
+                f"{name}.offset",
+                value.offset,
+                (groups,) if value.level == "log" else (),
+                np.float32,
+            )
         elif value is not None:
-            _expect(name, value, (blocks, out), np.uint8 if spec.scale_dtype == "e8m0" and name == "scale" else spec.scale_dtype)
+            _expect(
+                name,
+                value,
+                (blocks, out),
+                np.uint8 if spec.scale_dtype == "e8m0" and name == "scale" else spec.scale_dtype,
+            )
     return q
 
 
 def _joined(name: str, parts: dict[str, jax.Array], level: str | None) -> Any:
     if level is None:
         return parts.pop(name, None)
-    return DoubleQuantized(**{field: parts.pop(f"{name}.{field}") for field in ("codes", "absmax", "offset")}, level=level)
+    return DoubleQuantized(
+        **{field: parts.pop(f"{name}.{field}") for field in ("codes", "absmax", "offset")},
+        level=level,
+    )
 
 
 def _expect(name: str, array: Any, shape: tuple[int, ...], dtype: Any) -> None:
-    if array.ndim < len(shape) or tuple(array.shape[array.ndim - len(shape) :]) != shape or array.dtype != jnp.dtype(dtype):
-        raise ValueError(f"{name} must be (*stack, {', '.join(map(str, shape))}) of {jnp.dtype(dtype)}, got {array.shape} of {array.dtype}")
+    if (
+        array.ndim < len(shape)
+        or tuple(array.shape[array.ndim - len(shape) :]) != shape
+        or array.dtype != jnp.dtype(dtype)
+    ):
+        raise ValueError(
+            f"{name} must be (*stack, {', '.join(map(str, shape))}) of {jnp.dtype(dtype)}, got "
+            f"{array.shape} of {array.dtype}"
+        )
 
 
 def _register(path: Path, stored: Mapping[str, Any]) -> None:
     for name, fields in stored.items():
         levels = fields["levels"]
-        format = codebooks.Format(**(fields | {"levels": None if levels is None else tuple(levels)}))
+        format = codebooks.Format(
+            **(fields | {"levels": None if levels is None else tuple(levels)})
+        )
         # Compared by their tables: levels with NaN are never equal.
         known = codebooks.FORMATS.get(name)
         if known is None:
             codebooks.register(format)
-        elif known.bits != format.bits or not np.array_equal(known.table(), format.table(), equal_nan=True):
-            raise ValueError(f"{path} was written with another codebook named {name!r} than the one that is registered. Rename yours.")
+        elif known.bits != format.bits or not np.array_equal(
+            known.table(), format.table(), equal_nan=True
+        ):
+            raise ValueError(
+                f"{path} was written with another codebook named {name!r} than the one that is "
+                "registered. Rename yours."
+            )
 
 
 def _checksum(tensors: Mapping[str, np.ndarray], text: Mapping[str, str]) -> str:

@@ -1,4 +1,6 @@
-"""Whole .safetensors files: all tensors read at once, or written in one step. `tensor_files.py` reads them one by one."""
+"""Whole .safetensors files: all tensors read at once, or written in one step. `tensor_files.py`
+reads them one by one.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ def read(path: Path | str) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is empty, truncated or no safetensors file, or holds a dtype that numpy has not.
+        ValueError: it is empty, truncated or no safetensors file, or holds a dtype that numpy has
+            not.
     """
     return {name: np.array(tensor) for name, tensor in SafetensorsFile(path).items()}
 
@@ -36,7 +39,8 @@ def read_metadata(path: Path | str) -> dict[str, str]:
 
 
 def read_folder(folder: Path | str) -> dict[str, np.ndarray]:
-    """All tensors of a model folder, as views of the mapped files: model.safetensors, or the shards that its index lists.
+    """All tensors of a model folder, as views of the mapped files: model.safetensors, or the shards
+    that its index lists.
 
     Raises:
         FileNotFoundError: neither is there, or a shard is missing.
@@ -45,8 +49,11 @@ def read_folder(folder: Path | str) -> dict[str, np.ndarray]:
     return dict(ModelFolder(folder))
 
 
-def write(path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Replaces the file in one step: a reader sees the old file or the new one, never half. Equal content gives equal bytes.
+def write(
+    path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Replaces the file in one step: a reader sees the old file or the new one, never half. Equal
+    content gives equal bytes.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; the old file is kept.
@@ -54,21 +61,31 @@ def write(path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping
     path = Path(path)
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        # The format's writer takes an array's memory as it lies: a transposed view would be stored untransposed.
-        save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, str(new), metadata=dict(metadata or {}))
+        # The format's writer takes an array's memory as it lies: a transposed view would be stored
+        # untransposed.
+        save_file(
+            {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()},
+            str(new),
+            metadata=dict(metadata or {}),
+        )
         with open(new, "r+b") as file:
             _sort_metadata(file)
             os.fsync(file.fileno())
         os.replace(new, path)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{path} could not be written: {error}. Free some space or choose another folder; what was there is kept.") from error
+        raise OSError(
+            f"{path} could not be written: {error}. Free some space or choose another folder; what "
+            "was there is kept."
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             new.unlink()
 
 
 def _sort_metadata(file: BinaryIO) -> None:
-    """Puts the metadata in the order of its keys: the writer's own order differs from one process to the next."""
+    """Puts the metadata in the order of its keys: the writer's own order differs from one process
+    to the next.
+    """
     size = int.from_bytes(file.read(8), "little")
     header = json.loads(file.read(size))
     if "__metadata__" in header:

@@ -1,4 +1,6 @@
-"""SentencePiece models (tokenizer.model) as a `tokenizers` pipeline; the file's protobuf is read here, field by field."""
+"""SentencePiece models (tokenizer.model) as a `tokenizers` pipeline; the file's protobuf is read
+here, field by field.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ _UNIGRAM, _BPE = 1, 2
 
 @dataclass
 class _Model:
-    """The fields of a ModelProto that tokenising needs, with the defaults of sentencepiece_model.proto."""
+    """The fields of a ModelProto that tokenising needs, with the defaults of
+    sentencepiece_model.proto.
+    """
 
     pieces: list[tuple[str, float, int]] = field(default_factory=list)
     kind: int = _UNIGRAM
@@ -30,40 +34,65 @@ class _Model:
 
 
 def sentencepiece_tokenizer(path: Path | str) -> TextTokenizer:
-    """The tokenizer of a SentencePiece file, BPE or unigram; a text begins with bos if the model has one.
+    """The tokenizer of a SentencePiece file, BPE or unigram; a text begins with bos if the model
+    has one.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no SentencePiece model, is cut off, or of a kind other than BPE and unigram.
+        ValueError: it is no SentencePiece model, is cut off, or of a kind other than BPE and
+            unigram.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}. Give the tokenizer.model of a SentencePiece model.")
+        raise FileNotFoundError(
+            f"There is no file {path}. Give the tokenizer.model of a SentencePiece model."
+        )
     try:
         model = _parse(path.read_bytes())
     except (IndexError, struct.error, UnicodeDecodeError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} needs to be a SentencePiece model, but cannot be read ({error}). Fetch it again.") from None
+        raise ValueError(
+            f"{path} needs to be a SentencePiece model, but cannot be read ({error}). Fetch it "
+            "again."
+        ) from None
     if not model.pieces or model.kind not in (_UNIGRAM, _BPE):
-        raise ValueError(f"{path} has {len(model.pieces)} pieces and model type {model.kind}; needed BPE (2) or unigram (1) with pieces.")
+        raise ValueError(
+            f"{path} has {len(model.pieces)} pieces and model type {model.kind}; needed BPE (2) or "
+            "unigram (1) with pieces."
+        )
     vocabulary = {piece: n for n, (piece, _, _) in enumerate(model.pieces)}
     if len(vocabulary) != len(model.pieces):
-        raise ValueError(f"{path} has {len(model.pieces)} pieces, of which {len(vocabulary)} differ. Fetch it again.")
+        raise ValueError(
+            f"{path} has {len(model.pieces)} pieces, of which {len(vocabulary)} differ. Fetch it "
+            "again."
+        )
     unknown = next((n for n, (_, _, kind) in enumerate(model.pieces) if kind == _UNKNOWN), 0)
     if model.kind == _BPE:
         ranks = {piece: score for piece, score, kind in model.pieces if kind == _NORMAL}
         merges = merges_of(vocabulary, ranks)
-        core = models.BPE(vocabulary, merges, unk_token=model.pieces[unknown][0], fuse_unk=True, byte_fallback=model.byte_fallback)
+        core = models.BPE(
+            vocabulary,
+            merges,
+            unk_token=model.pieces[unknown][0],
+            fuse_unk=True,
+            byte_fallback=model.byte_fallback,
+        )
     else:
-        core = models.Unigram([(piece, score) for piece, score, _ in model.pieces], unknown, model.byte_fallback)
+        core = models.Unigram(
+            [(piece, score) for piece, score, _ in model.pieces], unknown, model.byte_fallback
+        )
     backend = Tokenizer(core)
-    steps: list[normalizers.Normalizer] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
+    steps: list[normalizers.Normalizer] = (
+        [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
+    )
     if model.squeeze:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     # As there, a text that begins with a space gets the prefix as well.
     steps += [normalizers.Prepend("▁")] if model.add_prefix else []
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
     strip = [decoders.Strip(" ", 1, 0)] if model.add_prefix else []
-    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
     added = [
         AddedToken(piece, normalized=False, special=kind == _CONTROL)
         for piece, _, kind in model.pieces
@@ -92,7 +121,11 @@ def _parse(content: bytes) -> _Model:
                     model.ids[name] = told[at] - (1 << 64) if told[at] >> 63 else told[at]
         elif number == 3:
             told = dict(_fields(value))
-            model.charsmap, model.add_prefix, model.squeeze = told.get(2, b""), bool(told.get(3, 1)), bool(told.get(4, 1))
+            model.charsmap, model.add_prefix, model.squeeze = (
+                told.get(2, b""),
+                bool(told.get(3, 1)),
+                bool(told.get(4, 1)),
+            )
     return model
 
 
@@ -111,7 +144,9 @@ def _fields(content: bytes) -> Iterator[tuple[int, bytes | int | float]]:
         elif kind == 2:
             size, at = _varint(content, at)
             if size > len(content) - at:
-                raise ValueError(f"a field claims {size} bytes at {at}, and {len(content) - at} are left")
+                raise ValueError(
+                    f"a field claims {size} bytes at {at}, and {len(content) - at} are left"
+                )
             value, at = content[at : at + size], at + size
         else:
             raise ValueError(f"wire type {kind} at byte {at}")

@@ -1,4 +1,6 @@
-"""Tensors of safetensors files by name, read one by one from the memory-mapped file; headers are checked against its size."""
+"""Tensors of safetensors files by name, read one by one from the memory-mapped file; headers are
+checked against its size.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,9 @@ class _Entry:
 
 
 class SafetensorsFile(Mapping[str, np.ndarray]):
-    """The tensors of one file. Reading one gives a view of the mapped file: nothing is read before it is used, and of what was given
-    before, no page counts as this process's memory until it is used again.
+    """The tensors of one file. Reading one gives a view of the mapped file: nothing is read before
+    it is used, and of what was given before, no page counts as this process's memory until it is
+    used again.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -55,16 +58,22 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
         if not self.path.is_file():
             beside = self.path.parent.glob("*.safetensors") if self.path.parent.is_dir() else ()
             near = ", ".join(sorted(entry.name for entry in beside)[:8])
-            raise FileNotFoundError(f"There is no file {self.path}. Safetensors files in its folder: {near or 'none'}.")
+            raise FileNotFoundError(
+                f"There is no file {self.path}. Safetensors files in its folder: {near or 'none'}."
+            )
         size = self.path.stat().st_size
         if size < 8:
-            raise _damaged(self.path, f"it has {size} bytes, and its header alone needs more than 8")
+            raise _damaged(
+                self.path, f"it has {size} bytes, and its header alone needs more than 8"
+            )
         with self.path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._bytes = np.frombuffer(self._map, np.uint8)
         length = int.from_bytes(self._bytes[:8].tobytes(), "little")
         if length > min(size - 8, _HEADER_LIMIT):
-            raise _damaged(self.path, f"its header claims {length:,} bytes, and the file has {size:,}")
+            raise _damaged(
+                self.path, f"its header claims {length:,} bytes, and the file has {size:,}"
+            )
         try:
             header = json.loads(self._bytes[8 : 8 + length].tobytes())
         except (ValueError, RecursionError) as error:
@@ -95,7 +104,8 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
 
 
 class ModelFolder(Mapping[str, np.ndarray]):
-    """The tensors of a model folder: of model.safetensors, or of all shards that its index lists, as if they were one file.
+    """The tensors of a model folder: of model.safetensors, or of all shards that its index lists,
+    as if they were one file.
 
     Raises:
         FileNotFoundError: neither is there, or a shard is missing.
@@ -108,7 +118,11 @@ class ModelFolder(Mapping[str, np.ndarray]):
             self._file_of = dict.fromkeys(file := SafetensorsFile(folder / _SINGLE), file)
             return
         if not (folder / _INDEX).is_file():
-            there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) if folder.is_dir() else "no such folder"
+            there = (
+                ", ".join(sorted(entry.name for entry in folder.iterdir())[:12])
+                if folder.is_dir()
+                else "no such folder"
+            )
             pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
             raise FileNotFoundError(
                 f"{folder} needs {_SINGLE} (or {_INDEX} with its shards), but holds {there or 'nothing'}. "
@@ -120,10 +134,16 @@ class ModelFolder(Mapping[str, np.ndarray]):
         for shard in sorted(set(shard_of.values())):
             for name in (file := SafetensorsFile(folder / shard)):
                 if shard_of.get(name) != shard:
-                    raise ValueError(f"{folder / shard} holds {name!r}, which {_INDEX} places in {shard_of.get(name)!r}. Fetch it again.")
+                    raise ValueError(
+                        f"{folder / shard} holds {name!r}, which {_INDEX} places in "
+                        f"{shard_of.get(name)!r}. Fetch it again."
+                    )
                 self._file_of[name] = file
         if missing := sorted(set(shard_of) - set(self._file_of)):
-            raise ValueError(f"The shards in {folder} lack {len(missing)} tensors that {_INDEX} lists, such as {missing[0]!r}.")
+            raise ValueError(
+                f"The shards in {folder} lack {len(missing)} tensors that {_INDEX} lists, such as "
+                f"{missing[0]!r}."
+            )
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._file_of[name][name]
@@ -143,18 +163,32 @@ def _entries(path: Path, header: dict[str, object], start: int, size: int) -> di
     entries, spans = {}, []
     for name, told in header.items():
         try:
-            dtype, shape, (begin, end) = _DTYPES[told["dtype"]], tuple(told["shape"]), told["data_offsets"]
+            dtype, shape, (begin, end) = (
+                _DTYPES[told["dtype"]],
+                tuple(told["shape"]),
+                told["data_offsets"],
+            )
             whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
         except (KeyError, TypeError, ValueError):
-            raise _damaged(path, f"the entry of {name!r} is not understood: {str(told)[:120]}") from None
+            raise _damaged(
+                path, f"the entry of {name!r} is not understood: {str(told)[:120]}"
+            ) from None
         if not whole or end > size - start or begin + math.prod(shape) * dtype.itemsize != end:
-            raise _damaged(path, f"{name!r} of shape {shape} claims bytes {begin} to {end}, and {size - start:,} follow the header")
+            raise _damaged(
+                path,
+                (
+                    f"{name!r} of shape {shape} claims bytes {begin} to {end}, and "
+                    f"{size - start:,} follow the header"
+                ),
+            )
         entries[name] = _Entry(dtype, shape, start + begin)
         spans.append((begin, end))
     reached = 0
     for begin, end in sorted(spans):
         if begin != reached:
-            raise _damaged(path, f"its tensors overlap or leave a hole at byte {min(begin, reached)}")
+            raise _damaged(
+                path, f"its tensors overlap or leave a hole at byte {min(begin, reached)}"
+            )
         reached = end
     if reached != size - start:
         raise _damaged(path, f"{size - start - reached} bytes after the last tensor belong to none")
@@ -164,14 +198,20 @@ def _entries(path: Path, header: dict[str, object], start: int, size: int) -> di
 def _read_index(path: Path) -> dict[str, str]:
     try:
         shard_of = json.loads(path.read_text())["weight_map"]
-        if not all(isinstance(shard, str) and Path(shard).name == shard for shard in shard_of.values()):
+        if not all(
+            isinstance(shard, str) and Path(shard).name == shard for shard in shard_of.values()
+        ):
             raise ValueError("a shard is no plain file name")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} needs a JSON object with a weight_map, but cannot be read ({error}). Fetch the model again.") from None
+        raise ValueError(
+            f"{path} needs a JSON object with a weight_map, but cannot be read ({error}). Fetch "
+            "the model again."
+        ) from None
     return shard_of
 
 
 def _damaged(path: Path, what: str) -> ValueError:
     return ValueError(
-        f"{path} needs to be a whole safetensors file, but {what}. It is cut off, changed or of another kind; fetch it again."
+        f"{path} needs to be a whole safetensors file, but {what}. It is cut off, changed or of "
+        "another kind; fetch it again."
     )

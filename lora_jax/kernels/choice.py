@@ -1,4 +1,6 @@
-"""Which kernel multiplies with a quantised weight: chosen while a program is traced, by backend, format, dtype and shape."""
+"""Which kernel multiplies with a quantised weight: chosen while a program is traced, by backend,
+format, dtype and shape.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +15,23 @@ from lora_jax.core.quantize import QuantizedArray
 
 CHOICE = "LORA_JAX_MATMUL"  # environment: auto, reference or pallas
 Kernel = Literal["reference", "pallas"]
-# Largest number of tokens for which `auto` takes the fused kernel, by bits and dtype. It dequantises a weight once for every 32 tokens
-# and saves writing and reading it dense, so few tokens gain most. These are estimates by counting bytes: no GPU has timed them;
+# Largest number of tokens for which `auto` takes the fused kernel, by bits and dtype. It
+# dequantises a weight once for every 32 tokens and saves writing and reading it dense, so few
+# tokens gain most. These are estimates by counting bytes: no GPU has timed them;
 # experiments/benchmark_dequant_matmul.py prints this table as it measures it.
-MOST_TOKENS: dict[tuple[int, str], int] = {(4, "bfloat16"): 64, (4, "float16"): 64, (8, "bfloat16"): 32, (8, "float16"): 32}
+MOST_TOKENS: dict[tuple[int, str], int] = {
+    (4, "bfloat16"): 64,
+    (4, "float16"): 64,
+    (8, "bfloat16"): 32,
+    (8, "float16"): 32,
+}
 
 
 def kernel_for(weight: QuantizedArray, tokens: int, dtype: Any) -> Kernel:
     """'pallas' where the fused kernel is to be used, else 'reference': dequantise, then multiply.
 
-    On a GPU, `auto` follows `MOST_TOKENS`; LORA_JAX_MATMUL=pallas asks for the fused kernel wherever it works, and where it does not, the
-    reason is printed once. On a CPU it is never used.
+    On a GPU, `auto` follows `MOST_TOKENS`; LORA_JAX_MATMUL=pallas asks for the fused kernel
+    wherever it works, and where it does not, the reason is printed once. On a CPU it is never used.
 
     Raises:
         ValueError: LORA_JAX_MATMUL is none of auto, reference and pallas.
@@ -35,12 +43,17 @@ def kernel_for(weight: QuantizedArray, tokens: int, dtype: Any) -> Kernel:
         return "reference"
     why = _why_not_here() or _why_not_pallas(weight)
     if why is not None:
-        say_once(f"quantised weights are dequantised before they are multiplied, not in one kernel: {why}.")
+        say_once(
+            "quantised weights are dequantised before they are multiplied, not in one kernel: "
+            f"{why}."
+        )
     return "reference" if why is not None else "pallas"
 
 
 def _pays(weight: QuantizedArray, tokens: int, dtype: Any) -> bool:
-    return jax.default_backend() == "gpu" and tokens <= MOST_TOKENS.get((weight.spec.bits, jnp.dtype(dtype).name), 0)
+    return jax.default_backend() == "gpu" and tokens <= MOST_TOKENS.get(
+        (weight.spec.bits, jnp.dtype(dtype).name), 0
+    )
 
 
 def _why_not_here() -> str | None:
@@ -51,7 +64,11 @@ def _why_not_here() -> str | None:
         enough = float(capability) >= 8.0
     except (TypeError, ValueError):
         enough = False
-    return None if enough else f"the kernel needs an NVIDIA GPU of compute capability 8.0 or more, and this one has {capability}"
+    return (
+        None
+        if enough
+        else f"the kernel needs an NVIDIA GPU of compute capability 8.0 or more, and this one has {capability}"
+    )
 
 
 def _why_not_pallas(weight: QuantizedArray) -> str | None:

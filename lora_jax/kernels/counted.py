@@ -6,10 +6,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def counted_first(weight: Float[Array, " tokens"], longest: int) -> tuple[Int[Array, ""], Int[Array, " order"]]:
-    """How many tokens count, and their rows in order, with room for a pass of `longest` that begins at the last of them.
+def counted_first(
+    weight: Float[Array, " tokens"], longest: int
+) -> tuple[Int[Array, ""], Int[Array, " order"]]:
+    """How many tokens count, and their rows in order, with room for a pass of `longest` that begins
+    at the last of them.
 
-    What follows them is row `tokens`, which is none: `gather_rows` reads zeros there, and `x.at[rows].set(y, mode="drop")` writes nothing.
+    What follows them is row `tokens`, which is none: `gather_rows` reads zeros there, and
+    `x.at[rows].set(y, mode="drop")` writes nothing.
     """
     tokens, count = weight.shape[0], (weight != 0).sum()
     order = jnp.where(jnp.arange(tokens) < count, jnp.argsort(weight == 0, stable=True), tokens)

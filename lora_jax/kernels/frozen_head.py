@@ -1,8 +1,10 @@
-"""Cross-entropy under a frozen output head, its vocabulary in blocks that stay in the cache: no logits are kept, and the head is read once.
+"""Cross-entropy under a frozen output head, its vocabulary in blocks that stay in the cache: no
+logits are kept, and the head is read once.
 
-The gradient of a hidden state is `sum_v p_v * W_v - W_label`: attention over the vocabulary, with the words as keys and as values. So it
-is formed as FlashAttention forms it (Dao et al. 2022, arXiv 2205.14135): sums over the blocks so far, relative to the largest logit so far
-and scaled anew when a larger one comes. One exponential a logit, where the softmax of stored logits takes two.
+The gradient of a hidden state is `sum_v p_v * W_v - W_label`: attention over the vocabulary, with
+the words as keys and as values. So it is formed as FlashAttention forms it (Dao et al. 2022, arXiv
+2205.14135): sums over the blocks so far, relative to the largest logit so far and scaled anew when
+a larger one comes. One exponential a logit, where the softmax of stored logits takes two.
 """
 
 from __future__ import annotations
@@ -16,19 +18,24 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.kernels.counted import counted_first, gather_rows
 
-# Tokens that pass the vocabulary together, and as many for what is left over: a pass costs more a token, the fewer they are.
+# Tokens that pass the vocabulary together, and as many for what is left over: a pass costs more a
+# token, the fewer they are.
 PASSES = (512, 128)
 
 
 class Head(NamedTuple):
-    """How words become logits. axis: that of the words that counts the vocabulary, 0 or 1. softcap: `cap * tanh(logit / cap)`."""
+    """How words become logits. axis: that of the words that counts the vocabulary, 0 or 1. softcap:
+    `cap * tanh(logit / cap)`.
+    """
 
     axis: int
     softcap: float | None = None
 
 
 class WordLosses(NamedTuple):
-    """Of each token: the label's loss (nats), whether it is the likeliest word, and the loss's gradient, if it was asked for."""
+    """Of each token: the label's loss (nats), whether it is the likeliest word, and the loss's
+    gradient, if it was asked for.
+    """
 
     loss: Float[Array, " tokens"]
     right: Bool[Array, " tokens"]
@@ -42,31 +49,41 @@ def head_loss(
     weight: Float[Array, " tokens"],
     head: Head,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Sum of weighted losses (nats) and of weighted correct answers. Gradients are of `hidden` alone, formed in the same pass.
+    """Sum of weighted losses (nats) and of weighted correct answers. Gradients are of `hidden`
+    alone, formed in the same pass.
 
-    Tokens whose weight is 0 are gathered away first and cost nothing. Products are of hidden's dtype, sums in float32.
+    Tokens whose weight is 0 are gathered away first and cost nothing. Products are of hidden's
+    dtype, sums in float32.
     """
     return _loss(hidden, words, labels, weight, head)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _loss(hidden: Array, words: Array, labels: Array, weight: Array, head: Head) -> tuple[Array, Array]:
+def _loss(
+    hidden: Array, words: Array, labels: Array, weight: Array, head: Head
+) -> tuple[Array, Array]:
     return _passes(hidden, words, labels, weight, head, gradient=False)[:2]
 
 
-def _forward(hidden: Array, words: Array, labels: Array, weight: Array, head: Head) -> tuple[tuple[Array, Array], Array]:
+def _forward(
+    hidden: Array, words: Array, labels: Array, weight: Array, head: Head
+) -> tuple[tuple[Array, Array], Array]:
     loss, correct, gradient = _passes(hidden, words, labels, weight, head, gradient=True)
     return (loss, correct), gradient
 
 
-def _backward(head: Head, gradient: Array, g: tuple[Array, Array]) -> tuple[Array, None, None, None]:
+def _backward(
+    head: Head, gradient: Array, g: tuple[Array, Array]
+) -> tuple[Array, None, None, None]:
     return gradient * g[0].astype(gradient.dtype), None, None, None
 
 
 _loss.defvjp(_forward, _backward)
 
 
-def _passes(hidden: Array, words: Array, labels: Array, weight: Array, head: Head, *, gradient: bool) -> tuple[Array, Array, Array]:
+def _passes(
+    hidden: Array, words: Array, labels: Array, weight: Array, head: Head, *, gradient: bool
+) -> tuple[Array, Array, Array]:
     tokens = hidden.shape[0]
     large, small = (min(size, tokens) for size in PASSES)
     count, order = counted_first(weight, large)
@@ -78,21 +95,38 @@ def _passes(hidden: Array, words: Array, labels: Array, weight: Array, head: Hea
         h, label, w = gather_rows(rows, hidden, labels, weight.astype(jnp.float32))
         found = word_losses(h, words, label, head, gradient=gradient)
         if found.gradient is not None:
-            d_hidden = d_hidden.at[rows].set((found.gradient * w[:, None]).astype(hidden.dtype), mode="drop")
-        return start + size, loss + (found.loss * w).sum(), correct + (found.right * w).sum(), d_hidden
+            d_hidden = d_hidden.at[rows].set(
+                (found.gradient * w[:, None]).astype(hidden.dtype), mode="drop"
+            )
+        return (
+            start + size,
+            loss + (found.loss * w).sum(),
+            correct + (found.right * w).sum(),
+            d_hidden,
+        )
 
     zero = jnp.zeros((), jnp.float32)
     state = (jnp.zeros((), jnp.int32), zero, zero, jnp.zeros_like(hidden) if gradient else zero)
     if large > small:  # Half a large pass is worth it: four small ones take longer.
-        state = jax.lax.while_loop(lambda state: count - state[0] > large // 2, functools.partial(step, large), state)
-    _, loss, correct, d_hidden = jax.lax.while_loop(lambda state: state[0] < count, functools.partial(step, small), state)
+        state = jax.lax.while_loop(
+            lambda state: count - state[0] > large // 2, functools.partial(step, large), state
+        )
+    _, loss, correct, d_hidden = jax.lax.while_loop(
+        lambda state: state[0] < count, functools.partial(step, small), state
+    )
     return loss, correct, d_hidden
 
 
 def word_losses(
-    hidden: Float[Array, "tokens hidden"], words: Float[Array, "_ _"], labels: Int[Array, " tokens"], head: Head, *, gradient: bool = False
+    hidden: Float[Array, "tokens hidden"],
+    words: Float[Array, "_ _"],
+    labels: Int[Array, " tokens"],
+    head: Head,
+    *,
+    gradient: bool = False,
 ) -> WordLosses:
-    """The loss of each label after its hidden state, and on demand the gradient with regard to that state, in float32.
+    """The loss of each label after its hidden state, and on demand the gradient with regard to that
+    state, in float32.
 
     Args:
         words: (vocab, hidden) or (hidden, vocab), as `head.axis` says.
@@ -101,10 +135,11 @@ def word_losses(
     vocab = words.shape[head.axis]
     size = min(_block(), vocab)
     columns = jnp.arange(size, dtype=jnp.int32)
-    # jax 0.10 on a CPU copies all of a 16-bit array to float32 before it cuts or gathers; of integers it makes a copy of half that size.
+    # jax 0.10 on a CPU copies all of a 16-bit array to float32 before it cuts or gathers; of
+    # integers it makes a copy of half that size.
     short = words.dtype.itemsize == 2 and jax.__version_info__ < (0, 12)
     bits = jax.lax.bitcast_convert_type(words, jnp.uint16) if short else words
-    read = lambda part: jax.lax.bitcast_convert_type(part, words.dtype) if short else part  # noqa: E731
+    read = lambda part: jax.lax.bitcast_convert_type(part, words.dtype) if short else part
     State = tuple[Array, Array, Array, Array]
 
     def block(n: Array, state: State) -> State:
@@ -120,20 +155,42 @@ def word_losses(
         shrink, share = jnp.exp(largest - new), jnp.exp(logits - new[:, None])
         if gradient:
             weights = share if slope is None else share * slope
-            summed = summed * shrink[:, None] + _product(weights.astype(hidden.dtype), part, head.axis)
-        return new, jnp.where(here > largest, start + first, likeliest), total * shrink + share.sum(-1), summed
+            summed = summed * shrink[:, None] + _product(
+                weights.astype(hidden.dtype), part, head.axis
+            )
+        return (
+            new,
+            jnp.where(here > largest, start + first, likeliest),
+            total * shrink + share.sum(-1),
+            summed,
+        )
 
     none = jnp.zeros(tokens, jnp.float32)
-    state = (jnp.full(tokens, -jnp.inf, jnp.float32), jnp.zeros(tokens, jnp.int32), none, jnp.zeros((tokens, width)) if gradient else none)
+    state = (
+        jnp.full(tokens, -jnp.inf, jnp.float32),
+        jnp.zeros(tokens, jnp.int32),
+        none,
+        jnp.zeros((tokens, width)) if gradient else none,
+    )
     largest, likeliest, total, summed = jax.lax.fori_loop(0, -(-vocab // size), block, state)
-    own = read(jnp.moveaxis(jnp.take(bits, labels, axis=head.axis, mode="clip"), head.axis, 0)).astype(hidden.dtype).astype(jnp.float32)
+    own = (
+        read(jnp.moveaxis(jnp.take(bits, labels, axis=head.axis, mode="clip"), head.axis, 0))
+        .astype(hidden.dtype)
+        .astype(jnp.float32)
+    )
     picked, slope = _capped((hidden.astype(jnp.float32) * own).sum(-1), head.softcap)
-    d_hidden = summed / total[:, None] - (own if slope is None else own * slope[:, None]) if gradient else None
+    d_hidden = (
+        summed / total[:, None] - (own if slope is None else own * slope[:, None])
+        if gradient
+        else None
+    )
     return WordLosses(largest + jnp.log(total) - picked, likeliest == labels, d_hidden)
 
 
 def _product(x: Array, y: Array, axis: int) -> Array:
-    return jax.lax.dot_general(x, y, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(
+        x, y, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32
+    )
 
 
 def _capped(x: Array, cap: float | None) -> tuple[Array, Array | None]:
@@ -145,5 +202,7 @@ def _capped(x: Array, cap: float | None) -> tuple[Array, Array | None]:
 
 
 def _block() -> int:
-    """Words at a time: on a CPU the block and its logits fit the second cache; elsewhere few long steps keep the device busy."""
+    """Words at a time: on a CPU the block and its logits fit the second cache; elsewhere few long
+    steps keep the device busy.
+    """
     return 1024 if jax.default_backend() == "cpu" else 16_384

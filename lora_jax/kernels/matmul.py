@@ -1,10 +1,13 @@
-"""`x @ W` for a frozen, possibly quantised W, and `((x @ a) * scale) @ b`: products whose backward passes keep what is small.
+"""`x @ W` for a frozen, possibly quantised W, and `((x @ a) * scale) @ b`: products whose backward
+passes keep what is small.
 
-Plain autodiff keeps the dequantised weight for the backward pass, which undoes the memory saving of quantisation, and forms
-the gradient of `a` by transposing the large activation, which makes a training step on a CPU about twice as slow.
+Plain autodiff keeps the dequantised weight for the backward pass, which undoes the memory saving of
+quantisation, and forms the gradient of `a` by transposing the large activation, which makes a
+training step on a CPU about twice as slow.
 
-A compiler that is left alone undoes the saving in two more ways: it dequantises all layers of an unrolled model before the first of
-them runs, and takes the dequantising out of a loop over tokens. So codes are made to wait for the input that they multiply.
+A compiler that is left alone undoes the saving in two more ways: it dequantises all layers of an
+unrolled model before the first of them runs, and takes the dequantising out of a loop over tokens.
+So codes are made to wait for the input that they multiply.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ from lora_jax.kernels.choice import kernel_for
 
 
 def _matrix(weight: Any, rows: int, x: Float[Array, "t n"]) -> Float[Array, "in out"]:
-    """A frozen weight as a (rows, out) matrix of x's dtype, dequantised if need be, and then not before `x` is there."""
+    """A frozen weight as a (rows, out) matrix of x's dtype, dequantised if need be, and then not
+    before `x` is there.
+    """
     if isinstance(weight, QuantizedArray):
         return weight.replace(codes=weight.codes + zero_after(x)).matrix(x.dtype)
     return weight.reshape(rows, -1).astype(x.dtype)
@@ -29,7 +34,9 @@ def _matrix(weight: Any, rows: int, x: Float[Array, "t n"]) -> Float[Array, "in 
 
 @jax.custom_vjp
 def frozen_matmul(x: Float[Array, "t in"], weight: Any) -> Float[Array, "t out"]:
-    """`x @ weight` in x's dtype, with no gradient for the weight; the backward pass dequantises it again."""
+    """`x @ weight` in x's dtype, with no gradient for the weight; the backward pass dequantises it
+    again.
+    """
     if _is_fused(weight, x):
         from lora_jax.kernels.pallas_dequant_matmul import dequant_matmul
 
@@ -51,7 +58,9 @@ def _frozen_backward(saved: tuple[Any, int], g: Array) -> tuple[Array, None]:
 
 
 def _is_fused(weight: Any, x: Array) -> bool:
-    return isinstance(weight, QuantizedArray) and kernel_for(weight, x.shape[0], x.dtype) == "pallas"
+    return (
+        isinstance(weight, QuantizedArray) and kernel_for(weight, x.shape[0], x.dtype) == "pallas"
+    )
 
 
 frozen_matmul.defvjp(_frozen_forward, _frozen_backward)
@@ -59,7 +68,10 @@ frozen_matmul.defvjp(_frozen_forward, _frozen_backward)
 
 @jax.custom_vjp
 def lowrank_matmul(
-    x: Float[Array, "t in"], a: Float[Array, "in r"], b: Float[Array, "r out"], scale: Float[Array, " r"]
+    x: Float[Array, "t in"],
+    a: Float[Array, "in r"],
+    b: Float[Array, "r out"],
+    scale: Float[Array, " r"],
 ) -> Float[Array, "t out"]:
     """`((x @ a) * scale) @ b` in x's dtype; gradients of a and b in theirs, none for `scale`."""
     return _times(_times(x, a.astype(x.dtype)) * scale.astype(x.dtype), b.astype(x.dtype))
@@ -74,7 +86,8 @@ def _lowrank_forward(x: Array, a: Array, b: Array, scale: Array) -> tuple[Array,
 def _lowrank_backward(saved: tuple[Array, ...], g: Array) -> tuple[Array, Array, Array, None]:
     x, hidden, a, b, scale = saved
     back = _times_transposed(g, b.astype(g.dtype)) * scale.astype(g.dtype)
-    # (r, in) and then one small transpose: forming xᵀ·back directly makes XLA transpose the large activation.
+    # (r, in) and then one small transpose: forming xᵀ·back directly makes XLA transpose the large
+    # activation.
     da = _transposed_times(back, x, a.dtype).T
     db = _transposed_times(hidden, g, b.dtype)
     return _times_transposed(back, a.astype(g.dtype)), da, db, None
@@ -84,10 +97,16 @@ lowrank_matmul.defvjp(_lowrank_forward, _lowrank_backward)
 
 
 @jax.custom_vjp
-def head_matmul(x: Float[Array, "*batch in"], embedding: Float[Array, "vocab in"]) -> Float[Array, "*batch vocab"]:
-    """`x @ embedding.T` in float32 from 16-bit operands of one dtype, which are not copied to float32 (see `_contracted`), in neither
-    direction. Gradients are rounded to the operands' dtype before they are multiplied."""
-    return jax.lax.dot_general(x, embedding, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+def head_matmul(
+    x: Float[Array, "*batch in"], embedding: Float[Array, "vocab in"]
+) -> Float[Array, "*batch vocab"]:
+    """`x @ embedding.T` in float32 from 16-bit operands of one dtype, which are not copied to
+    float32 (see `_contracted`), in neither direction. Gradients are rounded to the operands' dtype
+    before they are multiplied.
+    """
+    return jax.lax.dot_general(
+        x, embedding, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+    )
 
 
 def _head_forward(x: Array, embedding: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -97,7 +116,9 @@ def _head_forward(x: Array, embedding: Array) -> tuple[Array, tuple[Array, Array
 def _head_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, embedding = saved
     rows, g = x.reshape(-1, x.shape[-1]), g.astype(x.dtype).reshape(-1, g.shape[-1])
-    return _times(g, embedding).reshape(x.shape), _transposed_times(g, rows, jnp.float32).astype(embedding.dtype)
+    return _times(g, embedding).reshape(x.shape), _transposed_times(g, rows, jnp.float32).astype(
+        embedding.dtype
+    )
 
 
 head_matmul.defvjp(_head_forward, _head_backward)
@@ -112,11 +133,17 @@ def _times_transposed(x: Float[Array, "t n"], w: Float[Array, "m n"]) -> Float[A
 
 
 def _contracted(x: Array, w: Array, axis: int) -> Array:
-    """The product in x's dtype. On a CPU, XLA (jax 0.10) first copies 16-bit operands to float32 unless the result is asked for in
-    float32: three times as long, and a float32 copy of the weight."""
+    """The product in x's dtype. On a CPU, XLA (jax 0.10) first copies 16-bit operands to float32
+    unless the result is asked for in
+    float32: three times as long, and a float32 copy of the weight.
+    """
     wide = jnp.float32 if x.dtype.itemsize == 2 and jax.default_backend() == "cpu" else None
-    return jax.lax.dot_general(x, w, (((1,), (axis,)), ((), ())), preferred_element_type=wide).astype(x.dtype)
+    return jax.lax.dot_general(
+        x, w, (((1,), (axis,)), ((), ())), preferred_element_type=wide
+    ).astype(x.dtype)
 
 
-def _transposed_times(x: Float[Array, "t n"], y: Float[Array, "t m"], dtype: Any) -> Float[Array, "n m"]:
+def _transposed_times(
+    x: Float[Array, "t n"], y: Float[Array, "t m"], dtype: Any
+) -> Float[Array, "n m"]:
     return jax.lax.dot_general(x, y, (((0,), (0,)), ((), ())), preferred_element_type=dtype)

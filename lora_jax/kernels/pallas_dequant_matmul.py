@@ -1,10 +1,13 @@
-"""`x @ W` and `g @ Wᵀ` for a W in 4 or 8 bits, as GPU kernels (Pallas, lowered by Triton) that never write the dense W to memory.
+"""`x @ W` and `g @ Wᵀ` for a W in 4 or 8 bits, as GPU kernels (Pallas, lowered by Triton) that
+never write the dense W to memory.
 
-A program of the grid makes one tile of the result. It walks along the dimension that is summed, reads a tile of codes,
-turns it into weights in registers, and multiplies. Sizes that tiles do not divide are masked.
+A program of the grid makes one tile of the result. It walks along the dimension that is summed,
+reads a tile of codes, turns it into weights in registers, and multiplies. Sizes that tiles do not
+divide are masked.
 
-A byte of codes holds one row of W (8 bits) or two (4 bits: the even row in its high half). So activations are taken apart by row
-parity before the kernel, and put together after it: each half-byte then meets a tile of its own.
+A byte of codes holds one row of W (8 bits) or two (4 bits: the even row in its high half). So
+activations are taken apart by row parity before the kernel, and put together after it: each
+half-byte then meets a tile of its own.
 """
 
 from __future__ import annotations
@@ -39,8 +42,12 @@ def why_not(weight: QuantizedArray) -> str | None:
     return None
 
 
-def dequant_matmul(x: Float[Array, "t in"], weight: QuantizedArray, *, interpret: bool = False) -> Float[Array, "t out"]:
-    """`x @ weight` in x's dtype, sums in float32: weights are dequantised in float32 and rounded to x's dtype once, as `matrix` does."""
+def dequant_matmul(
+    x: Float[Array, "t in"], weight: QuantizedArray, *, interpret: bool = False
+) -> Float[Array, "t out"]:
+    """`x @ weight` in x's dtype, sums in float32: weights are dequantised in float32 and rounded to
+    x's dtype once, as `matrix` does.
+    """
     tokens, columns = x.shape[0], weight.codes.shape[1]
     parts = _parts(weight)
     x = jnp.pad(x, [(0, 0), (0, parts * weight.codes.shape[0] - x.shape[1])])
@@ -49,7 +56,9 @@ def dequant_matmul(x: Float[Array, "t in"], weight: QuantizedArray, *, interpret
     return _call(_forward_kernel, x, weight, (tokens, columns), grid, interpret)
 
 
-def dequant_matmul_transposed(g: Float[Array, "t out"], weight: QuantizedArray, *, interpret: bool = False) -> Float[Array, "t in"]:
+def dequant_matmul_transposed(
+    g: Float[Array, "t out"], weight: QuantizedArray, *, interpret: bool = False
+) -> Float[Array, "t in"]:
     """`g @ weightᵀ` in g's dtype, otherwise as `dequant_matmul`: its gradient with respect to x."""
     tokens, rows = g.shape[0], weight.codes.shape[0]
     grid = (pl.cdiv(tokens, TOKENS), pl.cdiv(rows, ROWS))
@@ -62,7 +71,14 @@ def _parts(weight: QuantizedArray) -> int:
     return 8 // codebooks.format_named(weight.spec.format).bits
 
 
-def _call(kernel: Any, x: Array, weight: QuantizedArray, shape: tuple[int, ...], grid: tuple[int, int], interpret: bool) -> Array:
+def _call(
+    kernel: Any,
+    x: Array,
+    weight: QuantizedArray,
+    shape: tuple[int, ...],
+    grid: tuple[int, int],
+    interpret: bool,
+) -> Array:
     block, blocks, _ = block_sizes(weight.rows, weight.spec.block_size)
     absmax = scales.load(weight.scale, blocks, weight.codes.shape[1])
     levels, last = _levels(weight)
@@ -71,14 +87,17 @@ def _call(kernel: Any, x: Array, weight: QuantizedArray, shape: tuple[int, ...],
         out_shape=jax.ShapeDtypeStruct(shape, x.dtype),
         grid=grid,
         interpret=interpret,
-        # Set for the interpreter too: they also say that Triton, not another compiler of Pallas, is meant.
+        # Set for the interpreter too: they also say that Triton, not another compiler of Pallas, is
+        # meant.
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
         name=kernel.__name__.strip("_"),
     )(x, weight.codes, absmax, levels)
 
 
 def _levels(weight: QuantizedArray) -> tuple[Float[Array, " codes"], float]:
-    """The number that each code stands for before it is scaled, and what multiplies it after, in `decode`'s order of roundings."""
+    """The number that each code stands for before it is scaled, and what multiplies it after, in
+    `decode`'s order of roundings.
+    """
     format, raw = codebooks.format_named(weight.spec.format), has_raw_levels(weight.spec)
     if format.levels is not None:
         return jnp.asarray(format.table(1.0 if raw else None)), 1.0
@@ -87,7 +106,15 @@ def _levels(weight: QuantizedArray) -> tuple[Float[Array, " codes"], float]:
 
 
 def _forward_kernel(
-    x_ref: Any, codes_ref: Any, absmax_ref: Any, levels_ref: Any, y_ref: Any, *, parts: int, block: int, last: float
+    x_ref: Any,
+    codes_ref: Any,
+    absmax_ref: Any,
+    levels_ref: Any,
+    y_ref: Any,
+    *,
+    parts: int,
+    block: int,
+    last: float,
 ) -> None:
     """y[t, o] is the sum over bytes p and their parts j of x[j, t, p] * W[j, p, o]."""
     t, t_in = _span(pl.program_id(0), TOKENS, y_ref.shape[0])
@@ -95,18 +122,38 @@ def _forward_kernel(
 
     def add(step: Any, total: Array) -> Array:
         p, p_in = _span(step, ROWS, codes_ref.shape[0])
-        tiles = _weight_tiles(codes_ref, absmax_ref, levels_ref, p, p_in, o, o_in, parts, block, last, x_ref.dtype)
+        tiles = _weight_tiles(
+            codes_ref, absmax_ref, levels_ref, p, p_in, o, o_in, parts, block, last, x_ref.dtype
+        )
         for part, tile in enumerate(tiles):
-            x = triton.load(x_ref.at[part, t[:, None], p[None, :]], mask=t_in[:, None] & p_in[None, :], other=0.0)
+            x = triton.load(
+                x_ref.at[part, t[:, None], p[None, :]],
+                mask=t_in[:, None] & p_in[None, :],
+                other=0.0,
+            )
             total += _dot(x, tile)
         return total
 
-    total = jax.lax.fori_loop(0, pl.cdiv(codes_ref.shape[0], ROWS), add, jnp.zeros((TOKENS, COLUMNS), jnp.float32))
-    triton.store(y_ref.at[t[:, None], o[None, :]], total.astype(y_ref.dtype), mask=t_in[:, None] & o_in[None, :])
+    total = jax.lax.fori_loop(
+        0, pl.cdiv(codes_ref.shape[0], ROWS), add, jnp.zeros((TOKENS, COLUMNS), jnp.float32)
+    )
+    triton.store(
+        y_ref.at[t[:, None], o[None, :]],
+        total.astype(y_ref.dtype),
+        mask=t_in[:, None] & o_in[None, :],
+    )
 
 
 def _backward_kernel(
-    g_ref: Any, codes_ref: Any, absmax_ref: Any, levels_ref: Any, dx_ref: Any, *, parts: int, block: int, last: float
+    g_ref: Any,
+    codes_ref: Any,
+    absmax_ref: Any,
+    levels_ref: Any,
+    dx_ref: Any,
+    *,
+    parts: int,
+    block: int,
+    last: float,
 ) -> None:
     """dx[j, t, p] is the sum over outputs o of g[t, o] * W[j, p, o]."""
     t, t_in = _span(pl.program_id(0), TOKENS, g_ref.shape[0])
@@ -114,14 +161,22 @@ def _backward_kernel(
 
     def add(step: Any, totals: tuple[Array, ...]) -> tuple[Array, ...]:
         o, o_in = _span(step, COLUMNS, codes_ref.shape[1])
-        tiles = _weight_tiles(codes_ref, absmax_ref, levels_ref, p, p_in, o, o_in, parts, block, last, g_ref.dtype)
-        g = triton.load(g_ref.at[t[:, None], o[None, :]], mask=t_in[:, None] & o_in[None, :], other=0.0)
+        tiles = _weight_tiles(
+            codes_ref, absmax_ref, levels_ref, p, p_in, o, o_in, parts, block, last, g_ref.dtype
+        )
+        g = triton.load(
+            g_ref.at[t[:, None], o[None, :]], mask=t_in[:, None] & o_in[None, :], other=0.0
+        )
         return tuple(total + _dot(g, tile, transposed=True) for total, tile in zip(totals, tiles))
 
     zeros = tuple(jnp.zeros((TOKENS, ROWS), jnp.float32) for _ in range(parts))
     totals = jax.lax.fori_loop(0, pl.cdiv(codes_ref.shape[1], COLUMNS), add, zeros)
     for part, total in enumerate(totals):
-        triton.store(dx_ref.at[part, t[:, None], p[None, :]], total.astype(dx_ref.dtype), mask=t_in[:, None] & p_in[None, :])
+        triton.store(
+            dx_ref.at[part, t[:, None], p[None, :]],
+            total.astype(dx_ref.dtype),
+            mask=t_in[:, None] & p_in[None, :],
+        )
 
 
 def _span(tile: Any, size: int, whole: int) -> tuple[Array, Array]:
@@ -143,7 +198,9 @@ def _weight_tiles(
     last: float,
     dtype: Any,
 ) -> list[Float[Array, "rows columns"]]:
-    """The weights at bytes `p` and columns `o`, a tile for each row that shares the bytes; zeros where there are none."""
+    """The weights at bytes `p` and columns `o`, a tile for each row that shares the bytes; zeros
+    where there are none.
+    """
     mask = p_in[:, None] & o_in[None, :]
     codes = triton.load(codes_ref.at[p[:, None], o[None, :]], mask=mask, other=0).astype(jnp.int32)
     tiles = []

@@ -1,4 +1,6 @@
-"""Cross-entropy over a large vocabulary without the full logits: in chunks, only where the loss counts, gradient in the same pass."""
+"""Cross-entropy over a large vocabulary without the full logits: in chunks, only where the loss
+counts, gradient in the same pass.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,14 @@ def vocabulary_loss(
     weight: Float[Array, " tokens"],
     chunk: int = CHUNK,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Sum of weighted losses (nats) and of weighted correct answers, as of `logits_fn(frozen, trained, hidden)` in float32.
+    """Sum of weighted losses (nats) and of weighted correct answers, as of `logits_fn(frozen,
+    trained, hidden)` in float32.
 
-    Tokens whose weight is 0 are gathered away first and cost nothing; the rest go through the head `chunk` at a time, so at
-    most (chunk, vocab) logits are alive. The number of chunks is decided at run time. Under differentiation each chunk's
-    gradient is formed together with its loss: the head is computed once, not again in the backward pass. Gradients are of
-    `trained` and `hidden`; `frozen` has none.
+    Tokens whose weight is 0 are gathered away first and cost nothing; the rest go through the head
+    `chunk` at a time, so at most (chunk, vocab) logits are alive. The number of chunks is decided
+    at run time. Under differentiation each chunk's gradient is formed together with its loss: the
+    head is computed once, not again in the backward pass. Gradients are of `trained` and `hidden`;
+    `frozen` has none.
 
     Args:
         logits_fn: a pure function of its arguments that closes over no arrays.
@@ -39,71 +43,119 @@ def vocabulary_loss(
     trained_leaves, trained_tree = jax.tree.flatten(trained)
 
     def run(frozen: list[Array], trained: list[Array], h: Array) -> Array:
-        return logits_fn(jax.tree.unflatten(frozen_tree, frozen), jax.tree.unflatten(trained_tree, trained), h)
+        return logits_fn(
+            jax.tree.unflatten(frozen_tree, frozen), jax.tree.unflatten(trained_tree, trained), h
+        )
 
-    # Plain leaves cross the custom rule: it fills trees with placeholders, which checked containers would refuse.
+    # Plain leaves cross the custom rule: it fills trees with placeholders, which checked containers
+    # would refuse.
     return _loss(run, frozen_leaves, trained_leaves, hidden, labels, weight, chunk)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6))
 def _loss(
-    logits_fn: LogitsFn, frozen: list[Any], trained: list[Any], hidden: Array, labels: Array, weight: Array, chunk: int
+    logits_fn: LogitsFn,
+    frozen: list[Any],
+    trained: list[Any],
+    hidden: Array,
+    labels: Array,
+    weight: Array,
+    chunk: int,
 ) -> tuple[Array, Array]:
-    loss, correct, _, _ = _chunks(logits_fn, frozen, trained, hidden, labels, weight, chunk, gradient=False)
+    loss, correct, _, _ = _chunks(
+        logits_fn, frozen, trained, hidden, labels, weight, chunk, gradient=False
+    )
     return loss, correct
 
 
 def _forward(
-    logits_fn: LogitsFn, frozen: Any, trained: Any, hidden: Array, labels: Array, weight: Array, chunk: int
+    logits_fn: LogitsFn,
+    frozen: Any,
+    trained: Any,
+    hidden: Array,
+    labels: Array,
+    weight: Array,
+    chunk: int,
 ) -> tuple[tuple[Array, Array], tuple[Any, Array]]:
-    loss, correct, d_trained, d_hidden = _chunks(logits_fn, frozen, trained, hidden, labels, weight, chunk, gradient=True)
+    loss, correct, d_trained, d_hidden = _chunks(
+        logits_fn, frozen, trained, hidden, labels, weight, chunk, gradient=True
+    )
     return (loss, correct), (d_trained, d_hidden)
 
 
-def _backward(logits_fn: LogitsFn, chunk: int, saved: tuple[Any, Array], g: tuple[Array, Array]) -> tuple[Any, ...]:
+def _backward(
+    logits_fn: LogitsFn, chunk: int, saved: tuple[Any, Array], g: tuple[Array, Array]
+) -> tuple[Any, ...]:
     d_trained, d_hidden = saved
     scale = g[0]
-    return None, jax.tree.map(lambda x: x * scale.astype(x.dtype), d_trained), d_hidden * scale.astype(d_hidden.dtype), None, None
+    return (
+        None,
+        jax.tree.map(lambda x: x * scale.astype(x.dtype), d_trained),
+        d_hidden * scale.astype(d_hidden.dtype),
+        None,
+        None,
+    )
 
 
 _loss.defvjp(_forward, _backward)
 
 
 def _chunks(
-    logits_fn: LogitsFn, frozen: Any, trained: Any, hidden: Array, labels: Array, weight: Array, chunk: int, *, gradient: bool
+    logits_fn: LogitsFn,
+    frozen: Any,
+    trained: Any,
+    hidden: Array,
+    labels: Array,
+    weight: Array,
+    chunk: int,
+    *,
+    gradient: bool,
 ) -> tuple[Array, Array, Any, Array]:
     chunk = min(chunk, hidden.shape[0])
     count, order = counted_first(weight, chunk)
 
-    def step(state: tuple[Array, Array, Array, Any, Array]) -> tuple[Array, Array, Array, Any, Array]:
+    def step(
+        state: tuple[Array, Array, Array, Any, Array],
+    ) -> tuple[Array, Array, Array, Any, Array]:
         start, loss, correct, d_trained, d_hidden = state
         rows = jax.lax.dynamic_slice_in_dim(order, start, chunk)
         h, label, w = gather_rows(rows, hidden, labels, weight.astype(jnp.float32))
-        head = lambda trained, h: logits_fn(frozen, trained, h).astype(jnp.float32)  # noqa: E731
+        head = lambda trained, h: logits_fn(frozen, trained, h).astype(jnp.float32)
         logits, pull = jax.vjp(head, trained, h) if gradient else (head(trained, h), None)
         normaliser = jax.nn.logsumexp(logits, -1)
         if pull is not None:
-            # Written out, so that it may stand where the logits stood: autodiff keeps their exponential beside them. At equal memory
-            # chunks are twice as long, and the head is read half as often.
+            # Written out, so that it may stand where the logits stood: autodiff keeps their
+            # exponential beside them. At equal memory chunks are twice as long, and the head is
+            # read half as often.
             is_label = jnp.arange(logits.shape[-1], dtype=jnp.int32) == label[:, None]
             dt, dh = pull((jnp.exp(logits - normaliser[:, None]) - is_label) * w[:, None])
             d_trained = jax.tree.map(jnp.add, d_trained, dt)
             d_hidden = d_hidden.at[rows].set(dh, mode="drop")
         picked = jnp.take_along_axis(logits, label[:, None], -1)[:, 0]
-        loss, correct = loss + ((normaliser - picked) * w).sum(), correct + ((likeliest(logits) == label) * w).sum()
+        loss, correct = (
+            loss + ((normaliser - picked) * w).sum(),
+            correct + ((likeliest(logits) == label) * w).sum(),
+        )
         return start + chunk, loss, correct, d_trained, d_hidden
 
     zero = jnp.zeros((), jnp.float32)
-    empty = (jax.tree.map(jnp.zeros_like, trained), jnp.zeros_like(hidden)) if gradient else (None, zero)
+    empty = (
+        (jax.tree.map(jnp.zeros_like, trained), jnp.zeros_like(hidden))
+        if gradient
+        else (None, zero)
+    )
     state = (jnp.zeros((), jnp.int32), zero, zero, *empty)
-    _, loss, correct, d_trained, d_hidden = jax.lax.while_loop(lambda state: state[0] < count, step, state)
+    _, loss, correct, d_trained, d_hidden = jax.lax.while_loop(
+        lambda state: state[0] < count, step, state
+    )
     return loss, correct, d_trained, d_hidden
 
 
 def likeliest(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
     """The first of the largest logits, as `argmax` has it (a NaN counts as the largest).
 
-    Two plain reductions: XLA's argmax on a CPU does one element at a time, four times as long over 262,144 words, and a tenth of this loss.
+    Two plain reductions: XLA's argmax on a CPU does one element at a time, four times as long over
+        262,144 words, and a tenth of this loss.
     """
     index = jnp.arange(logits.shape[-1], dtype=jnp.int32)
     largest = (logits == logits.max(-1, keepdims=True)) | jnp.isnan(logits)

@@ -1,1 +1,3 @@
-"""Ordinary Linen models. They import nothing of this library: adapters and quantisation work on any module."""
+"""Ordinary Linen models. They import nothing of this library: adapters and quantisation work on any
+module.
+"""

@@ -1,4 +1,6 @@
-"""DeBERTa-v2 and -v3: an encoder whose attention reads contents and relative positions apart (He et al. 2021, arXiv 2006.03654, 2111.09543)."""
+"""DeBERTa-v2 and -v3: an encoder whose attention reads contents and relative positions apart (He et
+al. 2021, arXiv 2006.03654, 2111.09543).
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,13 @@ from lora_jax.models.remat import mark_input, recomputed
 class DebertaConfig(EncoderConfig):
     """An encoder configuration with what DeBERTa adds.
 
-    `terms` of the attention beside content to content: c2p (content asks position) and p2c (position asks content); none makes it
-    plain. Distances up to half of `buckets` have a row each, longer ones share rows spaced by their logarithm up to
-    `max_distance`; with 0 buckets every distance below `max_distance` has one. With `shared_keys` positions go through the
-    projections of contents. `absolute`: whether positions are added to the words as well. `conv_size` 0 has no convolution beside
-    the first block. `type_vocab_size` 0 has no segments. `embedding_size` None is `hidden_size`.
+    `terms` of the attention beside content to content: c2p (content asks position) and p2c
+    (position asks content); none makes it plain. Distances up to half of `buckets` have a row each,
+    longer ones share rows spaced by their logarithm up to `max_distance`; with 0 buckets every
+    distance below `max_distance` has one. With `shared_keys` positions go through the projections
+    of contents. `absolute`: whether positions are added to the words as well. `conv_size` 0 has no
+    convolution beside the first block. `type_vocab_size` 0 has no segments. `embedding_size` None
+    is `hidden_size`.
     """
 
     type_vocab_size: int = 0
@@ -47,18 +51,25 @@ class DebertaConfig(EncoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if odd := sorted(set(self.terms) - {"c2p", "p2c"}):
-            raise ValueError(f"Unknown terms of the attention: {', '.join(odd)}; known are c2p and p2c.")
+            raise ValueError(
+                f"Unknown terms of the attention: {', '.join(odd)}; known are c2p and p2c."
+            )
         for name in (self.conv_activation, self.pooler_activation):
             if name not in ACTIVATIONS:
-                raise ValueError(f"Unknown activation {name!r}: known are {', '.join(ACTIVATIONS)}.")
+                raise ValueError(
+                    f"Unknown activation {name!r}: known are {', '.join(ACTIVATIONS)}."
+                )
         if self.conv_size and (self.conv_size % 2 == 0 or self.hidden_size % self.conv_groups):
             raise ValueError(
-                f"A convolution needs an odd size and groups that divide {self.hidden_size}, got {self.conv_size} and {self.conv_groups}."
+                f"A convolution needs an odd size and groups that divide {self.hidden_size}, got "
+                f"{self.conv_size} and {self.conv_groups}."
             )
 
     @property
     def span(self) -> int:
-        """Distances of each sign that have rows of their own: the table of relative positions has twice as many rows."""
+        """Distances of each sign that have rows of their own: the table of relative positions has
+        twice as many rows.
+        """
         return self.buckets or self.max_distance
 
 
@@ -85,25 +96,44 @@ def deberta_states(
     block = recomputed(DebertaBlock, scan=scan, offload=offload) if remat else DebertaBlock
     if scan:
         layers = nn.scan(
-            block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(0, nn.broadcast), length=config.num_layers
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=config.num_layers,
         )
         x, _ = layers(config, dtype, name="layers")(x, jnp.arange(config.num_layers) == 0, shared)
         return x
     for index in range(config.num_layers):
-        last = index == config.num_layers - 1 and config.num_classes is not None and not config.reads_every_token
-        x, _ = block(config, dtype, queries=1 if last else None, name=f"layers_{index}")(x, jnp.asarray(index == 0), shared)
+        last = (
+            index == config.num_layers - 1
+            and config.num_classes is not None
+            and not config.reads_every_token
+        )
+        x, _ = block(config, dtype, queries=1 if last else None, name=f"layers_{index}")(
+            x, jnp.asarray(index == 0), shared
+        )
     return x
 
 
 def relative_rows(config: DebertaConfig, time: int) -> Int[np.ndarray, "time time"]:
-    """For query i and key j, the row of the table of relative positions that stands for the distance i - j."""
+    """For query i and key j, the row of the table of relative positions that stands for the
+    distance i - j.
+    """
     distance = np.arange(time)[:, None] - np.arange(time)[None]
     if config.buckets:
         half = config.buckets // 2
         far = np.abs(distance) > half
         ratio = np.where(far, np.abs(distance), half).astype(np.float32) / np.float32(half)
         # In float32 and in this order, as the published code has it: it is rounded up.
-        steps = np.ceil(np.log(ratio) / np.log(np.float32((config.max_distance - 1) / half)) * np.float32(half - 1)) + half
+        steps = (
+            np.ceil(
+                np.log(ratio)
+                / np.log(np.float32((config.max_distance - 1) / half))
+                * np.float32(half - 1)
+            )
+            + half
+        )
         distance = np.where(far, np.sign(distance) * steps, distance).astype(np.int64)
     return np.clip(distance + config.span, 0, 2 * config.span - 1).astype(np.int32)
 
@@ -119,13 +149,19 @@ class DebertaBlock(nn.Module):
     queries: int | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch time hidden"], first: Bool[Array, ""], shared: dict[str, Any]) -> tuple[Array, None]:
-        """The block's output, and None for nn.scan. `first`: whether it is the block beside which the convolution stands."""
+    def __call__(
+        self, x: Float[Array, "batch time hidden"], first: Bool[Array, ""], shared: dict[str, Any]
+    ) -> tuple[Array, None]:
+        """The block's output, and None for nn.scan. `first`: whether it is the block beside which
+        the convolution stands.
+        """
         config = self.config
         norm = functools.partial(nn.LayerNorm, epsilon=config.norm_eps, dtype=self.dtype)
         x = mark_input(x)
         asking = x[:, : self.queries]
-        x = norm(name="attn_norm")(asking + _Attention(config, self.dtype, name="attn")(asking, x, shared))
+        x = norm(name="attn_norm")(
+            asking + _Attention(config, self.dtype, name="attn")(asking, x, shared)
+        )
         x = norm(name="mlp_norm")(x + Mlp(config, self.dtype, name="mlp")(x))
         if config.conv_size:
             beside, scale, bias = shared["conv"]
@@ -148,11 +184,15 @@ class _Embeddings(nn.Module):
             x += embed(config.max_positions, name="position")(jnp.arange(tokens.shape[1]))[None]
         if config.type_vocab_size:
             one_kind = types is None or config.type_vocab_size == 1
-            x += embed(config.type_vocab_size, name="type")(jnp.zeros_like(tokens) if one_kind else types)
+            x += embed(config.type_vocab_size, name="type")(
+                jnp.zeros_like(tokens) if one_kind else types
+            )
         if size != config.hidden_size:
             x = nn.Dense(config.hidden_size, use_bias=False, dtype=self.dtype, name="project")(x)
         # Padding is zero: the convolution reads it.
-        return nn.LayerNorm(epsilon=config.norm_eps, dtype=self.dtype, name="norm")(x) * mask[..., None].astype(self.dtype)
+        return nn.LayerNorm(epsilon=config.norm_eps, dtype=self.dtype, name="norm")(x) * mask[
+            ..., None
+        ].astype(self.dtype)
 
 
 class _Relative(nn.Module):
@@ -166,7 +206,11 @@ class _Relative(nn.Module):
         config = self.config
         rows = jnp.arange(2 * config.span)
         x = nn.Embed(2 * config.span, config.hidden_size, dtype=self.dtype, name="table")(rows)
-        return nn.LayerNorm(epsilon=config.norm_eps, dtype=self.dtype, name="norm")(x) if config.norm_relative else x
+        return (
+            nn.LayerNorm(epsilon=config.norm_eps, dtype=self.dtype, name="norm")(x)
+            if config.norm_relative
+            else x
+        )
 
 
 class _Convolution(nn.Module):
@@ -196,7 +240,9 @@ class _Affine(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[Array, Array]:
-        return self.param("scale", nn.initializers.ones, (self.size,)), self.param("bias", nn.initializers.zeros, (self.size,))
+        return self.param("scale", nn.initializers.ones, (self.size,)), self.param(
+            "bias", nn.initializers.zeros, (self.size,)
+        )
 
 
 class _Attention(nn.Module):
@@ -208,7 +254,7 @@ class _Attention(nn.Module):
         config = self.config
         heads, hidden = config.num_heads, config.hidden_size
         dense = functools.partial(nn.Dense, hidden, dtype=self.dtype)
-        split = lambda y: y.reshape(*y.shape[:-1], heads, hidden // heads)  # noqa: E731
+        split = lambda y: y.reshape(*y.shape[:-1], heads, hidden // heads)
         dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         q, k, v = (dense(name=name) for name in "qkv")
         scale = jnp.asarray(1 / math.sqrt(hidden // heads * (1 + len(config.terms))), self.dtype)
@@ -219,9 +265,14 @@ class _Attention(nn.Module):
             rows = shared["rows"][None, None, : asking.shape[1]]
             scores += jnp.take_along_axis(dot("bqhd,rhd->bhqr", queries, places), rows, axis=-1)
         if "p2c" in config.terms:
-            places = split((q if config.shared_keys else dense(name="pos_q"))(shared["relative"])) * scale
+            places = (
+                split((q if config.shared_keys else dense(name="pos_q"))(shared["relative"]))
+                * scale
+            )
             rows = shared["rows"][None, None, : asking.shape[1]].swapaxes(-1, -2)
-            scores += jnp.take_along_axis(dot("bkhd,rhd->bhkr", keys, places), rows, axis=-1).swapaxes(-1, -2)
+            scores += jnp.take_along_axis(
+                dot("bkhd,rhd->bhkr", keys, places), rows, axis=-1
+            ).swapaxes(-1, -2)
         weights = jax.nn.softmax(scores + shared["bias"], axis=-1).astype(self.dtype)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, values)
         return dense(name="o")(y.reshape(*y.shape[:-2], hidden))
@@ -230,4 +281,6 @@ class _Attention(nn.Module):
 def _normalised(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     x = x.astype(jnp.float32)
     mean = x.mean(-1, keepdims=True)
-    return (x - mean) * jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + eps) * scale + bias
+    return (x - mean) * jax.lax.rsqrt(
+        jnp.square(x - mean).mean(-1, keepdims=True) + eps
+    ) * scale + bias

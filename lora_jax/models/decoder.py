@@ -1,4 +1,6 @@
-"""One decoder for many language models: GPT-2, GPT-NeoX, OPT, LLaMA, Mistral, Mixtral, Qwen, Phi-3, Gemma, by configuration."""
+"""One decoder for many language models: GPT-2, GPT-NeoX, OPT, LLaMA, Mistral, Mixtral, Qwen, Phi-3,
+Gemma, by configuration.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,10 @@ from lora_jax.models.rotary import rotary_angles, rotate
 class Cache(struct.PyTreeNode):
     """Keys and values of past tokens, in shapes that never change.
 
-    `k`, `v`: (layers, batch, slots, kv_heads, head_dim); of a model without scan also one (batch, slots, kv_heads, head_dim) a
-    layer, which are not copied into a stack at every step. `positions`: each slot's position in its text. `filled`: whether a slot
-    holds a token. `index`: the slot that the next token goes to, the same for all rows (texts are padded on the left).
+    `k`, `v`: (layers, batch, slots, kv_heads, head_dim); of a model without scan also one (batch,
+    slots, kv_heads, head_dim) a layer, which are not copied into a stack at every step.
+    `positions`: each slot's position in its text. `filled`: whether a slot holds a token. `index`:
+    the slot that the next token goes to, the same for all rows (texts are padded on the left).
     """
 
     k: Float[Array, "layers batch slots kv dim"] | tuple[Float[Array, "batch slots kv dim"], ...]
@@ -40,17 +43,30 @@ class Cache(struct.PyTreeNode):
         return 0 if isinstance(self.k, tuple) else 1
 
     def change_rows(self, change: Callable[[Array, int], Array]) -> Cache:
-        """The cache with `change(array, axis of the texts)` in place of every array that has one."""
-        each = lambda tree, axis: jax.tree.map(lambda leaf: change(leaf, axis), tree)  # noqa: E731
+        """The cache with `change(array, axis of the texts)` in place of every array that has
+        one.
+        """
+        each = lambda tree, axis: jax.tree.map(lambda leaf: change(leaf, axis), tree)
         axis = self.batch_axis
-        return self.replace(k=each(self.k, axis), v=each(self.v, axis), positions=each(self.positions, 0), filled=each(self.filled, 0))
+        return self.replace(
+            k=each(self.k, axis),
+            v=each(self.v, axis),
+            positions=each(self.positions, 0),
+            filled=each(self.filled, 0),
+        )
 
 
-def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype: Any = jnp.float32, *, scan: bool = True) -> Cache:
-    """A cache for `batch` texts of at most `slots` tokens, padding counted; without `scan`, an array a layer."""
+def empty_cache(
+    config: DecoderConfig, batch: int, slots: int, dtype: Any = jnp.float32, *, scan: bool = True
+) -> Cache:
+    """A cache for `batch` texts of at most `slots` tokens, padding counted; without `scan`, an
+    array a layer.
+    """
     shape = (batch, slots, config.num_kv_heads, config.head_dim)
-    zeros = lambda: (  # noqa: E731
-        jnp.zeros((config.num_layers, *shape), dtype) if scan else tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
+    zeros = lambda: (
+        jnp.zeros((config.num_layers, *shape), dtype)
+        if scan
+        else tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
     )
     return Cache(
         k=zeros(),
@@ -64,17 +80,20 @@ def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype: Any = jnp.
 def positions_of(segments: Int[Array, "batch time"]) -> Int[Array, "batch time"]:
     """Each token's position in its own segment; segments are runs of equal numbers."""
     index = jnp.arange(segments.shape[1])[None]
-    new = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], 1)
+    new = jnp.concatenate(
+        [jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], 1
+    )
     return index - jax.lax.cummax(jnp.where(new, index, 0), axis=1)
 
 
 class Decoder(nn.Module):
     """Tokens to logits of the next token.
 
-    With `scan` the blocks are one `layers` with a leading layer axis and compile once, also where local and global layers
-    alternate; without, they are `layers_0`, ... With `remat` a block is computed again in the backward pass instead of kept,
-    with `offload` from an input that waits in host memory.
-    Weights are float32 unless loaded otherwise, products in `dtype`, softmax and norms in float32.
+    With `scan` the blocks are one `layers` with a leading layer axis and compile once, also where
+    local and global layers alternate; without, they are `layers_0`, ... With `remat` a block is
+    computed again in the backward pass instead of kept, with `offload` from an input that waits in
+    host memory. Weights are float32 unless loaded otherwise, products in `dtype`, softmax and norms
+    in float32.
     """
 
     config: DecoderConfig
@@ -86,7 +105,12 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         """The submodules; their names are the paths of the weights."""
         config = self.config
-        embed = functools.partial(nn.Embed, features=config.hidden_size, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02))
+        embed = functools.partial(
+            nn.Embed,
+            features=config.hidden_size,
+            dtype=self.dtype,
+            embedding_init=nn.initializers.normal(0.02),
+        )
         self.embed = embed(config.vocab_size)
         if config.rotary is None:
             self.positions = embed(config.max_positions + config.position_offset)
@@ -116,17 +140,23 @@ class Decoder(nn.Module):
         """Logits of each token's successor.
 
         Args:
-            segments: texts packed into a row are told apart by numbers from 1; 0 is padding. A mask of 0 and 1 is a case of it.
+            segments: texts packed into a row are told apart by numbers from 1; 0 is padding. A mask
+            of 0 and 1 is a case of it.
             positions: by default each token's place in its own segment.
         """
         return self.logits(self.hidden(tokens, segments, positions)[0])
 
     def decode(
-        self, tokens: Int[Array, "batch time"], cache: Cache, mask: Bool[Array, "batch time"] | None = None
+        self,
+        tokens: Int[Array, "batch time"],
+        cache: Cache,
+        mask: Bool[Array, "batch time"] | None = None,
     ) -> tuple[Float[Array, "batch time vocab"], Cache]:
-        """Logits after more tokens of texts whose past is in `cache`, and the cache with these tokens in it.
+        """Logits after more tokens of texts whose past is in `cache`, and the cache with these
+        tokens in it.
 
-        The caller sees to it that the cache has room: slots past its end would overwrite its last ones.
+        The caller sees to it that the cache has room: slots past its end would overwrite its last
+        ones.
 
         Args:
             mask: False on padding, which stands at the left of the first call.
@@ -141,20 +171,26 @@ class Decoder(nn.Module):
         positions: Int[Array, "batch time"] | None = None,
         cache: Cache | None = None,
     ) -> tuple[Float[Array, "batch time hidden"], Cache | None]:
-        """The normalised hidden states that `logits` takes, and the cache with these tokens in it."""
+        """The normalised hidden states that `logits` takes, and the cache with these tokens in
+        it.
+        """
         config = self.config
         segments = jnp.ones_like(tokens) if segments is None else segments.astype(jnp.int32)
         if positions is None:
             positions = positions_of(segments)
             if cache is not None:  # A text goes on after what the cache holds of it.
-                positions = jnp.maximum(jnp.cumsum(segments > 0, axis=1) - 1 + cache.filled.sum(1, keepdims=True), 0)
+                positions = jnp.maximum(
+                    jnp.cumsum(segments > 0, axis=1) - 1 + cache.filled.sum(1, keepdims=True), 0
+                )
         x = self.embed(tokens)
         if config.embedding_scale is not None:
             x = x * jnp.asarray(config.embedding_scale, x.dtype)
         if config.rotary is None:
             x = x + self.positions(positions + config.position_offset)
         cache, mask, local_mask = _masks(config, segments, positions, cache)
-        angles_of = lambda rotary: None if rotary is None else rotary_angles(rotary, config.head_dim, positions)  # noqa: E731
+        angles_of = lambda rotary: (
+            None if rotary is None else rotary_angles(rotary, config.head_dim, positions)
+        )
         shared = {
             "mask": mask,
             "local_mask": local_mask,
@@ -169,7 +205,9 @@ class Decoder(nn.Module):
         else:
             kept = []
             for n, layer in enumerate(self.layers):
-                x, own = layer(x, shared, bool(local[n]), None if past is None else (past[0][n], past[1][n]))
+                x, own = layer(
+                    x, shared, bool(local[n]), None if past is None else (past[0][n], past[1][n])
+                )
                 kept.append(own)
             if past is not None:
                 join = tuple if isinstance(past[0], tuple) else jnp.stack
@@ -182,7 +220,11 @@ class Decoder(nn.Module):
     def output_head(self) -> OutputHead:
         """What `logits` computes, for losses that take the vocabulary in blocks."""
         cap = self.config.final_softcap
-        return OutputHead("embed", "embedding", 0, softcap=cap) if self.config.tied else OutputHead("head", "kernel", 1, softcap=cap)
+        return (
+            OutputHead("embed", "embedding", 0, softcap=cap)
+            if self.config.tied
+            else OutputHead("head", "kernel", 1, softcap=cap)
+        )
 
     def logits(self, x: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
         """Logits of hidden states, soft-capped if the configuration says so."""
@@ -197,13 +239,21 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch time hidden"], shared: dict[str, Any], local: Any, past: Any) -> tuple[Array, Any]:
+    def __call__(
+        self, x: Float[Array, "batch time hidden"], shared: dict[str, Any], local: Any, past: Any
+    ) -> tuple[Array, Any]:
         """The block's output, and its keys and values if there is a cache."""
         config = self.config
         norm = functools.partial(_norm, config, self.dtype)
         x = mark_input(x)
-        mlp = Mlp(config, self.dtype, name="mlp") if config.experts is None else ExpertsMlp(config, self.dtype, name="mlp")
-        y, past = Attention(config, self.dtype, name="attn")(norm(name="attn_norm")(x), shared, local, past)
+        mlp = (
+            Mlp(config, self.dtype, name="mlp")
+            if config.experts is None
+            else ExpertsMlp(config, self.dtype, name="mlp")
+        )
+        y, past = Attention(config, self.dtype, name="attn")(
+            norm(name="attn_norm")(x), shared, local, past
+        )
         if config.post_norms:
             y = norm(name="attn_post_norm")(y)
         if config.parallel:
@@ -222,7 +272,9 @@ class Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch time hidden"], shared: dict[str, Any], local: Any, past: Any) -> tuple[Array, Any]:
+    def __call__(
+        self, x: Float[Array, "batch time hidden"], shared: dict[str, Any], local: Any, past: Any
+    ) -> tuple[Array, Any]:
         """The attended values, and the keys and values of all slots if there is a cache."""
         config = self.config
         heads, kv, dim = config.num_heads, config.num_kv_heads, config.head_dim
@@ -237,16 +289,26 @@ class Attention(nn.Module):
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         if past is not None:
-            write = lambda slots, new: jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), shared["index"], 1)  # noqa: E731
+            write = lambda slots, new: jax.lax.dynamic_update_slice_in_dim(
+                slots, new.astype(slots.dtype), shared["index"], 1
+            )
             k, v = past = (write(past[0], k), write(past[1], v))
         scale = dim**-0.5 if config.query_scale is None else config.query_scale
         mask = _choose(local, shared["local_mask"], shared["mask"])
-        y = kept(attend(q, k, v, scale=scale, mask=mask, softcap=config.attention_softcap).reshape(*x.shape[:-1], heads * dim))
-        return kept(nn.Dense(config.hidden_size, use_bias=config.out_bias, dtype=self.dtype, name="o")(y)), past
+        y = kept(
+            attend(q, k, v, scale=scale, mask=mask, softcap=config.attention_softcap).reshape(
+                *x.shape[:-1], heads * dim
+            )
+        )
+        return kept(
+            nn.Dense(config.hidden_size, use_bias=config.out_bias, dtype=self.dtype, name="o")(y)
+        ), past
 
 
 class Mlp(nn.Module):
-    """`down(act(up(x)))`, or gated `down(act(gate(x)) * up(x))` (Shazeer 2020, arXiv 2002.05202)."""
+    """`down(act(up(x)))`, or gated `down(act(gate(x)) * up(x))` (Shazeer 2020, arXiv
+    2002.05202).
+    """
 
     config: DecoderConfig
     dtype: Any
@@ -264,10 +326,12 @@ class Mlp(nn.Module):
 
 
 class ExpertsMlp(nn.Module):
-    """A mixture of MLPs; a router picks a few for each token (Shazeer et al. 2017; Mixtral, Jiang et al. 2024).
+    """A mixture of MLPs; a router picks a few for each token (Shazeer et al. 2017; Mixtral, Jiang
+    et al. 2024).
 
-    Every expert computes every token and the router's weights, mostly 0, add them up: exact, without a capacity, in static
-    shapes, at count / per_token times the products that are needed. Experts run one after the other, so one is alive at a time.
+    Every expert computes every token and the router's weights, mostly 0, add them up: exact,
+    without a capacity, in static shapes, at count / per_token times the products that are needed.
+    Experts run one after the other, so one is alive at a time.
     """
 
     config: DecoderConfig
@@ -282,7 +346,9 @@ class ExpertsMlp(nn.Module):
         top, chosen = jax.lax.top_k(shares, experts.per_token)
         if experts.normalise:
             top = top / top.sum(-1, keepdims=True)
-        weights = (jax.nn.one_hot(chosen, experts.count) * top[..., None]).sum(-2).astype(self.dtype)
+        weights = (
+            (jax.nn.one_hot(chosen, experts.count) * top[..., None]).sum(-2).astype(self.dtype)
+        )
         each = nn.scan(
             _Expert,
             variable_axes={"params": 0},
@@ -290,10 +356,14 @@ class ExpertsMlp(nn.Module):
             in_axes=(nn.broadcast, 0),
             length=experts.count,
         )
-        y, _ = each(config, self.dtype, name="experts")(jnp.zeros_like(x), x, jnp.moveaxis(weights, -1, 0))
+        y, _ = each(config, self.dtype, name="experts")(
+            jnp.zeros_like(x), x, jnp.moveaxis(weights, -1, 0)
+        )
         if experts.shared_size is not None:
             gate = nn.Dense(1, use_bias=False, dtype=self.dtype, name="shared_gate")(x)
-            y = y + nn.sigmoid(gate) * Mlp(config, self.dtype, experts.shared_size, name="shared")(x)
+            y = y + nn.sigmoid(gate) * Mlp(config, self.dtype, experts.shared_size, name="shared")(
+                x
+            )
         return y
 
 
@@ -306,7 +376,9 @@ class _Expert(nn.Module):
         config = self.config
         dense = functools.partial(nn.Dense, use_bias=config.mlp_bias, dtype=self.dtype)
         size = config.experts.intermediate_size
-        y = ACTIVATIONS[config.activation](kept(dense(size, name="gate")(x))) * kept(dense(size, name="up")(x))
+        y = ACTIVATIONS[config.activation](kept(dense(size, name="gate")(x))) * kept(
+            dense(size, name="up")(x)
+        )
         return total + weight[..., None] * dense(config.hidden_size, name="down")(y), None
 
 
@@ -331,16 +403,26 @@ def _choose(local: Any, if_local: Any, if_not: Any) -> Any:
 def _masks(
     config: DecoderConfig, segments: Array, positions: Array, cache: Cache | None
 ) -> tuple[Cache | None, Bool[Array, "batch time slots"], Bool[Array, "batch time slots"] | None]:
-    """The cache with this call's slots marked, and who sees whom in global and in local layers (None if no layer is local)."""
+    """The cache with this call's slots marked, and who sees whom in global and in local layers
+    (None if no layer is local).
+    """
     if cache is None:
         index = jnp.arange(segments.shape[1])
-        seen = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :] & (index[:, None] >= index[None, :])
+        seen = (
+            (segments[:, :, None] == segments[:, None, :])
+            & (segments > 0)[:, None, :]
+            & (index[:, None] >= index[None, :])
+        )
         key_positions = positions
     else:
         start = cache.index
         filled = jax.lax.dynamic_update_slice_in_dim(cache.filled, segments > 0, start, 1)
-        key_positions = jax.lax.dynamic_update_slice_in_dim(cache.positions, positions.astype(jnp.int32), start, 1)
-        cache = cache.replace(filled=filled, positions=key_positions, index=start + segments.shape[1])
+        key_positions = jax.lax.dynamic_update_slice_in_dim(
+            cache.positions, positions.astype(jnp.int32), start, 1
+        )
+        cache = cache.replace(
+            filled=filled, positions=key_positions, index=start + segments.shape[1]
+        )
         slots, mine = jnp.arange(filled.shape[1]), start + jnp.arange(segments.shape[1])
         seen = filled[:, None, :] & (slots[None, :] <= mine[:, None])[None]
     if config.window is None:

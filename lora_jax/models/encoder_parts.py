@@ -20,9 +20,11 @@ Family = Literal["bert", "roberta", "deberta-v2"]
 
 
 def _from_input(activation: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """The activation, computed again in the backward pass from its input: autodiff keeps up to five arrays of the MLP's width.
+    """The activation, computed again in the backward pass from its input: autodiff keeps up to five
+    arrays of the MLP's width.
 
-    (`jax.checkpoint` is undone where layers are unrolled: a compiler finds that both passes compute the same, and keeps that.)
+    (`jax.checkpoint` is undone where layers are unrolled: a compiler finds that both passes compute
+    the same, and keeps that.)
     """
 
     @jax.custom_vjp
@@ -46,12 +48,14 @@ ACTIVATIONS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of an encoder of the BERT family. `num_classes` None gives hidden states, a number gives a classifier.
+    """Sizes of an encoder of the BERT family. `num_classes` None gives hidden states, a number
+    gives a classifier.
 
-    `head` says what its outputs are for: class (logits of the first token), score (one number, num_classes 1), token (logits of
-    every token), span (every token as begin and as end, num_classes 2), choice (one number a text, the texts of an example being
-    compared, num_classes 1). `family` roberta (Liu et al. 2019, arXiv 1907.11692) numbers positions from 2 and has no segments;
-    `max_positions` are those that tokens can have.
+    `head` says what its outputs are for: class (logits of the first token), score (one number,
+    num_classes 1), token (logits of every token), span (every token as begin and as end,
+    num_classes 2), choice (one number a text, the texts of an example being compared, num_classes
+    1). `family` roberta (Liu et al. 2019, arXiv 1907.11692) numbers positions from 2 and has no
+    segments; `max_positions` are those that tokens can have.
     """
 
     vocab_size: int
@@ -70,16 +74,24 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}.")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}."
+            )
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"Unknown activation {self.activation!r}: known are {', '.join(ACTIVATIONS)}.")
+            raise ValueError(
+                f"Unknown activation {self.activation!r}: known are {', '.join(ACTIVATIONS)}."
+            )
         needed = {"score": 1, "span": 2, "choice": 1}.get(self.head)
         if needed is not None and self.num_classes not in (None, needed):
-            raise ValueError(f"A head for {self.head!r} needs num_classes {needed}, got {self.num_classes}.")
+            raise ValueError(
+                f"A head for {self.head!r} needs num_classes {needed}, got {self.num_classes}."
+            )
 
     @property
     def first_position(self) -> int:
-        """The row of the position table that the first token reads: RoBERTa's counts on from its padding id, 1."""
+        """The row of the position table that the first token reads: RoBERTa's counts on from its
+        padding id, 1.
+        """
         return 2 if self.family == "roberta" else 0
 
     @property
@@ -89,7 +101,9 @@ class EncoderConfig:
 
     @property
     def pooler_in_head(self) -> bool:
-        """Whether the layer between hidden states and classifier is the head's: pretraining had none."""
+        """Whether the layer between hidden states and classifier is the head's: pretraining had
+        none.
+        """
         return self.family != "bert"
 
     @property
@@ -108,4 +122,6 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "batch time hidden"]) -> Float[Array, "batch time hidden"]:
         """The MLP's output."""
         hidden = nn.Dense(self.config.intermediate_size, dtype=self.dtype, name="up")(x)
-        return nn.Dense(self.config.hidden_size, dtype=self.dtype, name="down")(ACTIVATIONS[self.config.activation](hidden))
+        return nn.Dense(self.config.hidden_size, dtype=self.dtype, name="down")(
+            ACTIVATIONS[self.config.activation](hidden)
+        )

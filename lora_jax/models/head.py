@@ -8,7 +8,8 @@ from typing import NamedTuple
 class OutputHead(NamedTuple):
     """`logits = softcap(hidden * scale @ words)`, without a bias.
 
-    `module` and `leaf` name the weight in the model's parameters; `axis` is the one of it that counts the vocabulary.
+    `module` and `leaf` name the weight in the model's parameters; `axis` is the one of it that
+    counts the vocabulary.
     """
 
     module: str

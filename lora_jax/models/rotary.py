@@ -1,4 +1,6 @@
-"""Rotary position embeddings (Su et al. 2021, arXiv 2104.09864) and the ways to stretch them to longer texts."""
+"""Rotary position embeddings (Su et al. 2021, arXiv 2104.09864) and the ways to stretch them to
+longer texts.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,19 @@ RotaryScaling = Literal["none", "linear", "llama3", "yarn", "longrope"]
 
 @dataclass(frozen=True)
 class Rotary:
-    """The angles of a rotary embedding: `base` ** (-2 i / width) a position, for the first `fraction` of a head's channels.
+    """The angles of a rotary embedding: `base` ** (-2 i / width) a position, for the first
+    `fraction` of a head's channels.
 
-    scaling: how the frequencies are stretched by `factor`.
-        linear: all of them (position interpolation, Chen et al. 2023).
-        llama3: wavelengths above original_positions / low_freq, none below original_positions / high_freq, between them
+    scaling: how the frequencies are stretched by `factor`. linear: all of them (position
+        interpolation, Chen et al. 2023). llama3: wavelengths above original_positions / low_freq,
+        none below original_positions / high_freq, between them
             a blend (Llama 3.1).
-        yarn: by channel, ramped between `beta_fast` and `beta_slow` rotations in original_positions (Peng et al. 2023).
-        longrope: channel by channel, by `short_factors` for texts within original_positions, else by `long_factors` (Phi-3).
-    attention_factor: multiplies cosine and sine; None is what the scaling's paper gives (1 for all but yarn and longrope).
+        yarn: by channel, ramped between `beta_fast` and `beta_slow` rotations in original_positions
+        (Peng et al. 2023).
+        longrope: channel by channel, by `short_factors` for texts within original_positions, else
+            by `long_factors` (Phi-3).
+    attention_factor: multiplies cosine and sine; None is what the scaling's paper gives (1 for all
+        but yarn and longrope).
     """
 
     base: float = 10_000.0
@@ -44,36 +50,52 @@ class Rotary:
 
     def __post_init__(self) -> None:
         if self.scaling in ("llama3", "yarn", "longrope") and self.original_positions < 1:
-            raise ValueError(f"Rotary scaling {self.scaling!r} needs original_positions, the length that the model was first trained on.")
-        if self.scaling == "longrope" and (not self.short_factors or len(self.short_factors) != len(self.long_factors)):
             raise ValueError(
-                f"Rotary scaling 'longrope' needs as many short as long factors, got {len(self.short_factors)} and {len(self.long_factors)}."
+                f"Rotary scaling {self.scaling!r} needs original_positions, the length that the "
+                "model was first trained on."
+            )
+        if self.scaling == "longrope" and (
+            not self.short_factors or len(self.short_factors) != len(self.long_factors)
+        ):
+            raise ValueError(
+                "Rotary scaling 'longrope' needs as many short as long factors, got "
+                f"{len(self.short_factors)} and {len(self.long_factors)}."
             )
 
 
 def rotary_angles(
     rotary: Rotary, head_dim: int, positions: Int[Array, "batch time"]
 ) -> tuple[Float[Array, "batch time half"], Float[Array, "batch time half"]]:
-    """Cosine and sine of every position's angles in float32; `half` is half the number of channels that are rotated."""
+    """Cosine and sine of every position's angles in float32; `half` is half the number of channels
+    that are rotated.
+    """
     width = rotated_channels(rotary, head_dim)
     frequencies = jnp.asarray(inverse_frequencies(rotary, width))
     if rotary.scaling == "longrope":
         plain = _plain(rotary, width)
         long = plain / _factors(rotary.long_factors, width)
-        frequencies = jnp.where(positions.max() >= rotary.original_positions, jnp.asarray(long), frequencies)
+        frequencies = jnp.where(
+            positions.max() >= rotary.original_positions, jnp.asarray(long), frequencies
+        )
     angles = positions[..., None].astype(jnp.float32) * frequencies
     factor = attention_factor(rotary)
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
 def rotate(
-    x: Float[Array, "batch time heads dim"], cos: Float[Array, "batch time half"], sin: Float[Array, "batch time half"]
+    x: Float[Array, "batch time heads dim"],
+    cos: Float[Array, "batch time half"],
+    sin: Float[Array, "batch time half"],
 ) -> Float[Array, "batch time heads dim"]:
-    """`x` with its first 2 * half channels rotated; channel i turns with channel i + half. Computed in float32."""
+    """`x` with its first 2 * half channels rotated; channel i turns with channel i + half. Computed
+    in float32.
+    """
     half = cos.shape[-1]
     cos, sin = cos[:, :, None], sin[:, :, None]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(
+        x.dtype
+    )
     return turned if not rest.shape[-1] else jnp.concatenate([turned, rest], -1)
 
 
@@ -83,7 +105,9 @@ def rotated_channels(rotary: Rotary, head_dim: int) -> int:
 
 
 def inverse_frequencies(rotary: Rotary, width: int) -> Float[np.ndarray, " half"]:
-    """Radians a position of each pair of channels, in float32; of 'longrope' those for short texts."""
+    """Radians a position of each pair of channels, in float32; of 'longrope' those for short
+    texts.
+    """
     plain = _plain(rotary, width)
     if rotary.scaling == "linear":
         plain = plain / rotary.factor
@@ -102,7 +126,9 @@ def attention_factor(rotary: Rotary) -> float:
         return rotary.attention_factor
     if rotary.scaling == "yarn":
         if rotary.mscale and rotary.mscale_all_dim:
-            return _mscale(rotary.factor, rotary.mscale) / _mscale(rotary.factor, rotary.mscale_all_dim)
+            return _mscale(rotary.factor, rotary.mscale) / _mscale(
+                rotary.factor, rotary.mscale_all_dim
+            )
         return _mscale(rotary.factor, 1.0)
     if rotary.scaling == "longrope" and rotary.factor > 1:
         return math.sqrt(1 + math.log(rotary.factor) / math.log(rotary.original_positions))
@@ -121,7 +147,11 @@ def _llama3(rotary: Rotary, plain: np.ndarray) -> np.ndarray:
 
 def _yarn(rotary: Rotary, plain: np.ndarray, width: int) -> np.ndarray:
     def channel(rotations: float) -> float:
-        return width * math.log(rotary.original_positions / (rotations * 2 * math.pi)) / (2 * math.log(rotary.base))
+        return (
+            width
+            * math.log(rotary.original_positions / (rotations * 2 * math.pi))
+            / (2 * math.log(rotary.base))
+        )
 
     low, high = channel(rotary.beta_fast), channel(rotary.beta_slow)
     if rotary.truncate:
@@ -137,5 +167,8 @@ def _mscale(factor: float, scale: float) -> float:
 
 def _factors(factors: tuple[float, ...], width: int) -> np.ndarray:
     if len(factors) != width // 2:
-        raise ValueError(f"Rotary scaling 'longrope' needs a factor for each of {width // 2} pairs of channels, got {len(factors)}.")
+        raise ValueError(
+            f"Rotary scaling 'longrope' needs a factor for each of {width // 2} pairs of channels, "
+            f"got {len(factors)}."
+        )
     return np.asarray(factors, np.float64)

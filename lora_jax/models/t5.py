@@ -1,4 +1,6 @@
-"""T5, its gated form 1.1 and Flan-T5: an encoder-decoder with relative positions (Raffel et al. 2020, arXiv 1910.10683)."""
+"""T5, its gated form 1.1 and Flan-T5: an encoder-decoder with relative positions (Raffel et al.
+2020, arXiv 1910.10683).
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,10 @@ from lora_jax.models.remat import kept, mark_input, recomputed
 class T5Config:
     """Sizes of an encoder-decoder. `num_layers` are the encoder's.
 
-    Half of `buckets` are for distances of their own, the others are spaced by the logarithm up to `max_distance`. `tied`: whether
-    the logits are read from the word embedding; `scaled`: whether hidden states are multiplied by hidden_size ** -0.5 before.
-    `start_id` is the token that the decoder begins with.
+    Half of `buckets` are for distances of their own, the others are spaced by the logarithm up to
+    `max_distance`. `tied`: whether the logits are read from the word embedding; `scaled`: whether
+    hidden states are multiplied by hidden_size ** -0.5 before. `start_id` is the token that the
+    decoder begins with.
     """
 
     vocab_size: int
@@ -47,16 +50,23 @@ class T5Config:
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"Unknown activation {self.activation!r}: known are {', '.join(ACTIVATIONS)}.")
+            raise ValueError(
+                f"Unknown activation {self.activation!r}: known are {', '.join(ACTIVATIONS)}."
+            )
         if self.buckets < 4 or self.buckets % 4 or self.max_distance <= self.buckets // 2:
-            raise ValueError(f"buckets {self.buckets} must be a multiple of 4, and max_distance {self.max_distance} above half of them.")
+            raise ValueError(
+                f"buckets {self.buckets} must be a multiple of 4, and max_distance "
+                f"{self.max_distance} above half of them."
+            )
 
 
 class T5Cache(struct.PyTreeNode):
-    """What the decoder has read, in shapes that never change. `index` is the slot of the next token, the same for all rows.
+    """What the decoder has read, in shapes that never change. `index` is the slot of the next
+    token, the same for all rows.
 
-    `k`, `v`: (layers, batch, slots, heads, head_dim) of its own tokens; `cross_k`, `cross_v`: (layers, batch, source, heads,
-    head_dim) of the encoder's hidden states, computed once. `source` is True on real tokens of the source.
+    `k`, `v`: (layers, batch, slots, heads, head_dim) of its own tokens; `cross_k`, `cross_v`:
+    (layers, batch, source, heads, head_dim) of the encoder's hidden states, computed once. `source`
+    is True on real tokens of the source.
     """
 
     k: Float[Array, "layers batch slots heads dim"]
@@ -70,9 +80,10 @@ class T5Cache(struct.PyTreeNode):
 class T5(nn.Module):
     """Source and target tokens to logits of the target's next tokens.
 
-    With `scan` the blocks of each stack are one `layers` with a leading layer axis; without, they are `layers_0`, ... With
-    `remat` a block is computed again in the backward pass instead of kept, with `offload` from an input that waits in host memory.
-    Products in `dtype`, softmax and norms in float32.
+    With `scan` the blocks of each stack are one `layers` with a leading layer axis; without, they
+    are `layers_0`, ... With `remat` a block is computed again in the backward pass instead of kept,
+    with `offload` from an input that waits in host memory. Products in `dtype`, softmax and norms
+    in float32.
     """
 
     config: T5Config
@@ -84,8 +95,15 @@ class T5(nn.Module):
     def setup(self) -> None:
         """The submodules; their names are the paths of the weights."""
         config = self.config
-        self.embed = nn.Embed(config.vocab_size, config.hidden_size, dtype=self.dtype, embedding_init=nn.initializers.normal(1.0))
-        stack = functools.partial(_Stack, config, scan=self.scan, remat=self.remat, dtype=self.dtype, offload=self.offload)
+        self.embed = nn.Embed(
+            config.vocab_size,
+            config.hidden_size,
+            dtype=self.dtype,
+            embedding_init=nn.initializers.normal(1.0),
+        )
+        stack = functools.partial(
+            _Stack, config, scan=self.scan, remat=self.remat, dtype=self.dtype, offload=self.offload
+        )
         self.encoder, self.decoder = stack(causal=False), stack(causal=True)
         if not config.tied:
             self.head = nn.Dense(config.vocab_size, use_bias=False, dtype=self.dtype)
@@ -100,8 +118,8 @@ class T5(nn.Module):
         """Logits of the token after each of `target`, which begins with `start_id`.
 
         Args:
-            segments, target_segments: examples packed into a row are told apart by numbers from 1, the same in source and target;
-                0 is padding. A mask of 0 and 1 is a case of it.
+            segments, target_segments: examples packed into a row are told apart by numbers from 1,
+                the same in source and target; 0 is padding. A mask of 0 and 1 is a case of it.
         """
         return self.logits(self.hidden(tokens, segments, target, target_segments)[0])
 
@@ -115,37 +133,74 @@ class T5(nn.Module):
         """The decoder's normalised hidden states, which `logits` takes, and no cache."""
         source = self.encode(tokens, segments)
         mask = _same(target_segments, target_segments) & (_distance(target.shape[1]) <= 0)
-        return self.decoder(self.embed(target), mask, _distance(target.shape[1]), source, _same(target_segments, segments))
+        return self.decoder(
+            self.embed(target),
+            mask,
+            _distance(target.shape[1]),
+            source,
+            _same(target_segments, segments),
+        )
 
-    def encode(self, tokens: Int[Array, "batch source"], segments: Int[Array, "batch source"]) -> Float[Array, "batch source hidden"]:
+    def encode(
+        self, tokens: Int[Array, "batch source"], segments: Int[Array, "batch source"]
+    ) -> Float[Array, "batch source hidden"]:
         """The encoder's normalised hidden states."""
-        return self.encoder(self.embed(tokens), _same(segments, segments), _distance(tokens.shape[1]))[0]
+        return self.encoder(
+            self.embed(tokens), _same(segments, segments), _distance(tokens.shape[1])
+        )[0]
 
     def start(
         self, tokens: Int[Array, "batch source"], mask: Bool[Array, "batch source"], slots: int
     ) -> tuple[Float[Array, "batch vocab"], T5Cache]:
-        """Logits of the first token of every text, and a cache with room for `slots` tokens, the start token among them."""
+        """Logits of the first token of every text, and a cache with room for `slots` tokens, the
+        start token among them.
+        """
         config, batch = self.config, tokens.shape[0]
-        empty = jnp.zeros((config.num_decoder_layers, batch, slots, config.num_heads, config.head_dim), self.dtype)
+        empty = jnp.zeros(
+            (config.num_decoder_layers, batch, slots, config.num_heads, config.head_dim), self.dtype
+        )
         first = jnp.full((batch, 1), config.start_id, jnp.int32)
         source = self.encode(tokens, mask.astype(jnp.int32))
         return self._decode(first, (empty, empty), mask, jnp.zeros((), jnp.int32), source)
 
-    def step(self, tokens: Int[Array, "batch 1"], cache: T5Cache) -> tuple[Float[Array, "batch vocab"], T5Cache]:
-        """Logits after one more token of every text, and the cache with it. The caller sees to it that there is room."""
-        return self._decode(tokens, (cache.k, cache.v, cache.cross_k, cache.cross_v), cache.source, cache.index, None)
+    def step(
+        self, tokens: Int[Array, "batch 1"], cache: T5Cache
+    ) -> tuple[Float[Array, "batch vocab"], T5Cache]:
+        """Logits after one more token of every text, and the cache with it. The caller sees to it
+        that there is room.
+        """
+        return self._decode(
+            tokens,
+            (cache.k, cache.v, cache.cross_k, cache.cross_v),
+            cache.source,
+            cache.index,
+            None,
+        )
 
-    def _decode(self, tokens: Array, past: tuple[Array, ...], mask: Array, index: Array, source: Array | None) -> tuple[Array, T5Cache]:
+    def _decode(
+        self,
+        tokens: Array,
+        past: tuple[Array, ...],
+        mask: Array,
+        index: Array,
+        source: Array | None,
+    ) -> tuple[Array, T5Cache]:
         distance = jnp.arange(past[0].shape[2])[None] - index
         seen = jnp.broadcast_to(distance <= 0, (tokens.shape[0], *distance.shape))
-        x, past = self.decoder(self.embed(tokens), seen, distance, source, mask[:, None], past, index)
+        x, past = self.decoder(
+            self.embed(tokens), seen, distance, source, mask[:, None], past, index
+        )
         return self.logits(x[:, 0]), T5Cache(*past, source=mask, index=index + 1)
 
     @property
     def output_head(self) -> OutputHead:
         """What `logits` computes, for losses that take the vocabulary in blocks."""
         scale = self.config.hidden_size**-0.5 if self.config.scaled else 1.0
-        return OutputHead("embed", "embedding", 0, scale) if self.config.tied else OutputHead("head", "kernel", 1, scale)
+        return (
+            OutputHead("embed", "embedding", 0, scale)
+            if self.config.tied
+            else OutputHead("head", "kernel", 1, scale)
+        )
 
     def logits(self, x: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
         """Logits of hidden states."""
@@ -155,16 +210,27 @@ class T5(nn.Module):
 
 
 def position_bucket(config: T5Config, distance: Any, *, causal: bool) -> Any:
-    """The row of the table of relative positions for distances key - query; causal tables have no rows for later keys."""
-    # A table made on the host in float32, in the published order: its rounding decides where a bucket ends.
+    """The row of the table of relative positions for distances key - query; causal tables have no
+    rows for later keys.
+    """
+    # A table made on the host in float32, in the published order: its rounding decides where a
+    # bucket ends.
     reach = np.arange(config.max_distance + 1)
     count = config.buckets if causal else config.buckets // 2
     exact = count // 2
-    far = np.log(np.maximum(reach, exact).astype(np.float32) / np.float32(exact)) / np.float32(math.log(config.max_distance / exact))
-    rows = np.where(reach < exact, reach, np.minimum(exact + (far * np.float32(count - exact)).astype(np.int64), count - 1))
+    far = np.log(np.maximum(reach, exact).astype(np.float32) / np.float32(exact)) / np.float32(
+        math.log(config.max_distance / exact)
+    )
+    rows = np.where(
+        reach < exact,
+        reach,
+        np.minimum(exact + (far * np.float32(count - exact)).astype(np.int64), count - 1),
+    )
     later = np.zeros_like(rows) if causal else rows + count * (reach > 0)
     table = np.concatenate([rows[::-1], later[1:]]).astype(np.int32)
-    return jnp.asarray(table)[jnp.clip(distance, -config.max_distance, config.max_distance) + config.max_distance]
+    return jnp.asarray(table)[
+        jnp.clip(distance, -config.max_distance, config.max_distance) + config.max_distance
+    ]
 
 
 class _Stack(nn.Module):
@@ -194,11 +260,22 @@ class _Stack(nn.Module):
         bias = nn.Embed(config.buckets, config.num_heads, dtype=jnp.float32, name="relative")(
             position_bucket(config, distance, causal=self.causal)
         )
-        shared = {"bias": jnp.moveaxis(bias, -1, 0)[None], "mask": mask, "source": source, "source_mask": source_mask, "index": index}
+        shared = {
+            "bias": jnp.moveaxis(bias, -1, 0)[None],
+            "mask": mask,
+            "source": source,
+            "source_mask": source_mask,
+            "index": index,
+        }
         block = recomputed(_Block, scan=self.scan, keep=not self.remat, offload=self.offload)
         if self.scan:
             layers = nn.scan(
-                block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(nn.broadcast, 0), out_axes=0, length=count
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, 0),
+                out_axes=0,
+                length=count,
             )
             x, past = layers(config, self.causal, self.dtype, name="layers")(x, shared, past)
         else:
@@ -223,11 +300,15 @@ class _Block(nn.Module):
         x = mark_input(x)
         own, across = (None, None) if past is None else (past[:2], past[2:])
         y = norm(name="attn_norm")(x)
-        y, own = _Attention(config, self.dtype, name="attn")(y, y, shared["mask"], shared["bias"], own, shared["index"])
+        y, own = _Attention(config, self.dtype, name="attn")(
+            y, y, shared["mask"], shared["bias"], own, shared["index"]
+        )
         x = x + y
         if self.causal:
             y = norm(name="cross_norm")(x)
-            y, across = _Attention(config, self.dtype, name="cross")(y, shared["source"], shared["source_mask"], None, across, None)
+            y, across = _Attention(config, self.dtype, name="cross")(
+                y, shared["source"], shared["source_mask"], None, across, None
+            )
             x = x + y
         x = x + _Mlp(config, self.dtype, name="mlp")(norm(name="mlp_norm")(x))
         return x, None if past is None else (*own, *across)
@@ -241,26 +322,44 @@ class _Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, source: Array | None, mask: Array, bias: Array | None, past: tuple[Array, ...] | None, index: Array | None
+        self,
+        x: Array,
+        source: Array | None,
+        mask: Array,
+        bias: Array | None,
+        past: tuple[Array, ...] | None,
+        index: Array | None,
     ) -> tuple[Array, tuple[Array, Array]]:
         config = self.config
         heads, dim = config.num_heads, config.head_dim
         dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype)
-        split = lambda y: kept(y).reshape(*y.shape[:-1], heads, dim)  # noqa: E731
+        split = lambda y: kept(y).reshape(*y.shape[:-1], heads, dim)
         q = split(dense(heads * dim, name="q")(x))
         if source is None:
             k, v = past
         else:
-            k, v = split(dense(heads * dim, name="k")(source)), split(dense(heads * dim, name="v")(source))
+            k, v = (
+                split(dense(heads * dim, name="k")(source)),
+                split(dense(heads * dim, name="v")(source)),
+            )
             if index is not None:
-                write = lambda slots, new: jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), index, 1)  # noqa: E731
+                write = lambda slots, new: jax.lax.dynamic_update_slice_in_dim(
+                    slots, new.astype(slots.dtype), index, 1
+                )
                 k, v = write(past[0], k), write(past[1], v)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k.astype(q.dtype), preferred_element_type=jnp.float32)
+        scores = jnp.einsum(
+            "bqhd,bkhd->bhqk", q, k.astype(q.dtype), preferred_element_type=jnp.float32
+        )
         scores = scores if bias is None else scores + bias
-        # A large negative number rather than infinity, so that padding, which sees nothing, stays finite.
-        weights = jax.nn.softmax(jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min / 2), axis=-1).astype(self.dtype)
+        # A large negative number rather than infinity, so that padding, which sees nothing, stays
+        # finite.
+        weights = jax.nn.softmax(
+            jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min / 2), axis=-1
+        ).astype(self.dtype)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, v.astype(self.dtype))
-        return kept(dense(config.hidden_size, name="o")(kept(y.reshape(*x.shape[:-1], heads * dim)))), (k, v)
+        return kept(
+            dense(config.hidden_size, name="o")(kept(y.reshape(*x.shape[:-1], heads * dim)))
+        ), (k, v)
 
 
 class _Mlp(nn.Module):
@@ -272,7 +371,11 @@ class _Mlp(nn.Module):
         config, act = self.config, ACTIVATIONS[self.config.activation]
         dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype)
         y = kept(dense(config.intermediate_size, name="up")(x))
-        y = act(kept(dense(config.intermediate_size, name="gate")(x))) * y if config.gated else act(y)
+        y = (
+            act(kept(dense(config.intermediate_size, name="gate")(x))) * y
+            if config.gated
+            else act(y)
+        )
         return kept(dense(config.hidden_size, name="down")(y))
 
 

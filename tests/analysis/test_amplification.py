@@ -17,7 +17,11 @@ def rank_one(i: int, j: int, size: float) -> np.ndarray:
 
 def test_an_update_along_w_amplifies_by_its_size_over_w_there():
     found = amplification(W, dense_svd(rank_one(15, 15, 10.0)))
-    assert found.rank == 1 and found.projected == pytest.approx(5.0) and found.factor == pytest.approx(2.0)
+    assert (
+        found.rank == 1
+        and found.projected == pytest.approx(5.0)
+        and found.factor == pytest.approx(2.0)
+    )
     assert found.top == pytest.approx(20.0) and found.update == pytest.approx(10.0)
     assert found.weight == pytest.approx(np.linalg.norm(W))
     assert projections(W, dense_svd(rank_one(15, 15, 10.0)), rank=1) == pytest.approx([5.0])

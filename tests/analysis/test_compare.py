@@ -1,9 +1,17 @@
-"""Intervals cover what they should, pairing narrows them, and verdicts follow from the interval and the signs alone."""
+"""Intervals cover what they should, pairing narrows them, and verdicts follow from the interval and
+the signs alone.
+"""
 
 import numpy as np
 import pytest
 
-from lora_jax.analysis.compare import Interval, judge_all, judge_effect, judge_equal, paired_bootstrap
+from lora_jax.analysis.compare import (
+    Interval,
+    judge_all,
+    judge_effect,
+    judge_equal,
+    paired_bootstrap,
+)
 
 
 def test_intervals_cover_the_true_difference_as_often_as_they_say():

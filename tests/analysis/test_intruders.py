@@ -1,4 +1,6 @@
-"""A strong foreign direction is an intruder, a change along the base's own directions is none, and scaling removes what was added."""
+"""A strong foreign direction is an intruder, a change along the base's own directions is none, and
+scaling removes what was added.
+"""
 
 import numpy as np
 import pytest

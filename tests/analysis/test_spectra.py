@@ -17,7 +17,14 @@ def factors(spec: LoraSpec, stack: tuple[int, ...] = (3,)):
 
 
 @pytest.mark.parametrize(
-    "spec", [LoraSpec(4), LoraSpec(4, scaling="rslora"), LoraSpec(4, alpha=4.0, init="pissa"), LoraSpec(5, variant="vera")], ids=str
+    "spec",
+    [
+        LoraSpec(4),
+        LoraSpec(4, scaling="rslora"),
+        LoraSpec(4, alpha=4.0, init="pissa"),
+        LoraSpec(5, variant="vera"),
+    ],
+    ids=str,
 )
 def test_the_spectrum_of_the_factors_is_that_of_the_dense_update(spec):
     low = factors(spec)
@@ -25,8 +32,12 @@ def test_the_spectrum_of_the_factors_is_that_of_the_dense_update(spec):
     n = small.s.shape[-1]
     # delta() is formed in float32: its rounding, relative to the largest singular value.
     np.testing.assert_allclose(small.s, dense.s[:, :n], atol=2e-6 * dense.s.max())
-    np.testing.assert_allclose((small.u * small.s[:, None]) @ small.vt, low.delta(), atol=2e-6 * dense.s.max())
-    np.testing.assert_allclose(np.swapaxes(small.u, -2, -1) @ small.u, np.broadcast_to(np.eye(n), (3, n, n)), atol=1e-12)
+    np.testing.assert_allclose(
+        (small.u * small.s[:, None]) @ small.vt, low.delta(), atol=2e-6 * dense.s.max()
+    )
+    np.testing.assert_allclose(
+        np.swapaxes(small.u, -2, -1) @ small.u, np.broadcast_to(np.eye(n), (3, n, n)), atol=1e-12
+    )
 
 
 def test_padded_columns_add_zeros_to_the_spectrum():

@@ -22,7 +22,9 @@ SECOND = [0.78, 0.79, 0.80, 0.79, 0.78]
 def test_the_mean_interval_is_students():
     found = mean_interval(FIRST, 0.9)
     # float64 sums of five numbers: a few units in the last place.
-    assert (found.low, found.high) == pytest.approx(stats.t.interval(0.9, 4, np.mean(FIRST), stats.sem(FIRST)), rel=1e-12)
+    assert (found.low, found.high) == pytest.approx(
+        stats.t.interval(0.9, 4, np.mean(FIRST), stats.sem(FIRST)), rel=1e-12
+    )
     assert (found.mean, found.count) == (pytest.approx(0.81), 5)
 
 
@@ -49,13 +51,16 @@ def test_the_paired_test_is_scipys_and_its_interval_holds_what_the_test_does_not
     assert found.p == pytest.approx(reference.pvalue, rel=1e-12)
     limits = reference.confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((limits.low, limits.high), rel=1e-12)
-    assert paired_test(FIRST, [value - found.low for value in FIRST]).difference == pytest.approx(found.low)
+    assert paired_test(FIRST, [value - found.low for value in FIRST]).difference == pytest.approx(
+        found.low
+    )
     shifted = paired_test(FIRST, [value + found.low for value in SECOND])
     assert shifted.p == pytest.approx(0.05, rel=1e-9)
 
 
 def test_sign_flips_are_counted_by_hand():
-    # Sums of +-1, +-2, +-3 as far from 0 as 6: two of eight. As far as 4 (= 1 + 3 + ... with one sign less): 1,2,3 and -1,2,3 and their mirrors.
+    # Sums of +-1, +-2, +-3 as far from 0 as 6: two of eight. As far as 4 (= 1 + 3 + ... with one
+    # sign less): 1,2,3 and -1,2,3 and their mirrors.
     assert sign_flip_p([1, 2, 3]) == 2 / 8
     assert sign_flip_p([-1, 2, 3]) == 4 / 8
     assert sign_flip_p([0, 0]) == 1
@@ -63,14 +68,17 @@ def test_sign_flips_are_counted_by_hand():
 
 def test_sign_flips_equal_scipys_permutation_test():
     differences = np.array(FIRST) - np.array(SECOND)
-    reference = stats.permutation_test((differences,), lambda x, axis: x.mean(axis), permutation_type="samples", n_resamples=np.inf)
+    reference = stats.permutation_test(
+        (differences,), lambda x, axis: x.mean(axis), permutation_type="samples", n_resamples=np.inf
+    )
     assert sign_flip_p(differences) == pytest.approx(reference.pvalue)
 
 
 def test_many_differences_are_drawn_and_never_give_zero():
     assert sign_flip_p(np.ones(40)) == pytest.approx(1 / 10_001)
     balanced = np.random.default_rng(0).normal(size=40)
-    # Against the t-test: 10,000 draws have a standard error of 0.005 at p = 0.5, and the two tests differ little at n = 40.
+    # Against the t-test: 10,000 draws have a standard error of 0.005 at p = 0.5, and the two tests
+    # differ little at n = 40.
     assert sign_flip_p(balanced) == pytest.approx(stats.ttest_1samp(balanced, 0).pvalue, abs=0.03)
 
 
@@ -102,7 +110,9 @@ def test_holm_skips_what_could_not_be_tested():
 
 
 def test_holm_keeps_the_share_of_false_alarms():
-    """Twenty true null hypotheses: at least one adjusted p below 0.05 in at most 5% of the families."""
+    """Twenty true null hypotheses: at least one adjusted p below 0.05 in at most 5% of the
+    families.
+    """
     random = np.random.default_rng(0)
     alarms = np.mean([holm(random.uniform(size=20)).min() < 0.05 for _ in range(2000)])
     # Exactly 1 - (1 - .05/20)^20 = 4.88%; the standard error over 2000 families is 0.5%.
@@ -112,6 +122,11 @@ def test_holm_keeps_the_share_of_false_alarms():
 def test_the_detectable_difference_is_found_as_often_as_promised():
     random, spread, count = np.random.default_rng(1), 0.01, 8
     wanted = detectable_difference(spread, count)
-    found = np.mean([stats.ttest_1samp(random.normal(wanted, spread, count), 0).pvalue < 0.05 for _ in range(2000)])
+    found = np.mean(
+        [
+            stats.ttest_1samp(random.normal(wanted, spread, count), 0).pvalue < 0.05
+            for _ in range(2000)
+        ]
+    )
     assert found == pytest.approx(0.8, abs=0.05)  # the approximation, and 0.9% of standard error
     assert detectable_difference(0.01, 1) == math.inf

@@ -1,9 +1,19 @@
-"""phi is 1 on equal subspaces, does not see rotations, and has the mean that chance gives; the same-seed trap is caught."""
+"""phi is 1 on equal subspaces, does not see rotations, and has the mean that chance gives; the
+same-seed trap is caught.
+"""
 
 import numpy as np
 import pytest
 
-from lora_jax.analysis.subspace import input_directions, phi, projection_metric, random_phi, sampled_phi, shared_directions, shared_start
+from lora_jax.analysis.subspace import (
+    input_directions,
+    phi,
+    projection_metric,
+    random_phi,
+    sampled_phi,
+    shared_directions,
+    shared_start,
+)
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -31,7 +41,9 @@ def test_phi_is_between_zero_and_one_symmetric_and_blind_to_what_spans_the_subsp
 def test_directions_of_a_are_the_right_singular_vectors_of_the_papers_a():
     a = normal(0, 30, 4)  # (in, r); the paper's A is its transpose
     right = np.linalg.svd(a.T, full_matrices=False)[2]
-    np.testing.assert_allclose(np.abs(np.sum(input_directions(a) * right.T, axis=0)), 1.0, atol=1e-12)
+    np.testing.assert_allclose(
+        np.abs(np.sum(input_directions(a) * right.T, axis=0)), 1.0, atol=1e-12
+    )
     assert input_directions(normal(1, 3, 30, 4), 2).shape == (3, 30, 2)
     with pytest.raises(ValueError, match="1 to 4 directions, got count=5"):
         input_directions(a, 5)
@@ -43,7 +55,9 @@ def test_phi_is_one_minus_the_squared_metric_over_p():
     assert projection_metric(u, u) == pytest.approx(0, abs=1e-7)
 
 
-@pytest.mark.parametrize(("i", "j", "dimension"), [(1, 1, 384), (8, 64, 384), (4, 4, 16), (5, 2, 12)])
+@pytest.mark.parametrize(
+    ("i", "j", "dimension"), [(1, 1, 384), (8, 64, 384), (4, 4, 16), (5, 2, 12)]
+)
 def test_chance_gives_the_larger_size_over_the_dimension(i, j, dimension):
     drawn = sampled_phi(i, j, dimension, samples=400)
     error = 4 * drawn.std() / np.sqrt(len(drawn))  # four standard errors of the mean

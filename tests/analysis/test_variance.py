@@ -12,31 +12,44 @@ from lora_jax.analysis.variance import REST, decompose
 def test_one_factor_is_scipys_anova():
     groups = {"a": [1.0, 2.0, 4.0], "b": [3.0, 5.0], "c": [8.0, 7.0, 9.0, 9.5]}
     levels = [name for name, values in groups.items() for _ in values]
-    found = decompose({"factor": levels}, [value for values in groups.values() for value in values])["factor"]
+    found = decompose(
+        {"factor": levels}, [value for values in groups.values() for value in values]
+    )["factor"]
     reference = stats.f_oneway(*groups.values())
     assert (found.f, found.p) == pytest.approx((reference.statistic, reference.pvalue), rel=1e-10)
 
 
 def test_a_two_by_two_table_by_hand():
-    # Cells (1, 3), (5, 7), (2, 4), (10, 12): each 2 values. Grand mean 5.5; a: 4, 7; b: 2.5, 8.5; cells 2, 6, 3, 11.
-    # SS a = 4 (1.5^2 + 1.5^2) = 18; b = 4 (9 + 9) = 72; a x b: cell - a - b + grand = +-1: 8 * 1 = 8; rest = 8 * 1 = 8.
+    # Cells (1, 3), (5, 7), (2, 4), (10, 12): each 2 values. Grand mean 5.5; a: 4, 7; b: 2.5, 8.5;
+    # cells 2, 6, 3, 11. SS a = 4 (1.5^2 + 1.5^2) = 18; b = 4 (9 + 9) = 72; a x b: cell - a - b +
+    # grand = +-1: 8 * 1 = 8; rest = 8 * 1 = 8.
     factors = {"a": [0] * 4 + [1] * 4, "b": [0, 0, 1, 1] * 2}
     found = decompose(factors, [1, 3, 5, 7, 2, 4, 10, 12])
     squares = {source.name: source.sum_of_squares for source in found.sources}
     assert squares == pytest.approx({"a": 18, "b": 72, "a × b": 8, REST: 8})
     assert [source.freedom for source in found.sources] == [1, 1, 1, 4]
     assert found.total == pytest.approx(106) and found.overlap == pytest.approx(0, abs=1e-12)
-    assert found["a"].f == pytest.approx(9) and found["a"].corrected == pytest.approx((18 - 2) / (106 + 2))
+    assert found["a"].f == pytest.approx(9) and found["a"].corrected == pytest.approx(
+        (18 - 2) / (106 + 2)
+    )
     assert found.replicated
 
 
 def test_in_a_whole_grid_the_shares_add_up_and_seeds_are_a_block():
     random = np.random.default_rng(0)
     grid = list(itertools.product((1, 4, 16), ("nf4", "int8"), ("q", "all"), (0, 1, 2)))
-    values = [rank / 100 + (format == "nf4") / 50 + seed / 200 + random.normal(0, 0.001) for rank, format, _, seed in grid]
+    values = [
+        rank / 100 + (format == "nf4") / 50 + seed / 200 + random.normal(0, 0.001)
+        for rank, format, _, seed in grid
+    ]
     names = ("rank", "format", "targets", "seed")
-    found = decompose({name: [row[i] for row in grid] for i, name in enumerate(names)}, values, blocks=("seed",))
-    assert sum(source.share for source in found.sources) == pytest.approx(1) and abs(found.overlap) < 1e-12
+    found = decompose(
+        {name: [row[i] for row in grid] for i, name in enumerate(names)}, values, blocks=("seed",)
+    )
+    assert (
+        sum(source.share for source in found.sources) == pytest.approx(1)
+        and abs(found.overlap) < 1e-12
+    )
     assert [source.name for source in found.sources] == [
         "rank", "format", "targets", "seed", "rank × format", "rank × targets", "format × targets", REST,
     ]  # fmt: skip
@@ -46,29 +59,50 @@ def test_in_a_whole_grid_the_shares_add_up_and_seeds_are_a_block():
 
 def test_holes_in_the_grid_give_the_sums_of_direct_least_squares():
     random = np.random.default_rng(1)
-    grid = [row for row in itertools.product(range(3), range(4), range(2)) if row not in ((0, 0, 0), (1, 2, 1), (2, 3, 0))]
+    grid = [
+        row
+        for row in itertools.product(range(3), range(4), range(2))
+        if row not in ((0, 0, 0), (1, 2, 1), (2, 3, 0))
+    ]
     values = random.normal(size=len(grid))
-    factors = {"a": [row[0] for row in grid], "b": [row[1] for row in grid], "c": [row[2] for row in grid]}
+    factors = {
+        "a": [row[0] for row in grid],
+        "b": [row[1] for row in grid],
+        "c": [row[2] for row in grid],
+    }
 
     def residual(*terms: str) -> float:
         columns = [np.ones(len(grid))]
         for term in terms:
             labels = [tuple(factors[name][i] for name in term) for i in range(len(grid))]
-            columns += [np.array([label == level for label in labels], float) for level in sorted(set(labels))]
+            columns += [
+                np.array([label == level for label in labels], float)
+                for level in sorted(set(labels))
+            ]
         design = np.stack(columns, 1)
-        return float(np.sum((values - design @ np.linalg.lstsq(design, values, rcond=None)[0]) ** 2))
+        return float(
+            np.sum((values - design @ np.linalg.lstsq(design, values, rcond=None)[0]) ** 2)
+        )
 
     found = decompose(factors, values)
-    assert found["a"].sum_of_squares == pytest.approx(residual("b", "c") - residual("a", "b", "c"), rel=1e-8)
-    assert found["b"].sum_of_squares == pytest.approx(residual("a", "c") - residual("a", "b", "c"), rel=1e-8)
+    assert found["a"].sum_of_squares == pytest.approx(
+        residual("b", "c") - residual("a", "b", "c"), rel=1e-8
+    )
+    assert found["b"].sum_of_squares == pytest.approx(
+        residual("a", "c") - residual("a", "b", "c"), rel=1e-8
+    )
     pairs = ("ab", "ac", "bc")
-    assert found["a × b"].sum_of_squares == pytest.approx(residual("ac", "bc") - residual(*pairs), rel=1e-8)
+    assert found["a × b"].sum_of_squares == pytest.approx(
+        residual("ac", "bc") - residual(*pairs), rel=1e-8
+    )
     assert found[REST].sum_of_squares == pytest.approx(residual(*pairs), rel=1e-8)
     assert found.overlap != 0 and not found.replicated
 
 
 def test_factors_that_change_together_cannot_be_told_apart_and_say_so():
-    found = decompose({"rank": [8, 8, 4, 4], "targets": ["q", "q", "q+v", "q+v"]}, [1.0, 1.1, 2.0, 2.1])
+    found = decompose(
+        {"rank": [8, 8, 4, 4], "targets": ["q", "q", "q+v", "q+v"]}, [1.0, 1.1, 2.0, 2.1]
+    )
     assert found["rank"].freedom == found["targets"].freedom == 0
     assert found["rank"].share == 0 and found.overlap == pytest.approx(1 - found[REST].share)
 
@@ -87,7 +121,9 @@ def test_chance_alone_has_a_corrected_share_near_nothing():
         found = decompose({"a": [i // 10 for i in range(100)]}, random.normal(size=100))
         shares.append((found["a"].share, found["a"].corrected))
     raw, corrected = np.mean(shares, axis=0)
-    assert raw == pytest.approx(9 / 99, abs=0.01) and corrected < 0.03  # clipped at 0, so a little above it
+    assert (
+        raw == pytest.approx(9 / 99, abs=0.01) and corrected < 0.03
+    )  # clipped at 0, so a little above it
 
 
 def test_what_cannot_be_decomposed_is_an_error():

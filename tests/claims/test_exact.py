@@ -1,4 +1,6 @@
-"""The exact claims, tested as the ledger tests them, without the parts that need a trained model."""
+"""The exact claims, tested as the ledger tests them, without the parts that need a trained
+model.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -20,15 +22,20 @@ def claim(name: str):
 def test_c3_double_quantisation_takes_4_127_bits_and_changes_nothing():
     c3 = claim("c03")
     without, with_means = c3.bits()
-    assert without == c3.BITS == 4.126953125 and with_means - without < 2e-4  # one float32 in 147,456 weights or more
-    # 1.5e-4 in the reference figures, for other samples; the spread of the difference is of the same size.
+    assert (
+        without == c3.BITS == 4.126953125 and with_means - without < 2e-4
+    )  # one float32 in 147,456 weights or more
+    # 1.5e-4 in the reference figures, for other samples; the spread of the difference is of the
+    # same size.
     assert abs(c3.gaussian_change()) < 5e-4
 
 
 def test_c9_starts_are_nearer_than_plain_codes_and_nearer_with_rank():
     c9 = claim("c09")
     chosen = c9.matrices()[:1]
-    table = {format: {rank: c9.ratios(format, rank, chosen) for rank in c9.RANKS} for format in ("nf4",)}
+    table = {
+        format: {rank: c9.ratios(format, rank, chosen) for rank in c9.RANKS} for format in ("nf4",)
+    }
     assert c9.holds(table)
 
 
@@ -41,7 +48,9 @@ def test_c22_state_and_file_follow_what_is_trained():
     for method in ("lora", "full"):
         assert found[method]["moment_bytes"] == 8 * found[method]["trained"]
     assert found["lora"]["trained"] == 36_864 and found["full"]["frozen_bytes"] == 0
-    assert 0 < found["file"]["header"] < 4096 and found["model_bytes"] > 100 * found["file"]["bytes"]
+    assert (
+        0 < found["file"]["header"] < 4096 and found["model_bytes"] > 100 * found["file"]["bytes"]
+    )
 
 
 @pytest.mark.parametrize(("p", "q", "tolerance"), [(4.0, 0.25, 1e-7), (3.0, 7.0, 1e-5)])
@@ -51,12 +60,17 @@ def test_c23_adam_does_not_see_the_split_of_scale(p, q, tolerance):
 
 def test_c23_breaks_with_weight_decay_and_a_large_epsilon():
     c23 = claim("c23")
-    assert c23.difference(3.0, 7.0, weight_decay=0.1) > 1e-3 and c23.difference(3.0, 7.0, eps=1e-3) > 1e-3
+    assert (
+        c23.difference(3.0, 7.0, weight_decay=0.1) > 1e-3
+        and c23.difference(3.0, 7.0, eps=1e-3) > 1e-3
+    )
 
 
 def test_c26_the_gradient_of_b_falls_with_rank_under_alpha_over_r_alone():
     c26 = claim("c26")
-    assert c26.slope("standard")[0] == pytest.approx(-0.5, abs=0.1) and c26.slope("rslora")[0] == pytest.approx(0.0, abs=0.1)
+    assert c26.slope("standard")[0] == pytest.approx(-0.5, abs=0.1) and c26.slope("rslora")[
+        0
+    ] == pytest.approx(0.0, abs=0.1)
 
 
 def test_c34_starts_are_the_base_and_lora_ga_steps_along_the_gradient():

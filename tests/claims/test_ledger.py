@@ -1,4 +1,6 @@
-"""The ledger finds claims, refuses results of another version, and makes its page from the result files alone."""
+"""The ledger finds claims, refuses results of another version, and makes its page from the result
+files alone.
+"""
 
 import json
 from pathlib import Path
@@ -29,7 +31,12 @@ def folder(tmp_path) -> Path:
 
 
 def write(place: Path, id: str, **values) -> None:
-    options = dict(id=id, title="t", kind="exact", version=1, verdict="reproduced", ours="3.0", plot=False) | values
+    options = (
+        dict(
+            id=id, title="t", kind="exact", version=1, verdict="reproduced", ours="3.0", plot=False
+        )
+        | values
+    )
     (place / f"c{id[1:].zfill(2)}_x.py").write_text(CLAIM.format(**options))
 
 
@@ -41,7 +48,11 @@ def test_claims_are_run_kept_listed_and_reported(folder, capsys):
     assert run(folder, "run", "c1", "12") == 0
     assert "C1 reproduced: 3.0" in capsys.readouterr().out
     result = json.loads((folder / "results" / "C1.json").read_text())
-    assert result["format"] == ledger.FORMAT and result["seeds"] == [0, 1, 2] and result["figures"] == {"n": 3}
+    assert (
+        result["format"] == ledger.FORMAT
+        and result["seeds"] == [0, 1, 2]
+        and result["figures"] == {"n": 3}
+    )
     assert (
         result["environment"]["versions"]["jax"]
         and result["environment"]["command"].startswith("lora-jax")
@@ -52,9 +63,17 @@ def test_claims_are_run_kept_listed_and_reported(folder, capsys):
     write(folder, "C30", title="never run")
     assert run(folder, "report") == 0
     page = (folder.parent / "README.md").read_text()
-    assert "2 of 3 claims have been run" in page and "| C30 never run | A, Table 1 | 2 |  | not run |  |" in page
-    assert "[3.0](claims/results/C1.json) | **reproduced**" in page and "Diverged: b at rate 1." in page
-    assert (folder / "results" / "C1.png").stat().st_size > 1000 and not (folder / "results" / "C12.png").exists()
+    assert (
+        "2 of 3 claims have been run" in page
+        and "| C30 never run | A, Table 1 | 2 |  | not run |  |" in page
+    )
+    assert (
+        "[3.0](claims/results/C1.json) | **reproduced**" in page
+        and "Diverged: b at rate 1." in page
+    )
+    assert (folder / "results" / "C1.png").stat().st_size > 1000 and not (
+        folder / "results" / "C12.png"
+    ).exists()
 
 
 def test_an_unknown_claim_names_near_ones(folder, capsys):
@@ -62,7 +81,10 @@ def test_an_unknown_claim_names_near_ones(folder, capsys):
     said = " ".join(capsys.readouterr().err.split())
     assert "There is no claim 'C11'. Nearest: C1" in said and "twelve" in said
     assert run(folder, "run") == 2 and "Which claims?" in capsys.readouterr().err
-    assert run(folder, "run", "C1", "--seeds", "a") == 2 and "--seeds needs whole numbers" in capsys.readouterr().err
+    assert (
+        run(folder, "run", "C1", "--seeds", "a") == 2
+        and "--seeds needs whole numbers" in capsys.readouterr().err
+    )
 
 
 def test_a_result_of_another_version_is_refused_with_the_way_out(folder, capsys):
@@ -70,14 +92,21 @@ def test_a_result_of_another_version_is_refused_with_the_way_out(folder, capsys)
     write(folder, "C1", version=2)
     assert run(folder, "report") == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "is a result of C1 version 1, and the claim's test is C1 version 2" in said and "claims run C1 --again" in said
+    assert (
+        "is a result of C1 version 1, and the claim's test is C1 version 2" in said
+        and "claims run C1 --again" in said
+    )
     assert run(folder, "list") == 0 and "result of another version" in capsys.readouterr().out
     assert run(folder, "run", "C1", "--again") == 0 and run(folder, "report") == 0
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "cannot be read"), ("[]", "cannot be read"), ('{"format": "other", "claim": {"version": 1}}', "of format 'other'")],
+    [
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"format": "other", "claim": {"version": 1}}', "of format 'other'"),
+    ],
 )
 def test_a_damaged_or_foreign_result_is_an_error_that_names_the_file(folder, text, message):
     (folder / "results").mkdir()
@@ -110,8 +139,22 @@ def test_the_checkouts_claims_are_well_formed():
     assert first <= set(entries)
     for key, entry in entries.items():
         claim = entry.claim
-        assert entry.path.name.startswith(f"c{int(key[1:]):02d}_") and claim.title and claim.source and claim.published and claim.expected
-    assert {key for key, entry in entries.items() if entry.claim.kind == "exact"} == {"C3", "C9", "C11", "C22", "C23", "C26", "C34"}
+        assert (
+            entry.path.name.startswith(f"c{int(key[1:]):02d}_")
+            and claim.title
+            and claim.source
+            and claim.published
+            and claim.expected
+        )
+    assert {key for key, entry in entries.items() if entry.claim.kind == "exact"} == {
+        "C3",
+        "C9",
+        "C11",
+        "C22",
+        "C23",
+        "C26",
+        "C34",
+    }
     assert Lab("x").seeds == (0, 1, 2)
 
 
@@ -120,14 +163,27 @@ def test_the_page_in_the_checkout_is_the_one_that_its_results_make(tmp_path):
     page = (CHECKOUT.parent / "README.md").read_text()
     for key, entry in entries.items():
         result = ledger.read_result(CHECKOUT / "results" / f"{key}.json", entry.claim)
-        row = next(line for line in page.splitlines() if line.startswith((f"| {key} ", f"| [{key}]")))
-        assert ("not run" in row) if result is None else (f"**{result['verdict']}**" in row and result["ours"].replace("|", "\\|") in row)
+        row = next(
+            line for line in page.splitlines() if line.startswith((f"| {key} ", f"| [{key}]"))
+        )
+        assert (
+            ("not run" in row)
+            if result is None
+            else (f"**{result['verdict']}**" in row and result["ours"].replace("|", "\\|") in row)
+        )
 
 
 def test_a_claim_that_cannot_be_tested_does_not_keep_others_from_it(folder, capsys):
     text = (folder / "c01_x.py").read_text()
-    (folder / "c01_x.py").write_text(text.replace("    return Finding(", "    raise RuntimeError('no model')\n    return Finding("))
+    (folder / "c01_x.py").write_text(
+        text.replace(
+            "    return Finding(", "    raise RuntimeError('no model')\n    return Finding("
+        )
+    )
     assert run(folder, "run", "all") == 1
     said = capsys.readouterr()
-    assert "C1 could not be tested: RuntimeError: no model" in said.err and "C12 inconclusive" in said.out
+    assert (
+        "C1 could not be tested: RuntimeError: no model" in said.err
+        and "C12 inconclusive" in said.out
+    )
     assert not (folder / "results" / "C1.json").exists()

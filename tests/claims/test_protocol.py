@@ -1,4 +1,6 @@
-"""Arms find their own best rate, equal runs are trained once, divergence is an outcome, and losses of examples add up to the evaluation."""
+"""Arms find their own best rate, equal runs are trained once, divergence is an outcome, and losses
+of examples add up to the evaluation.
+"""
 
 import math
 from pathlib import Path
@@ -11,8 +13,8 @@ from lora_jax.claims import protocol
 from lora_jax.claims.examples import example_losses
 from lora_jax.claims.protocol import FACTOR, Arm, Lab, Reason, Run, compare, with_
 from lora_jax.config import Config, from_config_dict
-from lora_jax.train import loop
-from lora_jax.train.loop import Diverged
+from lora_jax.training import loop
+from lora_jax.training.loop import Diverged
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,9 @@ def tiny_config(tmp_path_factory) -> Config:
 
 
 class FakeLab(Lab):
-    """Runs cost nothing: the validation loss is a bowl around `best` in log rate, infinite above `limit`."""
+    """Runs cost nothing: the validation loss is a bowl around `best` in log rate, infinite above
+    `limit`.
+    """
 
     def __init__(self, root: Path, best: float, limit: float = math.inf) -> None:
         super().__init__(root)
@@ -40,14 +44,20 @@ class FakeLab(Lab):
         self.rates.append(rate)
         loss = 1 + math.log(rate / self.best) ** 2
         return Run(
-            "fake", config, Path("."), {"validation_loss": loss} if rate < self.limit else None, None if rate < self.limit else "Diverged"
+            "fake",
+            config,
+            Path("."),
+            {"validation_loss": loss} if rate < self.limit else None,
+            None if rate < self.limit else "Diverged",
         )
 
 
 def test_an_arm_stands_at_the_best_rate_of_its_grid(tmp_path):
     arm = FakeLab(tmp_path, best=1.1e-3).arm("a", Config(), (3.16e-4, 1e-3, 3.16e-3))
     assert arm.rate == 1e-3 and [rate for rate, _ in arm.tuning] == [3.16e-4, 1e-3, 3.16e-3]
-    assert [run.config.train.seed for run in arm.runs] == [0, 1, 2] and {run.config.optim.learning_rate for run in arm.runs} == {1e-3}
+    assert [run.config.train.seed for run in arm.runs] == [0, 1, 2] and {
+        run.config.optim.learning_rate for run in arm.runs
+    } == {1e-3}
 
 
 @pytest.mark.parametrize("best", [1e-4, 1e-1])
@@ -55,8 +65,13 @@ def test_a_grid_grows_where_its_best_is_at_an_end_and_stays_on_round_rates(tmp_p
     arm = FakeLab(tmp_path, best=best).arm("a", Config(), (1e-3, 3.16e-3, 1e-2))
     assert arm.rate == pytest.approx(best, rel=1e-2)
     # Rates reached by growing are those that a written grid would have, so that runs are shared.
-    assert all(rate in (1e-5, 3.16e-5, 1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2, 3.16e-2, 1e-1, 3.16e-1, 1.0) for rate, _ in arm.tuning)
-    assert FakeLab(tmp_path, best=1e-9).arm("a", Config(), (1e-3, 3.16e-3)).rate == pytest.approx(1e-3 / FACTOR**3, rel=1e-2)
+    assert all(
+        rate in (1e-5, 3.16e-5, 1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2, 3.16e-2, 1e-1, 3.16e-1, 1.0)
+        for rate, _ in arm.tuning
+    )
+    assert FakeLab(tmp_path, best=1e-9).arm("a", Config(), (1e-3, 3.16e-3)).rate == pytest.approx(
+        1e-3 / FACTOR**3, rel=1e-2
+    )
 
 
 def test_a_rate_that_diverges_is_never_the_best_and_is_named(tmp_path):
@@ -66,19 +81,27 @@ def test_a_rate_that_diverges_is_never_the_best_and_is_named(tmp_path):
     assert lost.rate < 1e-4 and len(lost.diverged) >= 2
 
 
-def test_equal_runs_are_trained_once_and_losses_of_examples_add_up(tiny_config, tmp_path, monkeypatch):
+def test_equal_runs_are_trained_once_and_losses_of_examples_add_up(
+    tiny_config, tmp_path, monkeypatch
+):
     lab = Lab(tmp_path / "runs", say=lambda text: None)
     run = lab.run(tiny_config)
     assert run.result["steps"] == 3 and [step for step, _ in run.trace()] == [1, 2, 3]
     losses, weights = run.losses("test")
     # The same sums in another order, in float32.
-    assert (losses * weights).sum() / weights.sum() == pytest.approx(run.result["test_loss"], rel=1e-5)
+    assert (losses * weights).sum() / weights.sum() == pytest.approx(
+        run.result["test_loss"], rel=1e-5
+    )
     assert (weights > 0).all() and weights.sum() > len(weights)
     monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained again"))
     later = Lab(tmp_path / "runs", say=lambda text: None)
     again = later.run(tiny_config)
     # A claim is told what its runs took, also where another claim trained them.
-    assert later.account() == {run.name: run.result["seconds"]} and later.seconds_here() == 0 and lab.seconds_here() > 0
+    assert (
+        later.account() == {run.name: run.result["seconds"]}
+        and later.seconds_here() == 0
+        and lab.seconds_here() > 0
+    )
     later.new_account()
     assert later.account() == {}
     assert again.result == {**run.result} and np.array_equal(again.losses("test")[0], losses)
@@ -95,7 +118,9 @@ def test_a_run_that_diverges_is_recorded_and_not_tried_again(tiny_config, tmp_pa
     lab = Lab(tmp_path / "runs", say=lambda text: None)
     for _ in range(2):
         run = lab.run(with_(tiny_config, **{"optim.learning_rate": 7.0}))
-        assert run.result is None and run.validation_loss == math.inf and "step 2 is nan" in run.error
+        assert (
+            run.result is None and run.validation_loss == math.inf and "step 2 is nan" in run.error
+        )
     assert len(calls) == 1
     with pytest.raises(ValueError, match="diverged"):
         run.losses()
@@ -119,26 +144,45 @@ def test_arms_are_compared_example_by_example(tmp_path):
             folder = tmp_path / f"{shift}-{seed}"
             folder.mkdir()
             base = np.random.default_rng(0).exponential(size=200)
-            np.savez(folder / "losses_test.npz", losses=base + shift + 0.001 * seed, weights=np.ones(200))
-            runs.append(Run("r", with_(Config(), **{"train.seed": seed}), folder, {"trainable_parameters": 1}))
+            np.savez(
+                folder / "losses_test.npz", losses=base + shift + 0.001 * seed, weights=np.ones(200)
+            )
+            runs.append(
+                Run(
+                    "r",
+                    with_(Config(), **{"train.seed": seed}),
+                    folder,
+                    {"trainable_parameters": 1},
+                )
+            )
         return Arm("a", 1e-3, tuple(runs), ((1e-3, 1.0),))
 
     interval, each = compare(arm(0.2), arm(0.1))
-    assert interval.value == pytest.approx(0.1) and interval.high - interval.low < 1e-9 and each == pytest.approx([0.1] * 3)
-    assert arm(0.3).spread() == pytest.approx(0.001, rel=1e-6) and arm(0.4).summary()["tuning"] == [[1e-3, 1.0]]
+    assert (
+        interval.value == pytest.approx(0.1)
+        and interval.high - interval.low < 1e-9
+        and each == pytest.approx([0.1] * 3)
+    )
+    assert arm(0.3).spread() == pytest.approx(0.001, rel=1e-6) and arm(0.4).summary()["tuning"] == [
+        [1e-3, 1.0]
+    ]
 
 
 def test_padded_and_sorted_batches_give_each_classified_example_its_own_loss(tiny):
     from lora_jax.config import load_config
-    from lora_jax.train.loop import initial_state
-    from lora_jax.train.task import task_of
+    from lora_jax.training.loop import initial_state
+    from lora_jax.training.task import task_of
 
     default = Path(__file__).parents[2] / "configs" / "default.py"
     config = load_config(str(default), [f"{key}={value}" for key, value in tiny.items()])
     task = task_of(config)
     frozen, state = initial_state(config, task, 1)
-    together = example_losses(task.model, task.splits["test"], frozen, state.lora, buckets=task.buckets, batch_size=7)
-    alone = example_losses(task.model, task.splits["test"], frozen, state.lora, buckets=task.buckets, batch_size=1)
+    together = example_losses(
+        task.model, task.splits["test"], frozen, state.trainable, buckets=task.buckets, batch_size=7
+    )
+    alone = example_losses(
+        task.model, task.splits["test"], frozen, state.trainable, buckets=task.buckets, batch_size=1
+    )
     np.testing.assert_allclose(together[0], alone[0], rtol=1e-5)
     assert (together[1] == 1).all() and len(together[0]) == len(task.splits["test"])
 
@@ -151,5 +195,12 @@ def test_shown_and_with_():
 @pytest.mark.parametrize(("supported", "word"), [(True, "supports"), (False, "refutes")])
 def test_a_reason_says_what_was_supposed_and_what_came_of_it(supported, word):
     reason = Reason("x is small, so y should be above 1", "y is 2", supported, {"y": 2})
-    assert reason.text.endswith(f"*Reason tested:* x is small, so y should be above 1. *Measured:* y is 2. This {word} it.")
-    assert reason.entry() == {"supposed": reason.supposed, "measured": "y is 2", "supported": supported, "y": 2}
+    assert reason.text.endswith(
+        f"*Reason tested:* x is small, so y should be above 1. *Measured:* y is 2. This {word} it."
+    )
+    assert reason.entry() == {
+        "supposed": reason.supposed,
+        "measured": "y is 2",
+        "supported": supported,
+        "y": 2,
+    }

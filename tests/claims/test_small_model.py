@@ -1,4 +1,6 @@
-"""S is made from its texts alone, kept, tuned and looked into; here a very small one on made-up reviews."""
+"""S is made from its texts alone, kept, tuned and looked into; here a very small one on made-up
+reviews.
+"""
 
 import json
 from pathlib import Path
@@ -15,7 +17,7 @@ from lora_jax.claims.small_model import SmallModel
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
-from lora_jax.train.saved import load_run
+from lora_jax.training.saved import load_run
 
 TINY = SmallModel(width=32, layers=2, steps=4, batch_size=8)
 
@@ -51,7 +53,9 @@ def home(tmp_path_factory) -> Path:
     for domain in ("imdb", "imdb_held_out", "rotten_tomatoes"):
         rows = list(small_model._pieces([" ".join(dice.choice(words, 24)) for _ in range(80)]))
         (folder / "claims").mkdir(exist_ok=True)
-        (folder / "claims" / f"{domain}-v{small_model.VERSION}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "claims" / f"{domain}-v{small_model.VERSION}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
     return folder
 
 
@@ -62,18 +66,27 @@ def folder(home, monkeypatch) -> Path:
 
 
 def test_texts_are_cut_into_prompts_and_completions():
-    rows = list(small_model._pieces(["a b c d e<br />f g h i j", "too short", " ".join(map(str, range(60)))]))
+    rows = list(
+        small_model._pieces(
+            ["a b c d e<br />f g h i j", "too short", " ".join(map(str, range(60)))]
+        )
+    )
     assert [row["prompt"] for row in rows] == ["a b c", "0 1 2", "28 29 30"]
     assert rows[0]["completion"] == "d e f g h i j" and rows[1]["completion"].split()[-1] == "27"
-    with pytest.raises(ValueError, match="A domain is one of imdb, imdb_held_out, rotten_tomatoes, got 'a'"):
+    with pytest.raises(
+        ValueError, match="A domain is one of imdb, imdb_held_out, rotten_tomatoes, got 'a'"
+    ):
         small_model.texts("a")
 
 
 def test_s_is_pretrained_once_from_its_seed_and_kept(folder, monkeypatch):
     told = json.loads((folder / "pretraining.json").read_text())
-    assert told["train"]["total_steps"] == 4 and 0 < told["validation_loss"] < np.log(small_model.WORDS) + 1
+    assert (
+        told["train"]["total_steps"] == 4
+        and 0 < told["validation_loss"] < np.log(small_model.WORDS) + 1
+    )
     assert not folder.with_name(folder.name + ".work").exists()
-    from lora_jax.train import loop
+    from lora_jax.training import loop
 
     monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained again"))
     assert small_model.pretrained(TINY) == folder
@@ -83,10 +96,16 @@ def test_its_linear_layers_can_be_stored_in_few_bits(folder):
     model, params = small_model.load(folder)
     stored = flatten(small_model.quantized(model, params, QuantSpec("nf4", 32, False)))
     boxed = {path for path, leaf in stored.items() if isinstance(leaf, QuantizedArray)}
-    assert boxed == {path for path in stored if path.startswith("layers/") and path.endswith("/kernel")} and len(boxed) == 7
+    assert (
+        boxed
+        == {path for path in stored if path.startswith("layers/") and path.endswith("/kernel")}
+        and len(boxed) == 7
+    )
     held = small_model.held_out()
     exact, weights = example_losses(model, held, params, {})
-    coarse, _ = example_losses(model, held, small_model.quantized(model, params, QuantSpec("nf2", 32, False)), {})
+    coarse, _ = example_losses(
+        model, held, small_model.quantized(model, params, QuantSpec("nf2", 32, False)), {}
+    )
     assert len(exact) == 80 and (weights > 0).all() and np.abs(coarse - exact).max() > 1e-4
     assert small_model.quantized(model, params, None) is params
 
@@ -94,28 +113,51 @@ def test_its_linear_layers_can_be_stored_in_few_bits(folder):
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_updates_are_what_the_run_added_to_each_matrix(folder, method, tmp_path):
     lab = Lab(tmp_path, say=lambda text: None)
-    config = with_(small_model.tuning(folder), **{"method": method, "lora.rank": 2, "train.total_steps": 3, "optim.learning_rate": 1e-2})
+    config = with_(
+        small_model.tuning(folder),
+        **{"method": method, "lora.rank": 2, "train.total_steps": 3, "optim.learning_rate": 1e-2},
+    )
     run = lab.run(config)
     found = list(matrices(run, ("q", "down")))
-    assert sorted((m.path.split("/")[-2], m.layer) for m in found) == [("down", 0), ("down", 1), ("q", 0), ("q", 1)]
+    assert sorted((m.path.split("/")[-2], m.layer) for m in found) == [
+        ("down", 0),
+        ("down", 1),
+        ("q", 0),
+        ("q", 1),
+    ]
     saved = load_run(run.folder)
     for m in found:
-        leaf = saved.lora[m.path]
+        leaf = saved.trainable[m.path]
         base = np.asarray(flatten(saved.task.params)[m.path][m.layer])
-        new = base + np.asarray(leaf.delta())[m.layer] if isinstance(leaf, LowRank) else np.asarray(leaf.value)[m.layer]
-        np.testing.assert_allclose(m.tuned, new, atol=1e-6)  # float32's rounding of weights of about 1
+        new = (
+            base + np.asarray(leaf.delta())[m.layer]
+            if isinstance(leaf, LowRank)
+            else np.asarray(leaf.value)[m.layer]
+        )
+        np.testing.assert_allclose(
+            m.tuned, new, atol=1e-6
+        )  # float32's rounding of weights of about 1
         assert m.update.s[0] > 0 and (m.a is None) == (method == "full")
-        np.testing.assert_allclose(dense_svd(m.tuned - m.weight).s[: len(m.update.s)], m.update.s, atol=1e-9)
+        np.testing.assert_allclose(
+            dense_svd(m.tuned - m.weight).s[: len(m.update.s)], m.update.s, atol=1e-9
+        )
     assert len(list(matrices(run))) == 14
 
 
 def test_factors_before_the_first_step_are_made_again_from_the_seed(folder, tmp_path):
     lab = Lab(tmp_path, say=lambda text: None)
     # A rate at which nothing moves: after training the factors are still the starts.
-    config = with_(small_model.tuning(folder), **{"lora.rank": 2, "lora.targets": arms.WITH_EMBEDDING, "optim.learning_rate": 1e-30})
+    config = with_(
+        small_model.tuning(folder),
+        **{"lora.rank": 2, "lora.targets": arms.WITH_EMBEDDING, "optim.learning_rate": 1e-30},
+    )
     run = lab.run(with_(config, **{"train.total_steps": 1, "train.seed": 5}))
     before = starts(run)
-    assert before.keys() == load_run(run.folder).lora.keys() and "embed/embedding" in before and len(before) == 8
+    assert (
+        before.keys() == load_run(run.folder).trainable.keys()
+        and "embed/embedding" in before
+        and len(before) == 8
+    )
     for m in matrices(run):
         np.testing.assert_array_equal(m.a, before[m.path][m.layer])
 
@@ -123,11 +165,23 @@ def test_factors_before_the_first_step_are_made_again_from_the_seed(folder, tmp_
 def test_arms_of_claims_share_their_settings(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(small_model, "pretrained", lambda model=None: folder)
     lab = Lab(tmp_path, seeds=(0,), say=lambda text: None)
-    monkeypatch.setattr(lab, "arm", lambda name, config, rates, seeds=None: (name, config, tuple(rates), seeds))
-    name, config, rates, seeds = arms.lora_arm(lab, 4, arms.projections("qv"), **{"lora.alpha": 8.0})
-    assert (name, config.lora.rank, config.lora.alpha, rates, seeds) == ("r=4", 4, 8.0, arms.LORA_RATES, None)
-    assert arms.full_arm(lab)[1].method == "full" and arms.projections("qk").endswith("attn/(q|k)/kernel")
+    monkeypatch.setattr(
+        lab, "arm", lambda name, config, rates, seeds=None: (name, config, tuple(rates), seeds)
+    )
+    name, config, rates, seeds = arms.lora_arm(
+        lab, 4, arms.projections("qv"), **{"lora.alpha": 8.0}
+    )
+    assert (name, config.lora.rank, config.lora.alpha, rates, seeds) == (
+        "r=4",
+        4,
+        8.0,
+        arms.LORA_RATES,
+        None,
+    )
+    assert arms.full_arm(lab)[1].method == "full" and arms.projections("qk").endswith(
+        "attn/(q|k)/kernel"
+    )
     # A name and its regex are one run.
-    from lora_jax.sweep.grid import run_id
+    from lora_jax.sweeps.grid import run_id
 
     assert run_id(config) == run_id(arms.lora_arm(lab, 4, "query+value", **{"lora.alpha": 8.0})[1])

@@ -1,4 +1,6 @@
-"""`lora-jax inspect --adapter` and `lora-jax convert`: what is printed, what is written, and what is refused, through the front door."""
+"""`lora-jax inspect --adapter` and `lora-jax convert`: what is printed, what is written, and what
+is refused, through the front door.
+"""
 
 from pathlib import Path
 
@@ -20,77 +22,133 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "peft"
 MODEL = str(GOLDEN / "bert_cls")
 
 
-def test_a_PEFT_adapter_is_shown_with_its_rank_at_every_site_and_layer(capsys: pytest.CaptureFixture) -> None:
+def test_a_PEFT_adapter_is_shown_with_its_rank_at_every_site_and_layer(
+    capsys: pytest.CaptureFixture,
+) -> None:
     assert main(["inspect", "--adapter", str(GOLDEN / "bert_patterns"), "--model", MODEL]) == 0
     lines = capsys.readouterr().out.splitlines()
     cells = {line.split()[0]: line.split()[-3:] for line in lines[:7]}
     assert lines[0].split() == ["site", "\\", "layer", "0", "1", "-"]
-    assert cells["layers/attn/q/kernel"] == [".", "4", "."] and cells["layers/mlp/down/kernel"] == [".", "5", "."]
+    assert cells["layers/attn/q/kernel"] == [".", "4", "."] and cells["layers/mlp/down/kernel"] == [
+        ".",
+        "5",
+        ".",
+    ]
     assert "sites that change nothing: none" in lines[-1]
 
 
-def test_conversion_to_ours_and_back_keeps_every_number(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_conversion_to_ours_and_back_keeps_every_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     for case in ("bert_lora", "bert_dora", "bert_bias_adapted"):
         ours, back = tmp_path / case / "ours", tmp_path / case / "peft"
         assert main(["convert", str(GOLDEN / case), str(ours), "--model", MODEL]) == 0
         assert main(["convert", str(ours), str(back), "--model", MODEL]) == 0
         assert "target_modules" in capsys.readouterr().out
-        first, second = (safetensors.read(folder / "adapter_model.safetensors") for folder in (GOLDEN / case, back))
-        assert first.keys() == second.keys() and all(np.array_equal(first[key], second[key]) for key in first)
+        first, second = (
+            safetensors.read(folder / "adapter_model.safetensors")
+            for folder in (GOLDEN / case, back)
+        )
+        assert first.keys() == second.keys() and all(
+            np.array_equal(first[key], second[key]) for key in first
+        )
         assert main(["inspect", "--adapter", str(ours)]) == 0, capsys.readouterr().err
         config, _ = load_encoder(MODEL, num_classes=2)
         assert set(load_adapter(ours)[0]) == set(load_peft(back, encoder_names(config))[0])
 
 
-def test_an_adapter_of_a_model_with_its_layers_in_a_loop_goes_out_and_comes_back(tmp_path: Path) -> None:
-    loop, peft, stacked, again = (str(tmp_path / name) for name in ("loop", "peft", "stacked", "again"))
+def test_an_adapter_of_a_model_with_its_layers_in_a_loop_goes_out_and_comes_back(
+    tmp_path: Path,
+) -> None:
+    loop, peft, stacked, again = (
+        str(tmp_path / name) for name in ("loop", "peft", "stacked", "again")
+    )
     assert main(["convert", str(GOLDEN / "bert_lora"), loop, "--model", MODEL, "--loop"]) == 0
     assert main(["convert", loop, peft, "--model", MODEL]) == 0
-    assert main(["convert", peft, stacked, "--model", MODEL]) == 0  # Recorded for the base in the other layout: the same base.
+    assert (
+        main(["convert", peft, stacked, "--model", MODEL]) == 0
+    )  # Recorded for the base in the other layout: the same base.
     assert main(["convert", stacked, again, "--model", MODEL]) == 0
-    first, second = (safetensors.read(Path(folder) / "adapter_model.safetensors") for folder in (peft, again))
-    assert first.keys() == second.keys() and all(np.array_equal(first[key], second[key]) for key in first)
-    assert "layers_0/attn/q/kernel" in load_adapter(loop)[0] and "layers/attn/q/kernel" in load_adapter(stacked)[0]
+    first, second = (
+        safetensors.read(Path(folder) / "adapter_model.safetensors") for folder in (peft, again)
+    )
+    assert first.keys() == second.keys() and all(
+        np.array_equal(first[key], second[key]) for key in first
+    )
+    assert (
+        "layers_0/attn/q/kernel" in load_adapter(loop)[0]
+        and "layers/attn/q/kernel" in load_adapter(stacked)[0]
+    )
 
 
 @pytest.mark.parametrize("scan", [True, False], ids=["scan", "loop"])
 def test_a_decoders_adapter_is_converted_for_its_model(scan: bool, tmp_path: Path) -> None:
     model = str(DECODERS / "llama3")
-    _, _, lora = adapted_decoder("llama3", scan=scan)
-    save_adapter(tmp_path / "ours", lora, base=lj.fingerprint(load_decoder(model, scan=scan)[1]), model="llama3")
+    _, _, trainable = adapted_decoder("llama3", scan=scan)
+    save_adapter(
+        tmp_path / "ours",
+        trainable,
+        base=lj.fingerprint(load_decoder(model, scan=scan)[1]),
+        model="llama3",
+    )
     assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "peft"), "--model", model]) == 0
     loop = [] if scan else ["--loop"]
-    assert main(["convert", str(tmp_path / "peft"), str(tmp_path / "back"), "--model", model, *loop]) == 0
+    assert (
+        main(["convert", str(tmp_path / "peft"), str(tmp_path / "back"), "--model", model, *loop])
+        == 0
+    )
     back = load_adapter(tmp_path / "back")[0]
-    assert set(back) == set(lora)
-    for path, leaf in lora.items():
+    assert set(back) == set(trainable)
+    for path, leaf in trainable.items():
         np.testing.assert_allclose(back[path].delta(), leaf.delta(), atol=1e-6)
 
 
 def test_what_changes_nothing_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     low = lj.LowRank(a=jnp.ones((2, 4, 3)), b=jnp.zeros((2, 3, 4)), scale=jnp.ones((2, 3)))
     moving = low.replace(b=low.b + 1)
-    save_adapter(tmp_path, {"layers/q/kernel": low, "layers/v/kernel": moving}, base="0123456789abcdef", model="x")
+    save_adapter(
+        tmp_path,
+        {"layers/q/kernel": low, "layers/v/kernel": moving},
+        base="0123456789abcdef",
+        model="x",
+    )
     assert main(["inspect", "--adapter", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "sites that change nothing: layers/q/kernel" in out and "base 0123456789abcdef" in out
 
 
-def test_what_cannot_be_converted_is_one_paragraph_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_what_cannot_be_converted_is_one_paragraph_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     _, params = load_encoder(MODEL, num_classes=2)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     other = tmp_path / "other"
-    lora = {"layers/attn/q/kernel": lj.LowRank(a=jnp.ones((2, 16, 1)), b=jnp.ones((2, 1, 16)), scale=jnp.ones((2, 1)))}
-    save_adapter(other, lora, base="0123456789abcdef", model="x")
+    trainable = {
+        "layers/attn/q/kernel": lj.LowRank(
+            a=jnp.ones((2, 16, 1)), b=jnp.ones((2, 1, 16)), scale=jnp.ones((2, 1))
+        )
+    }
+    save_adapter(other, trainable, base="0123456789abcdef", model="x")
     partly = tmp_path / "partly"
     own = lj.fingerprint({name: leaf for name, leaf in params.items() if name != "classifier"})
-    save_adapter(partly, {**lora, "layers/attn/k/bias": lj.Whole(value=jnp.ones((2, 16)))}, base=own, model="x")
+    save_adapter(
+        partly,
+        {**trainable, "layers/attn/k/bias": lj.Whole(value=jnp.ones((2, 16)))},
+        base=own,
+        model="x",
+    )
     cases = [
         (["inspect", "--adapter", str(GOLDEN / "bert_lora")], "give it with --model"),
         (["inspect", "--adapter", str(tmp_path / "nowhere")], "There is no file"),
-        (["convert", str(GOLDEN / "bert_lora"), str(tmp_path / "full"), "--model", MODEL], "new or empty folder"),
-        (["convert", str(other), str(tmp_path / "out"), "--model", MODEL], "trained on base 0123456789abcdef"),
+        (
+            ["convert", str(GOLDEN / "bert_lora"), str(tmp_path / "full"), "--model", MODEL],
+            "new or empty folder",
+        ),
+        (
+            ["convert", str(other), str(tmp_path / "out"), "--model", MODEL],
+            "trained on base 0123456789abcdef",
+        ),
         (["convert", str(partly), str(tmp_path / "out"), "--model", MODEL], "biases"),
     ]
     for arguments, message in cases:

@@ -1,4 +1,6 @@
-"""`lora-jax data preview`: records, prompts with the tokens that count, lengths, and what splits share."""
+"""`lora-jax data preview`: records, prompts with the tokens that count, lengths, and what splits
+share.
+"""
 
 import json
 import re
@@ -17,7 +19,13 @@ MY_DATA = str(Path(__file__).parents[2] / "configs" / "tasks" / "my_data.py")
 
 
 def preview(capsys, recipe, *changes):
-    given = ["data", "preview", "--config", f"{MY_DATA}:{recipe}", *(f"--config.{change}" for change in changes)]
+    given = [
+        "data",
+        "preview",
+        "--config",
+        f"{MY_DATA}:{recipe}",
+        *(f"--config.{change}" for change in changes),
+    ]
     assert cli.main(given) == 0, capsys.readouterr().err
     return capsys.readouterr().out
 
@@ -26,7 +34,12 @@ def test_a_decoders_preview_marks_the_tokens_that_bear_loss(tmp_path, capsys):
     data = tmp_path / "a.jsonl"
     rows = [json.dumps({"text": f"ab{n}", "summary": "ba"}) for n in range(60)]
     data.write_text("\n".join([*rows, "{broken"]))
-    changes = (f"model.name={write_tiny_model(tmp_path / 'model')}", f"data.name={data}", "data.max_length=20", "data.on_error=skip")
+    changes = (
+        f"model.name={write_tiny_model(tmp_path / 'model')}",
+        f"data.name={data}",
+        "data.max_length=20",
+        "data.on_error=skip",
+    )
     out = preview(capsys, "summarisation", *changes)
     assert "1 rows left out: 1 with broken JSON" in out and f"{data}:61" in out
     assert re.search(r"prompt: 'ab\d+\\nSummary:'\ncompletion: 'ba'", out)
@@ -37,18 +50,38 @@ def test_a_decoders_preview_marks_the_tokens_that_bear_loss(tmp_path, capsys):
 def test_an_encoders_preview_shows_classes_and_lengths(tmp_path, capsys):
     data = write_task(tmp_path / "a.jsonl", "classification", 80)
     out = preview(
-        capsys, "classification", f"model.name={save_tiny_encoder(tmp_path / 'model')}", f"data.name={data}", "data.max_length=20"
+        capsys,
+        "classification",
+        f"model.name={save_tiny_encoder(tmp_path / 'model')}",
+        f"data.name={data}",
+        "data.max_length=20",
     )
-    assert "classes of train: neg " in out and re.search(rf"\({data}:\d+\)", out) and "label: '" in out and "cut to max_length: none" in out
+    assert (
+        "classes of train: neg " in out
+        and re.search(rf"\({data}:\d+\)", out)
+        and "label: '" in out
+        and "cut to max_length: none" in out
+    )
 
 
 def test_a_wrong_field_is_one_paragraph(tmp_path, capsys):
     data = write_task(tmp_path / "a.jsonl", "classification", 40)
     model = save_tiny_encoder(tmp_path / "model")
-    given = ["data", "preview", "--config", f"{MY_DATA}:classification", f"--config.model.name={model}", f"--config.data.name={data}"]
+    given = [
+        "data",
+        "preview",
+        "--config",
+        f"{MY_DATA}:classification",
+        f"--config.model.name={model}",
+        f"--config.data.name={data}",
+    ]
     assert cli.main([*given, "--config.data.fields.text=txt"]) == 2
     text = " ".join(capsys.readouterr().err.split())
-    assert "a.jsonl:1: a row needs the field 'txt'" in text and "Nearest: 'text'" in text and "--config.data.fields" in text
+    assert (
+        "a.jsonl:1: a row needs the field 'txt'" in text
+        and "Nearest: 'text'" in text
+        and "--config.data.fields" in text
+    )
 
 
 def test_histogram_counts_every_example():
@@ -61,8 +94,16 @@ def test_histogram_counts_every_example():
 def test_overlaps_name_repeated_and_shared_inputs():
     from lora_jax.data.completions import Completions
 
-    lines = overlaps({"train": Completions(("a", "a", "b"), ("x",) * 3), "test": Completions(("B!", "c"), ("x",) * 2)})
-    assert lines[0] == "train: 1 of 3 inputs came before in it" and "1 of 2 held-out texts" in lines[-1]
+    lines = overlaps(
+        {
+            "train": Completions(("a", "a", "b"), ("x",) * 3),
+            "test": Completions(("B!", "c"), ("x",) * 2),
+        }
+    )
+    assert (
+        lines[0] == "train: 1 of 3 inputs came before in it"
+        and "1 of 2 held-out texts" in lines[-1]
+    )
 
 
 @pytest.mark.parametrize("given", [["data", "review", "--config", MY_DATA], ["data", "preview"]])

@@ -12,13 +12,22 @@ from lora_jax.io.quantized import load_quantized
 from lora_jax.io.weights import load_encoder, save_encoder
 from lora_jax.models.encoder import Encoder, EncoderConfig
 
-CONFIG = EncoderConfig(vocab_size=30, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128, max_positions=16)
+CONFIG = EncoderConfig(
+    vocab_size=30,
+    hidden_size=64,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=128,
+    max_positions=16,
+)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    params = Encoder(CONFIG).init(jax.random.key(0), jnp.ones((1, 8), jnp.int32), jnp.ones((1, 8), bool))["params"]
+    params = Encoder(CONFIG).init(
+        jax.random.key(0), jnp.ones((1, 8), jnp.int32), jnp.ones((1, 8), bool)
+    )["params"]
     save_encoder(folder, CONFIG, params)
     (folder / "vocab.txt").write_text("[PAD]\n")
     return folder
@@ -40,12 +49,18 @@ def test_checkpoint_holds_what_quantize_gives(model, written):
             np.testing.assert_array_equal(leaf.codes, expected.codes)
         else:
             np.testing.assert_array_equal(leaf, dense[path])
-    assert EncoderConfig(**metadata["encoder"]) == CONFIG and (written / "vocab.txt").exists() and (written / "config.json").exists()
+    assert (
+        EncoderConfig(**metadata["encoder"]) == CONFIG
+        and (written / "vocab.txt").exists()
+        and (written / "config.json").exists()
+    )
 
 
 def test_model_runs_from_the_checkpoint_as_it_is(written):
     tree, _ = load_quantized(written)
-    hidden, _ = Encoder(CONFIG).apply({"params": tree}, jnp.ones((1, 8), jnp.int32), jnp.ones((1, 8), bool))
+    hidden, _ = Encoder(CONFIG).apply(
+        {"params": tree}, jnp.ones((1, 8), jnp.int32), jnp.ones((1, 8), bool)
+    )
     assert np.isfinite(np.asarray(hidden)).all()
 
 
@@ -55,7 +70,11 @@ def test_inspect_prints_the_same_table(written, capsys):
     rows = load_quantized(written)[1]["losses"]
     assert len(rows) == 2 * 6 + 1
     for row in rows:
-        assert row["path"] in shown and f"{row['relative_error']:.5f}" in shown and f"{row['bytes_after']:,}" in shown
+        assert (
+            row["path"] in shown
+            and f"{row['relative_error']:.5f}" in shown
+            and f"{row['bytes_after']:,}" in shown
+        )
     assert "QuantSpec(format='nf4', block_size=64, double=True" in shown and "7 weights" in shown
 
 

@@ -1,4 +1,6 @@
-"""Arrays in 8 bits by blocks: nearest level, blocks that stack axes and padding leave alone, and bytes."""
+"""Arrays in 8 bits by blocks: nearest level, blocks that stack axes and padding leave alone, and
+bytes.
+"""
 
 import hashlib
 from typing import Any
@@ -24,13 +26,20 @@ def numbers(shape: tuple[int, ...], signed: bool) -> np.ndarray:
 def test_the_unsigned_map_is_bitsandbytes() -> None:
     table = dynamic_map(False)
     # Of bitsandbytes' `create_dynamic_map(signed=False)`, as little-endian float32.
-    assert hashlib.sha256(table.astype("<f4").tobytes()).hexdigest() == "305f002cc11278fb769d13b25b9fd0c7c83c8402c40a878fe086f4039fde6398"
+    assert (
+        hashlib.sha256(table.astype("<f4").tobytes()).hexdigest()
+        == "305f002cc11278fb769d13b25b9fd0c7c83c8402c40a878fe086f4039fde6398"
+    )
     assert table.shape == (256,) and table[0] == 0 and table[-1] == 1 and (np.diff(table) > 0).all()
 
 
 @pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize(("shape", "axis"), [((4500,), -1), ((3, 600), -1), ((2, 600, 3), -2), ((5, 7), -2)])
-def test_every_number_gets_the_nearest_level_of_its_block(shape: tuple[int, ...], axis: int, signed: bool) -> None:
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((4500,), -1), ((3, 600), -1), ((2, 600, 3), -2), ((5, 7), -2)]
+)
+def test_every_number_gets_the_nearest_level_of_its_block(
+    shape: tuple[int, ...], axis: int, signed: bool
+) -> None:
     x = numbers(shape, signed)
     stored = jax.jit(lambda x: quantize_blocks(x, axis=axis, signed=signed))(x)
     got = np.moveaxis(np.asarray(stored.restore(), np.float64), axis, -1)
@@ -49,13 +58,29 @@ def test_every_number_gets_the_nearest_level_of_its_block(shape: tuple[int, ...]
 @pytest.mark.parametrize("signed", [True, False])
 def test_codes_are_those_of_a_binary_search_to_the_last_bit(signed: bool) -> None:
     edges = midpoints(dynamic_map(signed))
-    bits = RNG.integers(0, 2**32, 200_000, dtype=np.uint32).view(np.float32)  # Every size that a float32 can have,
+    bits = RNG.integers(0, 2**32, 200_000, dtype=np.uint32).view(
+        np.float32
+    )  # Every size that a float32 can have,
     bits = bits[np.abs(bits) > 1e-37]  # but those that XLA takes for 0
-    unit = np.concatenate([edges, np.nextafter(edges, np.float32(-2)), np.nextafter(edges, np.float32(2)), bits, numbers((200_000,), True)])
+    unit = np.concatenate(
+        [
+            edges,
+            np.nextafter(edges, np.float32(-2)),
+            np.nextafter(edges, np.float32(2)),
+            bits,
+            numbers((200_000,), True),
+        ]
+    )
     unit = np.append(unit[np.abs(unit) < 1], [np.float32(1), np.float32(-1), np.float32(-0.0)])
     unit = unit if signed else np.abs(unit)
     # A 1 at the start of each block: numbers are what they are divided by.
-    rows = np.concatenate([np.ones((-(-len(unit) // 255), 1), np.float32), np.resize(unit, (-(-len(unit) // 255), 255))], 1)
+    rows = np.concatenate(
+        [
+            np.ones((-(-len(unit) // 255), 1), np.float32),
+            np.resize(unit, (-(-len(unit) // 255), 255)),
+        ],
+        1,
+    )
     wanted = np.searchsorted(edges, rows, "left")
     if not signed:
         wanted = np.where(rows > 0, np.maximum(wanted, 1), wanted)
@@ -67,19 +92,28 @@ def test_blocks_of_zeros_stay_zeros() -> None:
     got = quantize_blocks(x, axis=-2, signed=True).restore()
     assert np.array_equal(got, x)
     for signed in (True, False):
-        made, found = zero_blocks((300, 2), axis=-2, signed=signed), quantize_blocks(jnp.zeros((300, 2)), axis=-2, signed=signed)
+        made, found = (
+            zero_blocks((300, 2), axis=-2, signed=signed),
+            quantize_blocks(jnp.zeros((300, 2)), axis=-2, signed=signed),
+        )
         assert same_bits(made, found) and not np.asarray(made.restore()).any()
 
 
 def test_layers_adapters_and_padded_ranks_are_blocks_of_their_own() -> None:
     x = jnp.asarray(numbers((3, 600, 4), True))
-    make = lambda x: quantize_blocks(x, axis=-2, signed=True)  # noqa: E731
+    make = lambda x: quantize_blocks(x, axis=-2, signed=True)
     whole = make(x)
     one: Any = jax.tree.map(lambda leaf: leaf[1], whole)
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(make(x[1])), strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(make(x[1])), strict=True)
+    )
     padded = make(jnp.pad(x, [(0, 0), (0, 0), (0, 5)]))
     cut = jax.tree.map(lambda leaf: leaf[..., :4], padded)
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(whole), strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(whole), strict=True)
+    )
     assert np.array_equal(jax.vmap(make)(x).restore(), whole.restore())
 
 

@@ -1,4 +1,6 @@
-"""Every format is what its source says, and its search finds the nearest level with its rule for ties."""
+"""Every format is what its source says, and its search finds the nearest level with its rule for
+ties.
+"""
 
 import hashlib
 
@@ -30,7 +32,12 @@ def test_construction_at_other_widths(bits, levels):
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_normal_floats_have_every_code_zero_and_both_ends(bits):
     levels = normal_float(bits)
-    assert len(set(levels)) == 2**bits and min(levels) == -1 and max(levels) == 1 and levels[2 ** (bits - 1) - 1] == 0
+    assert (
+        len(set(levels)) == 2**bits
+        and min(levels) == -1
+        and max(levels) == 1
+        and levels[2 ** (bits - 1) - 1] == 0
+    )
 
 
 def test_dynamic_map_is_bitsandbytes():
@@ -56,21 +63,37 @@ def test_levels_have_their_own_codes(name):
     used = np.flatnonzero(~np.isnan(format.table()))
     codes = np.asarray(nearest_code(jnp.asarray(format.table()[used]), format))
     # -0 equals +0, and a comparison cannot tell them apart: code 0 stands for both.
-    np.testing.assert_array_equal(np.where(format.table()[used] == 0, 0, codes), np.where(format.table()[used] == 0, 0, used))
+    np.testing.assert_array_equal(
+        np.where(format.table()[used] == 0, 0, codes), np.where(format.table()[used] == 0, 0, used)
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("fp4_e2m1", ml_dtypes.float4_e2m1fn), ("fp8_e4m3", ml_dtypes.float8_e4m3fn), ("fp8_e5m2", ml_dtypes.float8_e5m2)],
+    [
+        ("fp4_e2m1", ml_dtypes.float4_e2m1fn),
+        ("fp8_e4m3", ml_dtypes.float8_e4m3fn),
+        ("fp8_e5m2", ml_dtypes.float8_e5m2),
+    ],
 )
 def test_small_floats_round_as_their_type_does_ties_included(name, dtype):
     format, bits = FORMATS[name], FORMATS[name].bits
     levels = format.table(1.0)
     levels = np.sort(levels[~np.isnan(levels)])
-    x = np.concatenate([levels, (levels[1:] + levels[:-1]) / 2, np.random.default_rng(1).uniform(-format.top, format.top, 2000)])
+    x = np.concatenate(
+        [
+            levels,
+            (levels[1:] + levels[:-1]) / 2,
+            np.random.default_rng(1).uniform(-format.top, format.top, 2000),
+        ]
+    )
     x = x.astype(np.float32)
     codes = np.asarray(nearest_code(jnp.asarray(x), format, raw=True))
-    ours = np.arange(2**bits, dtype=np.uint8).view(dtype)[codes] if bits == 8 else format.table(1.0)[codes]
+    ours = (
+        np.arange(2**bits, dtype=np.uint8).view(dtype)[codes]
+        if bits == 8
+        else format.table(1.0)[codes]
+    )
     np.testing.assert_array_equal(ours.astype(np.float32), x.astype(dtype).astype(np.float32))
 
 
@@ -88,7 +111,12 @@ def test_a_codebook_of_ones_own_takes_three_lines(monkeypatch):
     monkeypatch.setattr(codebooks, "FORMATS", dict(FORMATS))
     mine = codebooks.register(Format("thirds", 2, (-1.0, -1 / 3, 1 / 3, 1.0)))
     assert codebooks.format_named("thirds") is mine
-    assert np.asarray(nearest_code(jnp.asarray([-0.9, -0.1, 0.1, 0.9]), mine)).tolist() == [0, 1, 2, 3]
+    assert np.asarray(nearest_code(jnp.asarray([-0.9, -0.1, 0.1, 0.9]), mine)).tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 @pytest.mark.parametrize(

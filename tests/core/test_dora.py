@@ -23,7 +23,10 @@ def factors(spec=DORA, seed=0, size=0.5):
     w = jax.random.normal(jax.random.key(seed), SHAPE)
     low = initialize(jax.random.key(seed + 1), (), *SHAPE, spec, weight=w)
     key = jax.random.split(jax.random.key(seed + 2), 2)
-    return w, low.replace(a=low.a + size * jax.random.normal(key[0], low.a.shape), b=low.b + size * jax.random.normal(key[1], low.b.shape))
+    return w, low.replace(
+        a=low.a + size * jax.random.normal(key[0], low.a.shape),
+        b=low.b + size * jax.random.normal(key[1], low.b.shape),
+    )
 
 
 def dense(w, low):
@@ -48,7 +51,10 @@ def test_nothing_of_the_weights_size_is_formed_beside_the_base():
     low = low.replace(base_square=(w * w).sum(0))
     jaxpr = jax.make_jaxpr(column_squares)(w, low)
     made = [
-        var.aval.shape for equation in jaxpr.jaxpr.eqns for var in equation.outvars if equation.primitive.name != "convert_element_type"
+        var.aval.shape
+        for equation in jaxpr.jaxpr.eqns
+        for var in equation.outvars
+        if equation.primitive.name != "convert_element_type"
     ]
     assert made and SHAPE not in made and SHAPE[::-1] not in made
 
@@ -57,7 +63,12 @@ def test_the_box_is_the_definition_and_its_gradient_that_with_the_norm_held_cons
     w, low = factors()
     low = with_magnitude(low, w).replace(magnitude=jnp.linspace(0.5, 2.0, SHAPE[1]))
     norm = np.sqrt(np.square(dense(w, low)).sum(0))
-    np.testing.assert_allclose(Adapted(base=w, lora=low).unbox(), dense(w, low) * np.float64(low.magnitude) / norm, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        Adapted(base=w, lora=low).unbox(),
+        dense(w, low) * np.float64(low.magnitude) / norm,
+        rtol=1e-5,
+        atol=1e-5,
+    )
     target = jax.random.normal(jax.random.key(8), SHAPE)
 
     def ours(low):
@@ -65,7 +76,9 @@ def test_the_box_is_the_definition_and_its_gradient_that_with_the_norm_held_cons
 
     def definition(low):
         v = w + (low.a * low.scale) @ low.b
-        return (low.magnitude * v / jax.lax.stop_gradient(jnp.linalg.norm(v, axis=0)) * target).sum()
+        return (
+            low.magnitude * v / jax.lax.stop_gradient(jnp.linalg.norm(v, axis=0)) * target
+        ).sum()
 
     for name in ("a", "b", "magnitude"):
         left, right = getattr(jax.grad(ours)(low), name), getattr(jax.grad(definition)(low), name)
@@ -75,9 +88,13 @@ def test_the_box_is_the_definition_and_its_gradient_that_with_the_norm_held_cons
 def test_start_is_the_base_bit_for_bit_on_a_quantised_weight_too():
     w = jax.random.normal(jax.random.key(0), SHAPE)
     stored = quantize(w, QuantSpec("nf4", 8, False))
-    low = with_magnitude(initialize(jax.random.key(1), (), *SHAPE, LoraSpec(rank=3)), stored.matrix())
+    low = with_magnitude(
+        initialize(jax.random.key(1), (), *SHAPE, LoraSpec(rank=3)), stored.matrix()
+    )
     np.testing.assert_array_equal(Adapted(base=stored, lora=low).unbox(), stored.unbox())
-    np.testing.assert_array_equal(Adapted(base=stored, lora=low.replace(base_square=None)).unbox(), stored.unbox())
+    np.testing.assert_array_equal(
+        Adapted(base=stored, lora=low.replace(base_square=None)).unbox(), stored.unbox()
+    )
 
 
 def test_columns_without_direction_and_padded_layers_are_left_alone():
@@ -86,13 +103,17 @@ def test_columns_without_direction_and_padded_layers_are_left_alone():
     low = with_magnitude(low, w).replace(magnitude=jnp.full(SHAPE[1], 3.0))
     found = column_factors(w, low)
     assert found[2] == 1 and np.all(np.isfinite(found)) and abs(float(found[0]) - 1) > 0.01
-    np.testing.assert_array_equal(column_factors(w, low.replace(scale=jnp.zeros(3))), np.ones(SHAPE[1]))
+    np.testing.assert_array_equal(
+        column_factors(w, low.replace(scale=jnp.zeros(3))), np.ones(SHAPE[1])
+    )
 
 
 def test_peft_agrees_on_output_gradients_and_merged_weight():
     g = GOLDEN
     w = jnp.asarray(g["W"].T)
-    start = with_magnitude(LowRank(a=jnp.asarray(g["dora_A"].T), b=jnp.zeros((3, 10)), scale=jnp.full(3, 2.0)), w)
+    start = with_magnitude(
+        LowRank(a=jnp.asarray(g["dora_A"].T), b=jnp.zeros((3, 10)), scale=jnp.full(3, 2.0)), w
+    )
     np.testing.assert_allclose(start.magnitude, g["dora_start_m"], rtol=1e-6)
     low = start.replace(b=jnp.asarray(g["dora_B"].T), magnitude=jnp.asarray(g["dora_m"]))
 
@@ -100,7 +121,9 @@ def test_peft_agrees_on_output_gradients_and_merged_weight():
         return g["x"] @ Adapted(base=w, lora=low).unbox() + g["bias"]
 
     np.testing.assert_allclose(output(low), g["dora_y"], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(Adapted(base=w, lora=low).unbox().T, g["dora_merged"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        Adapted(base=w, lora=low).unbox().T, g["dora_merged"], rtol=1e-5, atol=1e-5
+    )
     grads = jax.grad(lambda low: (output(low) * g["g"]).sum())(low)
     np.testing.assert_allclose(grads.a.T, g["dora_grad_A"], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(grads.b.T, g["dora_grad_B"], rtol=1e-4, atol=1e-4)
@@ -108,7 +131,7 @@ def test_peft_agrees_on_output_gradients_and_merged_weight():
 
 
 def test_bfloat16_products_keep_small_changes_of_the_magnitude():
-    from lora_jax.adapt.rules import _rescaled
+    from lora_jax.adapters.rules import _rescaled
 
     y, moved = jnp.full((4, 8), 255.0, jnp.bfloat16), jnp.full(8, 1.003)
     assert float((y * moved.astype(jnp.bfloat16))[0, 0]) == 255.0  # 1.003 is 1 in bfloat16

@@ -26,7 +26,9 @@ def test_a_sealed_array_is_shared_and_closed(dtype):
 
 def test_what_can_be_written_to_is_copied(tmp_path: Path):
     room = np.empty(80, np.float32)
-    open_array = room[-room.ctypes.data % 64 // 4 :][:64]  # Aligned: only its being open keeps it from being shared.
+    open_array = room[-room.ctypes.data % 64 // 4 :][
+        :64
+    ]  # Aligned: only its being open keeps it from being shared.
     open_array[...] = 1
     view = open_array[:]
     view.flags.writeable = False  # Closed itself, but not what it is a view of.

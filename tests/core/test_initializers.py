@@ -38,7 +38,9 @@ def test_factors_and_residual_add_up_to_the_weight(name):
     assert a.shape == (32, 4) and b.shape == (4, 24)
     update = 3.0 * np.float64(a) @ np.float64(b)
     if residual is None:
-        np.testing.assert_allclose(update, 0, atol=1e-6)  # `orthogonal`: products of float32 rows, about 1e-7 each
+        np.testing.assert_allclose(
+            update, 0, atol=1e-6
+        )  # `orthogonal`: products of float32 rows, about 1e-7 each
     elif INITIALIZERS[name].reads == "format":
         error = np.linalg.norm(np.float64(w) - residual.matrix(jnp.float32) - update)
         assert error < np.linalg.norm(np.float64(w) - quantize(w, NF4).matrix(jnp.float32))
@@ -53,18 +55,25 @@ def test_pissa_takes_the_largest_singular_triplets_whatever_the_scale(alpha):
     u, s, vt = np.linalg.svd(np.float64(w))
     best = u[:, :4] * s[:4] @ vt[:4]
     a, b, _ = start("pissa", w, spec)
-    np.testing.assert_allclose(spec.effective_scale * np.float64(a) @ np.float64(b), best, atol=2e-5)
-    np.testing.assert_allclose(np.linalg.norm(a, axis=0), np.sqrt(s[:4] / abs(spec.effective_scale)), rtol=1e-5)
+    np.testing.assert_allclose(
+        spec.effective_scale * np.float64(a) @ np.float64(b), best, atol=2e-5
+    )
+    np.testing.assert_allclose(
+        np.linalg.norm(a, axis=0), np.sqrt(s[:4] / abs(spec.effective_scale)), rtol=1e-5
+    )
     near = start("pissa_niter_8", w, spec)
     # 8 subspace iterations damp the next singular value, 0.8 times the last kept one, by 0.8^17.
-    np.testing.assert_allclose(spec.effective_scale * np.float64(near.a) @ np.float64(near.b), best, atol=1e-3)
+    np.testing.assert_allclose(
+        spec.effective_scale * np.float64(near.a) @ np.float64(near.b), best, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", ["pissa", "olora"])
 def test_pissa_and_olora_equal_peft(name):
     w = jnp.asarray(GOLDEN["W"].T)
     a, b, residual = start(name, w, LoraSpec(rank=3, alpha=6.0, init=name))
-    # Singular and orthogonal vectors are free in sign: their absolute values and their product are not.
+    # Singular and orthogonal vectors are free in sign: their absolute values and their product are
+    # not.
     np.testing.assert_allclose(np.abs(a.T), np.abs(GOLDEN[f"{name}_A"]), atol=1e-5)
     np.testing.assert_allclose(np.abs(b.T), np.abs(GOLDEN[f"{name}_B"]), atol=1e-5)
     np.testing.assert_allclose((a @ b).T, GOLDEN[f"{name}_B"] @ GOLDEN[f"{name}_A"], atol=1e-5)
@@ -73,7 +82,12 @@ def test_pissa_and_olora_equal_peft(name):
 
 def test_lora_ga_equals_peft_up_to_signs():
     w = jnp.asarray(GOLDEN["W"].T)
-    a, b, _ = start("lora_ga", w, LoraSpec(rank=3, alpha=6.0, init="lora_ga"), jnp.asarray(GOLDEN["lora_ga_G"].T))
+    a, b, _ = start(
+        "lora_ga",
+        w,
+        LoraSpec(rank=3, alpha=6.0, init="lora_ga"),
+        jnp.asarray(GOLDEN["lora_ga_G"].T),
+    )
     np.testing.assert_allclose(np.abs(a.T), np.abs(GOLDEN["lora_ga_A"]), atol=1e-4)
     np.testing.assert_allclose(np.abs(b.T), np.abs(GOLDEN["lora_ga_B"]), atol=1e-4)
     with pytest.raises(ValueError, match="2 \\* rank"):
@@ -89,7 +103,9 @@ def test_orthogonal_factors_are_both_away_from_zero():
 def test_eva_spans_the_leading_right_singular_vectors_of_the_inputs():
     x = np.random.default_rng(0).normal(size=(50, 32)) * 0.8 ** np.arange(32)
     _, _, vt = np.linalg.svd(x)
-    a, b, _ = start("eva", weight(), LoraSpec(rank=4, init="eva"), jnp.asarray(x.T @ x, jnp.float32))
+    a, b, _ = start(
+        "eva", weight(), LoraSpec(rank=4, init="eva"), jnp.asarray(x.T @ x, jnp.float32)
+    )
     np.testing.assert_allclose(np.abs(np.float64(a).T @ vt[:4].T), np.eye(4), atol=1e-3)
     assert not np.any(b)
 
@@ -105,7 +121,9 @@ def test_corda_keeps_the_directions_that_matter_most_or_least_for_the_inputs(nam
     chosen = slice(0, 4) if name == "corda" else slice(-4, None)
     wanted = np.linalg.inv(damped) @ (u[:, chosen] * s[chosen] @ vt[chosen])
     a, b, _ = start(name, w, spec, jnp.asarray(7.0 * x.T @ x, jnp.float32))
-    np.testing.assert_allclose(3.0 * np.float64(a) @ np.float64(b), wanted, atol=2e-3 * np.abs(wanted).max() + 1e-5)
+    np.testing.assert_allclose(
+        3.0 * np.float64(a) @ np.float64(b), wanted, atol=2e-3 * np.abs(wanted).max() + 1e-5
+    )
     np.testing.assert_allclose(np.linalg.norm(b, axis=1), np.sqrt(s[chosen] / 3.0), rtol=2e-2)
 
 
@@ -116,11 +134,14 @@ def test_loftq_has_the_scale_in_its_formula_and_never_raises_the_error(alpha):
     low, base = initialize_with_base(KEY, w, spec, NF4)
     plain = quantize(w, NF4)
     before = np.linalg.norm(np.float64(w) - plain.matrix(jnp.float32), axis=(1, 2))
-    after = np.linalg.norm(np.float64(w) - base.matrix(jnp.float32) - np.float64(low.delta()), axis=(1, 2))
+    after = np.linalg.norm(
+        np.float64(w) - base.matrix(jnp.float32) - np.float64(low.delta()), axis=(1, 2)
+    )
     assert np.all(after[:2] < 0.9 * before[:2])
     # A matrix that quantises without error keeps its codes, b = 0 and an `a` that can learn.
     assert after[2] == 0 and not np.any(low.b[2]) and np.any(low.a[2])
-    # One iteration: the codes are the plain ones, and the factors the best rank-4 approximation of what they lose.
+    # One iteration: the codes are the plain ones, and the factors the best rank-4 approximation of
+    # what they lose.
     np.testing.assert_array_equal(base.codes, plain.codes)
     u, s, vt = np.linalg.svd(np.float64(w[0]) - plain.matrix(jnp.float32)[0])
     np.testing.assert_allclose(low.delta()[0], u[:, :4] * s[:4] @ vt[:4], atol=1e-5)
@@ -130,7 +151,9 @@ def test_more_iterations_of_loftq_are_kept_only_where_they_help():
     from lora_jax.core.initializers.spectral import loftq
 
     w, spec = jnp.stack([weight(seed=s) for s in range(4)]), LoraSpec(rank=4, alpha=8.0)
-    error = lambda a, b, base: np.linalg.norm(np.float64(w) - base.matrix(jnp.float32) - 2 * np.float64(a) @ np.float64(b), axis=(1, 2))  # noqa: E731
+    error = lambda a, b, base: np.linalg.norm(
+        np.float64(w) - base.matrix(jnp.float32) - 2 * np.float64(a) @ np.float64(b), axis=(1, 2)
+    )
     errors = [error(*loftq(w, NF4, KEY, spec, iterations=n)) for n in (1, 5)]
     assert np.all(errors[1] <= errors[0] + 1e-6)
 
@@ -157,9 +180,17 @@ def test_vera_computes_what_peft_computes():
     low = LowRank(
         a=jnp.asarray(g["vera_A"].T), b=jnp.asarray(g["vera_B"].T), scale=jnp.ones(3), gain=jnp.asarray(g["vera_start_d"]), out_gain=jnp.asarray(g["vera_b"])
     )  # fmt: skip
-    np.testing.assert_allclose(g["x"] @ (g["W"].T + low.delta()) + g["bias"], g["vera_y"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        g["x"] @ (g["W"].T + low.delta()) + g["bias"], g["vera_y"], rtol=1e-5, atol=1e-5
+    )
     ours = initialize(KEY, (), 12, 10, LoraSpec(rank=3, variant="vera"))
-    assert np.all(ours.gain == np.float32(0.1)) and not np.any(ours.out_gain) and np.all(ours.scale == 1)
+    assert (
+        np.all(ours.gain == np.float32(0.1))
+        and not np.any(ours.out_gain)
+        and np.all(ours.scale == 1)
+    )
     # Kaiming bounds: 3000 entries come within a few per cent of them.
     wide = initialize(KEY, (), 100, 30, LoraSpec(rank=30, variant="vera"))
-    np.testing.assert_allclose([np.abs(wide.a).max(), np.abs(wide.b).max()], [np.sqrt(6 / 100), np.sqrt(6 / 30)], rtol=0.02)
+    np.testing.assert_allclose(
+        [np.abs(wide.a).max(), np.abs(wide.b).max()], [np.sqrt(6 / 100), np.sqrt(6 / 30)], rtol=0.02
+    )

@@ -1,4 +1,6 @@
-"""Low-rank factors: the scale vector holds alpha, rank, padding and layers, and padding changes nothing."""
+"""Low-rank factors: the scale vector holds alpha, rank, padding and layers, and padding changes
+nothing.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +14,29 @@ from lora_jax.core.init import initialize
 def random(stack: tuple[int, ...] = (2,), rows: int = 5, out: int = 3, rank: int = 2) -> LowRank:
     key = jax.random.split(jax.random.key(0), 3)
     scale = jax.random.uniform(key[2], (*stack, rank), minval=0.5, maxval=2.0)
-    return LowRank(a=jax.random.normal(key[0], (*stack, rows, rank)), b=jax.random.normal(key[1], (*stack, rank, out)), scale=scale)
+    return LowRank(
+        a=jax.random.normal(key[0], (*stack, rows, rank)),
+        b=jax.random.normal(key[1], (*stack, rank, out)),
+        scale=scale,
+    )
 
 
 def test_the_effective_scale_is_alpha_over_rank_or_over_its_root() -> None:
-    assert LoraSpec(8, 16.0).effective_scale == 2.0 and LoraSpec(16, 8.0, "rslora").effective_scale == 2.0
-    assert np.array_equal(initialize(jax.random.key(0), (3,), 20, 20, LoraSpec(16, 8.0, "rslora")).scale, np.full((3, 16), 2.0))
+    assert (
+        LoraSpec(8, 16.0).effective_scale == 2.0
+        and LoraSpec(16, 8.0, "rslora").effective_scale == 2.0
+    )
+    assert np.array_equal(
+        initialize(jax.random.key(0), (3,), 20, 20, LoraSpec(16, 8.0, "rslora")).scale,
+        np.full((3, 16), 2.0),
+    )
 
 
 def test_the_update_is_a_times_scale_times_b() -> None:
     low = random()
-    expected = np.einsum("lir,lr,lro->lio", *(np.asarray(x, np.float64) for x in (low.a, low.scale, low.b)))
+    expected = np.einsum(
+        "lir,lr,lro->lio", *(np.asarray(x, np.float64) for x in (low.a, low.scale, low.b))
+    )
     assert np.allclose(low.delta(), expected, rtol=1e-5)
     half = low.replace(a=low.a.astype(jnp.bfloat16), b=low.b.astype(jnp.bfloat16))
     assert half.delta().dtype == jnp.float32 and half.delta(jnp.bfloat16).dtype == jnp.bfloat16
@@ -31,11 +45,21 @@ def test_the_update_is_a_times_scale_times_b() -> None:
 def test_padding_keeps_the_update_and_trimming_undoes_it() -> None:
     low = random()
     wide = low.pad(6)
-    assert wide.rank == 6 and np.array_equal(wide.delta(), low.delta()) and wide.active_parameters() == low.active_parameters()
+    assert (
+        wide.rank == 6
+        and np.array_equal(wide.delta(), low.delta())
+        and wide.active_parameters() == low.active_parameters()
+    )
     back = wide.trim()
-    assert all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(low), strict=True))
+    assert all(
+        np.array_equal(x, y)
+        for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(low), strict=True)
+    )
     assert np.array_equal(low.pad(2).a, low.a)
-    with pytest.raises(ValueError, match="Cannot pad an adapter of rank 2 to rank 1: the target must not be smaller"):
+    with pytest.raises(
+        ValueError,
+        match="Cannot pad an adapter of rank 2 to rank 1: the target must not be smaller",
+    ):
         low.pad(1)
 
 

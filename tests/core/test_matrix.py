@@ -1,4 +1,6 @@
-"""Weights as matrices: `from_matrix` undoes `to_matrix`, and the matrix is the one of the contraction."""
+"""Weights as matrices: `from_matrix` undoes `to_matrix`, and the matrix is the one of the
+contraction.
+"""
 
 import itertools
 
@@ -28,9 +30,15 @@ def test_from_matrix_undoes_to_matrix(in_axes: tuple[int, ...], stack: tuple[int
 @pytest.mark.parametrize("in_axes", CHOICES)
 def test_the_matrix_contracts_as_the_kernel_does(in_axes: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
-    w, x = rng.integers(-9, 9, KERNEL), rng.integers(-9, 9, (7, *(KERNEL[axis] for axis in in_axes)))
+    w, x = (
+        rng.integers(-9, 9, KERNEL),
+        rng.integers(-9, 9, (7, *(KERNEL[axis] for axis in in_axes))),
+    )
     letters = "abc"
     inputs = "".join(letters[axis] for axis in in_axes)
     outputs = "".join(letter for letter in letters if letter not in inputs)
     expected = np.einsum(f"t{inputs},{letters}->t{outputs}", x, w)
-    assert np.array_equal(x.reshape(7, -1) @ np.asarray(to_matrix(jax.numpy.asarray(w), 3, in_axes)), expected.reshape(7, -1))
+    assert np.array_equal(
+        x.reshape(7, -1) @ np.asarray(to_matrix(jax.numpy.asarray(w), 3, in_axes)),
+        expected.reshape(7, -1),
+    )

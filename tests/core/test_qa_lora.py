@@ -11,12 +11,16 @@ from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.qa_lora import fold_into_zeros
 from lora_jax.core.quantize import QuantSpec, quantize
 
-needs_zeros = pytest.mark.skipif("int4_asym" not in FORMATS, reason="the asymmetric format is not there")
+needs_zeros = pytest.mark.skipif(
+    "int4_asym" not in FORMATS, reason="the asymmetric format is not there"
+)
 
 
 def update(group):
     """Trained QA-LoRA factors of two 16 x 6 matrices."""
-    low = initialize(jax.random.key(1), (2,), 16, 6, LoraSpec(rank=2, variant="qa_lora", group_size=group))
+    low = initialize(
+        jax.random.key(1), (2,), 16, 6, LoraSpec(rank=2, variant="qa_lora", group_size=group)
+    )
     return low.replace(b=jax.random.normal(jax.random.key(2), low.b.shape))
 
 

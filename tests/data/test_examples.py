@@ -1,4 +1,6 @@
-"""Task recipes: any source maps on a recipe's roles, prompts are rendered, splits are sound, wrong rows are told."""
+"""Task recipes: any source maps on a recipe's roles, prompts are rendered, splits are sound, wrong
+rows are told.
+"""
 
 import json
 from pathlib import Path
@@ -14,11 +16,23 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "pair_classification": {"text": "a {n}", "text_pair": "b", "label": "same"},
     "regression": {"text": "fine {n}", "score": 2.5},
     "pair_regression": {"text": "fine {n}", "text_pair": "b", "score": "4"},
-    "token_classification": {"words": ["Bob", "works", "at", "Big", "Bank", "{n}"], "tags": ["B-PER", "O", "O", "B-ORG", "I-ORG", "O"]},
-    "qa": {"context": "Bob sat {n}.", "question": "Who sat?", "answers": {"text": ["Bob"], "answer_start": [0]}},
+    "token_classification": {
+        "words": ["Bob", "works", "at", "Big", "Bank", "{n}"],
+        "tags": ["B-PER", "O", "O", "B-ORG", "I-ORG", "O"],
+    },
+    "qa": {
+        "context": "Bob sat {n}.",
+        "question": "Who sat?",
+        "answers": {"text": ["Bob"], "answer_start": [0]},
+    },
     "multiple_choice": {"question": "Which {n}?", "choices": ["one", "two"], "answer": "B"},
     "instruction": {"instruction": "Add {n}", "input": "", "output": "2"},
-    "chat": {"messages": [{"role": "user", "content": "Hi {n}"}, {"role": "assistant", "content": "Hello"}]},
+    "chat": {
+        "messages": [
+            {"role": "user", "content": "Hi {n}"},
+            {"role": "assistant", "content": "Hello"},
+        ]
+    },
     "summarisation": {"text": "Long {n}.", "summary": "Short."},
     "translation": {"source": "ja {n}", "target": "yes"},
     "code": {"task": "print {n}", "code": "print()"},
@@ -54,7 +68,10 @@ def rows(name: str, count: int = 60) -> list[dict[str, Any]]:
 
 
 def write(path: Path, records: list[Any]) -> str:
-    path.write_text("\n".join(record if isinstance(record, str) else json.dumps(record) for record in records) + "\n")
+    path.write_text(
+        "\n".join(record if isinstance(record, str) else json.dumps(record) for record in records)
+        + "\n"
+    )
     return str(path)
 
 
@@ -64,12 +81,18 @@ def test_every_recipe_has_a_sample_here():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_file_becomes_splits_without_overlap_and_prompts(name, tmp_path):
-    data = load_examples(write(tmp_path / "a.jsonl", [*rows(name), rows(name)[3]]), recipe_named(name))
+    data = load_examples(
+        write(tmp_path / "a.jsonl", [*rows(name), rows(name)[3]]), recipe_named(name)
+    )
     assert sum(map(len, data.splits.values())) == 60 and "1 rows with a repeated input" in data.note
     completions = to_completions(data)
     prompts = {split: set(part.prompts) for split, part in completions.items()}
     assert not prompts["train"] & (prompts["test"] | prompts["validation"])
-    whole = {prompt: n for part in completions.values() for n, prompt in zip(zip(part.completions, part.references), part.prompts)}
+    whole = {
+        prompt: n
+        for part in completions.values()
+        for n, prompt in zip(zip(part.completions, part.references), part.prompts)
+    }
     if name in RENDERED:
         prompt, answer = RENDERED[name]
         assert whole[prompt][0] in (answer, "bad")
@@ -79,15 +102,25 @@ def test_a_file_becomes_splits_without_overlap_and_prompts(name, tmp_path):
 
 def test_columns_paths_and_templates_map_any_record(tmp_path):
     records = [
-        {"input": [{"role": "system", "content": "Sort."}, {"role": "user", "content": f"item {n}"}], "ideal": ["x", "y"][n % 2]}
+        {
+            "input": [
+                {"role": "system", "content": "Sort."},
+                {"role": "user", "content": f"item {n}"},
+            ],
+            "ideal": ["x", "y"][n % 2],
+        }
         for n in range(80)
     ]
     columns = {"text": "input.-1.content", "label": "ideal"}
-    data = load_examples(write(tmp_path / "a.jsonl", records), recipe_named("classification"), columns=columns)
+    data = load_examples(
+        write(tmp_path / "a.jsonl", records), recipe_named("classification"), columns=columns
+    )
     part = to_completions(data, prompt="Is {text} x or y?", completion=" {label}!")["train"]
     assert part.prompts[0].startswith("Is item ") and part.completions[0] in (" x!", " y!")
     joined = load_examples(
-        write(tmp_path / "b.jsonl", records), recipe_named("classification"), columns={**columns, "text": "ideal+input.1.content"}
+        write(tmp_path / "b.jsonl", records),
+        recipe_named("classification"),
+        columns={**columns, "text": "ideal+input.1.content"},
     )
     assert joined.splits["train"][0].values["text"].partition("\n")[2].startswith("item ")
     with pytest.raises(ValueError, match="names 'txt'. Nearest: 'text'"):
@@ -96,25 +129,67 @@ def test_columns_paths_and_templates_map_any_record(tmp_path):
 
 def test_published_splits_are_kept_and_hidden_labels_are_not_used(tmp_path):
     for split, label in (("train", None), ("dev", None), ("test", -1)):
-        part = [dict(row, text=f"{split} {row['text']}") | ({} if label is None else {"label": label}) for row in rows("classification")]
+        part = [
+            dict(row, text=f"{split} {row['text']}") | ({} if label is None else {"label": label})
+            for row in rows("classification")
+        ]
         write(tmp_path / f"{split}.jsonl", part)
     data = load_examples(str(tmp_path), recipe_named("classification"))
     assert {row.values["text"].split()[0] for row in data.splits["test"]} == {"dev"}
     assert {row.values["text"].split()[0] for row in data.splits["validation"]} == {"train"}
-    assert "test split" in data.note and "has no labels" in data.note and data.label_names == ("bad", "good")
+    assert (
+        "test split" in data.note
+        and "has no labels" in data.note
+        and data.label_names == ("bad", "good")
+    )
 
 
 WRONG = [
     ("classification", {"text": "x"}, "needs the field 'label'", "no field 'label'"),
     ("classification", {"text": " ", "label": "good"}, "text that is not empty", "an empty text"),
-    ("classification", {"text": "x", "label": ""}, "a class name or a whole number", "an empty label"),
-    ("regression", {"text": "x", "score": "high"}, "needs to be a number", "a score that is no number"),
-    ("regression", {"text": "x", "score": float("nan")}, "needs to be finite", "a score that is no number"),
-    ("token_classification", {"words": ["a", "b"], "tags": ["O"]}, "2 words need as many tags", "another number of tags"),
+    (
+        "classification",
+        {"text": "x", "label": ""},
+        "a class name or a whole number",
+        "an empty label",
+    ),
+    (
+        "regression",
+        {"text": "x", "score": "high"},
+        "needs to be a number",
+        "a score that is no number",
+    ),
+    (
+        "regression",
+        {"text": "x", "score": float("nan")},
+        "needs to be finite",
+        "a score that is no number",
+    ),
+    (
+        "token_classification",
+        {"words": ["a", "b"], "tags": ["O"]},
+        "2 words need as many tags",
+        "another number of tags",
+    ),
     ("qa", {"context": "a", "question": "b", "answers": []}, "needs an answer", "an empty answer"),
-    ("qa", {"context": "a", "question": "b", "answers": "zebra"}, "does not stand in the context", "an answer outside its context"),
-    ("multiple_choice", {"question": "q", "choices": ["one", "two"], "answer": "E"}, "one of 2 choices", "an unknown answer"),
-    ("chat", {"messages": [{"role": "user", "content": "Hi"}]}, "the last an assistant's", "no conversation"),
+    (
+        "qa",
+        {"context": "a", "question": "b", "answers": "zebra"},
+        "does not stand in the context",
+        "an answer outside its context",
+    ),
+    (
+        "multiple_choice",
+        {"question": "q", "choices": ["one", "two"], "answer": "E"},
+        "one of 2 choices",
+        "an unknown answer",
+    ),
+    (
+        "chat",
+        {"messages": [{"role": "user", "content": "Hi"}]},
+        "the last an assistant's",
+        "no conversation",
+    ),
     ("summarisation", {"text": "x", "summary": ""}, "not empty", "an empty summary"),
     ("completion", "{broken", "not JSON", "broken JSON"),
 ]
@@ -132,15 +207,21 @@ def test_a_wrong_row_is_an_error_with_its_line_or_is_counted(name, record, words
 
 def test_labels_that_the_config_does_not_know_name_the_row(tmp_path):
     path = write(tmp_path / "a.jsonl", rows("classification"))
-    with pytest.raises(ValueError, match=r"a\.jsonl:\d+: a label needs to be one of good, great, but 'bad' came"):
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl:\d+: a label needs to be one of good, great, but 'bad' came"
+    ):
         load_examples(path, recipe_named("classification"), label_names=["good", "great"])
-    kept = load_examples(path, recipe_named("classification"), label_names=["good", "great"], on_error="skip")
+    kept = load_examples(
+        path, recipe_named("classification"), label_names=["good", "great"], on_error="skip"
+    )
     assert "30 with an unknown label" in kept.left_out and kept.label_names == ("good", "great")
 
 
 def test_nothing_left_after_filtering_says_what_was_left_out(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"txt": "a", "label": "b"}] * 30)
-    with pytest.raises(ValueError, match=r"'train' is empty .*30 rows left out: 30 with no field 'text'"):
+    with pytest.raises(
+        ValueError, match=r"'train' is empty .*30 rows left out: 30 with no field 'text'"
+    ):
         load_examples(path, recipe_named("classification"), on_error="skip", label_names=("a", "b"))
 
 
@@ -148,12 +229,19 @@ def test_a_capped_file_keeps_the_same_few_examples_whatever_comes_after(tmp_path
     path = write(tmp_path / "a.jsonl", rows("completion", 3000))
     few = load_examples(path, recipe_named("completion"), limit=40)
     more = load_examples(path, recipe_named("completion"), limit=80)
-    assert {split: len(part) for split, part in few.splits.items()} == {"train": 40, "validation": 40, "test": 40}
+    assert {split: len(part) for split, part in few.splits.items()} == {
+        "train": 40,
+        "validation": 40,
+        "test": 40,
+    }
     assert {row.place for row in few.splits["train"]} <= {row.place for row in more.splits["train"]}
 
 
 def test_pairs_of_one_text_and_questions_of_one_context_stay_together(tmp_path):
-    records = [{"context": f"Bob and Ann {n // 4}.", "question": f"Who {n}?", "answers": "Bob"} for n in range(120)]
+    records = [
+        {"context": f"Bob and Ann {n // 4}.", "question": f"Who {n}?", "answers": "Bob"}
+        for n in range(120)
+    ]
     data = load_examples(write(tmp_path / "a.jsonl", records), recipe_named("qa"))
     where = {split: {row.values["context"] for row in part} for split, part in data.splits.items()}
     assert not where["train"] & where["test"] and not where["train"] & where["validation"]
@@ -164,11 +252,23 @@ def test_answers_of_all_published_shapes_are_understood():
 
     recipe = recipe_named("multiple_choice")
     for answer in (2, "2", "C", "c) three", "three", ["c) three"]):
-        assert values_of(recipe, {}, {"question": "q", "choices": ["one", "two", "three"], "answer": answer})["answer"] == 2
-    for choices in ({"text": ["one", "two"], "label": ["A", "B"]}, {"choice_A": "one", "choice_B": "two"}):
-        assert values_of(recipe, {}, {"question": "q", "choices": choices, "answer": "B"})["choices"] == ["one", "two"]
+        assert (
+            values_of(
+                recipe, {}, {"question": "q", "choices": ["one", "two", "three"], "answer": answer}
+            )["answer"]
+            == 2
+        )
+    for choices in (
+        {"text": ["one", "two"], "label": ["A", "B"]},
+        {"choice_A": "one", "choice_B": "two"},
+    ):
+        assert values_of(recipe, {}, {"question": "q", "choices": choices, "answer": "B"})[
+            "choices"
+        ] == ["one", "two"]
     answers = [{"text": "Bob", "answer_start": 0}]
-    squad = values_of(recipe_named("qa"), {}, {"context": "Bob", "question": "q", "answers": answers})
+    squad = values_of(
+        recipe_named("qa"), {}, {"context": "Bob", "question": "q", "answers": answers}
+    )
     assert squad["answers"] == [{"text": "Bob", "start": 0}]
 
 
@@ -182,6 +282,11 @@ def test_how_many_examples_were_cut_is_said():
     from lora_jax.data.completions import EncodedCompletions
     from lora_jax.data.records import cut_note
 
-    part = lambda truncated: EncodedCompletions([np.ones(2, np.int32)] * 5, np.ones(5, np.int32), 2, 0, truncated)  # noqa: E731
-    assert cut_note({"train": part(3), "test": part(0)}, 2) == "Examples cut to max_length 2: 3 of 5 train."
+    part = lambda truncated: EncodedCompletions(
+        [np.ones(2, np.int32)] * 5, np.ones(5, np.int32), 2, 0, truncated
+    )
+    assert (
+        cut_note({"train": part(3), "test": part(0)}, 2)
+        == "Examples cut to max_length 2: 3 of 5 train."
+    )
     assert cut_note({"train": part(0)}, 2) == ""

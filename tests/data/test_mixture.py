@@ -1,4 +1,6 @@
-"""A mixture draws tasks by temperature, every example of a task once before any comes again, and the same after a restart."""
+"""A mixture draws tasks by temperature, every example of a task once before any comes again, and
+the same after a restart.
+"""
 
 import json
 
@@ -36,7 +38,9 @@ def test_a_run_on_a_mixture_trains_and_scores_each_task(tmp_path, capsys):
     from lora_jax import cli
 
     write_completions(tmp_path / "a.jsonl", 60)
-    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"prompt": f"{n}", "completion": "zz"}) for n in range(30)))
+    (tmp_path / "b.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"{n}", "completion": "zz"}) for n in range(30))
+    )
     config = tmp_path / "config.py"
     config.write_text(
         f"""
@@ -63,4 +67,6 @@ def test_tasks_without_a_name_of_their_own_are_an_error(names):
     from lora_jax.config import from_config_dict
 
     with pytest.raises(ValueError, match="name of its own"):
-        from_config_dict(dict(data=dict(task="completion", mixture=[dict(name=name) for name in names])))
+        from_config_dict(
+            dict(data=dict(task="completion", mixture=[dict(name=name) for name in names]))
+        )

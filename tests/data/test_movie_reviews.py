@@ -1,4 +1,6 @@
-"""The two movie-review data sets: the peer's split of the real CSV, prepared once, without TensorFlow."""
+"""The two movie-review data sets: the peer's split of the real CSV, prepared once, without
+TensorFlow.
+"""
 
 import csv
 import hashlib
@@ -10,15 +12,22 @@ import pytest
 
 from lora_jax.data import load
 
-# Counted independently with pandas by the lines of peers/minilm_trainer.py: (texts, of which positive), texts left out.
+# Counted independently with pandas by the lines of peers/minilm_trainer.py: (texts, of which
+# positive), texts left out.
 COUNTS = {
     "rotten_tomatoes": ({"train": (6834, 3396), "validation": (821, 419), "test": (875, 450)}, 0),
     "imdb": ({"train": (19829, 9922), "validation": (2508, 1241), "test": (2567, 1309)}, 96),
 }
 # sha256 of the sorted "text<TAB>label" lines of each split, from the same pandas lines.
 CONTENT = {
-    ("rotten_tomatoes", "train"): "5875c7fd8d611f193f993ac6e22e69fc2ac376306b9f0629cd9a9f1004d6cac9",
-    ("rotten_tomatoes", "validation"): "10324c5569134fc2427b7c18b5cb2833b5a396de55305e886460dadd68907a2d",
+    (
+        "rotten_tomatoes",
+        "train",
+    ): "5875c7fd8d611f193f993ac6e22e69fc2ac376306b9f0629cd9a9f1004d6cac9",
+    (
+        "rotten_tomatoes",
+        "validation",
+    ): "10324c5569134fc2427b7c18b5cb2833b5a396de55305e886460dadd68907a2d",
     ("rotten_tomatoes", "test"): "c036f1ac73d8768ca9d282612f2f7f5ecbe08f0a1103d2b17e92e261593b60fe",
     ("imdb", "train"): "02237b280d01672e54ba01f80267f1dd084e66a7ffcecfcbfb234d9f5f283d26",
     ("imdb", "validation"): "75ee3fc6bee4f78bdb76fa3f8af8d65e5c08b4f5d9ef73de88e852849465078e",
@@ -43,7 +52,11 @@ def test_splits_are_those_of_the_peer_text_for_text(name: str, prepared: Path) -
     for split, part in splits.items():
         lines = sorted(f"{text}\t{label}" for text, label in zip(part.texts, part.labels))
         assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == CONTENT[name, split]
-        assert (part.duplicates, part.label_names, part.split) == (duplicates, ("negative", "positive"), split)
+        assert (part.duplicates, part.label_names, part.split) == (
+            duplicates,
+            ("negative", "positive"),
+            split,
+        )
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -69,14 +82,18 @@ def test_loading_imports_neither_tensorflow_nor_jax(prepared: Path) -> None:
         f"load('rotten_tomatoes', data_dir={str(prepared)!r})\n"
         "print([name for name in ('tensorflow', 'jax') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
 COLUMNS = ("text", "label", "source")
 
 
-def small_csv(path: Path, rows: list[tuple[str, str, str]], header: tuple[str, ...] = COLUMNS) -> Path:
+def small_csv(
+    path: Path, rows: list[tuple[str, str, str]], header: tuple[str, ...] = COLUMNS
+) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
     return path
@@ -85,24 +102,38 @@ def small_csv(path: Path, rows: list[tuple[str, str, str]], header: tuple[str, .
 def test_the_first_of_equal_texts_stays_and_sources_do_not_mix(tmp_path: Path) -> None:
     rows = [(f"review {i}", str(i % 2), "rotten_tomatoes") for i in range(60)]
     rows += [("review 0", "1", "rotten_tomatoes"), ("review 1", "0", "imdb")]
-    splits = load("rotten_tomatoes", data_dir=tmp_path / "tfds", source_csv=small_csv(tmp_path / "reviews.csv", rows))
-    labels = {text: label for part in splits.values() for text, label in zip(part.texts, part.labels)}
+    splits = load(
+        "rotten_tomatoes",
+        data_dir=tmp_path / "tfds",
+        source_csv=small_csv(tmp_path / "reviews.csv", rows),
+    )
+    labels = {
+        text: label for part in splits.values() for text, label in zip(part.texts, part.labels)
+    }
     assert labels == {f"review {i}": i % 2 for i in range(60)}
     assert splits["train"].duplicates == 1
 
 
-def test_a_failed_preparation_leaves_nothing_behind_and_a_later_one_succeeds(tmp_path: Path) -> None:
+def test_a_failed_preparation_leaves_nothing_behind_and_a_later_one_succeeds(
+    tmp_path: Path,
+) -> None:
     good = [(f"review {i}", str(i % 2), "imdb") for i in range(60)]
     wrong = small_csv(tmp_path / "wrong.csv", [*good, ("last", "2", "imdb")])
-    with pytest.raises(ValueError, match=r"wrong\.csv:62: a review needs the label 0 .* but '2' came"):
+    with pytest.raises(
+        ValueError, match=r"wrong\.csv:62: a review needs the label 0 .* but '2' came"
+    ):
         load("imdb", data_dir=tmp_path / "tfds", source_csv=wrong)
     assert not list((tmp_path / "tfds").rglob("*.array_record*"))
-    splits = load("imdb", data_dir=tmp_path / "tfds", source_csv=small_csv(tmp_path / "good.csv", good))
+    splits = load(
+        "imdb", data_dir=tmp_path / "tfds", source_csv=small_csv(tmp_path / "good.csv", good)
+    )
     assert sum(map(len, splits.values())) == 60
 
 
 def test_a_run_that_loses_the_race_reads_what_the_other_prepared(tmp_path: Path) -> None:
-    source = small_csv(tmp_path / "reviews.csv", [(f"review {i}", str(i % 2), "imdb") for i in range(60)])
+    source = small_csv(
+        tmp_path / "reviews.csv", [(f"review {i}", str(i % 2), "imdb") for i in range(60)]
+    )
 
     def after_another_run() -> Path:
         load("imdb", data_dir=tmp_path / "tfds", source_csv=source)
@@ -112,8 +143,12 @@ def test_a_run_that_loses_the_race_reads_what_the_other_prepared(tmp_path: Path)
     assert sum(map(len, splits.values())) == 60
 
 
-def test_nothing_is_printed_while_reviews_are_prepared(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    source = small_csv(tmp_path / "reviews.csv", [(f"review {i}", str(i % 2), "imdb") for i in range(60)])
+def test_nothing_is_printed_while_reviews_are_prepared(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    source = small_csv(
+        tmp_path / "reviews.csv", [(f"review {i}", str(i % 2), "imdb") for i in range(60)]
+    )
     load("imdb", data_dir=tmp_path, source_csv=source)
     assert capfd.readouterr() == ("", "")
 
@@ -123,8 +158,16 @@ def test_nothing_is_printed_while_reviews_are_prepared(tmp_path: Path, capfd: py
     [
         (lambda folder: None, FileNotFoundError, "is not prepared .* no source_csv came"),
         (lambda folder: folder / "absent.csv", FileNotFoundError, r"absent\.csv' does not exist"),
-        (lambda folder: small_csv(folder / "c.csv", [], ("txt", "label", "source")), ValueError, "'text' is not .*: 'txt'"),
-        (lambda folder: small_csv(folder / "c.csv", [("a", "0", "imdb")]), ValueError, "holds none"),
+        (
+            lambda folder: small_csv(folder / "c.csv", [], ("txt", "label", "source")),
+            ValueError,
+            "'text' is not .*: 'txt'",
+        ),
+        (
+            lambda folder: small_csv(folder / "c.csv", [("a", "0", "imdb")]),
+            ValueError,
+            "holds none",
+        ),
     ],
 )
 def test_a_wrong_source_is_one_paragraph(build, error, message, tmp_path: Path) -> None:
@@ -135,7 +178,9 @@ def test_a_wrong_source_is_one_paragraph(build, error, message, tmp_path: Path) 
 def test_a_data_dir_that_is_a_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     source = small_csv(tmp_path / "r.csv", [(f"review {i}", str(i % 2), "imdb") for i in range(60)])
-    with pytest.raises(FileNotFoundError, match="file.*(cannot be used|could not be downloaded or written)"):
+    with pytest.raises(
+        FileNotFoundError, match="file.*(cannot be used|could not be downloaded or written)"
+    ):
         load("imdb", data_dir=tmp_path / "file", source_csv=source)
 
 

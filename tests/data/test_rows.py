@@ -1,4 +1,6 @@
-"""Rows of every kind of file, and what a wrong row gets: file, line and reason, or a counted skip."""
+"""Rows of every kind of file, and what a wrong row gets: file, line and reason, or a counted
+skip.
+"""
 
 import json
 from pathlib import Path
@@ -21,7 +23,12 @@ def write(folder: Path, suffix: str) -> Path:
         pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(ROWS), path)
     else:
         mark = "\t" if suffix == ".tsv" else ","
-        path.write_text("\ufefftext" + mark + "label\n" + "\n".join(f'"{row["text"]}"{mark}{row["label"]}' for row in ROWS))
+        path.write_text(
+            "\ufefftext"
+            + mark
+            + "label\n"
+            + "\n".join(f'"{row["text"]}"{mark}{row["label"]}' for row in ROWS)
+        )
     return path
 
 
@@ -31,7 +38,11 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, suffix):
 
 
 BROKEN = {
-    "a.jsonl": (b'{"text": "a"}\n{"text": \n[1]\n{"text": "caf\xe9"}\n{"text": "z"}\n', [2, 3, 4], ["not JSON", "one JSON object", "0xe9"]),
+    "a.jsonl": (
+        b'{"text": "a"}\n{"text": \n[1]\n{"text": "caf\xe9"}\n{"text": "z"}\n',
+        [2, 3, 4],
+        ["not JSON", "one JSON object", "0xe9"],
+    ),
     "a.csv": (b"text,label\na,1\nb\nc,caf\xe9\nz,2\n", [3, 4], ["2 fields", "0xe9 is not UTF-8"]),
 }
 
@@ -50,7 +61,9 @@ def test_a_wrong_row_names_file_line_and_reason_or_is_counted(tmp_path, name):
 
 
 def test_a_large_file_is_read_row_by_row(tmp_path):
-    """The first row of a file comes before the rest of it is read: a pipe that is never closed would block otherwise."""
+    """The first row of a file comes before the rest of it is read: a pipe that is never closed
+    would block otherwise.
+    """
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": str(n)}) + "\n" for n in range(200_000)))
     rows = read_rows(path, Problems())

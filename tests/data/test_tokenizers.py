@@ -1,4 +1,6 @@
-"""Token ids: known ids of BERT's uncased vocabulary, pairs, truncation, and vocab.txt as good as tokenizer.json."""
+"""Token ids: known ids of BERT's uncased vocabulary, pairs, truncation, and vocab.txt as good as
+tokenizer.json.
+"""
 
 import json
 import shutil
@@ -19,12 +21,15 @@ SENTENCES = (
 
 
 def records(*texts: str, pairs: tuple[str, ...] | None = None) -> TextRecords:
-    return TextRecords(texts, pairs, np.zeros(len(texts), np.int32), ("no", "yes"), "given", "train")
+    return TextRecords(
+        texts, pairs, np.zeros(len(texts), np.int32), ("no", "yes"), "given", "train"
+    )
 
 
 def test_ids_are_those_of_the_bert_vocabulary(minilm_folder: Path) -> None:
     encoded = encode(records("hello world", "Hello, WORLD", ""), load_tokenizer(minilm_folder), 128)
-    # Known ids of bert-base-uncased, whose vocabulary MiniLM uses: hello 7592, world 2088, comma 1010.
+    # Known ids of bert-base-uncased, whose vocabulary MiniLM uses: hello 7592, world 2088, comma
+    # 1010.
     known = [[101, 7592, 2088, 102], [101, 7592, 1010, 2088, 102], [101, 102]]
     assert [tokens.tolist() for tokens in encoded.tokens] == known
     assert encoded.lengths.tolist() == [4, 5, 2] and encoded.truncated == 0 and encoded.pad_id == 0
@@ -43,7 +48,10 @@ def test_truncation_keeps_the_special_tokens_and_is_counted(minilm_folder: Path)
     assert [tokens.tolist() for tokens in encoded.tokens][0] == [101, 7592, 2088, 7592, 102]
     assert encoded.truncated == 1
     pair = encode(records("hello", pairs=("world " * 20,)), tokenizer, 8)
-    assert pair.tokens[0].tolist() == [101, 7592, 102, 2088, 2088, 2088, 2088, 102] and pair.truncated == 1
+    assert (
+        pair.tokens[0].tolist() == [101, 7592, 102, 2088, 2088, 2088, 2088, 102]
+        and pair.truncated == 1
+    )
     # The file asks for truncation to 128 and padding to 128; an encoding leaves neither behind.
     assert len(tokenizer.backend.encode("hello " * 200).ids) == 202
 
@@ -53,36 +61,55 @@ def test_vocab_txt_gives_the_ids_of_tokenizer_json(minilm_folder: Path, tmp_path
         shutil.copy(minilm_folder / name, tmp_path)
     full, plain = load_tokenizer(minilm_folder), load_tokenizer(tmp_path)
     for given in (records(*SENTENCES), records(*SENTENCES, pairs=SENTENCES[::-1])):
-        for ours, theirs in zip(encode(given, plain, 64).tokens, encode(given, full, 64).tokens, strict=True):
+        for ours, theirs in zip(
+            encode(given, plain, 64).tokens, encode(given, full, 64).tokens, strict=True
+        ):
             np.testing.assert_array_equal(ours, theirs)
     assert plain.vocab_size == full.vocab_size == 30522
     assert plain.decode(encode(records("hello world"), plain, 16).tokens[0]) == "hello world"
 
 
-def test_the_fingerprint_follows_the_ids_not_the_padding(minilm_folder: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_follows_the_ids_not_the_padding(
+    minilm_folder: Path, tmp_path: Path
+) -> None:
     definition = json.loads((minilm_folder / "tokenizer.json").read_text(encoding="utf-8"))
     fingerprint = load_tokenizer(minilm_folder).fingerprint
-    (tmp_path / "tokenizer.json").write_text(json.dumps(definition | {"padding": None, "truncation": None}))
-    assert load_tokenizer(tmp_path).fingerprint == tokenizer_fingerprint(load_tokenizer(tmp_path)) == fingerprint
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps(definition | {"padding": None, "truncation": None})
+    )
+    assert (
+        load_tokenizer(tmp_path).fingerprint
+        == tokenizer_fingerprint(load_tokenizer(tmp_path))
+        == fingerprint
+    )
     definition["normalizer"]["lowercase"] = False
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
     assert load_tokenizer(tmp_path).fingerprint != fingerprint
 
 
 def test_wrong_folders_and_files_are_one_paragraph(minilm_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json or vocab\.txt, but holds neither \(no such folder\)"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"tokenizer\.json or vocab\.txt, but holds neither \(no such folder\)",
+    ):
         load_tokenizer(tmp_path / "absent")
     (tmp_path / "vocab.txt").write_text("[PAD]\n[CLS]\nhello\n")
     with pytest.raises(ValueError, match=r"but \[UNK\], \[SEP\] is not among its 3 lines"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text((minilm_folder / "tokenizer.json").read_text(encoding="utf-8")[:1000])
+    (tmp_path / "tokenizer.json").write_text(
+        (minilm_folder / "tokenizer.json").read_text(encoding="utf-8")[:1000]
+    )
     with pytest.raises(ValueError, match="does not parse"):
         load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(("pairs", "least"), [(None, 3), (("b",), 5)])
-def test_a_max_length_without_room_for_text_is_an_error(pairs, least: int, minilm_folder: Path) -> None:
+def test_a_max_length_without_room_for_text_is_an_error(
+    pairs, least: int, minilm_folder: Path
+) -> None:
     tokenizer = load_tokenizer(minilm_folder)
     assert encode(records("a", pairs=pairs), tokenizer, least).lengths.tolist() == [least]
-    with pytest.raises(ValueError, match=f"max_length needs to be at least {least} .* but {least - 1} came"):
+    with pytest.raises(
+        ValueError, match=f"max_length needs to be at least {least} .* but {least - 1} came"
+    ):
         encode(records("a", pairs=pairs), tokenizer, least - 1)

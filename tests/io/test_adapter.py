@@ -1,4 +1,6 @@
-"""Adapters on disk: the round trip is the identity, and a file that does not fit is refused by name."""
+"""Adapters on disk: the round trip is the identity, and a file that does not fit is refused by
+name.
+"""
 
 import json
 from pathlib import Path
@@ -24,7 +26,9 @@ def same(x: Any, y: Any) -> bool:
 def lora() -> dict[str, LowRank | Whole]:
     key = jax.random.key(0)
     one = initialize(key, (3,), 6, 5, LoraSpec(2, dropout=0.1))
-    two = initialize(key, (), 6, 4, LoraSpec(3, alpha=5.0, scaling="rslora", dropout=0.2), in_axes=(0, 1))
+    two = initialize(
+        key, (), 6, 4, LoraSpec(3, alpha=5.0, scaling="rslora", dropout=0.2), in_axes=(0, 1)
+    )
     half = initialize(key, (), 6, 4, LoraSpec(1))
     return {
         "layers/q/kernel": one.replace(b=jax.random.normal(key, one.b.shape)),
@@ -45,7 +49,9 @@ def test_loading_gives_what_was_saved_bit_for_bit(tmp_path: Path) -> None:
 
 def test_another_base_is_refused(tmp_path: Path) -> None:
     save_adapter(tmp_path, lora(), base="1234", model="minilm")
-    with pytest.raises(ValueError, match=r"was trained on base 1234 \(minilm\), and this base is 99. Load the base"):
+    with pytest.raises(
+        ValueError, match=r"was trained on base 1234 \(minilm\), and this base is 99. Load the base"
+    ):
         load_adapter(tmp_path, base="99")
 
 
@@ -69,12 +75,21 @@ DAMAGE = {
         lambda t, m: [t.pop(f"out/kernel#{part}") for part in ("a", "b", "scale", "dropout")],
         "lacks the factors of 1 sites that its metadata names, such as 'out/kernel'",
     ),
-    "a name without a part": (lambda t, m: t.update({"out": t["out/kernel#a"]}), "needed a, b and scale"),
-    "another format": (lambda t, m: m.update(format="pt"), "is not an adapter of this library .format 'pt', needed 'lora_jax-adapter-1'"),
+    "a name without a part": (
+        lambda t, m: t.update({"out": t["out/kernel#a"]}),
+        "needed a, b and scale",
+    ),
+    "another format": (
+        lambda t, m: m.update(format="pt"),
+        "is not an adapter of this library .format 'pt', needed 'lora_jax-adapter-1'",
+    ),
     "no metadata": (lambda t, m: m.clear(), "is not an adapter of this library .format None"),
     "metadata cut": (lambda t, m: m.pop("in_axes"), "lacks the metadata 'in_axes'"),
     "nothing in it": (lambda t, m: (t.clear(), m.update(in_axes="{}")), "holds no adapter"),
-    "a nan": (lambda t, m: t.update({"out/kernel#a": np.full_like(t["out/kernel#a"], np.nan)}), "out/kernel#a holds a NaN or an infinity"),
+    "a nan": (
+        lambda t, m: t.update({"out/kernel#a": np.full_like(t["out/kernel#a"], np.nan)}),
+        "out/kernel#a holds a NaN or an infinity",
+    ),
 }
 
 
@@ -93,10 +108,16 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_nan_or_infinity_is_never_saved_and_the_old_file_stays(tmp_path: Path, bad: float) -> None:
+def test_a_nan_or_infinity_is_never_saved_and_the_old_file_stays(
+    tmp_path: Path, bad: float
+) -> None:
     save_adapter(tmp_path, lora(), base="1234", model="minilm")
     broken = lora()
-    broken["half/kernel"] = broken["half/kernel"].replace(b=broken["half/kernel"].b.at[0, 1].set(bad))
-    with pytest.raises(ValueError, match="half/kernel#b holds a NaN or an infinity; the adapter was not saved"):
+    broken["half/kernel"] = broken["half/kernel"].replace(
+        b=broken["half/kernel"].b.at[0, 1].set(bad)
+    )
+    with pytest.raises(
+        ValueError, match="half/kernel#b holds a NaN or an infinity; the adapter was not saved"
+    ):
         save_adapter(tmp_path, broken, base="1234", model="minilm")
     assert same(load_adapter(tmp_path)[0], lora())

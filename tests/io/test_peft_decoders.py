@@ -1,4 +1,6 @@
-"""PEFT's names of decoders: every family's adapter, written in PEFT's words, changes the family's own tensors as it changes our weights."""
+"""PEFT's names of decoders: every family's adapter, written in PEFT's words, changes the family's
+own tensors as it changes our weights.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +17,13 @@ PREFIX = "base_model.model."
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_PEFT_adds_to_the_familys_tensors_is_what_merging_adds_here(family: str) -> None:
-    """PEFT computes W + scale * B A on each module's own tensor (its transpose for Conv1D): so it must give the merged file's tensor."""
-    config, frozen, lora = adapted_decoder(family)
-    made = to_peft(lora, decoder_names(config))
+    """PEFT computes W + scale * B A on each module's own tensor (its transpose for Conv1D): so it
+    must give the merged file's tensor.
+    """
+    config, frozen, trainable = adapted_decoder(family)
+    made = to_peft(trainable, decoder_names(config))
     base = dict(hugging_face_tensors(config, load_decoder(GOLDEN / family)[1]))
-    merged = dict(hugging_face_tensors(config, lj.merge(frozen, lora)[0]))
+    merged = dict(hugging_face_tensors(config, lj.merge(frozen, trainable)[0]))
     changed = set()
     for key in made.tensors:
         if not key.endswith("lora_A.weight"):
@@ -30,7 +34,9 @@ def test_what_PEFT_adds_to_the_familys_tensors_is_what_merging_adds_here(family:
         update = scale * made.tensors[key.replace("lora_A", "lora_B")] @ made.tensors[key]
         update = update.T if made.config["fan_in_fan_out"] else update
         tensor = f"{module}.weight"
-        np.testing.assert_allclose(base[tensor] + update, merged[tensor], atol=2e-6)  # Float32 sums of numbers around 1.
+        np.testing.assert_allclose(
+            base[tensor] + update, merged[tensor], atol=2e-6
+        )  # Float32 sums of numbers around 1.
         changed.add(tensor)
     same = {name for name, tensor in base.items() if np.array_equal(tensor, merged[name])}
     assert changed and changed == set(base) - same
@@ -38,44 +44,56 @@ def test_what_PEFT_adds_to_the_familys_tensors_is_what_merging_adds_here(family:
 
 @pytest.mark.parametrize("scan", [True, False], ids=["scan", "loop"])
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "phi3", "gemma3"])
-def test_export_then_import_is_the_identity_for_fused_and_for_shifted_weights(family: str, scan: bool) -> None:
-    config, _, lora = adapted_decoder(family, scan=scan, whole=[r"norm/.*"])
+def test_export_then_import_is_the_identity_for_fused_and_for_shifted_weights(
+    family: str, scan: bool
+) -> None:
+    config, _, trainable = adapted_decoder(family, scan=scan, whole=[r"norm/.*"])
     names = decoder_names(config, scan=scan)
-    back = from_peft(to_peft(lora, names), names)
-    assert set(back) == set(lora)
-    for path, leaf in lora.items():
+    back = from_peft(to_peft(trainable, names), names)
+    assert set(back) == set(trainable)
+    for path, leaf in trainable.items():
         if isinstance(leaf, lj.Whole):
-            np.testing.assert_allclose(back[path].value, leaf.value, atol=1e-6)  # A shifted norm is rounded once each way.
+            np.testing.assert_allclose(
+                back[path].value, leaf.value, atol=1e-6
+            )  # A shifted norm is rounded once each way.
         else:
             np.testing.assert_allclose(back[path].delta(), leaf.delta(), atol=1e-6)
 
 
 def test_trained_rows_of_a_tied_embedding_go_out_and_come_back() -> None:
-    config, _, lora = adapted_decoder("llama3", rows={"embed/embedding": [3, 7]})
+    config, _, trainable = adapted_decoder("llama3", rows={"embed/embedding": [3, 7]})
     names = decoder_names(config)
-    made = to_peft(lora, names)
+    made = to_peft(trainable, names)
     assert made.config["trainable_token_indices"] == {"model.embed_tokens": [3, 7]}
     back = from_peft(made, names)["embed/embedding"]
-    assert np.array_equal(back.value, lora["embed/embedding"].value) and np.array_equal(back.index, [3, 7])
+    assert np.array_equal(back.value, trainable["embed/embedding"].value) and np.array_equal(
+        back.index, [3, 7]
+    )
 
 
 def test_trained_rows_that_do_not_fit_and_tied_weights_trained_whole_are_refused() -> None:
-    config, _, lora = adapted_decoder("llama3", rows={"embed/embedding": [3, 7]})
+    config, _, trainable = adapted_decoder("llama3", rows={"embed/embedding": [3, 7]})
     names = decoder_names(config)
-    made = to_peft(lora, names)
-    for value, message in ([3, 400], "of a weight of shape"), ([3], "has shape"), ([3, 3], "different row numbers"):
+    made = to_peft(trainable, names)
+    for value, message in (
+        ([3, 400], "of a weight of shape"),
+        ([3], "has shape"),
+        ([3, 3], "different row numbers"),
+    ):
         made.config["trainable_token_indices"]["model.embed_tokens"] = value
         with pytest.raises(ValueError, match=message):
             from_peft(made, names)
-    config, _, lora = adapted_decoder("llama3", whole=["embed/embedding"])
+    config, _, trainable = adapted_decoder("llama3", whole=["embed/embedding"])
     with pytest.raises(ValueError, match="tied and trained whole"):
-        to_peft(lora, names)
+        to_peft(trainable, names)
 
 
 def test_experts_have_no_name_in_PEFTs_layout_and_are_refused() -> None:
     config, frozen, _ = adapted_decoder("mixtral")
     tokens = jnp.ones((1, 4), jnp.int32)
     rules = [(r"layers/mlp/experts/up/kernel", lj.LoraSpec(rank=2))]
-    _, lora = lj.adapt(lj.Decoder(config), frozen, (tokens,), lora=rules, key=jax.random.key(0))
+    _, trainable = lj.adapt(
+        lj.Decoder(config), frozen, (tokens,), lora=rules, key=jax.random.key(0)
+    )
     with pytest.raises(KeyError, match="no PEFT name for 'layers/mlp/experts/up/kernel'"):
-        to_peft(lora, decoder_names(config))
+        to_peft(trainable, decoder_names(config))

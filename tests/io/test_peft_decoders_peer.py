@@ -1,4 +1,6 @@
-"""PEFT itself loads what we wrote for every decoder family. Needs the extra `peer`, as tests/io/test_peft_loads_ours.py."""
+"""PEFT itself loads what we wrote for every decoder family. Needs the extra `peer`, as
+tests/io/test_peft_loads_ours.py.
+"""
 
 import json
 import os
@@ -45,23 +47,40 @@ def test_PEFT_computes_what_we_compute_on_every_family(tmp_path: Path) -> None:
     with np.load(GOLDEN / "logits.npz") as file:
         golden = dict(file)
     cases = {family: {} for family in FAMILIES}
-    cases |= {"llama3-rows": dict(rows={"embed/embedding": [3, 7]}), "llama-rows": dict(rows={"embed/embedding": [3, 7]})}
+    cases |= {
+        "llama3-rows": dict(rows={"embed/embedding": [3, 7]}),
+        "llama-rows": dict(rows={"embed/embedding": [3, 7]}),
+    }
     cases |= {"gemma3-norm": dict(whole=["norm/.*"]), "llama-head": dict(whole=["head/.*"])}
     ours = {}
     for case, selection in cases.items():
         family = case.split("-")[0]
-        config, frozen, lora = adapted_decoder(family, **selection)
+        config, frozen, trainable = adapted_decoder(family, **selection)
         folder = tmp_path / case
-        save_peft(folder, lora, decoder_names(config), task_type="CAUSAL_LM")
+        save_peft(folder, trainable, decoder_names(config), task_type="CAUSAL_LM")
         tokens, mask = golden[f"{family}/tokens"], golden[f"{family}/mask"]
         np.savez(folder / "inputs.npz", tokens=tokens, mask=mask)
-        ours[case] = (np.asarray(lj.apply(lj.Decoder(config), frozen, lora, jnp.asarray(tokens), jnp.asarray(mask))), mask)
+        ours[case] = (
+            np.asarray(
+                lj.apply(
+                    lj.Decoder(config), frozen, trainable, jnp.asarray(tokens), jnp.asarray(mask)
+                )
+            ),
+            mask,
+        )
     python = os.environ.get("LORA_JAX_PEER_PYTHON", sys.executable)
     command = [python, "-c", PEER, str(GOLDEN), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout.strip().splitlines()[-1])
     assert said == {case: [] for case in cases}
     for case, (logits, mask) in ours.items():
         theirs = np.load(tmp_path / case / "logits.npy")
-        np.testing.assert_allclose(logits[mask], theirs[mask], atol=1e-4 * max(1.0, np.abs(theirs[mask]).max()), err_msg=case)
+        np.testing.assert_allclose(
+            logits[mask],
+            theirs[mask],
+            atol=1e-4 * max(1.0, np.abs(theirs[mask]).max()),
+            err_msg=case,
+        )

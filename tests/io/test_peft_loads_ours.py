@@ -1,4 +1,5 @@
-"""PEFT itself loads what we wrote: no missing and no unexpected key, and the same logits. Needs the extra `peer` (torch, transformers, PEFT).
+"""PEFT itself loads what we wrote: no missing and no unexpected key, and the same logits. Needs the
+extra `peer` (torch, transformers, PEFT).
 
 The interpreter with torch is this one, or the one that LORA_JAX_PEER_PYTHON names.
 """
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import lora_jax as lj
-from lora_jax.adapt.surgery import adapt
+from lora_jax.adapters.surgery import adapt
 from lora_jax.io.peft import load_peft, save_peft
 from lora_jax.io.weights import encoder_names, load_encoder, save_encoder
 
@@ -45,28 +46,37 @@ print(json.dumps(dict(missing=missing, unexpected=result.unexpected_keys, said=[
 """  # fmt: skip
 
 
-def peft_says(base: Path, folder: Path, tokens: np.ndarray, mask: np.ndarray) -> tuple[dict, np.ndarray]:
+def peft_says(
+    base: Path, folder: Path, tokens: np.ndarray, mask: np.ndarray
+) -> tuple[dict, np.ndarray]:
     """What PEFT reports on loading `folder` onto `base`, and the output it computes."""
     np.savez(folder / "inputs.npz", tokens=np.asarray(tokens), mask=np.asarray(mask))
     python = os.environ.get("LORA_JAX_PEER_PYTHON", sys.executable)
     command = [python, "-c", PEER, str(base), str(folder), str(folder / "inputs.npz")]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1]), np.load(folder / "peft_out.npy")
 
 
-def moved(lora: dict, size: float = 0.1) -> dict:
+def moved(trainable: dict, size: float = 0.1) -> dict:
     out = {}
-    for index, (path, leaf) in enumerate(sorted(lora.items())):
+    for index, (path, leaf) in enumerate(sorted(trainable.items())):
         keys = jax.random.split(jax.random.key(index), 4)
         out[path] = leaf.replace(
-            **{n: getattr(leaf, n) + size * jax.random.normal(k, getattr(leaf, n).shape) for n, k in zip(leaf.trained_fields(), keys)}
+            **{
+                n: getattr(leaf, n) + size * jax.random.normal(k, getattr(leaf, n).shape)
+                for n, k in zip(leaf.trained_fields(), keys)
+            }
         )
     return out
 
 
 ADAPTERS = {
-    "lora": dict(lora=[("layers/attn/[qv]/kernel", lj.LoraSpec(rank=3, alpha=5.0))], whole=["classifier/.*"]),
+    "lora": dict(
+        lora=[("layers/attn/[qv]/kernel", lj.LoraSpec(rank=3, alpha=5.0))], whole=["classifier/.*"]
+    ),
     "every rank, scale and layer its own": dict(
         lora=[
             ("layers/attn/q/kernel", lj.LoraSpec(rank=2, alpha=7.0, scaling="rslora", layers=(1,))),
@@ -76,12 +86,31 @@ ADAPTERS = {
         ],
         whole=["classifier/.*"],
     ),
-    "dora": dict(lora=[("layers/.*/kernel", lj.LoraSpec(rank=2, dora=True))], whole=["classifier/.*"]),
-    "biases of adapted modules": dict(lora=[("layers/attn/[qv]/kernel", lj.LoraSpec(rank=2))], whole=["classifier/.*"], bias="lora_only"),
-    "all biases": dict(lora=[("layers/attn/q/kernel", lj.LoraSpec(rank=2))], whole=["classifier/kernel"], bias="all"),
-    "norms": dict(lora=[("layers/mlp/up/kernel", lj.LoraSpec(rank=2))], whole=["classifier/.*", "layers/.*norm/.*"]),
-    "vera": dict(lora=[("layers/attn/[qv]/kernel", lj.LoraSpec(rank=3, variant="vera"))], whole=["classifier/.*"]),
-    "pissa": dict(lora=[("layers/attn/[qv]/kernel", lj.LoraSpec(rank=3, init="pissa"))], whole=["classifier/.*"]),
+    "dora": dict(
+        lora=[("layers/.*/kernel", lj.LoraSpec(rank=2, dora=True))], whole=["classifier/.*"]
+    ),
+    "biases of adapted modules": dict(
+        lora=[("layers/attn/[qv]/kernel", lj.LoraSpec(rank=2))],
+        whole=["classifier/.*"],
+        bias="lora_only",
+    ),
+    "all biases": dict(
+        lora=[("layers/attn/q/kernel", lj.LoraSpec(rank=2))],
+        whole=["classifier/kernel"],
+        bias="all",
+    ),
+    "norms": dict(
+        lora=[("layers/mlp/up/kernel", lj.LoraSpec(rank=2))],
+        whole=["classifier/.*", "layers/.*norm/.*"],
+    ),
+    "vera": dict(
+        lora=[("layers/attn/[qv]/kernel", lj.LoraSpec(rank=3, variant="vera"))],
+        whole=["classifier/.*"],
+    ),
+    "pissa": dict(
+        lora=[("layers/attn/[qv]/kernel", lj.LoraSpec(rank=3, init="pissa"))],
+        whole=["classifier/.*"],
+    ),
 }
 
 
@@ -96,31 +125,46 @@ def test_PEFT_loads_ours_without_a_missing_or_unexpected_key_and_computes_the_sa
     model, params = lj.Encoder(config), jax.tree.map(jnp.asarray, params)
     golden = np.load(GOLDEN / "golden.npz")
     tokens, mask = jnp.asarray(golden["tokens"]), jnp.asarray(golden["mask"])
-    frozen, lora = adapt(model, params, (tokens, mask), key=jax.random.key(0), **ADAPTERS[name])
-    lora, names = moved(lora), encoder_names(config)
-    save_peft(tmp_path, lora, names, task_type=task_type)
+    frozen, trainable = adapt(
+        model, params, (tokens, mask), key=jax.random.key(0), **ADAPTERS[name]
+    )
+    trainable, names = moved(trainable), encoder_names(config)
+    save_peft(tmp_path, trainable, names, task_type=task_type)
     said, out = peft_says(GOLDEN / "bert_cls", tmp_path, tokens, mask)
     assert (said["missing"], said["unexpected"], said["said"]) == ([], [], [])
-    ours = lj.apply(model, frozen, lora, tokens, mask)
+    ours = lj.apply(model, frozen, trainable, tokens, mask)
     np.testing.assert_allclose(out, ours, atol=1e-4)  # The bound is the promise.
     assert np.abs(ours - model.apply({"params": params}, tokens, mask)).max() > 0.05
     back, _ = load_peft(tmp_path, names)
     np.testing.assert_allclose(lj.apply(model, frozen, back, tokens, mask), ours, atol=1e-5)
 
 
-def test_MiniLM_with_an_adapter_of_ours_computes_the_same_in_PEFT(minilm_folder: Path, tmp_path: Path) -> None:
+def test_MiniLM_with_an_adapter_of_ours_computes_the_same_in_PEFT(
+    minilm_folder: Path, tmp_path: Path
+) -> None:
     config, params = load_encoder(minilm_folder, num_classes=2, key=jax.random.key(0))
     save_encoder(tmp_path / "base", config, params)
     golden = np.load(GOLDEN.parent / "minilm.npz")
     tokens, mask = jnp.asarray(golden["tokens"]), jnp.asarray(golden["mask"])
     model, params = lj.Encoder(config), jax.tree.map(jnp.asarray, params)
-    rules = [("layers/attn/[qkvo]/kernel", lj.LoraSpec(rank=8, alpha=16.0)), ("layers/mlp/.*/kernel", lj.LoraSpec(rank=4, alpha=9.0))]
-    frozen, lora = adapt(model, params, (tokens, mask), lora=rules, whole=["classifier/.*"], key=jax.random.key(1))
-    lora = moved(lora, 0.02)
+    rules = [
+        ("layers/attn/[qkvo]/kernel", lj.LoraSpec(rank=8, alpha=16.0)),
+        ("layers/mlp/.*/kernel", lj.LoraSpec(rank=4, alpha=9.0)),
+    ]
+    frozen, trainable = adapt(
+        model, params, (tokens, mask), lora=rules, whole=["classifier/.*"], key=jax.random.key(1)
+    )
+    trainable = moved(trainable, 0.02)
     (tmp_path / "adapter").mkdir()
-    save_peft(tmp_path / "adapter", lora, encoder_names(config), task_type="SEQ_CLS", base=lj.fingerprint(frozen))
+    save_peft(
+        tmp_path / "adapter",
+        trainable,
+        encoder_names(config),
+        task_type="SEQ_CLS",
+        base=lj.fingerprint(frozen),
+    )
     said, out = peft_says(tmp_path / "base", tmp_path / "adapter", tokens, mask)
-    ours = lj.apply(model, frozen, lora, tokens, mask)
+    ours = lj.apply(model, frozen, trainable, tokens, mask)
     assert (said["missing"], said["unexpected"]) == ([], []) and len(said["trained"]) == 36
     np.testing.assert_allclose(out, ours, atol=1e-4)  # The bound is the promise. Measured: 3e-8.
     assert (

@@ -32,7 +32,11 @@ def normal(shape, seed=0):
 def tree() -> dict:
     boxes = {name: {"kernel": quantize(normal((2, 64, 8)), spec)} for name, spec in SPECS.items()}
     scaled = boxes["nf4"]["kernel"].replace(in_scale=jnp.ones((2, 64)))
-    flat = {"kernel": quantize_4bit(normal((100, 8))), "bias": jnp.ones(8, jnp.bfloat16), "step": np.int32(3)}
+    flat = {
+        "kernel": quantize_4bit(normal((100, 8))),
+        "bias": jnp.ones(8, jnp.bfloat16),
+        "step": np.int32(3),
+    }
     return boxes | {"flat": flat, "scaled": {"kernel": scaled}}
 
 
@@ -91,7 +95,10 @@ def test_formats_of_ones_own_travel_with_the_file(tmp_path, monkeypatch):
 
 def test_10_000_corruptions_give_an_error_or_the_right_weights(tmp_path):
     """Bytes overwritten, cut off, added, swapped or zeroed anywhere in the file."""
-    tree = {"kernel": quantize(normal((64, 2)), QuantSpec()), "bias": np.arange(3, dtype=np.float32)}
+    tree = {
+        "kernel": quantize(normal((64, 2)), QuantSpec()),
+        "bias": np.arange(3, dtype=np.float32),
+    }
     path = save_quantized(tmp_path, tree, {"model": "m"})
     whole, expected = path.read_bytes(), [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     dice = random.Random(0)
@@ -141,15 +148,34 @@ def rewritten(tmp_path, change) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda tensors, text: tensors.pop("kernel#codes"), "'kernel' does not fit together .*codes"),
-        (lambda tensors, text: tensors.update({"kernel#codes": tensors["kernel#codes"][:-1]}), r"codes must be \(\*stack, 32, 8\)"),
-        (lambda tensors, text: tensors.update({"kernel#extra": np.zeros(1)}), r"left over: \['extra'\]"),
-        (lambda tensors, text: tensors.update({"other#codes": np.zeros(1)}), "'other' are missing or left over"),
         (
-            lambda tensors, text: tensors.update({"kernel#scale.absmax": tensors["kernel#scale.absmax"].astype(np.float16)}),
+            lambda tensors, text: tensors.pop("kernel#codes"),
+            "'kernel' does not fit together .*codes",
+        ),
+        (
+            lambda tensors, text: tensors.update({"kernel#codes": tensors["kernel#codes"][:-1]}),
+            r"codes must be \(\*stack, 32, 8\)",
+        ),
+        (
+            lambda tensors, text: tensors.update({"kernel#extra": np.zeros(1)}),
+            r"left over: \['extra'\]",
+        ),
+        (
+            lambda tensors, text: tensors.update({"other#codes": np.zeros(1)}),
+            "'other' are missing or left over",
+        ),
+        (
+            lambda tensors, text: tensors.update(
+                {"kernel#scale.absmax": tensors["kernel#scale.absmax"].astype(np.float16)}
+            ),
             "scale.absmax must be .* of float32",
         ),
-        (lambda tensors, text: text.update(boxes=text["boxes"].replace('"block_size": 64', '"block_size": 63')), "block_size must be"),
+        (
+            lambda tensors, text: text.update(
+                boxes=text["boxes"].replace('"block_size": 64', '"block_size": 63')
+            ),
+            "block_size must be",
+        ),
         (lambda tensors, text: text.update(format="other"), "not a quantised checkpoint"),
     ],
 )

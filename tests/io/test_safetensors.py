@@ -26,14 +26,18 @@ TENSORS = {
 def test_reading_gives_what_was_written_bit_for_bit(tmp_path: Path) -> None:
     safetensors.write(tmp_path / "x.safetensors", TENSORS, {"who": "me"})
     read = safetensors.read(tmp_path / "x.safetensors")
-    assert {n: (t.dtype, t.shape, t.tobytes()) for n, t in read.items()} == {n: (t.dtype, t.shape, t.tobytes()) for n, t in TENSORS.items()}
+    assert {n: (t.dtype, t.shape, t.tobytes()) for n, t in read.items()} == {
+        n: (t.dtype, t.shape, t.tobytes()) for n, t in TENSORS.items()
+    }
     assert safetensors.read_metadata(tmp_path / "x.safetensors") == {"who": "me"}
 
 
 def test_bfloat16_of_other_writers_is_read(tmp_path: Path) -> None:
     """The bytes as the format's specification has them, not as our own writer makes them."""
     data = TENSORS["b"].tobytes()
-    header = json.dumps({"w": {"dtype": "BF16", "shape": [3], "data_offsets": [0, len(data)]}}).encode()
+    header = json.dumps(
+        {"w": {"dtype": "BF16", "shape": [3], "data_offsets": [0, len(data)]}}
+    ).encode()
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + data)
     read = safetensors.read(tmp_path / "x.safetensors")["w"]
     assert np.array_equal(np.asarray(read, np.float32), [1.5, -2.0, 3.0])
@@ -55,14 +59,24 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, how: str) -> N
     path = tmp_path / "model.safetensors"
     safetensors.write(path, TENSORS)
     path.write_bytes(damaged(path.read_bytes())[how])
-    for read in (safetensors.read, safetensors.read_metadata, lambda p: safetensors.read_folder(p.parent)):
-        with pytest.raises(ValueError, match=r"model.safetensors needs to be a whole safetensors file, but .* fetch it again"):
+    for read in (
+        safetensors.read,
+        safetensors.read_metadata,
+        lambda p: safetensors.read_folder(p.parent),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"model.safetensors needs to be a whole safetensors file, but .* fetch it again",
+        ):
             read(path)
 
 
 def test_a_missing_file_names_those_that_are_there(tmp_path: Path) -> None:
     safetensors.write(tmp_path / "adapter.safetensors", TENSORS)
-    with pytest.raises(FileNotFoundError, match=r"no file .*model.safetensors. Safetensors files in its folder: adapter.safetensors"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no file .*model.safetensors. Safetensors files in its folder: adapter.safetensors",
+    ):
         safetensors.read(tmp_path / "model.safetensors")
     with pytest.raises(FileNotFoundError, match="Safetensors files in its folder: none"):
         safetensors.read(tmp_path / "nowhere" / "model.safetensors")
@@ -77,7 +91,9 @@ def shards(folder: Path, index: Any = None) -> Path:
     for file, names in parts.items():
         safetensors.write(folder / file, {name: TENSORS[name] for name in names})
     found = {name: file for file, names in parts.items() for name in names}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": found | (index or {})}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": found | (index or {})})
+    )
     return folder
 
 
@@ -89,9 +105,13 @@ def test_shards_are_read_together(tmp_path: Path) -> None:
 def test_shards_that_are_not_what_the_index_says_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lack 1 tensors that .*index.json lists, such as 'z'"):
         safetensors.read_folder(shards(tmp_path / "1", {"z": "two.safetensors"}))
-    with pytest.raises(ValueError, match=r"one.safetensors holds 'a', which .* places in 'two.safetensors'"):
+    with pytest.raises(
+        ValueError, match=r"one.safetensors holds 'a', which .* places in 'two.safetensors'"
+    ):
         safetensors.read_folder(shards(tmp_path / "2", {"a": "two.safetensors"}))
-    with pytest.raises(FileNotFoundError, match="no file .*three.safetensors. .*one.safetensors, two.safetensors"):
+    with pytest.raises(
+        FileNotFoundError, match="no file .*three.safetensors. .*one.safetensors, two.safetensors"
+    ):
         safetensors.read_folder(shards(tmp_path / "3", {"z": "three.safetensors"}))
     for text in ("{", "[]", "{}", '{"weight_map": 3}'):
         (shards(tmp_path / "4") / "model.safetensors.index.json").write_text(text)
@@ -100,10 +120,15 @@ def test_shards_that_are_not_what_the_index_says_are_refused(tmp_path: Path) -> 
 
 
 def test_a_folder_without_weights_says_what_it_holds(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="but holds nothing. Give the folder of a Hugging Face model"):
+    with pytest.raises(
+        FileNotFoundError, match="but holds nothing. Give the folder of a Hugging Face model"
+    ):
         safetensors.read_folder(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(FileNotFoundError, match="holds pytorch_model.bin. Pickled weights are not read, since loading them can run code"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="holds pytorch_model.bin. Pickled weights are not read, since loading them can run code",
+    ):
         safetensors.read_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no such folder"):
         safetensors.read_folder(tmp_path / "nowhere")
@@ -112,7 +137,9 @@ def test_a_folder_without_weights_says_what_it_holds(tmp_path: Path) -> None:
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_keeps_the_old_file_and_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_old_file_and_leaves_no_half_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.safetensors"
     safetensors.write(path, TENSORS)
     before = path.read_bytes()
@@ -123,7 +150,8 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_half_file(tmp_path: Path, 
 
     monkeypatch.setattr(safetensors, "save_file", full)
     with pytest.raises(
-        OSError, match="could not be written: .*No space left on device. Free some space or choose another folder; what was there is kept"
+        OSError,
+        match="could not be written: .*No space left on device. Free some space or choose another folder; what was there is kept",
     ):
         safetensors.write(path, {"a": TENSORS["a"]})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -149,7 +177,9 @@ def test_arrays_that_are_not_contiguous_are_written_by_value(tmp_path: Path) -> 
     assert np.array_equal(read["t"], TENSORS["a"].T) and np.array_equal(read["s"], [0, 3, 6, 9])
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux says which pages of a file are held")
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps").exists(), reason="only Linux says which pages of a file are held"
+)
 def test_of_a_file_no_more_is_held_than_the_last_tensor(tmp_path: Path) -> None:
     path, size = tmp_path / "x.safetensors", 2**20
     safetensors.write(path, {name: np.ones(size, np.float32) for name in "abcd"}, {})
@@ -157,4 +187,6 @@ def test_of_a_file_no_more_is_held_than_the_last_tensor(tmp_path: Path) -> None:
     assert sum(float(read[name].sum()) for name in "abcd") == 4 * size
     after = Path("/proc/self/smaps").read_text().split(str(path))[1]
     held = int(after.split("Rss:")[1].split()[0]) * 1024
-    assert 0 < held < 6 * size  # Of four tensors of 4 bytes a number one, and what the system reads ahead.
+    assert (
+        0 < held < 6 * size
+    )  # Of four tensors of 4 bytes a number one, and what the system reads ahead.

@@ -42,7 +42,9 @@ def test_T5s_spiece_model_is_understood(tmp_path):
 
 
 def deberta_model(pieces: list[str]) -> bytes:
-    """A unigram model with DeBERTa's special pieces: [PAD], [CLS] and [SEP] are control pieces, [UNK] is the unknown one."""
+    """A unigram model with DeBERTa's special pieces: [PAD], [CLS] and [SEP] are control pieces,
+    [UNK] is the unknown one.
+    """
 
     def message(number: int, content: bytes) -> bytes:
         return bytes([number << 3 | 2, len(content)]) + content
@@ -51,23 +53,44 @@ def deberta_model(pieces: list[str]) -> bytes:
     out = b""
     for n, piece in enumerate([*kinds, *pieces]):
         text, score = piece.encode(), struct.pack("<f", 0.0 if piece in kinds else -1.0 - 0.01 * n)
-        out += message(1, message(1, text) + bytes([2 << 3 | 5]) + score + bytes([3 << 3, kinds.get(piece, 1)]))
-    ids = b"".join(bytes([number << 3 & 127 | 128, number >> 4, value]) for number, value in ((40, 3), (41, 1), (42, 2), (43, 0)))
+        out += message(
+            1, message(1, text) + bytes([2 << 3 | 5]) + score + bytes([3 << 3, kinds.get(piece, 1)])
+        )
+    ids = b"".join(
+        bytes([number << 3 & 127 | 128, number >> 4, value])
+        for number, value in ((40, 3), (41, 1), (42, 2), (43, 0))
+    )
     return out + message(2, ids)
 
 
 def test_DeBERTas_spm_model_lays_out_texts_and_pairs(tmp_path):
     (tmp_path / "spm.model").write_bytes(deberta_model(["▁a", "▁good", "▁film", "s", "."]))
     tokenizer = load_tokenizer(tmp_path)
-    assert (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.vocab_size) == (0, 1, 2, 10)
-    records = TextRecords(("a good film.", "films"), ("good", "q"), np.zeros(2, np.int32), ("x",), "name", "train")
+    assert (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.vocab_size) == (
+        0,
+        1,
+        2,
+        10,
+    )
+    records = TextRecords(
+        ("a good film.", "films"), ("good", "q"), np.zeros(2, np.int32), ("x",), "name", "train"
+    )
     encoded = encode(records, tokenizer, 12)
-    assert encoded.tokens[0].tolist() == [1, 4, 5, 6, 8, 2, 5, 2] and encoded.types[0].tolist() == [0] * 6 + [1] * 2
+    assert (
+        encoded.tokens[0].tolist() == [1, 4, 5, 6, 8, 2, 5, 2]
+        and encoded.types[0].tolist() == [0] * 6 + [1] * 2
+    )
     assert encoded.tokens[1].tolist() == [1, 6, 7, 2, 3, 2]
-    assert tokenizer.backend.token_to_id("[MASK]") == 9 and tokenizer.decode(encoded.tokens[0]) == "a good film. good"
+    assert (
+        tokenizer.backend.token_to_id("[MASK]") == 9
+        and tokenizer.decode(encoded.tokens[0]) == "a good film. good"
+    )
     assert encode(records, tokenizer, 6).truncated == 1
     (tmp_path / "spm.model").write_bytes(deberta_model(["▁a"]).replace(b"[CLS]", b"[CLZ]"))
-    with pytest.raises(ValueError, match=r"spm.model' needs the tokens \[PAD\], \[CLS\] and \[SEP\].*\[CLS\] is not in its vocabulary"):
+    with pytest.raises(
+        ValueError,
+        match=r"spm.model' needs the tokens \[PAD\], \[CLS\] and \[SEP\].*\[CLS\] is not in its vocabulary",
+    ):
         load_tokenizer(tmp_path)
 
 

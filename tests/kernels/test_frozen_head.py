@@ -1,4 +1,6 @@
-"""The loss under a frozen head equals the plain one, value and gradient, whatever the blocks and passes, and never forms the logits."""
+"""The loss under a frozen head equals the plain one, value and gradient, whatever the blocks and
+passes, and never forms the logits.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,9 @@ def example(axis, dtype=jnp.float32, share=0.4):
     hidden = 3 * jax.random.normal(next(keys), (TOKENS, HIDDEN), dtype)
     labels = jax.random.randint(next(keys), (TOKENS,), 0, VOCAB)
     # A few labels are the likeliest words: the count of right ones must not be zero.
-    labels = labels.at[:9].set((hidden.astype(jnp.float32) @ words.T.astype(jnp.float32)).argmax(-1)[:9])
+    labels = labels.at[:9].set(
+        (hidden.astype(jnp.float32) @ words.T.astype(jnp.float32)).argmax(-1)[:9]
+    )
     weight = jnp.where(jax.random.bernoulli(next(keys), share, (TOKENS,)), 0.5, 0.0).at[0].set(2.0)
     return hidden, words if axis == 0 else words.T, labels, weight
 
@@ -36,7 +40,10 @@ def logits_of(hidden, words, head):
 
 
 def plain(hidden, words, labels, weight, head):
-    return (optax.softmax_cross_entropy_with_integer_labels(logits_of(hidden, words, head), labels) * weight).sum()
+    return (
+        optax.softmax_cross_entropy_with_integer_labels(logits_of(hidden, words, head), labels)
+        * weight
+    ).sum()
 
 
 @pytest.mark.parametrize("head", [Head(0), Head(1), Head(0, 5.0)])
@@ -55,18 +62,26 @@ def test_value_and_gradient_equal_the_plain_loss(sizes, head):
 
 def test_16_bit_words_are_multiplied_as_they_are_and_summed_in_float32(sizes):
     hidden, words, labels, weight = example(0, jnp.bfloat16)
-    loss, gradient = jax.value_and_grad(lambda h: head_loss(h, words, labels, weight, Head(0))[0])(hidden)
-    wide = lambda x: x.astype(jnp.float32)  # noqa: E731
-    truth, exact = jax.value_and_grad(lambda h: plain(h, wide(words), labels, weight, Head(0)))(wide(hidden))
+    loss, gradient = jax.value_and_grad(lambda h: head_loss(h, words, labels, weight, Head(0))[0])(
+        hidden
+    )
+    wide = lambda x: x.astype(jnp.float32)
+    truth, exact = jax.value_and_grad(lambda h: plain(h, wide(words), labels, weight, Head(0)))(
+        wide(hidden)
+    )
     assert gradient.dtype == jnp.bfloat16
-    assert float(loss) == pytest.approx(float(truth), rel=1e-5)  # Products of bfloat16 numbers are exact in float32.
+    assert float(loss) == pytest.approx(
+        float(truth), rel=1e-5
+    )  # Products of bfloat16 numbers are exact in float32.
     np.testing.assert_allclose(wide(gradient), exact, atol=2e-2 * float(jnp.abs(exact).max()))
 
 
 def test_tokens_that_do_not_count_are_never_computed(sizes):
     hidden, words, labels, weight = example(0)
     poisoned = jnp.where((weight == 0)[:, None], jnp.nan, hidden)
-    loss, gradient = jax.value_and_grad(lambda h: head_loss(h, words, labels, weight, Head(0))[0])(poisoned)
+    loss, gradient = jax.value_and_grad(lambda h: head_loss(h, words, labels, weight, Head(0))[0])(
+        poisoned
+    )
     assert np.isfinite(loss) and np.isfinite(gradient).all()
     assert int((gradient != 0).any(-1).sum()) == int((weight != 0).sum())
     assert float(head_loss(hidden, words, labels, jnp.zeros(TOKENS), Head(0))[0]) == 0
@@ -81,7 +96,9 @@ def test_what_is_not_finite_makes_the_loss_so(sizes, wrong):
 
 def test_logits_far_apart_do_not_overflow(sizes):
     hidden, words, labels, weight = example(0)
-    ours = jax.value_and_grad(lambda h: head_loss(h, 40 * words, labels, weight, Head(0))[0])(hidden)
+    ours = jax.value_and_grad(lambda h: head_loss(h, 40 * words, labels, weight, Head(0))[0])(
+        hidden
+    )
     theirs = jax.value_and_grad(lambda h: plain(h, 40 * words, labels, weight, Head(0)))(hidden)
     assert float(theirs[0]) > 1000
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-3), ours, theirs)
@@ -99,7 +116,9 @@ def shapes_in(jaxpr):
 def test_no_array_of_a_pass_times_the_vocabulary_is_formed(monkeypatch):
     monkeypatch.setattr(frozen_head, "_block", lambda: 64)
     hidden, words, labels, weight = example(0)
-    step = jax.make_jaxpr(jax.grad(lambda h: head_loss(h, words, labels, weight, Head(0))[0]))(hidden)
+    step = jax.make_jaxpr(jax.grad(lambda h: head_loss(h, words, labels, weight, Head(0))[0]))(
+        hidden
+    )
     shapes = set(shapes_in(step.jaxpr))
     assert (TOKENS, 64) in shapes
     assert max(np.prod(shape) for shape in shapes if shape != words.shape) <= TOKENS * 64
@@ -108,5 +127,7 @@ def test_no_array_of_a_pass_times_the_vocabulary_is_formed(monkeypatch):
 def test_16_bit_words_are_not_copied_to_float32():
     wide, like = 16_384, jax.ShapeDtypeStruct
     step = jax.jit(lambda h, words, labels: word_losses(h, words, labels, Head(0), gradient=True))
-    compiled = step.lower(like((64, 128), jnp.bfloat16), like((wide, 128), jnp.bfloat16), like((64,), jnp.int32)).compile()
+    compiled = step.lower(
+        like((64, 128), jnp.bfloat16), like((wide, 128), jnp.bfloat16), like((64,), jnp.int32)
+    ).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 0.75 * 4 * wide * 128

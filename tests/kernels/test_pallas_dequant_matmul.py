@@ -1,4 +1,6 @@
-"""The fused kernels: equal to dequantising and multiplying, by interpretation on a CPU; lowered for CUDA; run on a GPU where there is one."""
+"""The fused kernels: equal to dequantising and multiplying, by interpretation on a CPU; lowered for
+CUDA; run on a GPU where there is one.
+"""
 
 import re
 from typing import Any
@@ -14,10 +16,15 @@ from lora_jax.core.notice import say_once
 from lora_jax.kernels import choice
 from lora_jax.kernels.choice import MOST_TOKENS, kernel_for
 from lora_jax.kernels.matmul import frozen_matmul
-from lora_jax.kernels.pallas_dequant_matmul import dequant_matmul, dequant_matmul_transposed, why_not
+from lora_jax.kernels.pallas_dequant_matmul import (
+    dequant_matmul,
+    dequant_matmul_transposed,
+    why_not,
+)
 
 RNG = np.random.default_rng(0)
-# Sums of at most 101 products in another order: float32, and bfloat16 once at the end, where a rounding is 2**-9 of the number.
+# Sums of at most 101 products in another order: float32, and bfloat16 once at the end, where a
+# rounding is 2**-9 of the number.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 8e-3}
 SPECS = {
     "nf4": QuantSpec("nf4", 16),
@@ -29,11 +36,14 @@ SPECS = {
     "mxfp4": QuantSpec("fp4_e2m1", 32, double=False, scale_dtype="e8m0"),
     "fp8": QuantSpec("fp8_e4m3", 64, double=False),
 }
-# Tiles are 32 tokens, 32 or 64 rows, 64 columns: sizes below, at and beyond them, with odd rows, whose last byte is half empty.
+# Tiles are 32 tokens, 32 or 64 rows, 64 columns: sizes below, at and beyond them, with odd rows,
+# whose last byte is half empty.
 SHAPES = [(37, 101, 70), (32, 64, 64), (3, 33, 129), (1, 2, 1)]
 
 
-def case(spec: QuantSpec, shape: tuple[int, int, int], dtype: Any) -> tuple[QuantizedArray, jax.Array, jax.Array]:
+def case(
+    spec: QuantSpec, shape: tuple[int, int, int], dtype: Any
+) -> tuple[QuantizedArray, jax.Array, jax.Array]:
     tokens, rows, columns = shape
     w = jnp.asarray(RNG.standard_normal((rows, columns)), jnp.float32)
     x, g = (jnp.asarray(RNG.standard_normal((tokens, n)), dtype) for n in (rows, columns))
@@ -42,30 +52,47 @@ def case(spec: QuantSpec, shape: tuple[int, int, int], dtype: Any) -> tuple[Quan
 
 def check(ours: jax.Array, wanted: np.ndarray, dtype: str) -> None:
     assert ours.dtype == dtype and ours.shape == wanted.shape
-    assert np.abs(np.asarray(ours, np.float64) - wanted).max() <= TOLERANCE[dtype] * np.abs(wanted).max()
+    assert (
+        np.abs(np.asarray(ours, np.float64) - wanted).max()
+        <= TOLERANCE[dtype] * np.abs(wanted).max()
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", SPECS)
-def test_both_products_equal_dequantising_and_multiplying(name: str, shape: tuple[int, int, int], dtype: str) -> None:
+def test_both_products_equal_dequantising_and_multiplying(
+    name: str, shape: tuple[int, int, int], dtype: str
+) -> None:
     if dtype == "bfloat16" and shape != SHAPES[0]:
         shape = SHAPES[2]
     weight, x, g = case(SPECS[name], shape, dtype)
     dense = np.asarray(weight.matrix(dtype), np.float64)
-    check(jax.jit(lambda x, w: dequant_matmul(x, w, interpret=True))(x, weight), np.asarray(x, np.float64) @ dense, dtype)
-    check(jax.jit(lambda g, w: dequant_matmul_transposed(g, w, interpret=True))(g, weight), np.asarray(g, np.float64) @ dense.T, dtype)
+    check(
+        jax.jit(lambda x, w: dequant_matmul(x, w, interpret=True))(x, weight),
+        np.asarray(x, np.float64) @ dense,
+        dtype,
+    )
+    check(
+        jax.jit(lambda g, w: dequant_matmul_transposed(g, w, interpret=True))(g, weight),
+        np.asarray(g, np.float64) @ dense.T,
+        dtype,
+    )
 
 
 def test_nothing_outside_the_arrays_is_read_into_a_result() -> None:
     """Rows and columns of NaN beyond the edges of a tile would show in a sum that reads them."""
     weight, x, g = case(SPECS["nf4-plain"], (5, 65, 65), jnp.float32)
     wide = weight.replace(scale=jnp.pad(weight.scale, [(0, 1), (0, 0)], constant_values=np.nan))
-    assert np.isfinite(dequant_matmul(x, weight, interpret=True)).all() and np.isfinite(wide.scale[:2]).all()
+    assert (
+        np.isfinite(dequant_matmul(x, weight, interpret=True)).all()
+        and np.isfinite(wide.scale[:2]).all()
+    )
     assert np.isfinite(dequant_matmul_transposed(g, weight, interpret=True)).all()
 
 
-# The text of such a kernel is no promise of compatibility between versions, which nobody needs here.
+# The text of such a kernel is no promise of compatibility between versions, which nobody needs
+# here.
 ANY = [export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
 
 
@@ -74,7 +101,9 @@ ANY = [export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
 def test_the_kernels_are_lowered_for_cuda_without_a_gpu(name: str, dtype: str) -> None:
     weight, x, g = case(SPECS[name], SHAPES[0], dtype)
     for product, left in ((dequant_matmul, x), (dequant_matmul_transposed, g)):
-        text = export.export(jax.jit(product), platforms=["cuda"], disabled_checks=ANY)(left, weight).mlir_module()
+        text = export.export(jax.jit(product), platforms=["cuda"], disabled_checks=ANY)(
+            left, weight
+        ).mlir_module()
         assert text.count("xla.gpu.triton") == 1
         # No dense weight beside the kernel.
         assert not re.search(r"tensor<10[12]x70xb?f", text)
@@ -87,8 +116,12 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, **environment: str) -> None:
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.parametrize(("tokens", "dtype", "wanted"), [(8, "bfloat16", 1), (4096, "bfloat16", 0), (8, "float32", 0)])
-def test_the_frozen_product_of_a_gpu_program_follows_the_table(monkeypatch: Any, tokens: int, dtype: str, wanted: int) -> None:
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "wanted"), [(8, "bfloat16", 1), (4096, "bfloat16", 0), (8, "float32", 0)]
+)
+def test_the_frozen_product_of_a_gpu_program_follows_the_table(
+    monkeypatch: Any, tokens: int, dtype: str, wanted: int
+) -> None:
     as_on_a_gpu(monkeypatch)
     weight, x, _ = case(SPECS["nf4"], (tokens, 64, 64), dtype)
     step = jax.jit(jax.grad(lambda x, w: frozen_matmul(x, w).astype(jnp.float32).sum()))
@@ -116,7 +149,9 @@ def test_the_choice_can_be_made_by_the_environment_and_says_once_why_it_is_not_f
         kernel_for(weight, 8, jnp.float32)
 
 
-def test_on_a_cpu_it_is_never_chosen_and_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_cpu_it_is_never_chosen_and_nothing_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     weight, *_ = case(SPECS["nf4"], (8, 64, 64), jnp.bfloat16)
     assert kernel_for(weight, 8, jnp.bfloat16) == "reference" and capsys.readouterr().err == ""
 
@@ -134,7 +169,9 @@ def test_weights_that_the_kernels_cannot_read_are_named() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [*SHAPES, (512, 640, 2048)], ids=str)
 @pytest.mark.parametrize("name", SPECS)
-def test_compiled_kernels_equal_dequantising_and_multiplying(name: str, shape: tuple[int, int, int], dtype: str) -> None:
+def test_compiled_kernels_equal_dequantising_and_multiplying(
+    name: str, shape: tuple[int, int, int], dtype: str
+) -> None:
     weight, x, g = case(SPECS[name], shape, dtype)
     dense = np.asarray(weight.matrix(dtype), np.float64)
     check(jax.jit(dequant_matmul)(x, weight), np.asarray(x, np.float64) @ dense, dtype)

@@ -1,4 +1,6 @@
-"""The chunked vocabulary loss equals the plain one in value and in every gradient, and never forms the full logits."""
+"""The chunked vocabulary loss equals the plain one in value and in every gradient, and never forms
+the full logits.
+"""
 
 import functools
 
@@ -21,7 +23,10 @@ def head(frozen, trained, x):
 def example():
     keys = iter(jax.random.split(jax.random.key(0), 6))
     frozen = {"w": jax.random.normal(next(keys), (HIDDEN, VOCAB))}
-    trained = {"a": jax.random.normal(next(keys), (HIDDEN, 2)), "b": jax.random.normal(next(keys), (2, VOCAB))}
+    trained = {
+        "a": jax.random.normal(next(keys), (HIDDEN, 2)),
+        "b": jax.random.normal(next(keys), (2, VOCAB)),
+    }
     hidden = jax.random.normal(next(keys), (TOKENS, HIDDEN))
     labels = jax.random.randint(next(keys), (TOKENS,), 0, VOCAB)
     weight = jnp.where(jax.random.bernoulli(next(keys), 0.4, (TOKENS,)), 0.5, 0.0).at[0].set(2.0)
@@ -29,15 +34,22 @@ def example():
 
 
 def plain(frozen, trained, hidden, labels, weight):
-    return (optax.softmax_cross_entropy_with_integer_labels(head(frozen, trained, hidden), labels) * weight).sum()
+    return (
+        optax.softmax_cross_entropy_with_integer_labels(head(frozen, trained, hidden), labels)
+        * weight
+    ).sum()
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 64])
 def test_value_and_gradients_equal_the_plain_loss(chunk):
     frozen, trained, hidden, labels, weight = example()
-    chunked = lambda trained, hidden: 3 * vocabulary_loss(head, frozen, trained, hidden, labels, weight, chunk)[0]  # noqa: E731
+    chunked = lambda trained, hidden: (
+        3 * vocabulary_loss(head, frozen, trained, hidden, labels, weight, chunk)[0]
+    )
     ours = jax.value_and_grad(chunked, (0, 1))(trained, hidden)
-    theirs = jax.value_and_grad(lambda t, h: 3 * plain(frozen, t, h, labels, weight), (0, 1))(trained, hidden)
+    theirs = jax.value_and_grad(lambda t, h: 3 * plain(frozen, t, h, labels, weight), (0, 1))(
+        trained, hidden
+    )
     # float32 sums in another order.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), ours, theirs)
     without = vocabulary_loss(head, frozen, trained, hidden, labels, weight, chunk)
@@ -50,7 +62,9 @@ def test_tokens_that_do_not_count_are_never_computed():
     frozen, trained, hidden, labels, weight = example()
     poisoned = jnp.where((weight == 0)[:, None], jnp.nan, hidden)
     count = int((weight != 0).sum())
-    loss, gradient = jax.value_and_grad(lambda h: vocabulary_loss(head, frozen, trained, h, labels, weight, 1)[0])(poisoned)
+    loss, gradient = jax.value_and_grad(
+        lambda h: vocabulary_loss(head, frozen, trained, h, labels, weight, 1)[0]
+    )(poisoned)
     assert np.isfinite(loss) and np.isfinite(gradient).all()
     assert int((gradient != 0).any(-1).sum()) == count
     nothing = vocabulary_loss(head, frozen, trained, hidden, labels, jnp.zeros(TOKENS), 4)
@@ -61,7 +75,9 @@ def test_no_array_of_the_size_of_the_full_logits_is_formed():
     frozen, trained, hidden, labels, weight = example()
     step = jax.grad(lambda t, h: vocabulary_loss(head, frozen, t, h, labels, weight, 4)[0], (0, 1))
     assert f"{TOKENS},{VOCAB}" not in str(jax.make_jaxpr(step)(trained, hidden))
-    assert f"{TOKENS},{VOCAB}" in str(jax.make_jaxpr(lambda t, h: plain(frozen, t, h, labels, weight))(trained, hidden))
+    assert f"{TOKENS},{VOCAB}" in str(
+        jax.make_jaxpr(lambda t, h: plain(frozen, t, h, labels, weight))(trained, hidden)
+    )
 
 
 def test_it_works_for_several_adapters_at_once():
@@ -71,4 +87,8 @@ def test_it_works_for_several_adapters_at_once():
     together = jax.vmap(run)(two)
     for n in range(2):
         alone = run(jax.tree.map(lambda x, n=n: x[n], two))
-        jax.tree.map(lambda a, b, n=n: np.testing.assert_allclose(a[n], b, rtol=1e-5, atol=1e-5), together, alone)
+        jax.tree.map(
+            lambda a, b, n=n: np.testing.assert_allclose(a[n], b, rtol=1e-5, atol=1e-5),
+            together,
+            alone,
+        )

@@ -15,16 +15,28 @@ FAMILIES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
 LINEAR = r"layers(_\d+)?/(attn/[qkvo]|mlp/(up|gate|down)|mlp/shared/.*)/kernel"
 
 
-def adapted_decoder(family: str, *, scan: bool = True, size: float = 0.1, **selection: Any) -> tuple[Any, dict, dict]:
-    """(configuration, frozen weights, adapter) of a golden family; every trained number is moved by about `size`."""
+def adapted_decoder(
+    family: str, *, scan: bool = True, size: float = 0.1, **selection: Any
+) -> tuple[Any, dict, dict]:
+    """(configuration, frozen weights, adapter) of a golden family; every trained number is moved by
+    about `size`.
+    """
     config, params = load_decoder(GOLDEN / family, scan=scan)
-    rules = [(r".*/(q|down)/kernel", lj.LoraSpec(rank=2, alpha=5.0)), (LINEAR, lj.LoraSpec(rank=3, alpha=4.0))]
+    rules = [
+        (r".*/(q|down)/kernel", lj.LoraSpec(rank=2, alpha=5.0)),
+        (LINEAR, lj.LoraSpec(rank=3, alpha=4.0)),
+    ]
     model, tokens = lj.Decoder(config, scan=scan), jnp.ones((1, 4), jnp.int32)
     rules = rules if config.experts is None else rules[1:]
-    frozen, lora = lj.adapt(model, params, (tokens,), lora=rules, key=jax.random.key(0), **selection)
-    for index, (path, leaf) in enumerate(sorted(lora.items())):
+    frozen, trainable = lj.adapt(
+        model, params, (tokens,), lora=rules, key=jax.random.key(0), **selection
+    )
+    for index, (path, leaf) in enumerate(sorted(trainable.items())):
         keys = jax.random.split(jax.random.key(index), 4)
-        lora[path] = leaf.replace(
-            **{n: getattr(leaf, n) + size * jax.random.normal(k, getattr(leaf, n).shape) for n, k in zip(leaf.trained_fields(), keys)}
+        trainable[path] = leaf.replace(
+            **{
+                n: getattr(leaf, n) + size * jax.random.normal(k, getattr(leaf, n).shape)
+                for n, k in zip(leaf.trained_fields(), keys)
+            }
         )
-    return config, frozen, lora
+    return config, frozen, trainable

@@ -6,8 +6,8 @@ import random
 from dataclasses import replace
 
 from lora_jax import config as settings
-from lora_jax.sweep.grid import run_id
-from lora_jax.sweep.store import RunStore
+from lora_jax.sweeps.grid import run_id
+from lora_jax.sweeps.store import RunStore
 
 ENVIRONMENT = {
     "git": {"commit": "0123456789abcdef", "dirty": False},
@@ -29,14 +29,19 @@ def grid(seeds: tuple[int, ...] = (0,)) -> settings.Config:
 
 
 def result_of(run: settings.Config) -> dict:
-    """A made-up result that behaves as in a real sweep: accuracy rises with rank and targets, falls a little with bits."""
+    """A made-up result that behaves as in a real sweep: accuracy rises with rank and targets, falls
+    a little with bits.
+    """
     noise = random.Random(run_id(run)).gauss(0, 0.004)
     rank = run.lora.rank if run.method in ("lora", "qlora") else None
     wide = run.lora.targets == "all-linear"
     accuracy = {"full": 0.812, "head": 0.655}.get(
-        run.method, 0.77 + 0.01 * math.log2(rank or 1) / 2 + 0.02 * wide - 0.006 * (run.quant.format == "nf4")
+        run.method,
+        0.77 + 0.01 * math.log2(rank or 1) / 2 + 0.02 * wide - 0.006 * (run.quant.format == "nf4"),
     )
-    trainable = {"full": 22_700_000, "head": 770}.get(run.method, (40_000 if wide else 9_000) * (rank or 1))
+    trainable = {"full": 22_700_000, "head": 770}.get(
+        run.method, (40_000 if wide else 9_000) * (rank or 1)
+    )
     return {
         "run_id": run_id(run), "method": run.method, "format": run.quant.format if rank else None, "rank": rank,
         "targets": run.lora.targets if rank else None, "seed": run.train.seed, "test_accuracy": accuracy + noise,

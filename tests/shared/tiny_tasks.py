@@ -1,4 +1,6 @@
-"""Small data for every encoder head over the tiny encoder's words: something that it can learn, written as JSON lines."""
+"""Small data for every encoder head over the tiny encoder's words: something that it can learn,
+written as JSON lines.
+"""
 
 import json
 from pathlib import Path
@@ -7,7 +9,14 @@ from typing import Any
 import numpy as np
 from tiny_encoder import WORDS
 
-HEADS = ("classification", "pair_classification", "regression", "token_classification", "qa", "multiple_choice")
+HEADS = (
+    "classification",
+    "pair_classification",
+    "regression",
+    "token_classification",
+    "qa",
+    "multiple_choice",
+)
 _PLAIN = WORDS[2:]
 
 
@@ -26,15 +35,28 @@ def records(recipe: str, count: int = 160) -> list[dict[str, Any]]:
         out.append(
             {
                 "classification": {"text": text, "label": ["neg", "pos"][good]},
-                "pair_classification": {"text": text, "text_pair": WORDS[1 - good], "label": ["neg", "pos"][good]},
+                "pair_classification": {
+                    "text": text,
+                    "text_pair": WORDS[1 - good],
+                    "label": ["neg", "pos"][good],
+                },
                 "regression": {"text": text, "score": 4.0 * good},
-                "token_classification": {"words": marked, "tags": ["B-X" if word in WORDS[:2] else "O" for word in marked]},
+                "token_classification": {
+                    "words": marked,
+                    "tags": ["B-X" if word in WORDS[:2] else "O" for word in marked],
+                },
                 "qa": {
                     "context": text,
                     "question": "the actor",
-                    "answers": [{"text": WORDS[1 - good], "answer_start": text.index(WORDS[1 - good])}],
+                    "answers": [
+                        {"text": WORDS[1 - good], "answer_start": text.index(WORDS[1 - good])}
+                    ],
                 },
-                "multiple_choice": {"question": text, "choices": ["good", "bad"], "answer": 1 - good},
+                "multiple_choice": {
+                    "question": text,
+                    "choices": ["good", "bad"],
+                    "answer": 1 - good,
+                },
             }[recipe]
         )
     return out

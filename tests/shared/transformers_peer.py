@@ -1,4 +1,6 @@
-"""What transformers and PEFT make of files that we wrote; run in the interpreter that LORA_JAX_PEER_PYTHON names, or in this one."""
+"""What transformers and PEFT make of files that we wrote; run in the interpreter that
+LORA_JAX_PEER_PYTHON names, or in this one.
+"""
 
 import json
 import os
@@ -36,16 +38,29 @@ print(json.dumps(said))
 def ask_transformers(folder: Path, jobs: list[dict]) -> tuple[list[np.ndarray | None], list[dict]]:
     """For each job, the logits of its tokens and the ids of its texts.
 
-    A job has `folder`, and as wanted `gguf` (a file in it), `adapter` (a folder for PEFT), `tokens` and `texts`.
+    A job has `folder`, and as wanted `gguf` (a file in it), `adapter` (a folder for PEFT), `tokens`
+    and `texts`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "jobs.json").write_text(json.dumps([{key: _plain(value) for key, value in job.items()} for job in jobs]))
+    (folder / "jobs.json").write_text(
+        json.dumps([{key: _plain(value) for key, value in job.items()} for job in jobs])
+    )
     command = [os.environ.get("LORA_JAX_PEER_PYTHON", sys.executable), "-c", _PROGRAM, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     files = [folder / f"{n}.npy" for n in range(len(jobs))]
-    return [np.load(file) if file.is_file() else None for file in files], json.loads(done.stdout.strip().splitlines()[-1])
+    return [np.load(file) if file.is_file() else None for file in files], json.loads(
+        done.stdout.strip().splitlines()[-1]
+    )
 
 
 def _plain(value):
-    return value.tolist() if isinstance(value, np.ndarray) else str(value) if isinstance(value, Path) else value
+    return (
+        value.tolist()
+        if isinstance(value, np.ndarray)
+        else str(value)
+        if isinstance(value, Path)
+        else value
+    )

@@ -1,6 +1,7 @@
-"""Initialisers that look at data: LoRA-GA (a gradient of W), EVA and CorDA (second moments of W's inputs).
+"""Initialisers that look at data: LoRA-GA (a gradient of W), EVA and CorDA (second moments of W's
+inputs).
 
-`lora_jax.adapt.calibration` measures both over batches.
+`lora_jax.adapters.calibration` measures both over batches.
 """
 
 from __future__ import annotations
@@ -15,53 +16,71 @@ from lora_jax.core.lowrank import LoraSpec
 GAMMA = 16.0  # LoRA-GA's stable_gamma, PEFT's default
 
 
-def lora_ga(w: Float[Array, "in out"], data: Float[Array, "in out"], key: jax.Array, spec: LoraSpec) -> Start:
-    """Factors along the leading singular directions of a gradient G of W (LoRA-GA, Wang et al. 2024, arXiv 2407.05000).
+def lora_ga(
+    w: Float[Array, "in out"], data: Float[Array, "in out"], key: jax.Array, spec: LoraSpec
+) -> Start:
+    """Factors along the leading singular directions of a gradient G of W (LoRA-GA, Wang et al.
+    2024, arXiv 2407.05000).
 
-    G = U S V^T gives a = U[:, :r] and b = (S V^T)[r:2r] * out^(1/4) / sqrt(16): PEFT's default family (direction 'ArB2r', scale
-    'stable'), by an exact SVD. The residual is W - scale * a @ b.
+    G = U S V^T gives a = U[:, :r] and b = (S V^T)[r:2r] * out^(1/4) / sqrt(16): PEFT's default
+    family (direction 'ArB2r', scale 'stable'), by an exact SVD. The residual is W - scale * a @ b.
 
     Raises:
         ValueError: 2 * rank exceeds the smaller side of W.
     """
     r = spec.rank
     if 2 * r > min(w.shape):
-        raise ValueError(f"init='lora_ga' uses 2 * rank singular directions of a {w.shape[0]} x {w.shape[1]} gradient, got rank {r}.")
+        raise ValueError(
+            f"init='lora_ga' uses 2 * rank singular directions of a {w.shape[0]} x {w.shape[1]} "
+            f"gradient, got rank {r}."
+        )
     u, s, vt = jnp.linalg.svd(data.astype(jnp.float32), full_matrices=False)
     a = u[:, :r]
     b = s[r : 2 * r, None] * vt[r : 2 * r] * (w.shape[1] ** 0.25 / GAMMA**0.5)
     return Start(a, b, residual_of(w, a, b, spec))
 
 
-def eva(w: Float[Array, "in out"], data: Float[Array, "in in"], key: jax.Array, spec: LoraSpec) -> Start:
-    """`a` from the leading principal directions of W's inputs, `b` 0 (EVA, Paischer et al. 2024, arXiv 2410.07170).
+def eva(
+    w: Float[Array, "in out"], data: Float[Array, "in in"], key: jax.Array, spec: LoraSpec
+) -> Start:
+    """`a` from the leading principal directions of W's inputs, `b` 0 (EVA, Paischer et al. 2024,
+    arXiv 2410.07170).
 
-    `data` is the inputs' second moment X^T X (any scale); its leading eigenvectors are the right singular vectors of X. Means
-    are not taken off, as in the paper's definition. Ranks are not moved between sites here; `eva_ranks` says how.
+    `data` is the inputs' second moment X^T X (any scale); its leading eigenvectors are the right
+    singular vectors of X. Means are not taken off, as in the paper's definition. Ranks are not
+    moved between sites here; `eva_ranks` says how.
     """
     _, vectors = jnp.linalg.eigh(data.astype(jnp.float32))
     a = vectors[:, ::-1][:, : spec.rank]
     return Start(a, jnp.zeros((spec.rank, w.shape[1]), jnp.float32))
 
 
-def corda(w: Float[Array, "in out"], data: Float[Array, "in in"], key: jax.Array, spec: LoraSpec) -> Start:
-    """Factors of the directions of W that matter most for the inputs (CorDA, Yang et al. 2024, arXiv 2406.05223; 'ipm').
+def corda(
+    w: Float[Array, "in out"], data: Float[Array, "in in"], key: jax.Array, spec: LoraSpec
+) -> Start:
+    """Factors of the directions of W that matter most for the inputs (CorDA, Yang et al. 2024,
+    arXiv 2406.05223; 'ipm').
 
-    C is the inputs' second moment, divided by its mean diagonal and damped; C W = U S V^T gives a = C^-1 U_r sqrt(S_r / scale)
-    and b = sqrt(S_r / scale) V_r^T. The residual is W - scale * a @ b.
+    C is the inputs' second moment, divided by its mean diagonal and damped; C W = U S V^T gives a =
+    C^-1 U_r sqrt(S_r / scale) and b = sqrt(S_r / scale) V_r^T. The residual is W - scale * a @ b.
     """
     return _corda(w, data, spec, last=False)
 
 
-def corda_kpm(w: Float[Array, "in out"], data: Float[Array, "in in"], key: jax.Array, spec: LoraSpec) -> Start:
-    """As `corda`, with the directions that matter least, so that what the inputs use is preserved (CorDA's 'kpm')."""
+def corda_kpm(
+    w: Float[Array, "in out"], data: Float[Array, "in in"], key: jax.Array, spec: LoraSpec
+) -> Start:
+    """As `corda`, with the directions that matter least, so that what the inputs use is preserved
+    (CorDA's 'kpm').
+    """
     return _corda(w, data, spec, last=True)
 
 
 def _corda(w: Array, data: Array, spec: LoraSpec, *, last: bool) -> Start:
     w = w.astype(jnp.float32)
     moment = data.astype(jnp.float32)
-    # The product a @ b does not depend on the moment's scale, the balance between a and b does: one unit for all sites.
+    # The product a @ b does not depend on the moment's scale, the balance between a and b does: one
+    # unit for all sites.
     moment = moment / jnp.maximum(jnp.trace(moment) / moment.shape[0], 1e-30)
     moment, inverse = _damped_inverse(moment)
     u, s, vt = jnp.linalg.svd(moment @ w, full_matrices=False)
@@ -72,7 +91,8 @@ def _corda(w: Array, data: Array, spec: LoraSpec, *, last: bool) -> Start:
 
 
 def _damped_inverse(moment: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
-    """The moment with 0.01 of its mean diagonal added, doubled until the inverse is one to within 0.05, and that inverse.
+    """The moment with 0.01 of its mean diagonal added, doubled until the inverse is one to within
+    0.05, and that inverse.
 
     As in PEFT and in the authors' code, with a limit of 20 doublings.
     """

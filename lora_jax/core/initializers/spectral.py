@@ -1,6 +1,10 @@
-"""Initialisers that decompose the weight: PiSSA, OLoRA, and those that store another quantised base, LoftQ and QPiSSA."""
+"""Initialisers that decompose the weight: PiSSA, OLoRA, and those that store another quantised
+base, LoftQ and QPiSSA.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +18,8 @@ from lora_jax.core.quantize import QuantizedArray, QuantSpec, quantize
 def pissa(w: Float[Array, "in out"], data: None, key: jax.Array, spec: LoraSpec) -> Start:
     """The `rank` largest singular triplets of W as factors; the residual holds the rest.
 
-    W = U S V^T gives a = U_r sqrt(S_r / scale) and b = sqrt(S_r / scale) V_r^T (PiSSA, Meng et al. 2024, arXiv 2404.02948).
+    W = U S V^T gives a = U_r sqrt(S_r / scale) and b = sqrt(S_r / scale) V_r^T (PiSSA, Meng et al.
+    2024, arXiv 2404.02948).
     """
     w = w.astype(jnp.float32)
     a, b = from_svd(*jnp.linalg.svd(w, full_matrices=False), spec)
@@ -22,7 +27,9 @@ def pissa(w: Float[Array, "in out"], data: None, key: jax.Array, spec: LoraSpec)
 
 
 def pissa_niter(iterations: int) -> object:
-    """PiSSA by randomised SVD with that many subspace iterations (the paper's fast SVD; PEFT's `pissa_niter_N`)."""
+    """PiSSA by randomised SVD with that many subspace iterations (the paper's fast SVD; PEFT's
+    `pissa_niter_N`).
+    """
 
     def initializer(w: Float[Array, "in out"], data: None, key: jax.Array, spec: LoraSpec) -> Start:
         w = w.astype(jnp.float32)
@@ -33,7 +40,8 @@ def pissa_niter(iterations: int) -> object:
 
 
 def olora(w: Float[Array, "in out"], data: None, key: jax.Array, spec: LoraSpec) -> Start:
-    """The leading columns of a QR decomposition: W^T = Q R gives b = Q_r^T and a = R_r^T (OLoRA, Büyükakyüz 2024, arXiv 2406.01775).
+    """The leading columns of a QR decomposition: W^T = Q R gives b = Q_r^T and a = R_r^T (OLoRA,
+    Büyükakyüz 2024, arXiv 2406.01775).
 
     As in PEFT the scale is not divided out: the residual is W - scale * a @ b.
     """
@@ -44,17 +52,24 @@ def olora(w: Float[Array, "in out"], data: None, key: jax.Array, spec: LoraSpec)
 
 
 def loftq(
-    w: Float[Array, "*stack in out"], data: QuantSpec, key: jax.Array, spec: LoraSpec, *, iterations: int = 1
+    w: Float[Array, "*stack in out"],
+    data: QuantSpec,
+    key: jax.Array,
+    spec: LoraSpec,
+    *,
+    iterations: int = 1,
 ) -> tuple[Float[Array, "*stack in r"], Float[Array, "*stack r out"], QuantizedArray]:
-    """Factors and a quantised base that together are nearer W than the quantised W is (LoftQ, Li et al. 2023, arXiv 2310.08659).
+    """Factors and a quantised base that together are nearer W than the quantised W is (LoftQ, Li et
+    al. 2023, arXiv 2310.08659).
 
-    Alternates Q = quantize(W - scale * a @ b) and scale * a @ b = the best rank-r approximation of W - Q. PEFT leaves the scale
-    out, so that its correction is wrong by that factor unless alpha = rank. Of all iterates the best is kept, matrix by
-    matrix; a matrix that none improves keeps its plain codes and b = 0 (with `a` as `kaiming` has it).
+    Alternates Q = quantize(W - scale * a @ b) and scale * a @ b = the best rank-r approximation of
+    W - Q. PEFT leaves the scale out, so that its correction is wrong by that factor unless alpha =
+    rank. Of all iterates the best is kept, matrix by matrix; a matrix that none improves keeps its
+    plain codes and b = 0 (with `a` as `kaiming` has it).
     """
     w = w.astype(jnp.float32)
-    svd = lambda x: jnp.linalg.svd(x, full_matrices=False)  # noqa: E731
-    factors = lambda u, s, vt: from_svd(u, s, vt, spec)  # noqa: E731
+    svd = lambda x: jnp.linalg.svd(x, full_matrices=False)
+    factors = lambda u, s, vt: from_svd(u, s, vt, spec)
     for _ in range(w.ndim - 2):
         svd, factors = jax.vmap(svd), jax.vmap(factors)
     bound = 1 / jnp.sqrt(w.shape[-2])
@@ -69,7 +84,10 @@ def loftq(
         tried = (a, b, codes)
         new = _error(w, *tried, spec)
         better = new < error
-        choose = lambda x, y: jnp.where(better.reshape(*better.shape, *[1] * (x.ndim - better.ndim)), x, y)  # noqa: E731, B023
+
+        def choose(x: Any, y: Any, better: Any = better) -> Any:
+            return jnp.where(better.reshape(*better.shape, *[1] * (x.ndim - better.ndim)), x, y)
+
         best = jax.tree.map(choose, tried, best)
         error = jnp.minimum(new, error)
     return best
@@ -78,13 +96,17 @@ def loftq(
 def qpissa(
     w: Float[Array, "*stack in out"], data: QuantSpec, key: jax.Array, spec: LoraSpec
 ) -> tuple[Float[Array, "*stack in r"], Float[Array, "*stack r out"], QuantizedArray]:
-    """PiSSA's factors and its residual, quantised (QPiSSA, Meng et al. 2024, section 4): less is lost, as the large part is not cut."""
-    one = lambda x: pissa(x, None, key, spec)  # noqa: E731
+    """PiSSA's factors and its residual, quantised (QPiSSA, Meng et al. 2024, section 4): less is
+    lost, as the large part is not cut.
+    """
+    one = lambda x: pissa(x, None, key, spec)
     for _ in range(w.ndim - 2):
         one = jax.vmap(one)
     a, b, residual = one(w)
     return a, b, quantize(residual, data)
 
 
-def _error(w: Array, a: Array, b: Array, codes: QuantizedArray, spec: LoraSpec) -> Float[Array, "*stack"]:
+def _error(
+    w: Array, a: Array, b: Array, codes: QuantizedArray, spec: LoraSpec
+) -> Float[Array, "*stack"]:
     return jnp.square(residual_of(w, a, b, spec) - codes.matrix(jnp.float32)).sum((-1, -2))

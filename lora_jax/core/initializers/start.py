@@ -12,9 +12,11 @@ from lora_jax.core.lowrank import LoraSpec
 
 
 class Start(NamedTuple):
-    """First factors of one matrix, and what the base has to become so that base + scale * a @ b is the pretrained weight.
+    """First factors of one matrix, and what the base has to become so that base + scale * a @ b is
+    the pretrained weight.
 
-    residual: None where nothing is taken out of the base (`scale * a @ b` is 0); else `W - scale * a @ b`, dense or quantised.
+    residual: None where nothing is taken out of the base (`scale * a @ b` is 0); else `W - scale *
+        a @ b`, dense or quantised.
     """
 
     a: Float[Array, "in r"]
@@ -30,14 +32,19 @@ def shape_of(w: Any) -> tuple[int, int]:
 def from_svd(
     u: Float[Array, "in n"], s: Float[Array, " n"], vt: Float[Array, "n out"], spec: LoraSpec
 ) -> tuple[Float[Array, "in r"], Float[Array, "r out"]]:
-    """Factors with `scale * a @ b = u diag(s) vt` for the first `rank` of n components, sqrt(s / |scale|) in each."""
+    """Factors with `scale * a @ b = u diag(s) vt` for the first `rank` of n components, sqrt(s /
+    |scale|) in each.
+    """
     r, scale = spec.rank, spec.effective_scale
     root = jnp.sqrt(s[:r] / abs(scale))
     return u[:, :r] * root, (jnp.sign(scale) * root)[:, None] * vt[:r]
 
 
 def residual_of(
-    w: Float[Array, "*stack in out"], a: Float[Array, "*stack in r"], b: Float[Array, "*stack r out"], spec: LoraSpec
+    w: Float[Array, "*stack in out"],
+    a: Float[Array, "*stack in r"],
+    b: Float[Array, "*stack r out"],
+    spec: LoraSpec,
 ) -> Float[Array, "*stack in out"]:
     """`W - scale * a @ b` in float32."""
     return w.astype(jnp.float32) - (a * spec.effective_scale) @ b
@@ -48,8 +55,8 @@ def randomized_svd(
 ) -> tuple[Float[Array, "in n"], Float[Array, " n"], Float[Array, "n out"]]:
     """The leading `rank` singular triplets, nearly: u (in, rank), s, vt (rank, out).
 
-    Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), algorithm 4.4 with 8 more directions than asked for and `iterations`
-    rounds of subspace iteration, each made orthogonal again.
+    Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), algorithm 4.4 with 8 more directions than
+    asked for and `iterations` rounds of subspace iteration, each made orthogonal again.
     """
     n = min(rank + 8, *w.shape)
     q, _ = jnp.linalg.qr(w @ jax.random.normal(key, (w.shape[1], n), w.dtype))

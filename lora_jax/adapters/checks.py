@@ -1,0 +1,280 @@
+"""Cheap checks that an adapter does what it should: it starts as the base, all of it learns, it
+changes something, it covers its sites.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from lora_jax.adapters.apply import Trainables, apply
+from lora_jax.adapters.sites import Site
+from lora_jax.core.blockwise import restored
+from lora_jax.core.boxes import Whole
+from lora_jax.core.lowrank import LoraSpec, LowRank
+from lora_jax.core.paths import Rules, match
+
+# An update is 0 if its norm is below this part of the product of its factors' norms: float32
+# factors that cancel leave about 1e-7.
+_ZERO = 1e-6
+Flags = dict[str, dict[str, np.ndarray]]
+
+
+def update_norms(trainable: Trainables) -> dict[str, np.ndarray]:
+    """The Frobenius norm of each layer's update, (*stack), from products of rank times rank
+    entries.
+    """
+    return {path: _norm(leaf)[0] for path, leaf in trainable.items() if isinstance(leaf, LowRank)}
+
+
+def without_effect(trainable: Trainables) -> list[str]:
+    """Sites with factors that change nothing: an update of 0 in every layer, and no magnitude that
+    has moved.
+    """
+    return [
+        path
+        for path, leaf in trainable.items()
+        if isinstance(leaf, LowRank) and not _moves(leaf).any()
+    ]
+
+
+def check_effect(trainable: Trainables) -> None:
+    """Raises ValueError if the adapter changes nothing: every site has an update of 0, and no
+    weight is trained whole.
+    """
+    silent = without_effect(trainable)
+    if len(silent) == len(trainable):
+        raise ValueError(
+            f"The adapter changes nothing: its update is 0 at all {len(trainable)} sites, such as "
+            f"{next(iter(silent), 'none')!r}. Either it was saved "
+            "before it was trained, or its weights were not loaded."
+        )
+
+
+def check_start(trainable: Trainables) -> None:
+    """Raises ValueError if a new adapter does not start as the base: an update that is not 0, or a
+    magnitude that is not the base's.
+
+    Looks at the factors alone. With `start_gap` the same is measured on a sample.
+    """
+    for path, leaf in trainable.items():
+        if isinstance(leaf, LowRank) and _moves(leaf).any():
+            layers = np.argwhere(np.atleast_1d(_moves(leaf))).ravel().tolist()
+            raise ValueError(
+                f"{path!r} does not start as the base: its update has norm "
+                f"{np.max(_norm(leaf)[0]):.2e} in layers {layers}. An initialiser must "
+                "leave the update at 0, or subtract its own start (a0, b0)."
+            )
+
+
+def start_gap(
+    model: nn.Module, frozen: Mapping[str, Any], trainable: Trainables, *inputs: Any
+) -> float:
+    """The largest difference that the factors make to the model's output on a sample; weights
+    trained whole are in both.
+    """
+    whole = {path: leaf for path, leaf in trainable.items() if isinstance(leaf, Whole)}
+    first, second = (
+        jax.tree.leaves(apply(model, frozen, adapter, *inputs)) for adapter in (whole, trainable)
+    )
+    return max(
+        float(jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32)).max())
+        for a, b in zip(first, second)
+    )
+
+
+def gradient_flags(
+    trainable: Trainables, gradients: Mapping[str, Any], seen: Flags | None = None
+) -> Flags:
+    """Which trained arrays have had a gradient other than 0, layer by layer, in `gradients` or
+    already in `seen`.
+
+    `gradients` has the layout of the trained tree: for each path a leaf whose trained arrays are
+    gradients (or sums of squared ones, such as Adam's second moments).
+    """
+    flags: Flags = {}
+    for path, leaf in trainable.items():
+        stack = leaf.scale.ndim - 1 if isinstance(leaf, LowRank) else 0
+        for field in leaf.trained_fields():
+            gradient = getattr(gradients[path], field)
+            reached = np.asarray(
+                jnp.any(gradient != 0, axis=tuple(range(stack, gradient.ndim))), bool
+            )
+            before = False if seen is None else seen[path][field]
+            flags.setdefault(path, {})[field] = np.asarray(reached | before)
+    return flags
+
+
+def flags_of_optimizer(trainable: Trainables, opt_state: Any) -> Flags | None:
+    """`gradient_flags` of all steps so far, from Adam's second moments, which are 0 where no
+    gradient ever was; None without Adam.
+    """
+    moments = optax.tree_utils.tree_get(opt_state, "nu")
+    return None if moments is None else gradient_flags(trainable, restored(moments))
+
+
+def unreached(trainable: Trainables, seen: Flags) -> list[str]:
+    """The trained arrays that never had a gradient, as 'path: field', with layers where only some
+    of them did not.
+
+    Layers that are not adapted (scale 0) do not count. After the first step `a` is among them,
+    since `b` was 0: ask later.
+    """
+    found = []
+    for path, fields in seen.items():
+        leaf = trainable[path]
+        used = (
+            np.any(np.asarray(leaf.scale) != 0, axis=-1)
+            if isinstance(leaf, LowRank)
+            else np.ones((), bool)
+        )
+        for field, reached in fields.items():
+            silent = used & ~reached
+            if silent.any():
+                layers = (
+                    ""
+                    if np.array_equal(silent, used)
+                    else f" in layers {np.argwhere(silent).tolist()}"
+                )
+                found.append(f"{path}: {field}{layers}")
+    return found
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """A table of what is adapted: one row a label, one column a layer. A cell is a number, or None
+    where nothing is adapted.
+
+    The column of layer None holds what belongs to no layer.
+    """
+
+    what: str
+    layers: tuple[int | None, ...]
+    rows: Mapping[str, Mapping[int | None, int]]
+
+    def __str__(self) -> str:
+        width = max([len(label) for label in self.rows] + [len(self.what)])
+        head = [
+            self.what.ljust(width),
+            *(f"{'-' if layer is None else layer:>5}" for layer in self.layers),
+        ]
+        body = [
+            [label.ljust(width), *(f"{cells.get(layer) or '.':>5}" for layer in self.layers)]
+            for label, cells in self.rows.items()
+        ]
+        return "\n".join(" ".join(line) for line in [head, *body])
+
+
+def coverage(trainable: Trainables) -> Coverage:
+    """The rank of every adapted weight by layer: what a saved adapter covers. Other leaves have
+    their kind in the label.
+    """
+    rows: dict[str, dict[int | None, int]] = {}
+    for path, leaf in sorted(trainable.items()):
+        if not isinstance(leaf, LowRank):
+            label, layer = _layer(path)
+            rows.setdefault(f"{label} ({type(leaf).__name__.lower()})", {})[layer] = 1
+            continue
+        ranks = np.count_nonzero(np.asarray(leaf.scale), axis=-1)
+        label, layer = _layer(path)
+        cells = (
+            {layer: int(ranks)}
+            if not ranks.ndim
+            else {i: int(np.max(rank)) for i, rank in enumerate(ranks)}
+        )
+        rows.setdefault(label, {}).update({i: rank for i, rank in cells.items() if rank})
+    return _coverage("site \\ layer", rows)
+
+
+def rule_coverage(rules: Rules[LoraSpec], sites: Mapping[str, Site]) -> Coverage:
+    """How many sites each rule adapts in each layer.
+
+    Raises:
+        ValueError: a rule matches nothing, as in `adapt`.
+    """
+    rows: dict[str, dict[int | None, int]] = {
+        pattern: {} for pattern, spec in rules if spec is not None
+    }
+    match(rules, sites, what="lora")
+    for path, site in sites.items():
+        pattern, spec = next(
+            ((pattern, spec) for pattern, spec in rules if re.fullmatch(pattern, path)),
+            (None, None),
+        )
+        if spec is None:
+            continue
+        layer = _layer(path)[1]
+        layers: Sequence[int | None] = (
+            (spec.layers if spec.layers is not None else range(site.stack[0]))
+            if site.stack
+            else [layer]
+        )
+        for index in layers:
+            rows[pattern][index] = rows[pattern].get(index, 0) + 1
+    return _coverage("rule \\ layer", rows)
+
+
+def _coverage(what: str, rows: Mapping[str, Mapping[int | None, int]]) -> Coverage:
+    seen = {layer for cells in rows.values() for layer in cells}
+    last = max([layer for layer in seen if layer is not None], default=-1)
+    return Coverage(what, (*range(last + 1), *([None] if None in seen else [])), rows)
+
+
+def _layer(path: str) -> tuple[str, int | None]:
+    """The path with its layer's number as '*', and the number; layers are numbered 'layers_3' or
+    'h/3' where they are not stacked.
+    """
+    found = re.search(r"(?<=[_/])(\d+)(?=/)", path)
+    return (
+        (path, None)
+        if found is None
+        else (f"{path[: found.start()]}*{path[found.end() :]}", int(found.group(1)))
+    )
+
+
+def _norm(leaf: LowRank) -> tuple[np.ndarray, np.ndarray]:
+    """The norm of each layer's update, and the product of its factors' norms."""
+    plain = leaf.plain()
+    a, b, scale = (np.asarray(x, np.float64) for x in (plain.a, plain.b, plain.scale))
+    a = a * scale[..., None, :]
+    square = (
+        np.einsum("...ir,...is,...rt,...st->...", a, a, b, b, optimize=True)
+        if a.size
+        else np.zeros(a.shape[:-2])
+    )
+    size = np.linalg.norm(a, axis=(-2, -1)) * np.linalg.norm(b, axis=(-2, -1))
+    return np.asarray(np.sqrt(np.maximum(square, 0))), np.asarray(size)
+
+
+def _moves(leaf: LowRank) -> np.ndarray:
+    """Whether each layer's update, or its magnitude, is other than the base's; a magnitude without
+    the base's norm counts as moved.
+    """
+    norm, size = _norm(leaf)
+    moved = norm > _ZERO * size
+    if leaf.magnitude is not None:
+        used = np.any(np.asarray(leaf.scale) != 0, axis=-1)
+        start = (
+            np.full(leaf.magnitude.shape, np.inf)
+            if leaf.base_square is None
+            else np.sqrt(np.asarray(leaf.base_square, np.float64))
+        )
+        moved = moved | (
+            used
+            & np.any(np.abs(np.asarray(leaf.magnitude) - start) > 1e-4 * np.abs(start), axis=-1)
+        )
+    return np.asarray(moved)
+
+
+__all__ = [
+    "Coverage", "check_effect", "check_start", "coverage", "flags_of_optimizer", "gradient_flags", "rule_coverage", "start_gap", "unreached",
+    "update_norms", "without_effect",
+]  # fmt: skip

@@ -1,0 +1,183 @@
+"""One batch, many adapters: every example names the adapter that acts on it, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Int
+
+from lora_jax.adapters.apply import Trainables, apply
+from lora_jax.adapters.stack import pad, stack
+from lora_jax.core.boxes import Whole
+from lora_jax.core.lowrank import LowRank
+from lora_jax.core.paths import flatten
+
+NONE = -1  # the id of no adapter
+
+
+class Bank(struct.PyTreeNode):
+    """Adapters of different ranks, scales and sites in one tree, with a leading axis; its last
+    entry is no adapter at all.
+
+    A bank is an argument of a compiled program: exchanging an adapter in it (`replace_adapter`)
+    recompiles nothing.
+    """
+
+    trainable: dict[str, Any]
+
+    @property
+    def count(self) -> int:
+        """Number of adapters, without the last entry."""
+        return jax.tree.leaves(self.trainable)[0].shape[0] - 1
+
+
+def make_bank(
+    adapters: Sequence[Trainables],
+    *,
+    base: Mapping[str, Any] | None = None,
+    rank: int | None = None,
+) -> Bank:
+    """The adapters as one bank, padded to a common rank and to the sites of all together. Dropout
+    is left out.
+
+    Args:
+        base: the pretrained weights. Needed where adapters have weights trained whole (heads): they
+            are what an example without an adapter gets, and what an adapter has that did not train
+            that weight.
+        rank: at least this rank at every site, to leave room for adapters that come later.
+
+    Raises:
+        ValueError: there are no adapters; a weight trained whole has no base; some adapters have
+            DoRA at a site and others not; shapes differ.
+    """
+    plain = [{path: _bare(leaf) for path, leaf in trainable.items()} for trainable in adapters]
+    _check_kinds(plain)
+    weights = {} if base is None else flatten(base)
+    whole = {
+        path for trainable in plain for path, leaf in trainable.items() if isinstance(leaf, Whole)
+    }
+    if missing := sorted(whole - set(weights)):
+        raise ValueError(
+            f"{missing[0]!r} is trained whole by an adapter, and an example without an adapter "
+            "needs the base's. Pass base=..., the "
+            "pretrained weights."
+        )
+    own = {path: Whole(value=jnp.asarray(weights[path])) for path in whole}
+    full = [{**own, **trainable} for trainable in [*plain, {}]]
+    stacked = stack(full)
+    if rank is not None:
+        stacked = {
+            path: leaf
+            if isinstance(leaf, Whole) or leaf.rank >= rank
+            else jax.vmap(lambda low: low.pad(rank))(leaf)
+            for path, leaf in stacked.items()
+        }
+    return Bank(trainable=stacked)
+
+
+def replace_adapter(bank: Bank, index: int, trainable: Trainables) -> Bank:
+    """The bank with another adapter at `index`, in the same shapes.
+
+    Raises:
+        IndexError: there is no such place.
+        ValueError: the adapter has a site or a rank that the bank has no room for.
+    """
+    if not 0 <= index < bank.count:
+        raise IndexError(
+            f"The bank has adapters 0 to {bank.count - 1}, and {index} is to be replaced."
+        )
+    none = jax.tree.map(lambda leaf: leaf[-1], bank.trainable)
+    own = {path: leaf for path, leaf in none.items() if isinstance(leaf, Whole)}
+    one = pad({**own, **{path: _bare(leaf) for path, leaf in trainable.items()}}, none)
+    if jax.tree.structure(one) != jax.tree.structure(none):
+        raise ValueError(
+            "The adapter has other arrays than those in the bank (DoRA, a variant): make a new "
+            "bank for it."
+        )
+    return bank.replace(
+        trainable=jax.tree.map(lambda all, new: all.at[index].set(new), bank.trainable, one)
+    )
+
+
+def apply_many(
+    model: nn.Module,
+    frozen: Mapping[str, Any],
+    bank: Bank,
+    ids: Int[Array, " batch"],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """What `apply` gives each example of a batch with its own adapter alone, stacked along the
+    first axis.
+
+    Products with frozen weights are done once for the whole batch, and frozen weights are
+    dequantised once; the thin products are done example by example with the factors of its adapter.
+    Those are gathered, so batch times one adapter's bytes must fit.
+
+    Examples are independent of each other here: a model that mixes them (batch statistics) sees
+    each alone.
+
+    Args:
+        ids: for each example the index of its adapter in the bank, or -1 for none.
+        args: arrays (or trees of them) with the batch as their first axis, positional inputs of the
+        model.
+        kwargs: passed to the model as they are, without a batch axis.
+
+    Raises:
+        ValueError: an id is out of range. Under jit, where ids are not known, the outputs of that
+            example are NaN.
+    """
+    if not isinstance(ids, jax.core.Tracer):
+        wrong = [int(i) for i in ids if not NONE <= i < bank.count]
+        if wrong:
+            raise ValueError(
+                f"Adapter ids must be 0 to {bank.count - 1}, or -1 for none; got {wrong[:5]}."
+            )
+    # Out of range becomes NaN, never a neighbour: indices past the end are filled.
+    place = jnp.where(
+        ids == NONE, bank.count, jnp.where((ids < NONE) | (ids >= bank.count), bank.count + 1, ids)
+    )
+    own = jax.tree.map(
+        lambda leaf: jnp.take(leaf, place, axis=0, mode="fill", fill_value=jnp.nan), bank.trainable
+    )
+
+    def one(trainable: Trainables, *inputs: Any) -> Any:
+        alone = jax.tree.map(lambda x: x[None], inputs)
+        return jax.tree.map(lambda y: y[0], apply(model, frozen, trainable, *alone, **kwargs))
+
+    return jax.vmap(one)(own, *args)
+
+
+def _bare(leaf: Any) -> LowRank | Whole:
+    if isinstance(leaf, Whole):
+        return leaf
+    if not isinstance(leaf, LowRank):
+        raise ValueError(
+            f"A bank holds factors and weights trained whole, and {type(leaf).__name__} is neither."
+        )
+    return leaf.plain().replace(dropout=None, base_square=None)
+
+
+def _check_kinds(adapters: Sequence[Trainables]) -> None:
+    kinds: dict[str, tuple[Any, ...]] = {}
+    for trainable in adapters:
+        for path, leaf in trainable.items():
+            kind = (
+                ("whole",)
+                if isinstance(leaf, Whole)
+                else (
+                    "DoRA" if leaf.magnitude is not None else "LoRA",
+                    leaf.a.shape[:-1],
+                    leaf.b.shape[-1],
+                )
+            )
+            if kinds.setdefault(path, kind) != kind:
+                raise ValueError(
+                    f"{path!r} is {kinds[path]} in one adapter and {kind} in another. One bank "
+                    "holds adapters of one kind a site."
+                )

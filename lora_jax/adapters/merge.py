@@ -1,0 +1,218 @@
+"""`merge` adapters into plain weights, or `merge_quantized` into a quantised base again, with a
+report of what that cost.
+
+Neither touches the frozen weights it is given, so unmerging is exact: go on with those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.core import meta
+from jaxtyping import Array
+
+from lora_jax.adapters.apply import Trainables, apply, join
+from lora_jax.adapters.requantize import requantize
+from lora_jax.core.adapted import Adapted
+from lora_jax.core.boxes import Whole, is_boxed
+from lora_jax.core.paths import flatten, nearest, unflatten
+from lora_jax.core.quantize import QuantizedArray, QuantSpec
+
+
+@dataclass(frozen=True)
+class OutputChange:
+    """How far the merged model's output is from the unmerged one's, on a sample.
+
+    max_abs, mean_abs: of the difference. divergence: mean Kullback-Leibler divergence of the
+    softmax along the last axis, in nats, from the unmerged to the merged. agreement: fraction of
+    rows with the same largest entry.
+    """
+
+    max_abs: float
+    mean_abs: float
+    divergence: float
+    agreement: float
+
+    def __str__(self) -> str:
+        return (
+            f"output on the sample: change at most {self.max_abs:.2e}, {self.mean_abs:.2e} on "
+            f"average, divergence {self.divergence:.2e} nats, "
+            f"same largest entry in {self.agreement:.1%} of rows"
+        )
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """How much each merged weight moved and what storing it cost, by path.
+
+    change: norm of the update over norm of the base. rounding: norm of (stored - exact merged
+    weight) over norm of the update; at 1 the storage is too coarse to hold the update. error: the
+    same difference over the norm of the exact merged weight.
+    output: what it does to the model's output, if a sample was given.
+    """
+
+    change: Mapping[str, float]
+    rounding: Mapping[str, float]
+    error: Mapping[str, float]
+    output: OutputChange | None = None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{path}: change {self.change[path]:.2e}, rounding {self.rounding[path]:.2e}, error {self.error[path]:.2e}"
+            for path in self.change
+        ]
+        lines += [] if self.output is None else [str(self.output)]
+        return "\n".join(lines) or "nothing was merged"
+
+
+def merge(
+    frozen: Mapping[str, Any],
+    trainable: Trainables,
+    *,
+    dtype: Any = None,
+    model: nn.Module | None = None,
+    sample: Sequence[Any] = (),
+) -> tuple[dict[str, Any], MergeReport]:
+    """Plain params without boxes that compute what `apply(model, frozen, trainable, ...)` computes, and
+    a report by weight.
+
+    Quantised weights are dequantised; sums are formed in float32. DoRA's rescaling is part of the
+    merged weight. A tied weight is one array with all its readers, so merging it changes all of
+    them, as the adapter did.
+
+    Args:
+        dtype: dtype of the merged and dequantised weights; each weight's own by default. A weight
+            whose update bfloat16 is too coarse for shows as rounding near 1 in the report.
+        model, sample: positional inputs on which the outputs before and after are compared.
+
+    Raises:
+        ValueError: an update, or a weight trained whole, holds a NaN or an infinity.
+    """
+    plain: dict[str, Any] = {}
+    figures = _Figures()
+    for path, leaf in flatten(join(frozen, trainable)).items():
+        if isinstance(leaf, Adapted):
+            exact = _exact(path, leaf)
+            plain[path] = exact.astype(dtype or leaf.dtype)
+            figures.add(path, leaf, exact, plain[path])
+        else:
+            weight = meta.unbox(leaf)
+            if isinstance(leaf, Whole) and not bool(jnp.isfinite(weight).all()):
+                raise ValueError(_not_finite(path))
+            plain[path] = weight.astype(dtype) if dtype is not None and is_boxed(leaf) else weight
+    merged = unflatten(plain)
+    return merged, figures.report(_compared(model, frozen, trainable, merged, sample))
+
+
+def merge_quantized(
+    frozen: Mapping[str, Any],
+    trainable: Trainables,
+    *,
+    spec: QuantSpec | None = None,
+    moments: Mapping[str, Any] | None = None,
+    model: nn.Module | None = None,
+    sample: Sequence[Any] = (),
+) -> tuple[dict[str, Any], MergeReport]:
+    """Frozen weights with the adapters merged in, quantised again where the base was: ready for
+    `apply(model, merged, {}, ...)`.
+
+    Args:
+        spec: format of the merged weights; each base's own by default, and no quantisation where
+        the base has none.
+        moments: by path, the second moments x xᵀ of a sample of the weight's inputs, (*stack, in,
+            in). With them the rounding error of each input row is fed back into the rows that are
+            not yet rounded, so that the error of the *outputs* is small (GPTQ, Frantar et al.
+            2022); without, every weight goes to its nearest level.
+        model, sample: positional inputs on which the outputs before and after are compared.
+
+    Raises:
+        KeyError: `moments` names a path that has no adapter.
+        ValueError: an update holds a NaN or an infinity, or moments have a wrong shape.
+    """
+    moments = moments or {}
+    if unknown := [path for path in moments if path not in trainable]:
+        raise KeyError(
+            f"moments has {unknown[0]!r}, which has no adapter. Nearest: "
+            f"{', '.join(nearest(unknown[0], trainable))}."
+        )
+    out: dict[str, Any] = {}
+    figures = _Figures()
+    for path, leaf in flatten(join(frozen, trainable)).items():
+        if isinstance(leaf, Adapted):
+            exact, base = _exact(path, leaf), leaf.base
+            wanted = spec or (base.spec if isinstance(base, QuantizedArray) else None)
+            if wanted is None:
+                out[path] = exact.astype(leaf.dtype)
+            else:
+                ndim, axes = len(leaf.kernel_shape), tuple(leaf.lora.in_axes)
+                out[path] = requantize(
+                    exact, wanted, kernel_ndim=ndim, in_axes=axes, moments=moments.get(path)
+                ).replace(dtype=leaf.dtype)
+            figures.add(path, leaf, exact, meta.unbox(out[path]))
+        else:
+            out[path] = leaf if isinstance(leaf, QuantizedArray) else meta.unbox(leaf)
+    merged = unflatten(out)
+    return merged, figures.report(_compared(model, frozen, trainable, merged, sample))
+
+
+def compare_outputs(before: Any, after: Any) -> OutputChange:
+    """How far two outputs of a model are apart; the first array of a tuple counts, its last axis
+    holds the logits.
+    """
+    first, second = (jnp.asarray(jax.tree.leaves(out)[0], jnp.float32) for out in (before, after))
+    p, q = jax.nn.log_softmax(first), jax.nn.log_softmax(second)
+    return OutputChange(
+        max_abs=float(jnp.abs(first - second).max()),
+        mean_abs=float(jnp.abs(first - second).mean()),
+        divergence=float((jnp.exp(p) * (p - q)).sum(-1).mean()),
+        agreement=float((first.argmax(-1) == second.argmax(-1)).mean()),
+    )
+
+
+class _Figures:
+    def __init__(self) -> None:
+        self.change: dict[str, float] = {}
+        self.rounding: dict[str, float] = {}
+        self.error: dict[str, float] = {}
+
+    def add(self, path: str, leaf: Adapted, exact: Array, stored: Array) -> None:
+        base = meta.unbox(leaf.base).astype(jnp.float32)
+        moved, size = float(jnp.linalg.norm(exact - base)), float(jnp.linalg.norm(exact))
+        lost = float(jnp.linalg.norm(stored.astype(jnp.float32) - exact))
+        self.change[path] = moved / max(float(jnp.linalg.norm(base)), 1e-30)
+        self.rounding[path] = lost / moved if moved else 0.0
+        self.error[path] = lost / max(size, 1e-30)
+
+    def report(self, output: OutputChange | None) -> MergeReport:
+        return MergeReport(self.change, self.rounding, self.error, output)
+
+
+def _exact(path: str, leaf: Adapted) -> Array:
+    """The merged weight in float32, of a base that is not rounded again in between."""
+    exact = Adapted(base=meta.unbox(leaf.base).astype(jnp.float32), lora=leaf.lora).unbox()
+    if not bool(jnp.isfinite(exact).all()):
+        raise ValueError(_not_finite(path))
+    return exact
+
+
+def _not_finite(path: str) -> str:
+    return f"What was trained of {path!r} holds a NaN or an infinity; nothing was merged. Train it again from a sound checkpoint."
+
+
+def _compared(
+    model: nn.Module | None,
+    frozen: Mapping[str, Any],
+    trainable: Trainables,
+    merged: Mapping[str, Any],
+    sample: Sequence[Any],
+) -> Any:
+    if model is None:
+        return None
+    return compare_outputs(
+        apply(model, frozen, trainable, *sample), apply(model, merged, {}, *sample)
+    )

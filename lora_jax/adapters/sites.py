@@ -1,0 +1,175 @@
+"""Which weights of a model can be adapted: `find_sites` traces the model with marked weights and
+watches who reads them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from flax.core import meta
+
+from lora_jax.adapters import rules
+from lora_jax.core.boxes import Boxed
+from lora_jax.core.paths import flatten, unflatten
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where a weight is read.
+
+    kind: the name of the module that reads it. shape: as the module sees it, without stack axes.
+    stack: leading axes that a scan or vmap slices off. in_axes: which axes of `shape` are inputs,
+    the rest are outputs; none for vectors, which cannot be
+    adapted. has_rule: whether `apply` has a factored product for it (otherwise the dense update is
+        formed at each read).
+    """
+
+    path: str
+    kind: str
+    shape: tuple[int, ...]
+    stack: tuple[int, ...]
+    in_axes: tuple[int, ...]
+    has_rule: bool
+    dtype: Any = jnp.float32
+
+    @property
+    def rows(self) -> int:
+        """Inputs of the weight seen as a matrix."""
+        return math.prod(self.shape[axis] for axis in self.in_axes)
+
+    @property
+    def columns(self) -> int:
+        """Outputs of the weight seen as a matrix."""
+        return math.prod(self.shape) // self.rows
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the weight can be adapted or quantised."""
+        return len(self.in_axes) > 0
+
+
+class _Probe(Boxed):
+    """A weight that knows its own name and notes when it is read as a parameter."""
+
+    value: Any
+    path: str = struct.field(pytree_node=False)
+    seen: _Seen = struct.field(pytree_node=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.shape
+
+    def unbox(self) -> jax.Array:
+        self.seen.read.add(self.path)
+        self.seen.shapes.setdefault(self.path, tuple(self.value.shape))
+        return self.value
+
+
+class _Seen:
+    """What a trace saw. Compared by identity, so that nn.jit shares no trace between blocks with
+    different names.
+    """
+
+    def __init__(self) -> None:
+        self.read: set[str] = set()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.readers: dict[str, tuple[str, tuple[int, ...], bool]] = {}
+
+
+def find_sites(
+    model: nn.Module, *inputs: Any, method: Any = None, **kwargs: Any
+) -> dict[str, Site]:
+    """Every parameter that the model reads, by path, from shapes alone: no weight is made and
+    nothing is computed.
+
+    Works under nn.scan, nn.vmap, nn.remat and nn.jit: each weight is marked with its own name, so
+    that blocks that share one trace are told apart.
+
+    Args:
+        inputs, kwargs: what the model is called with, arrays or jax.ShapeDtypeStruct.
+        method: the method to call, the model's `__call__` by default.
+
+    Raises:
+        ValueError: a weight is read past its box (with `self.variables`, `get_variable` or
+            `param(..., unbox=False)`), so a quantised or adapted weight could not work there; or it
+            is never read for these inputs.
+    """
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    variables = jax.eval_shape(
+        lambda *args: model.init(keys, *args, method=method, **kwargs), *inputs
+    )
+    full = flatten(meta.unbox(variables["params"]))
+    seen = _Seen()
+
+    def interceptor(
+        next_fun: Any, args: Any, kw: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        _note_readers(context, rules.Call(args, kw), seen)
+        return next_fun(*args, **kw)
+
+    def run(params: Mapping[str, Any], others: Mapping[str, Any], *args: Any) -> Any:
+        boxed = unflatten(
+            {
+                path: _Probe(value=value, path=path, seen=seen)
+                for path, value in flatten(params).items()
+            }
+        )
+        with nn.intercept_methods(interceptor):
+            return model.apply(
+                {**others, "params": boxed},
+                *args,
+                method=method,
+                rngs=keys,
+                mutable=list(others) or False,
+                **kwargs,
+            )
+
+    others = {name: value for name, value in variables.items() if name != "params"}
+    jax.eval_shape(run, meta.unbox(variables["params"]), others, *inputs)
+    missing = sorted(set(full) - seen.read)
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(full)} weights are not read through self.param for these "
+            f"inputs: {', '.join(missing[:5])}. "
+            "Either the inputs take another branch of the model than training does (pass those "
+            "inputs), or a module reads them "
+            "with self.variables, get_variable or param(..., unbox=False), past the boxes that "
+            "hold quantised and adapted weights."
+        )
+    return {path: _site(path, value, seen) for path, value in full.items()}
+
+
+def _note_readers(context: nn.module.InterceptorContext, call: rules.Call, seen: _Seen) -> None:
+    module = context.module
+    if type(module) in rules.RULED_KINDS and (type(module), context.method_name) not in rules.RULES:
+        # A method that its own __call__ calls on the way, such as Einsum's computation of a bias
+        # shape.
+        return
+    for name, leaf in module.variables.get("params", {}).items():
+        if isinstance(leaf, _Probe):
+            in_axes = rules.input_axes(module, name, leaf.shape, call)
+            kind, has_rule = (
+                type(module).__name__,
+                rules.find_rule(module, context.method_name, name, call) is not None,
+            )
+            known = seen.readers.get(leaf.path)
+            # A weight that one method reads by a rule and another without (a tied embedding, say)
+            # has none.
+            seen.readers[leaf.path] = (kind, in_axes, has_rule and (known is None or known[2]))
+            seen.shapes.setdefault(leaf.path, leaf.shape)
+
+
+def _site(path: str, value: jax.ShapeDtypeStruct, seen: _Seen) -> Site:
+    shape = seen.shapes[path]
+    kind, in_axes, has_rule = seen.readers.get(
+        path, ("unknown", tuple(range(len(shape) - 1)), False)
+    )
+    stack = tuple(value.shape[: len(value.shape) - len(shape)])
+    return Site(path, kind, shape, stack, in_axes, has_rule, value.dtype)

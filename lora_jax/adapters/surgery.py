@@ -1,0 +1,292 @@
+"""`adapt` a model's weights into frozen (quantised) ones and trainable ones."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.core import meta
+
+from lora_jax.adapters.apply import Trainables
+from lora_jax.adapters.merge import MergeReport, merge  # noqa: F401 (the other direction, under the name it has had)
+from lora_jax.adapters.sites import Site, find_sites
+from lora_jax.core.boxes import Whole
+from lora_jax.core.host import to_device
+from lora_jax.core.init import initialize, initialize_with_base, initializer_named, with_magnitude
+from lora_jax.core.lowrank import LoraSpec, LowRank
+from lora_jax.core.matrix import to_matrix
+from lora_jax.core.paths import Rules, flatten, match, nearest, unflatten
+from lora_jax.core.quantize import QuantizedArray, QuantSpec, quantize
+from lora_jax.core.rows import Rows, rows_of
+
+
+def adapt(
+    model: nn.Module,
+    params: Mapping[str, Any],
+    inputs: Sequence[Any],
+    *,
+    lora: Rules[LoraSpec] = (),
+    quant: Rules[QuantSpec] = (),
+    whole: Sequence[str] = (),
+    key: jax.Array,
+    sites: Mapping[str, Site] | None = None,
+    bias: str = "none",
+    experts: Sequence[str] = (),
+    statistics: Mapping[str, Any] | None = None,
+    rows: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[dict[str, Any], dict[str, LowRank | Whole | Rows]]:
+    """The frozen weights, quantised where a rule says so, and what is trained, by path.
+
+    Three selections that do not depend on each other: `quant` (what is quantised, and how), `lora`
+    (what gets factors, and which), `whole` (what is trained whole: heads, norms, or '.*' for full
+    fine-tuning). Weights that are trained whole move to the second result, so nothing is held
+    twice. The input weights are not changed; they are quantised one by one, so that the peak is the
+    result plus one weight.
+
+    Args:
+        inputs: positional arguments of the model, arrays or jax.ShapeDtypeStruct, to find its sites
+        with.
+        key: for the first values of the factors; every site has a key of its own, from its path.
+        sites: what `find_sites` found, if it has been called already.
+        bias: which biases are trained whole besides: none, all of the model, or those of modules
+        that are adapted.
+        experts: patterns of kernels whose first axis counts matrices (the experts of a mixture):
+        each gets factors of its own.
+        rows: by path, rows that are trained while the weight's others stay frozen (words of an
+        embedding).
+        statistics: by path, what data-driven initialisers read (see
+            `lora_jax.adapters.calibration`).
+
+    Raises:
+        ValueError: a rule matches nothing, nothing at all would be trained, a rank exceeds a
+            weight's smaller side, a weight that is not a matrix is to be adapted or quantised, a
+            weight is both trained whole and adapted or quantised, dropout is asked for where no
+            factored product exists, or a weight holds a NaN.
+    """
+    flat = flatten(params)
+    sites = find_sites(model, *inputs) if sites is None else sites
+    _check_tree(flat, sites)
+    sites = with_experts(sites, experts)
+    adapted = match(lora, sites, what="lora")
+    quantized = match(quant, sites, what="quant")
+    trained = match([(pattern, True) for pattern in whole], sites, what="whole") | biases(
+        sites, adapted, bias
+    )
+    rows = rows or {}
+    _check_selection(sites, flat, adapted, quantized, trained, rows)
+    frozen = {}
+    out: dict[str, LowRank | Whole | Rows] = {}
+    for path, weight in flat.items():
+        if path in trained:
+            continue
+        try:
+            frozen[path], low = _stored(
+                sites[path], weight, quantized.get(path), adapted.get(path), key
+            )
+            if path in quantized:
+                jax.block_until_ready(
+                    frozen[path]
+                )  # Else the temporaries of many weights are alive at once.
+            if path in rows:
+                out[path] = rows_of(jnp.asarray(meta.unbox(weight)), rows[path])
+            if path in adapted:
+                out[path] = _factors(
+                    sites[path],
+                    adapted[path],
+                    key,
+                    weight,
+                    frozen[path],
+                    (statistics or {}).get(path),
+                    low,
+                )
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    # An array of its own: the training step donates what it trains, and must not free the caller's
+    # weights.
+    out |= {path: Whole(value=jnp.array(meta.unbox(flat[path]), copy=True)) for path in trained}
+    return unflatten(jax.tree.map(to_device, frozen)), out
+
+
+def trainable_parameters(trainable: Trainables) -> int:
+    """Number of trained weights: entries of factors whose scale is not 0, and of weights trained
+    whole.
+    """
+    return sum(leaf.active_parameters() for leaf in trainable.values())
+
+
+def with_experts(sites: Mapping[str, Site], patterns: Sequence[str]) -> dict[str, Site]:
+    """The same sites, with the first axis of every kernel that a pattern matches counted as a stack
+    of matrices.
+
+    Raises:
+        ValueError: a pattern matches nothing, or a weight with fewer than three axes.
+    """
+    out = dict(sites)
+    for path in match([(pattern, True) for pattern in patterns], sites, what="experts"):
+        site = sites[path]
+        in_axes = tuple(axis - 1 for axis in site.in_axes if axis > 0)
+        if len(site.shape) < 3 or not in_axes:
+            raise ValueError(
+                f"experts: {path!r} of shape {site.shape} is no stack of matrices: needed "
+                "(experts, in, out)."
+            )
+        out[path] = replace(
+            site, stack=(*site.stack, site.shape[0]), shape=site.shape[1:], in_axes=in_axes
+        )
+    return out
+
+
+def biases(
+    sites: Mapping[str, Site], adapted: Mapping[str, LoraSpec], mode: str
+) -> dict[str, bool]:
+    """The paths of the biases that PEFT's `bias` mode trains: none, all, or (lora_only) those
+    beside an adapted weight.
+
+    Raises:
+        ValueError: the mode is unknown, or there is no such bias.
+    """
+    if mode not in ("none", "all", "lora_only"):
+        raise ValueError(f"bias must be 'none', 'all' or 'lora_only', got {mode!r}.")
+    if mode == "none":
+        return {}
+    every = [path for path in sites if path.rpartition("/")[2] == "bias"]
+    beside = {path.rpartition("/")[0] for path in adapted}
+    found = {path: True for path in every if mode == "all" or path.rpartition("/")[0] in beside}
+    if not found:
+        raise ValueError(
+            f"bias={mode!r} would train biases, and "
+            f"{'the model' if mode == 'all' else 'no adapted module'} has any."
+        )
+    return found
+
+
+def _factors(
+    site: Site,
+    spec: LoraSpec,
+    key: jax.Array,
+    weight: Any,
+    stored: Any,
+    data: Any,
+    low: LowRank | None,
+) -> LowRank:
+    """The site's factors; `stored` is the weight as it is kept, `low` what has been chosen together
+    with it.
+    """
+    matrix = lambda w: to_matrix(jnp.asarray(meta.unbox(w)), len(site.shape), site.in_axes)
+    if low is None:
+        needs_weight = initializer_named(spec.init).reads != "shape"
+        low = initialize(
+            jax.random.fold_in(key, zlib.crc32(site.path.encode())),
+            site.stack,
+            site.rows,
+            site.columns,
+            spec,
+            in_axes=site.in_axes,
+            shared_key=key,
+            weight=matrix(weight) if needs_weight else None,
+            data=data,
+        )
+    if spec.dora:
+        low = with_magnitude(low, matrix(stored))
+    # As in PEFT: the input of an embedding is an index, and there is nothing to drop.
+    return low.replace(dropout=None) if site.kind == "Embed" else low
+
+
+def _stored(
+    site: Site, weight: Any, format: QuantSpec | None, spec: LoraSpec | None, key: jax.Array
+) -> tuple[Any, LowRank | None]:
+    """The weight as it is kept, and the factors if the initialiser chooses both at once."""
+    both = spec is not None and initializer_named(spec.init).reads == "format"
+    if both and (format is None or isinstance(weight, QuantizedArray)):
+        raise ValueError(
+            f"init={spec.init!r} chooses the codes of a quantised base: it needs the unquantised "
+            "weight and a quant rule for it."
+        )
+    if format is None:
+        return weight, None
+    w = jnp.asarray(meta.unbox(weight))
+    if not both:
+        return quantize(w, format, kernel_ndim=len(site.shape), in_axes=site.in_axes), None
+    matrix, site_key = (
+        to_matrix(w, len(site.shape), site.in_axes),
+        jax.random.fold_in(key, zlib.crc32(site.path.encode())),
+    )
+    low, base = initialize_with_base(site_key, matrix, spec, format, in_axes=site.in_axes)
+    return base.replace(
+        kernel_shape=site.shape, in_axes=site.in_axes, dtype=jnp.dtype(w.dtype)
+    ), low
+
+
+def _check_tree(flat: Mapping[str, Any], sites: Mapping[str, Site]) -> None:
+    missing, extra = sorted(set(sites) - set(flat)), sorted(set(flat) - set(sites))
+    if missing or extra:
+        raise ValueError(
+            f"The weights are not this model's: missing {missing[:5] or 'none'} ({len(missing)}), "
+            f"unexpected {extra[:5] or 'none'} "
+            f"({len(extra)}). Load them for the same configuration (scan, head) that the model was "
+            "built with."
+        )
+    for path, site in sites.items():
+        shape = (*site.stack, *site.shape)
+        if tuple(flat[path].shape) != shape:
+            raise ValueError(
+                f"The weight {path!r} has shape {tuple(flat[path].shape)}; the model needs {shape}."
+            )
+
+
+def _check_selection(
+    sites: Mapping[str, Site],
+    flat: Mapping[str, Any],
+    adapted: Mapping[str, LoraSpec],
+    quantized: Mapping[str, QuantSpec],
+    trained: Mapping[str, bool],
+    rows: Mapping[str, Sequence[int]],
+) -> None:
+    for path in rows:
+        if path not in sites:
+            raise ValueError(
+                f"rows: there is no weight {path!r}. Nearest: {', '.join(nearest(path, sites))}."
+            )
+        if path in adapted or path in quantized or path in trained or sites[path].stack:
+            raise ValueError(
+                f"rows: {path!r} is also adapted, quantised or trained whole, or a scan slices its "
+                "first axis. Take it out of the other rules."
+            )
+    if not adapted and not trained and not rows:
+        raise ValueError(
+            f"Nothing would be trained: no lora or whole rule matches any of {len(sites)} sites. "
+            "Give rules such as "
+            f"[({next(iter(sites))!r}, LoraSpec(rank=8))]."
+        )
+    for what, chosen in (("adapted", adapted), ("quantised", quantized)):
+        for path in chosen:
+            if not sites[path].is_matrix:
+                matrices = [name for name, site in sites.items() if site.is_matrix]
+                raise ValueError(
+                    f"{path!r} of shape {sites[path].shape} cannot be {what}: it is no matrix. "
+                    "Narrow the rule to weights such as "
+                    f"{', '.join(nearest(path, matrices, 3))}."
+                )
+            if path in trained:
+                raise ValueError(
+                    f"{path!r} is to be both {what} and trained whole. Take it out of one of the "
+                    "rules."
+                )
+    for path, spec in adapted.items():
+        if spec.dropout and not sites[path].has_rule:
+            raise ValueError(
+                f"{path!r} has LoRA dropout {spec.dropout}, and its module ({sites[path].kind}) "
+                "has no factored product to drop the "
+                "input of. Give this site a rule with dropout=0.0."
+            )
+    for path in [*quantized, *trained]:
+        if isinstance(flat[path], QuantizedArray):
+            raise ValueError(
+                f"{path!r} is quantised already ({flat[path].spec.format}); it cannot be quantised "
+                "again or trained whole."
+            )

@@ -1,0 +1,197 @@
+"""Several examples in one row, told apart by segment numbers, so that little of a batch is
+padding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from .batches import BatchIterator
+from .completions import EncodedCompletions
+from .mixture import mixture_order
+
+_ENDLESS_EPOCHS = 2**31
+
+
+class PackedBatch(TypedDict):
+    """One batch of rows. `segments` numbers the examples of a row from 1, 0 is padding; `labels`
+    are each token's successor.
+
+    `loss_weight` is 1 where the successor is part of a completion. `mask` is True on real tokens,
+    `weight` 1 on rows with any.
+    """
+
+    tokens: Int[np.ndarray, "rows time"]
+    segments: Int[np.ndarray, "rows time"]
+    labels: Int[np.ndarray, "rows time"]
+    loss_weight: Float[np.ndarray, "rows time"]
+    mask: Bool[np.ndarray, "rows time"]
+    weight: Float[np.ndarray, " rows"]
+
+
+class PlannedRows(NamedTuple):
+    """The examples of each row of a batch, and the padded sizes. `length` is the number of tokens
+    of a row.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    count: int
+    length: int
+
+
+def pack(
+    lengths: Sequence[Any] | Int[np.ndarray, " examples *parts"], length: int | Sequence[int]
+) -> list[list[int]]:
+    """Rows of indices whose lengths add up to at most `length`: the longest first, each into the
+    first row with room.
+
+    With several lengths an example, (examples, parts), such as of a source and a target, `length`
+    has one for each part, and all must fit.
+
+    >>> pack([5, 3, 2, 4], 7)
+    [[0, 2], [3, 1]]
+    >>> pack([(5, 1), (3, 4), (2, 3)], (8, 5))
+    [[0, 1], [2]]
+    """
+    whole = np.atleast_1d(length)
+    sizes = np.reshape(lengths, (len(lengths), len(whole)))
+    rows: list[list[int]] = []
+    room = np.empty_like(
+        sizes
+    )  # of the rows begun so far: all rows are looked at in one comparison, not one by one
+    for index in np.argsort(-(sizes / whole).sum(1), kind="stable").tolist():
+        own = sizes[index]
+        if (own > whole).any():
+            raise ValueError(
+                f"An example of {' and '.join(map(str, own))} tokens does not fit a row of "
+                f"{' and '.join(map(str, whole))}."
+            )
+        fits = (room[: len(rows)] >= own).all(1)
+        row = int(fits.argmax()) if fits.any() else len(rows)
+        if row == len(rows):
+            rows.append([])
+            room[row] = whole
+        rows[row].append(index)
+        room[row] -= own
+    return rows
+
+
+def packed_batch(encoded: EncodedCompletions, planned: PlannedRows) -> PackedBatch:
+    """The arrays of a planned batch."""
+    shape = (planned.count, planned.length)
+    tokens, segments = np.full(shape, encoded.pad_id, np.int32), np.zeros(shape, np.int32)
+    labels, loss_weight = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    for row, members in enumerate(planned.rows):
+        start = 0
+        for number, index in enumerate(members, 1):
+            ids = encoded.tokens[index]
+            end = start + len(ids)
+            tokens[row, start:end], segments[row, start:end] = ids, number
+            labels[row, start : end - 1] = ids[1:]
+            loss_weight[row, start + encoded.prompt_lengths[index] - 1 : end - 1] = 1.0
+            start = end
+    mask = segments > 0
+    return PackedBatch(
+        tokens=tokens,
+        segments=segments,
+        labels=labels,
+        loss_weight=loss_weight,
+        mask=mask,
+        weight=mask.any(1).astype(np.float32),
+    )
+
+
+class PackedBatches:
+    """The batches of encoded completions, `batch_size` examples each, epoch after epoch; a source
+    as `Batches` is one.
+
+    Rows are `length` tokens long, by default as the longest example, rounded up to
+    `length_multiple`. All batches of an epoch have the same number of rows, a multiple of
+    `row_multiple`. Without `packed` every example has a row of its own.
+    """
+
+    def __init__(
+        self,
+        encoded: EncodedCompletions,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        epochs: int | None = None,
+        length: int | None = None,
+        length_multiple: int = 16,
+        row_multiple: int = 1,
+        packed: bool = True,
+        threads: int = 1,
+        prefetch: int = 8,
+    ) -> None:
+        if not len(encoded):
+            raise ValueError("There are no examples to make batches of.")
+        self.encoded = encoded
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.threads = threads
+        self.prefetch = prefetch
+        self.packed = packed
+        self.length = (
+            -(-(length or int(encoded.lengths.max())) // length_multiple) * length_multiple
+        )
+        self._row_multiple = row_multiple
+        self.plan = lru_cache(maxsize=2)(self._plan)
+        self.plan(0)
+        self.steps_per_epoch = -(-len(encoded) // batch_size)
+        self._steps = self.steps_per_epoch * (_ENDLESS_EPOCHS if epochs is None else epochs)
+
+    def _plan(self, epoch: int) -> list[PlannedRows]:
+        order = np.arange(len(self.encoded))
+        if self.shuffle and self.encoded.groups is not None:
+            order = mixture_order(
+                self.encoded.groups, self.encoded.temperature, seed=self.seed, epoch=epoch
+            )
+        elif self.shuffle:
+            order = np.random.default_rng((self.seed, epoch)).permutation(order)
+        batches = []
+        for start in range(0, len(order), self.batch_size):
+            members = order[start : start + self.batch_size]
+            rows = self._pack(members) if self.packed else [[n] for n in range(len(members))]
+            batches.append(tuple(tuple(int(members[n]) for n in row) for row in rows))
+        count = -(-max(map(len, batches)) // self._row_multiple) * self._row_multiple
+        return [PlannedRows(rows, count, self.length) for rows in batches]
+
+    def _pack(self, members: Int[np.ndarray, " examples"]) -> list[list[int]]:
+        return pack(self.encoded.lengths[members], self.length)
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> PackedBatch:
+        epoch, position = divmod(int(step), self.steps_per_epoch)
+        return packed_batch(self.encoded, self.plan(epoch)[position])
+
+    def __iter__(self) -> BatchIterator:
+        return BatchIterator(self)
+
+    @property
+    def padding_fraction(self) -> float:
+        """The part of the first epoch's token slots that holds no real token."""
+        slots = sum(planned.count * planned.length for planned in self.plan(0))
+        return 1 - int(self.encoded.lengths.sum()) / slots
+
+    def fingerprint(self) -> str:
+        """The sha256 (hex) of all that decides which batch comes at which step."""
+        settings: tuple[Any, ...] = (
+            self.encoded.fingerprint,
+            self.length,
+            self.batch_size,
+            self.seed,
+            self.shuffle,
+            self._row_multiple,
+        )
+        return hashlib.sha256(repr((*settings, self.packed)).encode()).hexdigest()

@@ -1,0 +1,82 @@
+"""Several adapters on one base: every adapter on every domain's held-out data, and whether each is
+best at home.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lora_jax.evaluation.comparison import compare, intervals
+from lora_jax.evaluation.predictions import Predictions, predict
+
+BASE = "base"
+
+
+def adapter_matrix(
+    runs: Mapping[str, Any],
+    *,
+    split: str = "test",
+    batch_size: int = 8,
+    examples: int | None = None,
+) -> dict[str, dict[str, Predictions]]:
+    """`{domain: {adapter: predictions}}`: the base and every run's adapter on every run's split,
+    one frozen base for all.
+
+    Raises:
+        ValueError: the runs were not trained on one base, stored in one way.
+    """
+    first = next(iter(runs.values()))
+    for name, run in runs.items():
+        if (run.task.base, run.config.quant, run.config.model) != (
+            first.task.base,
+            first.config.quant,
+            first.config.model,
+        ):
+            raise ValueError(
+                f"One base serves adapters that were trained on it, but {name!r} was trained on "
+                f"{run.task.base} in format {run.config.quant.format} "
+                f"and {next(iter(runs))!r} on {first.task.base} in format "
+                f"{first.config.quant.format}. Train them with the same model and quant settings."
+            )
+    adapters = {BASE: first.without_adapter()} | {name: run.lora for name, run in runs.items()}
+    return {
+        domain: {
+            name: predict(
+                run.task, first.frozen, trainable, split, batch_size=batch_size, examples=examples
+            )
+            for name, trainable in adapters.items()
+        }
+        for domain, run in runs.items()
+    }
+
+
+def home_wins(
+    matrix: Mapping[str, Mapping[str, Predictions]],
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[dict]:
+    """A row a domain and adapter: loss a token with interval, and for others than the domain's own
+    the difference to it with p.
+
+    `wins` is whether the domain's own adapter is better by a difference whose interval leaves out
+    0.
+    """
+    options: dict[str, Any] = dict(resamples=resamples, level=level, seed=seed)
+    rows = []
+    for domain, scored in matrix.items():
+        for name, predictions in scored.items():
+            loss = intervals(predictions, **options)["loss"]
+            row = {
+                "domain": domain,
+                "adapter": name,
+                "examples": len(predictions.rows),
+                **loss._asdict(),
+            }
+            if name != domain:
+                test = compare(scored[domain], predictions, **options)["loss"]
+                row |= {"difference": test["value"], "p": test["p"], "wins": test["high"] < 0}
+            rows.append(row)
+    return rows

@@ -1,0 +1,139 @@
+"""Scores with intervals, and whether two models differ on the same examples."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from lora_jax.evaluation.metrics import METRICS, perplexity
+from lora_jax.evaluation.predictions import Predictions
+from lora_jax.evaluation.statistics import (
+    Interval,
+    bootstrap,
+    mcnemar,
+    mean_interval,
+    paired_bootstrap,
+    paired_means,
+)
+
+
+def intervals(
+    predictions: Predictions, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> dict[str, Interval]:
+    """Loss a unit (nats), accuracy a unit and every metric, each with its bootstrap interval over
+    examples.
+
+    Raises:
+        ValueError: there is no example.
+    """
+    if not predictions.rows:
+        raise ValueError("Cannot score no examples: the split is empty.")
+    options: dict[str, Any] = dict(resamples=resamples, level=level, seed=seed)
+    units = predictions.column("units")
+    out = {
+        name: mean_interval(predictions.column(column) / np.maximum(units, 1e-9), units, **options)
+        for name, column in (("loss", "loss"), ("accuracy", "correct"))
+    }
+    for name in predictions.metrics:
+        if name != "accuracy":
+            each = _each(predictions, name)
+            if each is not None:
+                out[name] = mean_interval(each, **options)
+            else:
+                out[name] = bootstrap(predictions.scored_by(name), len(predictions.rows), **options)
+    return out
+
+
+def perplexities(predictions: Predictions, byte_count: int) -> dict[str, float]:
+    """Perplexity a token and a byte of what was to be written; `byte_count` is the UTF-8 length of
+    those texts.
+    """
+    loss, tokens = float(predictions.column("loss").sum()), float(predictions.column("units").sum())
+    return {
+        "perplexity_per_token": perplexity(loss, tokens),
+        "perplexity_per_byte": perplexity(loss, byte_count),
+    }
+
+
+def aligned(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
+    """The predictions of both models on the examples that both have, in the first's order.
+
+    Raises:
+        ValueError: the two share fewer than all examples of the smaller one: they were scored on
+            different data.
+    """
+    places: dict[str, list[int]] = {}
+    for n, row in enumerate(second.rows):
+        places.setdefault(row.id, []).append(n)
+    pairs = [(n, places[row.id].pop(0)) for n, row in enumerate(first.rows) if places.get(row.id)]
+    if len(pairs) < min(len(first.rows), len(second.rows)) or not pairs:
+        raise ValueError(
+            f"A paired comparison needs the same examples, but of {len(first.rows)} and "
+            f"{len(second.rows)} only {len(pairs)} are equal. "
+            "Evaluate both runs on the same data, split, tokenizer and max_length."
+        )
+    pick = lambda source, rows: Predictions(
+        source.split, source.metrics, tuple(source.rows[n] for n in rows)
+    )
+    return pick(first, [a for a, _ in pairs]), pick(second, [b for _, b in pairs])
+
+
+def compare(
+    first: Predictions,
+    second: Predictions,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, dict[str, float | int]]:
+    """First less second, for loss and each metric: difference, interval, p (paired bootstrap);
+    McNemar where answers are right or wrong.
+
+    Raises:
+        ValueError: the models were scored on different examples.
+    """
+    first, second = aligned(first, second)
+    options: dict[str, Any] = dict(resamples=resamples, level=level, seed=seed)
+    units = first.column("units")
+    safe = np.maximum(units, 1e-9)
+    out: dict[str, dict[str, float | int]] = {}
+    for name, column in (("loss", "loss"), ("accuracy", "correct")):
+        out[name] = paired_means(
+            first.column(column) / safe, second.column(column) / safe, units, **options
+        )._asdict()
+    for name in (name for name in first.metrics if name in second.metrics and name != "accuracy"):
+        ours, theirs = _each(first, name), _each(second, name)
+        if ours is not None and theirs is not None:
+            out[name] = paired_means(ours, theirs, **options)._asdict()
+        else:
+            out[name] = paired_bootstrap(
+                first.scored_by(name), second.scored_by(name), len(first.rows), **options
+            )._asdict()
+    if (units == 1).all():
+        out["mcnemar"] = mcnemar(
+            first.column("correct") > 0.5, second.column("correct") > 0.5
+        )._asdict()
+    return out
+
+
+def verdict(name: str, difference: float, p: float, *, level: float = 0.95) -> str:
+    """A sentence: which model is better by this score, or that the test cannot tell.
+
+    >>> verdict("loss", -0.4, 0.001)
+    'first better (loss -0.4, p 0.001)'
+    """
+    if math.isnan(difference) or p > 1 - level:
+        return f"cannot tell ({name} {difference:+.4g}, p {p:.2g})"
+    higher = METRICS[name].higher_is_better if name in METRICS else name != "loss"
+    return f"{'first' if (difference > 0) == higher else 'second'} better ({name} {difference:+.4g}, p {p:.2g})"
+
+
+def _each(predictions: Predictions, name: str) -> np.ndarray | None:
+    by = METRICS[name].each
+    return (
+        None
+        if by is None
+        else by(predictions.column("predicted"), predictions.column("references"))
+    )

@@ -1,0 +1,33 @@
+"""Loss and accuracy on a whole split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from lora_jax.training.losses import Sums
+
+
+def evaluate(
+    step: Callable[..., Sums], frozen: Any, trainable: Any, batches: Iterable[Any]
+) -> dict[str, float]:
+    """Mean loss (nats), accuracy and number of examples over all batches; filler rows do not count.
+
+    Raises:
+        ValueError: there is no real example in the batches.
+    """
+    totals = [step(frozen, trainable, batch) for batch in batches]
+    if not totals:
+        raise ValueError("Cannot evaluate on no batches: the split is empty.")
+    # Fetched once: every fetch waits for the device.
+    host = jax.device_get(totals)
+    weight = sum(float(sums.weight) for sums in host)
+    if not weight:
+        raise ValueError("Cannot evaluate: every row of every batch is filler.")
+    return {
+        "loss": sum(float(sums.loss) for sums in host) / weight,
+        "accuracy": sum(float(sums.correct) for sums in host) / weight,
+        "examples": int(weight),
+    }

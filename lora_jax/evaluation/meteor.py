@@ -1,0 +1,84 @@
+"""METEOR 1.5, run as its authors' program, which the package pycocoevalcap ships; it needs Java."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+_JAR = "meteor-1.5.jar"
+
+
+def meteor_score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """METEOR of texts whose words stand between spaces, 0 to 1, with the scorer's own normalisation
+    (`-norm`, English).
+
+    Raises:
+        ImportError: pycocoevalcap is not installed. FileNotFoundError: there is no `java`.
+            RuntimeError: the program failed.
+    """
+    jar = _jar()
+    java = shutil.which("java")
+    if java is None:
+        raise FileNotFoundError(
+            "METEOR is a Java program, and there is no 'java' on the PATH. Install a Java runtime, "
+            "or leave the metric out."
+        )
+    lines = [
+        " ||| ".join(("SCORE", *map(_clean, texts), _clean(text)))
+        for text, texts in zip(predictions, references, strict=True)
+    ]
+    command = [java, "-Xmx2G", "-jar", jar.name, "-", "-", "-stdio", "-l", "en", "-norm"]
+    with subprocess.Popen(
+        command,
+        cwd=jar.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+    ) as program:
+        statistics = [_ask(program, line) for line in lines]
+        _ask(
+            program, " ||| ".join(("EVAL", *statistics))
+        )  # The first of as many scores as there are texts; the total is last.
+        for _ in lines[1:]:
+            program.stdout.readline()
+        return float(program.stdout.readline())
+
+
+def _ask(program: subprocess.Popen, line: str) -> str:
+    try:
+        program.stdin.write(line + "\n")
+        program.stdin.flush()
+    except BrokenPipeError:
+        raise RuntimeError(
+            "METEOR's program ended early. Does this Java have 2 GB of memory?"
+        ) from None
+    answer = program.stdout.readline().strip()
+    if not answer:
+        raise RuntimeError("METEOR's program ended early. Does this Java have 2 GB of memory?")
+    return answer
+
+
+def _clean(text: str) -> str:
+    return " ".join(text.replace("|||", " ").split())
+
+
+def _jar() -> Path:
+    spec = importlib.util.find_spec("pycocoevalcap")
+    folders = (
+        []
+        if spec is None
+        else [Path(folder) / "meteor" for folder in spec.submodule_search_locations or ()]
+    )
+    found = [folder / _JAR for folder in folders if (folder / _JAR).is_file()]
+    if not found:
+        raise ImportError(
+            "METEOR needs the package 'pycocoevalcap', which ships its program and tables (104 MB) "
+            "and is not installed. "
+            "Install it with: pip install 'lora-jax[meteor]'."
+        )
+    return found[0]

@@ -1,0 +1,225 @@
+"""Scores of predictions against references, by name; the libraries that compute them are imported
+when they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+Kind = Literal["classes", "numbers", "texts"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of a set of examples.
+
+    `kind` says what is compared: class ids, numbers, or texts (references then are lists of right
+    texts). `score` takes predictions and references. `each` gives a score an example where the
+    set's score is their mean, else None.
+    """
+
+    name: str
+    kind: Kind
+    score: Callable[[Sequence[Any], Sequence[Any]], float]
+    each: Callable[[Sequence[Any], Sequence[Any]], Float[np.ndarray, " examples"]] | None = None
+    higher_is_better: bool = True
+
+
+def library(name: str, *, extra: str = "tasks", package: str | None = None) -> ModuleType:
+    """The module, or an error that names what to install.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"This metric needs the package {package or name.partition('.')[0]!r}, which is not "
+            "installed. "
+            f"Install it with: pip install 'lora-jax[{extra}]'."
+        ) from error
+
+
+def metric(name: str) -> Metric:
+    """The metric of that name.
+
+    Raises:
+        ValueError: there is none; near names are listed.
+    """
+    from lora_jax.core.paths import nearest
+
+    if name not in METRICS:
+        raise ValueError(
+            f"A metric is one of {', '.join(METRICS)}, got {name!r}. Nearest: "
+            f"{nearest(name, METRICS, 1)[0]!r}."
+        )
+    return METRICS[name]
+
+
+def check_pairs(predictions: Sequence[Any], references: Sequence[Any]) -> None:
+    """Nothing, if there is a reference for every prediction and at least one.
+
+    Raises:
+        ValueError: there is not.
+    """
+    if len(predictions) != len(references) or not len(predictions):
+        raise ValueError(
+            "A metric needs a reference for every prediction and at least one, got "
+            f"{len(predictions)} predictions and {len(references)} references."
+        )
+
+
+def accuracy_each(
+    predictions: Sequence[Any], references: Sequence[Any]
+) -> Float[np.ndarray, " examples"]:
+    """1 where a prediction equals its reference, 0 elsewhere."""
+    return np.array([p == r for p, r in zip(predictions, references, strict=True)], float)
+
+
+def accuracy(predictions: Sequence[Any], references: Sequence[Any]) -> float:
+    """The share of predictions that equal their reference."""
+    check_pairs(predictions, references)
+    return float(accuracy_each(predictions, references).mean())
+
+
+def f1(predictions: Sequence[int], references: Sequence[int]) -> float:
+    """F1 of class 1 of two classes (as GLUE's MRPC and QQP); with other classes, the mean of every
+    class's F1 (macro).
+    """
+    check_pairs(predictions, references)
+    binary = set(predictions) | set(references) <= {0, 1}
+    return float(
+        _sklearn().f1_score(
+            references, predictions, average="binary" if binary else "macro", zero_division=0.0
+        )
+    )
+
+
+def macro_f1(predictions: Sequence[int], references: Sequence[int]) -> float:
+    """The mean of every class's F1, however frequent the class."""
+    check_pairs(predictions, references)
+    return float(_sklearn().f1_score(references, predictions, average="macro", zero_division=0.0))
+
+
+def matthews(predictions: Sequence[int], references: Sequence[int]) -> float:
+    """Matthews correlation, -1 to 1 (GLUE's CoLA); 0 where one of the two is constant."""
+    check_pairs(predictions, references)
+    return float(_sklearn().matthews_corrcoef(references, predictions))
+
+
+def pearson(predictions: Sequence[float], references: Sequence[float]) -> float:
+    """Pearson correlation; NaN where one of the two is constant."""
+    check_pairs(predictions, references)
+    return _correlation(np.asarray(predictions, float), np.asarray(references, float))
+
+
+def spearman(predictions: Sequence[float], references: Sequence[float]) -> float:
+    """Spearman rank correlation, ties at their mean rank; NaN where one of the two is constant."""
+    from scipy.stats import rankdata
+
+    check_pairs(predictions, references)
+    return _correlation(rankdata(predictions), rankdata(references))
+
+
+def token_f1(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> float:
+    """F1 of entities over all texts (CoNLL-2003's conlleval): one is right if its type, start and
+    end are.
+
+    Predictions and references are BIO labels of words, such as B-PER, I-PER and O, of equal
+    lengths.
+    """
+    check_pairs(predictions, references)
+    found, wanted, right = 0, 0, 0
+    for predicted, gold in zip(predictions, references, strict=True):
+        if len(predicted) != len(gold):
+            raise ValueError(
+                f"Entity labels need one for each of {len(gold)} words, got {len(predicted)}."
+            )
+        ours, theirs = entities(predicted), entities(gold)
+        found, wanted, right = found + len(ours), wanted + len(theirs), right + len(ours & theirs)
+    return 2 * right / (found + wanted) if found + wanted else 0.0
+
+
+def entities(labels: Sequence[str]) -> set[tuple[str, int, int]]:
+    """(type, start, end) of each entity in BIO labels; an I- that continues nothing begins an
+    entity, as in conlleval.
+    """
+    out, start, kind = set(), 0, ""
+    for position, label in enumerate([*labels, "O"]):
+        prefix, _, name = label.partition("-")
+        goes_on = prefix == "I" and name == kind
+        if kind and not goes_on:
+            out.add((kind, start, position))
+            kind = ""
+        if prefix in ("B", "I") and not goes_on:
+            start, kind = position, name
+    return out
+
+
+def perplexity(loss: float, units: float | int) -> float:
+    """exp of the loss (nats, a sum) over the units it is spread on: tokens, or bytes of UTF-8,
+    which other tokenizers share.
+
+    >>> perplexity(2 * math.log(8.0), 2)
+    8.000000000000002
+    """
+    if units <= 0:
+        raise ValueError(f"A perplexity needs tokens or bytes to be spread on, got {units}.")
+    return math.exp(loss / units)
+
+
+def _sklearn() -> ModuleType:
+    return library("sklearn.metrics", package="scikit-learn")
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    scale = math.sqrt((a * a).sum() * (b * b).sum())
+    return float((a * b).sum() / scale) if scale else math.nan
+
+
+def _text(name: str) -> Callable[[Sequence[str], Sequence[Sequence[str]]], float]:
+    """A function of text_metrics.py, imported at the first call."""
+    return lambda predictions, references: getattr(
+        importlib.import_module("lora_jax.evaluation.text_metrics"), name
+    )(predictions, references)
+
+
+def _text_metric(name: str, each: str | None = None, higher: bool = True) -> Metric:
+    return Metric(name, "texts", _text(name), None if each is None else _text(each), higher)
+
+
+METRICS: dict[str, Metric] = {
+    one.name: one
+    for one in (
+        Metric("accuracy", "classes", accuracy, accuracy_each),
+        Metric("f1", "classes", f1),
+        Metric("macro_f1", "classes", macro_f1),
+        Metric("matthews", "classes", matthews),
+        Metric("pearson", "numbers", pearson),
+        Metric("spearman", "numbers", spearman),
+        Metric("token_f1", "classes", token_f1),
+        _text_metric("exact_match", "exact_match_each"),
+        _text_metric("squad_f1", "squad_f1_each"),
+        _text_metric("bleu"),
+        _text_metric("lowercase_bleu"),
+        _text_metric("nist"),
+        _text_metric("chrf"),
+        _text_metric("ter", higher=False),
+        _text_metric("rouge_1", "rouge_1_each"),
+        _text_metric("rouge_2", "rouge_2_each"),
+        _text_metric("rouge_l", "rouge_l_each"),
+        _text_metric("coco_rouge_l", "coco_rouge_l_each"),
+        _text_metric("cider"),
+        _text_metric("meteor"),
+    )
+}

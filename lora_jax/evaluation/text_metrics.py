@@ -1,0 +1,411 @@
+"""Scores of generated texts against one or several right ones each. All functions take texts and,
+for each, a list of references.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import re
+import string
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from lora_jax.evaluation.metrics import check_pairs, library
+
+Texts = Sequence[str]
+References = Sequence[Sequence[str]]
+_ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
+_BETA = 1.2  # recall counts this much more than precision in COCO's ROUGE-L
+_SIGMA = 6.0  # of CIDEr-D's penalty on a difference in length
+
+
+# --- answers (Rajpurkar et al. 2016, SQuAD: evaluate-v1.1.py) ------------------------------------------------------
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without punctuation and the articles a, an, the, with single spaces: as SQuAD's
+    script compares answers.
+    """
+    text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def exact_match_each(predictions: Texts, references: References) -> Float[np.ndarray, " examples"]:
+    """1 where a prediction is one of its references after `normalize_answer`."""
+    return _best(
+        predictions, references, lambda a, b: float(normalize_answer(a) == normalize_answer(b))
+    )
+
+
+def squad_f1_each(predictions: Texts, references: References) -> Float[np.ndarray, " examples"]:
+    """F1 of the words that a prediction shares with the reference that suits it best."""
+
+    def score(a: str, b: str) -> float:
+        ours, theirs = normalize_answer(a).split(), normalize_answer(b).split()
+        if not ours or not theirs:  # SQuAD 2.0's rule for questions without an answer.
+            return float(ours == theirs)
+        shared = sum((collections.Counter(ours) & collections.Counter(theirs)).values())
+        return 2 * shared / (len(ours) + len(theirs))
+
+    return _best(predictions, references, score)
+
+
+def exact_match(predictions: Texts, references: References) -> float:
+    """The mean of `exact_match_each`, 0 to 1."""
+    return _mean(exact_match_each, predictions, references)
+
+
+def squad_f1(predictions: Texts, references: References) -> float:
+    """The mean of `squad_f1_each`, 0 to 1."""
+    return _mean(squad_f1_each, predictions, references)
+
+
+# --- sacrebleu and rouge-score -------------------------------------------------------------------------------------
+
+
+def bleu(predictions: Texts, references: References) -> float:
+    """BLEU by sacrebleu's defaults (Post 2018), 0 to 100: mteval-v13a's tokens, letter case kept,
+    four orders, exponential smoothing.
+    """
+    return _bleu(predictions, references, lowercase=False)
+
+
+def lowercase_bleu(predictions: Texts, references: References) -> float:
+    """As `bleu`, letter case dropped: the BLEU of E2E's scorer (mteval-v13a), times 100, where
+    every order has a match.
+    """
+    return _bleu(predictions, references, lowercase=True)
+
+
+def chrf(predictions: Texts, references: References) -> float:
+    """chrF2 by sacrebleu (Popović 2015), 0 to 100: F of character n-grams up to 6, recall twice as
+    heavy.
+    """
+    check_pairs(predictions, references)
+    return float(
+        library("sacrebleu").CHRF().corpus_score(list(predictions), _streams(references)).score
+    )
+
+
+def ter(predictions: Texts, references: References) -> float:
+    """Translation edit rate by sacrebleu (Snover et al. 2006), in percent, letter case dropped;
+    lower is better.
+    """
+    check_pairs(predictions, references)
+    return float(
+        library("sacrebleu").TER().corpus_score(list(predictions), _streams(references)).score
+    )
+
+
+def rouge_1_each(predictions: Texts, references: References) -> Float[np.ndarray, " examples"]:
+    """F1 of words, stemmed, with the reference that suits best (Lin 2004; rouge-score)."""
+    return _rouge(predictions, references, "rouge1")
+
+
+def rouge_2_each(predictions: Texts, references: References) -> Float[np.ndarray, " examples"]:
+    """As `rouge_1_each`, of pairs of words."""
+    return _rouge(predictions, references, "rouge2")
+
+
+def rouge_l_each(predictions: Texts, references: References) -> Float[np.ndarray, " examples"]:
+    """As `rouge_1_each`, of the longest common subsequence of words."""
+    return _rouge(predictions, references, "rougeL")
+
+
+def rouge_1(predictions: Texts, references: References) -> float:
+    """The mean of `rouge_1_each`, 0 to 1."""
+    return _mean(rouge_1_each, predictions, references)
+
+
+def rouge_2(predictions: Texts, references: References) -> float:
+    """The mean of `rouge_2_each`, 0 to 1."""
+    return _mean(rouge_2_each, predictions, references)
+
+
+def rouge_l(predictions: Texts, references: References) -> float:
+    """The mean of `rouge_l_each`, 0 to 1."""
+    return _mean(rouge_l_each, predictions, references)
+
+
+# --- the E2E challenge's scorer (Dušek, Novikova & Rieser 2018): mteval-v13a and COCO's caption metrics ------------
+
+
+def nist(predictions: Texts, references: References) -> float:
+    """NIST of order 5 (Doddington 2002), lower case, mteval-v13a's tokens: matches weigh as much as
+    they tell.
+    """
+    check_pairs(predictions, references)
+    tokens = library("sacrebleu.tokenizers.tokenizer_13a").Tokenizer13a()
+    cut = lambda text: tuple(tokens(text.lower()).split())
+    ours, theirs = (
+        [cut(text) for text in predictions],
+        [[cut(text) for text in texts] for texts in references],
+    )
+    counts: collections.Counter = collections.Counter()
+    for text in (text for texts in theirs for text in texts):
+        counts[()] += len(text)
+        counts.update(gram for n in range(1, 6) for gram in _grams(text, n))
+    total = 0.0
+    for n in range(1, 6):
+        gained, made = 0.0, 0
+        for text, texts in zip(ours, theirs, strict=True):
+            limit = _largest([collections.Counter(_grams(other, n)) for other in texts])
+            for gram, count in collections.Counter(_grams(text, n)).items():
+                if hits := min(count, limit[gram]):
+                    gained += hits * math.log2(counts[gram[:-1]] / counts[gram])
+            made += len(text) - n + 1
+        total += gained / made if made else 0.0
+    mean_length = sum(sum(map(len, texts)) / len(texts) for texts in theirs)
+    ratio = sum(map(len, ours)) / mean_length if mean_length else 0.0
+    if ratio <= 0:
+        return 0.0
+    return total * (
+        1.0 if ratio >= 1 else math.exp(math.log(0.5) / math.log(1.5) ** 2 * math.log(ratio) ** 2)
+    )
+
+
+def coco_rouge_l_each(predictions: Texts, references: References) -> Float[np.ndarray, " examples"]:
+    """ROUGE-L as COCO's scorer has it: the best precision and the best recall over the references,
+    F with beta 1.2.
+    """
+    check_pairs(predictions, references)
+    out = []
+    for text, texts in zip(predictions, references, strict=True):
+        ours = caption_words(text)
+        theirs = [caption_words(other) for other in texts]
+        common = [_longest_common(ours, other) for other in theirs]
+        precision = max(common) / max(len(ours), 1)
+        recall = max(n / max(len(other), 1) for n, other in zip(common, theirs))
+        out.append(
+            (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
+            if precision and recall
+            else 0.0
+        )
+    return np.array(out)
+
+
+def coco_rouge_l(predictions: Texts, references: References) -> float:
+    """The mean of `coco_rouge_l_each`, 0 to 1."""
+    return _mean(coco_rouge_l_each, predictions, references)
+
+
+def cider(predictions: Texts, references: References) -> float:
+    """CIDEr-D (Vedantam, Zitnick & Parikh 2015), 0 to 10: cosine of tf-idf n-grams of orders 1 to
+    4, over these references.
+    """
+    check_pairs(predictions, references)
+    ours = [_all_grams(text) for text in predictions]
+    theirs = [[_all_grams(text) for text in texts] for texts in references]
+    documents = collections.Counter(
+        gram for texts in theirs for gram in {gram for counts in texts for gram in counts}
+    )
+    known = math.log(len(theirs))
+
+    def weigh(counts: collections.Counter) -> list[dict[tuple[str, ...], float]]:
+        vectors: list[dict[tuple[str, ...], float]] = [{}, {}, {}, {}]
+        for gram, count in counts.items():
+            vectors[len(gram) - 1][gram] = count * (known - math.log(max(1.0, documents[gram])))
+        return vectors
+
+    def likeness(a: list[dict], b: list[dict], gap: int) -> float:
+        total = 0.0
+        for first, second in zip(a, b):
+            norm = math.sqrt(
+                sum(x * x for x in first.values()) * sum(x * x for x in second.values())
+            )
+            product = sum(
+                min(x, second.get(gram, 0.0)) * second.get(gram, 0.0) for gram, x in first.items()
+            )
+            total += product / norm if norm else product
+        return total / 4 * math.exp(-(gap**2) / (2 * _SIGMA**2))
+
+    scores = []
+    for counts, texts in zip(ours, theirs, strict=True):
+        mine, pairs = weigh(counts), _pairs(counts)
+        scores.append(
+            10
+            * sum(likeness(mine, weigh(other), pairs - _pairs(other)) for other in texts)
+            / len(texts)
+        )
+    return sum(scores) / len(scores)
+
+
+def meteor(predictions: Texts, references: References) -> float:
+    """METEOR 1.5 for English (Denkowski & Lavie 2014) by its own program, 0 to 1.
+
+    Raises:
+        ImportError: pycocoevalcap, which ships the program, is not installed. FileNotFoundError:
+            there is no `java`.
+    """
+    from lora_jax.evaluation.meteor import meteor_score
+
+    check_pairs(predictions, references)
+    join = lambda text: " ".join(caption_words(text))
+    return meteor_score(
+        [join(text) for text in predictions],
+        [[join(text) for text in texts] for texts in references],
+    )
+
+
+# Abbreviations whose full stop is part of the word, as the Stanford tokenizer of COCO's scorer has
+# them.
+_ABBREVIATIONS = {
+    "dr",
+    "mr",
+    "mrs",
+    "ms",
+    "prof",
+    "st",
+    "jr",
+    "sr",
+    "etc",
+    "vs",
+    "inc",
+    "co",
+    "corp",
+    "no",
+    "ave",
+    "fig",
+}
+_DROPPED = {
+    "''",
+    "'",
+    "``",
+    "`",
+    "-lrb-",
+    "-rrb-",
+    "-lcb-",
+    "-rcb-",
+    ".",
+    "?",
+    "!",
+    ",",
+    ":",
+    "-",
+    "--",
+    "...",
+    ";",
+}
+_KEPT_MARKS = {
+    "-lrb-",
+    "-rrb-",
+    "-lcb-",
+    "-rcb-",
+}  # The scorer drops these only in upper case, and its tokens are lower case.
+_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "{": "-lcb-", "}": "-rcb-", "[": "-lsb-", "]": "-rsb-"}
+
+
+def caption_words(text: str) -> list[str]:
+    """The words that COCO's scorer compares: Penn Treebank tokens in lower case, without
+    punctuation.
+
+    By nltk's Treebank rules, with what sets the Stanford tokenizer apart on ordinary English. On
+    unusual text (e-mail addresses, prices with a dash, 'y'all') the two can differ.
+    """
+    tokenizer = library("nltk.tokenize", package="nltk").TreebankWordTokenizer()
+    text = re.sub(
+        r"[\w.]+\.(?=\s)",
+        lambda found: _split_stop(found.group()),
+        text.replace("£", "# ").replace("\n", " "),
+    )
+    words = [_BRACKETS.get(word, word).lower() for word in tokenizer.tokenize(text)]
+    return [word for word in words if word in _KEPT_MARKS or word not in _DROPPED]
+
+
+def _split_stop(word: str) -> str:
+    """'end.' as 'end .'; abbreviations keep their stop."""
+    bare = word[:-1]
+    return (
+        word
+        if not bare
+        or bare.endswith(".")
+        or "." in bare.strip(".")
+        and not bare[-1].isdigit()
+        or bare.lower() in _ABBREVIATIONS
+        else f"{bare} ."
+    )
+
+
+def _all_grams(text: str) -> collections.Counter:
+    words = tuple(caption_words(text))
+    return collections.Counter(gram for n in range(1, 5) for gram in _grams(words, n))
+
+
+def _pairs(counts: collections.Counter) -> int:
+    return sum(count for gram, count in counts.items() if len(gram) == 2)
+
+
+def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
+    row = [0] * (len(b) + 1)
+    for word in a:
+        before = 0
+        for position, other in enumerate(b, 1):
+            before, row[position] = (
+                row[position],
+                before + 1 if word == other else max(row[position], row[position - 1]),
+            )
+    return row[-1]
+
+
+def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def _largest(counts: Sequence[collections.Counter]) -> collections.Counter:
+    total: collections.Counter = collections.Counter()
+    for one in counts:
+        total |= one
+    return total
+
+
+def _bleu(predictions: Texts, references: References, *, lowercase: bool) -> float:
+    check_pairs(predictions, references)
+    return float(
+        library("sacrebleu")
+        .BLEU(lowercase=lowercase)
+        .corpus_score(list(predictions), _streams(references))
+        .score
+    )
+
+
+def _streams(references: References) -> list[list[str | None]]:
+    """The n-th reference of every text, for each n, as sacrebleu wants them; None where a text has
+    fewer.
+    """
+    most = max(map(len, references))
+    return [[texts[n] if n < len(texts) else None for texts in references] for n in range(most)]
+
+
+def _rouge(predictions: Texts, references: References, name: str) -> np.ndarray:
+    check_pairs(predictions, references)
+    scorer: Any = library("rouge_score.rouge_scorer", package="rouge-score").RougeScorer(
+        [name], use_stemmer=True
+    )
+    return np.array(
+        [
+            scorer.score_multi(list(texts), text)[name].fmeasure
+            for text, texts in zip(predictions, references, strict=True)
+        ]
+    )
+
+
+def _best(
+    predictions: Texts, references: References, score: Callable[[str, str], float]
+) -> np.ndarray:
+    check_pairs(predictions, references)
+    return np.array(
+        [
+            max(score(text, other) for other in texts)
+            for text, texts in zip(predictions, references, strict=True)
+        ]
+    )
+
+
+def _mean(
+    each: Callable[[Texts, References], np.ndarray], predictions: Texts, references: References
+) -> float:
+    return float(each(predictions, references).mean())

@@ -1,0 +1,315 @@
+"""Tokens from a decoder with a cache of static shape: one compiled program for the prompt, one for
+all that follows.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from lora_jax.adapters.apply import apply
+from lora_jax.core.host import to_device
+from lora_jax.core.lowrank import LowRank
+from lora_jax.core.paths import flatten
+from lora_jax.generation.layers import adapters_apart, frozen_apart
+from lora_jax.generation.sampling import Sampling, choose
+from lora_jax.models.decoder import Cache, Decoder, empty_cache
+from lora_jax.models.t5 import T5, T5Cache
+
+
+class GenerationState(struct.PyTreeNode):
+    """Texts in the making. `logits` are of the next token, `out` holds the tokens made so far
+    (`count` of them, then pad).
+    """
+
+    cache: Cache | T5Cache
+    logits: Float[Array, "batch vocab"]
+    seen: Bool[Array, "batch vocab"]
+    out: Int[Array, "batch new"]
+    count: Int[Array, ""]
+    done: Bool[Array, " batch"]
+    keys: jax.Array
+
+
+class Generator:
+    """Continues token ids. Prompts and results are padded to sizes that repeat, so that programs
+    are compiled once.
+
+    `frozen` and `trainable` are what `lora_jax.adapt` or a loader gives; `trainable` may be empty, or a stack
+    with a leading axis (`lora_jax.stack`), out of which every text takes the entry that `adapters`
+    names.
+
+    With `unroll` (by default on a CPU), stacked layers of a decoder are taken apart, since a scan
+    copies each layer's weights for every token. That is a second copy of them for as long as the
+    caller keeps the first; loading with scan=False makes only one.
+    """
+
+    def __init__(
+        self,
+        model: Decoder | T5,
+        frozen: Mapping[str, Any],
+        trainable: Mapping[str, Any] | None = None,
+        *,
+        eos_ids: Sequence[int] = (),
+        pad_id: int = 0,
+        slots: int | None = None,
+        prompt_multiple: int = 16,
+        unroll: bool | None = None,
+    ) -> None:
+        self._apart = (
+            isinstance(model, Decoder)
+            and model.scan
+            and (jax.default_backend() == "cpu" if unroll is None else unroll)
+        )
+        self.model = model.clone(scan=False) if self._apart else model
+        self.frozen = jax.tree.map(to_device, frozen_apart(frozen) if self._apart else frozen)
+        self.trainable = dict(trainable or {})
+        self.eos_ids = tuple(eos_ids)
+        self.pad_id = pad_id
+        self.slots = model.config.max_positions if slots is None else slots
+        self._multiple = prompt_multiple
+        self._start = jax.jit(self._start_fn, static_argnames=("slots", "new"))
+        self._arrange = jax.jit(adapters_apart, static_argnames="axis")
+        self._advance = jax.jit(
+            self._advance_fn, static_argnames=("sampling",), donate_argnums=(2,)
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new: int,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        key: jax.Array | None = None,
+        adapters: Sequence[int] | None = None,
+    ) -> list[list[int]]:
+        """The tokens that follow each prompt, an end token included if one came.
+
+        Args:
+            max_new: tokens at most.
+            key: of the draws, needed unless temperature is 0; every text has a key of its own.
+            adapters: for each prompt, its index in a stacked `trainable`.
+
+        Raises:
+            ValueError: a prompt is empty, or with max_new longer than the model's window; or `key`
+                is missing.
+        """
+        state, trainable = self.start(
+            prompts, max_new=max_new, sampling=sampling, key=key, adapters=adapters
+        )
+        state = self._advance(self.frozen, trainable, state, jnp.int32(max_new), sampling=sampling)
+        return self._texts(state)[: len(prompts)]
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new: int,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        key: jax.Array | None = None,
+        adapters: Sequence[int] | None = None,
+    ) -> Iterator[list[int | None]]:
+        """The next token of every text, one step at a time; None for texts that have ended. The
+        same tokens as `generate`.
+        """
+        state, trainable = self.start(
+            prompts, max_new=max_new, sampling=sampling, key=key, adapters=adapters
+        )
+        for n in range(max_new):
+            done = np.asarray(state.done)
+            if done.all():
+                return
+            state = self._advance(self.frozen, trainable, state, jnp.int32(1), sampling=sampling)
+            yield [
+                None if ended else int(token)
+                for token, ended in zip(np.asarray(state.out[:, n]), done)
+            ][: len(prompts)]
+
+    def start(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new: int,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        key: jax.Array | None = None,
+        adapters: Sequence[int] | None = None,
+    ) -> tuple[GenerationState, Mapping[str, Any]]:
+        """The state after the prompts, and the adapters of these texts."""
+        if not prompts or max_new < 1:
+            raise ValueError(
+                f"Needed at least one prompt and max_new of 1 or more, got {len(prompts)} prompts "
+                f"and max_new={max_new}."
+            )
+        if any(len(prompt) == 0 for prompt in prompts):
+            raise ValueError("A prompt has no tokens. Begin it with the model's bos token.")
+        if key is None and sampling.temperature > 0:
+            raise ValueError(
+                f"Drawing tokens at temperature {sampling.temperature} needs a key; give one, or "
+                "temperature 0."
+            )
+        longest = max(map(len, prompts))
+        if longest + max_new > min(self.slots, self.model.config.max_positions):
+            raise ValueError(
+                f"A prompt of {longest} tokens and {max_new} new ones need {longest + max_new} "
+                "positions, and the window has "
+                f"{min(self.slots, self.model.config.max_positions)}. Shorten the prompt, or lower "
+                "max_new."
+            )
+        tokens, mask = left_padded(prompts, self.pad_id, self._multiple)
+        trainable = self.trainable
+        if adapters is not None:
+            trainable = jax.tree.map(
+                lambda leaf: leaf[jnp.asarray(adapters, jnp.int32)], self.trainable
+            )
+        if self._apart:
+            trainable = self._arrange(trainable, axis=int(is_stacked(self.frozen, trainable)))
+        keys = jax.random.split(jax.random.key(0) if key is None else key, len(prompts))
+        slots = -(-(tokens.shape[1] + max_new) // self._multiple) * self._multiple
+        state = self._start(
+            self.frozen,
+            trainable,
+            jnp.asarray(tokens),
+            jnp.asarray(mask),
+            keys,
+            slots=slots,
+            new=max_new,
+        )
+        return state, trainable
+
+    def forward(
+        self,
+        frozen: Any,
+        trainable: Any,
+        tokens: Int[Array, "batch time"],
+        mask: Bool[Array, "batch time"],
+        cache: Cache,
+    ) -> tuple[Array, Cache]:
+        """Logits of the last token's successor, and the cache; each text with its own adapter if
+        they are stacked.
+        """
+
+        def run(trainable: Any, tokens: Array, mask: Array, cache: Cache) -> tuple[Array, Cache]:
+            x, cache = apply(
+                self.model, frozen, trainable, tokens, mask, cache=cache, method="hidden"
+            )
+            # The head for the last token alone: logits of a whole prompt would be its largest
+            # array.
+            return apply(self.model, frozen, trainable, x[:, -1], method="logits"), cache
+
+        if not is_stacked(frozen, trainable):
+            return run(trainable, tokens, mask, cache)
+        axes = Cache(k=cache.batch_axis, v=cache.batch_axis, positions=0, filled=0, index=None)
+
+        def one(trainable: Any, tokens: Array, mask: Array, cache: Cache) -> tuple[Array, Cache]:
+            logits, cache = run(
+                trainable, tokens[None], mask[None], cache.change_rows(jnp.expand_dims)
+            )
+            return logits[0], cache.change_rows(jnp.squeeze)
+
+        return jax.vmap(one, in_axes=(0, 0, 0, axes), out_axes=(0, axes))(
+            trainable, tokens, mask, cache
+        )
+
+    def _start_fn(
+        self,
+        frozen: Any,
+        trainable: Any,
+        tokens: Array,
+        mask: Array,
+        keys: jax.Array,
+        *,
+        slots: int,
+        new: int,
+    ) -> GenerationState:
+        batch, vocab = tokens.shape[0], self.model.config.vocab_size
+        cache = empty_cache(self.model.config, batch, slots, self.model.dtype, scan=self.model.scan)
+        logits, cache = self.forward(frozen, trainable, tokens, mask, cache)
+        rows = jnp.arange(batch)[:, None]
+        seen = (
+            jnp.zeros((batch, vocab), bool)
+            .at[rows, jnp.where(mask, tokens, vocab)]
+            .set(True, mode="drop")
+        )
+        out = jnp.full((batch, new), self.pad_id, jnp.int32)
+        return GenerationState(
+            cache, logits, seen, out, jnp.zeros((), jnp.int32), jnp.zeros(batch, bool), keys
+        )
+
+    def _advance_fn(
+        self,
+        frozen: Any,
+        trainable: Any,
+        state: GenerationState,
+        steps: Array,
+        *,
+        sampling: Sampling,
+    ) -> GenerationState:
+        """Up to `steps` more tokens; stops when all texts have ended."""
+        last = jnp.minimum(state.count + steps, state.out.shape[1])
+        going = lambda state: (state.count < last) & ~state.done.all()
+        return jax.lax.while_loop(
+            going, functools.partial(self._step, frozen, trainable, sampling), state
+        )
+
+    def _step(
+        self, frozen: Any, trainable: Any, sampling: Sampling, state: GenerationState
+    ) -> GenerationState:
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.count)
+        token = jnp.where(state.done, self.pad_id, choose(state.logits, state.seen, keys, sampling))
+        ended = (
+            jnp.isin(token, jnp.asarray(self.eos_ids, jnp.int32))
+            if self.eos_ids
+            else jnp.zeros_like(state.done)
+        )
+        logits, cache = self.forward(
+            frozen, trainable, token[:, None], ~state.done[:, None], state.cache
+        )
+        return state.replace(
+            cache=cache,
+            logits=logits,
+            seen=state.seen.at[jnp.arange(len(token)), token].set(True),
+            out=jax.lax.dynamic_update_slice(state.out, token[:, None], (0, state.count)),
+            count=state.count + 1,
+            done=state.done | ended,
+        )
+
+    def _texts(self, state: GenerationState) -> list[list[int]]:
+        made = np.asarray(state.out)[:, : int(state.count)]
+        return [_until_end(row.tolist(), self.eos_ids) for row in made]
+
+
+def left_padded(
+    prompts: Sequence[Sequence[int]], pad_id: int, multiple: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and mask (batch, time), padded on the left to a multiple."""
+    time = -(-max(map(len, prompts)) // multiple) * multiple
+    tokens = np.full((len(prompts), time), pad_id, np.int32)
+    mask = np.zeros((len(prompts), time), bool)
+    for row, prompt in enumerate(prompts):
+        tokens[row, time - len(prompt) :] = prompt
+        mask[row, time - len(prompt) :] = True
+    return tokens, mask
+
+
+def _until_end(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
+    return next((tokens[: n + 1] for n, token in enumerate(tokens) if token in eos_ids), tokens)
+
+
+def is_stacked(frozen: Any, trainable: Mapping[str, Any]) -> bool:
+    """Whether the adapters have an axis before the axes of their weights."""
+    weights = flatten(frozen)
+    for path, leaf in trainable.items():
+        if isinstance(leaf, LowRank):
+            apart = (
+                path not in weights
+            )  # The adapter's layers are still in one array, the weight's no longer.
+            base = weights[path.replace("layers/", "layers_0/", 1) if apart else path]
+            return leaf.a.ndim - 2 > base.ndim - 2 + apart
+    return False

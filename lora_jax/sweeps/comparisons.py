@@ -1,0 +1,187 @@
+"""Which differences of a sweep its seeds support: between cells, between levels of an axis, and
+where the spread comes from.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lora_jax.analysis.statistics import PairedTest, holm, paired_test
+from lora_jax.analysis.variance import Decomposition, decompose
+from lora_jax.sweeps.cells import Cell
+from lora_jax.sweeps.levels import axes, levels, shown
+
+_MOST_LEVELS = 8  # of an axis, all pairs of which are tested
+
+
+@dataclass(frozen=True)
+class CellTest:
+    """The best cell against another, over the seeds that both have. `adjusted` is Holm's p among
+    all pairs of cells.
+    """
+
+    best: Cell
+    other: Cell
+    test: PairedTest
+    adjusted: float = float("nan")
+
+
+@dataclass(frozen=True)
+class LevelTest:
+    """Two levels of an axis, everything else equal: mean over the matched settings within a seed,
+    then over seeds.
+
+    `matched` counts the settings that have both levels; `wins` those in which the first is better
+    on the mean of the seeds. `adjusted` is Holm's p among the pairs of levels of all axes.
+    """
+
+    axis: str
+    first: str
+    second: str
+    matched: int
+    wins: int
+    test: PairedTest
+    adjusted: float = float("nan")
+
+
+def adapters(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells of a grid: those with an adapter, or all if there is none."""
+    return [cell for cell in cells if cell.rank is not None] or list(cells)
+
+
+def against_best(cells: Sequence[Cell]) -> list[CellTest]:
+    """The cell with the highest mean accuracy against every other with which it shares seeds,
+    nearest first.
+
+    The best was picked by its score, so each p-value is adjusted for all pairs of cells, not only
+    for these.
+    """
+    if len(cells) < 2:
+        return []
+    best = max(cells, key=lambda cell: cell.accuracy)
+    scores = by_seed(best)
+    found = []
+    for other in cells:
+        theirs = by_seed(other)
+        shared = sorted(scores.keys() & theirs.keys())
+        if other is not best and shared:
+            test = paired_test([scores[seed] for seed in shared], [theirs[seed] for seed in shared])
+            found.append(CellTest(best, other, test))
+    adjusted = holm([one.test.p for one in found], family=math.comb(len(cells), 2))
+    return sorted(
+        (replace(one, adjusted=float(p)) for one, p in zip(found, adjusted, strict=True)),
+        key=lambda one: one.test.difference,
+    )
+
+
+def between_levels(cells: Sequence[Cell]) -> list[LevelTest]:
+    """Every pair of levels of every axis (of axes with many levels, neighbours only), in cells that
+    agree in all other axes.
+    """
+    columns = axes(cells)
+    scores = [by_seed(cell) for cell in cells]
+    found = []
+    for axis, column in columns.items():
+        others = [
+            tuple(str(columns[name][index]) for name in columns if name != axis)
+            for index in range(len(cells))
+        ]
+        places: dict[tuple[str, ...], dict[Any, int]] = defaultdict(dict)
+        for index, (rest, level) in enumerate(zip(others, column, strict=True)):
+            places[rest][level] = index
+        different = levels(column)
+        pairs = (
+            itertools.combinations(different, 2)
+            if len(different) <= _MOST_LEVELS
+            else itertools.pairwise(different)
+        )
+        for low, high in pairs:
+            test = _level_test(
+                axis,
+                high,
+                low,
+                [place for place in places.values() if low in place and high in place],
+                scores,
+            )
+            if test is not None:
+                found.append(test)
+    adjusted = holm([one.test.p for one in found])
+    return [replace(one, adjusted=float(p)) for one, p in zip(found, adjusted, strict=True)]
+
+
+def spread(cells: Sequence[Cell]) -> Decomposition | None:
+    """How much of the spread of single runs each axis, pair of axes and the seed explain; None if
+    there is nothing to explain.
+    """
+    columns = axes(cells)
+    runs = [(index, run) for index, cell in enumerate(cells) for run in cell.runs]
+    if len(runs) < 3 or not columns:
+        return None
+    factors: dict[str, list[Any]] = {
+        name: [column[index] for index, _ in runs] for name, column in columns.items()
+    }
+    factors["seed"] = [run.result["seed"] for _, run in runs]
+    table = decompose(factors, [run.result["test_accuracy"] for _, run in runs], blocks=("seed",))
+    if table.replicated:
+        return table
+    # One seed a setting: its luck is in every source, and nothing shows how large it is.
+    unknown = float("nan")
+    return replace(
+        table,
+        sources=tuple(
+            replace(source, corrected=unknown, f=unknown, p=unknown) for source in table.sources
+        ),
+    )
+
+
+def seed_deviation(cells: Sequence[Cell]) -> float | None:
+    """Standard deviation of the accuracy over seeds within a cell, pooled over the cells; None with
+    one seed a cell.
+    """
+    repeated = [cell for cell in cells if cell.seeds > 1]
+    if not repeated:
+        return None
+    squares = sum(cell.seeds * (cell.seeds - 1) * cell.standard_error**2 for cell in repeated)
+    return math.sqrt(squares / sum(cell.seeds - 1 for cell in repeated))
+
+
+def by_seed(cell: Cell) -> dict[int, float]:
+    """{seed: test accuracy} of a cell."""
+    return {run.result["seed"]: run.result["test_accuracy"] for run in cell.runs}
+
+
+def _level_test(
+    axis: str,
+    first: Any,
+    second: Any,
+    matched: Sequence[Mapping[Any, int]],
+    scores: Sequence[Mapping[int, float]],
+) -> LevelTest | None:
+    """The mean difference a seed is one measurement: settings under one seed share its luck and are
+    not independent.
+    """
+    pairs = [(scores[place[first]], scores[place[second]]) for place in matched]
+    seeds = (
+        sorted(set.intersection(*(one.keys() & other.keys() for one, other in pairs)))
+        if pairs
+        else []
+    )
+    if not seeds:
+        return None
+    differences = np.array([[one[seed] - other[seed] for seed in seeds] for one, other in pairs])
+    test = paired_test(differences.mean(axis=0).tolist(), [0.0] * len(seeds))
+    return LevelTest(
+        axis,
+        shown(first),
+        shown(second),
+        len(pairs),
+        int((differences.mean(axis=1) > 0).sum()),
+        test,
+    )

@@ -1,0 +1,203 @@
+"""What a sweep's data support and what they do not, in plain sentences."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lora_jax.analysis.statistics import detectable_difference, share_interval
+from lora_jax.analysis.variance import REST, Decomposition
+from lora_jax.sweeps.cells import Cell
+from lora_jax.sweeps.comparisons import CellTest, LevelTest, seed_deviation
+from lora_jax.sweeps.example_tests import ExampleTest
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Conclusions:
+    """Sentences of Markdown, without lists inside. `supported` may be empty: then nothing is."""
+
+    supported: tuple[str, ...]
+    unsupported: tuple[str, ...]
+
+
+def conclude(
+    cells: Sequence[Cell],
+    tests: Sequence[CellTest],
+    contrasts: Sequence[LevelTest],
+    table: Decomposition | None,
+    missing: int,
+    examples: Sequence[ExampleTest] = (),
+) -> Conclusions:
+    """Sentences about these adapters, from their tests; `missing` is how many planned runs have no
+    result.
+    """
+    seeds = {cell.seeds for cell in cells}
+    supported: list[str] = []
+    unsupported: list[str] = []
+    if max(seeds) == 1:
+        unsupported += _one_seed(cells)
+    else:
+        supported += [_contrast(one) for one in contrasts if one.adjusted < LEVEL]
+        supported += _best(cells, tests)
+        unsupported += _undecided(contrasts)
+        unsupported += _near_best(tests)
+        unsupported += _few_seeds(cells)
+    if table is not None and max(seeds) > 1:
+        named = _sources(table)
+        supported += named
+        if not named and not math.isnan(table.sources[0].p):
+            unsupported.append(
+                "No axis explains more of the spread between runs than chance would."
+            )
+    supported += _on_examples(examples)
+    if missing:
+        unsupported.append(
+            f"{missing} planned run{'s have' if missing > 1 else ' has'} no result: the best "
+            "setting may be among them, and averages leave them out."
+        )
+    if len(cells) > 1:
+        unsupported.append(
+            "The best setting was picked by its score on the test set, which makes that score a "
+            "little too high; "
+            "a fresh test set, or a choice by the validation score, would not have this fault."
+        )
+    return Conclusions(tuple(supported), tuple(unsupported))
+
+
+def _one_seed(cells: Sequence[Cell]) -> list[str]:
+    best = max(cells, key=lambda cell: cell.accuracy)
+    examples = best.runs[0].result["examples"]["test"]
+    interval = share_interval(round(best.accuracy * examples), examples)
+    beside = sum(cell.accuracy >= interval.low for cell in cells) - 1
+    return [
+        "**No comparison between settings is supported: there is one seed a setting.** Another "
+        "seed could turn any order in the tables "
+        "round, and how far seeds differ is not known. Run the same command with more seeds, such "
+        "as "
+        "`--config.sweep.seeds=0,1,2,3,4`: finished runs are kept.",
+        f"The {examples} test examples alone leave the best accuracy ({100 * best.accuracy:.1f}%) "
+        f"between {100 * interval.low:.1f}% and "
+        f"{100 * interval.high:.1f}% (95%, Wilson); {beside} of the other {len(cells) - 1} "
+        f"settings {'lies' if beside == 1 else 'lie'} above the lower limit.",
+    ]
+
+
+def _on_examples(tests: Sequence[ExampleTest]) -> list[str]:
+    beaten = [one for one in tests if one.adjusted < LEVEL]
+    if not tests:
+        return []
+    best, seeds = tests[0].best.name, max(one.seeds for one in tests)
+    told = f"is right on more test examples than {len(beaten)} of the {len(tests)} others whose answers were kept"
+    return [
+        f"On new examples these trained models would differ as follows: **{best}** {told}, "
+        "corrected for all pairs of settings "
+        f"({tests[0].examples} examples, {_count(seeds, 'seed')}). This says nothing about other "
+        "seeds."
+    ]
+
+
+def _contrast(one: LevelTest) -> str:
+    better, worse, sign = (
+        (one.first, one.second, 1) if one.test.difference > 0 else (one.second, one.first, -1)
+    )
+    low, high = sorted((sign * 100 * one.test.low, sign * 100 * one.test.high))
+    wins = one.wins if sign > 0 else one.matched - one.wins
+    return (
+        f"{_axis(one.axis)} **{better}** beats {worse} by {abs(100 * one.test.difference):.2f} "
+        f"points (95% interval {low:.2f} to {high:.2f}; "
+        f"{_p(one.adjusted)} after correction), on average over "
+        f"{_count(one.matched, 'matched setting')}, {wins} of which agree, "
+        f"and {_count(one.test.count, 'seed')}."
+    )
+
+
+def _best(cells: Sequence[Cell], tests: Sequence[CellTest]) -> list[str]:
+    beaten = [one for one in tests if one.adjusted < LEVEL]
+    if not beaten:
+        return []
+    best = beaten[0].best
+    return [
+        f"The setting with the highest mean, **{best.name}** ({100 * best.accuracy:.1f}%), beats "
+        f"{len(beaten)} of the {len(cells) - 1} "
+        "others under the same seeds, corrected for all pairs of settings."
+    ]
+
+
+def _near_best(tests: Sequence[CellTest]) -> list[str]:
+    near = [one for one in tests if not one.adjusted < LEVEL]
+    if not near:
+        return []
+    named = ", ".join(one.other.name for one in near[:4]) + (
+        f" and {len(near) - 4} more" if len(near) > 4 else ""
+    )
+    return [
+        f"That **{near[0].best.name}** is better than {named} is not shown: after correction, seeds alone could make these differences."
+    ]
+
+
+def _undecided(contrasts: Sequence[LevelTest]) -> list[str]:
+    open_ones = [one for one in contrasts if not one.adjusted < LEVEL]
+    sentences = []
+    for one in open_ones[:6]:
+        known = not math.isnan(one.test.low)
+        limits = (
+            f" (95% interval {100 * one.test.low:+.2f} to {100 * one.test.high:+.2f} points)"
+            if known
+            else ""
+        )
+        sentences.append(
+            f"{_axis(one.axis)} {one.first} against {one.second}: no difference is shown{limits}."
+        )
+    if len(open_ones) > 6:
+        sentences.append(
+            f"{len(open_ones) - 6} more pairs of levels differ by less than the seeds can tell; "
+            "they are in the table of paired tests."
+        )
+    return sentences
+
+
+def _few_seeds(cells: Sequence[Cell]) -> list[str]:
+    deviation = seed_deviation(cells)
+    seeds = statistics.median(cell.seeds for cell in cells)
+    if deviation is None:
+        return []
+    smallest = detectable_difference(math.sqrt(2) * deviation, int(seeds))
+    text = (
+        f"Two single settings must differ by about {100 * smallest:.1f} points to be told apart "
+        f"four times in five with {int(seeds)} seeds, before "
+        "any correction: within a setting, accuracy has a standard deviation of "
+        f"{100 * deviation:.2f} points over seeds."
+    )
+    if seeds < 5:
+        text += " With fewer than five seeds the tests lean on the assumption that differences are normal."
+    return [text]
+
+
+def _sources(table: Decomposition) -> list[str]:
+    named = sorted(
+        (source for source in table.sources if source.name != REST and source.p < LEVEL),
+        key=lambda source: -source.share,
+    )
+    if not named:
+        return []
+    words = ", ".join(f"{source.name} {100 * source.share:.0f}%" for source in named[:4])
+    many = "each of them more" if len(named) > 1 else "more"
+    return [
+        f"Of the spread between runs (sum of squares), {words}: {many} than chance would explain. The rest is {100 * table[REST].share:.0f}%."
+    ]
+
+
+def _axis(name: str) -> str:
+    return f"{name[0].upper()}{name[1:]}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _p(value: float) -> str:
+    return f"p = {value:.1g}" if value >= 1e-4 else "p < 0.0001"

@@ -1,0 +1,107 @@
+"""What every worker does, wherever it runs: its own share of the sweep first, then whatever the
+others have not claimed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lora_jax.config import Config
+from lora_jax.sweeps.grid import expand, run_id
+from lora_jax.sweeps.runner import run_sweep
+from lora_jax.sweeps.store import RunStore
+from lora_jax.training.sharing import groups
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One start of a sweep by several workers. `config.out` is absolute; `since` is its time, in
+    seconds since 1970.
+
+    `folder` is where relative names of data and models in the config are looked up.
+    """
+
+    config: Config
+    workers: int
+    since: float
+    command: tuple[str, ...]
+    folder: str
+
+
+def share(launch: Launch, worker: int) -> list[Config]:
+    """The runs that worker `worker` (from 0) begins with: neighbours in the order that shares most
+    compiled programs.
+    """
+    runs = _in_order(launch.config)
+    return runs[worker * len(runs) // launch.workers : (worker + 1) * len(runs) // launch.workers]
+
+
+def unfinished(launch: Launch) -> list[Config]:
+    """The runs that nobody works on and that have not ended since the launch."""
+    store = RunStore(launch.config.out)
+
+    def is_left(run: Config) -> bool:
+        state = store.state(run_id(run))
+        failed_before = state.status == "failed" and (state.updated or 0) < launch.since
+        return state.status in ("pending", "interrupted") or failed_before
+
+    return [run for run in _in_order(launch.config) if is_left(run)]
+
+
+def work(launch: Launch, worker: int, say: Callable[[str], None]) -> int:
+    """Runs what no other worker has claimed until nothing is left; the number of runs that this
+    worker finished.
+
+    Raises:
+        Interrupted: a signal came; the run has a checkpoint.
+    """
+    if os.path.isdir(launch.folder):
+        os.chdir(launch.folder)
+    tried: set[str] = set()
+    finished = 0
+    # The others' runs from their ends: they are at work on the beginnings.
+    runs, stealing = share(launch, worker), False
+    while runs or not stealing:
+        outcome = run_sweep(
+            launch.config,
+            runs=runs,
+            since=launch.since,
+            command=launch.command,
+            say=say,
+            quiet=True,
+        )
+        finished += len(outcome.done)
+        tried.update((*outcome.done, *outcome.failed))
+        if stealing and not outcome.done and not outcome.failed:
+            break
+        runs, stealing = (
+            [run for run in reversed(unfinished(launch)) if run_id(run) not in tried],
+            True,
+        )
+    return finished
+
+
+def _in_order(config: Config) -> list[Config]:
+    return [run for _, members in groups(expand(config)) for run in members]
+
+
+def parse_options(
+    options: dict[str, str], known: Sequence[str], executor: str
+) -> dict[str, int | str]:
+    """The options with whole numbers as such.
+
+    Raises:
+        ValueError: one that the executor does not have.
+    """
+    for name in options:
+        if name not in known:
+            raise ValueError(
+                f"Executor {executor} has no option {name!r}. Its options: "
+                f"{', '.join(known) or 'none'}."
+            )
+    return {
+        name: int(value) if value.lstrip("-").isdigit() else value
+        for name, value in options.items()
+    }

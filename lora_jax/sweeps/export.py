@@ -1,0 +1,123 @@
+"""A store as flat tables: a row a run, or a row a logged step, for pandas, spreadsheets and R."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_jax.sweeps.files import write_text
+from lora_jax.sweeps.records import RunRecord, read_metrics
+from lora_jax.sweeps.store import RunStore, StoreError
+
+SUFFIXES = (".csv", ".parquet")
+
+
+def export(root: str | Path, out: str | Path, *, steps: bool = False) -> int:
+    """The number of rows written to `out`, a .csv or .parquet file: `run_rows` of the store, or
+    with `steps`, `step_rows`.
+
+    Raises:
+        FileNotFoundError: there is no such store. ValueError: another ending, or nothing to write.
+        ModuleNotFoundError: Parquet without pyarrow, which `lora-jax[parquet]` installs.
+            StoreError: `out` cannot be written.
+    """
+    root, out = Path(root), Path(out)
+    if out.suffix not in SUFFIXES:
+        raise ValueError(
+            f"An export is a file that ends in {' or '.join(SUFFIXES)}, got {str(out)!r}."
+        )
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"An export needs the folder of a sweep (config.out), but there is no folder {root}."
+        )
+    records = RunStore(root).runs()
+    rows = list(step_rows(records) if steps else run_rows(records))
+    if not rows:
+        raise ValueError(
+            f"There is nothing to export: {root} holds {len(records)} "
+            f"runs{' that logged no step' if records else ''}."
+        )
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if out.suffix == ".csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(out, text.getvalue())
+    else:
+        _write_parquet(rows, columns, out)
+    return len(rows)
+
+
+def run_rows(records: Iterable[RunRecord]) -> Iterable[dict[str, Any]]:
+    """A flat dict a run: run_id, status, error, updated, result.*, config.*, environment.*; nested
+    keys joined by points, lists as JSON.
+    """
+    for record in records:
+        yield {
+            "run_id": record.run_id,
+            "status": record.status,
+            "error": record.error,
+            "updated": record.updated,
+            **_flat(record.result or {}, "result."),
+            **_flat(record.config, "config."),
+            **_flat(record.environment, "environment."),
+        }
+
+
+def step_rows(records: Iterable[RunRecord]) -> Iterable[dict[str, Any]]:
+    """A dict a row of metrics.jsonl, with its run's id in front: join it with `run_rows` on
+    run_id.
+    """
+    for record in records:
+        for row in read_metrics(record.folder / "metrics.jsonl").rows:
+            yield {"run_id": record.run_id, **row}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = json.dumps(value) if isinstance(value, list) else value
+    return flat
+
+
+def _write_parquet(rows: list[dict[str, Any]], columns: list[str], out: Path) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError as missing:
+        raise ModuleNotFoundError(
+            "Parquet needs pyarrow: pip install 'lora-jax[parquet]', or export to a .csv file."
+        ) from missing
+    table = pyarrow.table(
+        {name: pyarrow.array(_one_kind([row.get(name) for row in rows])) for name in columns}
+    )
+    temporary = out.with_name(f".{out.name}.new")
+    try:
+        parquet.write_table(table, temporary)
+        temporary.replace(out)
+    except OSError as error:
+        raise StoreError(
+            f"An export must write {out}, but the system says: {error.strerror or error}."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _one_kind(values: list[Any]) -> list[Any]:
+    """A column has one type: whole numbers beside broken ones become floats, anything else that
+    mixes becomes text.
+    """
+    kinds = {type(value) for value in values if value is not None}
+    if len(kinds) < 2:
+        return values
+    if kinds <= {int, float}:
+        return [None if value is None else float(value) for value in values]
+    return [None if value is None else str(value) for value in values]

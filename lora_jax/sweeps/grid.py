@@ -1,0 +1,162 @@
+"""From one config with a sweep to the list of its runs, each with an id that depends on its content
+alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lora_jax.config import (
+    ADAPTERS,
+    NO_FORMAT,
+    TARGETS,
+    Config,
+    SweepConfig,
+    config_hash,
+    resolve_targets,
+    validate,
+)
+from lora_jax.sweeps.axes import Axis, read_axes, reads
+
+_LONGEST_TARGETS = 24  # letters of a regex in a folder's name; the hash tells apart what this cuts
+
+
+MOST_CELLS = 20_000  # a store of so many runs is still listed and reported in seconds
+
+
+def expand(config: Config) -> list[Config]:
+    """Every run of the sweep, with concrete method, adapter, format, learning rate and seed, and an
+    empty sweep.
+
+    Baselines × seeds come first, then format × targets × rank × seeds: runs of one format stand
+    together, because they can share a compiled program. An empty axis keeps the config's value;
+    without axes the config itself is the one adapter run. Format 'none' makes a lora run, any other
+    a qlora run. `alpha` is config.lora.alpha at every rank. Then each of `sweep.axes` multiplies
+    the runs that meet its condition and whose method reads it, in the order of the axes: a
+    condition may ask for what an axis before it has set. Runs of equal content occur once.
+
+    Raises:
+        ValueError: a combination is not legal (see `lora_jax.config.validate`); no run reads an
+            axis; the grid has more than `MOST_CELLS` cells.
+    """
+    sweep = config.sweep
+    axes = read_axes(sweep.axes)
+    seeds = sweep.seeds or (config.train.seed,)
+    formats, targets = (
+        sweep.format or (config.quant.format,),
+        sweep.targets or (config.lora.targets,),
+    )
+    cell = (formats, targets, sweep.rank or (config.lora.rank,), seeds)
+    sides = dict(zip(("format", "targets", "rank", "seeds"), map(len, cell), strict=True))
+    _check_count(math.prod(sides.values()) + len(sweep.baselines) * len(seeds), sides)
+    runs = [
+        _baseline(config, method, seed)
+        for method, seed in itertools.product(sweep.baselines, seeds)
+    ]
+    if config.method in ADAPTERS:
+        runs += [_adapter_run(config, *values) for values in itertools.product(*cell)]
+    else:
+        runs += [_baseline(config, config.method, seed) for seed in seeds]
+    for axis in axes:
+        sides[", ".join(axis.keys)] = len(axis.points)
+        _check_count(sum(axis.count(run) for run in runs), sides)
+        made = [axis.runs(run) for run in runs]
+        if not any(axis.applies(run) and any(reads(run, key) for key in axis.keys) for run in runs):
+            _refuse_unread(axis, runs)
+        runs = [run for same in made for run in same]
+    if axes:
+        for run in runs:
+            _check_legal(run)
+    return list({run_id(run): run for run in reversed(runs)}.values())[::-1]
+
+
+def _check_count(count: int, sides: dict[str, int]) -> None:
+    if count > MOST_CELLS:
+        raise ValueError(
+            f"A sweep has at most {MOST_CELLS:,} runs, and this grid has {count:,} cells: "
+            f"{' x '.join(f'{size} ({name})' for name, size in sides.items())}. Shorten an axis, "
+            "or write several sweeps into one folder."
+        )
+
+
+def _refuse_unread(axis: Axis, runs: Sequence[Config]) -> None:
+    if any(axis.applies(run) for run in runs):
+        methods = ", ".join(dict.fromkeys(run.method for run in runs if axis.applies(run)))
+        raise ValueError(
+            f"config.sweep.axes: {axis.text!r} changes no run: runs of method {methods} do not "
+            f"read {', '.join(axis.keys)}."
+        )
+    raise ValueError(
+        f"config.sweep.axes: no run meets the condition of {axis.text!r}. An axis before it must "
+        "set what it asks for."
+    )
+
+
+def _check_legal(run: Config) -> None:
+    try:
+        validate(run)
+    except ValueError as error:
+        raise ValueError(f"The grid has a run that is not legal: {error}") from None
+
+
+def run_id(config: Config) -> str:
+    """A readable name of a run, equal for equal runs: `qlora-nf4-r4-all_linear-s0-1a2b3c4d`,
+    `full-s0-1a2b3c4d`.
+
+    The last part is `config_hash(config)`; settings that change no result (see there) leave the id
+    as it is.
+    """
+    parts = [config.method]
+    if config.method in ADAPTERS:
+        parts += [shown_format(config.quant.format), f"r{config.lora.rank}"]
+        parts += [
+            re.sub(r"[^A-Za-z0-9]+", "_", shown_targets(config.lora.targets)).strip("_")[
+                :_LONGEST_TARGETS
+            ]
+        ]
+    return "-".join([*parts, f"s{config.train.seed}", config_hash(config)])
+
+
+def shown_format(format: str) -> str:
+    """The format as people read it: the base that is not quantised is 'fp32'."""
+    return "fp32" if format == NO_FORMAT else format
+
+
+def shown_targets(targets: str) -> str:
+    """The name of the targets if they have one, else their regex: a name and its regex are one
+    thing.
+    """
+    names = {regex: name for name, regex in TARGETS.items()}
+    return names.get(resolve_targets(targets), targets)
+
+
+def _baseline(config: Config, method: str, seed: int) -> Config:
+    quant = replace(config.quant, format=NO_FORMAT)
+    return _concrete(replace(config, method=method, quant=quant), seed)
+
+
+def _adapter_run(config: Config, format: str, targets: str, rank: int, seed: int) -> Config:
+    return _concrete(
+        replace(
+            config,
+            method="lora" if format == NO_FORMAT else "qlora",
+            lora=replace(config.lora, rank=rank, targets=targets),
+            quant=replace(config.quant, format=format),
+        ),
+        seed,
+    )
+
+
+def _concrete(config: Config, seed: int) -> Config:
+    """The run with its seed and its method's learning rate, and no sweep left."""
+    learning_rate = getattr(config.sweep.learning_rate, config.method) or config.optim.learning_rate
+    return replace(
+        config,
+        optim=replace(config.optim, learning_rate=learning_rate),
+        train=replace(config.train, seed=seed),
+        sweep=SweepConfig(),
+    )

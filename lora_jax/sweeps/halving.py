@@ -1,0 +1,97 @@
+"""Early stopping across a sweep: asynchronous successive halving (ASHA, Li et al. 2020, arXiv
+1810.05934, algorithm 2).
+
+At each rung a run is compared with all that have been there before it, by validation loss; it goes
+on if it is among the best 1 / factor of them, and is stopped otherwise. Nobody waits. What is
+decided is kept in halving.json of the store, so that a sweep that is stopped and started again
+decides the same, and runs that were stopped are not started again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from lora_jax.config import HalvingConfig
+from lora_jax.sweeps.store import StoreError, write_json
+
+FILE = "halving.json"
+
+
+class Halving:
+    """The rungs of a sweep: scores by step and run, and which runs were stopped where."""
+
+    def __init__(self, root: Path, config: HalvingConfig) -> None:
+        self.config = config
+        self._path = Path(root) / FILE
+        self._settings = {"factor": config.factor, "rungs": list(config.rungs)}
+        self._scores: dict[int, dict[str, float]] = {}
+        self.stopped: dict[str, int] = {}
+        if (
+            self.on and self._path.is_file()
+        ):  # Without rungs nothing is judged, and what was stopped goes on.
+            self._read()
+
+    @property
+    def on(self) -> bool:
+        """Whether there are rungs."""
+        return bool(self.config.rungs)
+
+    def keep(self, run_id: str, step: int, loss: float) -> bool:
+        """Whether the run goes on from this rung; a run that comes again is told the same as the
+        first time.
+
+        A loss that is not finite counts as the worst.
+        """
+        rung = self._scores.setdefault(step, {})
+        if run_id not in rung:
+            rung[run_id] = loss if math.isfinite(loss) else math.inf
+            before = list(rung.values())
+            best = sorted(before)[: max(1, math.ceil(len(before) / self.config.factor))]
+            if rung[run_id] > best[-1]:
+                self.stopped[run_id] = step
+            self._write()
+        return self.stopped.get(run_id) != step
+
+    def last(self, run_id: str) -> float | None:
+        """The validation loss of the run at the last rung where it was, None if it was at none."""
+        return next(
+            (
+                self._scores[step][run_id]
+                for step in sorted(self._scores, reverse=True)
+                if run_id in self._scores[step]
+            ),
+            None,
+        )
+
+    def _write(self) -> None:
+        scores = {
+            str(step): {name: loss if math.isfinite(loss) else None for name, loss in rung.items()}
+            for step, rung in self._scores.items()
+        }
+        write_json(
+            self._path, {"settings": self._settings, "scores": scores, "stopped": self.stopped}
+        )
+
+    def _read(self) -> None:
+        try:
+            values: dict[str, Any] = json.loads(self._path.read_text())
+            settings, scores, stopped = values["settings"], values["scores"], values["stopped"]
+        except (OSError, ValueError, KeyError) as error:
+            raise StoreError(
+                f"{self._path} cannot be read ({error}). Delete it: the rungs are then climbed "
+                "again from the checkpoints."
+            ) from error
+        if settings != self._settings:
+            raise ValueError(
+                f"The sweep in {self._path.parent} was halved with {settings}, and now "
+                f"config.sweep.halving says {self._settings}. Use the same, "
+                f"another folder (--config.out), or delete {self._path} to judge all runs again."
+            )
+        self._scores = {
+            int(step): {name: math.inf if loss is None else loss for name, loss in rung.items()}
+            for step, rung in scores.items()
+        }
+        self.stopped = {name: int(step) for name, step in stopped.items()}

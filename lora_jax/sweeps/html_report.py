@@ -1,0 +1,221 @@
+"""The report as one HTML file that needs no network: pictures inside, tables that sort, light and
+dark.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lora_jax.analysis.variance import REST
+from lora_jax.sweeps.findings import Findings
+
+_ASSETS = Path(__file__).parent / "assets"
+MOST_ROWS = 500  # of a table; more are in the CSV files beside the page
+
+
+def page(
+    *,
+    title: str,
+    headline: str,
+    state: str,
+    findings: Findings,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: str,
+    pictures: Mapping[str, str],
+    failed: Sequence[tuple[str, str]],
+    waiting: Sequence[tuple[str, str]],
+    commands: Sequence[tuple[str, str]],
+) -> str:
+    """The page. `headline`, `state` and `notes` may use Markdown's ** and `; tables are given as
+    texts, cell by cell.
+
+    Args:
+        pictures: {title: <svg> element}. failed: (run id, error). waiting: (run id, status).
+            commands: (what it does, command line).
+    """
+    conclusions = findings.conclusions
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f'<p class="lead">{_inline(headline)}</p>',
+        f'<p class="muted">{_inline(state)}</p>',
+    ]
+    parts += [
+        '<section class="verdict"><div><h2>What the data support</h2>',
+        _sentences(conclusions.supported, "Nothing beyond a description of these runs."),
+    ]
+    parts += [
+        "</div><div><h2>What they do not support</h2>",
+        _sentences(conclusions.unsupported, "Nothing stands out."),
+        "</div></section>",
+    ]
+    parts += [
+        "<h2>Cells</h2>",
+        table("cells", headings, rows),
+        f'<p class="muted">{_inline(notes)}</p>',
+    ]
+    for name, svg in pictures.items():
+        parts.append(f"<h2>{html.escape(name)}</h2><figure>{svg}</figure>")
+        if name == "Where the spread comes from":
+            parts.append(table("spread", *spread_table(findings)))
+        if name == "Paired differences":
+            parts.append(table("tests", *tests_table(findings)))
+    if "Paired differences" not in pictures and findings.between_levels:
+        parts += [
+            "<h2>Paired differences</h2>",
+            table("tests", *tests_table(findings)),
+            '<p class="muted">One seed: no intervals, no p-values.</p>',
+        ]
+    if failed:
+        parts += ["<h2>Failed runs</h2>", table("failed", ("run", "error"), failed)]
+    if waiting:
+        parts += ["<h2>Runs not finished yet</h2>", table("waiting", ("run", "status"), waiting)]
+    parts.append("<h2>How to make this again</h2>")
+    parts += [
+        f"<p>{html.escape(what)}</p><pre>{html.escape(command)}</pre>" for what, command in commands
+    ]
+    style, script = (
+        (_ASSETS / "report.css").read_text(encoding="utf-8"),
+        (_ASSETS / "report.js").read_text(encoding="utf-8"),
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" '
+        'content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        '<button id="theme" type="button" title="light or dark">light / dark</button>\n<main>\n'
+        + "\n".join(parts)
+        + f"\n</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
+    )
+
+
+def table(name: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A <table> that sorts by a click on a heading; a cell sorts by the number that it starts with,
+    if every cell of the column has one.
+    """
+    shown = rows[:MOST_ROWS]
+    numeric = [
+        all(_number(row[column]) is not None or row[column] in ("", "n/a", "–") for row in shown)
+        for column in range(len(headings))
+    ]
+    numeric = [
+        is_number and any(_number(row[column]) is not None for row in shown)
+        for column, is_number in enumerate(numeric)
+    ]
+    head = "".join(
+        f"<th{' class=number' if is_number else ''}><button type=button>{html.escape(text)}</button></th>"
+        for text, is_number in zip(headings, numeric)
+    )
+    lines = []
+    for row in shown:
+        cells = []
+        for text, is_number in zip(row, numeric, strict=True):
+            value = _number(text)
+            key = f' data-key="{value!r}"' if is_number and value is not None else ""
+            cells.append(f"<td{' class=number' if is_number else ''}{key}>{html.escape(text)}</td>")
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    more = (
+        f'<p class="muted">{len(shown)} of {len(rows)} rows; all are in the CSV files beside this page.</p>'
+        if len(rows) > len(shown)
+        else ""
+    )
+    body = "\n".join(lines)
+    return f'<div class="scroll"><table id="{name}"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>{more}'
+
+
+def spread_table(findings: Findings) -> tuple[Sequence[str], list[list[str]]]:
+    """(headings, rows) of the analysis of variance."""
+    headings = (
+        "source",
+        "levels",
+        "degrees of freedom",
+        "share, %",
+        "corrected share, %",
+        "F",
+        "p",
+    )
+    rows = []
+    for source in findings.spread.sources if findings.spread else ():
+        known = source.freedom > 0
+        rows.append(
+            [
+                "rest" if source.name == REST else source.name,
+                str(findings.spread.levels.get(source.name, "")),
+                str(source.freedom),
+                f"{100 * source.share:.1f}" if known or source.name == REST else "not told apart",
+                _text(100 * source.corrected, ".1f") if source.name != REST else "",
+                _text(source.f, ".2f"),
+                _text(source.p, ".2g"),
+            ]
+        )
+    return headings, rows
+
+
+def tests_table(findings: Findings) -> tuple[Sequence[str], list[list[str]]]:
+    """(headings, rows) of the paired tests: levels of each axis first, then the best cell against
+    the others.
+    """
+    headings = (
+        "what",
+        "first",
+        "second",
+        "difference, points",
+        "low",
+        "high",
+        "pairs of seeds",
+        "matched settings",
+        "p",
+        "p, signs",
+        "p, corrected",
+    )
+    named = [
+        (one.axis, one.first, one.second, one.test, str(one.matched), one.adjusted)
+        for one in findings.between_levels
+    ]
+    named += [
+        ("best cell", one.best.name, one.other.name, one.test, "1", one.adjusted)
+        for one in findings.against_best[:100]
+    ]
+    by_examples = [
+        [
+            "best cell, on examples", one.best.name, one.other.name, f"{100 * one.difference:+.2f}", "n/a", "n/a", str(one.seeds), "1",
+            _text(one.p, ".2g"), "n/a", _text(one.adjusted, ".2g"),
+        ]
+        for one in findings.on_examples[:100]
+    ]  # fmt: skip
+    rows = [
+        [
+            what, first, second, f"{100 * test.difference:+.2f}", _text(100 * test.low, "+.2f"), _text(100 * test.high, "+.2f"),
+            str(test.count), matched, _text(test.p, ".2g"), _text(test.p_signs, ".2g"), _text(adjusted, ".2g"),
+        ]
+        for what, first, second, test, matched, adjusted in named
+    ]  # fmt: skip
+    return headings, rows + by_examples
+
+
+def _sentences(sentences: Sequence[str], otherwise: str) -> str:
+    if not sentences:
+        return f"<p>{html.escape(otherwise)}</p>"
+    return f"<ul>{''.join(f'<li>{_inline(text)}</li>' for text in sentences)}</ul>"
+
+
+def _inline(text: str) -> str:
+    safe = html.escape(text, quote=False)
+    safe = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", safe)
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", safe)
+
+
+def _text(value: float, form: str) -> str:
+    return "n/a" if math.isnan(value) else format(value, form)
+
+
+def _number(text: str) -> float | None:
+    found = re.match(r"[-+−]?[\d,]*\.?\d+(e[-+]?\d+)?", text)
+    return (
+        float(found.group().replace(",", "").replace("−", "-"))
+        if found and text[found.end() :][:1] in ("", " ")
+        else None
+    )

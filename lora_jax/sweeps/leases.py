@@ -1,0 +1,131 @@
+"""How a launcher takes runs from a store that others share: one claim a run, and every end of it
+recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_jax.config import Config
+from lora_jax.sweeps.store import RunConflict, RunDone, RunLocked, RunStore, StoreError
+
+MOST_ATTEMPTS = 3  # processes that may die on one run, without a word, before it counts as failed
+
+
+@dataclass
+class Leases:
+    """Leases of one launcher and what became of them, by id. `elsewhere` are being run by another
+    process.
+
+    With `since`, a run that failed after that time (seconds since 1970) is not tried again: of
+    several launchers that started together, one failure is enough.
+    """
+
+    store: RunStore
+    environment: Mapping[str, Any]
+    say: Callable[[str], None]
+    since: float | None = None
+    done: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+
+    def claim(self, name: str, run: Config, title: str) -> Path | None:
+        """The run's folder, claimed for this process; None if it is not ours to run now, which is
+        said and counted.
+
+        Raises:
+            StoreVersionError: nothing can be run in this store.
+        """
+        if self.is_over(name, run, title):
+            return None
+        try:
+            folder = self.store.start(name, run, self.environment)
+        except RunDone:  # by another launcher, since we looked
+            self._keep(name, title)
+        except RunLocked:
+            self.elsewhere.append(name)
+            self._say_alone(f"{title}: another process is running it")
+        except (RunConflict, StoreError) as error:
+            self._refuse(name, title, error)
+        else:
+            deaths = self.store.state(name).attempts - 1
+            if deaths < MOST_ATTEMPTS:
+                return folder
+            self.fail(
+                name,
+                RuntimeError(
+                    f"{deaths} processes in a row were killed while they ran it: out of memory? "
+                    "See log.txt."
+                ),
+                title,
+            )
+        return None
+
+    def is_over(self, name: str, run: Config, title: str) -> bool:
+        """Whether there is nothing to run: it is done, it failed since the launch, or its id stands
+        for another run; said and counted.
+        """
+        try:
+            self.store.check_content(name, run)
+        except RunConflict as conflict:
+            self._refuse(name, title, conflict)
+            return True
+        before = self.store.state(name)
+        if before.status == "done":
+            self._keep(name, title)
+            return True
+        if (
+            before.status == "failed"
+            and self.since is not None
+            and (before.updated or 0) >= self.since
+        ):
+            self.failed.append(name)
+            return True
+        return False
+
+    def _keep(self, name: str, title: str) -> None:
+        self.kept.append(name)
+        self._say_alone(f"{title}: done before, kept")
+
+    def _refuse(self, name: str, title: str, error: Exception) -> None:
+        # Not written into the folder: what is there belongs to another run, or cannot be written.
+        self.failed.append(name)
+        self.say(f"{title}: failed: {error}")
+
+    def _say_alone(self, text: str) -> None:
+        if self.since is None:  # Among workers that share a sweep it goes without saying.
+            self.say(text)
+
+    def finish(self, name: str, result: Mapping[str, Any], summary: str) -> None:
+        """Records the result of a claimed run and says `summary`."""
+        try:
+            self.store.finish(name, result)
+        except RunLocked as lost:
+            self.elsewhere.append(name)
+            self.say(str(lost))
+        else:
+            self.done.append(name)
+            self.say(summary)
+
+    def fail(self, name: str, error: BaseException, title: str) -> None:
+        """Records the failure of a claimed run; the rest can go on. On a disk that takes nothing
+        more, at least it is said.
+        """
+        self.failed.append(name)
+        self.say(f"{title}: failed: {error}")
+        try:
+            self.store.fail(name, error)
+        except StoreError as unwritten:
+            self.say(f"{title}: and the failure could not be recorded: {unwritten}")
+
+    def release(self, name: str) -> None:
+        """Gives a claimed run back, to be gone on with by the next launcher."""
+        with contextlib.suppress(
+            StoreError
+        ):  # Without a word on the disk it reads as interrupted all the same.
+            self.store.release(name)

@@ -1,0 +1,314 @@
+"""Curves of a report: accuracy against rank and any other axis, loss against steps."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lora_jax.analysis.statistics import mean_interval
+from lora_jax.sweeps.cells import Cell, order
+from lora_jax.sweeps.levels import axes, levels, shown
+from lora_jax.sweeps.plot_style import (
+    BASELINES,
+    COLOURS,
+    INK,
+    MARKERS,
+    OTHER_COLOUR,
+    SERIES,
+    TARGET_MARKERS,
+    baseline_lines,
+    finish,
+    panels,
+    plain_numbers,
+)
+from lora_jax.sweeps.store import read_metrics
+
+MOST_LINES = 8  # of a panel that a reader still follows
+MOST_CURVES = 24  # cells whose loss curves are drawn
+MOST_SEEDS = 5  # of a cell whose curves are averaged
+_RANK_STYLES = ("-", "--", "-.", ":")
+
+
+def rank_curve(cells: Sequence[Cell]) -> Figure | None:
+    """Test accuracy against rank: a panel for each target set, a line for each format, baselines
+    across; None with one rank.
+    """
+    adapters = [cell for cell in cells if cell.rank is not None]
+    ranks = sorted({cell.rank for cell in adapters})
+    if len(ranks) < 2:
+        return None
+    shown_panels = list(dict.fromkeys(cell.targets for cell in adapters))
+    lines = list(dict.fromkeys(_line_name(cell) for cell in sorted(adapters, key=order)))
+    left_out = ""
+    if len(lines) > MOST_LINES:
+        lines, left_out = _best_lines(adapters), "; of each format, the variant with the best mean"
+    figure, drawn = panels(len(shown_panels), width=4.2, height=3.7)
+    for axis, targets in zip(drawn, shown_panels, strict=True):
+        for index, line in enumerate(lines):
+            points = sorted(
+                (cell for cell in adapters if (cell.targets, _line_name(cell)) == (targets, line)),
+                key=lambda cell: cell.rank,
+            )
+            # Equal ranks stand side by side, so that intervals and markers of the formats do not
+            # hide each other.
+            x = [cell.rank * 2 ** (0.09 * (index - (len(lines) - 1) / 2)) for cell in points]
+            _with_intervals(axis, x, points, label=line, **_look(line, index))
+        baseline_lines(axis, cells, lambda cell: 100 * cell.accuracy)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ranks, [str(rank) for rank in ranks])
+        axis.minorticks_off()
+        axis.set(
+            xlabel="LoRA rank (log scale)", title=f"Targets: {textwrap.shorten(str(targets), 46)}"
+        )
+    drawn[0].set_ylabel("Test accuracy (%)")
+    plain_numbers(drawn[0].yaxis)
+    finish(
+        figure,
+        drawn[0],
+        f"Test accuracy by LoRA rank and format of the frozen base\n{bars_say(adapters)}{left_out}",
+        "base",
+    )
+    return figure
+
+
+def axis_curves(cells: Sequence[Cell]) -> Figure | None:
+    """Test accuracy along every other axis (learning rate, block size, initialisation, ...), a
+    panel each; None if there is none.
+
+    A line for each format (or, with one format, for each target set), the mean over all cells that
+    share the level.
+    """
+    adapters = [cell for cell in cells if cell.rank is not None]
+    columns = axes(adapters)
+    # Formats and targets have the rank's panels already; without ranks they are axes like the rest.
+    plain = {
+        name: column
+        for name, column in columns.items()
+        if name != "rank" and ("rank" not in columns or name not in ("format", "targets"))
+    }
+    if not plain:
+        return None
+    figure, drawn = panels(len(plain), width=4.2, height=3.6, sharex=False)
+    for axis, (name, column) in zip(drawn, plain.items(), strict=True):
+        split = next(
+            (
+                other
+                for other in ("format", "targets", "rank")
+                if other in columns and other != name
+            ),
+            None,
+        )
+        groups = columns[split] if split else [""] * len(adapters)
+        steps = levels(column)
+        numeric = all(
+            isinstance(level, (int, float)) and not isinstance(level, bool) and level > 0
+            for level in steps
+        )
+        split = None if name in ("format", "targets") else split
+        groups = groups if split else [""] * len(adapters)
+        x_of = dict(zip(steps, steps if numeric else range(len(steps))))
+        for index, group in enumerate(levels(groups)):
+            points = []
+            for level in steps:
+                members = [
+                    cell
+                    for cell, has, kind in zip(adapters, column, groups)
+                    if has == level and kind == group
+                ]
+                if members:
+                    points.append(
+                        (x_of[level], 100 * sum(cell.accuracy for cell in members) / len(members))
+                    )
+            look = (
+                {
+                    "color": SERIES[index % len(SERIES)],
+                    "marker": TARGET_MARKERS[index % len(TARGET_MARKERS)],
+                }
+                if split
+                else {"color": INK, "marker": "o"}
+            )
+            axis.plot(
+                *zip(*points),
+                lw=1.6,
+                ms=6,
+                ls="-" if numeric else ":",
+                label=f"{split} {shown(group)}" if split else "all cells",
+                **look,
+            )
+        if numeric:
+            axis.set_xscale(
+                "log", base=2 if all(float(level).is_integer() for level in steps) else 10
+            )
+        axis.set_xticks(
+            [x_of[level] for level in steps],
+            [textwrap.shorten(shown(level), 16) for level in steps],
+        )
+        axis.minorticks_off()
+        if not numeric:
+            axis.margins(x=0.15)
+            axis.tick_params(
+                axis="x", rotation=20 if max(len(shown(level)) for level in steps) > 8 else 0
+            )
+        axis.set_xlabel(f"{name[0].upper()}{name[1:]}{' (log scale)' if numeric else ''}")
+    drawn[0].set_ylabel("Test accuracy (%)")
+    plain_numbers(drawn[0].yaxis)
+    finish(figure, drawn, "Test accuracy along the other axes\nmean over all cells with the level")
+    return figure
+
+
+def learning_curves(cells: Sequence[Cell]) -> Figure | None:
+    """Loss against steps, mean over seeds: a panel for each format and target set, baselines in
+    every panel.
+    """
+    chosen, left_out = _drawable(cells)
+    split, curves = _curves(chosen)
+    if not curves:
+        return None
+    adapters = [cell for cell, _ in curves if cell.rank is not None]
+    shown_panels = list(dict.fromkeys((cell.targets, cell.format) for cell in adapters)) or [
+        (None, "baselines")
+    ]
+    ranks = sorted({cell.rank for cell in adapters})
+    columns = max(1, len({format for _, format in shown_panels}))
+    figure, drawn = panels(len(shown_panels), width=3.5, height=2.9, columns=min(columns, 4))
+    shades = matplotlib.colormaps["viridis"]
+    for axis, (targets, format) in zip(drawn, shown_panels, strict=True):
+        for cell, (steps, losses) in curves:
+            if cell.rank is None:
+                colour, dashes = BASELINES[cell.method]
+                axis.plot(steps, losses, color=colour, ls=dashes, lw=1.3, label=cell.name)
+            elif (cell.targets, cell.format) == (targets, format):
+                place = ranks.index(cell.rank)
+                shade = shades(0.85 * place / max(1, len(ranks) - 1))
+                style = _RANK_STYLES[place % len(_RANK_STYLES)]
+                axis.plot(steps, losses, color=shade, ls=style, lw=1.8, label=f"rank {cell.rank}")
+        axis.set_title(
+            f"{format} base, {textwrap.shorten(str(targets), 26)}" if targets else format
+        )
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    for axis in drawn:
+        axis.set_xlabel("Optimiser step")
+        axis.label_outer()
+    figure.supylabel("Cross-entropy (nats)", fontsize=10, x=0.012)
+    plain_numbers(drawn[0].yaxis)
+    kind = (
+        "validation loss"
+        if split == "validation"
+        else "training loss, running mean of 5 logged rows"
+    )
+    seeds = (
+        "seeds"
+        if max(cell.seeds for cell in chosen) <= MOST_SEEDS
+        else f"the first {MOST_SEEDS} seeds"
+    )
+    finish(figure, drawn[0], f"Learning curves: {kind}, mean over {seeds}{left_out}")
+    return figure
+
+
+def bars_say(cells: Sequence[Cell]) -> str:
+    """What the bars are."""
+    if any(cell.seeds > 1 for cell in cells):
+        return "bars: 95% confidence interval of the mean over seeds (Student)"
+    errors = [100 * cell.standard_error for cell in cells]
+    return f"one seed; binomial standard error of the test set about {sum(errors) / len(errors):.1f} points"
+
+
+def interval_of(cell: Cell) -> tuple[float, float]:
+    """Distances in points from the cell's mean down and up to its 95% limits over seeds; 0 with one
+    seed.
+    """
+    found = mean_interval([100 * run.result["test_accuracy"] for run in cell.runs])
+    return (0.0, 0.0) if found.count < 2 else (found.mean - found.low, found.high - found.mean)
+
+
+def _with_intervals(axis: Any, x: Sequence[float], points: Sequence[Cell], **look: Any) -> None:
+    bars = [interval_of(cell) for cell in points]
+    several = any(low or high for low, high in bars)
+    errors = list(zip(*bars)) if several else None
+    axis.errorbar(
+        x, [100 * cell.accuracy for cell in points], yerr=errors, capsize=3, lw=1.6, ms=6.5, **look
+    )
+
+
+def _best_lines(adapters: Sequence[Cell]) -> list[str]:
+    """The line of each format whose cells have the best mean."""
+    scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for cell in sorted(adapters, key=order):
+        scores[cell.format][_line_name(cell)].append(cell.accuracy)
+    return [
+        max(lines, key=lambda line: sum(lines[line]) / len(lines[line]))
+        for lines in scores.values()
+    ]
+
+
+def _drawable(cells: Sequence[Cell]) -> tuple[list[Cell], str]:
+    """(cells, what is left out): of the variants of one rank, format and targets the best, and of
+    those no more than a reader can follow.
+    """
+    best: dict[tuple[Any, ...], Cell] = {}
+    for cell in cells:
+        key = (cell.method, cell.format, cell.rank, cell.targets)
+        if key not in best or cell.accuracy > best[key].accuracy:
+            best[key] = cell
+    chosen = sorted(best.values(), key=lambda cell: (cell.rank is not None, -cell.accuracy))[
+        :MOST_CURVES
+    ]
+    text = (
+        ""
+        if len(chosen) == len(cells)
+        else f"\nthe best variant of each cell{f', best {MOST_CURVES} cells' if len(best) > MOST_CURVES else ''}"
+    )
+    return sorted(chosen, key=order), text
+
+
+def _curves(cells: Sequence[Cell]) -> tuple[str, list[tuple[Cell, tuple[list[int], list[float]]]]]:
+    """(split, curves): validation loss if every cell has at least three points of it, else the
+    training loss.
+    """
+    rows = {
+        run.run_id: read_metrics(run.folder / "metrics.jsonl").rows
+        for cell in cells
+        for run in cell.runs[:MOST_SEEDS]
+    }
+    for split, least, window in (("validation", 3, 1), ("train", 2, 5)):
+        curves = []
+        for cell in cells:
+            points: dict[int, list[float]] = defaultdict(list)
+            members = [run for run in cell.runs if run.run_id in rows]
+            for row in (row for run in members for row in rows[run.run_id]):
+                if row.get("split") == split and row.get("loss") is not None:
+                    points[row["step"]].append(row["loss"])
+            # A step that some seeds lack would move the mean by itself.
+            steps = sorted(step for step, losses in points.items() if len(losses) == len(members))
+            losses = [sum(points[step]) / len(points[step]) for step in steps]
+            if len(steps) >= least:
+                curves.append((cell, (steps, _running_mean(losses, window))))
+        if len(curves) == len(cells) or (split == "train" and curves):
+            return split, curves
+    return "train", []
+
+
+def _running_mean(values: Sequence[float], window: int) -> list[float]:
+    starts = (max(0, end - window) for end in range(1, len(values) + 1))
+    return [sum(values[start:end]) / (end - start) for end, start in enumerate(starts, start=1)]
+
+
+def _line_name(cell: Cell) -> str:
+    return f"{cell.format} {cell.variant}".strip()
+
+
+def _look(line: str, index: int) -> dict[str, Any]:
+    format, _, variant = line.partition(" ")
+    markers = list(MARKERS.values())
+    marker = MARKERS.get(format, "o") if not variant else markers[index % len(markers)]
+    return {
+        "color": COLOURS.get(format, OTHER_COLOUR),
+        "marker": marker,
+        "ls": "--" if variant and index % 2 else "-",
+    }

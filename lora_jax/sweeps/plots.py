@@ -1,0 +1,95 @@
+"""The pictures of a report, by title: which there are, and drawing each once for both of its
+files.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from lora_jax.sweeps.cells import Cell
+from lora_jax.sweeps.findings import Findings, find
+from lora_jax.sweeps.plot_curves import axis_curves, learning_curves, rank_curve
+from lora_jax.sweeps.plot_maps import (
+    difference_plot,
+    heat_maps,
+    memory_front,
+    spread_bars,
+    time_front,
+)
+from lora_jax.sweeps.plot_style import MUTED, STYLE, save_png, svg_text
+from lora_jax.sweeps.store import StoreError
+
+_PICTURES: dict[str, tuple[str, Callable[[Sequence[Cell], Findings], Figure | None]]] = {
+    "Accuracy over the grid": ("heat_maps", lambda cells, found: heat_maps(cells)),
+    "Accuracy against rank": ("rank_curve", lambda cells, found: rank_curve(cells)),
+    "Accuracy along the other axes": ("axis_curves", lambda cells, found: axis_curves(cells)),
+    "Accuracy against memory": ("pareto", lambda cells, found: memory_front(cells)),
+    "Accuracy against time": ("pareto_time", lambda cells, found: time_front(cells)),
+    "Where the spread comes from": ("spread", lambda cells, found: spread_bars(found.spread)),
+    "Paired differences": (
+        "differences",
+        lambda cells, found: difference_plot(found.against_best, found.between_levels),
+    ),
+    "Learning curves": ("learning_curves", lambda cells, found: learning_curves(cells)),
+}
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder of a report.
+
+    Raises:
+        StoreError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"A report needs the folder {path}, but the system says: {error.strerror}. Choose "
+            "another."
+        ) from error
+
+
+def figure(name: str, cells: Sequence[Cell], found: Findings | None = None) -> Figure | None:
+    """One picture of a report, to look at or to change; None if these cells have nothing to show in
+    it.
+
+    Raises:
+        ValueError: there is no such picture.
+    """
+    pictures = dict(_PICTURES.values())
+    if name not in pictures:
+        raise ValueError(f"A picture is one of {', '.join(pictures)}, got {name!r}.")
+    with matplotlib.rc_context(STYLE):
+        return pictures[name](cells, find(cells) if found is None else found)
+
+
+def draw(
+    cells: Sequence[Cell], found: Findings, out: Path, footnote: str
+) -> dict[str, tuple[str, str]]:
+    """{title: (name of the PNG file written into `out`, <svg> element)}; a picture that has nothing
+    to show is left out.
+    """
+    written = {}
+    with matplotlib.rc_context(STYLE):
+        for title, (name, picture) in _PICTURES.items():
+            drawn = picture(cells, found)
+            if drawn is None:
+                continue
+            svg = svg_text(drawn, title)
+            width, height = drawn.get_size_inches()
+            drawn.text(
+                0.08 / width,
+                0.06 / height,
+                textwrap.fill(footnote, int(13.5 * width)),
+                fontsize=7.5,
+                color=MUTED,
+                va="bottom",
+            )
+            save_png(drawn, out / f"{name}.png")
+            written[title] = (f"{name}.png", svg)
+    return written

@@ -1,0 +1,389 @@
+"""The report of a sweep: an answer in words, tables, and pictures that a stranger can read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from lora_jax.sweeps.cells import Cell, cells_of, gather, pareto
+from lora_jax.sweeps.files import without_collection
+from lora_jax.sweeps.findings import Findings, find
+from lora_jax.sweeps.html_report import page, spread_table, tests_table
+from lora_jax.sweeps.store import RunRecord, write_text
+
+_RUN_FIELDS = (
+    "run_id", "method", "format", "rank", "targets", "seed", "test_accuracy", "test_loss", "validation_accuracy",
+    "validation_loss", "steps", "trainable_parameters", "base_bytes", "base_bits_per_weight", "adapter_bytes", "peak_bytes",
+    "peak_rss_bytes", "tokens_per_second", "seconds", "compile_seconds", "padding_fraction",
+)  # fmt: skip
+_MEANS = _RUN_FIELDS[_RUN_FIELDS.index("test_loss") :]
+_HEADINGS = (
+    "method", "base", "targets", "rank", "test accuracy, %", "seeds", "trainable", "base, MB", "bits a weight",
+    "adapter, MB", "peak, MB", "tokens/s", "time, s",
+)  # fmt: skip
+
+
+_MOST_TESTS = 40
+_TESTS_NOTE = (
+    "p: Student's paired t-test over seeds; p, signs: randomisation test; corrected: Holm, among "
+    "all pairs of levels, or among all pairs of "
+    "cells for the best cell, because it was picked by its score. n/a: one pair of seeds says "
+    "nothing about the spread."
+)
+
+
+def write_report(
+    roots: str | Path | Sequence[str | Path], out_dir: str | Path | None = None
+) -> Path:
+    """The path of report.md, written into `out_dir` with report.html (all of it in one file),
+    report.csv, cells.csv, tests.csv and pictures.
+
+    Args:
+        roots: folders of sweeps, or of single runs. out_dir: by default `report` in the first root.
+
+    Raises:
+        FileNotFoundError: a root does not exist.
+        ValueError: there is no run, or none is finished.
+        StoreError: `out_dir` cannot be written.
+    """
+    return write_and_summarise(roots, out_dir)[0]
+
+
+@without_collection()
+def write_and_summarise(
+    roots: str | Path | Sequence[str | Path], out_dir: str | Path | None = None
+) -> tuple[Path, Table]:
+    """`write_report`, and its table of cells for a terminal; the runs are read once."""
+    from lora_jax.sweeps import plots  # matplotlib is slow to import
+
+    folders = _folders(roots)
+    records, pending = gather(folders)
+    cells = cells_of(records)
+    if not cells:
+        raise ValueError(_nothing_finished(folders, records))
+    out = Path(out_dir) if out_dir is not None else folders[0] / "report"
+    plots.make_folder(out)
+    write_text(
+        out / "report.csv",
+        _csv(_RUN_FIELDS, [record.result for record in records if record.result]),
+    )
+    write_text(out / "cells.csv", _csv(_cell_row(cells[0]), [_cell_row(cell) for cell in cells]))
+    found = find(cells, missing=len(pending) + sum(record.status != "done" for record in records))
+    headings, rows = tests_table(found)
+    write_text(
+        out / "tests.csv", _csv(headings, [dict(zip(headings, row, strict=True)) for row in rows])
+    )
+    pictures = plots.draw(cells, found, out, footnote(cells))
+    made = _Page(cells, found, records, pending, _commands(folders, out_dir, records))
+    write_text(
+        out / "report.md", _markdown(made, {title: name for title, (name, _) in pictures.items()})
+    )
+    write_text(
+        out / "report.html", _html(made, {title: svg for title, (_, svg) in pictures.items()})
+    )
+    return out / "report.md", summary_table(cells)
+
+
+def summary_table(cells: Sequence[Cell]) -> Table:
+    """A rich table with a row for each cell, the best accuracy in bold."""
+    table = Table(
+        title="Mean test accuracy ± standard error", caption=_error_kind(cells), header_style="bold"
+    )
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="left" if heading in _HEADINGS[:3] else "right")
+    best = max(cell.accuracy for cell in cells)
+    for cell in cells:
+        table.add_row(*_row(cell), style="bold" if cell.accuracy == best else "")
+    return table
+
+
+def headline(cells: Sequence[Cell]) -> str:
+    """The answer in two or three sentences: the best adapter, the cheapest that is as good, and the
+    baselines.
+    """
+    adapters = [cell for cell in cells if cell.rank is not None] or list(cells)
+    best = max(adapters, key=lambda cell: cell.accuracy)
+    text = f"**{best.name}** has the highest test accuracy, {_percent(best)}{_size(best)}."
+    close = [
+        cell for cell in pareto(adapters) if cell.accuracy >= best.accuracy - best.standard_error
+    ]
+    if close and close[0] is not best:
+        cheapest = close[0]
+        text += f" The smallest within one standard error of it is **{cheapest.name}**, {_percent(cheapest)}{_size(cheapest)}."
+    elif close:
+        text += " No smaller cell is within one standard error of it."
+    baselines = [
+        f"{cell.name} {_percent(cell)}" for cell in cells if cell.rank is None and cell is not best
+    ]
+    return text + (f" For comparison: {', '.join(baselines)}." if baselines else "")
+
+
+def footnote(cells: Sequence[Cell]) -> str:
+    """Seeds, model, data, size of the test set, commit and device, for the foot of a picture."""
+    runs = [run for cell in cells for run in cell.runs]
+    configs, surroundings = [run.config for run in runs], [run.environment for run in runs]
+    seeds = sorted({cell.seeds for cell in cells})
+    commits = [_commit(environment.get("git") or {}) for environment in surroundings]
+    devices = [(environment.get("device") or {}).get("kind") for environment in surroundings]
+    parts = [
+        f"{'-'.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seed{'s' if seeds[-1] > 1 else ''} a cell",
+        _distinct((config.get("model") or {}).get("name") for config in configs),
+        _distinct((config.get("data") or {}).get("name") for config in configs),
+        f"{_distinct(str(run.result['examples']['test']) for run in runs)} test examples",
+        _distinct(devices),
+        f"commit {_distinct(commits)}",
+    ]
+    return " · ".join(parts)
+
+
+def _folders(roots: str | Path | Sequence[str | Path]) -> list[Path]:
+    return [Path(root) for root in ([roots] if isinstance(roots, (str, Path)) else roots)]
+
+
+def _error_kind(cells: Sequence[Cell]) -> str:
+    if all(cell.seeds > 1 for cell in cells):
+        return "± standard error of the mean over seeds"
+    if all(cell.seeds == 1 for cell in cells):
+        return "± binomial standard error of the test set (b): one seed, so the spread between seeds is not known"
+    return "± standard error of the mean over seeds; (b) one seed: binomial standard error of the test set"
+
+
+def _percent(cell: Cell) -> str:
+    return f"{100 * cell.accuracy:.1f} ± {100 * cell.standard_error:.1f}{' (b)' if cell.seeds == 1 else ''} %"
+
+
+def _size(cell: Cell) -> str:
+    return (
+        ""
+        if cell.stored_bytes is None
+        else f", with {cell.stored_bytes / 1e6:.1f} MB of base and adapter"
+    )
+
+
+def _row(cell: Cell) -> list[str]:
+    """The texts of a table row, under _HEADINGS."""
+    megabytes = {key: _number(cell.mean(key), 1e6, 1) for key in ("base_bytes", "peak_bytes")}
+    return [
+        " ".join((cell.method, cell.variant)).strip(),
+        cell.format,
+        cell.targets or "",
+        "" if cell.rank is None else str(cell.rank),
+        _percent(cell).removesuffix(" %"),
+        str(cell.seeds),
+        _number(cell.mean("trainable_parameters"), 1, 0),
+        megabytes["base_bytes"],
+        _number(cell.mean("base_bits_per_weight"), 1, 2),
+        _number(cell.mean("adapter_bytes"), 1e6, 2),
+        megabytes["peak_bytes"],
+        _number(cell.mean("tokens_per_second"), 1, 0),
+        _number(cell.mean("seconds"), 1, 0),
+    ]
+
+
+def _number(value: float | None, unit: float, digits: int) -> str:
+    return "n/a" if value is None else f"{value / unit:,.{digits}f}"
+
+
+def _cell_row(cell: Cell) -> dict[str, Any]:
+    """A row of cells.csv: fractions and bytes, not rounded."""
+    return {
+        "cell": cell.name, "method": cell.method, "format": cell.format, "rank": cell.rank, "targets": cell.targets,
+        "seeds": cell.seeds, "test_accuracy": cell.accuracy, "standard_error": cell.standard_error,
+        "standard_error_kind": "seeds" if cell.seeds > 1 else "binomial", **{key: cell.mean(key) for key in _MEANS},
+    }  # fmt: skip
+
+
+def _csv(fields: Sequence[str] | Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(fields), extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What both pages say."""
+
+    cells: Sequence[Cell]
+    found: Findings
+    records: Sequence[RunRecord]
+    pending: Sequence[str]
+    commands: Sequence[tuple[str, str]]
+
+    @property
+    def state(self) -> str:
+        counts = Counter(record.status for record in self.records)
+        text = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+        return f"Runs: {text}{f', {len(self.pending)} pending' if self.pending else ''}. {footnote(self.cells)}."
+
+    @property
+    def notes(self) -> str:
+        return (
+            f"{_error_kind(self.cells)}. The best cell was chosen on the test set, so its accuracy "
+            "is a little optimistic. MB are 10^6 bytes. "
+            "Base: bytes of the arrays as stored. Peak: arguments, outputs and temporaries of the "
+            "compiled training step. "
+            "Time: the whole run, compilation included. Tokens: real ones, no padding."
+        )
+
+    @property
+    def failed(self) -> list[tuple[str, str]]:
+        return [
+            (run.run_id, " ".join(str(run.error).split()))
+            for run in self.records
+            if run.status == "failed"
+        ]
+
+    @property
+    def waiting(self) -> list[tuple[str, str]]:
+        waiting = [
+            (run.run_id, run.status)
+            for run in self.records
+            if run.status in ("running", "interrupted")
+        ]
+        return waiting + [(name, "pending") for name in self.pending]
+
+
+def _commands(
+    folders: Sequence[Path], out_dir: str | Path | None, records: Sequence[RunRecord]
+) -> list[tuple[str, str]]:
+    words = [
+        "lora-jax",
+        "report",
+        *map(str, folders),
+        *(["--out", str(out_dir)] if out_dir is not None else []),
+    ]
+    made = dict.fromkeys(
+        str(record.environment["command"])
+        for record in records
+        if record.environment.get("command")
+    )
+    commands = [("This report:", shlex.join(words))]
+    if made:
+        commands.append(("The runs were made with:", "\n".join(made)))
+    return commands
+
+
+def _markdown(made: _Page, pictures: Mapping[str, str]) -> str:
+    lines = ["# Sweep report", "", headline(made.cells), "", made.state, ""]
+    conclusions = made.found.conclusions
+    lines += [
+        "## What the data support",
+        "",
+        *_items(conclusions.supported, "Nothing beyond a description of these runs."),
+    ]
+    lines += [
+        "## What they do not support",
+        "",
+        *_items(conclusions.unsupported, "Nothing stands out."),
+    ]
+    lines += [
+        "## Cells",
+        "",
+        *_table(_HEADINGS, [_row(cell) for cell in made.cells], left=3),
+        made.notes,
+        "",
+    ]
+    for title, name in pictures.items():
+        lines += [f"## {title}", "", f"![{title}]({name})", ""]
+        if title == "Where the spread comes from":
+            lines += _table(*spread_table(made.found))
+    tests = tests_table(made.found)
+    if tests[1]:
+        more = (
+            f"The first {_MOST_TESTS} of {len(tests[1])}; all are in tests.csv. "
+            if len(tests[1]) > _MOST_TESTS
+            else ""
+        )
+        lines += [
+            "## Paired tests",
+            "",
+            *_table(tests[0], tests[1][:_MOST_TESTS], left=3),
+            f"{more}{_TESTS_NOTE}",
+            "",
+        ]
+    if made.failed:
+        lines += [
+            "## Failed runs",
+            "",
+            *(f"- `{name}`: {error}" for name, error in made.failed),
+            "",
+        ]
+    if made.waiting:
+        lines += [
+            "## Runs not finished yet",
+            "",
+            *(f"- `{name}`: {status}" for name, status in made.waiting),
+            "",
+        ]
+    lines += ["## How to make this again", ""]
+    for what, command in made.commands:
+        lines += [what, "", "```", command, "```", ""]
+    return "\n".join(lines)
+
+
+def _html(made: _Page, pictures: Mapping[str, str]) -> str:
+    return page(
+        title="Sweep report",
+        headline=headline(made.cells),
+        state=made.state,
+        findings=made.found,
+        headings=_HEADINGS,
+        rows=[_row(cell) for cell in made.cells],
+        notes=made.notes,
+        pictures=pictures,
+        failed=made.failed,
+        waiting=made.waiting,
+        commands=made.commands,
+    )
+
+
+def _items(sentences: Sequence[str], otherwise: str) -> list[str]:
+    return [*(f"- {sentence}" for sentence in sentences), *([] if sentences else [otherwise]), ""]
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """A Markdown table, its first columns to the left."""
+    escaped = [[text.replace("|", "\\|") for text in row] for row in rows]
+    ruler = f"|{'---|' * left}{'---:|' * (len(headings) - left)}"
+    return [
+        f"| {' | '.join(headings)} |",
+        ruler,
+        *(f"| {' | '.join(row)} |" for row in escaped),
+        "",
+    ]
+
+
+def _nothing_finished(folders: Sequence[Path], records: Sequence[RunRecord]) -> str:
+    counts = ", ".join(
+        f"{number} {status}"
+        for status, number in sorted(Counter(r.status for r in records).items())
+    )
+    failed = [record for record in records if record.status == "failed"]
+    why = f" The first failure, {failed[0].run_id}: {failed[0].error}." if failed else ""
+    return (
+        f"A report needs at least one finished run, but {', '.join(map(str, folders))} has "
+        f"{counts}.{why} "
+        "Run the same sweep command again: it continues with what is missing."
+    )
+
+
+def _commit(git: Mapping[str, Any]) -> str | None:
+    if not git.get("commit"):
+        return None
+    return git["commit"][:8] + (" with local changes" if git.get("dirty") else "")
+
+
+def _distinct(values: Any) -> str:
+    return (
+        ", ".join(dict.fromkeys(str(value) for value in values if value is not None)) or "unknown"
+    )

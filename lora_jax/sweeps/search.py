@@ -1,0 +1,281 @@
+"""Search beyond a grid: Optuna asks for settings, the sweep trains them as ordinary runs of the
+store, and the losses guide what is asked next.
+
+A line of `sweep.search.space` spells a range, `optim.learning_rate = log 1e-4 .. 1e-2`, or choices,
+`lora.rank = 1, 4, 16`. What a trial is worth is its validation loss, the mean over `sweep.seeds`.
+The trials are kept in search.journal of the store (Optuna's journal storage, which its dashboard
+reads), so that a search that was stopped goes on: trials that were asked and have no result are
+trained first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lora_jax.config import Config, SearchConfig, read_value, split_items
+from lora_jax.sweeps.axes import check_key
+from lora_jax.sweeps.grid import expand, run_id
+from lora_jax.sweeps.halving import Halving
+from lora_jax.sweeps.runner import Outcome
+from lora_jax.sweeps.store import RunStore, read_run
+
+FILE = "search.journal"
+_RANGE = re.compile(r"(?P<log>log\s+)?(?P<low>\S+)\s*\.\.\s*(?P<high>\S+)")
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A setting and what it may be: one of `choices`, or between `low` and `high` (both included;
+    whole numbers if both are).
+    """
+
+    key: str
+    choices: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+
+    def __str__(self) -> str:
+        values = (
+            ", ".join(map(str, self.choices)) or f"{'log ' * self.log}{self.low} .. {self.high}"
+        )
+        return f"{self.key} = {values}"
+
+    def ask(self, trial: Any) -> Any:
+        """The value that an Optuna trial gives it."""
+        if self.choices:
+            return trial.suggest_categorical(self.key, self.choices)
+        suggest = trial.suggest_int if isinstance(self.low, int) else trial.suggest_float
+        return suggest(self.key, self.low, self.high, log=self.log)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that is over: its settings, its mean validation loss (None if it failed), and the
+    runs it consists of.
+    """
+
+    number: int
+    settings: dict[str, Any]
+    loss: float | None
+    runs: tuple[str, ...]
+
+
+def read_dimension(text: str) -> Dimension:
+    """The dimension that a line spells: `KEY = LOW .. HIGH`, `KEY = log LOW .. HIGH` or `KEY =
+    VALUE, VALUE, ...`.
+
+    Raises:
+        ValueError, TypeError: the line is none of these, a range is empty, or a value is none that
+        the setting can have.
+        UnknownKeyError: there is no such setting; near names are listed.
+    """
+    key, equals, right = (part.strip() for part in text.partition("="))
+    items = split_items(right)
+    if not equals or not items:
+        raise ValueError(
+            "config.sweep.search.space: a line reads 'KEY = LOW .. HIGH', 'KEY = log LOW .. HIGH' "
+            f"or 'KEY = VALUE, VALUE'; got {text!r}."
+        )
+    check_key(key, text, where="config.sweep.search.space")
+    found = _RANGE.fullmatch(right)
+    if found is None:
+        return Dimension(key, tuple(read_value(key, item) for item in items))
+    low, high = (read_value(key, found[name]) for name in ("low", "high"))
+    if isinstance(low, bool) or not isinstance(low, (int, float)):
+        raise ValueError(
+            f"config.sweep.search.space: {key} is no number, so it has no range; list its values, "
+            f"got {text!r}."
+        )
+    if not low < high or (found["log"] and low <= 0):
+        raise ValueError(
+            "config.sweep.search.space: a range "
+            f"grows{', and with log begins above 0' if found['log'] else ''}; got {text!r}."
+        )
+    return Dimension(key, (), low, high, bool(found["log"]))
+
+
+def read_space(config: Config) -> tuple[Dimension, ...]:
+    """The dimensions of a config's search.
+
+    Raises:
+        ValueError: there are none, a key occurs twice, or the grid would be searched as well (it
+            may have seeds and baselines alone).
+    """
+    sweep = config.sweep
+    if not sweep.search.space:
+        raise ValueError(
+            "config.sweep.search needs a space: lines such as 'optim.learning_rate = log 1e-4 .. "
+            "1e-2' or 'lora.rank = 1, 4, 16'."
+        )
+    grid = {"rank": sweep.rank, "format": sweep.format, "targets": sweep.targets}
+    if several := [name for name, values in grid.items() if len(values) > 1]:
+        raise ValueError(
+            f"A search tries {sweep.search.trials} points, not a grid: move "
+            f"config.sweep.{several[0]} into config.sweep.search.space."
+        )
+    if sweep.axes:
+        raise ValueError(
+            "A search has no axes: move config.sweep.axes into config.sweep.search.space."
+        )
+    space = tuple(map(read_dimension, sweep.search.space))
+    keys = [dimension.key for dimension in space]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise ValueError(
+            f"config.sweep.search.space: {twice[0]} stands in two lines. Put its values into one."
+        )
+    return space
+
+
+def search(
+    config: Config,
+    train: Callable[[Config], Outcome],
+    *,
+    batch: int = 1,
+    say: Callable[[str], None] = print,
+) -> tuple[Outcome, list[Trial]]:
+    """Trains `sweep.search.trials` trials, `batch` at a time, each batch as one sweep by `train`;
+    what became of the runs, and the trials, the best first.
+
+    A trial whose run fails is recorded as failed and counts; one that was stopped at a rung tells
+    the loss that it had there.
+
+    Args:
+        train: runs a sweep into `config.out`, such as `run_sweep`. batch: trials that are asked
+        together: as many as are trained at once.
+        say: gets a line for every trial.
+
+    Raises:
+        ValueError: see `read_space`; or the store holds a search of another space.
+        ModuleNotFoundError: Optuna is not installed.
+    """
+    space = read_space(config)
+    study = _study(config, RunStore(config.out).root)
+    plain = replace(config, sweep=replace(config.sweep, search=SearchConfig()))
+    outcomes = []
+    while True:
+        trials = study.get_trials(deepcopy=False)
+        points = {
+            trial.number: trial.params
+            for trial in trials
+            if not trial.state.is_finished() and len(trial.params) == len(space)
+        }
+        whole = sum(len(trial.params) == len(space) for trial in trials)
+        # A batch that was interrupted is trained as it was: with other trials beside it, its
+        # checkpoints might have other shapes.
+        for _ in range(0 if points else min(batch, config.sweep.search.trials - whole)):
+            trial = study.ask()
+            points[trial.number] = {dimension.key: dimension.ask(trial) for dimension in space}
+        if not points:
+            return _together(outcomes), _trials(study, plain, len(space))
+        outcomes.append(train(_sweep_of(plain, list(points.values()))))
+        for number, settings in points.items():
+            _tell(study, plain, number, settings, say)
+
+
+def _study(config: Config, root: Path) -> Any:
+    """The store's study, made if there is none."""
+    try:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'A search needs Optuna: pip install "lora_jax[search]".'
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    root.mkdir(parents=True, exist_ok=True)
+    wanted = config.sweep.search
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = JournalStorage(JournalFileBackend(str(root / FILE)))
+        study = optuna.create_study(storage=storage, study_name="lora_jax", load_if_exists=True)
+        # Many trials are asked before one is told: those that are being trained count as bad ones,
+        # so that no two are alike. A search that goes on must not draw again what it has drawn
+        # before.
+        study.sampler = optuna.samplers.TPESampler(
+            seed=wanted.seed + len(study.trials), constant_liar=True
+        )
+    before = study.user_attrs.get("space")
+    if before is not None and before != list(wanted.space):
+        raise ValueError(
+            f"{root / FILE} holds a search of another space: {before}, now {list(wanted.space)}. "
+            "Use the same, another folder "
+            "(--config.out), or delete the file: finished runs stay, and are not trained again "
+            "where a trial asks for their settings."
+        )
+    study.set_user_attr("space", list(wanted.space))
+    return study
+
+
+def _sweep_of(config: Config, points: Sequence[Mapping[str, Any]]) -> Config:
+    """The sweep whose runs are these points, as one zipped axis; the comma at the end keeps a
+    single point in its brackets.
+    """
+    keys = list(points[0])
+    spelled = [[_spelled(point[key]) for key in keys] for point in points]
+    values = [f"({', '.join(point)})" if len(keys) > 1 else point[0] for point in spelled]
+    return replace(
+        config, sweep=replace(config.sweep, axes=(f"{', '.join(keys)} = {', '.join(values)},",))
+    )
+
+
+def _spelled(value: Any) -> str:
+    return repr(value) if isinstance(value, (str, float)) else str(value)
+
+
+def _runs(config: Config, settings: Mapping[str, Any]) -> list[str]:
+    """The runs of one trial: one a seed."""
+    alone = _sweep_of(config, [settings])
+    return [run_id(run) for run in expand(replace(alone, sweep=replace(alone.sweep, baselines=())))]
+
+
+def _tell(
+    study: Any, config: Config, number: int, settings: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
+    from optuna.trial import TrialState
+
+    store, halving = RunStore(config.out), Halving(config.out, config.sweep.halving)
+    losses = []
+    for name in _runs(config, settings):
+        result = read_run(store.folder(name)).result
+        losses.append(result["validation_loss"] if result else halving.last(name))
+    shown = ", ".join(
+        f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}"
+        for key, value in settings.items()
+    )
+    if not losses or any(loss is None or not math.isfinite(loss) for loss in losses):
+        study.tell(number, state=TrialState.FAIL)
+        say(f"trial {number}: failed; {shown}")
+        return
+    loss = sum(losses) / len(losses)
+    study.tell(number, loss)
+    say(f"trial {number}: validation loss {loss:.4f}; {shown}")
+
+
+def _trials(study: Any, config: Config, dimensions: int) -> list[Trial]:
+    found = [trial for trial in study.get_trials(deepcopy=False) if len(trial.params) == dimensions]
+    trials = [
+        Trial(trial.number, trial.params, trial.value, tuple(_runs(config, trial.params)))
+        for trial in found
+    ]
+    return sorted(trials, key=lambda trial: math.inf if trial.loss is None else trial.loss)
+
+
+def _together(outcomes: Sequence[Outcome]) -> Outcome:
+    """One outcome of several: a run that one batch trained and another found done was trained."""
+    names = [field.name for field in dataclasses.fields(Outcome)]
+    found = {
+        name: tuple(dict.fromkeys(run for outcome in outcomes for run in getattr(outcome, name)))
+        for name in names
+    }
+    return Outcome(
+        **{**found, "kept": tuple(run for run in found["kept"] if run not in found["done"])}
+    )

@@ -1,0 +1,353 @@
+"""The result store: one folder a run, written so that a kill at any moment loses no more than a
+line.
+
+    RUNS/store.json            {"format", "lora_jax"}: which layout this is; a store of another
+    layout is refused RUNS/plan.json             ids of all runs that sweeps have planned here
+    RUNS/index.jsonl           every change of a status, so that thousands of runs are listed fast;
+    see sweeps/index.py RUNS/<run_id>/
+        config.json            all settings, nested
+        environment.json       versions, device, git commit, command
+        status.json            {"status", "error", "updated", "attempts"}
+        metrics.jsonl          a row a logged step and split: {"step", "split", "loss", ..., "time"}
+        result.json            the scores and sizes, once the run is done
+        log.txt                who started it, how it ended, tracebacks
+        adapter/ checkpoints/ tensorboard/
+        lock                   the claim of the process that runs it; see sweeps/lock.py
+
+Files are replaced in one step or appended to, never edited; the run folders are the truth, and
+index.jsonl can be made again from them (`RunStore.rebuild_index`). A run that was killed is left
+with status 'running' and the lock of a dead process: it reads as 'interrupted', and the next
+launcher goes on from its newest checkpoint. With pandas: `read_json("index.jsonl", lines=True)`,
+`read_json(".../metrics.jsonl", lines=True)`, or flat tables of everything by `lora-jax export RUNS
+--out runs.csv`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_jax.config import Config, config_hash, flatten, from_config_dict, to_dict
+from lora_jax.sweeps import index
+from lora_jax.sweeps.files import StoreError, disk, turns, write_json, write_text
+from lora_jax.sweeps.lock import Lock, RunLocked
+from lora_jax.sweeps.provenance import environment, version
+from lora_jax.sweeps.records import (
+    Metrics,
+    RunRecord,
+    State,
+    Status,
+    is_run,
+    read_metrics,
+    read_run,
+    read_state,
+)
+
+__all__ = [
+    "FORMAT", "Metrics", "RunConflict", "RunDone", "RunLocked", "RunRecord", "RunStore", "Status", "StoreError", "StoreVersionError",
+    "environment", "is_run", "read_metrics", "read_run", "write_json", "write_text",
+]  # fmt: skip
+
+FORMAT = 2  # 1 had no store.json and no index.jsonl; its runs are read as they are
+_BALLAST_BYTES = 32_768
+
+
+class RunDone(ValueError):
+    """The run is done: its result is kept, and it is not run again."""
+
+
+class RunConflict(ValueError):
+    """The store holds another run under this id."""
+
+
+class StoreVersionError(ValueError):
+    """The store has a layout that this version does not know."""
+
+
+class RunStore:
+    """Folder of runs. `start` takes the run's claim; `finish`, `fail` and `release` give it
+    back.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self._locks: dict[str, Lock] = {}
+        self._environments: set[str] = set()
+        self._checked = False
+
+    def folder(self, run_id: str) -> Path:
+        """The folder of a run, which need not exist.
+
+        Raises:
+            ValueError: `run_id` is not a plain name.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", run_id):
+            raise ValueError(
+                f"A run id is made of letters, digits and . _ + -, got {run_id!r}. Use "
+                "lora_jax.sweeps.run_id."
+            )
+        return self.root / run_id
+
+    def start(
+        self, run_id: str, config: Config | Mapping[str, Any], environment: Mapping[str, Any]
+    ) -> Path:
+        """The run's folder, claimed for this process, with its config and environment written and
+        status 'running'.
+
+        A run that failed or was interrupted may be started again; its metrics and checkpoints stay.
+
+        Raises:
+            RunLocked: a live process holds the run.
+            RunDone: the run is done: its result is kept.
+            RunConflict: the folder holds a run of other content.
+            StoreVersionError: the store has another layout.
+            StoreError: the folder cannot be written.
+        """
+        folder = self.folder(run_id)
+        self._check_version(write=True)
+        with disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = Lock(folder / "lock")
+            lock.acquire()
+        self._locks[run_id] = lock
+        try:
+            self.check_content(run_id, config)
+            before = read_state(folder)
+            if before.status == "done":
+                raise RunDone(
+                    f"Run {run_id} is done and is not run again. To repeat it, delete {folder} "
+                    "first."
+                )
+            with disk(folder):
+                (folder / ".ballast").write_bytes(b"\0" * _BALLAST_BYTES)
+            write_json(
+                folder / "config.json", to_dict(config) if isinstance(config, Config) else config
+            )
+            write_json(folder / "environment.json", environment)
+            # Held by this process now, so what is still called running was left by one that died.
+            died = before.attempts if before.status in ("running", "interrupted") else 0
+            self._set_state(run_id, State("running", attempts=1 + died))
+            self._log(
+                run_id,
+                f"started by process {os.getpid()} on {socket.gethostname()}"
+                + (f", try {1 + died}" if died else ""),
+            )
+            index.note(self.root, run_id, "running")
+        except BaseException:
+            self._unlock(run_id)
+            raise
+        return folder
+
+    def finish(self, run_id: str, result: Mapping[str, Any]) -> None:
+        """Writes the result, then status 'done', and gives the claim back.
+
+        Raises:
+            RunLocked: another machine has taken the run over, because this one did not answer for
+                so long: its result counts.
+        """
+        if run_id in self._locks and not self._locks[run_id].is_mine():
+            self._unlock(run_id)
+            raise RunLocked(
+                f"Run {run_id} was taken over by another process while this one did not answer; "
+                "this result is dropped."
+            )
+        write_json(self.folder(run_id) / "result.json", result)
+        self._set_state(run_id, State("done"))
+        self._log(run_id, "done")
+        self._note_final(run_id)
+        self._unlock(run_id)
+
+    def fail(self, run_id: str, exception: BaseException) -> None:
+        """Records the exception in status.json, appends its traceback to log.txt, and gives the
+        claim back.
+
+        Works on a full disk: the run's ballast file makes room for it.
+
+        Raises:
+            StoreError: not even that helps.
+        """
+        text = "".join(traceback.format_exception(exception))
+        folder = self.folder(run_id)
+        try:
+            (folder / ".ballast").unlink(missing_ok=True)
+            self._set_state(run_id, State("failed", f"{type(exception).__name__}: {exception}"))
+            self._log(run_id, f"failed\n{text.rstrip()}")
+            self._note_final(run_id)
+        finally:
+            self._unlock(run_id)
+
+    def release(self, run_id: str) -> None:
+        """Gives the claim back without a verdict: a run stopped on purpose then reads as
+        'interrupted'.
+        """
+        try:
+            if run_id in self._locks and read_state(self.folder(run_id)).status == "running":
+                self._set_state(run_id, State("interrupted"))
+                self._log(run_id, "stopped")
+                index.note(self.root, run_id, "interrupted")
+        finally:
+            self._unlock(run_id)
+
+    def status(self, run_id: str) -> Status:
+        """'pending' (no such run yet), 'running', 'interrupted' (nobody runs it any more), 'done'
+        or 'failed'.
+        """
+        return self.state(run_id).status
+
+    def state(self, run_id: str) -> State:
+        """The status with its time, its error and how many processes died on the run."""
+        return read_state(self.folder(run_id))
+
+    def check_content(self, run_id: str, config: Config | Mapping[str, Any]) -> None:
+        """Nothing, if the store holds no such run yet or one of the same settings.
+
+        Raises:
+            RunConflict: it holds another one; the settings that differ are named.
+        """
+        folder = self.folder(run_id)
+        if not is_run(folder):
+            return
+        there = read_run(folder)
+        wanted = to_dict(config) if isinstance(config, Config) else json.loads(json.dumps(config))
+        if not there.config or there.config == wanted:
+            return
+        try:
+            same = config_hash(from_config_dict(there.config)) == config_hash(
+                from_config_dict(wanted)
+            )
+        except (KeyError, TypeError, ValueError) as unreadable:
+            raise RunConflict(
+                f"Run {run_id} is in the store with settings that this version cannot read: "
+                f"{unreadable} It was written by lora_jax "
+                f"{(there.environment.get('versions') or {}).get('lora_jax', 'of unknown version')}. Choose another --config.out."
+            ) from unreadable
+        if not same:
+            raise RunConflict(
+                f"Run {run_id} is in the store with other content: "
+                f"{_differences(there.config, wanted)}. One id must mean one run: "
+                f"choose another --config.out, or move {folder} away. What is there was kept."
+            )
+
+    def runs(self) -> list[RunRecord]:
+        """Every run in the store by name; folders that are no runs are skipped, unreadable runs
+        count as failed.
+
+        Raises:
+            StoreVersionError: the store has another layout.
+        """
+        if not self.root.is_dir():
+            return []
+        self._check_version()
+        records, read = index.list_runs(self.root)
+        if read:
+            with contextlib.suppress(OSError):  # A store that can only be read is still a store.
+                index.add_missing(self.root, records)
+        return records
+
+    def rebuild_index(self) -> int:
+        """Makes index.jsonl anew from the run folders; the number of runs. Past changes of status
+        are forgotten.
+        """
+        self._check_version()
+        return len(index.rebuild(self.root))
+
+    def history(self) -> list[dict[str, Any]]:
+        """Every change of a status that the index holds, oldest first: {"time", "run_id", "status",
+        "error"}.
+        """
+        return index.history(self.root)
+
+    def metrics(self, run_id: str) -> Metrics:
+        """The rows that the run has logged; a half-written last line is ignored and counted."""
+        return read_metrics(self.folder(run_id) / "metrics.jsonl")
+
+    def write_plan(self, run_ids: Sequence[str]) -> None:
+        """Adds the ids to plan.json, so that a report can say which runs of the sweep are still to
+        come.
+        """
+        self._check_version(write=True)
+        with disk(self.root), turns(self.root / ".plan_turn"):
+            write_json(self.root / "plan.json", list(dict.fromkeys([*self.planned(), *run_ids])))
+
+    def planned(self) -> list[str]:
+        """The ids that `write_plan` was given so far. A plan that cannot be read is none: the next
+        `write_plan` writes it anew.
+        """
+        self._check_version()
+        try:
+            plan = json.loads((self.root / "plan.json").read_text())
+        except (OSError, ValueError):
+            return []
+        return [str(name) for name in plan] if isinstance(plan, list) else []
+
+    def _set_state(self, run_id: str, state: State) -> None:
+        content = {
+            "status": state.status,
+            "error": state.error,
+            "updated": time.time(),
+            "attempts": state.attempts,
+        }
+        write_json(self.folder(run_id) / "status.json", content)
+
+    def _log(self, run_id: str, text: str) -> None:
+        # status.json says the same; a log must not end a run.
+        with (
+            contextlib.suppress(OSError),
+            (self.folder(run_id) / "log.txt").open("a", encoding="utf-8") as log,
+        ):
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def _note_final(self, run_id: str) -> None:
+        # The result is on the disk by now; an index that cannot be written costs the next reader a
+        # look into the folder.
+        (self.folder(run_id) / ".ballast").unlink(missing_ok=True)
+        with contextlib.suppress(StoreError):
+            index.note_final(self.root, read_run(self.folder(run_id)), self._environments)
+
+    def _unlock(self, run_id: str) -> None:
+        lock = self._locks.pop(run_id, None)
+        if lock is not None:
+            (self.folder(run_id) / ".ballast").unlink(missing_ok=True)
+            lock.release()
+
+    def _check_version(self, *, write: bool = False) -> None:
+        if self._checked and not write:
+            return
+        path = self.root / "store.json"
+        if path.is_file():
+            try:
+                made = json.loads(path.read_text())
+                format = made["format"]
+            except (OSError, ValueError, KeyError, TypeError) as problem:
+                raise StoreVersionError(
+                    f"A store says its layout in {path}, but that cannot be read: {problem}. "
+                    "Delete that file if the runs beside it are yours."
+                ) from problem
+            if format not in (1, FORMAT):
+                raise StoreVersionError(
+                    f"The store {self.root} has layout {format}, written by lora_jax "
+                    f"{made.get('lora_jax')}; this is lora_jax {version()}, "
+                    f"which reads layouts 1 and {FORMAT}. Install that version, or choose another "
+                    "folder with --config.out=FOLDER."
+                )
+        elif write:
+            with disk(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"format": FORMAT, "lora_jax": version()})
+        self._checked = True
+
+
+def _differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    one, other = flatten(from_config_dict(there)), flatten(from_config_dict(wanted))
+    differ = [
+        key for key in other if one[key] != other[key] and not key.startswith(("sweep.", "out"))
+    ]
+    return ", ".join(f"{key} is {one[key]!r} there and {other[key]!r} here" for key in differ[:4])

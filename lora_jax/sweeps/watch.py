@@ -1,0 +1,202 @@
+"""A sweep while it runs, seen from outside: any number of launchers may be at work on the store."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from lora_jax.sweeps.files import last_line
+from lora_jax.sweeps.lock import Lock
+from lora_jax.sweeps.records import RunRecord
+from lora_jax.sweeps.store import RunStore
+
+MOST_ROWS = 12
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a running run stands. `steps` is None where the config counts epochs."""
+
+    record: RunRecord
+    step: int
+    steps: int | None
+    loss: float | None
+    silent_seconds: float | None
+    owner: str
+
+    @property
+    def share(self) -> float:
+        """Done share of its steps, 0 where it is not known."""
+        return min(self.step / self.steps, 1.0) if self.steps else 0.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A store at one moment. `seconds_left` is None as long as no run was finished, or if nobody is
+    at work.
+    """
+
+    root: Path
+    counts: Mapping[str, int]
+    planned: int
+    running: Sequence[Progress]
+    failed: Sequence[RunRecord]
+    best: RunRecord | None
+    seconds_left: float | None
+
+
+def look(root: str | Path, now: float | None = None) -> Snapshot:
+    """The store as it is now; `now` is in seconds since 1970.
+
+    Raises:
+        FileNotFoundError: there is no such store.
+        StoreVersionError: it has another layout.
+    """
+    root, now = Path(root), time.time() if now is None else now
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"There is no store {root} to watch. A store is the folder config.out of a sweep, such "
+            "as runs/default."
+        )
+    store = RunStore(root)
+    records = store.runs()
+    pending = set(store.planned()) - {record.run_id for record in records}
+    counts = Counter(record.status for record in records)
+    counts["pending"] = len(pending)
+    done = [record for record in records if record.status == "done"]
+    running = [_progress(record, now) for record in records if record.status == "running"]
+    scored = [record for record in done if record.result.get("test_accuracy") is not None]
+    return Snapshot(
+        root=root,
+        counts=counts,
+        planned=len(records) + len(pending),
+        running=running,
+        failed=sorted(
+            (record for record in records if record.status == "failed"),
+            key=lambda record: -(record.updated or 0),
+        ),
+        best=max(scored, key=lambda record: record.result["test_accuracy"], default=None),
+        seconds_left=_seconds_left(done, running, len(pending) + counts["interrupted"]),
+    )
+
+
+def frame(seen: Snapshot) -> RenderableType:
+    """What `lora-jax watch` shows."""
+    counts = seen.counts
+    ended = counts.get("done", 0) + counts.get("failed", 0)
+    words = [
+        f"{counts.get(name, 0)} {name}"
+        for name in ("done", "running", "failed", "interrupted", "pending")
+        if counts.get(name, 0)
+    ]
+    parts: list[RenderableType] = [
+        Text(
+            f"{seen.root}: {', '.join(words) or 'no runs yet'}; {ended} of {seen.planned} ended",
+            style="bold",
+        ),
+        ProgressBar(total=max(seen.planned, 1), completed=ended, width=60),
+        Text(f"time left: {_left(seen)}"),
+    ]
+    if seen.best is not None:
+        parts.append(
+            Text(
+                f"best so far: {100 * seen.best.result['test_accuracy']:.1f}% test accuracy, "
+                f"{seen.best.run_id}"
+            )
+        )
+    if seen.running:
+        table = Table(title="running", title_justify="left", header_style="bold")
+        for heading in ("run", "step", "loss", "last sign", "process"):
+            table.add_column(
+                heading,
+                justify="right" if heading in ("step", "loss", "last sign") else "left",
+                no_wrap=heading == "run",
+            )
+        for one in seen.running[:MOST_ROWS]:
+            step = f"{one.step}/{one.steps}" if one.steps else str(one.step)
+            loss = "" if one.loss is None else f"{one.loss:.4f}"
+            silent = "" if one.silent_seconds is None else f"{_duration(one.silent_seconds)} ago"
+            table.add_row(one.record.run_id, step, loss, silent, one.owner)
+        parts += [table, *_more(len(seen.running))]
+    if seen.failed:
+        table = Table(title="failed", title_justify="left", header_style="bold")
+        table.add_column("run", no_wrap=True)
+        table.add_column("error")
+        for record in seen.failed[:MOST_ROWS]:
+            table.add_row(record.run_id, escape(" ".join(str(record.error).split())[:200]))
+        parts += [table, *_more(len(seen.failed))]
+    return Group(*parts)
+
+
+def is_over(seen: Snapshot) -> bool:
+    """Whether every planned run has ended, so that nothing will change."""
+    return (
+        seen.planned > 0
+        and seen.counts.get("done", 0) + seen.counts.get("failed", 0) == seen.planned
+    )
+
+
+def _progress(record: RunRecord, now: float) -> Progress:
+    row: Mapping[str, Any] = last_line(record.folder / "metrics.jsonl") or {}
+    owner = Lock(record.folder / "lock").owner()
+    seen = row.get("time") or record.updated
+    return Progress(
+        record=record,
+        step=int(row.get("step") or 0),
+        steps=(record.config.get("train") or {}).get("total_steps"),
+        loss=row.get("loss"),
+        silent_seconds=None if seen is None else max(now - seen, 0.0),
+        owner=f"{owner.get('pid')} on {owner.get('host')}" if owner else "",
+    )
+
+
+def _seconds_left(
+    done: Sequence[RunRecord], running: Sequence[Progress], waiting: int
+) -> float | None:
+    """The runs to come, each as long as the median of those before, shared by as many launchers as
+    there are running runs.
+    """
+    seconds = [record.result["seconds"] for record in done if record.result.get("seconds")]
+    if not seconds or not running:
+        return None
+    return (
+        statistics.median(seconds)
+        * (waiting + sum(1 - one.share for one in running))
+        / len(running)
+    )
+
+
+def _left(seen: Snapshot) -> str:
+    if is_over(seen):
+        return "none, every run has ended"
+    if not seen.running:
+        return "nobody is at work; the command that started the sweep goes on with it"
+    return (
+        "not known until a run is done"
+        if seen.seconds_left is None
+        else f"about {_duration(seen.seconds_left)}"
+    )
+
+
+def _more(count: int) -> list[Text]:
+    return [Text(f"and {count - MOST_ROWS} more")] if count > MOST_ROWS else []
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,1 +1,0 @@
-"""Training: losses, optimisers, steps, compilation, checkpoints and the loop that ties them together."""

@@ -1,0 +1,168 @@
+"""Orbax checkpoints of everything that training changes, and of what it must be resumed on."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from lora_jax.adapters.stack import used_columns
+from lora_jax.core.lowrank import RANK_AXIS
+from lora_jax.training.offload import like_placed
+from lora_jax.training.step import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run: adapter, optimiser, random key and step in `state`, the data
+    iterator's position in `data`.
+
+    Padding is no part of them: columns and sites that the run does not use are left out, and are
+    zeros again in what is restored. So a run may go on in a sweep that pads it otherwise, or beside
+    other runs. A checkpoint appears under its final name only when it is complete, so a run that is
+    killed at any moment resumes from a sound one. `base` (the fingerprint of the frozen weights)
+    and `run` (the id of the configuration) are stored with it.
+    """
+
+    def __init__(self, folder: Path, *, base: str, run: str, keep: int = 2) -> None:
+        self._identity = {"base": base, "run": run}
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, enable_async_checkpointing=False
+        )
+        try:
+            self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+        except OSError as error:
+            raise OSError(
+                f"Cannot make checkpoints in {folder}: {error.strerror or error}. Give a folder "
+                "that can be written (--config.out)."
+            ) from error
+
+    def latest(self) -> int | None:
+        """The step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, data: dict[str, Any]) -> None:
+        """Writes a checkpoint at the state's step; nothing is done if there is one already."""
+        step = int(state.step)
+        if self._manager.latest_step() == step:
+            return
+        named = _named(state)
+        meta = {"identity": self._identity, "data": data, "arrays": _described(named)}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(named), meta=ocp.args.JsonSave(meta)
+            ),
+        )
+        self._manager.wait_until_finished()
+
+    def restore(
+        self, like: TrainState, step: int | None = None
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """The state and the data iterator's position at `step`, or the newest.
+
+        Args:
+            like: the run's state before its first step, padded as the restored one is to be.
+
+        Raises:
+            ValueError: it was trained on another base or by another configuration, or its arrays
+                have other shapes.
+        """
+        step = self._manager.latest_step() if step is None else step
+        meta = self._manager.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+        ).meta
+        for what, mine in self._identity.items():
+            if meta["identity"][what] != mine:
+                raise ValueError(
+                    f"The checkpoint at step {step} belongs to {what} {meta['identity'][what]}, "
+                    f"and this run has {what} {mine}. "
+                    "Train in another folder (--config.out), or delete the run's folder to start "
+                    "again."
+                )
+        template = _named(like)
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), template
+        )
+        # Orbax itself would cut or fill arrays of other shapes without a word.
+        if meta["arrays"] != _described(template):
+            raise ValueError(
+                f"The checkpoint at step {step} holds other arrays than this run trains: it was "
+                "written by another version. Delete the run's "
+                "folder to start it again."
+            )
+        named = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        ).state
+        return _unnamed(named, like), meta["data"]
+
+    def close(self) -> None:
+        """Releases the manager's threads."""
+        self._manager.close()
+
+
+def _named(state: TrainState) -> dict[str, np.ndarray]:
+    """Arrays by path, without padding. Boxes, optax states and keys become plain arrays, which any
+    Orbax version reads.
+    """
+    used = used_columns(state.trainable)
+    named = {}
+    for path, leaf in _leaves(state)[0]:
+        columns, axis = _padding(path, used)
+        if columns is None:
+            named[jax.tree_util.keystr(path)] = np.asarray(leaf)
+        elif columns.size:
+            named[jax.tree_util.keystr(path)] = (
+                np.asarray(leaf) if axis is None else np.take(np.asarray(leaf), columns, axis)
+            )
+    return named
+
+
+def _described(named: dict[str, np.ndarray]) -> dict[str, str]:
+    return {name: f"{array.dtype}{list(array.shape)}" for name, array in named.items()}
+
+
+def _unnamed(named: dict[str, Any], like: TrainState) -> TrainState:
+    leaves, structure = _leaves(like)
+    used = used_columns(like.trainable)
+
+    def padded(path: Any, wide: Any) -> Any:
+        columns, axis = _padding(path, used)
+        if columns is None or (columns.size and axis is None):
+            return named[jax.tree_util.keystr(path)]
+        array = np.zeros(wide.shape, wide.dtype)
+        if columns.size:
+            np.moveaxis(array, axis, 0)[columns] = np.moveaxis(
+                np.asarray(named[jax.tree_util.keystr(path)]), axis, 0
+            )
+        return array
+
+    # A copy owned by JAX: the step donates its state, and a donated buffer must not belong to the
+    # reader.
+    copy = lambda path, leaf: like_placed(jax.numpy.array(padded(path, leaf), copy=True), leaf)
+    state = jax.tree.unflatten(structure, [copy(path, leaf) for path, leaf in leaves])
+    return state.replace(
+        key=jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key))
+    )
+
+
+def _leaves(state: TrainState) -> tuple[list[tuple[Any, Any]], Any]:
+    return jax.tree_util.tree_flatten_with_path(state.replace(key=jax.random.key_data(state.key)))
+
+
+def _padding(path: Any, used: dict[str, np.ndarray]) -> tuple[np.ndarray | None, int | None]:
+    """The columns in use at the site that an array belongs to (None if to no site), and the array's
+    axis that counts them, if any.
+    """
+    names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
+    for site, field in itertools.pairwise(names):
+        if isinstance(site, str) and site in used:
+            return used[site], RANK_AXIS.get(field)
+    return None, None

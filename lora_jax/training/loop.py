@@ -1,0 +1,429 @@
+"""One training run from a configuration to a result: resumable at any step, with every figure
+measured.
+"""
+
+from __future__ import annotations
+
+import functools
+import resource
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from lora_jax.adapters.checks import check_start, flags_of_optimizer, unreached
+from lora_jax.adapters.stack import pad, trim
+from lora_jax.adapters.surgery import trainable_parameters
+from lora_jax.config import Config, OptimConfig, config_hash
+from lora_jax.core.paths import flatten
+from lora_jax.core.quantize import QuantizedArray, bytes_of
+from lora_jax.data import total_steps
+from lora_jax.evaluation.evaluators import evaluate
+from lora_jax.evaluation.predictions import metric_scores
+from lora_jax.io.adapter import save_adapter
+from lora_jax.training.allocator import release_above, release_freed_memory, resident_bytes
+from lora_jax.training.checkpoint import Checkpoints
+from lora_jax.training.compile import Program, lanes_for
+from lora_jax.training.interrupted import Interrupted, stop_signals
+from lora_jax.training.kinds import batches_of, loss_of
+from lora_jax.training.metrics import MetricsLog
+from lora_jax.training.optim import make_optimizer, structure_of
+from lora_jax.training.progress import TrainingBar
+from lora_jax.training.step import (
+    TrainState,
+    create_state,
+    make_eval_step,
+    make_stacked_eval_step,
+    make_stacked_step,
+    make_train_step,
+)
+from lora_jax.training.task import Task, forget_tasks, select, task_of, widest_factors
+
+# how far the process may be above what its largest step needs before freed memory is given back
+_SPARE = 1.25
+
+
+class Diverged(FloatingPointError):
+    """The loss is no longer finite."""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The compiled training and evaluation steps that runs of one structure share."""
+
+    train: Program
+    evaluate: Program
+
+
+def train(
+    config: Config,
+    folder: Path,
+    *,
+    wide: Config | None = None,
+    keep_base: bool = True,
+    quiet: bool = False,
+    title: str = "training",
+) -> dict[str, Any]:
+    """Trains one run in `folder`, from its newest checkpoint if there is one, and returns its
+    measured result.
+
+    The folder gets metrics.jsonl, TensorBoard events, checkpoints and the adapter. The loss curve
+    of a run that was stopped and resumed equals that of an uninterrupted one bit for bit.
+
+    Args:
+        config: one run, without a sweep.
+        wide: a run with the largest rank and all targets of a group. The adapter is padded with
+            zeros to its shapes, so that the whole group runs one compiled program; the padding is
+            not trained, counted or saved.
+        keep_base: whether the weights as they were loaded stay in memory for the next run; else
+            only what this run needs of them does.
+
+    Raises:
+        Diverged: the loss is NaN or infinite; the message says since which step.
+        Interrupted: SIGTERM or SIGINT came.
+        ValueError: the configuration does not fit the model or the data.
+    """
+    start = time.perf_counter()
+    task = task_of(config)
+    steps = steps_of(config, task)
+    sizes_of = dict(seed=config.train.seed, accumulate=config.train.accumulate)
+    batches = batches_of(task.splits["train"], task.buckets, config.train.batch_size, **sizes_of)
+    frozen, state = jax.block_until_ready(initial_state(config, task, steps, wide=wide))
+    if not keep_base:
+        task = replace(task, params={})
+        forget_tasks()
+    release_freed_memory()  # What loading and quantising took.
+    programs = programs_for(task.model, *structure_of_steps(config, steps))
+    compile_before = programs.train.compile_seconds
+    checkpoints = Checkpoints(folder / "checkpoints", base=task.base, run=config_hash(config))
+    log = MetricsLog(folder)
+    try:
+        iterator = iter(batches)
+        if checkpoints.latest() is not None:
+            state, position = checkpoints.restore(state)
+            iterator.set_state(position)
+        elif not config.lora.init.startswith(
+            "loftq"
+        ):  # It starts nearer to the base before quantisation than the frozen one is.
+            check_start(state.trainable)
+        log.resume(int(state.step), steps)
+        speed = Speed(programs.train)
+        with (
+            TrainingBar(title, steps, int(state.step), quiet=quiet) as bar,
+            stop_signals() as stopped,
+        ):
+            state = _run_steps(
+                config,
+                task,
+                programs,
+                frozen,
+                state,
+                iterator,
+                steps,
+                checkpoints,
+                log,
+                speed,
+                bar,
+                stopped,
+            )
+        check_reached(state)
+        result = _scores(config, task, programs, frozen, state, log, steps)
+        save_adapter(
+            folder / "adapter",
+            trim(state.trainable),
+            base=task.base,
+            model=config.model.name,
+            label_names=task.label_names,
+        )
+    finally:
+        checkpoints.close()
+        log.close()
+    return result | {
+        "steps": steps,
+        **sizes(frozen, state.trainable),
+        "peak_bytes": _peak_bytes(programs.train, state, frozen, batches),
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "tokens_per_second": speed.total(),
+        "compile_seconds": round(programs.train.compile_seconds - compile_before, 3),
+        "padding_fraction": round(batches.padding_fraction, 4),
+        "seconds": round(time.perf_counter() - start, 3),
+        "note": task.note,
+    }
+
+
+def check_reached(state: TrainState) -> None:
+    """Warns of trained arrays that no gradient ever reached: they cost memory, and what they were
+    to learn was not learnt.
+    """
+    seen = flags_of_optimizer(state.trainable, state.opt_state)
+    silent = [] if seen is None or int(state.step) < 2 else unreached(state.trainable, seen)
+    if silent:
+        named = ", ".join(silent[:5])
+        warnings.warn(
+            (
+                f"{len(silent)} trained arrays never had a gradient other than 0, such as {named}: "
+                "they did not learn."
+            ),
+            stacklevel=3,
+        )
+
+
+def steps_of(config: Config, task: Task) -> int:
+    """Optimiser steps of the run."""
+    if config.train.total_steps is not None:
+        return config.train.total_steps
+    return total_steps(len(task.splits["train"]), config.train.batch_size, config.train.epochs)
+
+
+def initial_state(
+    config: Config, task: Task, steps: int, *, wide: Config | None = None
+) -> tuple[dict[str, Any], TrainState]:
+    """The frozen weights and the state before the first step; everything random in them follows
+    from the run's seed.
+    """
+    key, run_key = jax.random.split(jax.random.key(config.train.seed))
+    frozen, trainable = select(config, task, key)
+    if wide is not None:
+        trainable = pad(trainable, widest_factors(wide, task))
+    return frozen, create_state(trainable, make_optimizer(config.optim, steps), run_key)
+
+
+@functools.lru_cache(maxsize=8)
+def programs_for(
+    model: nn.Module,
+    optim: OptimConfig,
+    steps: int,
+    accumulate: int,
+    slots: int | None = None,
+    lanes: int | None = None,
+) -> Programs:
+    """The programs of runs that agree in these; see `structure_of_steps`. With `slots`, of so many
+    runs side by side.
+    """
+    loss = loss_of(model)
+    step, score = (
+        make_train_step(loss, make_optimizer(optim, steps), accumulate=accumulate),
+        make_eval_step(loss),
+    )
+    if slots is not None:
+        lanes = lanes_for(slots) if lanes is None else lanes
+        step, score = (
+            make_stacked_step(step, slots, lanes),
+            make_stacked_eval_step(score, slots, lanes),
+        )
+    return Programs(Program(step, donate=(0,)), Program(score))
+
+
+def structure_of_steps(config: Config, steps: int) -> tuple[OptimConfig, int, int]:
+    """What a run's training program depends on besides its model and shapes: the optimiser without
+    what is data to it, the number of steps if a rank budget is spread over them (else 1), and the
+    micro-batches.
+    """
+    return (
+        structure_of(config.optim),
+        steps if config.optim.adalora.target_rank is not None else 1,
+        config.train.accumulate,
+    )
+
+
+def sizes(frozen: Mapping[str, Any], trainable: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes measured from the stored arrays.
+
+    trainable_parameters: entries that are trained. base_bytes: what is kept of the base (nothing
+    under full fine-tuning: then all of it is trained). base_bits_per_weight: bits a weight of those
+    that are quantised, 32 (or 16) if none is.
+    """
+    leaves = list(flatten(frozen).values())
+    quantized = [leaf for leaf in leaves if isinstance(leaf, QuantizedArray)]
+    bits = [(bytes_of(leaf), leaf.size) for leaf in quantized or leaves]
+    trimmed = trim(trainable)
+    return {
+        "trainable_parameters": trainable_parameters(trimmed),
+        "base_bytes": bytes_of(frozen),
+        "base_bits_per_weight": round(8 * sum(b for b, _ in bits) / sum(n for _, n in bits), 4)
+        if bits
+        else None,
+        "adapter_bytes": sum(
+            bytes_of([getattr(leaf, name) for name in leaf.trained_fields()])
+            for leaf in trimmed.values()
+        ),
+    }
+
+
+def _run_steps(
+    config: Config,
+    task: Task,
+    programs: Programs,
+    frozen: Any,
+    state: TrainState,
+    iterator: Any,
+    steps: int,
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+    speed: Speed,
+    bar: TrainingBar,
+    stopped: threading.Event,
+) -> TrainState:
+    train, pending = config.train, []
+    before = resident_bytes()
+    for step in range(int(state.step), steps):
+        batch = next(iterator)
+        state, metrics = programs.train(state, frozen, batch)
+        needs = programs.train.largest()
+        if needs is not None:
+            release_above(before + int(_SPARE * (needs.new_results + needs.temporaries)))
+        pending.append((step + 1, metrics))
+        speed.count(int(batch["mask"][batch["weight"] > 0].sum()))
+        done, stop = step + 1, stopped.is_set()
+        evaluates = train.eval_every is not None and done % train.eval_every == 0 and done < steps
+        saves = done % train.checkpoint_every == 0 or done == steps or stop
+        if done % train.log_every == 0 or done == steps or saves or evaluates:
+            _flush(pending, log, speed, bar)
+        # Before the checkpoint: a run that is killed between the two must not lose the row.
+        if evaluates:
+            with speed.paused():
+                log.write(
+                    done,
+                    "validation",
+                    _evaluate(config, task, programs, frozen, state, "validation"),
+                )
+        if saves:
+            with speed.paused():
+                checkpoints.save(state, iterator.get_state())
+        if stop:
+            raise Interrupted(done)
+    return state
+
+
+def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
+    """Raises Diverged if a step's loss or gradient is not finite."""
+    if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"]):
+        raise Diverged(
+            f"The loss at step {step} is {metrics['loss']} and its gradient's norm "
+            f"{metrics['grad_norm']}: training diverged. Lower "
+            "optim.learning_rate, or set optim.clip_norm; with compute_dtype bfloat16, try float32."
+        )
+
+
+def _flush(pending: list[tuple[int, Any]], log: MetricsLog, speed: Speed, bar: TrainingBar) -> None:
+    """Fetches and writes the metrics of the steps since the last time; they stay on the device
+    until then.
+    """
+    for step, metrics in jax.device_get(pending):
+        check_finite(step, metrics)
+        log.write(step, "train", {name: float(value) for name, value in metrics.items()})
+    step, loss = pending[-1][0], float(metrics["loss"])
+    pending.clear()
+    bar.update(step, loss, speed.recent())
+
+
+def _scores(
+    config: Config,
+    task: Task,
+    programs: Programs,
+    frozen: Any,
+    state: TrainState,
+    log: MetricsLog,
+    steps: int,
+) -> dict[str, Any]:
+    """Validation and test scores after training, as the result names them."""
+    release_freed_memory()  # What the training steps took: evaluation has buffers of other sizes.
+    scores: dict[str, Any] = {"examples": {"train": len(task.splits["train"])}}
+    for split in ("validation", "test"):
+        score = _evaluate(config, task, programs, frozen, state, split)
+        log.write(steps, split, score)
+        scores |= {f"{split}_accuracy": score["accuracy"], f"{split}_loss": score["loss"]}
+        scores["examples"][split] = score["examples"]
+    return scores | metric_scores(
+        task, frozen, state.trainable, batch_size=config.train.eval_batch_size
+    )
+
+
+def _evaluate(
+    config: Config, task: Task, programs: Programs, frozen: Any, state: TrainState, split: str
+) -> dict[str, float]:
+    return evaluate(
+        programs.evaluate, frozen, state.trainable, evaluation_batches(config, task, split)
+    )
+
+
+def evaluation_batches(config: Config, task: Task, split: str) -> Iterator[Any]:
+    """The batches that a split's scores are computed on: all, or for a capped validation split so
+    many, spread evenly over all lengths.
+    """
+    batches = batches_of(
+        task.splits[split], task.buckets, config.train.eval_batch_size, shuffle=False, epochs=1
+    )
+    limit = config.train.eval_examples if split == "validation" else None
+    count = (
+        len(batches)
+        if limit is None
+        else min(len(batches), -(-limit // config.train.eval_batch_size))
+    )
+    # Batches come longest first: the first of them alone would be a sample of long texts.
+    return (
+        batches[index]
+        for index in np.linspace(0, len(batches) - 1, count).round().astype(int).tolist()
+    )
+
+
+def _peak_bytes(program: Program, state: TrainState, frozen: Any, batches: Any) -> int | None:
+    peaks = [program.peak_bytes(state, frozen, batch) for batch in one_batch_a_shape(batches)]
+    return None if None in peaks else max(peaks)
+
+
+def one_batch_a_shape(batches: Any) -> Iterator[Any]:
+    """The first batch of each shape of an epoch."""
+    seen = set()
+    for index, planned in enumerate(batches.plan(0)):
+        if planned.length not in seen:
+            seen.add(planned.length)
+            yield batches[index]
+
+
+class Speed:
+    """Real tokens a second, without the time that compilation, checkpoints and evaluation take."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._paused_seconds = 0.0
+        self._tokens = 0
+        self._marks = [self._mark()]
+
+    def count(self, tokens: int) -> None:
+        """Counts a batch's real tokens."""
+        self._tokens += tokens
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside does not count."""
+        start = time.perf_counter()
+        yield
+        self._paused_seconds += time.perf_counter() - start
+
+    def recent(self) -> float | None:
+        """Since the last call."""
+        self._marks.append(self._mark())
+        return self._rate(self._marks[-2], self._marks[-1])
+
+    def total(self) -> float | None:
+        """Since the start, up to the last call of `recent`."""
+        return self._rate(self._marks[0], self._marks[-1])
+
+    def _mark(self) -> tuple[float, int]:
+        return (
+            time.perf_counter() - self._paused_seconds - self._program.compile_seconds,
+            self._tokens,
+        )
+
+    def _rate(self, old: tuple[float, int], new: tuple[float, int]) -> float | None:
+        seconds = new[0] - old[0]
+        return round((new[1] - old[1]) / seconds, 1) if seconds > 0 and new[1] > old[1] else None

@@ -1,0 +1,198 @@
+"""A run that fits a stated amount of memory: format, micro-batches and recomputation chosen from
+what compiled steps need.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from lora_jax.config import ADAPTERS, NO_FORMAT, Config
+from lora_jax.training import allocator
+from lora_jax.training.kinds import batches_of
+from lora_jax.training.loop import (
+    initial_state,
+    one_batch_a_shape,
+    programs_for,
+    steps_of,
+    structure_of_steps,
+)
+from lora_jax.training.task import Task, task_of
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_FORMATS = (NO_FORMAT, "int8", "nf4")  # from exact to small
+
+
+def parse_bytes(text: str) -> int:
+    """The bytes of '2GiB', '1.5GB' or '800MB'.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    number = text.strip().rstrip("BKMGibkmg ")
+    unit = text.strip()[len(number) :].strip().upper()
+    try:
+        size = float(number) * _UNITS[unit or "B"]
+    except (ValueError, KeyError):
+        size = 0.0
+    if size < 1:
+        raise ValueError(
+            f"config.memory_budget needs a size such as 2GiB, 1.5GB or 800MB, got {text!r}."
+        )
+    return int(size)
+
+
+def resident_bytes() -> tuple[int, int]:
+    """What the process holds now, and the most that it held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return allocator.resident_bytes() or peak, peak
+
+
+def fit_budget(
+    config: Config, *, resident: Callable[[], tuple[int, int]] = resident_bytes
+) -> tuple[Config, list[str]]:
+    """The config with the least change that fits `config.memory_budget`, and sentences on what was
+    chosen and why.
+
+    The base keeps its format if that can fit at all, else it is stored in int8, else in nf4 (which
+    costs quality; only adapters can). Within a format the first that fits is taken of: as
+    configured, blocks recomputed in the backward pass, and with that the batch in 2, 4, ... parts
+    (which cost time alone). Batches of the evaluation are made no larger than those of training.
+    What is counted: the process as it is with the data and the weights loaded, and what the
+    compiled steps hold on top by the compiler's own account, their arguments included. Before a
+    choice is taken, its steps are compiled for every length that its batches have, since programs
+    take memory, too (some 25 MB each for MiniLM); the run that follows in this process uses them.
+
+    Raises:
+        ValueError: nothing fits; the least that was needed is named. Or the budget is no size.
+    """
+    if config.memory_budget is None:
+        return config, []
+    budget = parse_bytes(config.memory_budget)
+    task = task_of(config)
+    least: tuple[int, str] | None = None
+    said = []
+    for candidate in _formats(replace(config, memory_budget=None)):
+        choices = list(_choices(candidate))
+        smallest = estimate(choices[-1], task, resident)
+        programs_for.cache_clear()  # Programs that are not taken shall not be counted with others.
+        if least is None or smallest < least[0]:
+            least = smallest, describe_choice(choices[-1])
+        if smallest > budget:
+            said.append(
+                f"format {candidate.quant.format}: {describe_choice(choices[-1])} still needs "
+                f"{_mib(smallest)} MiB"
+            )
+            continue
+        for choice in choices:
+            need = smallest if choice is choices[-1] else estimate(choice, task, resident)
+            if need <= budget:
+                need = estimate(choice, task, resident, every_length=True)
+            if need <= budget:
+                said.append(
+                    f"chosen: {describe_choice(choice)}, about {_mib(need)} of {_mib(budget)} MiB"
+                )
+                return choice, said
+            said.append(f"{describe_choice(choice)} would need {_mib(need)} MiB")
+            programs_for.cache_clear()
+        least = min(least, (need, describe_choice(choices[-1])))
+    raise ValueError(
+        f"config.memory_budget is {_mib(budget)} MiB, and the least that was found to need memory "
+        f"is {_mib(least[0])} MiB ({least[1]}). "
+        "Raise it, shorten data.max_length, take a smaller model, or method qlora, with which the "
+        "base can be stored in few bits."
+    )
+
+
+def estimate(
+    config: Config,
+    task: Task,
+    resident: Callable[[], tuple[int, int]] = resident_bytes,
+    *,
+    every_length: bool = False,
+) -> int:
+    """Bytes that the process needs at most while it trains and evaluates: measured so far, and its
+    steps' own account on top.
+
+    The steps are compiled for the longest batches, or for batches of every length.
+    """
+    task = replace(task, model=task.model.clone(remat=config.model.remat))
+    steps, train = steps_of(config, task), config.train
+    programs = programs_for(task.model, *structure_of_steps(config, steps))
+    # Shapes alone: nothing is quantised or copied to find out.
+    frozen, state = jax.eval_shape(
+        lambda params: initial_state(config, replace(task, params=params), steps), task.params
+    )
+    batches = _batches(task, "train", train.batch_size, train.accumulate, every_length)
+    sizes = [programs.train.peak_bytes(state, frozen, batch) for batch in batches]
+    sizes += [
+        programs.evaluate.peak_bytes(frozen, state.trainable, batch)
+        for batch in _batches(task, "test", train.eval_batch_size, 1, every_length)
+    ]
+    allocator.release_freed_memory()  # What compiling took.
+    now, peak = resident()
+    return max(peak, now + max(size or 0 for size in sizes))
+
+
+def describe_choice(config: Config) -> str:
+    """'format nf4, batch 16 in 4 parts, blocks recomputed, evaluation 16 at a time'."""
+    train = config.train
+    return (
+        f"format {config.quant.format}, batch {train.batch_size} in {train.accumulate} "
+        f"part{'s' * (train.accumulate > 1)}, blocks "
+        f"{'recomputed' if config.model.remat else 'kept'}, evaluation {train.eval_batch_size} at "
+        "a time"
+    )
+
+
+def _formats(config: Config) -> Iterator[Config]:
+    """The config with its own format, and with every smaller one if it trains adapters."""
+    yield config
+    if config.method in ADAPTERS:
+        start = (
+            _FORMATS.index(config.quant.format) + 1
+            if config.quant.format in _FORMATS
+            else len(_FORMATS)
+        )
+        for name in _FORMATS[start:]:
+            yield replace(config, method="qlora", quant=replace(config.quant, format=name))
+
+
+def _choices(config: Config) -> Iterator[Config]:
+    """From the quickest to the one that needs least."""
+    train = config.train
+    yield config
+    parts = train.accumulate
+    while train.batch_size % parts == 0:
+        evaluation = min(train.eval_batch_size, train.batch_size // parts)
+        yield replace(
+            config,
+            model=replace(config.model, remat=True),
+            train=replace(train, accumulate=parts, eval_batch_size=evaluation),
+        )
+        if parts == train.batch_size:
+            return
+        parts = next(
+            n
+            for n in range(min(2 * parts, train.batch_size), train.batch_size + 1)
+            if train.batch_size % n == 0
+        )
+
+
+def _batches(
+    task: Task, split: str, batch_size: int, accumulate: int, every_length: bool
+) -> list[Any]:
+    """A batch of each length that the split has, or of the longest alone."""
+    batches = batches_of(
+        task.splits[split], task.buckets, batch_size, shuffle=False, accumulate=accumulate
+    )
+    found = list(one_batch_a_shape(batches))
+    return found if every_length else [max(found, key=lambda batch: batch["tokens"].shape[-1])]
+
+
+def _mib(size: int) -> int:
+    return round(size / 2**20)

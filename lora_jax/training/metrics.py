@@ -1,0 +1,69 @@
+"""Metrics of one run, to metrics.jsonl and to TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLog:
+    """Appends one JSON row a step and split, `{"step", "split", ..., "time"}`, and the same figures
+    as TensorBoard events.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._path = Path(folder) / "metrics.jsonl"
+        self._events = Path(folder) / "tensorboard"
+        self._writer_type = SummaryWriter
+        self._file = None
+        self._writer = None
+
+    def resume(self, step: int, total_steps: int) -> None:
+        """Opens the log after `step`: what comes again is dropped, which is rows of later steps and
+        the final scores.
+        """
+        kept = (
+            [line for line in self._rows() if _stays(json.loads(line), step, total_steps)]
+            if step
+            else []
+        )
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, self._path)
+        self._file = self._path.open("a")
+        self._writer = self._writer_type(str(self._events), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """One row; it is on its way to the disk when this returns."""
+        row = {"step": step, "split": split, **values, "time": round(time.time(), 3)}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._writer.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._file is not None:
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _rows(self) -> list[str]:
+        """Whole lines of the file: a run that was killed may have left half of one."""
+        if not self._path.exists():
+            return []
+        return [
+            line
+            for line in self._path.read_text().splitlines(keepends=True)
+            if line.endswith("}\n")
+        ]
+
+
+def _stays(row: Mapping[str, Any], step: int, total_steps: int) -> bool:
+    return row["step"] <= step and (row["split"] == "train" or row["step"] < total_steps)

@@ -1,0 +1,64 @@
+"""Optimiser state and activations in host memory: slower, and the accelerator's memory is left to
+the model.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import optax
+
+from lora_jax.core.notice import say_once
+
+MIN_SIZE = 4096  # numbers; smaller arrays are not worth a transfer
+
+
+@functools.cache
+def can_offload() -> bool:
+    """Whether the default device has a host memory to move arrays to; where it has none, that is
+    printed once, with the reason.
+    """
+    device = jax.devices()[0]
+    kinds = sorted(memory.kind for memory in device.addressable_memories())
+    if device.platform == "cpu":
+        say_once("nothing is offloaded: the device is a CPU, whose memory is the host's.")
+    elif "pinned_host" not in kinds:
+        say_once(
+            f"nothing is offloaded: {device.device_kind} has memories {', '.join(kinds)}, and "
+            "offloading needs 'pinned_host'."
+        )
+    return device.platform != "cpu" and "pinned_host" in kinds
+
+
+def in_host_memory(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`tx` with the large arrays of its state in host memory between steps: bitsandbytes' paged
+    optimisers, without their paging.
+
+    Each update copies the state to the device and back; nothing else about it changes. A state that
+    is restored or built otherwise has to be placed as `init` places it: `like_placed` does that.
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, _moved(state, jax.memory.Space.Device), params, **extra)
+        return updates, _moved(state, jax.memory.Space.Host)
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: _moved(tx.init(params), jax.memory.Space.Host), update
+    )
+
+
+def like_placed(array: jax.Array, like: Any) -> jax.Array:
+    """The array in the memory where `like` is."""
+    kind = like.sharding.memory_kind if isinstance(like, jax.Array) else None
+    return (
+        array
+        if kind in (None, array.sharding.memory_kind)
+        else jax.device_put(array, like.sharding)
+    )
+
+
+def _moved(state: Any, space: jax.memory.Space) -> Any:
+    return jax.tree.map(lambda x: jax.device_put(x, space) if x.size >= MIN_SIZE else x, state)

@@ -1,0 +1,112 @@
+"""A finished run, loaded again from its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lora_jax.adapters.checks import check_effect
+from lora_jax.config import Config, from_config_dict
+from lora_jax.core.lowrank import LowRank
+from lora_jax.data.completions import Completions, EncodedCompletions, read_completions
+from lora_jax.evaluation.evaluators import evaluate
+from lora_jax.io.adapter import load_adapter
+from lora_jax.training.compile import Program
+from lora_jax.training.kinds import batches_of, loss_of
+from lora_jax.training.language_task import data_file, encode_for
+from lora_jax.training.step import make_eval_step
+from lora_jax.training.task import Task, select, task_of
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run's configuration, its task, and its weights: `apply(task.model, frozen, trainable, ...)` is
+    the trained model.
+    """
+
+    config: Config
+    task: Task
+    frozen: Mapping[str, Any]
+    trainable: Mapping[str, Any]
+
+    def evaluate(self, split: str = "test") -> dict[str, float]:
+        """Mean loss (nats), accuracy and number of examples of a split.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split not in self.task.splits:
+            raise ValueError(
+                f"A split needs to be one of {', '.join(self.task.splits)}, got {split!r}."
+            )
+        batches = batches_of(
+            self.task.splits[split],
+            self.task.buckets,
+            self.config.train.eval_batch_size,
+            shuffle=False,
+            epochs=1,
+        )
+        step = Program(make_eval_step(loss_of(self.task.model)))
+        return evaluate(
+            step, self.frozen, self.trainable, (batches[index] for index in range(len(batches)))
+        )
+
+    def without_adapter(self) -> dict[str, Any]:
+        """An adapter that changes nothing: the frozen base is the model before training.
+
+        Raises:
+            ValueError: training changed weights of the base itself, or added a head: there is no
+                such model.
+        """
+        whole = [path for path, leaf in self.trainable.items() if not isinstance(leaf, LowRank)]
+        if whole:
+            raise ValueError(
+                f"The model before training cannot be scored: {len(whole)} weights were trained "
+                f"whole, such as {whole[0]!r} (a new head knows "
+                "nothing). Compare with another run instead, for a classifier with one of method "
+                "'head'."
+            )
+        return {}
+
+    def encode_other(self, name: str) -> tuple[EncodedCompletions, Completions]:
+        """Other prompts and completions, encoded as the run's own: a .jsonl file, or a name that
+        the hub knows.
+
+        Raises:
+            FileNotFoundError, ValueError: as `read_completions`, with columns prompt and
+                completion, or input and ideal.
+        """
+        path = data_file(name)
+        try:
+            records = read_completions(path)
+        except ValueError:
+            records = read_completions(path, prompt="input", completion="ideal")
+        return encode_for(self.task.model, records, self.task.tokenizer, self.config.data), records
+
+
+def load_run(folder: Path | str) -> SavedRun:
+    """The trained run in a folder of the result store.
+
+    Raises:
+        FileNotFoundError: the folder holds no run, or no adapter yet.
+        ValueError: the adapter is damaged or changes nothing, or the base is not the one that it
+            was trained on.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        there = sorted(entry.name for entry in folder.iterdir())[:6] if folder.is_dir() else []
+        raise FileNotFoundError(
+            f"A run is a folder with config.json and adapter/, but {folder} is none. In it: "
+            f"{', '.join(there) or 'nothing'}."
+        )
+    config = from_config_dict(json.loads((folder / "config.json").read_text()))
+    task = task_of(config)
+    trainable, _ = load_adapter(folder / "adapter", base=task.base)
+    check_effect(trainable)
+    frozen, _ = select(config, task, jax.random.key(config.train.seed))
+    return SavedRun(config, task, frozen, trainable)

@@ -1,0 +1,175 @@
+"""A decoder's adapter against its base: losses and texts of each example, forgetting, and the
+command that prints them.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_language import write_completions, write_tiny_model
+
+from lora_jax import cli
+from lora_jax.config import from_config_dict, to_dict
+from lora_jax.data.tasks import Decoding
+from lora_jax.evaluation.comparison import aligned, compare
+from lora_jax.evaluation.generation import cut_at_stop, generate_predictions
+from lora_jax.evaluation.predictions import Predictions, predict
+from lora_jax.training.loop import train
+from lora_jax.training.saved import load_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A trained run of a tiny decoder on a recipe of its own."""
+    base = tmp_path_factory.mktemp("generation")
+    write_completions(base / "a.jsonl", 160)
+    config = from_config_dict(
+        {
+            "model": {"name": str(write_tiny_model(base / "model"))},
+            "data": {
+                "task": "completion",
+                "name": str(base / "a.jsonl"),
+                "recipe": "completion",
+                "fields": {"prompt": "input", "completion": "ideal"},
+                "decoding": {"max_new": 4},
+                "max_length": 24,
+            },
+            "method": "lora",
+            "lora": {"rank": 4, "alpha": 8.0},
+            "optim": {"learning_rate": 0.02},
+            "train": {
+                "total_steps": 60,
+                "batch_size": 16,
+                "eval_batch_size": 8,
+                "log_every": 30,
+                "checkpoint_every": 60,
+            },
+        }
+    )
+    result = train(config, base / "run", quiet=True)
+    (base / "run" / "config.json").write_text(json.dumps(to_dict(config)))
+    (base / "run" / "result.json").write_text(json.dumps(result))
+    return base / "run"
+
+
+def test_losses_of_examples_add_up_to_the_loops_loss(folder):
+    run, result = load_run(folder), json.loads((folder / "result.json").read_text())
+    scored = predict(run.task, run.frozen, run.lora, "test", batch_size=8)
+    loss, units, correct = (scored.column(name).sum() for name in ("loss", "units", "correct"))
+    assert loss / units == pytest.approx(
+        result["test_loss"], rel=1e-5
+    ) and correct / units == pytest.approx(result["test_accuracy"])
+    few = predict(run.task, run.frozen, run.lora, "test", batch_size=8, examples=3)
+    assert [row.id for row in few.rows] == [row.id for row in scored.rows[:3]]
+    # Batches of other sizes: a few fp32 ulps.
+    np.testing.assert_allclose(few.column("loss"), scored.column("loss")[:3], rtol=1e-5)
+
+
+def test_the_adapter_beats_its_base_and_the_test_says_so(folder):
+    run = load_run(folder)
+    ours, base = (
+        predict(run.task, run.frozen, trainable, "test", batch_size=8)
+        for trainable in (run.lora, run.without_adapter())
+    )
+    test = compare(ours, base, resamples=200)
+    assert test["loss"]["value"] < 0 and test["loss"]["high"] < 0 and test["loss"]["p"] < 0.02
+    with pytest.raises(ValueError, match="only 0 are equal"):
+        aligned(
+            ours,
+            Predictions(
+                "test",
+                (),
+                tuple(row.__class__(**{**vars(row), "id": row.id[::-1]}) for row in base.rows),
+            ),
+        )
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generated_texts_are_scored_against_their_references(folder, beams):
+    run = load_run(folder)
+    decoding = Decoding(max_new=4, beams=beams)
+    made = generate_predictions(
+        run.task, run.frozen, run.lora, "test", decoding=decoding, batch_size=4, examples=6
+    )
+    base = generate_predictions(
+        run.task, run.frozen, {}, "test", decoding=decoding, batch_size=4, examples=6
+    )
+    assert made.metrics == ("exact_match",) and [row.references for row in made.rows] == [
+        row.references for row in base.rows
+    ]
+    right = lambda rows: sum(row.predicted[:1] == row.references[0][:1] for row in rows)
+    assert right(made.rows) > right(base.rows)
+
+
+def test_texts_end_before_the_first_stop_string_and_a_leading_one_is_skipped():
+    assert (
+        cut_at_stop("\n\nyes\nno", ["\n"]) == "yes"
+        and cut_at_stop("yes", ["\n"]) == "yes"
+        and cut_at_stop("a END b", ["END"]) == "a "
+    )
+
+
+def test_the_command_compares_with_the_base_and_reports_forgetting(folder, tmp_path, capsys):
+    other = tmp_path / "other.jsonl"
+    other.write_text(
+        "\n".join(json.dumps({"prompt": f"x{n % 10}", "completion": "yy"}) for n in range(20))
+    )
+    given = [
+        "evaluate",
+        str(folder),
+        "--against",
+        "base",
+        "--examples",
+        "8",
+        "--resamples",
+        "100",
+        "--forgetting",
+        str(other),
+        "--contamination",
+    ]
+    assert cli.main(given) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert out["examples"] == 8 and out["against"]["difference"]["loss"]["high"] < 0
+    assert any(text.startswith("first better (loss") for text in out["against"]["verdict"])
+    assert out["perplexity_per_token"] == pytest.approx(np.exp(out["loss"]), rel=1e-6)
+    assert out["forgetting"]["difference"]["value"] == pytest.approx(
+        out["forgetting"]["after"]["value"] - out["forgetting"]["before"]["value"], abs=1e-6
+    )
+    assert "held-out texts are in the training set" in out["contamination"]["finding"]
+    kept = (folder / "predictions" / "test.jsonl").read_text().splitlines()
+    assert len(kept) == 9
+    assert cli.main([*given[:2], "--generate", "--examples", "4"]) == 0
+    assert "exact_match" in json.loads(capsys.readouterr().out)["intervals"]
+    assert cli.main([*given[:2], "--examples", "0"]) == 2 and "1 or more" in capsys.readouterr().err
+
+
+def test_an_encoders_base_cannot_be_scored(tiny, tmp_path, capsys):
+    assert (
+        cli.main(
+            [
+                "train",
+                "--config",
+                f"{Path(__file__).parents[2]}/configs/rotten_tomatoes.py:lora",
+                "--quiet",
+                f"--config.out={tmp_path}",
+                *(f"--{k}={v}" for k, v in tiny.items()),
+            ]
+        )
+        == 0
+    )
+    capsys.readouterr()
+    (run,) = [path.parent for path in tmp_path.glob("*/result.json")]
+    for options, words in (
+        (["--against", "base"], "trained whole"),
+        (["--generate"], "by language models"),
+        (["--forgetting", "a"], "encoder with a head"),
+    ):
+        assert cli.main(["evaluate", str(run), *options]) == 2
+        assert words in " ".join(capsys.readouterr().err.split())
+    assert cli.main(["evaluate", str(run), "--against", str(run), "--contamination"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert out["against"]["difference"]["mcnemar"] == {"first_only": 0, "second_only": 0, "p": 1.0}
+    assert cli.main(["evaluate", str(run), str(run)]) == 0
+    seeds = json.loads(capsys.readouterr().out)["seeds"]["accuracy"]
+    assert (seeds["runs"], seeds["deviation"], seeds["mean"]) == (2, 0.0, out["accuracy"])

@@ -1,0 +1,253 @@
+"""Workers share a store: every run is trained once, a killed worker loses only steps, and failures
+are told.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lora_jax import cli
+from lora_jax.config import load_config
+from lora_jax.sweeps.executors import processes, run_on
+from lora_jax.sweeps.executors.work import Launch, share, unfinished
+from lora_jax.sweeps.grid import expand, run_id
+from lora_jax.sweeps.lock import Lock
+from lora_jax.sweeps.store import RunStore
+
+ROOT = Path(__file__).parents[3]
+GRID = {
+    "config.sweep.rank": "1,2",
+    "config.sweep.format": "none",
+    "config.sweep.targets": "query+value",
+    "config.sweep.baselines": "",
+}
+
+
+def tiny_sweep(tiny: dict[str, str], out: Path, **more: str):
+    values = {**tiny, **GRID, "config.out": str(out), **more}
+    return load_config(
+        str(ROOT / "configs" / "default.py"), [f"{key}={value}" for key, value in values.items()]
+    )
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """Workers import the library that is tested."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+
+
+def starts(store: RunStore) -> dict[str, int]:
+    """How often each run was started."""
+    found: dict[str, int] = {}
+    for line in store.history():
+        if line["status"] == "running":
+            found[line["run_id"]] = found.get(line["run_id"], 0) + 1
+    return found
+
+
+def test_shares_are_disjoint_and_whole(tiny, tmp_path):
+    config = tiny_sweep(
+        tiny,
+        tmp_path,
+        **{
+            "config.sweep.rank": "1,2,4",
+            "config.sweep.format": "none,nf4",
+            "config.sweep.baselines": "head",
+        },
+    )
+    for workers in (1, 2, 3, 10):
+        launch = Launch(config, workers, time.time(), (), str(tmp_path))
+        parts = [run_id(run) for number in range(workers) for run in share(launch, number)]
+        assert sorted(parts) == sorted(run_id(run) for run in expand(config))
+    assert len(unfinished(launch)) == 7
+
+
+def test_runs_that_failed_in_this_launch_are_not_left_and_those_before_are(tiny, tmp_path):
+    config = tiny_sweep(tiny, tmp_path)
+    first, second = expand(config)
+    store = RunStore(tmp_path)
+    for run in (first, second):
+        store.start(run_id(run), run, {})
+    store.fail(run_id(first), ValueError("no"))
+    before = Launch(config, 1, time.time() + 5, (), str(tmp_path))
+    after = Launch(config, 1, time.time() - 60, (), str(tmp_path))
+    assert [run_id(run) for run in unfinished(before)] == [run_id(first)]
+    assert unfinished(after) == []  # the second is running
+    store.release(run_id(second))
+    assert [run_id(run) for run in unfinished(after)] == [run_id(second)]
+
+
+def test_cores_and_gpus_are_divided():
+    assert [processes.cores_of(number, 2, [0, 1, 2, 3]) for number in (0, 1)] == [[0, 2], [1, 3]]
+    assert processes.cores_of(0, 8, [0, 1]) == [] and processes.cores_of(0, 1, [0, 1]) == []
+    assert processes.device_settings(1, 2, ["0", "1"], {}) == {"CUDA_VISIBLE_DEVICES": "1"}
+    assert processes.device_settings(3, 4, ["4", "7"], {}) == {
+        "CUDA_VISIBLE_DEVICES": "7",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.45",
+    }
+    assert processes.device_settings(0, 2, [], {}) == {}
+
+
+def test_two_workers_train_every_run_once(tiny, tmp_path):
+    said: list[str] = []
+    config = tiny_sweep(tiny, tmp_path, **{"config.sweep.seeds": "0,1"})
+    outcome = run_on(config, "processes", 2, say=said.append, command=("a", "command"))
+    store = RunStore(tmp_path)
+    assert len(outcome.done) == 4 and outcome.failed == () and outcome.elsewhere == ()
+    assert set(starts(store).values()) == {1}
+    assert {record.environment["command"] for record in store.runs()} == {"a command"}
+    assert {line.split(":")[0] for line in said} == {"worker 0", "worker 1"}
+    again = run_on(config, "processes", 2, say=said.append)
+    assert len(again.kept) == 4 and again.done == () and set(starts(store).values()) == {1}
+
+
+def test_a_worker_that_is_killed_is_replaced_and_only_its_steps_are_lost(tiny, tmp_path):
+    """The worker is killed in mid-run, after a checkpoint; the curve is that of a run without
+    it.
+    """
+    config = tiny_sweep(
+        tiny,
+        tmp_path / "killed",
+        **{"config.train.total_steps": "40000", "config.train.checkpoint_every": "20"},
+    )
+    config = replace(config, sweep=replace(config.sweep, rank=(2,)))
+    (run,) = expand(config)
+    store = RunStore(config.out)
+    folder = store.folder(run_id(run))
+    said: list[str] = []
+
+    def kill() -> None:
+        deadline = time.monotonic() + 120
+        while (
+            time.monotonic() < deadline and len(list((folder / "checkpoints").glob("[0-9]*"))) < 1
+        ):
+            time.sleep(0.05)
+        os.kill(Lock(folder / "lock").owner()["pid"], signal.SIGKILL)
+        # The next one goes on from the checkpoint; it is stopped politely long before the 40,000
+        # steps.
+        reached = len(store.metrics(run_id(run)).rows)
+        while time.monotonic() < deadline and (
+            store.state(run_id(run)).attempts < 2
+            or len(store.metrics(run_id(run)).rows) < reached + 20
+        ):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_on(config, "processes", 1, say=said.append)
+    killer.join()
+    assert "was killed by signal 9" in " ".join(said) and starts(store) == {run_id(run): 2}
+    assert store.status(run_id(run)) == "interrupted"
+    steps = [row["step"] for row in store.metrics(run_id(run)).rows if row["split"] == "train"]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) > 20
+
+
+def test_two_launchers_on_one_store_never_run_the_same_run_twice(tiny, tmp_path):
+    config = tiny_sweep(tiny, tmp_path, **{"config.sweep.seeds": "0,1,2"})
+    overrides = {**tiny, **GRID, "config.sweep.seeds": "0,1,2", "config.out": str(tmp_path)}
+    command = [
+        sys.executable,
+        "-m",
+        "lora_jax",
+        "sweep",
+        "--config",
+        str(ROOT / "configs" / "default.py"),
+        "--quiet",
+        "--no-report",
+    ]
+    command += [f"--{key}={value}" for key, value in overrides.items()]
+    launchers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [launcher.communicate()[1] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], told
+    store = RunStore(tmp_path)
+    assert len(expand(config)) == 6 and all(record.status == "done" for record in store.runs())
+    assert starts(store) == dict.fromkeys([run_id(run) for run in expand(config)], 1)
+
+
+def test_a_failing_run_is_tried_once_however_many_workers_there_are(tiny, tmp_path):
+    config = tiny_sweep(
+        tiny, tmp_path, **{"config.sweep.rank": "20,1"}
+    )  # rank 20 is too large for the tiny model
+    outcome = run_on(config, "processes", 2, say=lambda text: None)
+    assert len(outcome.failed) == 1 and len(outcome.done) == 1
+    assert set(starts(RunStore(tmp_path)).values()) == {1}
+
+
+def test_what_there_is_not_is_an_error(tiny, tmp_path, capsys):
+    config = tiny_sweep(tiny, tmp_path)
+    with pytest.raises(ValueError, match="Nearest: 'processes'"):
+        run_on(config, "process", 2)
+    with pytest.raises(ValueError, match="at least one worker"):
+        run_on(config, "processes", 0)
+    with pytest.raises(ValueError, match="no option 'gpus'"):
+        run_on(config, "processes", 1, options={"gpus": "1"})
+    arguments = [
+        "sweep",
+        "--config",
+        str(ROOT / "configs" / "default.py"),
+        "--quiet",
+        f"--config.out={tmp_path}",
+    ]
+    assert cli.main([*arguments, "--executor", "ray", "--executor-option", "cpus"]) == 2
+    assert "KEY=VALUE" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ray_workers_share_the_store(tiny, tmp_path):
+    """As a command: Ray forks, and JAX, which other tests have started in this process, warns of
+    that.
+    """
+    pytest.importorskip("ray", reason="the ray executor needs Ray")
+    config = tiny_sweep(tiny, tmp_path, **{"config.sweep.seeds": "0,1"})
+    values = {**tiny, **GRID, "config.sweep.seeds": "0,1", "config.out": str(tmp_path)}
+    command = [
+        sys.executable,
+        "-m",
+        "lora_jax",
+        "sweep",
+        "--config",
+        str(ROOT / "configs" / "default.py"),
+        "--quiet",
+        "--no-report",
+    ]
+    command += [
+        "--executor",
+        "ray",
+        "--workers",
+        "2",
+        *(f"--{key}={value}" for key, value in values.items()),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "4 runs trained" in done.stderr, done.stderr
+    assert starts(RunStore(tmp_path)) == dict.fromkeys([run_id(run) for run in expand(config)], 1)
+
+
+@pytest.mark.slow
+def test_slurm_workers_share_the_store(tiny, tmp_path):
+    pytest.importorskip("submitit", reason="the slurm executor needs submitit")
+    said: list[str] = []
+    config = tiny_sweep(tiny, tmp_path, **{"config.sweep.seeds": "0,1"})
+    outcome = run_on(
+        config, "slurm", 2, options={"cluster": "local", "timeout_min": "5"}, say=said.append
+    )
+    assert (
+        len(outcome.done) == 4
+        and outcome.failed == ()
+        and set(starts(RunStore(tmp_path)).values()) == {1}
+    ), said
+    with pytest.raises(ValueError, match="does not take"):
+        run_on(
+            replace(config, out=str(tmp_path / "other")),
+            "slurm",
+            1,
+            options={"cluster": "local", "colour": "red"},
+        )

@@ -1,0 +1,49 @@
+"""Rungs of a sweep: the best share goes on, decisions are kept, other settings are refused."""
+
+import json
+import math
+
+import pytest
+
+from lora_jax.config import HalvingConfig, from_config_dict
+from lora_jax.sweeps.halving import FILE, Halving
+from lora_jax.sweeps.store import StoreError
+
+TWO = HalvingConfig(rungs=(2, 4), factor=2)
+
+
+def test_a_run_goes_on_if_it_is_among_the_best_share_of_those_before_it(tmp_path):
+    halving = Halving(tmp_path, TWO)
+    decided = [
+        halving.keep(name, 2, loss)
+        for name, loss in (("a", 0.5), ("b", 0.6), ("c", 0.4), ("d", 0.45), ("e", math.nan))
+    ]
+    # Of 1: it. Of 2 the best: a. Of 3 the best two: c and a. Of 4 the best two: c and d. A loss
+    # that is not finite is the worst.
+    assert decided == [True, False, True, True, False]
+    assert halving.stopped == {"b": 2, "e": 2}
+    assert halving.keep("c", 4, 0.3) and not halving.keep("d", 4, 0.31)
+
+
+def test_decisions_are_kept_over_a_restart_and_not_made_twice(tmp_path):
+    first = Halving(tmp_path, TWO)
+    first.keep("a", 2, 0.5), first.keep("b", 2, math.inf)
+    again = Halving(tmp_path, TWO)
+    assert again.stopped == {"b": 2}
+    assert again.keep("a", 2, 99.0) and not again.keep("b", 2, 0.0)
+    assert json.loads((tmp_path / FILE).read_text())["scores"] == {"2": {"a": 0.5, "b": None}}
+
+
+def test_other_rungs_in_one_folder_and_a_damaged_file_are_refused(tmp_path):
+    Halving(tmp_path, TWO).keep("a", 2, 0.5)
+    with pytest.raises(ValueError, match="was halved with .*Use the same, another folder"):
+        Halving(tmp_path, HalvingConfig(rungs=(3,), factor=2))
+    (tmp_path / FILE).write_text("{")
+    with pytest.raises(StoreError, match="cannot be read"):
+        Halving(tmp_path, TWO)
+
+
+@pytest.mark.parametrize("values", [{"rungs": (4, 2)}, {"rungs": (0,)}, {"factor": 1}])
+def test_rungs_that_make_no_sense_are_refused(values):
+    with pytest.raises(ValueError, match="config.sweep.halving"):
+        from_config_dict({"sweep": {"halving": values}})

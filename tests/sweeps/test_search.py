@@ -1,0 +1,149 @@
+"""A search asks for legal settings, trains them as runs of the store, and goes on where it
+stopped.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lora_jax.config import UnknownKeyError, load_config
+from lora_jax.sweeps.runner import Outcome, run_sweep
+from lora_jax.sweeps.search import read_dimension, read_space, search
+from lora_jax.sweeps.store import RunStore
+
+CONFIG = Path(__file__).parents[2] / "configs" / "default.py"
+RATE = {"sweep.search.space": "('optim.learning_rate = log 1e-3 .. 1e-1',)"}
+SPACE = "'optim.learning_rate = log 1e-3 .. 1e-1', 'lora.rank = log 1 .. 8', 'lora.targets = query+value, all-linear'"
+
+
+def config_of(tiny, out, **more):
+    grid = {
+        "sweep.rank": "()",
+        "sweep.format": "()",
+        "sweep.targets": "()",
+        "sweep.baselines": "()",
+        "sweep.learning_rate.lora": "None",
+    }
+    grid |= {
+        "sweep.search.trials": "3",
+        "sweep.search.space": f"({SPACE})",
+        "train.total_steps": "4",
+        "out": str(out),
+    } | more
+    values = {**tiny, **{f"config.{key}": value for key, value in grid.items()}}
+    return load_config(str(CONFIG), [f"{key}={value}" for key, value in values.items()])
+
+
+def train(config):
+    return run_sweep(config, quiet=True, say=lambda text: None)
+
+
+def quiet_search(config, train=train, batch=2):
+    return search(config, train, batch=batch, say=lambda text: None)
+
+
+def test_a_search_trains_its_trials_and_orders_them_by_validation_loss(tiny, tmp_path):
+    outcome, trials = quiet_search(
+        config_of(tiny, tmp_path, **{"sweep.stack": "2", "sweep.seeds": "0,1"})
+    )
+    assert (
+        [len(trial.runs) for trial in trials] == [2] * 3
+        and len(outcome.done) == 6
+        and outcome.failed == ()
+    )
+    results = {run.run_id: run for run in RunStore(tmp_path).runs()}
+    for trial in trials:
+        losses = [results[run].result["validation_loss"] for run in trial.runs]
+        assert trial.loss == pytest.approx(sum(losses) / 2, rel=1e-12)
+        assert (
+            results[trial.runs[0]].config["optim"]["learning_rate"]
+            == trial.settings["optim.learning_rate"]
+        )
+        assert (
+            results[trial.runs[1]].config["lora"]["rank"] == trial.settings["lora.rank"]
+            and 1 <= trial.settings["lora.rank"] <= 8
+        )
+    assert [trial.loss for trial in trials] == sorted(trial.loss for trial in trials)
+    assert len({trial.settings["optim.learning_rate"] for trial in trials}) == 3
+
+
+def test_a_search_that_was_stopped_trains_first_what_it_had_asked(tiny, tmp_path):
+    asked = []
+
+    def stops(config):
+        asked.append(config.sweep.axes)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return train(config)
+
+    config = config_of(tiny, tmp_path, **RATE)
+    with pytest.raises(KeyboardInterrupt):
+        quiet_search(config, stops, batch=1)
+    outcome, trials = quiet_search(
+        config, lambda config: asked.append(config.sweep.axes) or train(config), batch=1
+    )
+    assert asked[2] == asked[1] and len(asked) == 4
+    assert sorted(trial.number for trial in trials) == [0, 1, 2] and all(
+        trial.loss is not None for trial in trials
+    )
+    assert len(outcome.done) == 2 and quiet_search(config)[1] == trials
+    with pytest.raises(ValueError, match="another space"):
+        quiet_search(config_of(tiny, tmp_path, **{"sweep.search.space": "('lora.rank = 1, 2',)"}))
+
+
+def test_a_trial_whose_run_failed_is_recorded_and_the_search_goes_on(tiny, tmp_path):
+    nothing = Outcome((), (), (), ())
+    _, trials = quiet_search(
+        config_of(tiny, tmp_path, **RATE, **{"sweep.search.trials": "2"}),
+        lambda config: nothing,
+        batch=1,
+    )
+    assert [trial.loss for trial in trials] == [None, None]
+
+
+def test_a_trial_that_was_halved_away_tells_the_loss_that_it_had(tiny, tmp_path):
+    more = {
+        "sweep.halving.rungs": "2",
+        "sweep.halving.factor": "2",
+        "sweep.search.trials": "3",
+    } | RATE
+    outcome, trials = quiet_search(config_of(tiny, tmp_path, **more), batch=3)
+    assert outcome.stopped and len(outcome.done) + len(outcome.stopped) == 3
+    assert all(trial.loss is not None for trial in trials)
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "says"),
+    [
+        ("lora.rank", ValueError, "a line reads"),
+        ("lora.rnk = 1, 2", UnknownKeyError, "lora.rank"),
+        ("sweep.stack = 1, 2", ValueError, "no axis of a sweep"),
+        ("lora.rank = 8 .. 1", ValueError, "a range grows"),
+        ("optim.learning_rate = log 0.0 .. 1.0", ValueError, "begins above 0"),
+        ("lora.targets = a .. b", ValueError, "is no number"),
+        ("lora.rank = 1.5 .. 4", TypeError, "lora.rank"),
+    ],
+)
+def test_a_line_that_spells_no_dimension_is_an_error(line, error, says):
+    with pytest.raises(error, match=re.escape(says)):
+        read_dimension(line)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"sweep.rank": "1,2"}, "move config.sweep.rank into"),
+        ({"sweep.axes": "('lora.alpha = 1, 2',)"}, "move config.sweep.axes into"),
+        ({"sweep.search.space": "('lora.rank = 1, 2', 'lora.rank = 4, 8')"}, "stands in two lines"),
+        ({"sweep.search.space": "()"}, "needs a space"),
+    ],
+)
+def test_a_search_and_a_grid_at_once_are_an_error(tiny, tmp_path, settings, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        read_space(config_of(tiny, tmp_path, **settings))
+
+
+def test_a_space_without_trials_is_an_error(tiny, tmp_path):
+    with pytest.raises(ValueError, match="number of trials"):
+        config_of(tiny, tmp_path, **{"sweep.search.trials": "0"})

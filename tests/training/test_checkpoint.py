@@ -1,0 +1,91 @@
+"""Checkpoints: a restored state equals the saved one bit for bit, and is refused for another base,
+run or shape.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from small_task import PLAIN, batch, loss, make
+from user_models import same_bits
+
+from lora_jax import LoraSpec, create_state, make_optimizer, make_train_step
+from lora_jax.training.checkpoint import Checkpoints
+
+TX = make_optimizer(PLAIN, 100)
+
+
+def state_of(rank: int = 2, **rest: Any) -> tuple[Any, Any]:
+    frozen, trainable = make(LoraSpec(rank, dropout=0.1), **rest)
+    return frozen, create_state(trainable, TX, jax.random.key(7))
+
+
+def test_a_restored_state_is_the_saved_one_bit_for_bit_and_trains_on_alike(tmp_path: Path) -> None:
+    frozen, fresh = state_of()
+    step = jax.jit(make_train_step(loss, TX))
+    state = step(fresh, frozen, batch())[0]
+    saving = Checkpoints(tmp_path, base="b", run="r")
+    assert saving.latest() is None
+    saving.save(state, {"grain": {"next": 3}, "batches": "x"})
+    saving.save(state, {"grain": "ignored: this step is there"})
+    saving.close()
+    reading = Checkpoints(tmp_path, base="b", run="r")
+    assert reading.latest() == 1
+    again, position = reading.restore(fresh)
+    reading.close()
+    assert same_bits(again, state) and position == {"grain": {"next": 3}, "batches": "x"}
+    assert jnp.issubdtype(again.key.dtype, jax.dtypes.prng_key)
+    assert same_bits(step(again, frozen, batch(seed=1))[0], step(state, frozen, batch(seed=1))[0])
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    _, state = state_of()
+    checkpoints = Checkpoints(tmp_path, base="b", run="r", keep=2)
+    for number in (1, 2, 3):
+        checkpoints.save(state.replace(step=jnp.int32(number)), {})
+    assert checkpoints.latest() == 3
+    checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.isdigit()) == ["2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("base", "run", "what"),
+    [
+        ("other", "r", "base b, and this run has base other"),
+        ("b", "other", "run r, and this run has run other"),
+    ],
+)
+def test_another_base_or_run_is_refused(tmp_path: Path, base: str, run: str, what: str) -> None:
+    _, state = state_of()
+    for identity in (dict(base="b", run="r"), dict(base=base, run=run)):
+        checkpoints = Checkpoints(tmp_path, **identity)
+        if identity["base"] == "b" and identity["run"] == "r":
+            checkpoints.save(state.replace(step=jnp.int32(4)), {})
+        else:
+            with pytest.raises(
+                ValueError,
+                match=f"checkpoint at step 4 belongs to {what}.*delete the run's folder to start again",
+            ):
+                checkpoints.restore(state)
+        checkpoints.close()
+
+
+def test_arrays_of_other_shapes_are_refused_not_cut(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, base="b", run="r")
+    checkpoints.save(state_of()[1].replace(step=jnp.int32(4)), {})
+    for other in (state_of(rank=3)[1], state_of(whole=("head/kernel",))[1]):
+        with pytest.raises(
+            ValueError, match="checkpoint at step 4 holds other arrays than this run trains"
+        ):
+            checkpoints.restore(other)
+    checkpoints.close()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        OSError, match=r"Cannot make checkpoints in .*Give a folder that can be written"
+    ):
+        Checkpoints(tmp_path / "file" / "checkpoints", base="b", run="r")

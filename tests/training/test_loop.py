@@ -1,0 +1,263 @@
+"""Whole runs on a tiny encoder: every method learns, runs that are stopped or killed go on bit for
+bit, and divergence is named.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny_encoder import save_tiny_encoder, write_reviews
+from user_models import same_bits
+
+from lora_jax import load_adapter, load_run
+from lora_jax.config import Config, from_config_dict, to_dict
+from lora_jax.training.interrupted import Interrupted
+from lora_jax.training.loop import Diverged, train
+from lora_jax.training.metrics import MetricsLog
+from lora_jax.training.task import task_of
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def where(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    save_tiny_encoder(folder / "model")
+    write_reviews(folder / "reviews.csv")
+    return folder
+
+
+def config_of(where: Path, method: str, **optim: Any) -> Config:
+    return from_config_dict(
+        dict(
+            model=dict(name=str(where / "model")),
+            data=dict(name=str(where / "reviews.csv"), max_length=16, buckets=(16,)),
+            method=method,
+            lora=dict(rank=2, alpha=8.0, dropout=0.1 if method == "qlora" else 0.0),
+            quant=dict(format="nf4" if method == "qlora" else "none", block_size=4),
+            optim=dict(learning_rate=1e-2, head_learning_rate=1e-2) | optim,
+            train=dict(
+                total_steps=STEPS,
+                batch_size=16,
+                eval_batch_size=16,
+                log_every=3,
+                checkpoint_every=5,
+                eval_every=10,
+            ),
+        )
+    )
+
+
+def rows(folder: Path, split: str = "train") -> list[tuple[Any, ...]]:
+    """Every figure of the split's rows but the time."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        tuple(value for name, value in line.items() if name != "time")
+        for line in lines
+        if line["split"] == split
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(where: Path) -> tuple[Config, Path, dict[str, Any]]:
+    config = config_of(where, "qlora")
+    folder = where / "uninterrupted"
+    return config, folder, train(config, folder, quiet=True)
+
+
+# Parameters of the tiny encoder: 16 hidden, 24 wide, 2 layers, 19 words, 32 positions, 2 types, 2
+# classes.
+HEAD = 16 * 2 + 2
+LORA = HEAD + 2 * (2 * 4 * (16 + 16) + 2 * 2 * (16 + 24)) + 2 * (16 + 16)
+FULL = (
+    HEAD
+    + (19 + 32 + 2) * 16
+    + 2 * 16
+    + 2 * (4 * (16 * 16 + 16) + 2 * 16 * 24 + 24 + 16 + 4 * 16)
+    + 16 * 16
+    + 16
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "trained"), [("full", FULL), ("head", HEAD), ("lora", LORA), ("qlora", LORA)]
+)
+def test_every_method_trains_what_it_says_and_leaves_a_run_that_can_be_used(
+    where: Path, method: str, trained: int, uninterrupted: tuple[Config, Path, dict[str, Any]]
+) -> None:
+    config, folder = config_of(where, method), where / f"run-{method}"
+    if method == "qlora":
+        _, folder, result = uninterrupted
+    else:
+        result = train(config, folder, quiet=True)
+    assert result["trainable_parameters"] == trained and result["steps"] == STEPS
+    losses = [row[2] for row in rows(folder)]
+    assert [row[0] for row in rows(folder)] == list(range(1, STEPS + 1)) and np.isfinite(
+        losses
+    ).all()
+    if method != "head":
+        assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.02
+    assert [row[0] for row in rows(folder, "validation")] == [10, 20, STEPS]
+    # The base is measured from the arrays: 4 bits a weight and its scales under qlora, nothing
+    # under full.
+    if method == "full":
+        assert result["base_bytes"] == 0
+    else:
+        assert (
+            result["base_bits_per_weight"] == 32
+            if method != "qlora"
+            else 4 < result["base_bits_per_weight"] < 16
+        )
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    again = load_run(folder).evaluate("test")
+    assert again["accuracy"] == result["test_accuracy"] and again["loss"] == pytest.approx(
+        result["test_loss"], rel=1e-6
+    )
+    _, metadata = load_adapter(folder / "adapter")
+    assert metadata["base"] == task_of(config).base and json.loads(metadata["labels"]) == [
+        "neg",
+        "pos",
+    ]
+
+
+def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(
+    where: Path, uninterrupted: tuple[Config, Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, reference, expected = uninterrupted
+    folder, write = where / "stopped", MetricsLog.write
+
+    def stop_at_12(self: MetricsLog, step: int, split: str, values: Any) -> None:
+        write(self, step, split, values)
+        if step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(MetricsLog, "write", stop_at_12)
+    with pytest.raises(Interrupted, match="Stopped at step 13; a checkpoint was written") as caught:
+        train(config, folder, quiet=True)
+    monkeypatch.undo()
+    assert caught.value.step == 13 and len(rows(folder)) == 13 and not (folder / "adapter").exists()
+    assert signal.getsignal(signal.SIGTERM) is handler
+    result = train(config, folder, quiet=True)
+    assert rows(folder) == rows(reference) and rows(folder, "validation") == rows(
+        reference, "validation"
+    )
+    assert result["test_loss"] == expected["test_loss"]
+    assert same_bits(load_adapter(folder / "adapter")[0], load_adapter(reference / "adapter")[0])
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from lora_jax.config import from_config_dict
+from lora_jax.training.loop import train
+from lora_jax.training.metrics import MetricsLog
+write = MetricsLog.write
+def kill_at_12(self, step, split, values):
+    write(self, step, split, values)
+    if step == 12:
+        with open(self._path, "a") as file:
+            file.write('{"step": 13, "sp')  # what a kill in the middle of a write leaves
+        os.kill(os.getpid(), signal.SIGKILL)
+MetricsLog.write = kill_at_12
+train(from_config_dict(json.loads(sys.argv[1])), Path(sys.argv[2]), quiet=True)
+"""
+
+
+def test_a_run_killed_with_kill_9_goes_on_bit_for_bit(
+    where: Path, uninterrupted: tuple[Config, Path, dict[str, Any]]
+) -> None:
+    config, reference, _ = uninterrupted
+    folder = where / "killed"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(to_dict(config)), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert len(train_lines(folder)) == 12
+    train(config, folder, quiet=True)
+    assert rows(folder) == rows(reference) and rows(folder, "validation") == rows(
+        reference, "validation"
+    )
+    assert same_bits(load_adapter(folder / "adapter")[0], load_adapter(reference / "adapter")[0])
+
+
+def train_lines(folder: Path) -> list[str]:
+    return [
+        line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"train"' in line
+    ]
+
+
+def test_a_finished_run_that_is_started_again_trains_no_step_more(
+    uninterrupted: tuple[Config, Path, dict[str, Any]],
+) -> None:
+    config, folder, expected = uninterrupted
+    before = rows(folder), rows(folder, "validation"), rows(folder, "test")
+    result = train(config, folder, quiet=True)
+    assert (rows(folder), rows(folder, "validation"), rows(folder, "test")) == before
+    assert result["test_loss"] == expected["test_loss"] and result["tokens_per_second"] is None
+
+
+def test_a_run_is_not_resumed_by_another_configuration(
+    where: Path, uninterrupted: tuple[Config, Path, dict[str, Any]]
+) -> None:
+    config, folder, _ = uninterrupted
+    with pytest.raises(
+        ValueError, match="belongs to run .*, and this run has run .*Train in another folder"
+    ):
+        train(replace(config, optim=replace(config.optim, learning_rate=2e-2)), folder, quiet=True)
+
+
+def test_divergence_stops_the_run_and_names_the_step(where: Path) -> None:
+    folder = where / "diverged"
+    with pytest.raises(
+        Diverged, match=r"The loss at step 2 is nan .*training diverged. Lower optim.learning_rate"
+    ):
+        train(
+            config_of(
+                where, "lora", learning_rate=1e30, head_learning_rate=1e30, warmup_fraction=0.0
+            ),
+            folder,
+            quiet=True,
+        )
+    # The last sound step is logged; nothing broken is kept.
+    assert [row[0] for row in rows(folder)] == [1]
+    assert not (folder / "adapter").exists() and not [
+        path for path in (folder / "checkpoints").iterdir() if path.name.isdigit()
+    ]
+
+
+def test_a_run_padded_to_a_wider_one_has_the_losses_of_the_unpadded_run(where: Path) -> None:
+    narrow = replace(
+        config_of(where, "lora"),
+        lora=replace(config_of(where, "lora").lora, rank=1, targets="query+value"),
+    )
+    wide = replace(narrow, lora=replace(narrow.lora, rank=4, targets="all-linear"))
+    alone, padded = (
+        train(narrow, where / "alone", quiet=True),
+        train(narrow, where / "padded", wide=wide, quiet=True),
+    )
+    ours, theirs = ([row[2] for row in rows(where / name)] for name in ("padded", "alone"))
+    # Zero columns are summed in another order; Adam magnifies that over the steps.
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    for figure in ("trainable_parameters", "adapter_bytes", "base_bytes"):
+        assert alone[figure] == padded[figure]
+    one, two = (load_adapter(where / name / "adapter")[0] for name in ("alone", "padded"))
+    assert jax.tree.map(np.shape, one) == jax.tree.map(np.shape, two)
+
+
+def test_an_adapter_wider_than_its_group_is_refused(where: Path) -> None:
+    config = config_of(where, "lora")
+    wide = replace(config, lora=replace(config.lora, rank=1))
+    with pytest.raises(ValueError, match="Cannot pad an adapter of rank 2 to rank 1"):
+        train(config, where / "too-wide", wide=wide, quiet=True)

@@ -1,0 +1,56 @@
+"""Losses are sums with their weight: filler rows count nothing, and parts add up to the whole."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lora_jax import evaluate
+from lora_jax.training.losses import Sums, classification_sums
+
+RNG = np.random.default_rng(0)
+LOGITS, LABELS = (
+    jnp.asarray(RNG.standard_normal((6, 4)), jnp.float32),
+    jnp.asarray(RNG.integers(0, 4, 6), jnp.int32),
+)
+
+
+def test_the_loss_is_the_weighted_sum_of_cross_entropies_in_nats() -> None:
+    weight = jnp.asarray([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
+    sums = classification_sums(LOGITS, LABELS, weight)
+    logits, weights = np.asarray(LOGITS, np.float64), np.asarray(weight, np.float64)
+    each = np.log(np.exp(logits).sum(1)) - logits[np.arange(6), np.asarray(LABELS)]
+    right = logits.argmax(1) == np.asarray(LABELS)
+    assert float(sums.loss) == pytest.approx((each * weights).sum(), rel=1e-6)
+    assert float(sums.correct) == (right * weights).sum() and float(sums.weight) == 4
+
+
+def test_filler_rows_change_nothing_and_get_no_gradient() -> None:
+    weight = jnp.asarray([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    whole, part = (
+        classification_sums(LOGITS, LABELS, weight),
+        classification_sums(LOGITS[:3], LABELS[:3], weight[:3]),
+    )
+    assert np.allclose(jax.tree.leaves(whole), jax.tree.leaves(part), rtol=1e-6)
+    grad = jax.grad(lambda logits: classification_sums(logits, LABELS, weight).loss)(LOGITS)
+    assert not np.any(grad[3:]) and np.all(np.any(np.asarray(grad[:3]) != 0, axis=1))
+
+
+def test_low_precision_logits_are_summed_in_float32() -> None:
+    sums = classification_sums(LOGITS.astype(jnp.bfloat16), LABELS, jnp.ones(6))
+    assert sums.loss.dtype == jnp.float32
+
+
+def test_evaluation_weighs_batches_by_their_real_rows() -> None:
+    parts = [
+        Sums(*(jnp.float32(v) for v in values)) for values in ((3.0, 1.0, 2.0), (8.0, 5.0, 8.0))
+    ]
+    assert evaluate(lambda frozen, trainable, part: part, None, None, parts) == {
+        "loss": 1.1,
+        "accuracy": 0.6,
+        "examples": 10,
+    }
+    with pytest.raises(ValueError, match="Cannot evaluate on no batches"):
+        evaluate(lambda *_: None, None, None, [])
+    with pytest.raises(ValueError, match="every row of every batch is filler"):
+        evaluate(lambda frozen, trainable, part: Sums(*[jnp.float32(0)] * 3), None, None, [1])
