@@ -13,7 +13,7 @@ FILES = sorted((ROOT / "lora_jax").rglob("*.py"))
 
 # Each package with all that it may import of ours. Settings are plain data checked against two
 # tables of names.
-SETTINGS = {"config", "config_fields", "config_limits"}
+SETTINGS = {"config"}
 ADAPT = {"adapters", "kernels", "core"}
 ALLOWED: dict[str, set[str]] = {
     "core": {"core"},
@@ -23,9 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"data"},
     "cache": set(),
     "io": {"io", "core", "models", "data.text_tokenizers", "data.tokenizers", "cache"},
-    "config_fields": set(),
-    "config_limits": {"config_fields", "core.codebooks", "core.init", "data.tasks"},
-    "config": SETTINGS,
+    "config": {"config", "core.codebooks", "core.init", "data.tasks"},
     "evaluation": {"evaluation", "training", "generation", "data", "io", "models"} | ADAPT,
     "training": {"training", "evaluation", "data", "io", "models"} | SETTINGS | ADAPT,
     "generation": {"generation", "data", "io", "models"} | ADAPT,

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from lora_jax.config_fields import (
+from lora_jax.config.fields import (
     ADAPTERS,
     NO_FORMAT,
     Config,

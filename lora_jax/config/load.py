@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import hashlib
 import importlib.util
 import inspect
 import json
@@ -25,41 +24,14 @@ from typing import Any, Literal
 
 import ml_collections
 
-from lora_jax.config_fields import (
-    ADAPTERS,
-    NO_FORMAT,
-    TARGETS,
-    AdaLoraConfig,
-    BaselineConfig,
+from lora_jax.config.fields import (
     Config,
-    DataConfig,
-    DecodingConfig,
-    FieldsConfig,
-    HalvingConfig,
-    LearningRates,
-    LoraConfig,
-    Method,
-    MixturePart,
-    ModelConfig,
-    OptimConfig,
-    QuantConfig,
-    SearchConfig,
-    SweepConfig,
-    TrainConfig,
     choose,
     default_of,
     flatten,
     listed,
-    resolve_targets,
 )
-from lora_jax.config_limits import validate
-
-__all__ = [
-    "ADAPTERS", "NO_FORMAT", "TARGETS", "AdaLoraConfig", "BaselineConfig", "Config", "DataConfig", "DecodingConfig", "FieldsConfig", "HalvingConfig",
-    "LearningRates", "LoraConfig", "Method", "MixturePart", "ModelConfig", "OptimConfig", "QuantConfig", "SearchConfig", "SweepConfig", "TrainConfig",
-    "UnknownKeyError", "canonical", "config_hash", "describe", "flatten", "from_config_dict", "load_config", "read_value", "resolve_targets",
-    "split_items", "to_dict", "validate",
-]  # fmt: skip
+from lora_jax.config.limits import validate
 
 
 class UnknownKeyError(KeyError):
@@ -116,58 +88,6 @@ def describe(config: Config) -> list[tuple[str, Any, bool]]:
     """
     defaults = flatten(Config())
     return [(key, value, value != defaults[key]) for key, value in flatten(config).items()]
-
-
-_LATER = ("second_level", "scale_dtype")
-
-
-def canonical(config: Config) -> dict[str, Any]:
-    """What decides the numbers of a run, as a plain dict: equal for two configs exactly if they are
-    the same run.
-
-    Left out: `out`, `sweep`, `memory_budget` (what it chooses stands in other settings), `offload`
-    (where arrays wait), `train.log_every`, `train.checkpoint_every` (they change files, not
-    results), groups that the method does not read, and `epochs` when `total_steps` is set.
-    `eval_every` stays: the validation curve is a result. Named targets are replaced by their
-    regexes, and a head learning rate of None by the learning rate.
-    """
-    values = to_dict(from_config_dict(to_dict(config)))
-    for key in ("out", "sweep", "memory_budget"):
-        del values[key]
-    del values["model"]["offload"], values["optim"]["offload"]
-    for key in ("log_every", "checkpoint_every") + (
-        ("epochs",) if config.train.total_steps is not None else ()
-    ):
-        del values["train"][key]
-    if config.optim.head_learning_rate is None:
-        values["optim"]["head_learning_rate"] = values["optim"]["learning_rate"]
-    if config.method not in ADAPTERS:
-        del (
-            values["lora"],
-            values["optim"]["lora_plus_ratio"],
-            values["optim"]["adalora"],
-            values["optim"]["precondition_b"],
-        )
-    if config.method in ("full", "head", "bitfit", *ADAPTERS):
-        del values["baseline"]
-    if config.method in ADAPTERS:
-        values["lora"]["targets"] = resolve_targets(config.lora.targets)
-    if config.method == "qlora":
-        values["quant"]["targets"] = resolve_targets(config.quant.targets)
-        for key in _LATER:  # They came later: runs that do not use them keep their names.
-            if values["quant"][key] == getattr(QuantConfig, key):
-                del values["quant"][key]
-    else:
-        del values["quant"]
-    return values
-
-
-def config_hash(config: Config) -> str:
-    """The first 8 hex digits of the sha256 of `canonical(config)`: equal for equal runs, whatever
-    the order of keys.
-    """
-    text = json.dumps(canonical(config), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 # ---------------------------------------------------------------------------------------------- values against types
