@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from .completions import Completions, EncodedCompletions, group_numbers
-from .packing import PackedBatches, PlannedRows, pack
 from .text_tokenizers import TextTokenizer
+from .token_packing import PackedBatches, PlannedRows, pack
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
