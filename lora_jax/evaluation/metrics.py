@@ -37,15 +37,15 @@ def library(name: str, *, extra: str = "tasks", package: str | None = None) -> M
     """The module, or an error that names what to install.
 
     Raises:
-        ImportError: it is not installed.
+        ModuleNotFoundError: it is not installed.
     """
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
             f"This metric needs the package {package or name.partition('.')[0]!r}, which is not "
-            "installed. "
-            f"Install it with: pip install 'lora-jax[{extra}]'."
+            f"installed. Install it with: pip install 'lora-jax[{extra}]'.",
+            name=error.name,
         ) from error
 
 
