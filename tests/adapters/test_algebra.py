@@ -66,9 +66,9 @@ VARIANTS = {
 def variant(request: pytest.FixtureRequest):
     """(name, a trained adapter of one dense layer) of each variant."""
     import flax.linen as nn
-    from tests.adapt.zoo import moved
 
     from lora_jax.adapters.surgery import adapt
+    from tests.adapters.zoo import moved
 
     model, x = nn.Dense(6), jnp.ones((2, 8))
     params = model.init(jax.random.key(0), x)["params"]

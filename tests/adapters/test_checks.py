@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.adapt.zoo import deep, moved
 
 import lora_jax as lj
 from lora_jax.adapters.checks import (
@@ -21,6 +20,7 @@ from lora_jax.adapters.checks import (
     without_effect,
 )
 from lora_jax.adapters.surgery import adapt
+from tests.adapters.zoo import deep, moved
 
 RULE = r"layers/(up|down)/kernel"
 

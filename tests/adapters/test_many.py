@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.adapt.zoo import deep, kinds, moved
 
 import lora_jax as lj
 from lora_jax.adapters.many import apply_many, make_bank, replace_adapter
 from lora_jax.adapters.surgery import adapt
+from tests.adapters.zoo import deep, kinds, moved
 
 # The same sums in other shapes. The bound is what users are promised; outputs are around 5.
 CLOSE = 1e-5

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.adapt.zoo import deep, kinds, moved
 
 import lora_jax as lj
 from lora_jax.adapters.merge import compare_outputs, merge, merge_quantized
 from lora_jax.adapters.requantize import requantize
 from lora_jax.adapters.surgery import adapt
+from tests.adapters.zoo import deep, kinds, moved
 
 SPECS = {
     "lora": lj.LoraSpec(rank=3, alpha=5.0),
