@@ -21,14 +21,15 @@ ALLOWED: dict[str, set[str]] = {
     "adapters": ADAPT,
     "models": {"models", "core.order", "core.notice"},
     "data": {"data"},
+    "metrics": {"metrics"},
     "cache": set(),
     "io": {"io", "core", "models", "data.text_tokenizers", "data.tokenizers", "cache"},
     "config": {"config", "core.codebooks", "core.init", "data.tasks"},
     "evaluation": {"evaluation", "training", "generation", "data", "io", "models"} | ADAPT,
-    "training": {"training", "evaluation", "data", "io", "models"} | SETTINGS | ADAPT,
+    "training": {"training", "metrics", "evaluation", "data", "io", "models"} | SETTINGS | ADAPT,
     "generation": {"generation", "data", "io", "models"} | ADAPT,
     "analysis": {"analysis", "training", "evaluation", "data", "io", "models"} | SETTINGS | ADAPT,
-    "sweeps": {"sweeps", "analysis", "training", "evaluation", "data", "io", "models"}
+    "sweeps": {"sweeps", "analysis", "training", "metrics", "evaluation", "data", "io", "models"}
     | SETTINGS
     | ADAPT,
     "claims": {

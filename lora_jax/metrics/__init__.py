@@ -1,0 +1,1 @@
+"""How good: scores with a direction and a unit, and what computes them."""

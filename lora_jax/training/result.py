@@ -1,0 +1,226 @@
+"""What a finished run is: its scores, sizes and times, as result.json keeps them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from lora_jax.metrics.score import Score
+
+VERSION = 2  # 1 was a flat object: test_accuracy, test_loss, ...; it is read as it is
+_OLD_SCORE = re.compile(r"(train|validation|test)_(\w+)")
+_LOWER_IS_BETTER = ("loss", "perplexity", "ter")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The measured result of a run, `scores[split][metric]`.
+
+    `primary` is the metric to report first: the task names it, and its Score says which way is
+    better and what was counted. `examples` are records of each split.
+
+    Sizes are of the arrays as stored. peak_bytes: arguments, outputs and temporaries of the largest
+    compiled training step. peak_rss_bytes: of the whole process, whatever it did before. seconds:
+    of the whole run, of which compile_seconds compiled and training_seconds went into training
+    steps that were compiled already. tokens_per_second: real ones, over training_seconds. stacked:
+    how many runs stood side by side in one program; times and memory are then this run's share.
+    """
+
+    scores: Mapping[str, Mapping[str, Score]]
+    primary: str = "accuracy"
+    examples: Mapping[str, int] = field(default_factory=dict)
+    steps: int | None = None
+    trainable_parameters: int | None = None
+    base_bytes: int | None = None
+    base_bits_per_weight: float | None = None
+    adapter_bytes: int | None = None
+    peak_bytes: int | None = None
+    peak_rss_bytes: int | None = None
+    tokens_per_second: float | None = None
+    seconds: float | None = None
+    compile_seconds: float | None = None
+    training_seconds: float | None = None
+    padding_fraction: float | None = None
+    stacked: int | None = None
+    note: str = ""
+
+    def score(self, split: str, name: str | None = None) -> Score:
+        """The split's score of that name, by default of the primary metric.
+
+        Raises:
+            KeyError: the run has no such score; those that it has are named.
+        """
+        name = self.primary if name is None else name
+        if name not in self.scores.get(split, {}):
+            there = ", ".join(f"{s} {n}" for s, named in self.scores.items() for n in named)
+            raise KeyError(f"The run has no {split} {name}. It has: {there or 'no score'}.")
+        return self.scores[split][name]
+
+    def value(self, split: str, name: str | None = None) -> float:
+        """`score(split, name).value`."""
+        return self.score(split, name).value
+
+    def row(self) -> dict[str, Any]:
+        """A flat row of a table: every score as `test_accuracy`, the primary's name, sizes and
+        times.
+        """
+        flat: dict[str, Any] = {"primary": self.primary}
+        flat |= {
+            f"{split}_{name}": score.value
+            for split, named in self.scores.items()
+            for name, score in named.items()
+        }
+        flat |= {f"examples.{split}": count for split, count in self.examples.items()}
+        return flat | {name: getattr(self, name) for name in _NUMBERS} | {"note": self.note}
+
+    def to_json(self) -> dict[str, Any]:
+        """What result.json holds; a value that is no finite number becomes null."""
+        scores = {
+            split: {
+                name: score.to_json() | {"value": score.value if score.is_finite else None}
+                for name, score in named.items()
+            }
+            for split, named in self.scores.items()
+        }
+        sizes = {name: getattr(self, name) for name in _NUMBERS}
+        return {
+            "version": VERSION, "primary": self.primary, "scores": scores,
+            "examples": dict(self.examples), **sizes, "note": self.note,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(
+        cls, content: Mapping[str, Any], config: Mapping[str, Any] | None = None
+    ) -> RunResult:
+        """The result that result.json holds, of this version or of the flat one before it.
+
+        Args:
+            config: the run's settings, as config.json has them: an old result does not name its
+                primary metric and its units, its data's settings do.
+
+        Raises:
+            ValueError: a field has another type, the version is not known, or there is no score of
+                the primary metric.
+        """
+        version = content.get("version", 1)
+        if version not in (1, VERSION):
+            raise ValueError(
+                f"result.json has version {version!r}; this version of lora_jax reads 1 and {VERSION}"
+            )
+        scores = _old_scores(content, config or {}) if version == 1 else _scores(content)
+        primary = (
+            _old_primary(scores, config or {})
+            if version == 1
+            else _typed(content, "primary", str, None)
+        )
+        if primary not in scores.get("test", {}):
+            raise ValueError(f"result.json holds no test {primary}, which is to be reported")
+        return cls(
+            scores=scores,
+            primary=primary,
+            examples=_examples(content),
+            note=_typed(content, "note", str, ""),
+            **{name: _typed(content, name, (int, float), None) for name in _NUMBERS},
+        )
+
+
+_NUMBERS = tuple(
+    one.name
+    for one in fields(RunResult)
+    if one.name not in ("scores", "primary", "examples", "note")
+)
+
+
+def _typed(content: Mapping[str, Any], name: str, kind: Any, otherwise: Any) -> Any:
+    value = content.get(name)
+    if value is None:
+        return otherwise
+    # True and False are ints to Python, and none of these fields is a yes or no.
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"result.json needs another type in {name!r}, got {value!r}")
+    return value
+
+
+def _object(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = content.get(name) or {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"result.json needs an object in {name!r}, got {value!r}")
+    return value
+
+
+def _examples(content: Mapping[str, Any]) -> dict[str, int]:
+    counts = _object(content, "examples")
+    return {split: _typed(counts, split, (int, float), 0) for split in counts}
+
+
+def _scores(content: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
+    found: dict[str, dict[str, Score]] = {}
+    for split, named in _object(content, "scores").items():
+        found[split] = {}
+        for name in named if isinstance(named, Mapping) else ():
+            entry = _object(named, name)
+            found[split][name] = Score(
+                name,
+                _typed(entry, "value", (int, float), math.nan),
+                bool(entry.get("higher_is_better", True)),
+                _typed(entry, "unit", str, "records"),
+                _typed(entry, "count", (int, float), 0),
+                bool(entry.get("share", False)),
+            )
+    return found
+
+
+# --- Version 1: a flat object that was written before a task named its metric.
+
+
+def _old_scores(
+    content: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, dict[str, Score]]:
+    counts, found = _examples(content), {}
+    named = [(match, key) for key in content if (match := _OLD_SCORE.fullmatch(key))]
+    names = {match[2] for match, _ in named}
+    unit = _old_unit(names, config)
+    for match, key in named:
+        split, name = match.groups()
+        # Loss and accuracy were means over what the loss counts; other metrics were of records.
+        counted = unit if name in ("loss", "accuracy") else "records"
+        found.setdefault(split, {})[name] = Score(
+            name,
+            _typed(content, key, (int, float), math.nan),
+            name not in _LOWER_IS_BETTER,
+            counted,
+            counts.get(split, 0),
+            share=name == "accuracy" and counted == "records",
+        )
+    return found
+
+
+def _old_unit(names: set[str], config: Mapping[str, Any]) -> str:
+    """What the loss was a mean over."""
+    data, metrics = config.get("data") or {}, _old_metrics(config)
+    # An encoder with a recipe was scored by all of its metrics; a language model by none.
+    language = data.get("task") == "completion" or data.get("mixture")
+    if language or (metrics is not None and not names.issuperset(metrics or ("a metric",))):
+        return "tokens"
+    return "words" if "token_f1" in names else "records"
+
+
+def _old_primary(scores: Mapping[str, Mapping[str, Score]], config: Mapping[str, Any]) -> str:
+    there = scores.get("test", {})
+    if "loss" in there and there["loss"].unit == "tokens":
+        return "loss"
+    return next((name for name in _old_metrics(config) or () if name in there), "accuracy")
+
+
+def _old_metrics(config: Mapping[str, Any]) -> Sequence[str] | None:
+    """The metrics of the data's recipe for an encoder, the one to report first; None without a
+    recipe.
+    """
+    from lora_jax.data.tasks import RECIPES
+
+    data = config.get("data") or {}
+    recipe = RECIPES.get(data.get("recipe"))
+    return None if recipe is None else tuple(data.get("metrics") or recipe.metrics)
