@@ -64,9 +64,9 @@ def training_step(
     from lora_jax.io.decoder_weights import load_decoder
     from lora_jax.io.weights import load_encoder
     from lora_jax.models.encoder import Encoder
+    from lora_jax.tasks.kinds import loss_of
     from lora_jax.training.allocator import keep_freed_memory
     from lora_jax.training.compile import Program
-    from lora_jax.training.kinds import loss_of
 
     keep_freed_memory()
     dtype = jnp.bfloat16 if precision.endswith("bf16") else jnp.float32

@@ -18,7 +18,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from lora_jax import resolve
-from lora_jax.evaluation.harness import HarnessModel
+from lora_jax.tasks.harness import HarnessModel
 
 
 def nats(answer: float | tuple[float, bool]) -> float:

@@ -70,7 +70,7 @@ def main() -> None:
 def answer_together(runs: dict) -> None:
     """One prompt of every domain in one batch, each with its own adapter, from one base."""
     first = next(iter(runs.values()))
-    rank = max(leaf.rank for run in runs.values() for leaf in run.lora.values())
+    rank = max(leaf.rank for run in runs.values() for leaf in run.trainable.values())
     texts = TextGenerator(
         first.task.model,
         first.frozen,
@@ -81,7 +81,7 @@ def answer_together(runs: dict) -> None:
     )
     prompts = []
     for name, run in runs.items():
-        texts.add(name, run.lora)
+        texts.add(name, run.trainable)
         prompts.append(run.task.records["test"].prompts[0].rstrip() + "\n")
     for name, answer in zip(
         runs, texts.generate(prompts, max_new=24, adapters=list(runs), stop=["\n"])

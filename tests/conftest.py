@@ -28,6 +28,8 @@ install_import_hook(
         "lora_jax.kernels",
         "lora_jax.adapters",
         "lora_jax.data",
+        "lora_jax.metrics",
+        "lora_jax.tasks",
         "lora_jax.training",
         "lora_jax.evaluation",
     ],
@@ -75,7 +77,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
     from lora_jax.io.weights import save_encoder
     from lora_jax.models.encoder import Encoder, EncoderConfig
-    from lora_jax.training.task import example_inputs
+    from lora_jax.tasks.task import example_inputs
 
     folder = tmp_path_factory.mktemp("tiny")
     good, bad = ("fine", "great", "warm", "bright"), ("dull", "weak", "cold", "grim")

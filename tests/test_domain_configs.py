@@ -10,13 +10,13 @@ from tiny_encoder import save_tiny_encoder
 from tiny_language import write_tiny_model
 from tiny_tasks import write_task
 
+from lora_jax.analysis.domains import adapter_matrix, home_wins
 from lora_jax.config import from_config_dict, load_config
-from lora_jax.evaluation.adapters import adapter_matrix, home_wins
 from lora_jax.generation.text import TextGenerator
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.runner import run_sweep
 from lora_jax.sweeps.store import RunStore
-from lora_jax.training.language_task import examples_of
+from lora_jax.tasks.language_task import examples_of
 from lora_jax.training.saved import load_run
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "domains"

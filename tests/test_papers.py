@@ -18,7 +18,7 @@ from lora_jax.core.quantize import QuantizedArray
 from lora_jax.sweeps.grid import expand
 from lora_jax.sweeps.runner import run_sweep
 from lora_jax.sweeps.store import RunStore
-from lora_jax.training.task import Task, select, task_of
+from lora_jax.tasks.task import Task, select, task_of
 
 FOLDER = Path(__file__).parents[1] / "configs" / "papers"
 FILES = ("lora_glue", "lora_gpt2", "lora_gpt3", "qlora")

@@ -8,7 +8,7 @@ from flax import linen as nn
 from lora_jax import LoraSpec, adapt, apply, create_state, make_optimizer, make_train_step
 from lora_jax.claims.protocol import Claim, Finding
 from lora_jax.config import OptimConfig
-from lora_jax.training.losses import Sums
+from lora_jax.tasks.losses import Sums
 
 CLAIM = Claim(
     id="C23",

@@ -9,10 +9,10 @@ import numpy as np
 from lora_jax import make_optimizer, make_train_step
 from lora_jax.claims import small_model
 from lora_jax.claims.protocol import Claim, Finding, Reason, with_
-from lora_jax.training.kinds import batches_of, loss_of
+from lora_jax.tasks.kinds import batches_of, loss_of
+from lora_jax.tasks.task import task_of
 from lora_jax.training.loop import initial_state
 from lora_jax.training.optim import structure_of
-from lora_jax.training.task import task_of
 
 CLAIM = Claim(
     id="C41",

@@ -23,7 +23,7 @@ from lora_jax.models.deberta import DebertaConfig
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.decoder_config import DecoderConfig
 from lora_jax.models.encoder import Encoder, EncoderConfig
-from lora_jax.training.task import example_inputs
+from lora_jax.tasks.task import example_inputs
 
 ALL_LINEAR = r"layers/.*/kernel"  # as QLoRA means it: without the embedding and the head
 

@@ -14,7 +14,7 @@ from lora_jax.claims.protocol import Run
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten
 from lora_jax.io.adapter import load_adapter
-from lora_jax.training.task import task_of
+from lora_jax.tasks.task import task_of
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     JSON.
     """
     from lora_jax.evaluation.comparison import compare, intervals, verdict
-    from lora_jax.evaluation.predictions import save_predictions
+    from lora_jax.tasks.predictions import save_predictions
     from lora_jax.training.saved import load_run
 
     if arguments.examples is not None and arguments.examples < 1:
@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
             ],
         }
     if arguments.forgetting:
-        from lora_jax.evaluation.forgetting import forgetting
+        from lora_jax.analysis.forgetting import forgetting
 
         out["forgetting"] = forgetting(
             loaded, arguments.forgetting, examples=arguments.examples, **options
@@ -135,8 +135,8 @@ def _over_seeds(
 
 
 def _predictions(loaded: Any, arguments: argparse.Namespace, *, adapter: bool) -> Any:
-    from lora_jax.evaluation.generation import generate_predictions
-    from lora_jax.evaluation.predictions import predict
+    from lora_jax.tasks.generated import generate_predictions
+    from lora_jax.tasks.predictions import predict
 
     trainable = loaded.trainable
     if not adapter:
@@ -182,7 +182,7 @@ def _contamination(
     from lora_jax.data.contamination import find_contamination
     from lora_jax.data.preview import texts_of
     from lora_jax.evaluation.comparison import intervals
-    from lora_jax.evaluation.predictions import Predictions
+    from lora_jax.tasks.predictions import Predictions
 
     records = loaded.task.records
     found = find_contamination(

@@ -151,7 +151,7 @@ class DataConfig:
         None  # classes in the order of their ids; None = the data set's, or those of train, sorted
     )
     metrics: tuple[str, ...] | None = (
-        # names in lora_jax.evaluation.metrics.METRICS, the one to report first; None = the recipe's
+        # names in lora_jax.metrics.table.METRICS, the one to report first; None = the recipe's
         None
     )
     decoding: DecodingConfig = DecodingConfig()

@@ -4,6 +4,7 @@ and closed to writing when they are full.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from lora_jax.core.notice import say_once
 
 _ALIGNMENT = 64  # bytes; XLA on a CPU copies what is not aligned so
 
@@ -44,3 +47,20 @@ def to_device(array: Any) -> jax.Array:
     while isinstance(part, np.ndarray) and not part.flags.writeable:
         part = part.base
     return jax.device_put(array) if part is None else jnp.asarray(array)
+
+
+@functools.cache
+def can_offload() -> bool:
+    """Whether the default device has a host memory to move arrays to; where it has none, that is
+    printed once, with the reason.
+    """
+    device = jax.devices()[0]
+    kinds = sorted(memory.kind for memory in device.addressable_memories())
+    if device.platform == "cpu":
+        say_once("nothing is offloaded: the device is a CPU, whose memory is the host's.")
+    elif "pinned_host" not in kinds:
+        say_once(
+            f"nothing is offloaded: {device.device_kind} has memories {', '.join(kinds)}, and "
+            "offloading needs 'pinned_host'."
+        )
+    return device.platform != "cpu" and "pinned_host" in kinds

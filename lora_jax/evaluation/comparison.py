@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.evaluation.metrics import METRICS, perplexity
-from lora_jax.evaluation.predictions import Predictions
 from lora_jax.evaluation.statistics import (
     Interval,
     bootstrap,
@@ -17,6 +15,8 @@ from lora_jax.evaluation.statistics import (
     paired_bootstrap,
     paired_means,
 )
+from lora_jax.metrics.table import METRICS, perplexity
+from lora_jax.tasks.predictions import Predictions
 
 
 def intervals(

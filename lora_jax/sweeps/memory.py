@@ -36,7 +36,8 @@ def predicted(wide: Config, slots: int) -> Predicted:
     """What `slots` runs in the shapes of `wide` need. Compiles one training step; the same program
     then trains.
     """
-    from lora_jax.training.kinds import batches_of
+    from lora_jax.tasks.kinds import batches_of
+    from lora_jax.tasks.task import task_of
     from lora_jax.training.loop import (
         initial_state,
         one_batch_a_shape,
@@ -44,7 +45,6 @@ def predicted(wide: Config, slots: int) -> Predicted:
         steps_of,
         structure_of_steps,
     )
-    from lora_jax.training.task import task_of
 
     task = task_of(wide)
     steps = steps_of(wide, task)

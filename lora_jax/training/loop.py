@@ -26,14 +26,15 @@ from lora_jax.config import Config, OptimConfig, config_hash
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, bytes_of
 from lora_jax.data import total_steps
-from lora_jax.evaluation.evaluators import evaluate
-from lora_jax.evaluation.predictions import metric_scores
 from lora_jax.io.adapter import save_adapter
+from lora_jax.tasks.kinds import batches_of, loss_of
+from lora_jax.tasks.predictions import metric_scores
+from lora_jax.tasks.task import Task, forget_tasks, select, task_of, widest_factors
 from lora_jax.training.allocator import release_above, release_freed_memory, resident_bytes
 from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.compile import Program, lanes_for
+from lora_jax.training.evaluate import evaluate
 from lora_jax.training.interrupted import Interrupted, stop_signals
-from lora_jax.training.kinds import batches_of, loss_of
 from lora_jax.training.metrics import MetricsLog
 from lora_jax.training.optim import make_optimizer, structure_of
 from lora_jax.training.progress import TrainingBar
@@ -45,7 +46,6 @@ from lora_jax.training.step import (
     make_stacked_step,
     make_train_step,
 )
-from lora_jax.training.task import Task, forget_tasks, select, task_of, widest_factors
 
 # how far the process may be above what its largest step needs before freed memory is given back
 _SPARE = 1.25

@@ -12,8 +12,9 @@ from typing import Any
 import jax
 
 from lora_jax.config import ADAPTERS, NO_FORMAT, Config
+from lora_jax.tasks.kinds import batches_of
+from lora_jax.tasks.task import Task, task_of
 from lora_jax.training import allocator
-from lora_jax.training.kinds import batches_of
 from lora_jax.training.loop import (
     initial_state,
     one_batch_a_shape,
@@ -21,7 +22,6 @@ from lora_jax.training.loop import (
     steps_of,
     structure_of_steps,
 )
-from lora_jax.training.task import Task, task_of
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _FORMATS = (NO_FORMAT, "int8", "nf4")  # from exact to small

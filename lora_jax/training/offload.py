@@ -4,32 +4,12 @@ the model.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
 import optax
 
-from lora_jax.core.notice import say_once
-
 MIN_SIZE = 4096  # numbers; smaller arrays are not worth a transfer
-
-
-@functools.cache
-def can_offload() -> bool:
-    """Whether the default device has a host memory to move arrays to; where it has none, that is
-    printed once, with the reason.
-    """
-    device = jax.devices()[0]
-    kinds = sorted(memory.kind for memory in device.addressable_memories())
-    if device.platform == "cpu":
-        say_once("nothing is offloaded: the device is a CPU, whose memory is the host's.")
-    elif "pinned_host" not in kinds:
-        say_once(
-            f"nothing is offloaded: {device.device_kind} has memories {', '.join(kinds)}, and "
-            "offloading needs 'pinned_host'."
-        )
-    return device.platform != "cpu" and "pinned_host" in kinds
 
 
 def in_host_memory(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -16,9 +16,10 @@ from jaxtyping import Array
 
 from lora_jax.adapters.apply import Trainables
 from lora_jax.config import OptimConfig
+from lora_jax.core.host import can_offload
 from lora_jax.core.lowrank import LowRank, array_fields
 from lora_jax.training.adam8bit import scale_by_adam8bit
-from lora_jax.training.offload import can_offload, in_host_memory
+from lora_jax.training.offload import in_host_memory
 from lora_jax.training.variants import adalora, precondition_b
 
 Trainable = dict[str, Any]

@@ -14,13 +14,13 @@ from lora_jax.adapters.checks import check_effect
 from lora_jax.config import Config, from_config_dict
 from lora_jax.core.lowrank import LowRank
 from lora_jax.data.completions import Completions, EncodedCompletions, read_completions
-from lora_jax.evaluation.evaluators import evaluate
 from lora_jax.io.adapter import load_adapter
+from lora_jax.tasks.kinds import batches_of, loss_of
+from lora_jax.tasks.language_task import data_file, encode_for
+from lora_jax.tasks.task import Task, select, task_of
 from lora_jax.training.compile import Program
-from lora_jax.training.kinds import batches_of, loss_of
-from lora_jax.training.language_task import data_file, encode_for
+from lora_jax.training.evaluate import evaluate
 from lora_jax.training.step import make_eval_step
-from lora_jax.training.task import Task, select, task_of
 
 
 @dataclass(frozen=True)

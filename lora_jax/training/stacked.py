@@ -27,12 +27,13 @@ from lora_jax.config import NO_FORMAT, Config, config_hash
 from lora_jax.core.init import initializer_named
 from lora_jax.core.paths import flatten, unflatten
 from lora_jax.core.quantize import bytes_of
-from lora_jax.evaluation.evaluators import evaluate
 from lora_jax.io.adapter import save_adapter
+from lora_jax.tasks.kinds import batches_of
+from lora_jax.tasks.task import Task, select, task_of, widest_factors
 from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.compile import lanes_for
+from lora_jax.training.evaluate import evaluate
 from lora_jax.training.interrupted import Interrupted, stop_signals
-from lora_jax.training.kinds import batches_of
 from lora_jax.training.loop import (
     Programs,
     check_finite,
@@ -48,7 +49,6 @@ from lora_jax.training.optim import make_optimizer
 from lora_jax.training.progress import TrainingBar
 from lora_jax.training.sharing import differences, stack_key
 from lora_jax.training.step import TrainState, create_state
-from lora_jax.training.task import Task, select, task_of, widest_factors
 
 
 @dataclass(frozen=True)

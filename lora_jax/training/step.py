@@ -12,7 +12,7 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from lora_jax.adapters.apply import Trainables
-from lora_jax.training.losses import Sums
+from lora_jax.tasks.losses import Sums
 from lora_jax.training.optim import combine, partition
 
 LossFn = Callable[[Any, Trainables, Any, jax.Array | None], tuple[Array, Sums]]

@@ -170,8 +170,8 @@ def test_arms_are_compared_example_by_example(tmp_path):
 
 def test_padded_and_sorted_batches_give_each_classified_example_its_own_loss(tiny):
     from lora_jax.config import load_config
+    from lora_jax.tasks.task import task_of
     from lora_jax.training.loop import initial_state
-    from lora_jax.training.task import task_of
 
     default = Path(__file__).parents[2] / "configs" / "default.py"
     config = load_config(str(default), [f"{key}={value}" for key, value in tiny.items()])

@@ -11,8 +11,8 @@ from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantSpec, bytes_of
 from lora_jax.models.encoder import Encoder, EncoderConfig
+from lora_jax.tasks.losses import classifier_loss
 from lora_jax.training.compile import Program
-from lora_jax.training.losses import classifier_loss
 
 CONFIG = EncoderConfig(
     vocab_size=32, hidden_size=256, num_layers=12, num_heads=4, intermediate_size=1024, max_positions=16, num_classes=2

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from lora_jax import LoraSpec, QuantSpec, adapt, apply
 from lora_jax.config import OptimConfig
-from lora_jax.training.losses import Sums, classification_sums
+from lora_jax.tasks.losses import Sums, classification_sums
 
 IN, WIDE, CLASSES = 6, 8, 3
 

@@ -30,9 +30,9 @@ from lora_jax.config import from_config_dict
 from lora_jax.core.blockwise import BLOCK, Blockwise, restored
 from lora_jax.core.codebooks import dynamic_map
 from lora_jax.core.init import initialize
+from lora_jax.tasks.losses import Sums
 from lora_jax.training.adam8bit import block_axes, scale_by_adam8bit
 from lora_jax.training.checkpoint import Checkpoints
-from lora_jax.training.losses import Sums
 from lora_jax.training.sharing import differences
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "adam8bit.npz")

@@ -18,7 +18,7 @@ from lora_jax.data.token_packing import PackedBatches
 from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.models.decoder import Decoder
-from lora_jax.training.language_loss import language_loss
+from lora_jax.tasks.language_loss import language_loss
 from lora_jax.training.loop import train
 from lora_jax.training.saved import load_run
 

@@ -19,10 +19,10 @@ from user_models import same_bits
 
 from lora_jax import load_adapter, load_run
 from lora_jax.config import Config, from_config_dict, to_dict
+from lora_jax.tasks.task import task_of
 from lora_jax.training.interrupted import Interrupted
 from lora_jax.training.loop import Diverged, train
 from lora_jax.training.metrics import MetricsLog
-from lora_jax.training.task import task_of
 
 STEPS = 24
 

@@ -11,8 +11,8 @@ from tiny_encoder import save_tiny_encoder
 from tiny_tasks import write_task
 
 from lora_jax.config import config_hash, from_config_dict
+from lora_jax.tasks.task import task_of
 from lora_jax.training.memory import estimate, fit_budget, parse_bytes
-from lora_jax.training.task import task_of
 
 NOTHING = lambda: (0, 0)
 

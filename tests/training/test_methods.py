@@ -19,8 +19,8 @@ from lora_jax.core.boxes import Whole
 from lora_jax.data.tokenizers import Encoded
 from lora_jax.io.adapter import load_adapter
 from lora_jax.models.encoder import Encoder, EncoderConfig
+from lora_jax.tasks.task import Task, example_inputs, select
 from lora_jax.training import loop
-from lora_jax.training.task import Task, example_inputs, select
 
 SIZES = EncoderConfig(
     vocab_size=30,

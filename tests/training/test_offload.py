@@ -23,12 +23,13 @@ from lora_jax import (
     make_train_step,
 )
 from lora_jax.config import Config, ModelConfig, OptimConfig, config_hash, from_config_dict
+from lora_jax.core import host
 from lora_jax.core.init import initialize
 from lora_jax.core.notice import say_once
 from lora_jax.models.decoder_config import DecoderConfig
+from lora_jax.tasks.losses import Sums
 from lora_jax.training import offload, optim
 from lora_jax.training.checkpoint import Checkpoints
-from lora_jax.training.losses import Sums
 from lora_jax.training.sharing import differences
 
 # The CPU backend has memory of the kind 'pinned_host' too, which makes the moves real, if of no
@@ -141,9 +142,9 @@ def test_block_inputs_wait_in_host_memory_and_gradients_are_the_same(kind: str, 
 
 
 def test_a_cpu_says_why_it_does_not_offload(capsys: pytest.CaptureFixture[str]) -> None:
-    offload.can_offload.cache_clear()
+    host.can_offload.cache_clear()
     say_once.cache_clear()
-    assert not offload.can_offload()
+    assert not host.can_offload()
     make_optimizer(OptimConfig(offload=True), 10), make_optimizer(OptimConfig(offload=True), 10)
     assert (
         capsys.readouterr().err

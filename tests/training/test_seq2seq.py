@@ -21,15 +21,15 @@ from lora_jax.data.completions import Completions, read_completions
 from lora_jax.data.pairs import PairBatches, encode_pairs
 from lora_jax.data.tasks import Decoding
 from lora_jax.data.token_packing import pack
-from lora_jax.evaluation.generation import generate_predictions
-from lora_jax.evaluation.predictions import load_predictions
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.io.t5 import load_t5
 from lora_jax.models.t5 import T5
-from lora_jax.training.language_loss import hidden_inputs, language_loss
+from lora_jax.tasks.generated import generate_predictions
+from lora_jax.tasks.language_loss import hidden_inputs, language_loss
+from lora_jax.tasks.predictions import load_predictions
+from lora_jax.tasks.task import select, task_of
 from lora_jax.training.loop import train
 from lora_jax.training.saved import load_run
-from lora_jax.training.task import select, task_of
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
-    from lora_jax.evaluation.harness import HarnessModel
+    from lora_jax.tasks.harness import HarnessModel
 
     folder = write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
@@ -82,8 +82,8 @@ def test_a_local_task_runs_with_a_quantised_base_and_an_adapter(models, tmp_path
     from lm_eval.tasks import TaskManager
 
     from lora_jax import LoraSpec, QuantSpec, adapt
-    from lora_jax.evaluation.harness import HarnessModel
     from lora_jax.io.adapter import save_adapter
+    from lora_jax.tasks.harness import HarnessModel
 
     ours, theirs, folder = models
     rows = [{"q": text, "choices": ["yes", "no"], "gold": n % 2} for n, text in enumerate(TEXTS)]

@@ -13,12 +13,12 @@ from typing import Any
 
 import jax
 
-from lora_jax.evaluation.generation import cut_greedily
-from lora_jax.evaluation.metrics import library
-from lora_jax.evaluation.token_scores import score_continuations
 from lora_jax.generation.engine import Generator
 from lora_jax.generation.sampling import Sampling
+from lora_jax.metrics.table import library
 from lora_jax.models.decoder import Decoder
+from lora_jax.tasks.continuations import score_continuations
+from lora_jax.tasks.generated import cut_greedily
 
 _MODEL = library("lm_eval.api.model", extra="harness", package="lm_eval")
 _UTILS = library("lm_eval.utils", extra="harness", package="lm_eval")
@@ -63,7 +63,7 @@ class HarnessModel(_MODEL.TemplateLM):
     @classmethod
     def of_run(cls, run: Any, **options: Any) -> HarnessModel:
         """The model of a finished run, as `lora_jax.load_run` gives it."""
-        return cls(run.task.model, run.frozen, run.task.tokenizer, run.lora, **options)
+        return cls(run.task.model, run.frozen, run.task.tokenizer, run.trainable, **options)
 
     @classmethod
     def load(

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from lora_jax.evaluation.comparison import compare, intervals
-from lora_jax.evaluation.predictions import predict
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.t5 import T5
+from lora_jax.tasks.predictions import predict
 
 
 def forgetting(
@@ -41,7 +41,7 @@ def forgetting(
     encoded, records = run.encode_other(data)
     other = replace(task, splits={"other": encoded}, records={"other": records}, recipe=None)
     size = run.config.train.eval_batch_size
-    after = predict(other, run.frozen, run.lora, "other", batch_size=size, examples=examples)
+    after = predict(other, run.frozen, run.trainable, "other", batch_size=size, examples=examples)
     before = predict(
         other, run.frozen, run.without_adapter(), "other", batch_size=size, examples=examples
     )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lora_jax.evaluation.metrics import check_pairs, library
+from lora_jax.metrics.table import check_pairs, library
 
 Texts = Sequence[str]
 References = Sequence[Sequence[str]]
@@ -241,7 +241,7 @@ def meteor(predictions: Texts, references: References) -> float:
         ImportError: pycocoevalcap, which ships the program, is not installed. FileNotFoundError:
             there is no `java`.
     """
-    from lora_jax.evaluation.meteor import meteor_score
+    from lora_jax.metrics.meteor import meteor_score
 
     check_pairs(predictions, references)
     join = lambda text: " ".join(caption_words(text))

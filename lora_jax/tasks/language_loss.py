@@ -17,7 +17,7 @@ from lora_jax.core.lowrank import LowRank
 from lora_jax.kernels.vocab_loss import CHUNK, vocabulary_loss
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.t5 import T5
-from lora_jax.training.losses import Sums
+from lora_jax.tasks.losses import Sums
 
 
 def language_loss(model: Decoder | T5, *, chunk: int = CHUNK) -> Any:

@@ -20,8 +20,8 @@ from lora_jax.io.encoder_tokenizer import load_tokenizer
 from lora_jax.io.hub import resolve
 from lora_jax.io.weights import load_encoder
 from lora_jax.models.encoder import Encoder
-from lora_jax.training.language_task import examples_of
-from lora_jax.training.task import Task, build_options, check_sizes, example_inputs
+from lora_jax.tasks.language_task import examples_of
+from lora_jax.tasks.task import Task, build_options, check_sizes, example_inputs
 
 
 @functools.lru_cache(maxsize=1)

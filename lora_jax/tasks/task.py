@@ -23,6 +23,7 @@ from lora_jax.adapters.surgery import adapt
 from lora_jax.config import ADAPTERS, TARGETS, Config, DataConfig, ModelConfig, resolve_targets
 from lora_jax.core.boxes import Whole
 from lora_jax.core.fingerprint import fingerprint
+from lora_jax.core.host import can_offload
 from lora_jax.core.init import initializer_named
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules, flatten, match, unflatten
@@ -34,8 +35,7 @@ from lora_jax.io.hub import resolve
 from lora_jax.io.weights import load_encoder
 from lora_jax.models.encoder import Encoder
 from lora_jax.models.t5 import T5
-from lora_jax.training.losses import classifier_loss
-from lora_jax.training.offload import can_offload
+from lora_jax.tasks.losses import classifier_loss
 
 HEAD = r"classifier/.*"
 # of RoBERTa and DeBERTa, whose pretraining trained no pooler: that layer is part of the new head
@@ -77,11 +77,11 @@ def task_of(config: Config) -> Task:
     the same.
     """
     if config.data.task == "completion":
-        from lora_jax.training.language_task import load_language_task
+        from lora_jax.tasks.language_task import load_language_task
 
         return load_language_task(config.model, config.data)
     if config.data.recipe is not None:
-        from lora_jax.training.recipe_task import load_recipe_task
+        from lora_jax.tasks.recipe_task import load_recipe_task
 
         return load_recipe_task(config.model, config.data)
     return _load_task(config.model, config.data)
@@ -91,8 +91,8 @@ def forget_tasks() -> None:
     """Lets go of the tasks that `task_of` keeps, and with them of the weights as they were
     loaded.
     """
-    from lora_jax.training.language_task import load_language_task
-    from lora_jax.training.recipe_task import load_recipe_task
+    from lora_jax.tasks.language_task import load_language_task
+    from lora_jax.tasks.recipe_task import load_recipe_task
 
     for loader in (_load_task, load_language_task, load_recipe_task):
         loader.cache_clear()
@@ -195,7 +195,7 @@ def select(
         lora: rules for the factors, instead of those of the configuration.
     """
     if config.data.task == "completion":
-        from lora_jax.training.language_task import select_language
+        from lora_jax.tasks.language_task import select_language
 
         return select_language(config, task, key, lora=lora)
     head_key, lora_key = jax.random.split(key)

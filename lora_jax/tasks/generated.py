@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from lora_jax.data.tasks import Decoding, Recipe
-from lora_jax.evaluation.predictions import (
+from lora_jax.generation.beam import BeamSearch, beam_search
+from lora_jax.generation.sampling import Sampling
+from lora_jax.generation.seq2seq import generator_for
+from lora_jax.models.t5 import T5
+from lora_jax.tasks.predictions import (
     Prediction,
     Predictions,
     example_id,
     split_of_task,
     task_name,
 )
-from lora_jax.generation.beam import BeamSearch, beam_search
-from lora_jax.generation.sampling import Sampling
-from lora_jax.generation.seq2seq import generator_for
-from lora_jax.models.t5 import T5
 
 _PLAIN = ("exact_match",)
 

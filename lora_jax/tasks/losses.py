@@ -120,8 +120,8 @@ def span_loss(model: nn.Module) -> Any:
 
 def span_logits(
     model: nn.Module,
-    trainable: Trainables,
     frozen: Any,
+    trainable: Trainables,
     batch: dict[str, Array],
     key: jax.Array | None,
 ) -> Float[Array, "batch 2 time"]:
@@ -150,8 +150,8 @@ def choice_loss(model: nn.Module) -> Any:
 
 def choice_logits(
     model: nn.Module,
-    trainable: Trainables,
     frozen: Any,
+    trainable: Trainables,
     batch: dict[str, Array],
     key: jax.Array | None,
 ) -> Float[Array, "batch choices"]:

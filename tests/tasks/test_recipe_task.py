@@ -12,7 +12,7 @@ from tiny_tasks import HEADS, write_task
 
 from lora_jax.config import from_config_dict, to_dict
 from lora_jax.evaluation.comparison import compare, intervals
-from lora_jax.evaluation.predictions import best_span, load_predictions, predict, save_predictions
+from lora_jax.tasks.predictions import best_span, load_predictions, predict, save_predictions
 from lora_jax.training.loop import train
 from lora_jax.training.saved import load_run
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_jax.evaluation.comparison import compare, intervals
-from lora_jax.evaluation.predictions import Predictions, predict
+from lora_jax.tasks.predictions import Predictions, predict
 
 BASE = "base"
 
@@ -39,7 +39,7 @@ def adapter_matrix(
                 f"and {next(iter(runs))!r} on {first.task.base} in format "
                 f"{first.config.quant.format}. Train them with the same model and quant settings."
             )
-    adapters = {BASE: first.without_adapter()} | {name: run.lora for name, run in runs.items()}
+    adapters = {BASE: first.without_adapter()} | {name: run.trainable for name, run in runs.items()}
     return {
         domain: {
             name: predict(

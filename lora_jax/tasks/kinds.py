@@ -13,8 +13,8 @@ from lora_jax.data.token_packing import PackedBatches
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import Encoder
 from lora_jax.models.t5 import T5
-from lora_jax.training.language_loss import language_loss
-from lora_jax.training.losses import ENCODER_LOSSES, classifier_loss
+from lora_jax.tasks.language_loss import language_loss
+from lora_jax.tasks.losses import ENCODER_LOSSES, classifier_loss
 
 
 def loss_of(model: nn.Module) -> Any:

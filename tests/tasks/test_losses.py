@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lora_jax import evaluate
-from lora_jax.training.losses import Sums, classification_sums
+from lora_jax.tasks.losses import Sums, classification_sums
 
 RNG = np.random.default_rng(0)
 LOGITS, LABELS = (

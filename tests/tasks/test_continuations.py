@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from tiny_language import GOLDEN
 
-from lora_jax.evaluation.token_scores import score_continuations
 from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.models.decoder import Decoder
+from lora_jax.tasks.continuations import score_continuations
 
 
 @pytest.fixture(scope="module")

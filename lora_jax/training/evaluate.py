@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from lora_jax.training.losses import Sums
+from lora_jax.tasks.losses import Sums
 
 
 def evaluate(

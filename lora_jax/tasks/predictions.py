@@ -22,13 +22,13 @@ from lora_jax.data.buckets import FILLER
 from lora_jax.data.heads import EncodedSpans
 from lora_jax.data.pairs import EncodedPairs, PairBatches
 from lora_jax.data.token_packing import PackedBatches
-from lora_jax.evaluation.metrics import Metric, metric
-from lora_jax.evaluation.token_scores import score_labels
+from lora_jax.metrics.table import Metric, metric
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.t5 import T5
-from lora_jax.training.kinds import batches_of
-from lora_jax.training.language_loss import hidden_inputs
-from lora_jax.training.losses import choice_logits, span_logits
+from lora_jax.tasks.continuations import score_labels
+from lora_jax.tasks.kinds import batches_of
+from lora_jax.tasks.language_loss import hidden_inputs
+from lora_jax.tasks.losses import choice_logits, span_logits
 
 _MAX_ANSWER = 30  # tokens of an extracted answer at most, as BERT's SQuAD script has it
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_jax.evaluation import text_metrics
-from lora_jax.evaluation.metrics import METRICS, entities, metric, perplexity
+from lora_jax.metrics import text_metrics
+from lora_jax.metrics.table import METRICS, entities, metric, perplexity
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "metrics.json").read_text())
 TEXTS, REFERENCES = GOLDEN["outputs"], GOLDEN["references"]

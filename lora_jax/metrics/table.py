@@ -190,7 +190,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 def _text(name: str) -> Callable[[Sequence[str], Sequence[Sequence[str]]], float]:
     """A function of text_metrics.py, imported at the first call."""
     return lambda predictions, references: getattr(
-        importlib.import_module("lora_jax.evaluation.text_metrics"), name
+        importlib.import_module("lora_jax.metrics.text_metrics"), name
     )(predictions, references)
 
 
