@@ -36,10 +36,6 @@ ALLOWED: dict[str, set[str]] = {
     | {"models"}
     | SETTINGS
     | ADAPT,
-    "claims": {"claims", "sweeps", "analysis", "training", "tasks", "metrics", "evaluation"}
-    | {"data", "io", "models", "cache"}
-    | SETTINGS
-    | ADAPT,
 }
 TOP = {"commands", "cli", "__main__", "__init__"}
 

@@ -11,7 +11,6 @@ import jax
 import pytest
 from tiny_families import write_encoder, write_t5
 
-from lora_jax.claims import published_lora, published_qlora
 from lora_jax.config import Config, from_config_dict, load_config
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray
@@ -19,6 +18,8 @@ from lora_jax.sweeps.grid import expand
 from lora_jax.sweeps.runner import run_sweep
 from lora_jax.sweeps.store import RunStore
 from lora_jax.tasks.task import Task, select, task_of
+from published import lora as published_lora
+from published import qlora as published_qlora
 
 FOLDER = Path(__file__).parents[1] / "configs" / "papers"
 FILES = ("lora_glue", "lora_gpt2", "lora_gpt3", "qlora")

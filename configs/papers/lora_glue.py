@@ -14,8 +14,8 @@ safetensors. Ours: not run (needs a GPU).
 
 import ml_collections
 
-from lora_jax.claims.presets import Preset, config_of
-from lora_jax.claims.published_lora import TABLE_2, TASKS
+from published import Preset, config_of
+from published.lora import TABLE_2, TASKS
 
 _COLUMNS = {
     "mnli": ("premise", "hypothesis"), "sst2": ("sentence", None), "mrpc": ("sentence1", "sentence2"), "cola": ("sentence", None),

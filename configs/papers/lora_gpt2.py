@@ -11,8 +11,8 @@ repeated 4-grams. Published figures are means of 3 seeds. Ours: not run (needs a
 
 import ml_collections
 
-from lora_jax.claims.presets import Preset, config_of
-from lora_jax.claims.published_lora import TABLE_3, TABLE_13, TABLE_14, TABLE_18
+from published import Preset, config_of
+from published.lora import TABLE_3, TABLE_13, TABLE_14, TABLE_18
 
 _MODELS = {"m": "openai-community/gpt2-medium", "l": "openai-community/gpt2-large"}
 # Data: weight decay, dropout, label smoothing (Table 11), training examples.

@@ -11,8 +11,8 @@ warm-up of 250,000 tokens. Ours: not run.
 
 import ml_collections
 
-from lora_jax.claims.presets import Preset, config_of
-from lora_jax.claims.published_lora import (
+from published import Preset, config_of
+from published.lora import (
     GPT3_NOISE,
     TABLE_4,
     TABLE_5,

@@ -13,8 +13,8 @@ another tool's to measure; of Table 3's T5 models it is RougeL, which `lora-jax 
 
 import ml_collections
 
-from lora_jax.claims.presets import Preset, config_of
-from lora_jax.claims.published_qlora import SIZES, TABLE_3, TABLE_3_MODELS, TABLE_4, TABLE_5
+from published import Preset, config_of
+from published.qlora import SIZES, TABLE_3, TABLE_3_MODELS, TABLE_4, TABLE_5
 
 # Learning rate, batch, steps, adapter dropout (Table 9).
 _SIZES = {

@@ -2,13 +2,13 @@
 
 import numpy as np
 
+from lab import small_model
+from lab.examples import example_losses
+from lab.protocol import Claim, Finding, interval_of, shown
+from lab.weights import minilm_matrices
 from lora_jax import QuantSpec, paired_bootstrap
 from lora_jax.analysis.compare import judge_all
 from lora_jax.analysis.quantisation import sweep, total
-from lora_jax.claims import small_model
-from lora_jax.claims.examples import example_losses
-from lora_jax.claims.protocol import Claim, Finding, interval_of, shown
-from lora_jax.claims.weights import minilm_matrices
 
 CLAIM = Claim(
     id="C1",

@@ -3,9 +3,9 @@
 import numpy as np
 from scipy import stats
 
+from lab.protocol import Claim, Finding, Reason
+from lab.weights import minilm_matrices
 from lora_jax.analysis.quantisation import shapes, sweep
-from lora_jax.claims.protocol import Claim, Finding, Reason
-from lora_jax.claims.weights import minilm_matrices
 
 CLAIM = Claim(
     id="C2",

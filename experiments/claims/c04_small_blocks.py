@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from lab.protocol import Claim, Finding, Reason, interval_of, shown
 from lora_jax import (
     QuantSpec,
     load_data,
@@ -13,7 +14,6 @@ from lora_jax import (
     resolve,
 )
 from lora_jax import encode as encode_texts
-from lora_jax.claims.protocol import Claim, Finding, Reason, interval_of, shown
 from lora_jax.core.paths import flatten, unflatten
 from lora_jax.data import Batches, choose_buckets
 from lora_jax.data.records import subset

@@ -4,11 +4,11 @@ import itertools
 
 import numpy as np
 
+from lab import small_model
+from lab.examples import example_losses
+from lab.protocol import Claim, Finding, Reason
+from lab.small_model import SmallModel
 from lora_jax import QuantSpec, bytes_of, envelope
-from lora_jax.claims import small_model
-from lora_jax.claims.examples import example_losses
-from lora_jax.claims.protocol import Claim, Finding, Reason
-from lora_jax.claims.small_model import SmallModel
 
 CLAIM = Claim(
     id="C5",

@@ -2,11 +2,11 @@
 
 import math
 
+from lab import small_model
+from lab.examples import example_losses
+from lab.protocol import Claim, Finding, interval_of
 from lora_jax import QuantSpec, paired_bootstrap
 from lora_jax.analysis.compare import judge_all, judge_equal
-from lora_jax.claims import small_model
-from lora_jax.claims.examples import example_losses
-from lora_jax.claims.protocol import Claim, Finding, interval_of
 
 CLAIM = Claim(
     id="C6",

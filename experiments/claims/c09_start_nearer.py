@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lab.protocol import Claim, Finding
+from lab.weights import minilm_matrices
 from lora_jax import LoraSpec, QuantSpec, quantize
-from lora_jax.claims.protocol import Claim, Finding
-from lora_jax.claims.weights import minilm_matrices
 from lora_jax.core.initializers.spectral import loftq, qpissa
 
 CLAIM = Claim(

@@ -1,8 +1,8 @@
 """C10: LoftQ matters more, the fewer the bits."""
 
+from lab import arms
+from lab.protocol import Claim, Finding, compare, interval_of, shown
 from lora_jax.analysis.compare import judge_all, judge_effect
-from lora_jax.claims import arms
-from lora_jax.claims.protocol import Claim, Finding, compare, interval_of, shown
 
 CLAIM = Claim(
     id="C10",

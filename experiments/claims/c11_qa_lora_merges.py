@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lab import small_model
+from lab.examples import example_losses
+from lab.protocol import Claim, Finding, interval_of, shown, with_
+from lab.weights import minilm_matrices
 from lora_jax import LoraSpec, QuantSpec, fold_into_zeros, paired_bootstrap, quantize
-from lora_jax.claims import small_model
-from lora_jax.claims.examples import example_losses
-from lora_jax.claims.protocol import Claim, Finding, interval_of, shown, with_
-from lora_jax.claims.weights import minilm_matrices
 from lora_jax.core.init import initialize
 
 CLAIM = Claim(

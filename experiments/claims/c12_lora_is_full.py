@@ -1,10 +1,10 @@
 """C12: LoRA is as good as full fine-tuning."""
 
+from lab import arms, small_model
+from lab.examples import example_losses
+from lab.protocol import Claim, Finding, Reason, compare, interval_of, shown
 from lora_jax import paired_bootstrap
 from lora_jax.analysis.compare import judge_all
-from lora_jax.claims import arms, small_model
-from lora_jax.claims.examples import example_losses
-from lora_jax.claims.protocol import Claim, Finding, Reason, compare, interval_of, shown
 
 CLAIM = Claim(
     id="C12",

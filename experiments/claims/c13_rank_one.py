@@ -1,11 +1,11 @@
 """C13: rank 1 is enough for query and value together, but not for the query alone."""
 
+from lab import arms, small_model
+from lab.examples import example_losses
+from lab.inside import matrices
+from lab.protocol import Claim, Finding, Reason, compare, interval_of, shown
 from lora_jax import paired_bootstrap
 from lora_jax.analysis.compare import judge_all
-from lora_jax.claims import arms, small_model
-from lora_jax.claims.examples import example_losses
-from lora_jax.claims.inside import matrices
-from lora_jax.claims.protocol import Claim, Finding, Reason, compare, interval_of, shown
 
 CLAIM = Claim(
     id="C13",

@@ -2,8 +2,8 @@
 
 from scipy import stats
 
-from lora_jax.claims import arms
-from lora_jax.claims.protocol import Claim, Finding, compare, interval_of, shown
+from lab import arms
+from lab.protocol import Claim, Finding, compare, interval_of, shown
 
 CLAIM = Claim(
     id="C14",

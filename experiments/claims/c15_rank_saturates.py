@@ -1,7 +1,7 @@
 """C15: quality saturates with rank."""
 
-from lora_jax.claims import arms
-from lora_jax.claims.protocol import Claim, Finding, compare, interval_of, shown
+from lab import arms
+from lab.protocol import Claim, Finding, compare, interval_of, shown
 
 CLAIM = Claim(
     id="C15",

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from lab import arms
+from lab.inside import matrices, starts
+from lab.protocol import Claim, Finding, Reason, with_
 from lora_jax import input_directions, phi, random_phi, sampled_phi, shared_start
-from lora_jax.claims import arms
-from lora_jax.claims.inside import matrices, starts
-from lora_jax.claims.protocol import Claim, Finding, Reason, with_
 
 CLAIM = Claim(
     id="C16",

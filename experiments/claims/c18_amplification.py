@@ -4,10 +4,10 @@ rank.
 
 import numpy as np
 
+from lab import arms
+from lab.inside import matrices
+from lab.protocol import Claim, Finding
 from lora_jax import amplification
-from lora_jax.claims import arms
-from lora_jax.claims.inside import matrices
-from lora_jax.claims.protocol import Claim, Finding
 
 CLAIM = Claim(
     id="C18",

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from lab import arms
+from lab.inside import matrices
+from lab.protocol import Claim, Finding
 from lora_jax import overlap_with_top, sampled_phi
-from lora_jax.claims import arms
-from lora_jax.claims.inside import matrices
-from lora_jax.claims.protocol import Claim, Finding
 
 CLAIM = Claim(
     id="C19",

@@ -5,6 +5,7 @@ import tempfile
 import jax
 import numpy as np
 
+from lab.protocol import Claim, Finding
 from lora_jax import (
     LoraSpec,
     adapt,
@@ -16,7 +17,6 @@ from lora_jax import (
     save_adapter,
     trainable_parameters,
 )
-from lora_jax.claims.protocol import Claim, Finding
 from lora_jax.config import OptimConfig
 from lora_jax.core.paths import flatten
 from lora_jax.io.weights import load_encoder

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from lab.protocol import Claim, Finding
 from lora_jax import LoraSpec, adapt, apply, create_state, make_optimizer, make_train_step
-from lora_jax.claims.protocol import Claim, Finding
 from lora_jax.config import OptimConfig
 from lora_jax.tasks.losses import Sums
 

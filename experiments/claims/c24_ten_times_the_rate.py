@@ -1,8 +1,8 @@
 """C24: LoRA's best learning rate is about ten times that of full fine-tuning."""
 
+from lab import small_model
+from lab.protocol import FACTOR, Claim, Finding, Reason, interval_of, shown, with_
 from lora_jax import best_rate, rate_ratio
-from lora_jax.claims import small_model
-from lora_jax.claims.protocol import FACTOR, Claim, Finding, Reason, interval_of, shown, with_
 
 CLAIM = Claim(
     id="C24",

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from lab import arms
+from lab.protocol import Claim, Finding, interval_of
 from lora_jax import best_rate
-from lora_jax.claims import arms
-from lora_jax.claims.protocol import Claim, Finding, interval_of
 
 CLAIM = Claim(
     id="C25",
@@ -63,6 +63,6 @@ def run(lab):
 
 
 def _at_rate(config, rate):
-    from lora_jax.claims.protocol import with_
+    from lab.protocol import with_
 
     return with_(config, **{"optim.learning_rate": rate})

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from lab import arms
+from lab.protocol import Claim, Finding, Reason, compare, interval_of, shown, with_
 from lora_jax.analysis.compare import judge_effect
-from lora_jax.claims import arms
-from lora_jax.claims.protocol import Claim, Finding, Reason, compare, interval_of, shown, with_
 
 CLAIM = Claim(
     id="C27",

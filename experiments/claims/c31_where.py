@@ -1,8 +1,8 @@
 """C31: all linear layers beat query and value; the MLP beats attention for one budget."""
 
+from lab import arms
+from lab.protocol import Claim, Finding, compare, interval_of, shown
 from lora_jax.analysis.compare import judge_all, judge_effect
-from lora_jax.claims import arms
-from lora_jax.claims.protocol import Claim, Finding, compare, interval_of, shown
 
 CLAIM = Claim(
     id="C31",

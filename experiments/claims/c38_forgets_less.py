@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from lab import arms, small_model
+from lab.examples import example_losses
+from lab.protocol import Claim, Finding, Reason, interval_of, shown, with_
 from lora_jax import forgetting_at
 from lora_jax.analysis.compare import paired_bootstrap
 from lora_jax.analysis.curves import Kept
-from lora_jax.claims import arms, small_model
-from lora_jax.claims.examples import example_losses
-from lora_jax.claims.protocol import Claim, Finding, Reason, interval_of, shown, with_
 
 CLAIM = Claim(
     id="C38",

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from lab import arms
+from lab.inside import matrices
+from lab.protocol import Claim, Finding, with_
 from lora_jax import rank_for
-from lora_jax.claims import arms
-from lora_jax.claims.inside import matrices
-from lora_jax.claims.protocol import Claim, Finding, with_
 
 CLAIM = Claim(
     id="C39",

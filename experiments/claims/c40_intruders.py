@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from lab import arms, small_model
+from lab.examples import example_losses
+from lab.inside import matrices
+from lab.protocol import Claim, Finding, interval_of, shown
 from lora_jax import find_intruders, paired_bootstrap, scale_intruders
-from lora_jax.claims import arms, small_model
-from lora_jax.claims.examples import example_losses
-from lora_jax.claims.inside import matrices
-from lora_jax.claims.protocol import Claim, Finding, interval_of, shown
 from lora_jax.core.paths import flatten, unflatten
 
 CLAIM = Claim(

@@ -6,9 +6,9 @@ import time
 import jax
 import numpy as np
 
+from lab import small_model
+from lab.protocol import Claim, Finding, Reason, with_
 from lora_jax import make_optimizer, make_train_step
-from lora_jax.claims import small_model
-from lora_jax.claims.protocol import Claim, Finding, Reason, with_
 from lora_jax.tasks.kinds import batches_of, loss_of
 from lora_jax.tasks.task import task_of
 from lora_jax.training.loop import initial_state

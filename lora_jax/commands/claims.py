@@ -17,6 +17,8 @@ import sys
 import traceback
 from pathlib import Path
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax claims`."""
@@ -39,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Lists, runs or reports."""
-    from lora_jax.claims import ledger
+    folder = _open_lab(arguments.folder)
+    from lab import ledger
 
-    folder = ledger.find_folder(arguments.folder)
     entries, results = ledger.load_claims(folder), folder / "results"
     if arguments.action == "list":
         _list(entries, results)
@@ -52,9 +54,29 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _open_lab(given: str | None) -> Path:
+    """The folder of claims, given or found; what they share, the package `lab`, can be imported
+    afterwards.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no lab.
+    """
+    checkouts = [root / "experiments" / "claims" for root in (Path.cwd(), CHECKOUT)]
+    labs = [folder for folder in checkouts if (folder / "lab" / "ledger.py").is_file()]
+    folder = Path(given) if given else next(iter(labs), None)
+    if not labs or folder is None or not folder.is_dir():
+        missing = f"no folder {given}" if labs else "no experiments/claims/lab here"
+        raise FileNotFoundError(
+            f"Claims are files of the project's checkout, not of the installed package, and there is {missing}. "
+            "Run this from the root of a checkout; --folder names another folder of claims."
+        )
+    sys.path.insert(0, str(labs[0]))
+    return folder
+
+
 def _run(arguments: argparse.Namespace, entries: dict, results: Path) -> int:
-    from lora_jax.claims import ledger
-    from lora_jax.claims.protocol import Lab
+    from lab import ledger
+    from lab.protocol import Lab
     from lora_jax.training.interrupted import Interrupted
 
     if not arguments.claims:
@@ -107,7 +129,7 @@ def _run(arguments: argparse.Namespace, entries: dict, results: Path) -> int:
 def _list(entries: dict, results: Path) -> None:
     from rich.table import Table
 
-    from lora_jax.claims import ledger
+    from lab import ledger
     from lora_jax.commands.tables import print_table
 
     table = Table("claim", "what", "source", "kind", "verdict")

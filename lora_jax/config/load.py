@@ -16,6 +16,7 @@ import inspect
 import json
 import math
 import numbers
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -197,6 +198,8 @@ def _run_config_file(spec: str) -> Any:
             f"{path}. "
             f"In its folder: {listed(near) or 'no .py file'}."
         )
+    folder = str(path.parent.resolve())
+    sys.path.insert(0, folder)  # As for a script: a config imports what lies beside it.
     try:
         module_spec = importlib.util.spec_from_file_location(f"lora_jax_config_{path.stem}", path)
         module = importlib.util.module_from_spec(module_spec)
@@ -207,6 +210,8 @@ def _run_config_file(spec: str) -> Any:
             "gave "
             f"{type(error).__name__}: {error}. Try: python {path}."
         ) from error
+    finally:
+        sys.path.remove(folder)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         near = difflib.get_close_matches("get_config", vars(module), 1)

@@ -4,7 +4,7 @@ give; no weights are made.
 
 import pytest
 
-from lora_jax.claims.counts import PRINTED, lora_parameters, parameters, table
+from lab.counts import PRINTED, lora_parameters, parameters, table
 
 
 @pytest.mark.parametrize("row", PRINTED, ids=lambda row: row.what)

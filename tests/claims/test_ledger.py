@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from lora_jax.claims import ledger
-from lora_jax.claims.protocol import Lab
+from lab import ledger
+from lab.protocol import Lab
 from lora_jax.cli import main
 
 CHECKOUT = Path(__file__).parents[2] / "experiments" / "claims"
 CLAIM = """
-from lora_jax.claims.protocol import Claim, Finding
+from lab.protocol import Claim, Finding
 CLAIM = Claim(id="{id}", title="{title}", source="A, Table 1", published="2", expected="3 +- 1", kind="{kind}", version={version})
 def run(lab):
     lines = {{"x": "rank", "y": "loss", "log": "x", "lines": {{"a": [[1, 2.0], [4, 1.0]]}}}}
@@ -124,8 +124,16 @@ def test_files_that_are_no_claims_and_double_ids_are_refused(folder):
     (folder / "c03_no.py").write_text((folder / "c01_x.py").read_text())
     with pytest.raises(ValueError, match="both claim to be C1"):
         ledger.load_claims(folder)
-    with pytest.raises(FileNotFoundError, match="--folder"):
-        ledger.find_folder(folder / "nowhere")
+
+
+def test_without_a_checkout_the_command_says_what_is_missing(folder, capsys, monkeypatch):
+    assert main(["claims", "list", "--folder", str(folder / "nowhere")]) == 2
+    assert "no folder" in capsys.readouterr().err
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("lora_jax.commands.claims.CHECKOUT", folder)
+    assert main(["claims", "list"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no experiments/claims/lab here" in said and "from the root of a checkout" in said
 
 
 def test_heat_maps_are_drawn(tmp_path):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tiny_language import write_completions, write_tiny_model
 
-from lora_jax.claims import protocol
-from lora_jax.claims.examples import example_losses
-from lora_jax.claims.protocol import FACTOR, Arm, Lab, Reason, Run, compare, with_
+from lab import protocol
+from lab.examples import example_losses
+from lab.protocol import FACTOR, Arm, Lab, Reason, Run, compare, with_
 from lora_jax.config import Config, from_config_dict
 from lora_jax.training import loop
 from lora_jax.training.loop import Diverged

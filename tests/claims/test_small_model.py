@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lab import arms, small_model
+from lab.examples import example_losses
+from lab.inside import matrices, starts
+from lab.protocol import Lab, with_
+from lab.small_model import SmallModel
 from lora_jax.analysis.spectra import dense_svd
-from lora_jax.claims import arms, small_model
-from lora_jax.claims.examples import example_losses
-from lora_jax.claims.inside import matrices, starts
-from lora_jax.claims.protocol import Lab, with_
-from lora_jax.claims.small_model import SmallModel
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec

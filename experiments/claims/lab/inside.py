@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lab.protocol import Run
 from lora_jax.analysis.spectra import Svd, dense_svd, update_svd
-from lora_jax.claims.protocol import Run
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten
 from lora_jax.io.adapter import load_adapter

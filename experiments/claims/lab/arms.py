@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lora_jax.claims import small_model
-from lora_jax.claims.protocol import Arm, Lab, with_
-from lora_jax.claims.small_model import SmallModel
+from lab import small_model
+from lab.protocol import Arm, Lab, with_
+from lab.small_model import SmallModel
 from lora_jax.config import TARGETS
 
 LORA_RATES = (3.16e-3, 1e-2, 3.16e-2)

@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lab.examples import example_losses
 from lora_jax.analysis.compare import Interval, Verdict, paired_bootstrap
-from lora_jax.claims.examples import example_losses
 from lora_jax.config import Config
 from lora_jax.sweeps.grid import run_id
 from lora_jax.sweeps.provenance import environment

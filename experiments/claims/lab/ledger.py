@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_jax.claims import counts
-from lora_jax.claims.protocol import Claim, Finding, Lab
+from lab import counts
+from lab.protocol import Claim, Finding, Lab
 from lora_jax.sweeps.provenance import environment
 from lora_jax.sweeps.store import write_json, write_text
 
@@ -34,25 +34,6 @@ class Entry:
     path: Path
 
 
-def find_folder(folder: Path | str | None = None) -> Path:
-    """The folder of claims: the one given, else experiments/claims of the working directory or of
-    this checkout.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    checkout = Path(__file__).resolve().parents[2] / "experiments" / "claims"
-    tried = [Path(folder)] if folder is not None else [Path("experiments/claims"), checkout]
-    for path in tried:
-        if path.is_dir():
-            return path
-    raise FileNotFoundError(
-        "Claims are files of the project's checkout, but there is no folder "
-        f"{' or '.join(map(str, tried))}. "
-        "Run this from the checkout, or name the folder with --folder."
-    )
-
-
 def load_claims(folder: Path) -> dict[str, Entry]:
     """Every claim of the folder by id, in order of their numbers. A claim is a file c*.py with a
     `CLAIM` and a `run(lab)`.
@@ -68,7 +49,7 @@ def load_claims(folder: Path) -> dict[str, Entry]:
         claim, run = getattr(module, "CLAIM", None), getattr(module, "run", None)
         if not isinstance(claim, Claim) or not callable(run):
             raise ValueError(
-                f"{path} needs a CLAIM (lora_jax.claims.protocol.Claim) and a function run(lab). "
+                f"{path} needs a CLAIM (lab.protocol.Claim) and a function run(lab). "
                 "See a file beside it."
             )
         if claim.id in entries:
@@ -222,7 +203,7 @@ says of it: *supports* or *refutes*. It changes no verdict; a refuted reason mea
 
 _COUNTS = """\
 Parameter counts, sizes and memory that papers print, where the shapes of the models and the printed hyperparameters give another figure
-(`lora_jax/claims/counts.py`; those that do follow are asserted by `tests/claims/test_counts.py` as well)."""
+(`claims/lab/counts.py`; those that do follow are asserted by `tests/claims/test_counts.py` as well)."""
 
 
 def _section(

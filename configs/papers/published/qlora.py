@@ -31,12 +31,3 @@ TABLE_5: dict[str, tuple[float, ...]] = {
     "chip2": (34.5, 41.6, 53.6, 59.8), "hh-rlhf": (34.9, 44.6, 55.8, 60.1), "unnatural": (41.9, 48.1, 57.3, 61.3),
     "oasst1": (36.6, 46.4, 57.0, 62.2), "alpaca": (38.8, 47.8, 57.3, 62.5), "flan-v2": (44.5, 51.4, 59.2, 63.9),
 }  # fmt: skip
-
-# Memory figure, batch 1, 512 tokens, gradient checkpointing, r = 64 in all layers, MB: base,
-# adapters, optimiser (second-hand copies).
-MEMORY_MB = {
-    "7b": (5046, 298, 1152),
-    "13b": (8476, 450, 1800),
-    "33b": (19302, 897.5, 3510),
-    "65b": (37074, 1440, 5760),
-}
