@@ -35,9 +35,6 @@ CASES = {
     "minilm-dora": ("minilm", "dora", 32, 64, 1.0),
 }
 CACHE = Path.home() / ".cache" / "lora_jax" / "benchmark"
-# steps before the timed ones, in both programs: ours gives freed memory back in its first steps
-# (`training/compile.py`)
-WARM = 6
 WITHOUT_PEER = ("gemma-int8", "minilm-int8", "minilm-dora")
 
 
@@ -66,7 +63,7 @@ def training_step(
     from lora_jax.models.encoder import Encoder
     from lora_jax.tasks.kinds import loss_of
     from lora_jax.training.allocator import keep_freed_memory
-    from lora_jax.training.compile import Program
+    from lora_jax.training.kept_memory import program_for
 
     keep_freed_memory()
     dtype = jnp.bfloat16 if precision.endswith("bf16") else jnp.float32
@@ -115,7 +112,7 @@ def training_step(
     step = make_train_step(loss_of(model), tx)
     return (
         step,
-        Program(step, donate=(0,)),
+        program_for(step, donate=(0,)),
         create_state(trainable, tx, jax.random.key(1)),
         frozen,
         data,
@@ -126,11 +123,13 @@ def ours(kind: str, precision: str, folder: str, steps: int, *sizes: Any) -> Non
     """Times our step and prints one JSON line."""
     import jax
 
+    from lora_jax.training.kept_memory import SETTLING
+
     _, program, state, frozen, data = training_step(kind, precision, folder, *sizes)
     first = time.perf_counter()
     state, metrics = jax.block_until_ready(program(state, frozen, data))
     first = time.perf_counter() - first
-    for _ in range(WARM):
+    for _ in range(SETTLING):
         state, metrics = jax.block_until_ready(program(state, frozen, data))
     times, used = [], time.process_time()
     for _ in range(steps):
@@ -189,6 +188,8 @@ def main() -> None:
     chosen = arguments.only.split(",")
     if unknown := [name for name in chosen if name not in CASES]:
         raise SystemExit(f"unknown cases {unknown}; known are {', '.join(CASES)}")
+    from lora_jax.training.kept_memory import SETTLING
+
     folders = prepare(arguments.cache)
     print(
         "| case | ours ms | peer ms | ratio | ours processor ms | peer processor ms | ratio | ours "
@@ -211,6 +212,7 @@ def main() -> None:
                 arguments.peer,
                 str(Path(__file__).parent / "peers" / "train_step.py"),
                 *common,
+                str(SETTLING),
             ]
         rounds: dict[str, list[dict]] = {who: [] for who in programs}
         for _ in range(arguments.rounds):

@@ -2,7 +2,7 @@
 memory. Needs torch, PEFT, bitsandbytes.
 
 python experiments/peers/train_step.py minilm|gemma fp32|bf16|nf4|nf4-bf16 FOLDER STEPS BATCH TOKENS
-FRACTION
+FRACTION WARM
 """
 
 import json
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, BertForSequenceClassification, Bi
 
 kind, precision, folder = sys.argv[1:4]
 steps, batch, length = map(int, sys.argv[4:7])
-fraction = float(sys.argv[7])
+fraction, warm = float(sys.argv[7]), int(sys.argv[8])
 dense = torch.bfloat16 if precision.endswith("bf16") else torch.float32
 options = {"dtype": dense}
 if precision.startswith("nf4"):
@@ -58,7 +58,7 @@ def step() -> float:
 first = time.perf_counter()
 step()
 first = time.perf_counter() - first
-for _ in range(6):  # WARM of benchmark_train.py
+for _ in range(warm):
     step()
 times, used = [], time.process_time()
 for _ in range(steps):

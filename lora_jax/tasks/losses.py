@@ -18,11 +18,11 @@ from lora_jax.adapters.apply import Trainables, apply
 
 class Sums(struct.PyTreeNode):
     """Sums over the examples of a batch. `weight` is the number of real examples; divide by it for
-    means.
+    means. `correct` is None where nothing is right or wrong.
     """
 
     loss: Float[Array, ""]
-    correct: Float[Array, ""]
+    correct: Float[Array, ""] | None
     weight: Float[Array, ""]
 
 

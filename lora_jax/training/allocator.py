@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _budget: int | None = None
+_kept = False
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
 
@@ -20,12 +21,13 @@ def keep_freed_memory() -> bool:
     A training step of MiniLM (batch 32 x 24) on two CPU cores used 598 ms of processor time before
     and 494 ms after: the rest was 63,000 page faults a step. The process holds its peak until it
     ends or calls `release_freed_memory`; this is for programs that train, not for libraries, and
-    for their start: before JAX computes anything.
+    for their start: before JAX computes anything. Programs then see to it that what is kept does not
+    pile up (`training/kept_memory.py`).
 
     Programs then run in the thread that calls them, whose heap grows without a limit: the C library
     gives other threads arenas of 64 MB and maps anew what is larger. (One arena for all threads
     would do as well, but they wait for each other in it: compiling took 1.4 times as long.) Nothing
-    is lost, as steps on a CPU do not wait in line (`training/compile.py`).
+    is lost, as steps on a CPU do not wait in line (`training/loop.py`).
     """
     mallopt = _glibc("mallopt")
     if mallopt is None:
@@ -33,7 +35,14 @@ def keep_freed_memory() -> bool:
     import jax
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    return all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1)])
+    global _kept
+    _kept = all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1)])
+    return _kept
+
+
+def keeps_freed_memory() -> bool:
+    """Whether `keep_freed_memory` was called, and could."""
+    return _kept
 
 
 def release_freed_memory() -> None:
@@ -49,9 +58,8 @@ def release_above(limit: int) -> None:
     """Gives freed memory back if the process holds more than `limit` bytes.
 
     Kept memory is one heap. A small array that stays where a large one was freed splits the room,
-    and the next large one goes
-    behind everything: with buffers of gigabytes the heap can grow to several times of what is in
-        use.
+    and the next large one goes behind everything: with buffers of gigabytes the heap can grow to
+    several times of what is in use.
     """
     if resident_bytes() > limit:
         release_freed_memory()

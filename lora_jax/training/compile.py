@@ -8,11 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lora_jax.training.allocator import make_room, release_freed_memory
-
-_SETTLING = 6  # steps after a compilation until buffers are freed and taken in one order
-_LARGE = 2**28  # bytes of temporaries from which on it matters where they lie
-
 
 class Memory(NamedTuple):
     """Bytes of a compiled step: its arguments, results that reuse no argument, and temporaries."""
@@ -31,35 +26,13 @@ class Program:
 
     def __init__(self, step: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> None:
         self._jitted = jax.jit(step, donate_argnums=donate)
-        self._shapes: dict[
-            Any, tuple[Any, Memory | None]
-        ] = {}  # by signature: the executable and its bytes
-        self._running: jax.Array | None = None
-        self._unsettled = 0
+        # By signature of the arguments: the executable and its bytes.
+        self._shapes: dict[Any, tuple[Any, Memory | None]] = {}
         self.compile_seconds = 0.0
 
     def __call__(self, *args: Any) -> Any:
-        """The step's result. On a CPU the step before is waited for: steps that wait in line would
-        hold their temporaries already.
-        """
-        compiled, memory = self._shape(*args)
-        if self._running is not None and not self._running.is_deleted():
-            self._running.block_until_ready()
-            if (
-                self._unsettled > 0
-            ):  # The heap's shape is not that of the steps to come yet: what was freed may lie between what is kept.
-                release_freed_memory()
-                self._unsettled -= 1
-        if memory is not None:
-            make_room(memory.new_results + memory.temporaries)
-        result = compiled(*args)
-        if jax.default_backend() == "cpu":
-            # All results of a step are there at once; the smallest is kept, as it holds no memory.
-            self._running = min(
-                (leaf for leaf in jax.tree.leaves(result) if isinstance(leaf, jax.Array)),
-                key=lambda leaf: leaf.size,
-            )
-        return result
+        """The step's result."""
+        return self.compile(*args)(*args)
 
     def compile(self, *args: Any) -> Any:
         """The executable for these arguments (arrays or jax.ShapeDtypeStruct), made if there is
@@ -77,11 +50,8 @@ class Program:
         """The bytes of the shapes compiled so far at their largest; None where the backend does not
         say, or nothing is compiled.
         """
-        return max(
-            (memory for _, memory in self._shapes.values() if memory is not None),
-            key=sum,
-            default=None,
-        )
+        known = (memory for _, memory in self._shapes.values() if memory is not None)
+        return max(known, key=sum, default=None)
 
     def peak_bytes(self, *args: Any) -> int | None:
         """Peak device memory of the step in bytes, by compiled memory analysis; None where the
@@ -101,10 +71,7 @@ class Program:
         if signature not in self._shapes:
             start = time.perf_counter()
             compiled = self._jitted.lower(*args).compile()
-            release_freed_memory()  # What the compiler used, in pieces too small for a step.
-            memory = _memory_of(compiled)
-            self._shapes[signature] = compiled, memory
-            self._unsettled = _SETTLING if memory is not None and memory.temporaries > _LARGE else 0
+            self._shapes[signature] = compiled, _memory_of(compiled)
             self.compile_seconds += time.perf_counter() - start
         return self._shapes[signature]
 
@@ -117,6 +84,14 @@ def _memory_of(compiled: Any) -> Memory | None:
     return Memory(
         int(analysis.argument_size_in_bytes), int(new_results), int(analysis.temp_size_in_bytes)
     )
+
+
+def wait_on_cpu(results: Any) -> None:
+    """Waits for a step on a CPU, before the next is started: those that wait in line would hold
+    their temporaries already. An accelerator's steps wait in line, so that it is never idle.
+    """
+    if jax.default_backend() == "cpu":
+        jax.block_until_ready(results)
 
 
 def lanes_for(slots: int) -> int:

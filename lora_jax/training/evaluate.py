@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from lora_jax.tasks.losses import Sums
+from lora_jax.training.compile import wait_on_cpu
 
 
 def evaluate(
@@ -18,7 +19,10 @@ def evaluate(
     Raises:
         ValueError: there is no real example in the batches.
     """
-    totals = [step(frozen, trainable, batch) for batch in batches]
+    totals: list[Sums] = []
+    for batch in batches:
+        wait_on_cpu(totals[-1:])
+        totals.append(step(frozen, trainable, batch))
     if not totals:
         raise ValueError("Cannot evaluate on no batches: the split is empty.")
     # Fetched once: every fetch waits for the device.

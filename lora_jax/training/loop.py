@@ -30,11 +30,11 @@ from lora_jax.io.adapter import save_adapter
 from lora_jax.tasks.kinds import batches_of, loss_of
 from lora_jax.tasks.predictions import metric_scores
 from lora_jax.tasks.task import Task, forget_tasks, select, task_of, widest_factors
-from lora_jax.training.allocator import release_above, release_freed_memory, resident_bytes
 from lora_jax.training.checkpoint import Checkpoints
-from lora_jax.training.compile import Program, lanes_for
+from lora_jax.training.compile import Program, lanes_for, wait_on_cpu
 from lora_jax.training.evaluate import evaluate
 from lora_jax.training.interrupted import Interrupted, stop_signals
+from lora_jax.training.kept_memory import program_for
 from lora_jax.training.metrics import MetricsLog
 from lora_jax.training.optim import make_optimizer, structure_of
 from lora_jax.training.progress import TrainingBar
@@ -46,9 +46,6 @@ from lora_jax.training.step import (
     make_stacked_step,
     make_train_step,
 )
-
-# how far the process may be above what its largest step needs before freed memory is given back
-_SPARE = 1.25
 
 
 class Diverged(FloatingPointError):
@@ -100,7 +97,6 @@ def train(
     if not keep_base:
         task = replace(task, params={})
         forget_tasks()
-    release_freed_memory()  # What loading and quantising took.
     programs = programs_for(task.model, *structure_of_steps(config, steps))
     compile_before = programs.train.compile_seconds
     checkpoints = Checkpoints(folder / "checkpoints", base=task.base, run=config_hash(config))
@@ -219,7 +215,7 @@ def programs_for(
             make_stacked_step(step, slots, lanes),
             make_stacked_eval_step(score, slots, lanes),
         )
-    return Programs(Program(step, donate=(0,)), Program(score))
+    return Programs(program_for(step, donate=(0,)), program_for(score))
 
 
 def structure_of_steps(config: Config, steps: int) -> tuple[OptimConfig, int, int]:
@@ -273,13 +269,10 @@ def _run_steps(
     stopped: threading.Event,
 ) -> TrainState:
     train, pending = config.train, []
-    before = resident_bytes()
     for step in range(int(state.step), steps):
         batch = next(iterator)
+        wait_on_cpu(pending[-1:])
         state, metrics = programs.train(state, frozen, batch)
-        needs = programs.train.largest()
-        if needs is not None:
-            release_above(before + int(_SPARE * (needs.new_results + needs.temporaries)))
         pending.append((step + 1, metrics))
         speed.count(int(batch["mask"][batch["weight"] > 0].sum()))
         done, stop = step + 1, stopped.is_set()
@@ -335,7 +328,6 @@ def _scores(
     steps: int,
 ) -> dict[str, Any]:
     """Validation and test scores after training, as the result names them."""
-    release_freed_memory()  # What the training steps took: evaluation has buffers of other sizes.
     scores: dict[str, Any] = {"examples": {"train": len(task.splits["train"])}}
     for split in ("validation", "test"):
         score = _evaluate(config, task, programs, frozen, state, split)

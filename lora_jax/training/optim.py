@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from lora_jax.adapters.apply import Trainables
 from lora_jax.config import OptimConfig
@@ -87,17 +87,6 @@ def _is_matrix(leaf: Any, name: str) -> bool:
     return name in ("down", "up") if label == "module" else label != "vector"
 
 
-def unit_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
-    """The learning rate's shape: rises linearly to 1 over the warm-up, then falls to 0 (linear,
-    cosine) or stays.
-
-    The first step already moves: at step 0 of w warm-up steps the factor is 1 / w. Total and
-        warm-up are counted in steps.
-    """
-    shape = _shape_of(config, total_steps)
-    return lambda step: _factor(shape._replace(count=jnp.asarray(step)))
-
-
 def structure_of(config: OptimConfig) -> OptimConfig:
     """The same optimiser with every number that is data (rates, decay, clipping, schedule) at one
     value: what a program depends on.
@@ -122,9 +111,10 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
     between steps. `precondition_b` rescales the gradient of `b` (LoRA-FA as PEFT has it);
     `adalora.target_rank` turns AdaLoRA's budget on.
 
-    Learning rates, weight decay, the clipping norm and the schedule's numbers live in the
-    optimiser's state: runs that differ in them share one compiled program, or are trained side by
-    side in one. The update reads them from the state it is given.
+    Learning rates, weight decay, the clipping norm and the schedule's numbers are data: `init`
+    writes this config's into the optimiser's state, and `update` reads them from the state it is
+    given, whatever config it was made from. So runs that differ in them share one compiled step,
+    built from `structure_of(config)` with rates of 1, and each brings its own in its state.
     """
     rates = {
         "a": config.learning_rate,
@@ -136,20 +126,24 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
         else config.head_learning_rate,
     }
     scale = optax.inject_hyperparams(optax.scale_by_learning_rate)
+
+    def decay(rate: Any) -> optax.GradientTransformation:
+        return optax.add_decayed_weights(rate, decay_mask)
+
     tx = optax.chain(
         # A norm is below infinity, or is not finite itself: no clipping.
         _from_number(config.clip_norm or math.inf, optax.clip_by_global_norm),
         precondition_b() if config.precondition_b else optax.identity(),
         _ADAMS[config.name](config.beta1, config.beta2, config.eps),
-        _from_number(
-            config.weight_decay, lambda decay: optax.add_decayed_weights(decay, decay_mask)
-        ),
+        _from_number(config.weight_decay, decay),
         _scheduled(config, total_steps),
         optax.partition(
             {label: scale(learning_rate=rate) for label, rate in rates.items()}, labels
         ),
     )
-    tx = adalora(tx, config.adalora, total_steps) if config.adalora.target_rank is not None else tx
+
+    if config.adalora.target_rank is not None:
+        tx = adalora(tx, config.adalora, total_steps)
     return in_host_memory(tx) if config.offload and can_offload() else tx
 
 
@@ -165,7 +159,11 @@ class Number(NamedTuple):
 def _from_number(
     value: float, make: Callable[[Any], optax.GradientTransformation]
 ) -> optax.GradientTransformation:
-    """The transformation `make(number)`, whose number stands in the state."""
+    """The transformation `make(number)`, whose number stands in the state.
+
+    optax.inject_hyperparams does the same with a count of steps and a state of its own for each
+    number; those would be arrays that checkpoints written so far do not have.
+    """
 
     def update(updates: Any, state: Number, params: Any = None) -> tuple[Any, Number]:
         tx = make(state.value)
@@ -174,46 +172,43 @@ def _from_number(
     return optax.GradientTransformation(lambda params: Number(jnp.float32(value)), update)
 
 
-class Shape(NamedTuple):
-    """Where a schedule is, and its numbers: steps taken, steps of the warm-up and in all, and which
-    curve follows the warm-up.
+class Schedule(NamedTuple):
+    """Where a learning rate's schedule is, as data: steps taken, steps of the warm-up and in all,
+    and which curve follows the warm-up.
     """
 
-    count: Array
-    warmup: Array
-    total: Array
-    curve: Array
+    count: Int[Array, ""]
+    warmup: Int[Array, ""]
+    total: Int[Array, ""]
+    curve: Int[Array, ""]
 
+    @classmethod
+    def of(cls, config: OptimConfig, total_steps: int) -> Schedule:
+        """The schedule of a run before its first step."""
+        warmup = math.ceil(config.warmup_fraction * total_steps)
+        curve = ("linear", "cosine", "constant").index(config.schedule)
+        return cls(*(jnp.int32(number) for number in (0, warmup, total_steps, curve)))
 
-_CURVES = ("linear", "cosine", "constant")
+    def factor(self) -> Float[Array, ""]:
+        """What multiplies the learning rate at this step: it rises linearly to 1 over the warm-up,
+        then falls to 0 (linear, cosine) or stays.
 
-
-def _shape_of(config: OptimConfig, total_steps: int) -> Shape:
-    numbers = (
-        0,
-        math.ceil(config.warmup_fraction * total_steps),
-        total_steps,
-        _CURVES.index(config.schedule),
-    )
-    return Shape(*(jnp.int32(number) for number in numbers))
-
-
-def _factor(shape: Shape) -> Array:
-    step, warmup = shape.count.astype(jnp.float32), shape.warmup.astype(jnp.float32)
-    fallen = jnp.clip((step - warmup) / jnp.maximum(shape.total - shape.warmup, 1), 0.0, 1.0)
-    curves = jnp.stack([1 - fallen, (1 + jnp.cos(jnp.pi * fallen)) / 2, jnp.ones_like(fallen)])
-    return jnp.where(
-        shape.count < shape.warmup, (step + 1) / jnp.maximum(warmup, 1), curves[shape.curve]
-    )
+        The first step already moves: at step 0 of w warm-up steps the factor is 1 / w.
+        """
+        step, warmup = self.count.astype(jnp.float32), self.warmup.astype(jnp.float32)
+        fallen = jnp.clip((step - warmup) / jnp.maximum(self.total - self.warmup, 1), 0.0, 1.0)
+        curves = jnp.stack([1 - fallen, (1 + jnp.cos(jnp.pi * fallen)) / 2, jnp.ones_like(fallen)])
+        rising = (step + 1) / jnp.maximum(warmup, 1)
+        return jnp.where(self.count < self.warmup, rising, curves[self.curve])
 
 
 def _scheduled(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
     """Scaling by the schedule's factor at each step."""
 
-    def update(updates: Any, state: Shape, params: Any = None) -> tuple[Any, Shape]:
-        factor = _factor(state)
-        return jax.tree.map(lambda u: u * factor.astype(u.dtype), updates), state._replace(
-            count=state.count + 1
-        )
+    def update(updates: Any, state: Schedule, params: Any = None) -> tuple[Any, Schedule]:
+        factor = state.factor()
+        scaled = jax.tree.map(lambda u: u * factor.astype(u.dtype), updates)
+        return scaled, state._replace(count=state.count + 1)
 
-    return optax.GradientTransformation(lambda params: _shape_of(config, total_steps), update)
+    # Made anew by each `init`: the step donates its state.
+    return optax.GradientTransformation(lambda params: Schedule.of(config, total_steps), update)

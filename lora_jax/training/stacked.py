@@ -31,7 +31,7 @@ from lora_jax.io.adapter import save_adapter
 from lora_jax.tasks.kinds import batches_of
 from lora_jax.tasks.task import Task, select, task_of, widest_factors
 from lora_jax.training.checkpoint import Checkpoints
-from lora_jax.training.compile import lanes_for
+from lora_jax.training.compile import lanes_for, wait_on_cpu
 from lora_jax.training.evaluate import evaluate
 from lora_jax.training.interrupted import Interrupted, stop_signals
 from lora_jax.training.loop import (
@@ -305,6 +305,7 @@ class _Stack:
         shared, own = _arranged(
             batches, self.slots, len({member.order for member in self.members}) == 1
         )
+        wait_on_cpu([metrics for _, metrics in self.pending[-1:]])
         self.state, metrics = self.programs.train(self.state, self.frozen, shared, own)
         for member in self.members:
             batch = batches[member.slot]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,8 @@ from lora_jax.adapters.apply import Trainables
 from lora_jax.tasks.losses import Sums
 from lora_jax.training.optim import combine, partition
 
-LossFn = Callable[[Any, Trainables, Any, jax.Array | None], tuple[Array, Sums]]
+# loss(frozen, trainable, batch, key): a mean over the batch, or the sum over it with its Sums.
+LossFn = Callable[[Any, Trainables, Any, jax.Array | None], Array | tuple[Array, Sums]]
 
 
 class TrainState(struct.PyTreeNode):
@@ -48,57 +50,104 @@ def make_train_step(
     """`step(state, frozen, batch) -> (state, metrics)`, a pure function; gradients are taken of
     trained leaves alone.
 
+    `loss_fn(frozen, trainable, batch, key)` gives the mean loss of the batch, or the sum of its
+    losses with `Sums`; metrics are loss (mean), accuracy (with Sums alone) and grad_norm. `key`
+    differs from step to step, for dropout.
+
+    Learning rates are not read from `tx`, if `make_optimizer` made it, but from the state:
+
+        make_optimizer(config, steps) -> tx ---- create_state(trainable, tx, key)
+                                                   .opt_state   rates, decay, clipping, schedule
+        make_optimizer(structure_of(config), 1)        |
+                                  -> tx' ---- make_train_step(loss, tx')(state, frozen, batch)
+
+    so that one compiled step, whose own rates are 1 and never used, serves runs of any rate.
+
     With `accumulate` k, the batch is cut into k equal parts along its first axis and their
     gradients are added up; sums and weights are added before they are divided, so the result is
-    that of the whole batch even if the parts differ in weight.
+    that of the whole batch even if the parts differ in weight. (Means are averaged: there the parts
+    count alike.)
     """
+
+    def gradients(
+        trained: Any, fixed: Any, frozen: Any, part: Any, key: jax.Array
+    ) -> tuple[Sums, Any]:
+        def total(tree: Any) -> tuple[Array, Sums]:
+            return _with_sums(loss_fn(frozen, combine(tree, fixed), part, key))
+
+        (_, sums), grads = jax.value_and_grad(total, has_aux=True)(trained)
+        return sums, grads
 
     def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         trained, fixed = partition(state.trainable)
         key = jax.random.fold_in(state.key, state.step)
-
-        def gradients(part: Any, part_key: jax.Array) -> tuple[Sums, Any]:
-            total = lambda tree: loss_fn(frozen, combine(tree, fixed), part, part_key)
-            (_, sums), grads = jax.value_and_grad(total, has_aux=True)(trained)
-            return sums, grads
+        of_part = functools.partial(gradients, trained, fixed, frozen)
 
         if accumulate == 1:
-            sums, grads = gradients(batch, key)
+            sums, grads = of_part(batch, key)
         else:
-            parts = jax.tree.map(
-                lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch
-            )
-            zero = jax.tree.map(
-                lambda x: jnp.zeros(x.shape, x.dtype),
-                jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], parts), key),
-            )
-            add = lambda total, part: (jax.tree.map(jnp.add, total, gradients(*part)), None)
-            (sums, grads), _ = jax.lax.scan(add, zero, (parts, jax.random.split(key, accumulate)))
-        weight = jnp.where(
-            sums.weight > 0, sums.weight, 1.0
-        )  # A batch of filler has loss and gradient 0.
+            sums, grads = _added_up(of_part, batch, key, accumulate)
+
+        # A batch of filler has loss and gradient 0.
+        weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+
         # What is not trained is there for transformations that ask for it (a fixed `a`, the columns
         # in use).
         updates, opt_state = optax.with_extra_args_support(tx).update(
             grads, state.opt_state, trained, fixed=fixed
         )
         trainable = combine(optax.apply_updates(trained, updates), fixed)
-        metrics = {
-            "loss": sums.loss / weight,
-            "accuracy": sums.correct / weight,
-            "grad_norm": optax.tree.norm(grads),
-        }
+
+        metrics = {"loss": sums.loss / weight}
+        if sums.correct is not None:
+            metrics["accuracy"] = sums.correct / weight
+        metrics["grad_norm"] = optax.tree.norm(grads)
         return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
 
     return step
 
 
+def _with_sums(loss: Array | tuple[Array, Sums]) -> tuple[Array, Sums]:
+    """A plain loss is a mean: the sum over one thing of weight 1, of which nothing is right or
+    wrong.
+    """
+    if isinstance(loss, tuple):
+        return loss
+    return loss, Sums(loss=loss, correct=None, weight=jnp.ones_like(loss))
+
+
+def _added_up(
+    gradients: Callable[[Any, jax.Array], tuple[Sums, Any]], batch: Any, key: jax.Array, parts: int
+) -> tuple[Sums, Any]:
+    """The sums and gradients of a batch, part after part: activations are those of one part."""
+    cut = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
+    first = jax.tree.map(lambda x: x[0], cut)
+    shapes = jax.eval_shape(gradients, first, key)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradients(*part)), None
+
+    return jax.lax.scan(add, zero, (cut, jax.random.split(key, parts)))[0]
+
+
 def make_eval_step(loss_fn: LossFn) -> Callable[[Any, Trainables, Any], Sums]:
-    """`step(frozen, trainable, batch) -> Sums`, without dropout."""
+    """`step(frozen, trainable, batch) -> Sums`, without dropout.
+
+    Raises:
+        TypeError: the loss gives a mean alone, and means of unlike batches cannot be added up.
+    """
 
     def step(frozen: Any, trainable: Trainables, batch: Any) -> Sums:
-        return loss_fn(frozen, trainable, batch, None)[1]
+        loss = loss_fn(frozen, trainable, batch, None)
+        if not isinstance(loss, tuple):
+            raise TypeError(
+                "make_eval_step needs a loss that gives (sum, Sums), and this one gives a mean, "
+                "which cannot be added up over batches. Give Sums as well, or call jax.jit of the "
+                "loss itself."
+            )
+        return loss[1]
 
     return step
 
@@ -122,9 +171,11 @@ def make_stacked_eval_step(step: Callable[..., Any], slots: int, lanes: int) -> 
     """`step(frozen, trainable, batch) -> Sums` with an adapter axis; the batch is the same for
     all.
     """
-    return lambda frozen, trainable, batch: _each(
-        lambda one: step(frozen, one, batch), trainable, slots, lanes
-    )
+
+    def stacked(frozen: Any, trainable: Any, batch: Any) -> Any:
+        return _each(lambda one: step(frozen, one, batch), trainable, slots, lanes)
+
+    return stacked
 
 
 def _each(one: Callable[[Any], Any], every: Any, slots: int, lanes: int) -> Any:

@@ -16,14 +16,19 @@ from small_task import PLAIN, make
 from lora_jax import Whole
 from lora_jax.config import OptimConfig
 from lora_jax.training.optim import (
+    Schedule,
     combine,
     decay_mask,
     labels,
     make_optimizer,
     partition,
     structure_of,
-    unit_schedule,
 )
+
+
+def factors(config: OptimConfig, total: int, steps: int) -> list[float]:
+    start = Schedule.of(config, total)
+    return [float(start._replace(count=jnp.int32(step)).factor()) for step in range(steps)]
 
 
 @pytest.mark.parametrize(
@@ -37,17 +42,17 @@ from lora_jax.training.optim import (
 def test_the_schedule_warms_up_to_one_and_falls_to_zero_at_the_last_step(
     schedule: Any, falls: list[float]
 ) -> None:
-    ours = unit_schedule(OptimConfig(schedule=schedule, warmup_fraction=0.2), 10)
-    assert [float(ours(step)) for step in range(11)] == pytest.approx([0.5, 1.0, *falls], abs=1e-6)
-    bare = unit_schedule(OptimConfig(schedule=schedule, warmup_fraction=0.0), 8)
-    assert [float(bare(step)) for step in range(9)] == pytest.approx(falls, abs=1e-6)
+    warmed = OptimConfig(schedule=schedule, warmup_fraction=0.2)
+    assert factors(warmed, 10, 11) == pytest.approx([0.5, 1.0, *falls], abs=1e-6)
+    bare = OptimConfig(schedule=schedule, warmup_fraction=0.0)
+    assert factors(bare, 8, 9) == pytest.approx(falls, abs=1e-6)
 
 
 @pytest.mark.parametrize("total", [1, 2, 3])
 def test_the_first_step_of_the_shortest_runs_moves(total: int) -> None:
     for fraction in (0.0, 0.06, 0.99):
-        ours = unit_schedule(OptimConfig(warmup_fraction=fraction), total)
-        assert all(0 < float(ours(step)) <= 1 for step in range(total))
+        config = OptimConfig(warmup_fraction=fraction)
+        assert all(0 < factor <= 1 for factor in factors(config, total, total))
 
 
 def trees() -> tuple[Any, Any, Any]:

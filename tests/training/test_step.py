@@ -200,3 +200,22 @@ def test_two_devices_with_a_sharded_base_train_as_one(quant: bool) -> None:
     two, mesh_losses = run(step, jax.device_put(state, place()), sharded, spread)
     assert mesh_losses == pytest.approx(losses, rel=1e-5)  # sums over devices in another order
     assert error(two.trainable, one.trainable) < 1e-3  # Adam magnifies rounding of gradients near 0
+
+
+def test_a_loss_of_ones_own_may_give_a_plain_mean() -> None:
+    """Rows of equal weight: the step is that of the sum and its Sums, but for the accuracy."""
+
+    def mean(*args: Any) -> jax.Array:
+        total, sums = loss(*args)
+        return total / sums.weight
+
+    frozen, state = start()
+    for parts in (1, 2):
+        of_sums = jax.jit(make_train_step(loss, TX, accumulate=parts))(state, frozen, batch())
+        plain = jax.jit(make_train_step(mean, TX, accumulate=parts))(state, frozen, batch())
+        assert set(plain[1]) == {"loss", "grad_norm"}
+        for name, value in plain[1].items():
+            assert float(value) == pytest.approx(float(of_sums[1][name]), rel=1e-6)
+        assert error(plain[0].trainable, of_sums[0].trainable) < 1e-4  # as for accumulation
+    with pytest.raises(TypeError, match="needs a loss that gives .sum, Sums., and this one gives"):
+        jax.eval_shape(make_eval_step(mean), frozen, state.trainable, batch())
