@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from lora_jax.training import allocator
+from lora_jax.training import allocator, kept_memory
+from lora_jax.training.compile import Program
+from lora_jax.training.kept_memory import SETTLING, KeptProgram
 
 CODE = """
 import resource, sys
@@ -73,3 +76,36 @@ def test_room_is_made_only_where_a_budget_would_be_passed(monkeypatch):
     assert not given_back
     allocator.make_room(301)
     assert given_back == [True]
+
+
+def test_a_program_gives_kept_memory_back_when_its_place_in_the_heap_is_new(monkeypatch):
+    """Before its first step after another program, after compiling, and in the first steps of a
+    large shape; then only above what the process held before and the step needs.
+    """
+    given_back, held = [], [1000]
+    monkeypatch.setattr(kept_memory, "release_freed_memory", lambda: given_back.append("all"))
+    monkeypatch.setattr(kept_memory, "resident_bytes", lambda: held[0])
+    monkeypatch.setattr(allocator, "resident_bytes", lambda: held[0])
+    monkeypatch.setattr(allocator, "release_freed_memory", lambda: given_back.append("above"))
+    monkeypatch.setattr(kept_memory, "_LARGE", -1)
+    first, second = (KeptProgram(lambda x, n=n: x @ x + n) for n in (1, 2))
+
+    def after(program: KeptProgram, times: int = 1) -> list[str]:
+        given_back.clear()
+        for _ in range(times):
+            program(np.ones((8, 8), np.float32))
+        return list(given_back)
+
+    assert after(first) == ["all", "all"]
+    assert after(first, SETTLING) == ["all"] * SETTLING
+    assert after(first, 5) == []
+    assert after(second) == ["all", "all"] and after(first) == ["all"] and after(first) == []
+    needs = first.largest()
+    held[0] += int(1.25 * (needs.new_results + needs.temporaries)) + 1
+    assert after(first) == ["above"]
+
+
+def test_programs_are_plain_ones_unless_the_process_keeps_memory(monkeypatch):
+    for kept, kind in ((False, Program), (True, KeptProgram)):
+        monkeypatch.setattr(allocator, "_kept", kept)
+        assert type(kept_memory.program_for(lambda x: x)) is kind

@@ -41,7 +41,7 @@ def where(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_of(
     where: Path,
     method: str = "lora",
-    trainable: Any = None,
+    lora: Any = None,
     optim: Any = None,
     train: Any = None,
     data: Any = None,
@@ -51,7 +51,7 @@ def run_of(
             model=dict(name=str(where / "model")),
             data=dict(name=str(where / "reviews.csv"), max_length=16, buckets=(16,)) | (data or {}),
             method=method,
-            lora=dict(rank=2, alpha=8.0, calibration_batches=2) | (trainable or {}),
+            lora=dict(rank=2, alpha=8.0, calibration_batches=2) | (lora or {}),
             quant=dict(format="nf4" if method == "qlora" else "none", block_size=4),
             optim=dict(learning_rate=5e-3) | (optim or {}),
             train=dict(
