@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.adapters.apply import Trainables
-from lora_jax.core.boxes import Whole
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.matrix import to_matrix
 from lora_jax.core.paths import flatten, nearest
+from lora_jax.core.trainable import Trainables
+from lora_jax.core.trained_weight import TrainedWeight
 
 Index = tuple[int, ...]
 
@@ -50,7 +50,7 @@ def weighted_sum(
     weights: Sequence[float] | None = None,
     *,
     base: Mapping[str, Any] | None = None,
-) -> dict[str, LowRank | Whole]:
+) -> dict[str, LowRank | TrainedWeight]:
     """The adapter whose update is the weighted sum of the updates, exactly: factors side by side,
     ranks added.
 
@@ -70,9 +70,9 @@ def weighted_sum(
     weights = _weights(adapters, weights)
     if len(adapters) == 1 and weights == [1.0]:
         return dict(adapters[0])
-    out: dict[str, LowRank | Whole] = {}
+    out: dict[str, LowRank | TrainedWeight] = {}
     for path, found in _by_path(adapters, weights).items():
-        if any(isinstance(leaf, Whole) for leaf, _ in found):
+        if any(isinstance(leaf, TrainedWeight) for leaf, _ in found):
             out[path] = _whole_sum(path, found, base)
         else:
             out[path] = _concatenated([(plain_lora(path, leaf), weight) for leaf, weight in found])
@@ -81,7 +81,7 @@ def weighted_sum(
 
 def compress(
     trainable: Trainables, *, rank: int | None = None, tolerance: float | None = None
-) -> tuple[dict[str, LowRank | Whole], Truncation]:
+) -> tuple[dict[str, LowRank | TrainedWeight], Truncation]:
     """The nearest adapter of lower rank at every site, and what it lost; the dense update is never
     formed.
 
@@ -105,10 +105,10 @@ def compress(
             f"Give a rank of at least 1 or a tolerance in [0, 1), and not both; got rank={rank}, "
             f"tolerance={tolerance}."
         )
-    out: dict[str, LowRank | Whole] = {}
+    out: dict[str, LowRank | TrainedWeight] = {}
     lost: dict[str, tuple[float, float]] = {}
     for path, leaf in trainable.items():
-        if isinstance(leaf, Whole):
+        if isinstance(leaf, TrainedWeight):
             out[path] = leaf
             continue
         low = plain_lora(path, leaf)
@@ -128,7 +128,7 @@ def ties(
     rank: int,
     sign: str = "total",
     base: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, LowRank | Whole], Truncation]:
+) -> tuple[dict[str, LowRank | TrainedWeight], Truncation]:
     """TIES merging of updates (Yadav et al. 2023, arXiv 2306.01708, section 3), brought back to
     `rank`, and what that lost.
 
@@ -166,7 +166,7 @@ def dare(
     rank: int,
     key: jax.Array,
     base: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, LowRank | Whole], Truncation]:
+) -> tuple[dict[str, LowRank | TrainedWeight], Truncation]:
     """DARE (Yu et al. 2024, arXiv 2311.03099): entries of each update are dropped at random, the
     rest scaled up, and summed by weight.
 
@@ -191,7 +191,7 @@ def dare(
 
 def factorize(
     base: Mapping[str, Any], tuned: Mapping[str, Any], *, rank: int, like: Trainables
-) -> tuple[dict[str, LowRank | Whole], Truncation]:
+) -> tuple[dict[str, LowRank | TrainedWeight], Truncation]:
     """The adapter of a rank nearest to a fully fine-tuned model's change, at the sites of `like`,
     and what it lost (a task vector).
 
@@ -199,11 +199,11 @@ def factorize(
         KeyError: a model lacks a site.
     """
     first, second = flatten(base), flatten(tuned)
-    out: dict[str, LowRank | Whole] = {}
+    out: dict[str, LowRank | TrainedWeight] = {}
     lost: dict[str, tuple[float, float]] = {}
     for path, leaf in like.items():
-        if isinstance(leaf, Whole):
-            out[path] = Whole(value=jnp.asarray(second[path]))
+        if isinstance(leaf, TrainedWeight):
+            out[path] = TrainedWeight(value=jnp.asarray(second[path]))
             continue
         if path not in first or path not in second:
             raise KeyError(
@@ -273,7 +273,7 @@ def _by_path(
 
 
 def _shape(leaf: Any) -> tuple[Any, ...]:
-    if isinstance(leaf, Whole):
+    if isinstance(leaf, TrainedWeight):
         return ("whole", tuple(leaf.value.shape))
     if not isinstance(leaf, LowRank):
         return (type(leaf).__name__,)
@@ -281,8 +281,8 @@ def _shape(leaf: Any) -> tuple[Any, ...]:
 
 
 def _whole_sum(
-    path: str, found: Sequence[tuple[Whole, float]], base: Mapping[str, Any] | None
-) -> Whole:
+    path: str, found: Sequence[tuple[TrainedWeight, float]], base: Mapping[str, Any] | None
+) -> TrainedWeight:
     if len(found) == 1 and found[0][1] == 1.0:
         return found[0][0]
     start = None if base is None else flatten(base).get(path)
@@ -294,7 +294,7 @@ def _whole_sum(
         )
     start = np.asarray(start, np.float64)
     moved = sum(weight * (np.asarray(leaf.value, np.float64) - start) for leaf, weight in found)
-    return Whole(value=jnp.asarray(start + moved, found[0][0].value.dtype))
+    return TrainedWeight(value=jnp.asarray(start + moved, found[0][0].value.dtype))
 
 
 def _concatenated(found: Sequence[tuple[LowRank, float]]) -> LowRank:
@@ -315,14 +315,14 @@ def _in_dense_form(
     combine: Callable[[str, Index, list[np.ndarray], list[float]], np.ndarray],
     rank: int,
     base: Mapping[str, Any] | None,
-) -> tuple[dict[str, LowRank | Whole], Truncation]:
+) -> tuple[dict[str, LowRank | TrainedWeight], Truncation]:
     """Dense updates of one matrix at a time, combined and brought back to `rank`; whole weights go
     as in `weighted_sum`.
     """
-    out: dict[str, LowRank | Whole] = {}
+    out: dict[str, LowRank | TrainedWeight] = {}
     lost: dict[str, tuple[float, float]] = {}
     for path, found in sorted(_by_path(adapters, _weights(adapters, weights)).items()):
-        if any(isinstance(leaf, Whole) for leaf, _ in found):
+        if any(isinstance(leaf, TrainedWeight) for leaf, _ in found):
             out[path] = _whole_sum(path, found, base)
             continue
         lows, factors = (

@@ -13,15 +13,13 @@ import jax
 from flax import linen as nn
 
 from lora_jax.adapters import rules
-from lora_jax.core.adapted import Adapted
-from lora_jax.core.boxes import Boxed, Whole
-from lora_jax.core.lowrank import LowRank
+from lora_jax.core.aux_modules import AuxModule, Prefix, WithAuxModule, readable
+from lora_jax.core.boxes import Boxed
+from lora_jax.core.lowrank import Adapted, LowRank
 from lora_jax.core.paths import flatten, nearest, unflatten
-from lora_jax.core.pieces import Carrying, Piece, Prefix, readable
 from lora_jax.core.rows import Rows, WithRows
-
-# By path of the weight; pieces beside a weight (bottlenecks, gains, prefixes) by `path#name`.
-Trainables = Mapping[str, LowRank | Whole | Rows | Piece]
+from lora_jax.core.trainable import Trainables
+from lora_jax.core.trained_weight import TrainedWeight
 
 
 def join(
@@ -38,9 +36,9 @@ def join(
         ValueError: an adapter's factors do not fit its weight.
     """
     params = flatten(frozen)
-    # Pieces last: the weight that carries one may itself be adapted.
-    for path, update in sorted(trainable.items(), key=lambda item: isinstance(item[1], Piece)):
-        if isinstance(update, Whole):
+    # Auxiliary modules last: the weight that carries one may itself be adapted.
+    for path, update in sorted(trainable.items(), key=lambda item: isinstance(item[1], AuxModule)):
+        if isinstance(update, TrainedWeight):
             params[path] = update
             continue
         path, _, _ = path.partition("#")
@@ -52,8 +50,8 @@ def join(
             )
         if isinstance(update, Rows):
             params[path] = update.onto(params[path])
-        elif isinstance(update, Piece):
-            params[path] = Carrying(base=params[path], piece=update)
+        elif isinstance(update, AuxModule):
+            params[path] = WithAuxModule(base=params[path], aux=update)
         else:
             params[path] = _adapted(path, params[path], update, key)
     return unflatten(params)
@@ -66,13 +64,13 @@ def split(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     frozen: dict[str, Any] = {}
     trainable: dict[str, Any] = {}
     for path, leaf in flatten(params).items():
-        while isinstance(leaf, Carrying):
-            trainable[f"{path}#{leaf.piece.name}"], leaf = leaf.piece, leaf.base
+        while isinstance(leaf, WithAuxModule):
+            trainable[f"{path}#{leaf.aux.name}"], leaf = leaf.aux, leaf.base
         if isinstance(leaf, Adapted):
             frozen[path], trainable[path] = leaf.base, leaf.lora
         elif isinstance(leaf, WithRows):
             frozen[path], trainable[path] = leaf.base, leaf.rows
-        elif isinstance(leaf, Whole):
+        elif isinstance(leaf, TrainedWeight):
             trainable[path] = leaf
         else:
             frozen[path] = leaf
@@ -115,21 +113,21 @@ def factored(next_fun: Any, args: Any, kwargs: Any, context: nn.module.Intercept
     between equal blocks.
     """
     module = context.module
-    if context.method_name == "__call__" and (pieces := _carried(module)):
+    if context.method_name == "__call__" and (found := _aux_modules(module)):
         if args:
-            args = (functools.reduce(lambda x, piece: piece.before(x), pieces, args[0]), *args[1:])
+            args = (functools.reduce(lambda x, aux: aux.before(x), found, args[0]), *args[1:])
         y = _computed(next_fun, args, kwargs, context)
-        return functools.reduce(lambda y, piece: piece.after(y), pieces, y)
+        return functools.reduce(lambda y, aux: aux.after(y), found, y)
     return _computed(next_fun, args, kwargs, context)
 
 
-def _carried(module: nn.Module) -> list[Piece]:
-    pieces, leaves = [], list(module.variables.get("params", {}).values())
+def _aux_modules(module: nn.Module) -> list[AuxModule]:
+    found, leaves = [], list(module.variables.get("params", {}).values())
     for leaf in leaves:
-        while isinstance(leaf, Carrying):
-            pieces.append(leaf.piece)
+        while isinstance(leaf, WithAuxModule):
+            found.append(leaf.aux)
             leaf = leaf.base
-    return pieces
+    return found
 
 
 def _computed(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -138,14 +136,14 @@ def _computed(next_fun: Any, args: Any, kwargs: Any, context: nn.module.Intercep
     rule = rules.RULES.get((type(module), context.method_name))
     if rule is not None and module.has_variable("params", rule.weight):
         leaf = module.get_variable("params", rule.weight)
-        while isinstance(leaf, Carrying):
+        while isinstance(leaf, WithAuxModule):
             leaf = leaf.base
         if rules.fits_experts(module, leaf, context.method_name, call):
             return rules.experts_product(module, leaf, call)
         # Other factors with stack axes left (the experts of a raw parameter) are read as a dense
         # weight.
         stacked = isinstance(leaf, Adapted) and leaf.lora.a.ndim > 2
-        dense = isinstance(leaf, Whole) or (
+        dense = isinstance(leaf, TrainedWeight) or (
             isinstance(leaf, WithRows) and type(module) is not nn.Embed
         )
         if isinstance(leaf, Boxed) and not dense and not stacked and rule.fits(module, call):

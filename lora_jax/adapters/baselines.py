@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from lora_jax.adapters.sites import Site
-from lora_jax.core.boxes import Whole
+from lora_jax.core.aux_modules import Bottleneck, Gain, Prefix
 from lora_jax.core.paths import flatten, match
-from lora_jax.core.pieces import Bottleneck, Gain, Prefix
 from lora_jax.core.rows import Rows, rows_of
+from lora_jax.core.trained_weight import TrainedWeight
 
 _LAYER = r"layers(_\d+)?"
 # After which modules a bottleneck stands. Houlsby's stand before the residual sums, the others
@@ -153,7 +153,7 @@ def prefix_layers(
 
 def top_layers(
     sites: Mapping[str, Site], params: Mapping[str, Any], count: int
-) -> dict[str, Whole | Rows]:
+) -> dict[str, TrainedWeight | Rows]:
     """The last `count` blocks trained whole.
 
     Raises:
@@ -171,7 +171,7 @@ def top_layers(
         if path in stacked:
             found[path] = rows_of(jnp.asarray(flat[path]), range(total - count, total), layers=True)
         elif (_index(path) or 0) >= total - count:
-            found[path] = Whole(value=jnp.array(flat[path], copy=True))
+            found[path] = TrainedWeight(value=jnp.array(flat[path], copy=True))
     return found
 
 

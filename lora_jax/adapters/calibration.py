@@ -14,9 +14,9 @@ from jaxtyping import Array, Float
 
 from lora_jax.adapters.recording import Recorded, token_weights
 from lora_jax.adapters.sites import Site
-from lora_jax.core.boxes import Whole
 from lora_jax.core.matrix import to_matrix
 from lora_jax.core.paths import flatten, unflatten
+from lora_jax.core.trained_weight import TrainedWeight
 
 
 def input_moments(
@@ -85,7 +85,10 @@ def weight_gradients(
     def gradients(flat: Any, batch: Any) -> Any:
         def total(weights: Any) -> Array:
             return loss(
-                unflatten(flat), {path: Whole(value=w) for path, w in weights.items()}, batch, None
+                unflatten(flat),
+                {path: TrainedWeight(value=w) for path, w in weights.items()},
+                batch,
+                None,
             )[0]
 
         dense = {path: meta.unbox(flat[path]) for path in paths}

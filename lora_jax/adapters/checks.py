@@ -15,12 +15,13 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from lora_jax.adapters.apply import Trainables, apply
+from lora_jax.adapters.apply import apply
 from lora_jax.adapters.sites import Site
 from lora_jax.core.blockwise import restored
-from lora_jax.core.boxes import Whole
 from lora_jax.core.lowrank import LoraSpec, LowRank
 from lora_jax.core.paths import Rules, match
+from lora_jax.core.trainable import Trainables
+from lora_jax.core.trained_weight import TrainedWeight
 
 # An update is 0 if its norm is below this part of the product of its factors' norms: float32
 # factors that cancel leave about 1e-7.
@@ -81,7 +82,7 @@ def start_gap(
     """The largest difference that the factors make to the model's output on a sample; weights
     trained whole are in both.
     """
-    whole = {path: leaf for path, leaf in trainable.items() if isinstance(leaf, Whole)}
+    whole = {path: leaf for path, leaf in trainable.items() if isinstance(leaf, TrainedWeight)}
     first, second = (
         jax.tree.leaves(apply(model, frozen, adapter, *inputs)) for adapter in (whole, trainable)
     )

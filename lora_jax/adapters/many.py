@@ -11,11 +11,12 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Int
 
-from lora_jax.adapters.apply import Trainables, apply
+from lora_jax.adapters.apply import apply
 from lora_jax.adapters.stack import pad, stack
-from lora_jax.core.boxes import Whole
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten
+from lora_jax.core.trainable import Trainables
+from lora_jax.core.trained_weight import TrainedWeight
 
 NONE = -1  # the id of no adapter
 
@@ -59,7 +60,10 @@ def make_bank(
     _check_kinds(plain)
     weights = {} if base is None else flatten(base)
     whole = {
-        path for trainable in plain for path, leaf in trainable.items() if isinstance(leaf, Whole)
+        path
+        for trainable in plain
+        for path, leaf in trainable.items()
+        if isinstance(leaf, TrainedWeight)
     }
     if missing := sorted(whole - set(weights)):
         raise ValueError(
@@ -67,13 +71,13 @@ def make_bank(
             "needs the base's. Pass base=..., the "
             "pretrained weights."
         )
-    own = {path: Whole(value=jnp.asarray(weights[path])) for path in whole}
+    own = {path: TrainedWeight(value=jnp.asarray(weights[path])) for path in whole}
     full = [{**own, **trainable} for trainable in [*plain, {}]]
     stacked = stack(full)
     if rank is not None:
         stacked = {
             path: leaf
-            if isinstance(leaf, Whole) or leaf.rank >= rank
+            if isinstance(leaf, TrainedWeight) or leaf.rank >= rank
             else jax.vmap(lambda low: low.pad(rank))(leaf)
             for path, leaf in stacked.items()
         }
@@ -92,7 +96,7 @@ def replace_adapter(bank: Bank, index: int, trainable: Trainables) -> Bank:
             f"The bank has adapters 0 to {bank.count - 1}, and {index} is to be replaced."
         )
     none = jax.tree.map(lambda leaf: leaf[-1], bank.trainable)
-    own = {path: leaf for path, leaf in none.items() if isinstance(leaf, Whole)}
+    own = {path: leaf for path, leaf in none.items() if isinstance(leaf, TrainedWeight)}
     one = pad({**own, **{path: _bare(leaf) for path, leaf in trainable.items()}}, none)
     if jax.tree.structure(one) != jax.tree.structure(none):
         raise ValueError(
@@ -153,8 +157,8 @@ def apply_many(
     return jax.vmap(one)(own, *args)
 
 
-def _bare(leaf: Any) -> LowRank | Whole:
-    if isinstance(leaf, Whole):
+def _bare(leaf: Any) -> LowRank | TrainedWeight:
+    if isinstance(leaf, TrainedWeight):
         return leaf
     if not isinstance(leaf, LowRank):
         raise ValueError(
@@ -169,7 +173,7 @@ def _check_kinds(adapters: Sequence[Trainables]) -> None:
         for path, leaf in trainable.items():
             kind = (
                 ("whole",)
-                if isinstance(leaf, Whole)
+                if isinstance(leaf, TrainedWeight)
                 else (
                     "DoRA" if leaf.magnitude is not None else "LoRA",
                     leaf.a.shape[:-1],

@@ -16,12 +16,14 @@ from flax import linen as nn
 from flax.core import meta
 from jaxtyping import Array
 
-from lora_jax.adapters.apply import Trainables, apply, join
+from lora_jax.adapters.apply import apply, join
 from lora_jax.adapters.requantize import requantize
-from lora_jax.core.adapted import Adapted
-from lora_jax.core.boxes import Whole, is_boxed
+from lora_jax.core.boxes import is_boxed
+from lora_jax.core.lowrank import Adapted
 from lora_jax.core.paths import flatten, nearest, unflatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
+from lora_jax.core.trainable import Trainables
+from lora_jax.core.trained_weight import TrainedWeight
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def merge(
             figures.add(path, leaf, exact, plain[path])
         else:
             weight = meta.unbox(leaf)
-            if isinstance(leaf, Whole) and not bool(jnp.isfinite(weight).all()):
+            if isinstance(leaf, TrainedWeight) and not bool(jnp.isfinite(weight).all()):
                 raise ValueError(_not_finite(path))
             plain[path] = weight.astype(dtype) if dtype is not None and is_boxed(leaf) else weight
     merged = unflatten(plain)

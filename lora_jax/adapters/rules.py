@@ -23,8 +23,7 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array
 
 from lora_jax.adapters.recording import Recorded, record
-from lora_jax.core.adapted import Adapted
-from lora_jax.core.lowrank import LowRank
+from lora_jax.core.lowrank import Adapted, LowRank
 from lora_jax.core.rows import WithRows
 from lora_jax.kernels.matmul import frozen_matmul, head_matmul, lowrank_matmul
 

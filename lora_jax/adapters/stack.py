@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.adapters.apply import Trainables
-from lora_jax.core.boxes import Whole
 from lora_jax.core.lowrank import LowRank
+from lora_jax.core.trainable import Trainables
+from lora_jax.core.trained_weight import TrainedWeight
 
 
 def pad(trainable: Trainables, like: Trainables) -> dict[str, Any]:
@@ -38,7 +38,8 @@ def pad(trainable: Trainables, like: Trainables) -> dict[str, Any]:
 def trim(trainable: Trainables) -> dict[str, Any]:
     """The adapter without the columns and sites that padding added."""
     trimmed = {
-        path: leaf if isinstance(leaf, Whole) else leaf.trim() for path, leaf in trainable.items()
+        path: leaf if isinstance(leaf, TrainedWeight) else leaf.trim()
+        for path, leaf in trainable.items()
     }
     return {path: leaf for path, leaf in trimmed.items() if leaf is not None}
 

@@ -12,10 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import meta
 
-from lora_jax.adapters.apply import Trainables
-from lora_jax.adapters.merge import MergeReport, merge  # noqa: F401 (the other direction, under the name it has had)
 from lora_jax.adapters.sites import Site, find_sites
-from lora_jax.core.boxes import Whole
 from lora_jax.core.host import to_device
 from lora_jax.core.init import initialize, initialize_with_base, initializer_named, with_magnitude
 from lora_jax.core.lowrank import LoraSpec, LowRank
@@ -23,6 +20,8 @@ from lora_jax.core.matrix import to_matrix
 from lora_jax.core.paths import Rules, flatten, match, nearest, unflatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec, quantize
 from lora_jax.core.rows import Rows, rows_of
+from lora_jax.core.trainable import Trainables
+from lora_jax.core.trained_weight import TrainedWeight
 
 
 def adapt(
@@ -39,7 +38,7 @@ def adapt(
     experts: Sequence[str] = (),
     statistics: Mapping[str, Any] | None = None,
     rows: Mapping[str, Sequence[int]] | None = None,
-) -> tuple[dict[str, Any], dict[str, LowRank | Whole | Rows]]:
+) -> tuple[dict[str, Any], dict[str, LowRank | TrainedWeight | Rows]]:
     """The frozen weights, quantised where a rule says so, and what is trained, by path.
 
     Three selections that do not depend on each other: `quant` (what is quantised, and how), `lora`
@@ -80,7 +79,7 @@ def adapt(
     rows = rows or {}
     _check_selection(sites, flat, adapted, quantized, trained, rows)
     frozen = {}
-    out: dict[str, LowRank | Whole | Rows] = {}
+    out: dict[str, LowRank | TrainedWeight | Rows] = {}
     for path, weight in flat.items():
         if path in trained:
             continue
@@ -108,7 +107,9 @@ def adapt(
             raise ValueError(f"{path}: {error}") from None
     # An array of its own: the training step donates what it trains, and must not free the caller's
     # weights.
-    out |= {path: Whole(value=jnp.array(meta.unbox(flat[path]), copy=True)) for path in trained}
+    out |= {
+        path: TrainedWeight(value=jnp.array(meta.unbox(flat[path]), copy=True)) for path in trained
+    }
     return unflatten(jax.tree.map(to_device, frozen)), out
 
 

@@ -59,24 +59,6 @@ class Wrapping(Boxed):
         return self.base.dtype
 
 
-class Whole(Boxed):
-    """A weight that is trained whole (a head, a norm, everything in full fine-tuning)."""
-
-    value: Any
-
-    def unbox(self) -> jax.Array:
-        """The array."""
-        return self.value
-
-    def trained_fields(self) -> tuple[str, ...]:
-        """Names of the arrays that are trained."""
-        return ("value",)
-
-    def active_parameters(self) -> int:
-        """Number of trained entries."""
-        return self.value.size
-
-
 def is_boxed(leaf: Any) -> bool:
     """Whether a leaf of `params` is one of our boxes."""
     return isinstance(leaf, Boxed)

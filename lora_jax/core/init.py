@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lora_jax.core.dora import column_squares
 from lora_jax.core.initializers import calibrated, random, spectral
 from lora_jax.core.lowrank import LoraSpec, LowRank
 from lora_jax.core.paths import nearest
@@ -190,7 +189,7 @@ def with_magnitude(low: LowRank, base: Float[Array, "*stack in out"]) -> LowRank
     """
     base = base.astype(jnp.float32)
     low = low.replace(base_square=(base * base).sum(-2))
-    return low.replace(magnitude=jnp.sqrt(column_squares(base, low)))
+    return low.replace(magnitude=jnp.sqrt(low.column_squares(base)))
 
 
 def _by_initializer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,13 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from flax.core import meta
 from jaxtyping import Array, Float
 
+from lora_jax.core.boxes import Wrapping
+from lora_jax.core.matrix import from_matrix, to_matrix
+from lora_jax.core.quantize import QuantizedArray
 from lora_jax.core.variants import VARIANTS, variant_named
 
 # Axis of each array that counts ranks. What is not here has none.
 RANK_AXIS = {"a": -1, "b": -2, "scale": -1, "gain": -1, "parts": -2, "a0": -1, "b0": -2}
 _TRAINED = ("a", "b", "magnitude", "gain", "out_gain")
+# A norm is the difference of large sums where an update removes part of the base.
+_EXACT = jax.lax.Precision.HIGHEST
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,35 @@ class LowRank(struct.PyTreeNode):
         # base bit for bit.
         return (update if start is None else update - _product(start)).astype(dtype)
 
+    def column_squares(self, base: Float[Array, "*stack in out"]) -> Float[Array, "*stack out"]:
+        """Squared norms of the output columns of `base + update`, in float32, for DoRA.
+
+        ||W||^2 + 2 <W, A B> + ||A B||^2 column by column, with A = a * scale: the work is that of
+        one product of W with a thin matrix, and nothing of W's size is made. `base_square`, where
+        it is given, replaces ||W||^2.
+        """
+        plain = self.plain()
+        a = plain.a.astype(jnp.float32) * plain.scale[..., None, :]
+        b = plain.b.astype(jnp.float32)
+        base = base.astype(jnp.float32)
+        square = self.base_square if self.base_square is not None else (base * base).sum(-2)
+        cross = jnp.einsum("...ir,...io->...ro", a, base, precision=_EXACT)
+        gram = jnp.einsum("...ir,...is->...rs", a, a, precision=_EXACT)
+        own = jnp.einsum("...rs,...so->...ro", gram, b, precision=_EXACT)
+        return jnp.maximum(square + ((2 * cross + own) * b).sum(-2), 0.0)
+
+    def column_factors(self, base: Float[Array, "*stack in out"]) -> Float[Array, "*stack out"]:
+        """`magnitude / ||W + update||` for each output column, the norm held constant in gradients
+        (DoRA, Liu et al. 2024, arXiv 2402.09353, section 4.3).
+
+        1 where a layer has no active column (it is not adapted), and where the norm is 0 (there is
+        no direction to scale).
+        """
+        held, base = jax.lax.stop_gradient((self, base))
+        norm = jnp.sqrt(jax.lax.stop_gradient(held.column_squares(base)))
+        used = (self.scale != 0).any(-1)[..., None] & (norm > 0)
+        return jnp.where(used, self.magnitude / jnp.where(used, norm, 1.0), 1.0)
+
     def pad(self, rank: int) -> LowRank:
         """The same update with zero columns up to `rank`.
 
@@ -252,8 +286,46 @@ def _product(low: LowRank) -> Float[Array, "*stack in out"]:
     return (a * low.scale[..., None, :]) @ b
 
 
-def array_fields(leaf: Any) -> tuple[str, ...]:
-    """Names of the fields of a trainable leaf that hold arrays (or None), static ones left out."""
-    return tuple(
-        field.name for field in dataclasses.fields(leaf) if field.metadata.get("pytree_node", True)
-    )
+class Adapted(Wrapping):
+    """`base + update`, its columns rescaled if there is a magnitude.
+
+    `key` holds one random key a layer (*stack) for this site's dropout, or None outside training.
+    """
+
+    lora: LowRank
+    key: jax.Array | None = None
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Shape of the weight without the stack axes."""
+        return tuple(self.base.shape[self.lora.a.ndim - 2 :])
+
+    def base_matrix(self) -> Float[Array, "*stack in out"]:
+        """The frozen weight as float32 matrices, dequantised if need be."""
+        if isinstance(self.base, QuantizedArray) and self.base.in_axes == self.lora.in_axes:
+            return self.base.matrix(self.dtype).astype(jnp.float32)
+        base = meta.unbox(self.base)
+        return to_matrix(base, len(self.kernel_shape), self.lora.in_axes).astype(jnp.float32)
+
+    def factors(self) -> Float[Array, "*stack out"] | None:
+        """What DoRA multiplies each output column by; None without a magnitude."""
+        return None if self.lora.magnitude is None else self.lora.column_factors(self.base_matrix())
+
+    def unbox(self) -> Array:
+        """The dense adapted weight: added up in float32, rounded once to the base's dtype.
+
+        Raises:
+            ValueError: dropout is on, and the module reads the dense weight, which knows no input
+                to drop.
+        """
+        if self.key is not None and self.lora.dropout is not None:
+            raise ValueError(
+                "LoRA dropout needs the factored product, and the module that reads this "
+                f"{self.shape} weight has no rule for "
+                "it. Set dropout=0.0 for this site, or use lora_jax.apply with a module kind that "
+                "has a rule."
+            )
+        weight = self.base_matrix() + self.lora.delta()
+        factors = self.factors()
+        weight = weight if factors is None else weight * factors[..., None, :]
+        return from_matrix(weight, self.kernel_shape, self.lora.in_axes).astype(self.dtype)

@@ -10,7 +10,8 @@ from flax import struct
 from flax.core import meta
 from jaxtyping import Array
 
-from lora_jax.core.boxes import Boxed, Whole, Wrapping
+from lora_jax.core.boxes import Boxed, Wrapping
+from lora_jax.core.trained_weight import TrainedWeight
 
 
 class Rows(struct.PyTreeNode):
@@ -58,7 +59,7 @@ class Rows(struct.PyTreeNode):
             )
         if self.layers:
             # A scan slices this axis, so the layers are put in place before it.
-            return Whole(value=meta.unbox(base).at[self.index].set(self.value))
+            return TrainedWeight(value=meta.unbox(base).at[self.index].set(self.value))
         return WithRows(base=base, rows=self)
 
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from lora_jax.adapters.stack import pad
-from lora_jax.core.boxes import Whole
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import nearest
+from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.data.text_tokenizers import Message, TextTokenizer
 from lora_jax.generation.sampling import Sampling
 from lora_jax.generation.seq2seq import generator_for
@@ -256,7 +256,7 @@ class _Writer:
 
 
 def _zeros(path: str, leaf: Any, rank: int) -> LowRank:
-    if isinstance(leaf, Whole):
+    if isinstance(leaf, TrainedWeight):
         raise ValueError(
             f"{path!r} is trained whole; only adapters of factors alone share a base. Train "
             "without it, or merge it."

@@ -13,10 +13,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.core.boxes import Whole
-from lora_jax.core.lowrank import LowRank, array_fields
-from lora_jax.core.pieces import Bottleneck, Gain, Prefix
+from lora_jax.core.aux_modules import Bottleneck, Gain, Prefix
+from lora_jax.core.lowrank import LowRank
 from lora_jax.core.rows import Rows
+from lora_jax.core.trainable import array_fields
+from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.io import safetensors
 
 FILE = "adapter.safetensors"
@@ -49,7 +50,7 @@ def save_adapter(
     for path, leaf in trainable.items():
         parts = (
             {"whole": leaf.value}
-            if isinstance(leaf, Whole)
+            if isinstance(leaf, TrainedWeight)
             else {name: getattr(leaf, name) for name in array_fields(leaf) if name not in _DERIVED}
         )
         tensors |= {
@@ -115,7 +116,7 @@ def load_adapter(
         static = dict(variants.get(site, {}))
         kind = _KINDS.get(static.pop("kind", ""))
         if set(values) == {"whole"}:
-            trainable[site] = Whole(value=values["whole"])
+            trainable[site] = TrainedWeight(value=values["whole"])
         elif kind is not None and set(values) <= set(array_fields(kind)):
             trainable[site] = kind(**values, **static)
         elif {"a", "b", "scale"} <= set(values) <= set(array_fields(LowRank)) and site in axes:
@@ -145,7 +146,7 @@ def _not_finite(tensors: Mapping[str, np.ndarray]) -> str | None:
 
 def _static(leaf: Any) -> dict[str, Any]:
     """What a leaf says besides its arrays: its kind, and fields that differ from their defaults."""
-    if isinstance(leaf, Whole):
+    if isinstance(leaf, TrainedWeight):
         return {}
     kind = next(({"kind": name} for name, cls in _KINDS.items() if isinstance(leaf, cls)), {})
     arrays = {*array_fields(leaf), "in_axes"}

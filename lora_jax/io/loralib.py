@@ -10,16 +10,16 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.core.boxes import Whole
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import nearest
+from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.io import safetensors
 from lora_jax.io.names import Index, Name, Names
 
 
 def load_loralib(
     path: Path | str, names: Names, *, alpha: float, enabled: Sequence[bool] = (True, False, True)
-) -> dict[str, LowRank | Whole]:
+) -> dict[str, LowRank | TrainedWeight]:
     """The adapter in a loralib checkpoint, converted to safetensors; scale alpha / r, as loralib
     computes it.
 
@@ -54,7 +54,7 @@ def from_loralib(
     *,
     alpha: float,
     enabled: Sequence[bool] = (True, False, True),
-) -> dict[str, LowRank | Whole]:
+) -> dict[str, LowRank | TrainedWeight]:
     """`load_loralib` of tensors by name."""
     left = dict(tensors)
     for key, value in tensors.items():
@@ -63,7 +63,7 @@ def from_loralib(
                 f"{key} holds a NaN or an infinity, or is no floating number (dtype {value.dtype})."
             )
     root = _root(names, tensors)
-    trainable: dict[str, LowRank | Whole] = {}
+    trainable: dict[str, LowRank | TrainedWeight] = {}
     for path, name in names.items():
         layers: dict[Index, tuple[np.ndarray, np.ndarray]] = {}
         whole: dict[Index, np.ndarray] = {}
@@ -154,14 +154,14 @@ def _stacked(
     )
 
 
-def _whole(path: str, name: Name, found: Mapping[Index, np.ndarray]) -> Whole:
+def _whole(path: str, name: Name, found: Mapping[Index, np.ndarray]) -> TrainedWeight:
     indices = [index for index, _ in name.layers()]
     if missing := [index for index in indices if index not in found]:
         raise ValueError(
             f"{path!r} is there for {len(found)} of {len(indices)} layers, and not for "
             f"{missing[0]}. The checkpoint is incomplete."
         )
-    return Whole(
+    return TrainedWeight(
         value=jnp.asarray(
             np.stack([found[index] for index in indices]).reshape(*name.stack, *name.shape)
         )

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.core.boxes import Whole
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import nearest
 from lora_jax.core.rows import Rows
+from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.io.names import Name, Names, is_suffix
 
 PREFIX = "base_model.model."
@@ -54,7 +54,7 @@ class Factors:
 
 
 def to_peft(
-    trainable: Mapping[str, LowRank | Whole | Rows],
+    trainable: Mapping[str, LowRank | TrainedWeight | Rows],
     names: Names,
     *,
     base_model: str | None = None,
@@ -80,7 +80,7 @@ def to_peft(
     """
     notes: list[str] = []
     trainable = {
-        path: leaf if isinstance(leaf, (Whole, Rows)) else _plain(path, leaf, notes)
+        path: leaf if isinstance(leaf, (TrainedWeight, Rows)) else _plain(path, leaf, notes)
         for path, leaf in trainable.items()
     }
     _check(trainable, names)
@@ -172,7 +172,7 @@ def _plain(path: str, leaf: Any, notes: list[str]) -> LowRank:
     return plain
 
 
-def _check(trainable: Mapping[str, LowRank | Whole | Rows], names: Names) -> None:
+def _check(trainable: Mapping[str, LowRank | TrainedWeight | Rows], names: Names) -> None:
     for path, leaf in trainable.items():
         if path not in names:
             raise KeyError(
@@ -187,7 +187,7 @@ def _check(trainable: Mapping[str, LowRank | Whole | Rows], names: Names) -> Non
                     "or save with save_adapter."
                 )
             shapes = [(tuple(leaf.value.shape[1:]), tuple(name.shape[1:]))]
-        elif isinstance(leaf, Whole):
+        elif isinstance(leaf, TrainedWeight):
             if name.tied:
                 raise ValueError(
                     f"{path!r} is tied and trained whole: PEFT would train a copy for one of its "
@@ -217,7 +217,7 @@ def _check(trainable: Mapping[str, LowRank | Whole | Rows], names: Names) -> Non
 
 
 def _by_module(
-    trainable: Mapping[str, LowRank | Whole | Rows], names: Names
+    trainable: Mapping[str, LowRank | TrainedWeight | Rows], names: Names
 ) -> dict[str, dict[int, Factors]]:
     """The used columns of every adapted layer, by module and by part of a fused module, with the
     scale still in a vector.
@@ -327,11 +327,15 @@ def _uses_dora(adapted: Mapping[str, Factors]) -> bool:
 
 
 def _whole(
-    trainable: Mapping[str, LowRank | Whole | Rows], names: Names, adapted: Mapping[str, Factors]
+    trainable: Mapping[str, LowRank | TrainedWeight | Rows],
+    names: Names,
+    adapted: Mapping[str, Factors],
 ) -> tuple[str, list[str], dict[str, np.ndarray]]:
     """PEFT's bias mode, its modules_to_save, and the tensors of both."""
     values = {
-        path: np.asarray(leaf.value) for path, leaf in trainable.items() if isinstance(leaf, Whole)
+        path: np.asarray(leaf.value)
+        for path, leaf in trainable.items()
+        if isinstance(leaf, TrainedWeight)
     }
     theirs: dict[str, np.ndarray] = {}
     filled: dict[str, set[int]] = {}
@@ -452,7 +456,9 @@ def _all_biases(parameters: set[str]) -> bool:
     return all(parameter.endswith("bias") for parameter in parameters)
 
 
-def _dropout(trainable: Mapping[str, LowRank | Whole | Rows], wanted: float | None) -> float:
+def _dropout(
+    trainable: Mapping[str, LowRank | TrainedWeight | Rows], wanted: float | None
+) -> float:
     if wanted is not None:
         return wanted
     rates: dict[float, str] = {}

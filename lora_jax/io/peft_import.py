@@ -11,10 +11,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.core.boxes import Whole
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten, nearest
 from lora_jax.core.rows import Rows
+from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.io.names import Index, Name, Names
 from lora_jax.io.peft_config import PeftConfig, read_config
 from lora_jax.io.peft_export import PREFIX, ROWS, PeftAdapter
@@ -22,7 +22,7 @@ from lora_jax.io.peft_export import PREFIX, ROWS, PeftAdapter
 
 def from_peft(
     found: PeftAdapter, names: Names, *, frozen: Mapping[str, Any] | None = None
-) -> dict[str, LowRank | Whole | Rows]:
+) -> dict[str, LowRank | TrainedWeight | Rows]:
     """The adapter in our layout: layers stacked, ranks padded to the largest of a site, scales as
     PEFT computes them.
 
@@ -48,7 +48,7 @@ def from_peft(
     expected = _expected(config, names, module_of)
     _check_keys(expected, tensors, names, module_of, frozen)
     scales = found.recorded.get("scale", {})
-    trainable: dict[str, LowRank | Whole | Rows] = {}
+    trainable: dict[str, LowRank | TrainedWeight | Rows] = {}
     for path, name in names.items():
         leaf = (
             _site(path, name, module_of, config, tensors, scales) if name.kind != "vector" else None
@@ -156,7 +156,7 @@ def _is_input(path: str) -> bool:
 
 def _whole(
     path: str, name: Name, module_of: Mapping[str, str], tensors: Mapping[str, np.ndarray]
-) -> Whole | None:
+) -> TrainedWeight | None:
     found: dict[Index, np.ndarray] = {}
     for index, parameter in name.layers():
         module, _, last = parameter.rpartition(".")
@@ -173,7 +173,7 @@ def _whole(
             "whole or not at all. Load it into the layout without a scan."
         )
     value = np.stack([found[index] for index in indices]).reshape(*name.stack, *name.shape)
-    return Whole(value=jnp.asarray(value))
+    return TrainedWeight(value=jnp.asarray(value))
 
 
 def _expected(config: PeftConfig, names: Names, module_of: Mapping[str, str]) -> set[str]:
@@ -267,7 +267,7 @@ def _check_copy(
         )
 
 
-def _check_effect(trainable: Mapping[str, LowRank | Whole | Rows]) -> None:
+def _check_effect(trainable: Mapping[str, LowRank | TrainedWeight | Rows]) -> None:
     low = {path: leaf for path, leaf in trainable.items() if isinstance(leaf, LowRank)}
     if (
         len(low) == len(trainable)

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from lora_jax.adapters.apply import Trainables, apply
+from lora_jax.adapters.apply import apply
 from lora_jax.adapters.head import frozen_head
 from lora_jax.core.lowrank import LowRank
+from lora_jax.core.trainable import Trainables
 from lora_jax.kernels.vocab_loss import CHUNK, vocabulary_loss
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.t5 import T5

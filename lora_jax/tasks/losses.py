@@ -13,7 +13,8 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from lora_jax.adapters.apply import Trainables, apply
+from lora_jax.adapters.apply import apply
+from lora_jax.core.trainable import Trainables
 
 
 class Sums(struct.PyTreeNode):

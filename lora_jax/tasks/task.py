@@ -21,13 +21,13 @@ from lora_jax.adapters.calibration import input_moments, weight_gradients
 from lora_jax.adapters.sites import Site, find_sites
 from lora_jax.adapters.surgery import adapt
 from lora_jax.config import ADAPTERS, TARGETS, Config, DataConfig, ModelConfig, resolve_targets
-from lora_jax.core.boxes import Whole
 from lora_jax.core.fingerprint import fingerprint
 from lora_jax.core.host import can_offload
 from lora_jax.core.init import initializer_named
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules, flatten, match, unflatten
 from lora_jax.core.quantize import QuantSpec
+from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.data import Batches, choose_buckets, encode, load, subset
 from lora_jax.data.tasks import Recipe
 from lora_jax.io.encoder_tokenizer import load_tokenizer
@@ -255,7 +255,7 @@ def _with_baseline(
     if config.method == "top_layers":
         added = dict(baselines.top_layers(task.sites, params, base.top_layers))
         added |= {
-            path: Whole(value=jnp.array(weight, copy=True))
+            path: TrainedWeight(value=jnp.array(weight, copy=True))
             for path, weight in flatten(params).items()
             if path.startswith("pooler/")
         }
@@ -272,7 +272,7 @@ def _with_baseline(
     kept = {
         path: leaf
         for path, leaf in flatten(frozen).items()
-        if not isinstance(added.get(path), Whole)
+        if not isinstance(added.get(path), TrainedWeight)
     }
     return unflatten(kept), trained | added
 

@@ -14,46 +14,21 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from lora_jax.adapters.apply import Trainables
 from lora_jax.config import OptimConfig
 from lora_jax.core.host import can_offload
-from lora_jax.core.lowrank import LowRank, array_fields
+from lora_jax.core.lowrank import LowRank
+from lora_jax.core.trainable import given_fields
 from lora_jax.training.adam8bit import scale_by_adam8bit
 from lora_jax.training.offload import in_host_memory
 from lora_jax.training.variants import adalora, precondition_b
 
-Trainable = dict[str, Any]
 
-
-def partition(trainable: Trainables) -> tuple[Trainable, Trainable]:
-    """The arrays that are trained and those that are not (scale, dropout, fixed factors), each with
-    None where the other has one.
-    """
-    trained = {
-        path: leaf.replace(**dict.fromkeys(set(array_fields(leaf)) - set(leaf.trained_fields())))
-        for path, leaf in trainable.items()
-    }
-    fixed = {
-        path: leaf.replace(**dict.fromkeys(leaf.trained_fields()))
-        for path, leaf in trainable.items()
-    }
-    return trained, fixed
-
-
-def combine(trained: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `partition`."""
-    return {
-        path: leaf.replace(**{name: getattr(trained[path], name) for name in _given(trained[path])})
-        for path, leaf in fixed.items()
-    }
-
-
-def labels(trained: Trainable) -> Any:
+def labels(trained: Mapping[str, Any]) -> Any:
     """'a', 'b', 'vector' (magnitudes and gains), 'whole' or 'module' for each trained array: the
     handle for learning rates and masks.
     """
     return {
-        path: leaf.replace(**{name: label_of(leaf, name) for name in _given(leaf)})
+        path: leaf.replace(**{name: label_of(leaf, name) for name in given_fields(leaf)})
         for path, leaf in trained.items()
     }
 
@@ -65,11 +40,7 @@ def label_of(leaf: Any, name: str) -> str:
     return getattr(leaf, "label", "whole")
 
 
-def _given(leaf: Any) -> tuple[str, ...]:
-    return tuple(name for name in array_fields(leaf) if getattr(leaf, name) is not None)
-
-
-def decay_mask(trained: Trainable) -> Any:
+def decay_mask(trained: Mapping[str, Any]) -> Any:
     """Which arrays weight decay acts on: all but biases, the scales of norms, magnitudes, gains and
     prefix states.
     """
@@ -77,7 +48,7 @@ def decay_mask(trained: Trainable) -> Any:
     for path, leaf in trained.items():
         decays = path.rpartition("/")[2] not in ("bias", "scale")
         out[path] = leaf.replace(
-            **{name: decays and _is_matrix(leaf, name) for name in _given(leaf)}
+            **{name: decays and _is_matrix(leaf, name) for name in given_fields(leaf)}
         )
     return out
 

@@ -12,9 +12,8 @@ import optax
 from flax import struct
 from jaxtyping import Array, Int
 
-from lora_jax.adapters.apply import Trainables
+from lora_jax.core.trainable import Trainables, combine, partition
 from lora_jax.tasks.losses import Sums
-from lora_jax.training.optim import combine, partition
 
 # loss(frozen, trainable, batch, key): a mean over the batch, or the sum over it with its Sums.
 LossFn = Callable[[Any, Trainables, Any, jax.Array | None], Array | tuple[Array, Sums]]

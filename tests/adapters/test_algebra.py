@@ -140,7 +140,7 @@ def test_a_site_that_one_adapter_leaves_out_counts_as_0_there() -> None:
 def test_weights_trained_whole_move_by_the_weighted_sum_of_their_moves() -> None:
     base = {"norm": {"scale": jnp.array([1.0, 2.0])}}
     one, two = (
-        {**adapter(i), "norm/scale": lj.Whole(value=jnp.array(v))}
+        {**adapter(i), "norm/scale": lj.TrainedWeight(value=jnp.array(v))}
         for i, v in enumerate(([2.0, 2.0], [1.0, 5.0]))
     )
     total = weighted_sum([one, two], [0.5, 2.0], base=base)

@@ -15,14 +15,14 @@ from lora_jax.adapters.apply import apply, join, split
 from lora_jax.adapters.merge import merge
 from lora_jax.adapters.sites import find_sites
 from lora_jax.adapters.surgery import adapt, trainable_parameters
-from lora_jax.core.boxes import Whole
+from lora_jax.core.aux_modules import Bottleneck, Gain, Prefix
 from lora_jax.core.lowrank import LoraSpec
-from lora_jax.core.pieces import Bottleneck, Gain, Prefix
 from lora_jax.core.quantize import QuantSpec
 from lora_jax.core.rows import rows_of
+from lora_jax.core.trainable import combine, partition
+from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.io.adapter import load_adapter, save_adapter
 from lora_jax.models.encoder import Encoder, EncoderConfig
-from lora_jax.training.optim import combine, partition
 
 SIZES = EncoderConfig(
     vocab_size=30,
@@ -242,9 +242,9 @@ def test_top_layers_are_the_last_blocks_and_no_other(scan):
     moved = noisy(top)
     weights = join(params, moved)
     unboxed = jax.tree.map(
-        lambda b: b.unbox() if isinstance(b, Whole) else b,
+        lambda b: b.unbox() if isinstance(b, TrainedWeight) else b,
         weights,
-        is_leaf=lambda b: isinstance(b, Whole),
+        is_leaf=lambda b: isinstance(b, TrainedWeight),
     )
     if scan:
         old, new = params["layers"]["mlp"]["up"]["kernel"], unboxed["layers"]["mlp"]["up"]["kernel"]

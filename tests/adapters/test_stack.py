@@ -9,7 +9,7 @@ import pytest
 from user_models import adapted, build, error, same_bits, with_b
 
 import lora_jax
-from lora_jax import LoraSpec, Whole, adapt, stack, unstack
+from lora_jax import LoraSpec, TrainedWeight, adapt, stack, unstack
 from lora_jax.adapters.stack import pad, trim
 
 WIDE = [(".*(query|value|up)/kernel", LoraSpec(4))]
@@ -88,7 +88,7 @@ def test_adapters_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(
         ValueError, match="'head' is trained whole by one adapter and not at all by another"
     ):
-        stack([wide, {**narrow, "head": Whole(value=jnp.ones(3))}])
+        stack([wide, {**narrow, "head": TrainedWeight(value=jnp.ones(3))}])
     with pytest.raises(ValueError, match="Cannot stack no adapters"):
         stack([])
     with pytest.raises(ValueError, match="holds no adapter"):

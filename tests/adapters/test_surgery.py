@@ -15,7 +15,7 @@ from lora_jax import (
     LoraSpec,
     QuantizedArray,
     QuantSpec,
-    Whole,
+    TrainedWeight,
     adapt,
     bytes_of,
     merge,
@@ -50,7 +50,8 @@ def test_what_is_quantised_adapted_and_trained_whole_is_chosen_independently() -
         "blocks/attn/out/kernel": "nf4",
     }
     assert {
-        path: "whole" if isinstance(leaf, Whole) else leaf.rank for path, leaf in trainable.items()
+        path: "whole" if isinstance(leaf, TrainedWeight) else leaf.rank
+        for path, leaf in trainable.items()
     } == {
         "blocks/attn/query/kernel": 2,
         "blocks/attn/key/kernel": 2,
@@ -240,4 +241,4 @@ def test_a_nan_or_infinity_is_never_merged(bad: float) -> None:
     with pytest.raises(ValueError, match="'kernel' holds a NaN or an infinity; nothing was merged"):
         merge(frozen, broken)
     with pytest.raises(ValueError, match="'kernel' holds a NaN or an infinity; nothing was merged"):
-        merge({}, {"kernel": Whole(value=jnp.full((2, 2), bad))})
+        merge({}, {"kernel": TrainedWeight(value=jnp.full((2, 2), bad))})

@@ -15,11 +15,11 @@ import pytest
 from lora_jax.adapters.apply import apply, join, split
 from lora_jax.adapters.merge import merge
 from lora_jax.adapters.surgery import adapt, trainable_parameters
-from lora_jax.core.boxes import Whole
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantSpec
-from lora_jax.training.optim import combine, partition
+from lora_jax.core.trainable import combine, partition
+from lora_jax.core.trained_weight import TrainedWeight
 
 spec = importlib.util.spec_from_file_location("zoo", Path(__file__).parent / "zoo.py")
 zoo = importlib.util.module_from_spec(spec)
@@ -307,7 +307,7 @@ def test_bias_modes_train_none_all_or_those_beside_adapted_weights():
         key=jax.random.key(0),
     )
     whole = lambda trainable: sorted(
-        path for path, leaf in trainable.items() if isinstance(leaf, Whole)
+        path for path, leaf in trainable.items() if isinstance(leaf, TrainedWeight)
     )
     assert whole(run("none")[1]) == []
     assert whole(run("lora_only")[1]) == ["layers_1/up/bias"]

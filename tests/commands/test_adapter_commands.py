@@ -134,7 +134,7 @@ def test_what_cannot_be_converted_is_one_paragraph_and_status_2(
     own = lj.fingerprint({name: leaf for name, leaf in params.items() if name != "classifier"})
     save_adapter(
         partly,
-        {**trainable, "layers/attn/k/bias": lj.Whole(value=jnp.ones((2, 16)))},
+        {**trainable, "layers/attn/k/bias": lj.TrainedWeight(value=jnp.ones((2, 16)))},
         base=own,
         model="x",
     )

@@ -11,9 +11,9 @@ import pytest
 from flax import linen as nn
 from flax.core import meta
 
-from lora_jax.core.adapted import Adapted
-from lora_jax.core.boxes import Boxed, Whole, is_boxed
-from lora_jax.core.lowrank import LowRank
+from lora_jax.core.boxes import Boxed, is_boxed
+from lora_jax.core.lowrank import Adapted, LowRank
+from lora_jax.core.trained_weight import TrainedWeight
 
 
 def low_rank(
@@ -35,14 +35,15 @@ def test_a_module_reads_the_weight_that_a_box_computes() -> None:
     )
     assert np.allclose(seen, x @ (base + 0.5 * low.a @ low.b), rtol=1e-6)
     assert np.array_equal(
-        nn.Dense(3, use_bias=False).apply({"params": {"kernel": Whole(value=base)}}, x), x @ base
+        nn.Dense(3, use_bias=False).apply({"params": {"kernel": TrainedWeight(value=base)}}, x),
+        x @ base,
     )
 
 
 def test_a_box_of_the_wrong_shape_is_refused_by_linen() -> None:
     with pytest.raises(Exception, match="kernel"):
         nn.Dense(3, use_bias=False).apply(
-            {"params": {"kernel": Whole(value=jnp.ones((5, 3)))}}, jnp.ones((2, 4))
+            {"params": {"kernel": TrainedWeight(value=jnp.ones((5, 3)))}}, jnp.ones((2, 4))
         )
 
 
@@ -87,7 +88,7 @@ def test_boxes_keep_their_axes_and_refuse_to_be_written() -> None:
 
 def test_only_our_boxes_count_as_boxes() -> None:
     assert (
-        is_boxed(Whole(value=jnp.ones(2)))
+        is_boxed(TrainedWeight(value=jnp.ones(2)))
         and not is_boxed(jnp.ones(2))
         and not is_boxed(meta.Partitioned(jnp.ones(2), ("a",)))
     )

@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax.core.adapted import Adapted
-from lora_jax.core.dora import column_factors, column_squares
 from lora_jax.core.init import initialize, with_magnitude
-from lora_jax.core.lowrank import LoraSpec, LowRank
+from lora_jax.core.lowrank import Adapted, LoraSpec, LowRank
 from lora_jax.core.quantize import QuantSpec, quantize
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "variants.npz")
@@ -43,13 +41,13 @@ def test_column_norms_equal_those_of_the_dense_sum(init, cached):
     w, low = factors(LoraSpec(rank=3, alpha=6.0, init=init))
     low = low.replace(base_square=(w * w).sum(0) if cached else None)
     # Three float32 sums of up to 60 terms each, against float64.
-    np.testing.assert_allclose(column_squares(w, low), np.square(dense(w, low)).sum(0), rtol=2e-5)
+    np.testing.assert_allclose(low.column_squares(w), np.square(dense(w, low)).sum(0), rtol=2e-5)
 
 
 def test_nothing_of_the_weights_size_is_formed_beside_the_base():
     w, low = factors()
     low = low.replace(base_square=(w * w).sum(0))
-    jaxpr = jax.make_jaxpr(column_squares)(w, low)
+    jaxpr = jax.make_jaxpr(lambda w, low: low.column_squares(w))(w, low)
     made = [
         var.aval.shape
         for equation in jaxpr.jaxpr.eqns
@@ -101,10 +99,10 @@ def test_columns_without_direction_and_padded_layers_are_left_alone():
     w, low = factors()
     w, low = w.at[:, 2].set(0.0), low.replace(b=low.b.at[:, 2].set(0.0))
     low = with_magnitude(low, w).replace(magnitude=jnp.full(SHAPE[1], 3.0))
-    found = column_factors(w, low)
+    found = low.column_factors(w)
     assert found[2] == 1 and np.all(np.isfinite(found)) and abs(float(found[0]) - 1) > 0.01
     np.testing.assert_array_equal(
-        column_factors(w, low.replace(scale=jnp.zeros(3))), np.ones(SHAPE[1])
+        low.replace(scale=jnp.zeros(3)).column_factors(w), np.ones(SHAPE[1])
     )
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lora_jax.core.boxes import Whole
 from lora_jax.core.paths import flatten, match, nearest, unflatten
+from lora_jax.core.trained_weight import TrainedWeight
 
 PATHS = ["layers/attn/q/kernel", "layers/attn/v/kernel", "layers/mlp/up/kernel", "head/kernel"]
 
@@ -59,7 +59,7 @@ def test_a_pattern_that_is_no_regular_expression_is_an_error() -> None:
 
 
 def test_flattening_and_back_is_the_identity_and_boxes_are_leaves() -> None:
-    box = Whole(value=1.0)
+    box = TrainedWeight(value=1.0)
     tree = {"a": {"b": {"kernel": box}, "c": 2}, "d": 3}
     flat = flatten(tree)
     assert flat == {"a/b/kernel": box, "a/c": 2, "d": 3} and unflatten(flat) == tree

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lora_jax.adapters.merge import merge
 from lora_jax.adapters.stack import stack
-from lora_jax.adapters.surgery import adapt, merge
+from lora_jax.adapters.surgery import adapt
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.quantize import QuantSpec, bytes_of
 from lora_jax.generation.engine import Generator

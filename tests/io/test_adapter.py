@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax import LoraSpec, LowRank, Whole, load_adapter, save_adapter
+from lora_jax import LoraSpec, LowRank, TrainedWeight, load_adapter, save_adapter
 from lora_jax.core.init import initialize
 from lora_jax.io import safetensors
 
@@ -23,7 +23,7 @@ def same(x: Any, y: Any) -> bool:
     )
 
 
-def lora() -> dict[str, LowRank | Whole]:
+def lora() -> dict[str, LowRank | TrainedWeight]:
     key = jax.random.key(0)
     one = initialize(key, (3,), 6, 5, LoraSpec(2, dropout=0.1))
     two = initialize(
@@ -34,8 +34,8 @@ def lora() -> dict[str, LowRank | Whole]:
         "layers/q/kernel": one.replace(b=jax.random.normal(key, one.b.shape)),
         "out/kernel": two,
         "half/kernel": half.replace(a=half.a.astype(jnp.bfloat16)),
-        "head/bias": Whole(value=jnp.arange(3.0)),
-        "temperature": Whole(value=jnp.float32(2.0)),
+        "head/bias": TrainedWeight(value=jnp.arange(3.0)),
+        "temperature": TrainedWeight(value=jnp.float32(2.0)),
     }
 
 

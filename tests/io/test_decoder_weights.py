@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax.adapters.surgery import merge
+from lora_jax.adapters.merge import merge
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
 from lora_jax.io import safetensors

@@ -584,7 +584,9 @@ def test_what_PEFTs_format_cannot_say_is_not_written() -> None:
     q, v = "layers/attn/q/kernel", "layers/attn/v/kernel"
     low, whole = (
         {q: ones(names[q])},
-        lambda path: {path: lj.Whole(value=jnp.ones((*names[path].stack, *names[path].shape)))},
+        lambda path: {
+            path: lj.TrainedWeight(value=jnp.ones((*names[path].stack, *names[path].shape)))
+        },
     )
     cases = [
         (whole("classifier/kernel") | whole("classifier/bias"), "no site has factors"),

@@ -52,7 +52,7 @@ def test_export_then_import_is_the_identity_for_fused_and_for_shifted_weights(
     back = from_peft(to_peft(trainable, names), names)
     assert set(back) == set(trainable)
     for path, leaf in trainable.items():
-        if isinstance(leaf, lj.Whole):
+        if isinstance(leaf, lj.TrainedWeight):
             np.testing.assert_allclose(
                 back[path].value, leaf.value, atol=1e-6
             )  # A shifted norm is rounded once each way.

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from lora_jax.adapters.apply import apply
+from lora_jax.adapters.merge import merge
 from lora_jax.adapters.stack import stack
-from lora_jax.adapters.surgery import adapt, merge
+from lora_jax.adapters.surgery import adapt
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.quantize import QuantSpec
 from lora_jax.generation.seq2seq import PairGenerator

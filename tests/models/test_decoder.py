@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from lora_jax.adapters.apply import apply, join
+from lora_jax.adapters.merge import merge
 from lora_jax.adapters.sites import find_sites
-from lora_jax.adapters.surgery import adapt, merge
+from lora_jax.adapters.surgery import adapt
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.quantize import QuantSpec
 from lora_jax.io.decoder_weights import load_decoder

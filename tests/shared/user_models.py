@@ -11,8 +11,8 @@ import numpy as np
 from flax import linen as nn
 
 from lora_jax import LoraSpec, LowRank, QuantSpec, adapt
-from lora_jax.core.boxes import Whole
 from lora_jax.core.paths import flatten, unflatten
+from lora_jax.core.trained_weight import TrainedWeight
 
 WIDTH, WORDS, LAYERS, MEMBERS = 8, 20, 2, 3
 # One rule for every matrix; the raw parameter and the tied embedding are matrices like the others.
@@ -120,7 +120,7 @@ QUANTS = {
 
 def adapted(
     built: Built, quant: Any = (), *, spec: LoraSpec | None = None, trained: bool = True
-) -> tuple[Any, dict[str, LowRank | Whole]]:
+) -> tuple[Any, dict[str, LowRank | TrainedWeight]]:
     """Frozen weights and factors on every matrix; with `trained`, `b` is away from 0, so that the
     factors matter.
     """
@@ -140,7 +140,7 @@ def with_b(trainable: dict[str, Any], size: float = 0.3) -> dict[str, Any]:
     )
     return {
         path: leaf
-        if isinstance(leaf, Whole)
+        if isinstance(leaf, TrainedWeight)
         else leaf.replace(b=size * jax.random.normal(keys[path], leaf.b.shape))
         for path, leaf in trainable.items()
     }

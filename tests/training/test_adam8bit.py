@@ -18,7 +18,7 @@ from lora_jax import (
     LoraSpec,
     LowRank,
     Rows,
-    Whole,
+    TrainedWeight,
     bytes_of,
     create_state,
     make_optimizer,
@@ -165,8 +165,8 @@ def tree(rank: int = RANK) -> dict[str, Any]:
     keys = jax.random.split(jax.random.key(0), 4)
     return {
         "layers/up/kernel": initialize(keys[0], (3,), IN, OUT, LoraSpec(rank, alpha=8.0)),
-        "head/kernel": Whole(value=jax.random.normal(keys[1], (OUT, 10))),
-        "head/bias": Whole(value=jnp.zeros(10)),
+        "head/kernel": TrainedWeight(value=jax.random.normal(keys[1], (OUT, 10))),
+        "head/bias": TrainedWeight(value=jnp.zeros(10)),
         "embed/embedding": Rows(value=jax.random.normal(keys[2], (20, 600)), index=jnp.arange(20)),
     }
 

@@ -15,7 +15,7 @@ from lora_jax.adapters.apply import apply
 from lora_jax.adapters.sites import find_sites
 from lora_jax.adapters.surgery import trainable_parameters
 from lora_jax.config import config_hash, from_config_dict, load_config
-from lora_jax.core.boxes import Whole
+from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.data.tokenizers import Encoded
 from lora_jax.io.adapter import load_adapter
 from lora_jax.models.encoder import Encoder, EncoderConfig
@@ -136,7 +136,7 @@ def test_a_configuration_selects_as_many_parameters_as_its_formula_says_and_star
     frozen, trained = select(config(**groups), task(), jax.random.key(0))
     assert trainable_parameters(trained) == count
     tokens, mask = jnp.asarray([[1, 5, 20, 21, 22, 23, 24, 25]]), jnp.ones((1, 8), bool)
-    head = {path: leaf for path, leaf in trained.items() if isinstance(leaf, Whole)}
+    head = {path: leaf for path, leaf in trained.items() if isinstance(leaf, TrainedWeight)}
     if name in (
         "dora",
         "pissa",

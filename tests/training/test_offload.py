@@ -17,7 +17,7 @@ from lora_jax import (
     Encoder,
     EncoderConfig,
     LoraSpec,
-    Whole,
+    TrainedWeight,
     create_state,
     make_optimizer,
     make_train_step,
@@ -44,7 +44,7 @@ def offloading(monkeypatch: pytest.MonkeyPatch) -> None:
 def tree() -> dict[str, Any]:
     trainable = {
         "up/kernel": initialize(jax.random.key(0), (), 700, 600, LoraSpec(8)),
-        "bias": Whole(value=jnp.ones(600)),
+        "bias": TrainedWeight(value=jnp.ones(600)),
     }
     return trainable | {"up/kernel": trainable["up/kernel"].replace(b=jnp.ones((8, 600)))}
 

@@ -13,17 +13,10 @@ import optax
 import pytest
 from small_task import PLAIN, make
 
-from lora_jax import Whole
+from lora_jax import TrainedWeight
 from lora_jax.config import OptimConfig
-from lora_jax.training.optim import (
-    Schedule,
-    combine,
-    decay_mask,
-    labels,
-    make_optimizer,
-    partition,
-    structure_of,
-)
+from lora_jax.core.trainable import combine, partition
+from lora_jax.training.optim import Schedule, decay_mask, labels, make_optimizer, structure_of
 
 
 def factors(config: OptimConfig, total: int, steps: int) -> list[float]:
@@ -102,7 +95,7 @@ def test_weight_decay_is_decoupled_and_leaves_biases_alone() -> None:
 
 
 def test_the_decay_mask_knows_biases_and_norms_by_their_last_name() -> None:
-    one = Whole(value=jnp.ones(2))
+    one = TrainedWeight(value=jnp.ones(2))
     paths = (
         "bias",
         "a/bias",

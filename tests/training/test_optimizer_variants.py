@@ -10,7 +10,8 @@ import optax
 from lora_jax.config import AdaLoraConfig, OptimConfig
 from lora_jax.core.init import initialize
 from lora_jax.core.lowrank import LoraSpec, LowRank
-from lora_jax.training.optim import combine, make_optimizer, partition
+from lora_jax.core.trainable import combine, partition
+from lora_jax.training.optim import make_optimizer
 from lora_jax.training.variants import adalora, precondition_b, prune
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "variants.npz")

@@ -14,8 +14,8 @@ from small_task import PLAIN, batch, loss, make
 from user_models import error, same_bits
 
 from lora_jax import LoraSpec, create_state, make_eval_step, make_optimizer, make_train_step
+from lora_jax.core.trainable import partition
 from lora_jax.training.compile import Program
-from lora_jax.training.optim import partition
 
 TX = make_optimizer(PLAIN, 100)
 

@@ -13,7 +13,7 @@ from user_models import same_bits
 
 from lora_jax import (
     LoraSpec,
-    Whole,
+    TrainedWeight,
     apply,
     create_state,
     join,
@@ -93,5 +93,5 @@ def inputs(seed: int) -> jax.Array:
 def join_base(frozen: dict, trainable: dict) -> dict:
     """The base's weights, with those that are trained whole as they started."""
     return merge(
-        frozen, {path: leaf for path, leaf in trainable.items() if isinstance(leaf, Whole)}
+        frozen, {path: leaf for path, leaf in trainable.items() if isinstance(leaf, TrainedWeight)}
     )[0]

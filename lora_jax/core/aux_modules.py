@@ -1,7 +1,7 @@
-"""Trainable pieces beside a model's weights, for the baselines: bottleneck adapters, IA3's gains,
+"""Trained modules beside a model's weights, for the baselines: bottleneck adapters, IA3's gains,
 prefix states.
 
-Each rides through scans on the weight of the module that it acts on (a box with a piece attached),
+Each rides through scans on the weight of the module that it acts on (a box with a module attached),
 so no model is edited. They are no change of a weight, so they work with `lora_jax.apply` alone:
 reading such a weight in any other way is an error.
 """
@@ -24,13 +24,13 @@ from lora_jax.core.boxes import Wrapping
 _READABLE: contextvars.ContextVar[bool] = contextvars.ContextVar("readable", default=False)
 
 
-class Piece(struct.PyTreeNode):
-    """A trained piece that changes the input or the output of the module whose weight carries
+class AuxModule(struct.PyTreeNode):
+    """A small trained module that changes the input or the output of the module whose weight carries
     it.
     """
 
     label = "module"
-    name = "piece"
+    name = "module"
 
     def trained_fields(self) -> tuple[str, ...]:
         """Names of the arrays that are trained."""
@@ -48,16 +48,16 @@ class Piece(struct.PyTreeNode):
         """What the model gets in place of the module's output."""
         return y
 
-    def pad(self, rank: int) -> Piece:
+    def pad(self, rank: int) -> AuxModule:
         """Itself: there is no rank to pad."""
         return self
 
-    def trim(self) -> Piece:
+    def trim(self) -> AuxModule:
         """Itself."""
         return self
 
 
-class Bottleneck(Piece):
+class Bottleneck(AuxModule):
     """`y + up(relu(down(y)))`, with a layer norm of its own before `down` if there is one; `up`
     starts at 0.
 
@@ -102,7 +102,7 @@ class Bottleneck(Piece):
         return y + (change if self.on is None else change * self.on.astype(y.dtype))
 
 
-class Gain(Piece):
+class Gain(AuxModule):
     """IA3's vector l, starting at 1: multiplies the output of keys and values, or the input of the
     last feed-forward product.
 
@@ -127,7 +127,7 @@ class Gain(Piece):
         return y * self.value.astype(y.dtype) if self.where == "output" else y
 
 
-class Prefix(Piece):
+class Prefix(AuxModule):
     """Trained states in place of those at the inserted positions: `prefix` after the first token,
     `infix` at the end.
 
@@ -175,20 +175,20 @@ class Prefix(Piece):
         return jnp.concatenate([x[:, :1], pad(self.prefix), x[:, 1:], pad(self.infix)], 1)
 
 
-class Carrying(Wrapping):
-    """A weight, boxed or not, and the piece that acts on the module that reads it."""
+class WithAuxModule(Wrapping):
+    """A weight, boxed or not, and the auxiliary module that acts on the module that reads it."""
 
-    piece: Any
+    aux: Any
 
     def unbox(self) -> Array:
-        """The weight, for the interceptor that applies the piece.
+        """The weight, for the interceptor that applies the auxiliary module.
 
         Raises:
-            ValueError: something else reads it, and would leave the piece out.
+            ValueError: something else reads it, and would leave the auxiliary module out.
         """
         if not _READABLE.get():
             raise ValueError(
-                f"This {self.shape} weight carries a trained {self.piece.name}, which is no change "
+                f"This {self.shape} weight carries a trained {self.aux.name}, which is no change "
                 "of the weight: it cannot be merged or "
                 "read as an array. Use lora_jax.apply(model, frozen, trainable, ...)."
             )
@@ -197,7 +197,7 @@ class Carrying(Wrapping):
 
 @contextlib.contextmanager
 def readable() -> Iterator[None]:
-    """Inside, weights that carry a piece may be read: the caller applies the piece."""
+    """Inside, weights that carry an auxiliary module may be read: the caller applies it."""
     token = _READABLE.set(True)
     try:
         yield
