@@ -16,6 +16,10 @@ from lora_jax.training.offload import like_placed
 from lora_jax.training.step import TrainState
 
 
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that cannot be read."""
+
+
 class Checkpoints:
     """The checkpoints of one run: adapter, optimiser, random key and step in `state`, the data
     iterator's position in `data`.
@@ -29,11 +33,12 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, base: str, run: str, keep: int = 2) -> None:
         self._identity = {"base": base, "run": run}
+        self._folder = Path(folder).absolute()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, enable_async_checkpointing=False
         )
         try:
-            self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
         except OSError as error:
             raise OSError(
                 f"Cannot make checkpoints in {folder}: {error.strerror or error}. Give a folder "
@@ -51,16 +56,14 @@ class Checkpoints:
     def save(self, state: TrainState, data: dict[str, Any]) -> None:
         """Writes a checkpoint at the state's step; nothing is done if there is one already."""
         step = int(state.step)
-        if self._manager.latest_step() == step:
+        if step in self.steps():
             return
         named = _named(state)
         meta = {"identity": self._identity, "data": data, "arrays": _described(named)}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(named), meta=ocp.args.JsonSave(meta)
-            ),
-        )
+        items = ocp.args.Composite(state=ocp.args.StandardSave(named), meta=ocp.args.JsonSave(meta))
+        # Without force a step below the newest would be left out without a word: runs that were
+        # interrupted together go on from the newest that all of them have.
+        self._manager.save(step, args=items, force=True)
         self._manager.wait_until_finished()
 
     def restore(
@@ -72,36 +75,64 @@ class Checkpoints:
             like: the run's state before its first step, padded as the restored one is to be.
 
         Raises:
+            DamagedCheckpoint: it cannot be read; `pass_over` takes it out of the way.
             ValueError: it was trained on another base or by another configuration, or its arrays
                 have other shapes.
         """
         step = self._manager.latest_step() if step is None else step
-        meta = self._manager.restore(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-        ).meta
-        for what, mine in self._identity.items():
-            if meta["identity"][what] != mine:
-                raise ValueError(
-                    f"The checkpoint at step {step} belongs to {what} {meta['identity'][what]}, "
-                    f"and this run has {what} {mine}. "
-                    "Train in another folder (--config.out), or delete the run's folder to start "
-                    "again."
-                )
+        meta = self._read(step, meta=ocp.args.JsonRestore()).meta
+        try:
+            identity, data, arrays = meta["identity"], meta["data"], meta["arrays"]
+            differs = [what for what in self._identity if identity[what] != self._identity[what]]
+        except (KeyError, TypeError) as error:
+            raise self._damaged(step, error) from error
+        for what in differs:
+            raise ValueError(
+                f"The checkpoint at step {step} belongs to {what} {identity[what]}, "
+                f"and this run has {what} {self._identity[what]}. "
+                "Train in another folder (--config.out), or delete the run's folder to start "
+                "again."
+            )
         template = _named(like)
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), template
         )
         # Orbax itself would cut or fill arrays of other shapes without a word.
-        if meta["arrays"] != _described(template):
+        if arrays != _described(template):
             raise ValueError(
                 f"The checkpoint at step {step} holds other arrays than this run trains: it was "
                 "written by another version. Delete the run's "
                 "folder to start it again."
             )
-        named = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        ).state
-        return _unnamed(named, like), meta["data"]
+        named = self._read(step, state=ocp.args.StandardRestore(abstract)).state
+        return _unnamed(named, like), data
+
+    def pass_over(self, damaged: int) -> Path:
+        """Moves a checkpoint that cannot be read out of the way of the older ones, and of a new one
+        at its step; the folder that it is in then.
+        """
+        aside = self._folder.with_name(f"{self._folder.name}_damaged")
+        place = next(
+            place
+            for place in (aside / f"{damaged}{'_' * n}" for n in itertools.count())
+            if not place.exists()
+        )
+        aside.mkdir(exist_ok=True)
+        (self._folder / str(damaged)).rename(place)
+        self._manager.reload()
+        return place
+
+    def _read(self, step: int, **items: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except MemoryError:
+            raise
+        except Exception as error:  # Orbax and its storage raise many kinds for damaged files.
+            raise self._damaged(step, error) from error
+
+    def _damaged(self, step: int, error: Exception) -> DamagedCheckpoint:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        return DamagedCheckpoint(f"The checkpoint in {self._folder / str(step)} is damaged: {said}")
 
     def close(self) -> None:
         """Releases the manager's threads."""

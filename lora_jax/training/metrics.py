@@ -28,11 +28,7 @@ class MetricsLog:
         """Opens the log after `step`: what comes again is dropped, which is rows of later steps and
         the final scores.
         """
-        kept = (
-            [line for line in self._rows() if _stays(json.loads(line), step, total_steps)]
-            if step
-            else []
-        )
+        kept = self._rows_up_to(step, total_steps) if step else []
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
         os.replace(temporary, self._path)
@@ -54,16 +50,19 @@ class MetricsLog:
         if self._writer is not None:
             self._writer.close()
 
-    def _rows(self) -> list[str]:
-        """Whole lines of the file: a run that was killed may have left half of one."""
+    def _rows_up_to(self, step: int, total_steps: int) -> list[str]:
+        """The lines that stay. A run that was killed may have left half of one, a disk worse."""
         if not self._path.exists():
             return []
-        return [
-            line
-            for line in self._path.read_text().splitlines(keepends=True)
-            if line.endswith("}\n")
-        ]
-
-
-def _stays(row: Mapping[str, Any], step: int, total_steps: int) -> bool:
-    return row["step"] <= step and (row["split"] == "train" or row["step"] < total_steps)
+        kept = []
+        for line in self._path.read_text(errors="replace").split("\n"):
+            try:
+                row = json.loads(line)
+                stays = row["step"] <= step and (
+                    row["split"] == "train" or row["step"] < total_steps
+                )
+            except (ValueError, TypeError, KeyError):
+                continue
+            if stays:
+                kept.append(line + "\n")
+        return kept

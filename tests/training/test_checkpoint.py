@@ -12,7 +12,7 @@ from small_task import PLAIN, batch, loss, make
 from user_models import same_bits
 
 from lora_jax import LoraSpec, create_state, make_optimizer, make_train_step
-from lora_jax.training.checkpoint import Checkpoints
+from lora_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
 
 TX = make_optimizer(PLAIN, 100)
 
@@ -89,3 +89,25 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_says_what_to_do(tmp_pa
         OSError, match=r"Cannot make checkpoints in .*Give a folder that can be written"
     ):
         Checkpoints(tmp_path / "file" / "checkpoints", base="b", run="r")
+
+
+@pytest.mark.parametrize("what", ["meta", "arrays"])
+def test_a_damaged_checkpoint_is_named_and_can_be_passed_over(tmp_path: Path, what: str) -> None:
+    _, state = state_of()
+    checkpoints = Checkpoints(tmp_path / "checkpoints", base="b", run="r")
+    for number in (4, 6):
+        checkpoints.save(state.replace(step=jnp.int32(number)), {"at": number})
+    files = [path for path in (tmp_path / "checkpoints" / "6").rglob("*") if path.is_file()]
+    for path in files:
+        if ("meta" in path.parts) == (what == "meta"):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DamagedCheckpoint, match=r"The checkpoint in .*/6 is damaged: "):
+        checkpoints.restore(state)
+    assert checkpoints.pass_over(6) == tmp_path / "checkpoints_damaged" / "6"
+    again, data = checkpoints.restore(state)
+    assert int(again.step) == 4 and data == {"at": 4}
+    # Its step can be written again, and so can one below it.
+    for number in (6, 5):
+        checkpoints.save(state.replace(step=jnp.int32(number)), {})
+    assert checkpoints.steps() == [5, 6] and checkpoints.restore(state)[1] == {}
+    checkpoints.close()
