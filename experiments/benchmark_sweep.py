@@ -183,9 +183,11 @@ def main() -> None:
                 best[name] = min(
                     best.get(name, figures), figures, key=lambda each: each["processor"]
                 )
+            from lora_jax.sweeps.records import read_run
+
             tested = [
                 {
-                    path.parent.name: json.loads(path.read_text())
+                    path.parent.name: read_run(path.parent).result
                     for path in store.glob("*/result.json")
                 }
                 for store in stores
@@ -205,7 +207,7 @@ def main() -> None:
         print(f"test accuracy:\n{'':<42}{'one by one':>12}{'side by side':>14}{'PEFT':>8}")
         for run, accuracy in accuracies.items():
             print(
-                f"{run:<42}{tested[0][run]['test_accuracy']:>12.3f}{tested[-1][run]['test_accuracy']:>14.3f}{accuracy:>8.3f}"
+                f"{run:<42}{tested[0][run].value('test', 'accuracy'):>12.3f}{tested[-1][run].value('test', 'accuracy'):>14.3f}{accuracy:>8.3f}"
             )
 
 

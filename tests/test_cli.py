@@ -66,13 +66,13 @@ def test_train_sweep_report_and_evaluate_agree(tiny, tmp_path, capsys):
     assert cli.main(arguments("train", tiny, tmp_path)) == 0
     (record,) = RunStore(tmp_path).runs()
     assert json.loads(capsys.readouterr().out.partition("run folder")[0]) == json.loads(
-        json.dumps(record.result)
+        json.dumps(record.result.row())
     )
     assert cli.main(["evaluate", str(record.folder), "--split", "test"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert again["accuracy"] == record.result["test_accuracy"] and again["loss"] == pytest.approx(
-        record.result["test_loss"], rel=1e-6
-    )
+    assert again["accuracy"] == record.result.value("test", "accuracy") and again[
+        "loss"
+    ] == pytest.approx(record.result.value("test", "loss"), rel=1e-6)
     assert (
         cli.main(
             arguments(

@@ -46,7 +46,7 @@ def test_a_shrunk_run_takes_its_steps(spec, tiny, tmp_path):
     }
     config = load_config(str(CONFIGS / spec), [f"{key}={value}" for key, value in shrunk.items()])
     assert run_sweep(config, quiet=True, say=print).failed == ()
-    assert [record.result["steps"] for record in RunStore(tmp_path).runs()] == [2]
+    assert [record.result.steps for record in RunStore(tmp_path).runs()] == [2]
 
 
 @pytest.mark.parametrize("spec", LANGUAGE_SPECS)
@@ -64,7 +64,7 @@ def test_a_shrunk_language_run_takes_its_steps(spec, tmp_path):
         str(CONFIGS / spec), [f"config.{key}={value}" for key, value in shrunk.items()]
     )
     assert run_sweep(config, quiet=True, say=print).failed == ()
-    assert [record.result["steps"] for record in RunStore(tmp_path / "runs").runs()] == [2]
+    assert [record.result.steps for record in RunStore(tmp_path / "runs").runs()] == [2]
 
 
 def test_the_default_grid_is_the_one_the_readme_promises():

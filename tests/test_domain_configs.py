@@ -59,7 +59,7 @@ def shrink(spec, out, **values):
         str(CONFIGS / spec), [f"config.{key}={value}" for key, value in changes.items()]
     )
     assert run_sweep(config, quiet=True, say=print).failed == ()
-    assert [record.result["steps"] for record in RunStore(out).runs()] == [2]
+    assert [record.result.steps for record in RunStore(out).runs()] == [2]
 
 
 @pytest.mark.parametrize("spec", ENCODERS)

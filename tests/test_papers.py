@@ -125,9 +125,7 @@ def loads_or_trains(config: Config, *, trained: bool) -> tuple[Task, dict, dict]
             if task.label_names or task.recipe.head == "score"
             else set()
         )
-        assert record.result["steps"] == 2 and {f"test_{name}" for name in scored} <= set(
-            record.result
-        )
+        assert record.result.steps == 2 and scored <= set(record.result.scores["test"])
     return task, *select(one, task, jax.random.key(0))
 
 

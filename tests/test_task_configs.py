@@ -160,7 +160,7 @@ def shrink(spec: str, model: Path, data: Path, out: Path, **more: Any) -> None:
         "out": out,
     } | more
     assert run_sweep(load(spec, **values), quiet=True, say=print).failed == ()
-    assert [record.result["steps"] for record in RunStore(out).runs()] == [2]
+    assert [record.result.steps for record in RunStore(out).runs()] == [2]
 
 
 @pytest.mark.parametrize("recipe", ["pair_classification", "multiple_choice"])

@@ -23,7 +23,7 @@ def run(lab):
         for t in PUBLISHED
     }
     budgets = {
-        arm.runs[0].result["trainable_parameters"] for arm in found.values() if arm.runs[0].result
+        arm.runs[0].result.trainable_parameters for arm in found.values() if arm.runs[0].result
     }
     if len(budgets) != 1:
         raise ValueError(f"The arms of C14 must have one budget, got {budgets}.")

@@ -42,7 +42,7 @@ def run(lab):
         if name != "q+v - all r=1"
     ]
     trained = {
-        name: arm.runs[0].result["trainable_parameters"]
+        name: arm.runs[0].result.trainable_parameters
         for name, arm in found.items()
         if arm.runs[0].result
     }

@@ -43,6 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
     outcome = run_sweep(single, quiet=arguments.quiet)
     record = read_run(RunStore(single.out).folder(run_id(expand(single)[0])))
     if record.result is not None:
-        print(json.dumps(record.result, indent=2))
+        print(json.dumps(record.result.row(), indent=2))
         print(f"run folder: {record.folder}")
     return 1 if outcome.failed else 0

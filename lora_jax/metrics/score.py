@@ -68,6 +68,11 @@ class Score:
         name = _NAMES.get(self.name, self.name.replace("_", " "))
         return f"{one} {name}" if self.name == "accuracy" and self.unit != "records" else name
 
+    @property
+    def figure(self) -> str:
+        """The value as people write it: '81.2%' of a share, '0.613' of anything else."""
+        return f"{100 * self.value:.1f}%" if self.share else f"{self.value:.3f}"
+
     def to_json(self) -> dict[str, Any]:
         """All but the values of single examples."""
         return {

@@ -53,7 +53,7 @@ class Cell:
     def mean(self, key: str) -> float | None:
         """Mean over seeds of a field of result.json; None if a seed lacks it."""
         if key not in self._means:
-            values = [run.result.get(key) for run in self.runs]
+            values = [run.result.row().get(key) for run in self.runs]
             self._means[key] = (
                 None if any(value is None for value in values) else statistics.fmean(values)
             )
@@ -75,10 +75,10 @@ class Cell:
         """
         if self.seeds > 1:
             spread = sum(
-                (run.result["test_accuracy"] - self.accuracy) ** 2 for run in self.runs
+                (run.result.value("test", "accuracy") - self.accuracy) ** 2 for run in self.runs
             ) / (self.seeds - 1)
             return math.sqrt(spread / self.seeds)
-        examples = self.runs[0].result["examples"]["test"]
+        examples = self.runs[0].result.examples["test"]
         return math.sqrt(self.accuracy * (1 - self.accuracy) / examples)
 
     @property
@@ -183,15 +183,20 @@ def pareto(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def _cell(runs: Sequence[RunRecord]) -> Cell:
-    result = runs[0].result
-    baseline = result["method"] not in ADAPTERS
+    config = runs[0].config
+    baseline = config["method"] not in ADAPTERS
     return Cell(
-        method=result["method"],
-        format=shown_format(result["format"] or NO_FORMAT),
-        rank=None if baseline else result["rank"],
-        targets=None if baseline else shown_targets(result["targets"]),
-        runs=tuple(sorted(runs, key=lambda run: run.result["seed"])),
+        method=config["method"],
+        format=shown_format(NO_FORMAT if baseline else config["quant"]["format"]),
+        rank=None if baseline else config["lora"]["rank"],
+        targets=None if baseline else shown_targets(config["lora"]["targets"]),
+        runs=tuple(sorted(runs, key=seed_of)),
     )
+
+
+def seed_of(run: RunRecord) -> int:
+    """The seed that the run was trained with."""
+    return run.config["train"]["seed"]
 
 
 def settings_of(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from lora_jax.analysis.statistics import PairedTest, holm, paired_test
 from lora_jax.analysis.variance import Decomposition, decompose
-from lora_jax.sweeps.cells import Cell
+from lora_jax.sweeps.cells import Cell, seed_of
 from lora_jax.sweeps.levels import axes, levels, shown
 
 _MOST_LEVELS = 8  # of an axis, all pairs of which are tested
@@ -127,8 +127,10 @@ def spread(cells: Sequence[Cell]) -> Decomposition | None:
     factors: dict[str, list[Any]] = {
         name: [column[index] for index, _ in runs] for name, column in columns.items()
     }
-    factors["seed"] = [run.result["seed"] for _, run in runs]
-    table = decompose(factors, [run.result["test_accuracy"] for _, run in runs], blocks=("seed",))
+    factors["seed"] = [seed_of(run) for _, run in runs]
+    table = decompose(
+        factors, [run.result.value("test", "accuracy") for _, run in runs], blocks=("seed",)
+    )
     if table.replicated:
         return table
     # One seed a setting: its luck is in every source, and nothing shows how large it is.
@@ -154,7 +156,7 @@ def seed_deviation(cells: Sequence[Cell]) -> float | None:
 
 def by_seed(cell: Cell) -> dict[int, float]:
     """{seed: test accuracy} of a cell."""
-    return {run.result["seed"]: run.result["test_accuracy"] for run in cell.runs}
+    return {seed_of(run): run.result.value("test", "accuracy") for run in cell.runs}
 
 
 def _level_test(

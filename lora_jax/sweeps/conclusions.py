@@ -70,7 +70,7 @@ def conclude(
 
 def _one_seed(cells: Sequence[Cell]) -> list[str]:
     best = max(cells, key=lambda cell: cell.accuracy)
-    examples = best.runs[0].result["examples"]["test"]
+    examples = best.runs[0].result.examples["test"]
     interval = share_interval(round(best.accuracy * examples), examples)
     beside = sum(cell.accuracy >= interval.low for cell in cells) - 1
     return [

@@ -15,7 +15,7 @@ import numpy as np
 
 from lora_jax.analysis.statistics import holm, paired_test
 from lora_jax.evaluation.statistics import mcnemar
-from lora_jax.sweeps.cells import Cell
+from lora_jax.sweeps.cells import Cell, seed_of
 from lora_jax.sweeps.files import read_lines
 from lora_jax.sweeps.records import RunRecord
 
@@ -66,7 +66,7 @@ def on_examples(cells: Sequence[Cell]) -> list[ExampleTest]:
 
 def _answers(cell: Cell) -> dict[int, tuple[list[str], np.ndarray]]:
     """{seed: (ids of the examples, which were right)} of the cell's runs that kept them."""
-    found = {run.result["seed"]: _read(run) for run in cell.runs}
+    found = {seed_of(run): _read(run) for run in cell.runs}
     return {seed: answers for seed, answers in found.items() if answers is not None}
 
 

@@ -63,7 +63,7 @@ def run_rows(records: Iterable[RunRecord]) -> Iterable[dict[str, Any]]:
             "status": record.status,
             "error": record.error,
             "updated": record.updated,
-            **_flat(record.result or {}, "result."),
+            **_flat({} if record.result is None else record.result.row(), "result."),
             **_flat(record.config, "config."),
             **_flat(record.environment, "environment."),
         }

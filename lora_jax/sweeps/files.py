@@ -74,7 +74,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     for line in path.read_bytes().decode("utf-8", errors="replace").split("\n"):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):
             rows.append(row)
@@ -96,7 +96,7 @@ def last_line(path: Path, *, most_bytes: int = 8192) -> dict[str, Any] | None:
     for line in reversed(lines):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             return row

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.sweeps.files import append_line, jsonable, read_lines, without_collection, write_text
-from lora_jax.sweeps.records import RunRecord, is_run, read_run
+from lora_jax.sweeps.records import RunRecord, is_run, make_record, make_state, read_run
 
 NAME = "index.jsonl"
 _FINAL = ("done", "failed")
@@ -134,37 +134,35 @@ def _latest(root: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, 
     latest: dict[str, dict[str, Any]] = {}
     environments: dict[str, dict[str, Any]] = {}
     for line in read_lines(root / NAME)[0]:
+        run_id = line.get("run_id")
         if "is" in line:
-            environments[line.get("environment")] = line["is"]
+            environments[str(line.get("environment"))] = line["is"]
+        elif not isinstance(run_id, str):
+            continue  # no line of ours
         elif "files" in line:
-            latest[line["run_id"]] = line
+            latest[run_id] = line
         else:
-            latest.pop(line.get("run_id"), None)
+            latest.pop(run_id, None)
     return latest, environments
 
 
 def _record(
     folder: Path, line: dict[str, Any], environments: dict[str, dict[str, Any]]
 ) -> RunRecord:
-    environment = environments.get(line["environment"])
-    if environment is None:  # its line was half written
-        return read_run(folder)
-    return RunRecord(
-        folder.name,
-        folder,
-        line["status"],
-        line["error"],
-        line["config"],
-        environment,
-        line["result"],
-        line["time"],
-    )
+    try:
+        state = make_state({**line, "updated": line["time"]})
+        # Raises KeyError where the environment's line was half written.
+        return make_record(
+            folder, state, line["config"], environments[line["environment"]], line["result"]
+        )
+    except (KeyError, TypeError, ValueError):
+        return read_run(folder)  # The folder is the truth; an index line may be damaged.
 
 
 def _line(record: RunRecord) -> dict[str, Any]:
     return {
         "time": record.updated, "run_id": record.run_id, "status": record.status, "error": record.error, "config": record.config,
-        "environment": _digest(record.environment), "result": record.result, "files": signature(record.folder),
+        "environment": _digest(record.environment), "result": None if record.result is None else record.result.to_json(), "files": signature(record.folder),
     }  # fmt: skip
 
 

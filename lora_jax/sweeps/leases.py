@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_jax.config import Config
 from lora_jax.sweeps.store import RunConflict, RunDone, RunLocked, RunStore, StoreError
+from lora_jax.training.result import RunResult
 
 MOST_ATTEMPTS = 3  # processes that may die on one run, without a word, before it counts as failed
 
@@ -101,7 +102,7 @@ class Leases:
         if self.since is None:  # Among workers that share a sweep it goes without saying.
             self.say(text)
 
-    def finish(self, name: str, result: Mapping[str, Any], summary: str) -> None:
+    def finish(self, name: str, result: RunResult, summary: str) -> None:
         """Records the result of a claimed run and says `summary`."""
         try:
             self.store.finish(name, result)

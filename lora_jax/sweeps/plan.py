@@ -82,7 +82,11 @@ def _seconds(
         for name, finished in zip(names, done, strict=True)
         if finished
     ]
-    known = [result["seconds"] - result["compile_seconds"] for result in measured if result]
+    known = [
+        result.seconds - (result.compile_seconds or 0.0)
+        for result in measured
+        if result and result.seconds is not None
+    ]
     if known:
         return left * statistics.fmean(known)
     return (

@@ -223,7 +223,7 @@ def interval_of(cell: Cell) -> tuple[float, float]:
     """Distances in points from the cell's mean down and up to its 95% limits over seeds; 0 with one
     seed.
     """
-    found = mean_interval([100 * run.result["test_accuracy"] for run in cell.runs])
+    found = mean_interval([100 * run.result.value("test", "accuracy") for run in cell.runs])
     return (0.0, 0.0) if found.count < 2 else (found.mean - found.low, found.high - found.mean)
 
 

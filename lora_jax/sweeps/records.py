@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lora_jax.sweeps.files import read_lines
 from lora_jax.sweeps.lock import Lock
+from lora_jax.training.result import RunResult
 
 Status = Literal["pending", "running", "interrupted", "done", "failed"]
 
@@ -29,7 +30,7 @@ class RunRecord:
     error: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
-    result: Mapping[str, Any] | None = None
+    result: RunResult | None = None
     updated: float | None = None
     attempts: int = 0
 
@@ -54,37 +55,63 @@ class State:
     attempts: int = 0
 
 
+# What is read of a run's settings and surroundings, and the types it must have where it is there.
+_NUMBER = (int, float)
+_CONFIG_TYPES = {
+    "method": str, "model": Mapping, "model.name": str, "data": Mapping, "data.name": str, "train": Mapping,
+    "train.seed": int, "train.total_steps": int, "lora": Mapping, "lora.rank": int, "lora.targets": str,
+    "quant": Mapping, "quant.format": str, "optim": Mapping,
+}  # fmt: skip
+_ENVIRONMENT_TYPES = {"git": Mapping, "git.commit": str, "device": Mapping, "versions": Mapping}
+_STATUS_TYPES = {"status": str, "error": str, "updated": _NUMBER, "attempts": int}
+_STATUSES = get_args(Status)
+
+
 def is_run(folder: Path) -> bool:
     """Whether the folder was made by `RunStore.start`."""
     return (folder / "config.json").is_file() and (folder / "status.json").is_file()
 
 
 def read_run(folder: Path) -> RunRecord:
-    """The record of a run's folder. Damaged files make it a failed run that says so: the others can
-    still be read.
+    """The record of a run's folder. Damaged files, and entries of another type than their place
+    has, make it a failed run that says so: the others can still be read.
     """
     state = read_state(folder)
     try:
-        config = _object(folder / "config.json")
-        seen = folder / "environment.json"
-        surroundings = _object(seen) if seen.is_file() else {}
-        result = _object(folder / "result.json") if state.status == "done" else None
-    except (OSError, ValueError) as problem:
-        return RunRecord(
-            folder.name,
+        seen, scored = folder / "environment.json", folder / "result.json"
+        return make_record(
             folder,
-            "failed",
-            f"its files cannot be read: {problem}",
-            updated=state.updated,
+            state,
+            _object(folder / "config.json"),
+            _object(seen) if seen.is_file() else {},
+            _object(scored) if state.status == "done" else None,
         )
+    except (OSError, ValueError) as problem:
+        error = f"its files cannot be read: {problem}"
+        return RunRecord(folder.name, folder, "failed", error, updated=state.updated)
+
+
+def make_record(
+    folder: Path, state: State, config: Any, environment: Any, result: Any
+) -> RunRecord:
+    """The record that these contents of a run's files make.
+
+    Raises:
+        ValueError: one of them is no object, or an entry has another type; it is named.
+    """
+    _check_types("config.json", config, _CONFIG_TYPES)
+    _check_types("environment.json", environment, _ENVIRONMENT_TYPES)
+    if state.status == "done":
+        _check_types("result.json", result, {})
+
     return RunRecord(
         folder.name,
         folder,
         state.status,
         state.error,
         config,
-        surroundings,
-        result,
+        environment,
+        RunResult.from_json(result, config) if state.status == "done" else None,
         state.updated,
         state.attempts,
     )
@@ -98,18 +125,25 @@ def read_state(folder: Path) -> State:
     if not path.is_file():
         return State("pending")
     try:
-        content = _object(path)
-        state = State(
-            content["status"],
-            content.get("error"),
-            content.get("updated"),
-            content.get("attempts", 0),
-        )
-    except (OSError, ValueError, KeyError) as problem:
+        state = make_state(_object(path))
+    except (OSError, ValueError) as problem:
         return State("failed", f"status.json cannot be read: {problem}")
     if state.status == "running" and not Lock(folder / "lock").is_held():
         return State("interrupted", None, state.updated, state.attempts)
     return state
+
+
+def make_state(content: Mapping[str, Any]) -> State:
+    """The state that the content of status.json means.
+
+    Raises:
+        ValueError: there is no status, or an entry has another type.
+    """
+    _check_types("status.json", content, _STATUS_TYPES)
+    status = content.get("status")
+    if status not in _STATUSES:
+        raise ValueError(f"status.json needs one of {', '.join(_STATUSES)}, got {status!r}")
+    return State(status, content.get("error"), content.get("updated"), content.get("attempts") or 0)
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -121,7 +155,22 @@ def read_metrics(path: Path) -> Metrics:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deeply") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} holds no JSON object")
     return value
+
+
+def _check_types(file: str, content: Any, types: Mapping[str, Any]) -> None:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{file} holds no JSON object")
+    for key, kind in types.items():
+        group, _, leaf = key.rpartition(".")
+        # A group comes before its keys, so it is an object here.
+        value = ((content.get(group) or {}) if group else content).get(leaf)
+        # A yes or no is an int to Python, and none of these is one.
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise ValueError(f"{file} needs another type in {key!r}, got {value!r}")

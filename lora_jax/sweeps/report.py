@@ -13,9 +13,11 @@ from typing import Any
 
 from rich.table import Table
 
+from lora_jax.config import ADAPTERS
 from lora_jax.sweeps.cells import Cell, cells_of, gather, pareto
 from lora_jax.sweeps.files import without_collection
 from lora_jax.sweeps.findings import Findings, find
+from lora_jax.sweeps.grid import shown_targets
 from lora_jax.sweeps.html_report import page, spread_table, tests_table
 from lora_jax.sweeps.store import RunRecord, write_text
 
@@ -73,7 +75,7 @@ def write_and_summarise(
     plots.make_folder(out)
     write_text(
         out / "report.csv",
-        _csv(_RUN_FIELDS, [record.result for record in records if record.result]),
+        _csv(_RUN_FIELDS, [_run_row(record) for record in records if record.result]),
     )
     write_text(out / "cells.csv", _csv(_cell_row(cells[0]), [_cell_row(cell) for cell in cells]))
     found = find(cells, missing=len(pending) + sum(record.status != "done" for record in records))
@@ -137,7 +139,7 @@ def footnote(cells: Sequence[Cell]) -> str:
         f"{'-'.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seed{'s' if seeds[-1] > 1 else ''} a cell",
         _distinct((config.get("model") or {}).get("name") for config in configs),
         _distinct((config.get("data") or {}).get("name") for config in configs),
-        f"{_distinct(str(run.result['examples']['test']) for run in runs)} test examples",
+        f"{_distinct(str(run.result.examples['test']) for run in runs)} test examples",
         _distinct(devices),
         f"commit {_distinct(commits)}",
     ]
@@ -198,6 +200,16 @@ def _cell_row(cell: Cell) -> dict[str, Any]:
         "cell": cell.name, "method": cell.method, "format": cell.format, "rank": cell.rank, "targets": cell.targets,
         "seeds": cell.seeds, "test_accuracy": cell.accuracy, "standard_error": cell.standard_error,
         "standard_error_kind": "seeds" if cell.seeds > 1 else "binomial", **{key: cell.mean(key) for key in _MEANS},
+    }  # fmt: skip
+
+
+def _run_row(record: RunRecord) -> dict[str, Any]:
+    config = record.config
+    adapter = config["method"] in ADAPTERS
+    return {
+        "run_id": record.run_id, "method": config["method"], "seed": config["train"]["seed"],
+        "format": config["quant"]["format"] if adapter else None, "rank": config["lora"]["rank"] if adapter else None,
+        "targets": shown_targets(config["lora"]["targets"]) if adapter else None, **record.result.row(),
     }  # fmt: skip
 
 

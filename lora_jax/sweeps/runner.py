@@ -7,7 +7,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lora_jax.config import ADAPTERS, Config
 from lora_jax.sweeps.grid import expand, run_id, shown_format, shown_targets
@@ -16,6 +15,7 @@ from lora_jax.sweeps.leases import Leases
 from lora_jax.sweeps.provenance import environment
 from lora_jax.sweeps.side_by_side import Pack, packs
 from lora_jax.sweeps.store import RunStore
+from lora_jax.training.result import RunResult
 from lora_jax.training.sharing import can_stack
 
 
@@ -130,11 +130,14 @@ class _Sweep:
             return True
         return False
 
-    def finish(self, run: Config, result: dict[str, Any]) -> None:
+    def finish(self, run: Config, result: RunResult) -> None:
         """Records a run that is done."""
         name = run_id(run)
-        summary = f"{self.title(run)}: test accuracy {result['test_accuracy']:.4f} in {result['seconds']:.0f} s"
-        self.leases.finish(name, _labelled(name, run, result), summary)
+        score = result.score("test")
+        summary = (
+            f"{self.title(run)}: test {score.label} {score.value:.4f} in {result.seconds:.0f} s"
+        )
+        self.leases.finish(name, result, summary)
 
     def stop(self, run: Config, error: Exception) -> None:
         """Records a run that was stopped at a rung: it is left as an interrupted one, with its
@@ -194,7 +197,7 @@ class _Sweep:
         def judge(job: Job, step: int, score: dict[str, float]) -> bool:
             return self.halving.keep(run_id(job.config), step, score["loss"])
 
-        def finished(job: Job, outcome: dict[str, Any] | Exception) -> None:
+        def finished(job: Job, outcome: RunResult | Exception) -> None:
             run = started.pop(run_id(job.config))
             if isinstance(outcome, Stopped):
                 self.stop(run, outcome)
@@ -237,17 +240,3 @@ def describe_run(run: Config) -> str:
             shown_targets(run.lora.targets),
         ]
     return ", ".join([*words, f"seed {run.train.seed}"])
-
-
-def _labelled(name: str, run: Config, result: dict[str, Any]) -> dict[str, Any]:
-    """The result with the cell that it belongs to."""
-    adapter = run.method in ADAPTERS
-    return {
-        "run_id": name,
-        "method": run.method,
-        "format": run.quant.format if adapter else None,
-        "rank": run.lora.rank if adapter else None,
-        "targets": shown_targets(run.lora.targets) if adapter else None,
-        "seed": run.train.seed,
-        **result,
-    }

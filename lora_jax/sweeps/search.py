@@ -246,7 +246,7 @@ def _tell(
     losses = []
     for name in _runs(config, settings):
         result = read_run(store.folder(name)).result
-        losses.append(result["validation_loss"] if result else halving.last(name))
+        losses.append(result.value("validation", "loss") if result else halving.last(name))
     shown = ", ".join(
         f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}"
         for key, value in settings.items()

@@ -50,6 +50,7 @@ from lora_jax.sweeps.records import (
     read_run,
     read_state,
 )
+from lora_jax.training.result import RunResult
 
 __all__ = [
     "FORMAT", "Metrics", "RunConflict", "RunDone", "RunLocked", "RunRecord", "RunStore", "Status", "StoreError", "StoreVersionError",
@@ -146,7 +147,7 @@ class RunStore:
             raise
         return folder
 
-    def finish(self, run_id: str, result: Mapping[str, Any]) -> None:
+    def finish(self, run_id: str, result: RunResult) -> None:
         """Writes the result, then status 'done', and gives the claim back.
 
         Raises:
@@ -159,7 +160,7 @@ class RunStore:
                 f"Run {run_id} was taken over by another process while this one did not answer; "
                 "this result is dropped."
             )
-        write_json(self.folder(run_id) / "result.json", result)
+        write_json(self.folder(run_id) / "result.json", result.to_json())
         self._set_state(run_id, State("done"))
         self._log(run_id, "done")
         self._note_final(run_id)

@@ -76,7 +76,6 @@ def look(root: str | Path, now: float | None = None) -> Snapshot:
     counts["pending"] = len(pending)
     done = [record for record in records if record.status == "done"]
     running = [_progress(record, now) for record in records if record.status == "running"]
-    scored = [record for record in done if record.result.get("test_accuracy") is not None]
     return Snapshot(
         root=root,
         counts=counts,
@@ -86,7 +85,7 @@ def look(root: str | Path, now: float | None = None) -> Snapshot:
             (record for record in records if record.status == "failed"),
             key=lambda record: -(record.updated or 0),
         ),
-        best=max(scored, key=lambda record: record.result["test_accuracy"], default=None),
+        best=_best(done),
         seconds_left=_seconds_left(done, running, len(pending) + counts["interrupted"]),
     )
 
@@ -111,8 +110,8 @@ def frame(seen: Snapshot) -> RenderableType:
     if seen.best is not None:
         parts.append(
             Text(
-                f"best so far: {100 * seen.best.result['test_accuracy']:.1f}% test accuracy, "
-                f"{seen.best.run_id}"
+                f"best so far: {seen.best.result.score('test').figure} test "
+                f"{seen.best.result.score('test').label}, {seen.best.run_id}"
             )
         )
     if seen.running:
@@ -161,13 +160,27 @@ def _progress(record: RunRecord, now: float) -> Progress:
     )
 
 
+def _best(done: Sequence[RunRecord]) -> RunRecord | None:
+    """The best run by the primary metric that most runs name; scores of other metrics are not
+    compared with it.
+    """
+    scores = [(record.result.score("test"), record) for record in done]
+    names = Counter(score.name for score, _ in scores)
+    known = [
+        (score.value if score.higher_is_better else -score.value, record)
+        for score, record in scores
+        if score.is_finite and score.name == names.most_common(1)[0][0]
+    ]
+    return max(known, key=lambda one: one[0], default=(0.0, None))[1]
+
+
 def _seconds_left(
     done: Sequence[RunRecord], running: Sequence[Progress], waiting: int
 ) -> float | None:
     """The runs to come, each as long as the median of those before, shared by as many launchers as
     there are running runs.
     """
-    seconds = [record.result["seconds"] for record in done if record.result.get("seconds")]
+    seconds = [record.result.seconds for record in done if record.result.seconds]
     if not seconds or not running:
         return None
     return (

@@ -30,6 +30,13 @@ def loss_of(model: nn.Module) -> Any:
     )
 
 
+def unit_of(model: nn.Module) -> str:
+    """What the model's loss and accuracy are means over."""
+    if isinstance(model, Decoder | T5):
+        return "tokens"
+    return "words" if isinstance(model, Encoder) and model.config.head == "token" else "records"
+
+
 def batches_of(
     encoded: Encoded | EncodedCompletions,
     buckets: tuple[int, ...],

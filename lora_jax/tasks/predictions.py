@@ -22,6 +22,7 @@ from lora_jax.data.buckets import FILLER
 from lora_jax.data.heads import EncodedSpans
 from lora_jax.data.pairs import EncodedPairs, PairBatches
 from lora_jax.data.token_packing import PackedBatches
+from lora_jax.metrics.score import Score
 from lora_jax.metrics.table import Metric, metric
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.t5 import T5
@@ -162,16 +163,21 @@ def predict(
 
 def metric_scores(
     task: Any, frozen: Mapping[str, Any], trainable: Mapping[str, Any], *, batch_size: int = 64
-) -> dict[str, float]:
-    """`{'test_matthews': ...}`: every metric of an encoder's recipe on its test split; nothing
-    without a recipe, or of a decoder.
+) -> dict[str, Score]:
+    """Every metric of an encoder's recipe on its test split, by name; nothing without a recipe, or
+    of a decoder. Accuracy a unit is left to the sums of an evaluation.
     """
     if task.recipe is None or isinstance(task.model, Decoder | T5):
         return {}
     predictions = predict(task, frozen, trainable, "test", batch_size=batch_size)
     everything = range(len(predictions.rows))
     return {
-        f"test_{name}": predictions.scored_by(name)(everything)
+        name: Score(
+            name,
+            predictions.scored_by(name)(everything),
+            metric(name).higher_is_better,
+            count=len(predictions.rows),
+        )
         for name in predictions.metrics
         if name != "accuracy"
     }

@@ -27,7 +27,8 @@ from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, bytes_of
 from lora_jax.data import total_steps
 from lora_jax.io.adapter import save_adapter
-from lora_jax.tasks.kinds import batches_of, loss_of
+from lora_jax.metrics.score import Score
+from lora_jax.tasks.kinds import batches_of, loss_of, unit_of
 from lora_jax.tasks.predictions import metric_scores
 from lora_jax.tasks.task import Task, forget_tasks, select, task_of, widest_factors
 from lora_jax.training.checkpoint import Checkpoints
@@ -38,6 +39,7 @@ from lora_jax.training.kept_memory import program_for
 from lora_jax.training.metrics import MetricsLog
 from lora_jax.training.optim import make_optimizer, structure_of
 from lora_jax.training.progress import TrainingBar
+from lora_jax.training.result import RunResult
 from lora_jax.training.step import (
     TrainState,
     create_state,
@@ -68,7 +70,7 @@ def train(
     keep_base: bool = True,
     quiet: bool = False,
     title: str = "training",
-) -> dict[str, Any]:
+) -> RunResult:
     """Trains one run in `folder`, from its newest checkpoint if there is one, and returns its
     measured result.
 
@@ -131,7 +133,7 @@ def train(
                 stopped,
             )
         check_reached(state)
-        result = _scores(config, task, programs, frozen, state, log, steps)
+        scores = _scores(config, task, programs, frozen, state, log, steps)
         save_adapter(
             folder / "adapter",
             trim(state.trainable),
@@ -142,17 +144,20 @@ def train(
     finally:
         checkpoints.close()
         log.close()
-    return result | {
-        "steps": steps,
+    return RunResult(
+        scores=scores,
+        primary=primary_of(task, scores["test"]),
+        examples={split: len(encoded) for split, encoded in task.splits.items()},
+        steps=steps,
         **sizes(frozen, state.trainable),
-        "peak_bytes": _peak_bytes(programs.train, state, frozen, batches),
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "tokens_per_second": speed.total(),
-        "compile_seconds": round(programs.train.compile_seconds - compile_before, 3),
-        "padding_fraction": round(batches.padding_fraction, 4),
-        "seconds": round(time.perf_counter() - start, 3),
-        "note": task.note,
-    }
+        peak_bytes=_peak_bytes(programs.train, state, frozen, batches),
+        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        tokens_per_second=speed.total(),
+        compile_seconds=round(programs.train.compile_seconds - compile_before, 3),
+        padding_fraction=round(batches.padding_fraction, 4),
+        seconds=round(time.perf_counter() - start, 3),
+        note=task.note,
+    )
 
 
 def check_reached(state: TrainState) -> None:
@@ -326,17 +331,37 @@ def _scores(
     state: TrainState,
     log: MetricsLog,
     steps: int,
-) -> dict[str, Any]:
-    """Validation and test scores after training, as the result names them."""
-    scores: dict[str, Any] = {"examples": {"train": len(task.splits["train"])}}
+) -> dict[str, dict[str, Score]]:
+    """Validation and test scores after training, by split and name."""
+    found: dict[str, dict[str, Score]] = {}
     for split in ("validation", "test"):
         score = _evaluate(config, task, programs, frozen, state, split)
         log.write(steps, split, score)
-        scores |= {f"{split}_accuracy": score["accuracy"], f"{split}_loss": score["loss"]}
-        scores["examples"][split] = score["examples"]
-    return scores | metric_scores(
+        found[split] = loss_and_accuracy(task, score)
+    found["test"] |= metric_scores(
         task, frozen, state.trainable, batch_size=config.train.eval_batch_size
     )
+    return found
+
+
+def loss_and_accuracy(task: Task, score: Mapping[str, float]) -> dict[str, Score]:
+    """The scores that the sums of an evaluation give, with what they were counted on."""
+    unit, count = unit_of(task.model), int(score["examples"])
+    return {
+        "accuracy": Score(
+            "accuracy", score["accuracy"], unit=unit, count=count, share=unit == "records"
+        ),
+        "loss": Score("loss", score["loss"], higher_is_better=False, unit=unit, count=count),
+    }
+
+
+def primary_of(task: Task, scores: Mapping[str, Score]) -> str:
+    """The metric to report first: the recipe's first that was computed; a language model's loss,
+    as its accuracy is that of single tokens after the right ones.
+    """
+    metrics = () if task.recipe is None else task.recipe.metrics
+    otherwise = "loss" if unit_of(task.model) == "tokens" else "accuracy"
+    return next((name for name in metrics if name in scores and otherwise != "loss"), otherwise)
 
 
 def _evaluate(

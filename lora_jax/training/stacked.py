@@ -28,7 +28,9 @@ from lora_jax.core.init import initializer_named
 from lora_jax.core.paths import flatten, unflatten
 from lora_jax.core.quantize import bytes_of
 from lora_jax.io.adapter import save_adapter
+from lora_jax.metrics.score import Score
 from lora_jax.tasks.kinds import batches_of
+from lora_jax.tasks.predictions import metric_scores
 from lora_jax.tasks.task import Task, select, task_of, widest_factors
 from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.compile import lanes_for, wait_on_cpu
@@ -39,6 +41,8 @@ from lora_jax.training.loop import (
     check_finite,
     check_reached,
     evaluation_batches,
+    loss_and_accuracy,
+    primary_of,
     programs_for,
     sizes,
     steps_of,
@@ -47,6 +51,7 @@ from lora_jax.training.loop import (
 from lora_jax.training.metrics import MetricsLog
 from lora_jax.training.optim import make_optimizer
 from lora_jax.training.progress import TrainingBar
+from lora_jax.training.result import RunResult
 from lora_jax.training.sharing import differences, stack_key
 from lora_jax.training.step import TrainState, create_state
 
@@ -71,7 +76,7 @@ class Stopped(Exception):
         self.step, self.score = step, score
 
 
-Finished = Callable[[Job, "dict[str, Any] | Exception"], None]
+Finished = Callable[[Job, "RunResult | Exception"], None]
 Judge = Callable[[Job, int, dict[str, float]], bool]
 
 
@@ -279,7 +284,7 @@ class _Stack:
                 member.close()
                 self.finished(member.job, error)
 
-    def _drop(self, member: _Member, outcome: dict[str, Any] | Exception) -> None:
+    def _drop(self, member: _Member, outcome: RunResult | Exception) -> None:
         self.members.remove(member)
         member.close()
         self.finished(member.job, outcome)
@@ -406,18 +411,12 @@ class _Stack:
     def _finish(self, ending: Sequence[_Member]) -> None:
         if not ending:
             return
-        results: dict[_Member, dict[str, Any]] = {
-            member: {"examples": {"train": len(self.task.splits["train"])}} for member in ending
-        }
+        found: dict[_Member, dict[str, dict[str, Score]]] = {member: {} for member in ending}
         for split in ("validation", "test"):
             scores = self._scores(split)
             for member in ending:
                 score = scores[member.slot]
-                results[member] |= {
-                    f"{split}_accuracy": score["accuracy"],
-                    f"{split}_loss": score["loss"],
-                }
-                results[member]["examples"][split] = score["examples"]
+                found[member][split] = loss_and_accuracy(self.task, score)
                 self._each(
                     [member] if member in self.members else [],
                     lambda m, s=split, v=score: m.log.write(m.steps, s, v),
@@ -425,10 +424,10 @@ class _Stack:
         self._share(self.members, "seconds")
         self._each(
             [member for member in ending if member in self.members],
-            lambda member: self._conclude(member, results[member]),
+            lambda member: self._conclude(member, found[member]),
         )
 
-    def _conclude(self, member: _Member, result: dict[str, Any]) -> None:
+    def _conclude(self, member: _Member, scores: dict[str, dict[str, Score]]) -> None:
         state = _take(self.state, member.slot)
         check_reached(state)
         config = member.job.config
@@ -436,20 +435,26 @@ class _Stack:
             base=self.task.base, model=config.model.name, label_names=self.task.label_names
         )
         save_adapter(member.job.folder / "adapter", trim(state.trainable), **names)
-        outcome = result | {
-            "steps": member.steps,
+        scores["test"] |= metric_scores(
+            self.task, self.frozen, state.trainable, batch_size=config.train.eval_batch_size
+        )
+        outcome = RunResult(
+            scores=scores,
+            primary=primary_of(self.task, scores["test"]),
+            examples={split: len(encoded) for split, encoded in self.task.splits.items()},
+            steps=member.steps,
             **sizes(self.frozen, state.trainable),
-            "peak_bytes": self._peak_share(),
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "tokens_per_second": round(member.tokens / member.training, 1)
+            peak_bytes=self._peak_share(),
+            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            tokens_per_second=round(member.tokens / member.training, 1)
             if member.training and member.tokens
             else None,
-            "compile_seconds": round(member.compiling, 3),
-            "padding_fraction": member.padding,
-            "seconds": round(member.seconds, 3),
-            "note": self.task.note,
-            "stacked": self.slots,
-        }
+            compile_seconds=round(member.compiling, 3),
+            padding_fraction=member.padding,
+            seconds=round(member.seconds, 3),
+            note=self.task.note,
+            stacked=self.slots,
+        )
         self._drop(member, outcome)
 
     # --- Shares of time and memory.

@@ -86,11 +86,11 @@ def test_equal_runs_are_trained_once_and_losses_of_examples_add_up(
 ):
     lab = Lab(tmp_path / "runs", say=lambda text: None)
     run = lab.run(tiny_config)
-    assert run.result["steps"] == 3 and [step for step, _ in run.trace()] == [1, 2, 3]
+    assert run.result.steps == 3 and [step for step, _ in run.trace()] == [1, 2, 3]
     losses, weights = run.losses("test")
     # The same sums in another order, in float32.
     assert (losses * weights).sum() / weights.sum() == pytest.approx(
-        run.result["test_loss"], rel=1e-5
+        run.result.value("test", "loss"), rel=1e-5
     )
     assert (weights > 0).all() and weights.sum() > len(weights)
     monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained again"))
@@ -98,13 +98,13 @@ def test_equal_runs_are_trained_once_and_losses_of_examples_add_up(
     again = later.run(tiny_config)
     # A claim is told what its runs took, also where another claim trained them.
     assert (
-        later.account() == {run.name: run.result["seconds"]}
+        later.account() == {run.name: run.result.seconds}
         and later.seconds_here() == 0
         and lab.seconds_here() > 0
     )
     later.new_account()
     assert later.account() == {}
-    assert again.result == {**run.result} and np.array_equal(again.losses("test")[0], losses)
+    assert again.result == run.result and np.array_equal(again.losses("test")[0], losses)
 
 
 def test_a_run_that_diverges_is_recorded_and_not_tried_again(tiny_config, tmp_path, monkeypatch):

@@ -114,4 +114,4 @@ def test_it_trains_with_its_tanh_layer_as_part_of_the_new_head(recipe, targets, 
         "query+value": 2 * 2 * 2 * (16 + 16),
     }[targets]
     head = 16 * classes + classes + (0 if recipe == "qa" else 16 * 16 + 16)
-    assert result["trainable_parameters"] == factors + head
+    assert result.trainable_parameters == factors + head

@@ -8,6 +8,7 @@ from dataclasses import replace
 from lora_jax import config as settings
 from lora_jax.sweeps.grid import run_id
 from lora_jax.sweeps.store import RunStore
+from lora_jax.training.result import RunResult
 
 ENVIRONMENT = {
     "git": {"commit": "0123456789abcdef", "dirty": False},
@@ -28,7 +29,7 @@ def grid(seeds: tuple[int, ...] = (0,)) -> settings.Config:
     return replace(settings.Config(), sweep=sweep)
 
 
-def result_of(run: settings.Config) -> dict:
+def result_of(run: settings.Config) -> RunResult:
     """A made-up result that behaves as in a real sweep: accuracy rises with rank and targets, falls
     a little with bits.
     """
@@ -42,16 +43,15 @@ def result_of(run: settings.Config) -> dict:
     trainable = {"full": 22_700_000, "head": 770}.get(
         run.method, (40_000 if wide else 9_000) * (rank or 1)
     )
-    return {
-        "run_id": run_id(run), "method": run.method, "format": run.quant.format if rank else None, "rank": rank,
-        "targets": run.lora.targets if rank else None, "seed": run.train.seed, "test_accuracy": accuracy + noise,
-        "test_loss": 0.45 - noise, "validation_accuracy": accuracy, "validation_loss": 0.45, "steps": 60,
+    flat = {
+        "test_accuracy": accuracy + noise, "test_loss": 0.45 - noise, "validation_accuracy": accuracy, "validation_loss": 0.45, "steps": 60,
         "examples": {"train": 8500, "validation": 1060, "test": 1066}, "trainable_parameters": trainable,
         "base_bytes": BASE_BYTES[run.quant.format], "base_bits_per_weight": BASE_BYTES[run.quant.format] / 2.84e6,
         "adapter_bytes": 0 if run.method == "full" else 4 * trainable, "peak_bytes": None if rank == 1 else 310_000_000,
         "peak_rss_bytes": 900_000_000, "tokens_per_second": 5200.0, "seconds": 24.0, "compile_seconds": 3.0,
         "padding_fraction": 0.12,
     }  # fmt: skip
+    return RunResult.from_json(flat, settings.to_dict(run))
 
 
 def fill(store: RunStore, runs: list[settings.Config]) -> None:
@@ -62,6 +62,6 @@ def fill(store: RunStore, runs: list[settings.Config]) -> None:
         with (folder / "metrics.jsonl").open("w") as metrics:
             for step in range(5, 61, 5):
                 gone = 1 - math.exp(-step / 25)
-                loss = 0.69 - gone * (result["test_accuracy"] - 0.6) + noise.gauss(0, 0.02)
+                loss = 0.69 - gone * (result.value("test") - 0.6) + noise.gauss(0, 0.02)
                 metrics.write(json.dumps({"step": step, "split": "train", "loss": loss}) + "\n")
         store.finish(name, result)

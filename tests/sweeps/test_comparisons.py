@@ -19,6 +19,7 @@ from lora_jax.sweeps.findings import find
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.levels import axes, levels
 from lora_jax.sweeps.store import RunRecord
+from lora_jax.training.result import RunResult
 
 RATES = (5e-4, 1e-3)
 
@@ -50,13 +51,16 @@ def cells(
                 + format * (run.quant.format == "nf4")
                 + luck * run.train.seed
             )
-            result = {
-                "method": run.method, "format": run.quant.format, "rank": run.lora.rank, "targets": run.lora.targets, "seed": run.train.seed,
+            flat = {
                 "test_accuracy": value + draw.gauss(0, noise), "examples": {"test": 1000}, "base_bytes": 1, "adapter_bytes": 1,
             }  # fmt: skip
             records.append(
                 RunRecord(
-                    run_id(run), tmp_path, "done", config=settings.to_dict(run), result=result
+                    run_id(run),
+                    tmp_path,
+                    "done",
+                    config=settings.to_dict(run),
+                    result=RunResult.from_json(flat),
                 )
             )
     return cells_of(records)

@@ -9,6 +9,7 @@ from lora_jax import cli
 from lora_jax.config import Config
 from lora_jax.sweeps.export import export
 from lora_jax.sweeps.store import RunStore
+from lora_jax.training.result import RunResult
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,12 @@ def store(tmp_path_factory):
         (folder / "metrics.jsonl").write_text(
             '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n{"st'
         )
-        store.finish(name, {"test_accuracy": 0.5, "peak_bytes": peak, "examples": {"test": 10}})
+        store.finish(
+            name,
+            RunResult.from_json(
+                {"test_accuracy": 0.5, "peak_bytes": peak, "examples": {"test": 10}}
+            ),
+        )
     store.start("c", Config(), {})
     store.fail("c", ValueError('no, "never"\nagain'))
     return store

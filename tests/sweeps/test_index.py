@@ -10,6 +10,7 @@ import pytest
 from lora_jax.config import Config
 from lora_jax.sweeps import files, index
 from lora_jax.sweeps.store import RunStore
+from lora_jax.training.result import RunResult
 
 ENVIRONMENT = {"versions": {"jax": "1"}, "git": {"commit": None}}
 
@@ -20,8 +21,8 @@ def store(tmp_path):
     store = RunStore(tmp_path)
     for name in ("a", "b", "c", "d"):
         store.start(name, Config(), ENVIRONMENT)
-    store.finish("a", {"test_accuracy": 0.5})
-    store.finish("b", {"test_accuracy": 0.6})
+    store.finish("a", RunResult.from_json({"test_accuracy": 0.5}))
+    store.finish("b", RunResult.from_json({"test_accuracy": 0.6}))
     store.fail("c", ValueError("no"))
     yield store
     store.release("d")
@@ -34,8 +35,8 @@ def seen(store):
 
 
 EXPECTED = [
-    ("a", "done", None, {"test_accuracy": 0.5}, ENVIRONMENT),
-    ("b", "done", None, {"test_accuracy": 0.6}, ENVIRONMENT),
+    ("a", "done", None, RunResult.from_json({"test_accuracy": 0.5}), ENVIRONMENT),
+    ("b", "done", None, RunResult.from_json({"test_accuracy": 0.6}), ENVIRONMENT),
     ("c", "failed", "ValueError: no", None, ENVIRONMENT),
     ("d", "running", None, None, ENVIRONMENT),
 ]
@@ -79,7 +80,7 @@ def test_files_that_changed_after_the_index_count_not_the_index(store, tmp_path)
     (tmp_path / "b" / "result.json").write_text('{"test_accur')
     shutil.rmtree(tmp_path / "c")
     first, second, third = store.runs()
-    assert first.result == {"test_accuracy": 0.75}
+    assert first.result.value("test") == 0.75
     assert second.status == "failed" and "cannot be read" in second.error
     assert third.run_id == "d"
 

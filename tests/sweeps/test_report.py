@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from made_up_sweep import ENVIRONMENT, fill, grid
+from made_up_sweep import ENVIRONMENT, fill, grid, result_of
 from rich.console import Console
 
 from lora_jax import config as settings
@@ -60,7 +60,7 @@ def test_one_seed_gives_the_binomial_error_and_several_give_that_of_the_mean(tmp
         ),
     )
     cell = cells_of(gather([tmp_path])[0])[-1]
-    values = [run.result["test_accuracy"] for run in cell.runs]
+    values = [run.result.value("test") for run in cell.runs]
     mean = sum(values) / 3
     assert cell.seeds == 3 and cell.accuracy == pytest.approx(mean)
     assert cell.standard_error == pytest.approx(
@@ -130,7 +130,7 @@ def test_several_stores_are_one_report_and_a_run_in_both_counts_once(tmp_path, f
 def test_one_id_with_other_settings_in_two_stores_is_told_and_the_rest_goes_on(tmp_path, finished):
     other, run = RunStore(tmp_path), expand(grid())[0]
     other.start(run_id(run), replace(run, train=replace(run.train, batch_size=8)), ENVIRONMENT)
-    other.finish(run_id(run), {})
+    other.finish(run_id(run), result_of(run))
     records, _ = gather([finished.root, tmp_path])
     told = [record for record in records if record.status == "failed"]
     assert (

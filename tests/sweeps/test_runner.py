@@ -41,9 +41,7 @@ def test_every_run_is_done_and_its_result_has_the_figures_of_a_report(finished):
     assert outcome.failed == () and len(outcome.done) == 9
     for record in RunStore(config.out).runs():
         assert record.status == "done"
-        assert (
-            0 <= record.result["test_accuracy"] <= 1 and record.result["trainable_parameters"] > 0
-        )
+        assert 0 <= record.result.value("test") <= 1 and record.result.trainable_parameters > 0
         assert (record.folder / "adapter" / "adapter.safetensors").is_file()
 
 
@@ -55,7 +53,7 @@ def test_runs_of_one_format_share_one_group_of_programs(finished):
     assert wide.lora.rank == 2
     # The first run of a group compiles, the others find everything compiled.
     store = RunStore(config.out)
-    seconds = {record.run_id: record.result["compile_seconds"] for record in store.runs()}
+    seconds = {record.run_id: record.result.compile_seconds for record in store.runs()}
     for _, members in found:
         first, *others = [seconds[run_id(run)] for run in members]
         assert first > 0 and all(other == 0 for other in others)
@@ -121,10 +119,10 @@ def test_the_plan_predicts_the_bytes_that_runs_measure(finished, tmp_path):
     store = RunStore(config.out)
     for group in groups:
         records = [record for record in store.runs() if record.run_id in group.runs]
-        assert {record.result["base_bytes"] for record in records} == {group.base_bytes}
+        assert {record.result.base_bytes for record in records} == {group.base_bytes}
         assert group.peak_bytes is not None and group.peak_bytes > group.base_bytes
         # The plan takes the longest bucket, a run the largest of the shapes that it met.
-        assert max(record.result["peak_bytes"] for record in records) == group.peak_bytes
+        assert max(record.result.peak_bytes for record in records) == group.peak_bytes
     assert not any(done for group in groups for done in group.done)
     assert all(done for group in planning.plan(config) for done in group.done)
     assert planning.plan_table(groups).row_count == 9

@@ -54,7 +54,7 @@ def test_a_search_trains_its_trials_and_orders_them_by_validation_loss(tiny, tmp
     )
     results = {run.run_id: run for run in RunStore(tmp_path).runs()}
     for trial in trials:
-        losses = [results[run].result["validation_loss"] for run in trial.runs]
+        losses = [results[run].result.value("validation", "loss") for run in trial.runs]
         assert trial.loss == pytest.approx(sum(losses) / 2, rel=1e-12)
         assert (
             results[trial.runs[0]].config["optim"]["learning_rate"]

@@ -61,19 +61,8 @@ def test_a_sweep_side_by_side_leaves_the_results_of_one_run_after_another(both):
             **second.config,
             "out": first.config["out"],
         }
-        same = (
-            "test_accuracy",
-            "trainable_parameters",
-            "base_bytes",
-            "adapter_bytes",
-            "method",
-            "rank",
-            "format",
-            "targets",
-            "seed",
-            "steps",
-        )
-        assert all(first.result[key] == second.result[key] for key in same)
+        same = ("test_accuracy", "trainable_parameters", "base_bytes", "adapter_bytes", "steps")
+        assert all(first.result.row()[key] == second.result.row()[key] for key in same)
         # Sums in another order, over four steps.
         assert losses(alone.out, first.run_id) == pytest.approx(
             losses(together.out, first.run_id), rel=1e-5
@@ -82,13 +71,11 @@ def test_a_sweep_side_by_side_leaves_the_results_of_one_run_after_another(both):
             sorted(path.name for path in record.folder.iterdir()) for record in (first, second)
         ]
         assert files[0] == files[1]
-        assert second.result.get("stacked") == (None if second.result["method"] == "head" else 4)
+        assert second.result.stacked == (None if second.config["method"] == "head" else 4)
         # A run's share of a stack's memory is near what it takes alone; the loop over adapters
         # holds copies of their states, which are a large part of a model of some kilobytes.
         assert (
-            first.result["peak_bytes"] * 0.8
-            < second.result["peak_bytes"]
-            < first.result["peak_bytes"] * 1.5
+            first.result.peak_bytes * 0.8 < second.result.peak_bytes < first.result.peak_bytes * 1.5
         )
 
 

@@ -14,6 +14,7 @@ from lora_jax.sweeps import store as store_module
 from lora_jax.sweeps.leases import MOST_ATTEMPTS, Leases
 from lora_jax.sweeps.lock import RunLocked
 from lora_jax.sweeps.store import RunConflict, RunStore, StoreError, StoreVersionError, write_json
+from lora_jax.training.result import RunResult
 
 ENVIRONMENT = {"git": {"commit": None}}
 
@@ -23,8 +24,8 @@ def test_a_run_goes_from_pending_to_done_and_is_not_started_again(tmp_path):
     assert store.status("a") == "pending"
     store.start("a", Config(), ENVIRONMENT)
     assert store.status("a") == "running"
-    store.finish("a", {"test_accuracy": 0.5})
-    assert store.status("a") == "done" and store.runs()[0].result == {"test_accuracy": 0.5}
+    store.finish("a", RunResult.from_json({"test_accuracy": 0.5}))
+    assert store.status("a") == "done" and store.runs()[0].result.value("test") == 0.5
     with pytest.raises(ValueError, match="done and is not run again"):
         store.start("a", Config(), ENVIRONMENT)
 
@@ -69,7 +70,7 @@ def test_damaged_files_make_a_failed_run_and_spare_the_others(tmp_path):
     store = RunStore(tmp_path)
     for name in ("a", "b"):
         store.start(name, Config(), ENVIRONMENT)
-        store.finish(name, {"test_accuracy": 0.5})
+        store.finish(name, RunResult.from_json({"test_accuracy": 0.5}))
     (tmp_path / "a" / "result.json").write_text('{"test_accur')
     first, second = store.runs()
     assert first.status == "failed" and "cannot be read" in first.error
@@ -110,7 +111,7 @@ def test_run_ids_are_plain_names(tmp_path, name):
 def test_one_id_with_other_content_is_refused_and_what_is_there_is_kept(tmp_path):
     store, run = RunStore(tmp_path), Config()
     store.start("a", run, ENVIRONMENT)
-    store.finish("a", {"test_accuracy": 0.5})
+    store.finish("a", RunResult.from_json({"test_accuracy": 0.5}))
     other = replace(run, lora=replace(run.lora, rank=3))
     with pytest.raises(RunConflict, match="lora.rank is 8 there and 3 here"):
         store.start("a", other, ENVIRONMENT)
@@ -121,13 +122,13 @@ def test_one_id_with_other_content_is_refused_and_what_is_there_is_kept(tmp_path
     leases = Leases(store, ENVIRONMENT, said.append)
     assert leases.claim("a", other, "a run") is None
     assert leases.failed == ["a"] and "other content" in said[0]
-    assert store.runs()[0].result == {"test_accuracy": 0.5}
+    assert store.runs()[0].result.value("test") == 0.5
 
 
 def test_a_run_written_by_a_version_with_other_settings_is_named_and_kept(tmp_path):
     store = RunStore(tmp_path)
     store.start("a", {"magic": 1}, {"versions": {"lora_jax": "9.9"}})
-    store.finish("a", {"test_accuracy": 0.5})
+    store.finish("a", RunResult.from_json({"test_accuracy": 0.5}))
     with pytest.raises(RunConflict, match=r"cannot read.*config.magic.*lora_jax 9.9"):
         store.check_content("a", Config())
     assert store.status("a") == "done"
@@ -169,7 +170,7 @@ def test_a_full_disk_in_mid_run_fails_that_run_on_the_disk_and_the_rest_in_words
     store, said = RunStore(tmp_path), []
     leases = Leases(store, ENVIRONMENT, said.append)
     store.start("finished", Config(), ENVIRONMENT)
-    store.finish("finished", {"test_accuracy": 0.5})
+    store.finish("finished", RunResult.from_json({"test_accuracy": 0.5}))
     folder = leases.claim("broken", Config(), "broken")
     real = os.fsync
 
@@ -180,7 +181,7 @@ def test_a_full_disk_in_mid_run_fails_that_run_on_the_disk_and_the_rest_in_words
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StoreError):
-        store.finish("broken", {"test_accuracy": 0.6})
+        store.finish("broken", RunResult.from_json({"test_accuracy": 0.6}))
     leases.fail("broken", StoreError("No space left on device"), "broken")
     monkeypatch.setattr(
         os,
@@ -212,7 +213,7 @@ def test_a_disk_that_is_really_full_keeps_finished_runs_and_records_the_failure(
         store, said = RunStore(disk / "runs"), []
         leases = Leases(store, ENVIRONMENT, said.append)
         store.start("finished", Config(), ENVIRONMENT)
-        store.finish("finished", {"test_accuracy": 0.5})
+        store.finish("finished", RunResult.from_json({"test_accuracy": 0.5}))
         folder = leases.claim("broken", Config(), "broken")
         with (
             pytest.raises(OSError, match="No space left"),
@@ -271,7 +272,7 @@ def test_a_run_that_another_machine_took_over_is_not_finished_twice(tmp_path):
         json.dumps({"host": "elsewhere", "pid": 1, "started": "1", "heartbeat": 20})
     )
     with pytest.raises(RunLocked, match="taken over"):
-        store.finish("a", {"test_accuracy": 0.1})
+        store.finish("a", RunResult.from_json({"test_accuracy": 0.1}))
     assert not (tmp_path / "a" / "result.json").exists()
 
 

@@ -11,6 +11,7 @@ from lora_jax import cli
 from lora_jax.config import Config, TrainConfig
 from lora_jax.sweeps.store import RunStore
 from lora_jax.sweeps.watch import frame, is_over, look
+from lora_jax.training.result import RunResult
 
 RUN = Config(train=TrainConfig(total_steps=40))
 
@@ -28,7 +29,7 @@ def store(tmp_path):
     store.write_plan(["a", "b", "bad", "run", "later", "last"])
     for name, accuracy in (("a", 0.7), ("b", 0.8)):
         store.start(name, RUN, {})
-        store.finish(name, {"test_accuracy": accuracy, "seconds": 100.0})
+        store.finish(name, RunResult.from_json({"test_accuracy": accuracy, "seconds": 100.0}))
     store.start("bad", RUN, {})
     store.fail("bad", ValueError("the loss [at step 3] is NaN"))
     folder = store.start("run", RUN, {})
@@ -71,7 +72,7 @@ def test_it_is_over_when_every_planned_run_has_ended(tmp_path):
     store.write_plan(["a"])
     assert not is_over(look(tmp_path))
     store.start("a", RUN, {})
-    store.finish("a", {"test_accuracy": 0.5, "seconds": 1.0})
+    store.finish("a", RunResult.from_json({"test_accuracy": 0.5, "seconds": 1.0}))
     assert is_over(look(tmp_path)) and "every run has ended" in text_of(look(tmp_path))
 
 

@@ -16,6 +16,7 @@ from lora_jax.evaluation.comparison import aligned, compare
 from lora_jax.tasks.generated import cut_at_stop, generate_predictions
 from lora_jax.tasks.predictions import Predictions, predict
 from lora_jax.training.loop import train
+from lora_jax.training.result import RunResult
 from lora_jax.training.saved import load_run
 
 
@@ -49,17 +50,20 @@ def folder(tmp_path_factory):
     )
     result = train(config, base / "run", quiet=True)
     (base / "run" / "config.json").write_text(json.dumps(to_dict(config)))
-    (base / "run" / "result.json").write_text(json.dumps(result))
+    (base / "run" / "result.json").write_text(json.dumps(result.to_json()))
     return base / "run"
 
 
 def test_losses_of_examples_add_up_to_the_loops_loss(folder):
-    run, result = load_run(folder), json.loads((folder / "result.json").read_text())
+    run, result = (
+        load_run(folder),
+        RunResult.from_json(json.loads((folder / "result.json").read_text())),
+    )
     scored = predict(run.task, run.frozen, run.lora, "test", batch_size=8)
     loss, units, correct = (scored.column(name).sum() for name in ("loss", "units", "correct"))
     assert loss / units == pytest.approx(
-        result["test_loss"], rel=1e-5
-    ) and correct / units == pytest.approx(result["test_accuracy"])
+        result.value("test", "loss"), rel=1e-5
+    ) and correct / units == pytest.approx(result.value("test", "accuracy"))
     few = predict(run.task, run.frozen, run.lora, "test", batch_size=8, examples=3)
     assert [row.id for row in few.rows] == [row.id for row in scored.rows[:3]]
     # Batches of other sizes: a few fp32 ulps.

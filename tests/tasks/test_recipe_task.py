@@ -54,11 +54,12 @@ def test_every_head_learns_and_its_score_is_that_of_the_kept_predictions(recipe,
     )
     scores = intervals(predictions, resamples=50)
     assert all(
-        result[f"test_{name}"] == pytest.approx(scores[name].value) for name in predictions.metrics
+        result.value("test", name) == pytest.approx(scores[name].value)
+        for name in predictions.metrics
     )
     # The same sums: float32 on the device, float64 here.
-    assert scores["loss"].value == pytest.approx(result["test_loss"], rel=1e-5)
-    assert scores["accuracy"].value == pytest.approx(result["test_accuracy"], abs=1e-6)
+    assert scores["loss"].value == pytest.approx(result.value("test", "loss"), rel=1e-5)
+    assert scores["accuracy"].value == pytest.approx(result.value("test", "accuracy"), abs=1e-6)
     first = predictions.metrics[0]
     assert all(
         np.isfinite(scores[name].value) and scores[name].low <= scores[name].high

@@ -98,7 +98,7 @@ def test_every_method_trains_what_it_says_and_leaves_a_run_that_can_be_used(
         _, folder, result = uninterrupted
     else:
         result = train(config, folder, quiet=True)
-    assert result["trainable_parameters"] == trained and result["steps"] == STEPS
+    assert result.trainable_parameters == trained and result.steps == STEPS
     losses = [row[2] for row in rows(folder)]
     assert [row[0] for row in rows(folder)] == list(range(1, STEPS + 1)) and np.isfinite(
         losses
@@ -109,17 +109,17 @@ def test_every_method_trains_what_it_says_and_leaves_a_run_that_can_be_used(
     # The base is measured from the arrays: 4 bits a weight and its scales under qlora, nothing
     # under full.
     if method == "full":
-        assert result["base_bytes"] == 0
+        assert result.base_bytes == 0
     else:
         assert (
-            result["base_bits_per_weight"] == 32
+            result.base_bits_per_weight == 32
             if method != "qlora"
-            else 4 < result["base_bits_per_weight"] < 16
+            else 4 < result.base_bits_per_weight < 16
         )
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
     again = load_run(folder).evaluate("test")
-    assert again["accuracy"] == result["test_accuracy"] and again["loss"] == pytest.approx(
-        result["test_loss"], rel=1e-6
+    assert again["accuracy"] == result.value("test", "accuracy") and again["loss"] == pytest.approx(
+        result.value("test", "loss"), rel=1e-6
     )
     _, metadata = load_adapter(folder / "adapter")
     assert metadata["base"] == task_of(config).base and json.loads(metadata["labels"]) == [
@@ -150,7 +150,7 @@ def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(
     assert rows(folder) == rows(reference) and rows(folder, "validation") == rows(
         reference, "validation"
     )
-    assert result["test_loss"] == expected["test_loss"]
+    assert result.value("test", "loss") == expected.value("test", "loss")
     assert same_bits(load_adapter(folder / "adapter")[0], load_adapter(reference / "adapter")[0])
 
 
@@ -205,7 +205,10 @@ def test_a_finished_run_that_is_started_again_trains_no_step_more(
     before = rows(folder), rows(folder, "validation"), rows(folder, "test")
     result = train(config, folder, quiet=True)
     assert (rows(folder), rows(folder, "validation"), rows(folder, "test")) == before
-    assert result["test_loss"] == expected["test_loss"] and result["tokens_per_second"] is None
+    assert (
+        result.value("test", "loss") == expected.value("test", "loss")
+        and result.tokens_per_second is None
+    )
 
 
 def test_a_run_is_not_resumed_by_another_configuration(

@@ -165,8 +165,8 @@ def test_a_run_trains_saves_and_resumes_bit_for_bit(name, tmp_path, monkeypatch)
     )
     again = loop.train(run, tmp_path / "part", quiet=True)
     assert (
-        again["test_loss"] == result["test_loss"]
-        and result["trainable_parameters"] == COUNTS[name][1]
+        again.value("test", "loss") == result.value("test", "loss")
+        and result.trainable_parameters == COUNTS[name][1]
     )
     ours, theirs = (
         load_adapter(tmp_path / folder / "adapter", base="base")[0] for folder in ("whole", "part")

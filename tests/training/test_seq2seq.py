@@ -166,15 +166,15 @@ def run(folder, data, tmp_path_factory):
 def test_the_loop_trains_a_quantised_encoder_decoder(run, folder):
     out, result = run
     loaded = load_run(out)
-    assert result["steps"] == 60 and result["base_bits_per_weight"] < 20
+    assert result.steps == 60 and result.base_bits_per_weight < 20
     linears = [
         site for path, site in loaded.task.sites.items() if "/layers/" in path and site.is_matrix
     ]
-    assert result["trainable_parameters"] == sum(
+    assert result.trainable_parameters == sum(
         4 * (site.rows + site.columns) * site.stack[0] for site in linears
     )
     scores = loaded.evaluate("test")
-    assert scores["loss"] == pytest.approx(result["test_loss"], rel=1e-5)
+    assert scores["loss"] == pytest.approx(result.value("test", "loss"), rel=1e-5)
     before = dataclasses.replace(loaded, trainable={}).evaluate("test")
     assert scores["loss"] < 0.7 * before["loss"]  # 0.49 to 0.57, as seeds and processors have it
 
@@ -188,7 +188,7 @@ def test_what_it_writes_is_scored_and_compared(run, capsys):
         said["loss"] < said["against"]["scores"]["loss"]["value"]
         and "exact_match" in said["intervals"]
     )
-    assert said["loss"] == pytest.approx(result["test_loss"], rel=1e-4)
+    assert said["loss"] == pytest.approx(result.value("test", "loss"), rel=1e-4)
     kept = load_predictions(out / "predictions" / "test.jsonl").rows
     assert (
         all(isinstance(row.predicted, str) and len(row.references) == 1 for row in kept)
@@ -238,9 +238,7 @@ def test_other_methods_train_it_too(method, scan, folder, data, tmp_path):
     result = train(config, tmp_path / "run", quiet=True)
     sites = task_of(config).sites.values()
     everything = sum(int(np.prod((*site.stack, *site.shape))) for site in sites)
-    assert result["steps"] == 2 and (result["trainable_parameters"] == everything) == (
-        method == "full"
-    )
+    assert result.steps == 2 and (result.trainable_parameters == everything) == (method == "full")
 
 
 def test_a_classifiers_method_and_beam_search_are_refused(folder, data):

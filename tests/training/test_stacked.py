@@ -22,6 +22,7 @@ from lora_jax.training import stacked
 from lora_jax.training.interrupted import Interrupted
 from lora_jax.training.loop import Diverged, train
 from lora_jax.training.metrics import MetricsLog
+from lora_jax.training.result import RunResult
 from lora_jax.training.sharing import widest
 from lora_jax.training.stacked import Job, Stopped, train_stacked
 
@@ -126,7 +127,7 @@ MIXED = [
 ]
 
 
-def alone(run: Config, folder: Path, among: list[Config]) -> dict[str, Any]:
+def alone(run: Config, folder: Path, among: list[Config]) -> RunResult:
     """The run alone, padded as the others are so that all share a program: that padding changes
     nothing is tested with the loop.
     """
@@ -138,9 +139,12 @@ def check_runs(runs: list[Config], folder: Path, **more: Any) -> None:
     for number, run in enumerate(runs):
         result = alone(run, folder / f"alone{number}", runs)
         mine = outcomes[number]
-        assert isinstance(mine, dict), mine
+        assert isinstance(mine, RunResult), mine
         check_equal(folder / "stacked" / str(number), folder / f"alone{number}")
-        assert set(mine) == {*result, "stacked"} and mine["stacked"] == more.get("slots", len(runs))
+        assert mine.stacked == more.get("slots", len(runs)) and result.stacked is None
+        assert {key for key, value in mine.row().items() if value is None} <= {
+            key for key, value in result.row().items() if value is None
+        }
         for figure in (
             "trainable_parameters",
             "base_bytes",
@@ -150,11 +154,10 @@ def check_runs(runs: list[Config], folder: Path, **more: Any) -> None:
             "examples",
             "padding_fraction",
         ):
-            assert mine[figure] == result[figure], figure
-        assert (
-            mine["test_loss"] == pytest.approx(result["test_loss"], rel=CLOSE)
-            and mine["test_accuracy"] == result["test_accuracy"]
-        )
+            assert getattr(mine, figure) == getattr(result, figure), figure
+        assert mine.value("test", "loss") == pytest.approx(
+            result.value("test", "loss"), rel=CLOSE
+        ) and mine.value("test", "accuracy") == result.value("test", "accuracy")
 
 
 @pytest.mark.parametrize(("method", "lanes"), [("lora", 1), ("qlora", 3)])

@@ -57,7 +57,9 @@ def test_completions_side_by_side_equal_each_alone(config, tmp_path, seeds, lane
     )
     for n, run in enumerate(runs):
         result = train(run, tmp_path / f"alone{n}", wide=widest(runs), quiet=True)
-        assert outcomes[str(n)]["test_loss"] == pytest.approx(result["test_loss"], rel=1e-5)
+        assert outcomes[str(n)].value("test", "loss") == pytest.approx(
+            result.value("test", "loss"), rel=1e-5
+        )
         losses = [
             [
                 json.loads(line)["loss"]

@@ -25,6 +25,7 @@ from lora_jax.config import Config
 from lora_jax.sweeps.grid import run_id
 from lora_jax.sweeps.provenance import environment
 from lora_jax.sweeps.store import RunStore, is_run, read_metrics, read_run
+from lora_jax.training.result import RunResult
 
 FACTOR = math.sqrt(10)  # from one learning rate of a grid to the next
 EXTENSIONS = 3  # how often a grid may grow where its best is at an end
@@ -107,14 +108,14 @@ class Run:
     name: str
     config: Config
     folder: Path
-    result: Mapping[str, Any] | None
+    result: RunResult | None
     error: str | None = None
 
     @property
     def validation_loss(self) -> float:
         """Nats; infinite if the run diverged."""
-        loss = None if self.result is None else self.result["validation_loss"]
-        return math.inf if loss is None or not math.isfinite(loss) else float(loss)
+        loss = math.inf if self.result is None else self.result.value("validation", "loss")
+        return loss if math.isfinite(loss) else math.inf
 
     def trace(self, split: str = "train") -> list[tuple[int, float]]:
         """(step, loss) of a split as it was logged."""
@@ -206,7 +207,7 @@ class Arm:
             "by_seed": self.by_seed(),
             "trainable": None
             if self.runs[0].result is None
-            else self.runs[0].result["trainable_parameters"],
+            else self.runs[0].result.trainable_parameters,
             "tuning": [[rate, loss if math.isfinite(loss) else None] for rate, loss in self.tuning],
         }
 
@@ -311,7 +312,7 @@ class Lab:
         folder = self.store.folder(name)
         record = read_run(folder) if is_run(folder) else None
         if record is not None and record.status == "done":
-            self._used.setdefault(name, (float(record.result.get("seconds") or 0.0), False))
+            self._used.setdefault(name, (record.result.seconds or 0.0, False))
             return Run(name, config, folder, record.result)
         if (
             record is not None
@@ -334,7 +335,7 @@ class Lab:
         self._used[name] = (time.perf_counter() - start, True)
         self._say(
             f"  {name}: rate {config.optim.learning_rate:.2g}, validation "
-            f"{result['validation_loss']:.4f}, {time.perf_counter() - start:.0f} s"
+            f"{result.value('validation', 'loss'):.4f}, {time.perf_counter() - start:.0f} s"
         )
         return Run(name, config, folder, result)
 
