@@ -189,9 +189,9 @@ def test_the_three_answer_together_as_they_do_alone(three):
     )
     prompts, alone = [], []
     for name, run in three.items():
-        together.add(name, run.lora)
+        together.add(name, run.trainable)
         prompts.append(run.task.records["test"].prompts[0] + "\n")
-        alone += TextGenerator(first.task.model, frozen, tokenizer, run.lora).generate(
+        alone += TextGenerator(first.task.model, frozen, tokenizer, run.trainable).generate(
             prompts[-1:], max_new=4
         )
     assert together.generate(prompts, max_new=4, adapters=list(three)) == alone

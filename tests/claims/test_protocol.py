@@ -15,6 +15,7 @@ from lab.protocol import FACTOR, Arm, Lab, Reason, Run, compare, with_
 from lora_jax.config import Config, from_config_dict
 from lora_jax.training import loop
 from lora_jax.training.loop import Diverged
+from lora_jax.training.result import RunResult
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,10 @@ def tiny_config(tmp_path_factory) -> Config:
             "train": {"total_steps": 3, "batch_size": 8, "log_every": 1},
         }
     )  # fmt: skip
+
+
+def _result(**values) -> RunResult:
+    return RunResult.from_json({"test_accuracy": 0.5, **values})
 
 
 class FakeLab(Lab):
@@ -47,7 +52,7 @@ class FakeLab(Lab):
             "fake",
             config,
             Path("."),
-            {"validation_loss": loss} if rate < self.limit else None,
+            _result(validation_loss=loss) if rate < self.limit else None,
             None if rate < self.limit else "Diverged",
         )
 
@@ -152,7 +157,7 @@ def test_arms_are_compared_example_by_example(tmp_path):
                     "r",
                     with_(Config(), **{"train.seed": seed}),
                     folder,
-                    {"trainable_parameters": 1},
+                    _result(trainable_parameters=1),
                 )
             )
         return Arm("a", 1e-3, tuple(runs), ((1e-3, 1.0),))

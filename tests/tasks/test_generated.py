@@ -59,12 +59,12 @@ def test_losses_of_examples_add_up_to_the_loops_loss(folder):
         load_run(folder),
         RunResult.from_json(json.loads((folder / "result.json").read_text())),
     )
-    scored = predict(run.task, run.frozen, run.lora, "test", batch_size=8)
+    scored = predict(run.task, run.frozen, run.trainable, "test", batch_size=8)
     loss, units, correct = (scored.column(name).sum() for name in ("loss", "units", "correct"))
     assert loss / units == pytest.approx(
         result.value("test", "loss"), rel=1e-5
     ) and correct / units == pytest.approx(result.value("test", "accuracy"))
-    few = predict(run.task, run.frozen, run.lora, "test", batch_size=8, examples=3)
+    few = predict(run.task, run.frozen, run.trainable, "test", batch_size=8, examples=3)
     assert [row.id for row in few.rows] == [row.id for row in scored.rows[:3]]
     # Batches of other sizes: a few fp32 ulps.
     np.testing.assert_allclose(few.column("loss"), scored.column("loss")[:3], rtol=1e-5)
@@ -74,7 +74,7 @@ def test_the_adapter_beats_its_base_and_the_test_says_so(folder):
     run = load_run(folder)
     ours, base = (
         predict(run.task, run.frozen, trainable, "test", batch_size=8)
-        for trainable in (run.lora, run.without_adapter())
+        for trainable in (run.trainable, run.without_adapter())
     )
     test = compare(ours, base, resamples=200)
     assert test["loss"]["value"] < 0 and test["loss"]["high"] < 0 and test["loss"]["p"] < 0.02
@@ -94,7 +94,7 @@ def test_generated_texts_are_scored_against_their_references(folder, beams):
     run = load_run(folder)
     decoding = Decoding(max_new=4, beams=beams)
     made = generate_predictions(
-        run.task, run.frozen, run.lora, "test", decoding=decoding, batch_size=4, examples=6
+        run.task, run.frozen, run.trainable, "test", decoding=decoding, batch_size=4, examples=6
     )
     base = generate_predictions(
         run.task, run.frozen, {}, "test", decoding=decoding, batch_size=4, examples=6

@@ -47,7 +47,7 @@ def test_every_head_learns_and_its_score_is_that_of_the_kept_predictions(recipe,
     result = train(config, tmp_path / "run", quiet=True)
     (tmp_path / "run" / "config.json").write_text(json.dumps(to_dict(config)))
     run = load_run(tmp_path / "run")
-    predictions = predict(run.task, run.frozen, run.lora, "test", batch_size=16)
+    predictions = predict(run.task, run.frozen, run.trainable, "test", batch_size=16)
     assert (
         len(predictions.rows) == len(run.task.splits["test"])
         and predictions.metrics == run.task.recipe.metrics
@@ -81,7 +81,7 @@ def test_lora_trains_a_token_head_and_the_last_block_is_computed_for_every_token
         4,
         method="lora",
     )
-    assert train(config, tmp_path / "run", quiet=True)["steps"] == 4
+    assert train(config, tmp_path / "run", quiet=True).steps == 4
 
 
 def test_the_best_span_is_the_best_of_all_legal_ones():

@@ -284,8 +284,8 @@ def test_a_finished_run_can_be_used_like_one_that_was_trained_alone(
     for number, run in enumerate(runs):
         (tmp_path / str(number) / "config.json").write_text(json.dumps(to_dict(run)))
         again = load_run(tmp_path / str(number)).evaluate("test")
-        assert again["loss"] == pytest.approx(outcomes[number]["test_loss"], rel=1e-6)
-        assert outcomes[number]["tokens_per_second"] > 0 and outcomes[number]["seconds"] > 0
+        assert again["loss"] == pytest.approx(outcomes[number].value("test", "loss"), rel=1e-6)
+        assert outcomes[number].tokens_per_second > 0 and outcomes[number].seconds > 0
 
 
 def test_a_run_that_does_not_fit_is_an_error_that_names_the_settings(
