@@ -58,8 +58,7 @@ def training_step(
         make_train_step,
     )
     from lora_jax.config import OptimConfig
-    from lora_jax.io.decoder_weights import load_decoder
-    from lora_jax.io.weights import load_encoder
+    from lora_jax.io.weights import load_decoder, load_encoder
     from lora_jax.models.encoder import Encoder
     from lora_jax.tasks.kinds import loss_of
     from lora_jax.training.allocator import keep_freed_memory
@@ -149,8 +148,8 @@ def prepare(cache: Path = CACHE) -> dict[str, str]:
     """Folders of both models as Hugging Face files; Gemma is written once from its GGUF."""
     import jax.numpy as jnp
 
-    from lora_jax.io.decoder_weights import load_decoder, save_decoder
     from lora_jax.io.hub import resolve
+    from lora_jax.io.weights import load_decoder, save_decoder
 
     gemma = cache / "gemma3-270m"
     if not (gemma / "config.json").is_file():

@@ -64,35 +64,24 @@ def names_of_model(model: str, adapter: Path | str, *, scan: bool = True) -> tup
     """
     import jax
 
-    from lora_jax.io.decoder_configs import is_decoder
     from lora_jax.io.hub import resolve
-    from lora_jax.io.safetensors import read, read_folder
-    from lora_jax.io.t5 import is_t5, load_t5, t5_names
-    from lora_jax.io.weights import encoder_names, load_encoder
+    from lora_jax.io.safetensors import read
+    from lora_jax.io.tensor_files import ModelFolder
+    from lora_jax.io.weights import adapter_names, kind_of, load_model
 
     folder = Path(model) if Path(model).is_file() else resolve(model)
-    if is_decoder(folder):
-        from lora_jax.io.decoder_weights import decoder_names, load_decoder
-
-        decoder, params = load_decoder(folder, scan=scan)
-        return decoder_names(decoder, scan=scan), params
-    if is_t5(folder):
-        seq2seq, params = load_t5(folder, scan=scan)
-        return t5_names(seq2seq, scan=scan), params
-    stored = read_folder(folder)
-    own = next(
-        (
-            stored[name]
-            for name in ("classifier.weight", "classifier.out_proj.weight")
-            if name in stored
-        ),
-        None,
-    )
-    classes = classes_in(read(next(Path(adapter).glob("*.safetensors")))) or (
-        None if own is None else own.shape[0]
-    )
-    config, params = load_encoder(folder, num_classes=classes, key=jax.random.key(0), scan=scan)
-    return encoder_names(config, scan=scan), params
+    head: dict[str, Any] = {}
+    if kind_of(folder) == "encoder":
+        stored = ModelFolder(folder)
+        heads = [
+            name for name in ("classifier.weight", "classifier.out_proj.weight") if name in stored
+        ]
+        classes = classes_in(read(next(Path(adapter).glob("*.safetensors")))) or (
+            stored.shape(heads[0])[0] if heads else None
+        )
+        head = dict(num_classes=classes, key=jax.random.key(0))
+    config, params = load_model(folder, scan=scan, **head)
+    return adapter_names(config, scan=scan), params
 
 
 def is_stacked(folder: Path | str) -> bool:

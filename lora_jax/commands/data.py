@@ -69,7 +69,7 @@ def _load(config: Any) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...],
     from lora_jax.io.encoder_tokenizer import load_tokenizer
     from lora_jax.io.gguf_tokenizer import load_text_tokenizer
     from lora_jax.io.hub import resolve
-    from lora_jax.io.t5 import is_t5
+    from lora_jax.io.weights import is_t5
     from lora_jax.tasks.language_task import completions_of, examples_of
 
     data, folder = config.data, resolve(config.model.name, revision=config.model.revision)

@@ -186,8 +186,7 @@ def _model(path: Path, dtype: Any, format: str, scan: bool) -> tuple[Any, Any]:
     from lora_jax.core.host import to_device
     from lora_jax.core.paths import flatten, match, unflatten
     from lora_jax.core.quantize import QuantSpec, quantize
-    from lora_jax.io.decoder_weights import load_decoder
-    from lora_jax.io.t5 import is_t5, load_t5
+    from lora_jax.io.weights import is_t5, load_decoder, load_t5
     from lora_jax.models.decoder import Decoder
     from lora_jax.models.t5 import T5
 

@@ -1,12 +1,14 @@
 """Host arrays that a jax.Array on a CPU can share instead of copying: aligned as XLA wants them,
-and closed to writing when they are full.
+and closed to writing when they are full; and mapped files.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import mmap
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,18 +26,45 @@ def filled(
     """An array of these sizes made of `parts`, each put at its index as soon as it comes; nobody
     writes to it afterwards.
     """
+    array = aligned(shape, dtype)
+    for index, part in parts:
+        array[index] = part
+    return closed(array)
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array of these sizes to be filled, which jax on a CPU can share once it is `closed`."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     owner = np.empty(size + _ALIGNMENT, np.uint8)
     start = -owner.ctypes.data % _ALIGNMENT
-    array = owner[start : start + size].view(dtype).reshape(shape)
-    for index, part in parts:
-        array[index] = part
-    closed = array
-    while isinstance(closed, np.ndarray):  # What it is a view of as well.
-        closed.flags.writeable = False
-        closed = closed.base
+    return owner[start : start + size].view(dtype).reshape(shape)
+
+
+def closed(array: np.ndarray) -> np.ndarray:
+    """The array, to which nobody can write any more."""
+    part: Any = array
+    while isinstance(part, np.ndarray):  # What it is a view of as well.
+        part.flags.writeable = False
+        part = part.base
     return array
+
+
+class MappedFile:
+    """The bytes of a file, mapped into memory. Of what was given before, no page counts as this
+    process's memory until it is used again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.bytes = np.frombuffer(self._map, np.uint8)
+
+    def take(self, start: int, size: int) -> np.ndarray:
+        """A view of `size` bytes; pages that were read before are let go."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+        return self.bytes[start : start + size]
 
 
 def to_device(array: Any) -> jax.Array:

@@ -7,12 +7,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from jaxtyping import Array, Shaped
 
 
 def to_matrix(
-    w: Shaped[Array, "*axes"], kernel_ndim: int, in_axes: Sequence[int]
-) -> Shaped[Array, "*stack in out"]:
+    w: Shaped[Array | np.ndarray, "*axes"], kernel_ndim: int, in_axes: Sequence[int]
+) -> Shaped[Array | np.ndarray, "*stack in out"]:
     """The last `kernel_ndim` axes of `w` as (in, out): the kernel axes in `in_axes` first, the
     others after them.
     """
@@ -25,8 +26,10 @@ def to_matrix(
 
 
 def from_matrix(
-    matrix: Shaped[Array, "*stack in out"], kernel_shape: Sequence[int], in_axes: Sequence[int]
-) -> Shaped[Array, "*axes"]:
+    matrix: Shaped[Array | np.ndarray, "*stack in out"],
+    kernel_shape: Sequence[int],
+    in_axes: Sequence[int],
+) -> Shaped[Array | np.ndarray, "*axes"]:
     """The inverse of `to_matrix`."""
     lead = matrix.ndim - 2
     order = _order(len(kernel_shape), in_axes)

@@ -59,7 +59,7 @@ class Rows(struct.PyTreeNode):
             )
         if self.layers:
             # A scan slices this axis, so the layers are put in place before it.
-            return TrainedWeight(value=meta.unbox(base).at[self.index].set(self.value))
+            return TrainedWeight(value=jnp.asarray(meta.unbox(base)).at[self.index].set(self.value))
         return WithRows(base=base, rows=self)
 
 
@@ -70,7 +70,8 @@ class WithRows(Wrapping):
 
     def unbox(self) -> Array:
         """The whole weight, its trained rows in place."""
-        return meta.unbox(self.base).at[self.rows.index].set(self.rows.value.astype(self.dtype))
+        base = jnp.asarray(meta.unbox(self.base))
+        return base.at[self.rows.index].set(self.rows.value.astype(self.dtype))
 
     def look_up(self, ids: Array, frozen: Array) -> Array:
         """`frozen`, the rows `ids` of the base, with the trained ones in place: no copy of the

@@ -1,217 +1,247 @@
-"""`DecoderConfig` to the config.json that transformers and other readers of Hugging Face folders
-understand.
-"""
+"""What the config.json of decoders of several families have in common, both ways."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from lora_jax.io.config_json import Raw, whole_numbers
 from lora_jax.models.decoder_config import DecoderConfig
 from lora_jax.models.rotary import Rotary
 
-_CLASSES = {
-    "gpt2": "GPT2LMHeadModel",
-    "gpt_neox": "GPTNeoXForCausalLM",
-    "opt": "OPTForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "mixtral": "MixtralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen2_moe": "Qwen2MoeForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-    "gemma": "GemmaForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
+# Constants that older files carry.
+BUFFERS = (r".*\.rotary_emb\.inv_freq", r".*\.(attn|attention)\.(masked_)?bias")
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
 }
-_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
+THEIR_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "relu": "relu",
+    "silu": "silu",
+}
 
 
-def json_of(config: DecoderConfig) -> dict[str, Any]:
-    """The contents of config.json; rotary settings in the form of transformers 4, which
-    transformers 5 reads as well.
+def activation(name: str) -> Any:
+    """Our name of an activation.
+
+    Raises:
+        ValueError: it is unknown.
     """
-    common = {
-        "architectures": [_CLASSES[config.family]],
+    if name not in _ACTIVATIONS:
+        raise ValueError(
+            f"the activation {name!r} is not supported; needed one of {', '.join(_ACTIVATIONS)}."
+        )
+    return _ACTIVATIONS[name]
+
+
+def sizes(raw: Raw) -> dict[str, Any]:
+    """The sizes, as arguments of `DecoderConfig`."""
+    whole_numbers(
+        raw,
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "max_position_embeddings",
+    )
+    heads = raw["num_attention_heads"]
+    return dict(
+        vocab_size=raw["vocab_size"],
+        hidden_size=raw["hidden_size"],
+        num_layers=raw["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=raw.get("num_key_value_heads") or heads,
+        head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
+        max_positions=raw["max_position_embeddings"],
+    )
+
+
+def llama_like(raw: Raw, *, partial: bool = False) -> dict[str, Any]:
+    """The fields of LLaMA and its kind, as arguments of `DecoderConfig`.
+
+    Args:
+        partial: whether a part of a head's channels may be rotated.
+    """
+    return sizes(raw) | dict(
+        intermediate_size=raw["intermediate_size"],
+        norm_eps=raw["rms_norm_eps"],
+        activation=activation(raw["hidden_act"]),
+        rotary=rotary(raw, partial=partial),
+        tied=raw.get("tie_word_embeddings", False),
+    )
+
+
+def common_json(config: DecoderConfig, architecture: str) -> dict[str, Any]:
+    """What every config.json says, under the names of most families."""
+    return {
+        "architectures": [architecture],
         "model_type": config.family,
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tied,
-    }
-    if config.family == "gpt2":
-        return common | {
-            "n_embd": config.hidden_size,
-            "n_layer": config.num_layers,
-            "n_head": config.num_heads,
-            "n_inner": config.intermediate_size,
-            "n_positions": config.max_positions,
-            "layer_norm_epsilon": config.norm_eps,
-            "activation_function": "gelu_new"
-            if config.activation == "gelu_tanh"
-            else config.activation,
-        }
-    sizes = {
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
         "max_position_embeddings": config.max_positions,
     }
-    if config.family == "opt":
-        return (
-            common
-            | sizes
-            | {
-                "word_embed_proj_dim": config.hidden_size,
-                "ffn_dim": config.intermediate_size,
-                "activation_function": config.activation,
-                "enable_bias": config.qkv_bias,
-                "do_layer_norm_before": True,
-            }
-        )
-    sizes["intermediate_size"] = config.intermediate_size
-    activation = _ACTIVATIONS[config.activation]
-    if config.family == "gpt_neox":
-        return (
-            common
-            | sizes
-            | _rotary(config.rotary, fraction="rotary_pct")
-            | {
-                "hidden_act": "gelu_new" if config.activation == "gelu_tanh" else activation,
-                "layer_norm_eps": config.norm_eps,
-                "use_parallel_residual": config.parallel,
-                "attention_bias": config.qkv_bias,
-            }
-        )
-    out = (
-        common
-        | sizes
+
+
+def llama_json(config: DecoderConfig, architecture: str) -> dict[str, Any]:
+    """The config.json of LLaMA and its kind; rotary settings in the form of transformers 4, which
+    transformers 5 reads as well.
+    """
+    return (
+        common_json(config, architecture)
         | {
+            "intermediate_size": config.intermediate_size,
             "num_key_value_heads": config.num_kv_heads,
             "head_dim": config.head_dim,
             "rms_norm_eps": config.norm_eps,
+            "hidden_act": THEIR_ACTIVATIONS[config.activation],
         }
+        | rotary_json(config.rotary)
     )
-    out |= {"hidden_act": activation} | _rotary(config.rotary)
-    return out | _EXTRA.get(config.family, lambda config: {})(config)
 
 
-def _llama(config: DecoderConfig) -> dict[str, Any]:
-    return {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
+def layer_types(raw: Raw, *, pattern: int) -> dict[str, Any]:
+    """Windows of alternating layers, as arguments of `DecoderConfig`; every `pattern`-th is global
+    where the file does not say.
+    """
+    types = raw.get("layer_types")
+    local = (
+        [kind == "sliding_attention" for kind in types]
+        if types
+        else [bool((n + 1) % pattern) for n in range(raw["num_hidden_layers"])]
+    )
+    return {"window": raw["sliding_window"], "local_layers": tuple(local)}
 
 
-def _window(config: DecoderConfig) -> dict[str, Any]:
-    return {"sliding_window": config.window}
-
-
-def _phi3(config: DecoderConfig) -> dict[str, Any]:
-    original = config.rotary.original_positions or config.max_positions
-    return _window(config) | {"original_max_position_embeddings": original}
-
-
-def _mixtral(config: DecoderConfig) -> dict[str, Any]:
-    experts = config.experts
-    return _window(config) | {
-        "num_local_experts": experts.count,
-        "num_experts_per_tok": experts.per_token,
-    }
-
-
-def _qwen(config: DecoderConfig) -> dict[str, Any]:
-    out: dict[str, Any] = {"use_sliding_window": config.window is not None}
-    if config.window is not None:
-        out |= {
-            "sliding_window": config.window,
-            "layer_types": _layer_types(config),
-            "max_window_layers": config.locality.index(True),
-        }
-    if config.family != "qwen2" and config.family != "qwen2_moe":
-        out["attention_bias"] = config.qkv_bias
-    if config.experts is not None:
-        out |= {
-            "num_experts": config.experts.count,
-            "num_experts_per_tok": config.experts.per_token,
-            "moe_intermediate_size": config.experts.intermediate_size,
-            "norm_topk_prob": config.experts.normalise,
-            "decoder_sparse_step": 1,
-            "mlp_only_layers": [],
-        }
-        if config.experts.shared_size is not None:
-            out |= {
-                "shared_expert_intermediate_size": config.experts.shared_size,
-                "qkv_bias": config.qkv_bias,
-            }
-    return out
-
-
-def _gemma(config: DecoderConfig) -> dict[str, Any]:
-    return {"hidden_activation": _ACTIVATIONS[config.activation], "attention_bias": False}
-
-
-def _gemma2(config: DecoderConfig) -> dict[str, Any]:
-    scalar = round(config.query_scale**-2, 6)
-    return _gemma(config) | {
-        "sliding_window": config.window,
-        "layer_types": _layer_types(config),
-        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
-        "attn_logit_softcapping": config.attention_softcap,
-        "final_logit_softcapping": config.final_softcap,
-    }
-
-
-def _gemma3(config: DecoderConfig) -> dict[str, Any]:
-    return _gemma2(config) | {"rope_local_base_freq": config.local_rotary.base}
-
-
-_EXTRA = {
-    "llama": _llama,
-    "mistral": _window,
-    "mixtral": _mixtral,
-    "phi3": _phi3,
-    "qwen2": _qwen,
-    "qwen2_moe": _qwen,
-    "qwen3": _qwen,
-    "qwen3_moe": _qwen,
-    "gemma": _gemma,
-    "gemma2": _gemma2,
-    "gemma3_text": _gemma3,
-}
-
-
-def _layer_types(config: DecoderConfig) -> list[str]:
+def layer_types_json(config: DecoderConfig) -> list[str]:
+    """The kind of every layer."""
     return ["sliding_attention" if local else "full_attention" for local in config.locality]
 
 
-def _rotary(rotary: Rotary, *, fraction: str = "partial_rotary_factor") -> dict[str, Any]:
-    out: dict[str, Any] = (
-        {"rope_theta": rotary.base, "rotary_emb_base": rotary.base}
-        if fraction == "rotary_pct"
-        else {"rope_theta": rotary.base}
+def rotary(
+    raw: Raw, *, fraction: float = 1.0, base: float = 10_000.0, partial: bool = False
+) -> Rotary:
+    """From rope_parameters (transformers 5) or rope_theta and rope_scaling (before).
+
+    Args:
+        fraction, base: where the file does not say.
+        partial: whether the family reads partial_rotary_factor; the others rotate whole heads,
+            whatever it is.
+
+    Raises:
+        KeyError: a field is missing. ValueError: the scaling is unknown, or a field is no number.
+    """
+    told = raw.get("rope_parameters") or {**(raw.get("rope_scaling") or {})}
+    kind = told.get("rope_type", told.get("type", "default"))
+    share = told.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
+    if not partial and share not in (None, 1, 1.0):
+        raise ValueError(
+            f"partial_rotary_factor {share!r} is not supported in a {raw.get('model_type')!r}, "
+            "which transformers rotates whole; needed 1.0"
+        )
+    common = dict(
+        base=_number("rope_theta", told.get("rope_theta", raw.get("rope_theta", base))),
+        fraction=_number("partial_rotary_factor", fraction if share is None else share),
     )
-    if fraction == "rotary_pct" or rotary.fraction != 1.0:
-        out[fraction] = rotary.fraction
-    if rotary.scaling == "none":
-        return out
-    scaling: dict[str, Any] = {"rope_type": rotary.scaling, "factor": rotary.factor}
+    if kind in ("default", None):
+        return Rotary(**common)
+    whole = raw["max_position_embeddings"]
+    original = (
+        told.get("original_max_position_embeddings")
+        or raw.get("original_max_position_embeddings")
+        or whole
+    )
+    if kind == "linear":
+        return Rotary(**common, scaling="linear", factor=_of(told, "factor"))
+    if kind == "llama3":
+        return Rotary(
+            **common,
+            scaling="llama3",
+            factor=_of(told, "factor"),
+            original_positions=int(original),
+            low_freq=_of(told, "low_freq_factor"),
+            high_freq=_of(told, "high_freq_factor"),
+        )
+    if kind == "yarn":
+        return Rotary(
+            **common,
+            scaling="yarn",
+            factor=_number("factor", told.get("factor") or whole / original),
+            original_positions=int(original),
+            beta_fast=_number("beta_fast", told.get("beta_fast") or 32),
+            beta_slow=_number("beta_slow", told.get("beta_slow") or 1),
+            truncate=told.get("truncate", True),
+            mscale=told.get("mscale"),
+            mscale_all_dim=told.get("mscale_all_dim"),
+            attention_factor=told.get("attention_factor"),
+        )
+    if kind in ("longrope", "su"):
+        return Rotary(
+            **common,
+            scaling="longrope",
+            factor=_number("factor", told.get("factor") or whole / original),
+            original_positions=int(original),
+            short_factors=tuple(map(float, told["short_factor"])),
+            long_factors=tuple(map(float, told["long_factor"])),
+            attention_factor=told.get("attention_factor"),
+        )
+    raise ValueError(
+        f"the rotary scaling {kind!r} is not supported; needed one of default, linear, llama3, "
+        "yarn, longrope."
+    )
+
+
+def rotary_json(rotary: Rotary) -> dict[str, Any]:
+    """Rotary settings in the form of transformers 4."""
+    out: dict[str, Any] = {"rope_theta": rotary.base}
+    if rotary.fraction != 1.0:
+        out["partial_rotary_factor"] = rotary.fraction
+    return out if rotary.scaling == "none" else out | {"rope_scaling": _scaling(rotary)}
+
+
+def rotary_parameters(rotary: Rotary) -> dict[str, Any]:
+    """Rotary settings in the form of transformers 5."""
+    scaling = {"rope_type": "default"} if rotary.scaling == "none" else _scaling(rotary)
+    return {"rope_theta": rotary.base, **scaling}
+
+
+def _scaling(rotary: Rotary) -> dict[str, Any]:
+    out: dict[str, Any] = {"rope_type": rotary.scaling, "factor": rotary.factor}
     if rotary.scaling != "linear":
-        scaling["original_max_position_embeddings"] = rotary.original_positions
+        out["original_max_position_embeddings"] = rotary.original_positions
     if rotary.scaling == "llama3":
-        scaling |= {"low_freq_factor": rotary.low_freq, "high_freq_factor": rotary.high_freq}
+        out |= {"low_freq_factor": rotary.low_freq, "high_freq_factor": rotary.high_freq}
     if rotary.scaling == "yarn":
-        scaling |= {
-            "beta_fast": rotary.beta_fast,
-            "beta_slow": rotary.beta_slow,
-            "truncate": rotary.truncate,
-        }
-        scaling |= {
+        out |= {name: getattr(rotary, name) for name in ("beta_fast", "beta_slow", "truncate")}
+        out |= {
             name: value
             for name in ("mscale", "mscale_all_dim")
             if (value := getattr(rotary, name)) is not None
         }
     if rotary.scaling == "longrope":
-        scaling |= {
+        out |= {
             "short_factor": list(rotary.short_factors),
             "long_factor": list(rotary.long_factors),
         }
     if rotary.attention_factor is not None:
-        scaling["attention_factor"] = rotary.attention_factor
-    return out | {"rope_scaling": scaling}
+        out["attention_factor"] = rotary.attention_factor
+    return out
+
+
+def _of(told: Mapping[str, Any], name: str) -> float:
+    return _number(name, told[name])
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} must be a number, and is {value!r}")
+    return float(value)

@@ -12,11 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lora_jax.core.paths import flatten
 from lora_jax.data.text_tokenizers import TextTokenizer, save_text_tokenizer
-from lora_jax.io.decoder_weights import save_decoder, shapes_of, tensors_by_table
-from lora_jax.io.gguf_tables import experts_together, gguf_table
+from lora_jax.io.gguf_tables import experts_together
 from lora_jax.io.gguf_tokenizer_keys import tokenizer_keys
-from lora_jax.io.gguf_write import architecture_of, header_of
+from lora_jax.io.gguf_write import gguf_names, gguf_of, header_of
+from lora_jax.io.named_weights import named_tensors
+from lora_jax.io.names import in_layout
+from lora_jax.io.weights import save_decoder
 from lora_jax.models.decoder_config import DecoderConfig
 
 _KEPT = (
@@ -86,8 +89,9 @@ def export_gguf(
         raise ImportError(
             "Writing GGUF needs the package gguf: pip install 'lora-jax[gguf]'."
         ) from error
-    arch = architecture_of(config)
-    metadata, factors = header_of(config, shapes_of(config))
+    arch = gguf_of(config).architecture
+    metadata, factors = header_of(config)
+    flat = flatten(params)
     told = tokenizer_keys(source, arch, config.vocab_size)
     kinds = {
         "F32": gguf.GGMLQuantizationType.F32,
@@ -104,7 +108,7 @@ def export_gguf(
         for name, factor in factors.items():
             writer.add_tensor(name, factor)
         for name, tensor in experts_together(
-            tensors_by_table(config, params, gguf_table(config, arch), dtype=np.float32)
+            named_tensors(in_layout(gguf_names(config), flat), flat)
         ):
             stored = _format_of(name, tensor, format)
             if stored == "F16" and np.abs(tensor).max() > np.finfo(np.float16).max:

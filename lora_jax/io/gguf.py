@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_jax.core.host import MappedFile
 from lora_jax.io.gguf_blocks import FORMATS, OTHERS, BlockFormat
 
 _MAGIC = b"GGUF"
@@ -67,12 +68,12 @@ class GgufFile(Mapping[str, np.ndarray]):
                 f"{self.path} needs to be a GGUF file, but has only {self.path.stat().st_size} "
                 "bytes. Fetch it again."
             )
-        self._bytes = np.memmap(self.path, np.uint8, mode="r")
-        reader = _Reader(self.path, self._bytes)
+        self._file = MappedFile(self.path)
+        reader = _Reader(self.path, self._file.bytes)
         if reader.take(4) != _MAGIC:
             raise ValueError(
                 f"{self.path} needs to be a GGUF file, but begins with "
-                f"{self._bytes[:4].tobytes()!r} instead of {_MAGIC!r}."
+                f"{self._file.bytes[:4].tobytes()!r} instead of {_MAGIC!r}."
             )
         version = reader.number("I")
         if version not in (2, 3):
@@ -101,7 +102,7 @@ class GgufFile(Mapping[str, np.ndarray]):
         return self._read(tensor, tensor.start + index * size, size).reshape(tensor.shape[1:])
 
     def _read(self, tensor: _Tensor, start: int, size: int) -> np.ndarray:
-        raw = self._bytes[start : start + size].reshape(-1, tensor.format.bytes)
+        raw = self._file.take(start, size).reshape(-1, tensor.format.bytes)
         if tensor.format.weights == 1:
             return tensor.format.read(raw)
         step = _ROWS // tensor.format.weights
@@ -160,10 +161,10 @@ class GgufFile(Mapping[str, np.ndarray]):
                     f"blocks of {format.weights} weights"
                 )
             size = math.prod(shape) // format.weights * format.bytes
-            if offset % alignment or start + offset + size > len(self._bytes):
+            if offset % alignment or start + offset + size > len(self._file.bytes):
                 raise reader.error(
                     f"{name!r} needs {size:,} bytes at {start + offset:,}, and the file has "
-                    f"{len(self._bytes):,}"
+                    f"{len(self._file.bytes):,}"
                 )
             tensors[name] = _Tensor(shape, format, start + offset, size)
         _refuse_overlaps(reader, tensors)

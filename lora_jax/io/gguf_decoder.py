@@ -1,9 +1,8 @@
-"""GGUF's metadata to `DecoderConfig`: GPT-2, GPT-NeoX, LLaMA, Mistral, Mixtral, Qwen 2 and 3 and
-their mixtures, Phi-3, Gemma 1 to 3.
-"""
+"""GGUF's metadata to `DecoderConfig`, for the architectures that `lora_jax.io.families` knows."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,43 +10,37 @@ from typing import Any, Protocol
 import numpy as np
 
 from lora_jax.core.paths import nearest
-from lora_jax.io.decoder_names import Source
-from lora_jax.io.gguf import GgufFile
-from lora_jax.io.gguf_tables import gguf_table
+from lora_jax.io.families import FAMILIES
+from lora_jax.io.family import Family
 from lora_jax.models.decoder_config import DecoderConfig, Experts
 from lora_jax.models.rotary import Rotary
 
-# GGUF's name of an architecture, and our family. llama.cpp has none for OPT; Mistral and Mixtral
-# are 'llama' there.
-FAMILY_OF = {
-    "llama": "llama",
-    "gpt2": "gpt2",
-    "gptneox": "gpt_neox",
-    "qwen2": "qwen2",
-    "qwen2moe": "qwen2_moe",
-    "qwen3": "qwen3",
-    "qwen3moe": "qwen3_moe",
-    "phi3": "phi3",
-    "gemma": "gemma",
-    "gemma2": "gemma2",
-    "gemma3": "gemma3_text",
-}
 FREQUENCIES, SHORT, LONG = (
     "rope_freqs.weight",
     "rope_factors_short.weight",
     "rope_factors_long.weight",
 )
 IGNORED = (FREQUENCIES, SHORT, LONG)  # tensors that `gguf_config` reads, not the table
-_NORMALISED = {
-    "llama": True,
-    "qwen2moe": False,
-    "qwen3moe": True,
-}  # weights of a token's experts, in llama.cpp's code
-_GEMMA3_LOCAL_BASE = 10_000.0  # not in the file: llama.cpp has it in its code
-_GEMMA_27B_LAYERS = {
-    "gemma2": 46,
-    "gemma3": 62,
-}  # these scale queries by hidden / heads, which the file does not say
+# Keys that say how a model computes, of all that a file may say about its architecture.
+_TELLING = re.compile(r"(rope|attention)\..*|.*(softcapping|scale|expert).*")
+# Those of them that change nothing: sizes that the tensors show, notes, and values that stand for
+# what is computed anyway.
+_HARMLESS: dict[str, tuple[Any, ...] | None] = {
+    "expert_feed_forward_length": None,
+    "expert_shared_feed_forward_length": None,
+    "rope.scaling.finetuned": None,
+    "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_ext_factor": (1.0, -1.0),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.scale": (0.0,),
+    "attention.sliding_window": (0,),
+    "attn_logit_softcapping": (0.0,),
+    "final_logit_softcapping": (0.0,),
+}
 
 
 class Header(Protocol):
@@ -65,29 +58,47 @@ class Header(Protocol):
         ...
 
 
+def gguf_family(file: Header) -> Family:
+    """The family of a file's architecture; of several that share it, the first.
+
+    Raises:
+        ValueError: the architecture is not supported.
+    """
+    arch = file.metadata.get("general.architecture")
+    known = {
+        family.gguf.architecture: family
+        for family in reversed(FAMILIES.values())
+        if family.gguf is not None
+    }
+    if not isinstance(arch, str) or arch not in known:
+        raise ValueError(
+            f"{file.path} holds the architecture {arch!r}, which is not supported. Nearest: "
+            f"{nearest(str(arch), known, 1)[0]!r}; known: {', '.join(sorted(known))}."
+        )
+    return known[arch]
+
+
 def gguf_config(file: Header) -> DecoderConfig:
     """The decoder that a GGUF file describes.
 
     Raises:
-        ValueError: the architecture is not supported, or a key is missing.
+        ValueError: the architecture is not supported, a key is missing, or one says what is not
+            known here.
     """
-    arch = file.metadata.get("general.architecture")
-    if arch not in FAMILY_OF:
-        raise ValueError(
-            f"{file.path} holds the architecture {arch!r}, which is not supported. Nearest: "
-            f"{nearest(str(arch), FAMILY_OF, 1)[0]!r}; "
-            f"known: {', '.join(FAMILY_OF)}."
-        )
+    family = gguf_family(file)
+    keys = _Keys(file, family.gguf.architecture)
     try:
-        return _config(file, _Keys(file, arch), arch)
+        config = _config(file, keys, family)
     except (TypeError, ZeroDivisionError, OverflowError, AttributeError) as error:
         raise ValueError(
             f"{file.path} has metadata that describes no decoder: {error}. If it is changed, fetch "
             "it again."
         ) from error
+    keys.refuse_others()
+    return config
 
 
-def _config(file: Header, keys: _Keys, arch: str) -> DecoderConfig:
+def _config(file: Header, keys: _Keys, family: Family) -> DecoderConfig:
     hidden, heads, layers = (
         keys["embedding_length"],
         keys["attention.head_count"],
@@ -108,6 +119,7 @@ def _config(file: Header, keys: _Keys, arch: str) -> DecoderConfig:
     if (
         attended not in file
         or file.shape(attended)[-1] != heads * head_dim
+        or keys.get("attention.value_length", head_dim) != head_dim
         or not 0 < rotated <= head_dim
     ):
         raise ValueError(
@@ -116,9 +128,9 @@ def _config(file: Header, keys: _Keys, arch: str) -> DecoderConfig:
             f"{file.shape(attended) if attended in file else 'of none'}. If it is changed, fetch "
             "it again."
         )
-    fused = arch in ("gpt2", "gptneox")
+    rms = keys.get("attention.layer_norm_rms_epsilon")
     sizes = dict(
-        family=FAMILY_OF[arch],
+        family=family.name,
         vocab_size=file.shape("token_embd.weight")[0],
         hidden_size=hidden,
         num_layers=layers,
@@ -127,55 +139,63 @@ def _config(file: Header, keys: _Keys, arch: str) -> DecoderConfig:
         head_dim=head_dim,
         intermediate_size=keys["feed_forward_length"],
         max_positions=keys["context_length"],
-        norm_eps=_rounded(
-            keys["attention.layer_norm_epsilon" if fused else "attention.layer_norm_rms_epsilon"]
-        ),
+        norm_eps=_rounded(keys["attention.layer_norm_epsilon"] if rms is None else rms),
         tied="output.weight" not in file,
-        qkv_bias=f"blk.0.attn_{'qkv' if fused else 'q'}.bias" in file,
+        qkv_bias="blk.0.attn_qkv.bias" in file or "blk.0.attn_q.bias" in file,
         out_bias="blk.0.attn_output.bias" in file,
         mlp_bias="blk.0.ffn_up.bias" in file,
-        rotary=None if arch == "gpt2" else _rotary(file, keys, head_dim),
-        experts=_experts(file, keys, arch),
+        rotary=_rotary(file, keys, head_dim),
+        experts=_experts(file, keys, family),
     )
-    return DecoderConfig(**sizes | _extra(arch, keys, sizes))
-
-
-def gguf_names(config: DecoderConfig, file: GgufFile) -> dict[str, Source]:
-    """The GGUF tensor of every weight, by our path with `layers/` for any layer; of a file that is
-    read.
-    """
-    return gguf_table(config, file.metadata["general.architecture"])
+    return DecoderConfig(**sizes | family.gguf.said(keys, sizes))
 
 
 class _Keys:
-    """The keys of the file's architecture."""
+    """The keys of the file's architecture, and which of them were read."""
 
-    def __init__(self, file: Header, arch: str) -> None:
-        self._file, self._arch = file, arch
+    def __init__(self, file: Header, architecture: str) -> None:
+        self._file, self.architecture = file, architecture
+        self._read: set[str] = set()
 
     def __getitem__(self, name: str) -> Any:
-        key = f"{self._arch}.{name}"
+        key = f"{self.architecture}.{name}"
         if key not in self._file.metadata:
             near = nearest(key, self._file.metadata, 3)
             raise ValueError(
                 f"{self._file.path} lacks the key {key!r}. Nearest: {', '.join(near) or 'none'}. "
                 "Convert the model again."
             )
-        return self._file.metadata[key]
+        return self.get(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self._file.metadata.get(f"{self._arch}.{name}", default)
+        self._read.add(name)
+        return self._file.metadata.get(f"{self.architecture}.{name}", default)
+
+    def refuse_others(self) -> None:
+        """Raises ValueError if a key that nobody has read says how the model computes."""
+        for key, value in self._file.metadata.items():
+            name = key.removeprefix(f"{self.architecture}.")
+            if name == key or name in self._read or not _TELLING.fullmatch(name):
+                continue
+            allowed = _HARMLESS.get(name, ())
+            if allowed is not None and value not in allowed:
+                raise ValueError(
+                    f"{self._file.path} says {key} = {value!r}, which is not supported and may "
+                    "change what the model computes. Give a file of the model without it, or the "
+                    "original Hugging Face folder."
+                )
 
 
-def _experts(file: Header, keys: _Keys, arch: str) -> Experts | None:
+def _experts(file: Header, keys: _Keys, family: Family) -> Experts | None:
     count = keys.get("expert_count", 0)
+    used = keys.get("expert_used_count")
     if not count:
         return None
     name, shared = "blk.0.ffn_gate_exps.weight", "blk.0.ffn_gate_shexp.weight"
-    if arch not in _NORMALISED:
+    if family.gguf.experts is None:
         raise ValueError(
-            f"{file.path} holds a mixture of {count} experts, which the architecture {arch!r} has "
-            "not. Convert the model again."
+            f"{file.path} holds a mixture of {count} experts, which the architecture "
+            f"{keys.architecture!r} has not. Convert the model again."
         )
     shape = file.shape(name) if name in file else ()
     if len(shape) != 3 or shape[0] != count:
@@ -187,54 +207,11 @@ def _experts(file: Header, keys: _Keys, arch: str) -> Experts | None:
         )
     return Experts(
         count,
-        keys["expert_used_count"],
+        used,
         shape[1],
-        normalise=_NORMALISED[arch],
+        normalise=family.gguf.experts,
         shared_size=file.shape(shared)[0] if shared in file else None,
     )
-
-
-def _extra(arch: str, keys: _Keys, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """What an architecture is that its file does not say."""
-    if arch == "llama":
-        return {"family": "mixtral"} if sizes["experts"] is not None else {}
-    if arch in ("qwen2", "qwen3", "qwen2moe", "qwen3moe"):
-        return {"qk_norm": arch.startswith("qwen3")}
-    if arch == "gpt2":
-        return {"norm": "layer", "gated": False, "activation": "gelu_tanh"}
-    if arch == "gptneox":
-        # The file does not say which GELU: Pythia was trained with the exact one (llama.cpp
-        # computes the tanh form for all).
-        return {
-            "norm": "layer",
-            "gated": False,
-            "activation": "gelu",
-            "parallel": bool(keys.get("use_parallel_residual", True)),
-        }
-    if arch == "phi3":
-        return {"window": keys.get("attention.sliding_window") or None}
-    gemma = {"activation": "gelu_tanh", "embedding_scale": sizes["hidden_size"] ** 0.5}
-    if arch == "gemma":
-        return gemma
-    layers, pattern = sizes["num_layers"], 2 if arch == "gemma2" else 6
-    divisor = (
-        sizes["hidden_size"] / sizes["num_heads"]
-        if layers == _GEMMA_27B_LAYERS[arch]
-        else sizes["head_dim"]
-    )
-    gemma |= {
-        "post_norms": True,
-        "window": keys["attention.sliding_window"],
-        "local_layers": tuple(bool((n + 1) % pattern) for n in range(layers)),
-        "query_scale": divisor**-0.5,
-    }
-    if arch == "gemma2":
-        caps = {
-            "attention_softcap": keys.get("attn_logit_softcapping"),
-            "final_softcap": keys.get("final_logit_softcapping"),
-        }
-        return gemma | caps
-    return gemma | {"qk_norm": True, "local_rotary": Rotary(base=_GEMMA3_LOCAL_BASE)}
 
 
 def _rotary(file: Header, keys: _Keys, head_dim: int) -> Rotary:
@@ -242,7 +219,9 @@ def _rotary(file: Header, keys: _Keys, head_dim: int) -> Rotary:
         "base": float(keys.get("rope.freq_base", 10_000.0)),
         "fraction": keys.get("rope.dimension_count", head_dim) / head_dim,
     }
-    kind, factor = keys.get("rope.scaling.type", "none"), keys.get("rope.scaling.factor")
+    # Until the end of 2023 the factor had another name, and was linear without saying so.
+    factor = keys.get("rope.scaling.factor") or keys.get("rope.scale_linear")
+    kind = keys.get("rope.scaling.type", "linear" if factor else "none")
     original = keys.get("rope.scaling.original_context_length", keys["context_length"])
     if FREQUENCIES in file:  # Llama 3.1 keeps what its scaling divides each frequency by.
         divisors = tuple(np.asarray(file[FREQUENCIES], np.float64).tolist())
@@ -271,7 +250,17 @@ def _rotary(file: Header, keys: _Keys, head_dim: int) -> Rotary:
     if kind == "linear" and factor:
         return Rotary(**common, scaling="linear", factor=float(factor))
     if kind == "yarn" and factor:
-        return Rotary(**common, scaling="yarn", factor=float(factor), original_positions=original)
+        betas = {
+            f"beta_{end}": float(keys.get(f"rope.scaling.yarn_beta_{end}", default))
+            for end, default in (("fast", 32.0), ("slow", 1.0))
+        }
+        return Rotary(
+            **common,
+            scaling="yarn",
+            factor=float(factor),
+            original_positions=original,
+            **betas,
+        )
     if kind not in ("none", "linear", "yarn"):
         raise ValueError(
             f"{file.path} has the rotary scaling {kind!r}, which is not supported; needed none, "

@@ -10,11 +10,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from lora_jax.core.paths import nearest
 from lora_jax.data.text_tokenizers import TextTokenizer, read_text_tokenizer
-from lora_jax.io.decoder_weights import gguf_file
 from lora_jax.io.gguf import GgufFile
 from lora_jax.io.gguf_splits import SPLITS, Split
 from lora_jax.io.merges import merges_of
 from lora_jax.io.sentencepiece import sentencepiece_tokenizer
+from lora_jax.io.weights import gguf_file
 
 CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 

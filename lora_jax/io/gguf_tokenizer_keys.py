@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.data.text_tokenizers import TextTokenizer
-from lora_jax.io.decoder_weights import gguf_file
 from lora_jax.io.gguf import GgufFile
 from lora_jax.io.gguf_splits import SPLITS
 from lora_jax.io.gguf_tokenizer import CONTROL, USER_DEFINED, gguf_tokenizer, load_text_tokenizer
 from lora_jax.io.merges import merges_of
+from lora_jax.io.weights import gguf_file
 
 _NORMAL, _UNKNOWN, _UNUSED, _BYTE = 1, 2, 5, 6  # tokenizer.ggml.token_type
 _BYTES = frozenset(f"<0x{n:02X}>" for n in range(256))

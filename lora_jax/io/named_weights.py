@@ -1,121 +1,182 @@
 """Weights of a model whose `Name`s are known, out of another tool's tensors and back: every tensor
-is used exactly once.
+is used exactly once, and no more than one matrix is held besides the result.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+import math
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.core.host import filled
-from lora_jax.core.paths import nearest
-from lora_jax.io.names import Names
+from lora_jax.core.host import aligned, closed, filled, to_device
+from lora_jax.core.paths import Rules, match, nearest
+from lora_jax.core.quantize import QuantizedArray, QuantSpec, quantize
+from lora_jax.io.names import Index, Name, Names
 
-Tensors = Mapping[str, np.ndarray]
+
+class Tensors(Protocol):
+    """What weights are read from: tensors by name, whose shapes are known before they are read."""
+
+    def __getitem__(self, name: str) -> np.ndarray: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        ...
 
 
-def read_named(
-    names: Names, tensors: Tensors, *, what: str, ignored: Collection[str] = ()
-) -> dict[str, np.ndarray]:
-    """Host arrays in float32 by our path, made one by one; stack axes are joined.
+def check_named(
+    names: Names,
+    tensors: Tensors,
+    *,
+    what: str,
+    ignored: Collection[str] = (),
+    by: str = "config.json",
+) -> None:
+    """Checks that every tensor has a place and every weight a tensor of the right shape; nothing is
+    read.
 
     Args:
-        what: of what the tensors should be, for the error: 'T5 model in FOLDER'.
+        what: of what the tensors should be, for the error: 't5 model in FOLDER'.
         ignored: tensors that nothing reads.
+        by: who says which shapes are right.
 
     Raises:
         ValueError: tensors are missing, left over or of another shape; all of them are listed.
     """
+    stored = set(tensors) - set(ignored)
+    # A damaged configuration may claim more layers than memory can count.
+    claimed = sum(math.prod(name.stack) for name in names.values())
+    if claimed > 8 * len(stored) + 10_000:
+        raise ValueError(
+            f"The configuration of the {what} claims {claimed:,} tensors, and the file has "
+            f"{len(stored):,}. Check that it belongs to the file."
+        )
     wanted = {
         parameter: name.their_shape() for name in names.values() for _, parameter in name.layers()
     }
-    stored = set(tensors) - set(ignored)
     missing, extra = sorted(set(wanted) - stored), sorted(stored - set(wanted))
     wrong = [
-        name for name in sorted(wanted) if name in stored and _shape(tensors, name) != wanted[name]
+        name for name in sorted(wanted) if name in stored and tensors.shape(name) != wanted[name]
     ]
-    if missing or extra or wrong:
-        lines = [f"  missing    {name}{_near(name, extra)}" for name in missing] + [
-            f"  left over  {name}" for name in extra
-        ]
-        lines += [
-            f"  shape      {name}: {_shape(tensors, name)}, config.json says {wanted[name]}"
-            for name in wrong
-        ]
-        raise ValueError(
-            f"The tensors are not those of the {what}: {len(missing)} missing, {len(extra)} left "
-            f"over, {len(wrong)} of another shape. Every "
-            "tensor must be used exactly once. Check that config.json belongs to the file.\n"
-            + "\n".join(lines[:60])
-        )
-    out = {}
-    for path, name in names.items():
-        read = lambda parameter, name=name: name.from_theirs(
-            np.asarray(tensors[parameter], np.float32)
-        )
-        parts = ((index, read(parameter)) for index, parameter in name.layers())
-        out[path] = filled((*name.stack, *name.shape), np.float32, parts)
-    return out
+    if not missing and not extra and not wrong:
+        return
+    lines = [f"  missing    {name}{_near(name, extra)}" for name in missing]
+    lines += [f"  left over  {name}" for name in extra]
+    lines += [
+        f"  shape      {name}: {tensors.shape(name)}, {by} says {wanted[name]}" for name in wrong
+    ]
+    raise ValueError(
+        f"The tensors are not those of the {what}: {len(missing)} missing, {len(extra)} left "
+        f"over, {len(wrong)} of another shape. Every tensor must be used exactly once. Check that "
+        "the configuration belongs to the file.\n" + "\n".join(lines[:60])
+    )
 
 
-def named_tensors(names: Names, flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The tensors by the other tool's names, in float32.
+def formats_of(quant: Rules[QuantSpec], names: Names) -> dict[str, QuantSpec]:
+    """How each matrix is stored, by path, if a rule matches it.
 
     Raises:
-        ValueError: the paths are not those of `names`, a leaf is a box, or one holds a NaN.
+        ValueError: a rule matches nothing.
     """
-    if set(names) != set(flat):
-        odd = sorted(set(names) ^ set(flat))
-        raise ValueError(
-            f"The params are not this model's: {len(odd)} paths differ, such as "
-            f"{', '.join(odd[:4])}."
-        )
-    out = {}
-    for path, name in names.items():
-        if (
-            not hasattr(flat[path], "__array__")
-            or not np.isfinite(whole := np.asarray(flat[path], np.float32)).all()
-        ):
+    matrices = [path for path, name in names.items() if len(name.shape) > 1]
+    return match(quant, matrices, what="quant", among="weights")
+
+
+def read_leaf(
+    name: Name, tensors: Tensors, spec: QuantSpec | None = None, *, dtype: Any = np.float32
+) -> np.ndarray | QuantizedArray:
+    """One weight, its layers joined; each is quantised, or put where it belongs, as soon as it is
+    read.
+
+    Host arrays are closed to writing, so that jax on a CPU can share them. Norms and biases are
+    float32, matrices of `dtype`.
+    """
+    if spec is None:
+        return filled((*name.stack, *name.shape), dtype_of(name, dtype), parts_of(name, tensors))
+
+    def stored(part: np.ndarray) -> QuantizedArray:
+        weight = jnp.asarray(np.asarray(part, np.float32))
+        made = quantize(weight, spec, kernel_ndim=len(name.shape), in_axes=name.in_axes)
+        # Else the temporaries of many matrices are alive at once.
+        return jax.block_until_ready(made.replace(dtype=jnp.dtype(dtype)))
+
+    if not name.stack:
+        ((_, part),) = parts_of(name, tensors)
+        return stored(part)
+    buffers: list[np.ndarray] = []
+    for index, part in parts_of(name, tensors):
+        leaves, structure = jax.tree.flatten(stored(part))
+        buffers = buffers or [aligned((*name.stack, *leaf.shape), leaf.dtype) for leaf in leaves]
+        for buffer, leaf in zip(buffers, leaves, strict=True):
+            buffer[index] = leaf
+    return jax.tree.unflatten(structure, [to_device(closed(buffer)) for buffer in buffers])
+
+
+def parts_of(name: Name, tensors: Tensors) -> Iterator[tuple[Index, np.ndarray]]:
+    """(index along the stack axes, weight) of one layer after the other.
+
+    Raises:
+        ValueError: a tensor does not hold floating numbers.
+    """
+    for index, parameter in name.layers():
+        tensor = tensors[parameter]
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise ValueError(
-                f"{path} is a {type(flat[path]).__name__} or holds a NaN: files hold plain "
-                "weights. Merge adapters first."
+                f"{parameter} holds numbers of {tensor.dtype}, and weights are floating numbers. "
+                "Load quantised files with the tools of their format."
+            )
+        yield index, name.from_theirs(tensor)
+
+
+def dtype_of(name: Name, dtype: Any) -> np.dtype:
+    """What a weight is kept in: norms and biases stay float32."""
+    return np.dtype(dtype) if len(name.shape) > 1 else np.dtype(np.float32)
+
+
+def named_tensors(
+    names: Names, flat: Mapping[str, Any], *, dtype: Any = np.float32
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor by the other tool's name, made one by one; the parts of a fused one together.
+
+    Raises:
+        ValueError: the paths or shapes are not those of `names`, a leaf is a box, or one holds a
+            NaN.
+    """
+    missing, extra = sorted(set(names) - set(flat)), sorted(set(flat) - set(names))
+    if missing or extra:
+        raise ValueError(
+            f"The params are not this model's: missing {missing[:4] or 'none'}, unexpected "
+            f"{extra[:4] or 'none'}."
+        )
+    held: dict[str, list[tuple[str, Index]]] = {}
+    for path, name in names.items():
+        if not isinstance(flat[path], (np.ndarray, jax.Array)):
+            raise ValueError(
+                f"{path} is a {type(flat[path]).__name__}: files hold plain weights. Use the first "
+                "result of lora_jax.merge."
+            )
+        if flat[path].shape != (*name.stack, *name.shape):
+            raise ValueError(
+                f"{path} has shape {flat[path].shape}, and this model's is "
+                f"{(*name.stack, *name.shape)}."
             )
         for index, parameter in name.layers():
-            out[parameter] = name.to_theirs(whole[index])
-    return out
-
-
-def stacked_names(
-    make: Callable[[str, tuple[int, ...]], Names], layers: Mapping[str, int], *, scan: bool
-) -> dict[str, Any]:
-    """Names of the blocks under each prefix ('', 'encoder/'): one with a stack axis, or without
-    scan one for each block.
-
-    Args:
-        make: (prefix, stack) to the names of one block, their paths without `layers/`; parameters
-            hold one '{}'.
-    """
-    out = {}
-    for prefix, count in layers.items():
-        for path, name in make(prefix, (count,)).items():
-            if scan:
-                out[f"{prefix}layers/{path}"] = name
-                continue
-            for n in range(count):
-                out[f"{prefix}layers_{n}/{path}"] = dataclasses.replace(
-                    name, parameter=name.parameter.format(n), stack=()
-                )
-    return out
-
-
-def _shape(tensors: Tensors, name: str) -> tuple[int, ...]:
-    shape = getattr(
-        tensors, "shape", None
-    )  # Known before the tensor is read, where the file can say.
-    return tuple(shape(name) if callable(shape) else tensors[name].shape)
+            held.setdefault(parameter, []).append((path, index))
+    for parameter, places in held.items():
+        tensor = np.empty(names[places[0][0]].their_shape(), np.float32)
+        for path, index in places:
+            part = names[path].to_theirs(np.asarray(flat[path][index], np.float32))
+            if names[path].partial:
+                names[path].put(tensor, part)
+            else:
+                tensor = part
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"{parameter} holds a NaN or an infinity; nothing was written.")
+        yield parameter, np.ascontiguousarray(tensor.astype(dtype))
 
 
 def _near(name: str, extra: list[str]) -> str:

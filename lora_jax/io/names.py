@@ -1,16 +1,15 @@
-"""How other tools name, shape and orient the weights that we have a path for: the one table an
-adapter is exchanged by.
+"""How other tools name, shape and orient the weights that we have a path for: what models and
+adapters are exchanged by.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
-import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.core.matrix import from_matrix, to_matrix
@@ -28,9 +27,10 @@ class Name:
     out) as ours, 'conv' (out, in, *window); 'vector' is a bias or the scale of a norm. stack:
     lengths of our stack axes. in_axes: the input axes of
     ours. part: (i, sizes) where ours is the i-th of several parts, of so many outputs each, of a
-    fused weight. heads: those parts alternate head by head (GPT-NeoX), of so many heads. added:
-    ours is theirs plus this (Gemma's norms). tied: whether ours is read in a second place there,
-    under another name.
+    fused weight. heads: those parts alternate head by head (GPT-NeoX), of so many heads. pairs: of
+    so many heads, the two channels of a rotary pair are neighbours there, and half a head apart in
+    ours (GGUF's LLaMA). added: ours is theirs plus this (Gemma's norms). tied: whether ours is read
+    in a second place there, under another name.
     """
 
     parameter: str
@@ -40,6 +40,7 @@ class Name:
     in_axes: tuple[int, ...] = (0,)
     part: tuple[int, tuple[int, ...]] | None = None
     heads: int | None = None
+    pairs: int | None = None
     added: float = 0.0
     tied: bool = False
 
@@ -60,6 +61,8 @@ class Name:
 
     def outputs(self) -> np.ndarray:
         """Which outputs of the other tool's weight are ours, in our order."""
+        if self.pairs is not None:
+            return np.arange(self.columns).reshape(self.pairs, -1, 2).swapaxes(1, 2).ravel()
         if self.part is None:
             return np.arange(self.columns)
         index, sizes = self.part
@@ -81,22 +84,24 @@ class Name:
 
     def to_theirs(self, weight: np.ndarray) -> np.ndarray:
         """One layer's weight in the other tool's shape and orientation; of a fused weight, the rows
-        or columns that are ours.
+        or columns that are ours, in our order (`put` puts them in place).
         """
         if self.added:
             weight = weight - np.asarray(self.added, weight.dtype)
         if self.kind == "linear":
-            return np.ascontiguousarray(
-                np.asarray(to_matrix(jnp.asarray(weight), len(self.shape), self.in_axes)).T
-            )
+            return to_matrix(weight, len(self.shape), self.in_axes).T
         if self.kind == "conv":
-            return np.ascontiguousarray(np.moveaxis(weight, (-1, -2), (0, 1)))
-        return np.ascontiguousarray(weight).reshape(
-            (-1,) if self.kind == "vector" else (self.rows, -1)
+            return np.moveaxis(weight, (-1, -2), (0, 1))
+        return weight.reshape((-1,) if self.kind == "vector" else (self.rows, -1))
+
+    def put(self, whole: np.ndarray, weight: np.ndarray) -> None:
+        """Writes our part, as `to_theirs` gives it, into the other tool's weight."""
+        np.moveaxis(whole, self.output_axis, 0)[self._where()] = np.moveaxis(
+            weight, self.output_axis, 0
         )
 
     def from_theirs(self, weight: np.ndarray) -> np.ndarray:
-        """One layer's weight in our shape; of a fused weight, our part.
+        """One layer's weight in our shape, a view where it can be; of a fused weight, our part.
 
         Raises:
             ValueError: it has another shape than it should.
@@ -104,17 +109,27 @@ class Name:
         expected = self.their_shape()
         if weight.shape != expected:
             raise ValueError(f"shape {weight.shape}, needed {expected}")
-        if self.part is not None:
-            weight = np.take(weight, self.outputs(), axis=self.output_axis)
+        if self.partial:
+            where = self._where()
+            weight = weight[where] if self.output_axis == 0 else weight[..., where]
         if self.added:
-            weight = weight + np.asarray(self.added, weight.dtype)
+            weight = weight.astype(np.float32) + np.float32(self.added)
         if self.kind == "linear":
-            return np.ascontiguousarray(
-                np.asarray(from_matrix(jnp.asarray(weight.T), self.shape, self.in_axes))
-            )
+            return from_matrix(weight.T, self.shape, self.in_axes)
         if self.kind == "conv":
-            return np.ascontiguousarray(np.moveaxis(weight, (0, 1), (-1, -2)))
-        return np.ascontiguousarray(weight).reshape(self.shape)
+            return np.moveaxis(weight, (0, 1), (-1, -2))
+        return weight.reshape(self.shape)
+
+    @property
+    def partial(self) -> bool:
+        """Whether ours is only a part of theirs, or in another order."""
+        return self.part is not None or self.pairs is not None
+
+    def _where(self) -> np.ndarray | slice:
+        if self.part is None or self.heads is not None:
+            return self.outputs()
+        index, sizes = self.part
+        return slice(sum(sizes[:index]), sum(sizes[: index + 1]))
 
     def their_shape(self) -> tuple[int, ...]:
         """The shape of one layer's weight in the other tool; of a fused weight, of the whole of
@@ -172,6 +187,31 @@ class Name:
 
 
 Names = Mapping[str, Name]
+
+
+def unrolled(names: Names) -> dict[str, Name]:
+    """The names of a model whose layers are apart (`layers_0/...`), from those of the stacked
+    one (`layers/...`).
+    """
+    out = {}
+    for path, name in names.items():
+        pieces = path.split("/")
+        if "layers" not in pieces:
+            out[path] = name
+            continue
+        at = pieces.index("layers")
+        for n in range(name.stack[0]):
+            ours = "/".join([*pieces[:at], f"layers_{n}", *pieces[at + 1 :]])
+            parameter = name.parameter.replace("{}", str(n), 1)
+            out[ours] = replace(name, parameter=parameter, stack=name.stack[1:])
+    return out
+
+
+def in_layout(names: Names, paths: Iterable[str]) -> Names:
+    """The names of the stacked model, or unrolled if these paths are those of a model whose layers
+    are apart.
+    """
+    return unrolled(names) if any("layers_0" in path.split("/") for path in paths) else names
 
 
 def is_suffix(name: str, ending: str) -> bool:

@@ -45,6 +45,7 @@ def from_peft(
         for _, m in _modules(name, module_of)
     }
     config.check_used(sorted(matrices), sorted(set(module_of.values()) - matrices))
+    _check_said(config, names, module_of)
     expected = _expected(config, names, module_of)
     _check_keys(expected, tensors, names, module_of, frozen)
     scales = found.recorded.get("scale", {})
@@ -176,6 +177,26 @@ def _whole(
     return TrainedWeight(value=jnp.asarray(value))
 
 
+def _check_said(config: PeftConfig, names: Names, module_of: Mapping[str, str]) -> None:
+    """Refuses what PEFT computes and our factors cannot: one of two readers of a tied weight, rows
+    of a matrix that is no embedding.
+    """
+    for path, name in names.items():
+        for _, module in _modules(name, module_of):
+            if name.tied and (config.targets(module) or config.saves(module)):
+                raise ValueError(
+                    f"{module!r} is tied, and PEFT adapts it where words are looked up alone: the "
+                    f"head would go on reading the base's. Here {path!r} acts in both places. "
+                    "Train in PEFT without it, or some of its rows (trainable_token_indices), "
+                    "which PEFT ties."
+                )
+            if name.kind == "linear" and config.rows(module, is_input=False) is not None:
+                raise ValueError(
+                    f"trainable_token_indices names {module!r}, which is no embedding: rows of an "
+                    "output head cannot be trained apart here. Save the adapter without them."
+                )
+
+
 def _expected(config: PeftConfig, names: Names, module_of: Mapping[str, str]) -> set[str]:
     """The keys that the configuration promises."""
     keys: set[str] = set()
@@ -257,8 +278,14 @@ def _check_copy(
             "frozen=..., the base's weights, so that it "
             "can be seen to be the base's own; or save with save_embedding_layers=False."
         )
-    if tuple(base.shape) != value.shape or not np.array_equal(
-        np.asarray(base, np.float32), np.asarray(value, np.float32)
+    if not hasattr(base, "__array__"):
+        raise ValueError(
+            f"the file holds {key!r}, a copy of a base weight, and {path!r} is quantised: whether "
+            "they are the same cannot be seen. Pass the unquantised base as frozen=..., or save "
+            "with save_embedding_layers=False."
+        )
+    if tuple(base.shape) != name.shape or not np.array_equal(
+        name.to_theirs(np.asarray(base, np.float32)), np.asarray(value, np.float32)
     ):
         raise ValueError(
             f"the file holds {key!r} of shape {value.shape}, which is not the base's {path!r} of "

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -80,6 +80,26 @@ def write(
     finally:
         with contextlib.suppress(OSError):
             new.unlink()
+
+
+def write_folder(folder: Path, shards: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """Writes the tensors of a model folder: model.safetensors, or of several shards each a file and
+    an index.
+
+    Raises:
+        OSError: as `write`.
+    """
+    if len(shards) == 1:
+        write(folder / "model.safetensors", shards[0], {"format": "pt"})
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write(folder / file, shard, {"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _sort_metadata(file: BinaryIO) -> None:

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+
+from lora_jax.core.host import MappedFile
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -66,16 +67,14 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
             raise _damaged(
                 self.path, f"it has {size} bytes, and its header alone needs more than 8"
             )
-        with self.path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._bytes = np.frombuffer(self._map, np.uint8)
-        length = int.from_bytes(self._bytes[:8].tobytes(), "little")
+        self._file = MappedFile(self.path)
+        length = int.from_bytes(self._file.bytes[:8].tobytes(), "little")
         if length > min(size - 8, _HEADER_LIMIT):
             raise _damaged(
                 self.path, f"its header claims {length:,} bytes, and the file has {size:,}"
             )
         try:
-            header = json.loads(self._bytes[8 : 8 + length].tobytes())
+            header = json.loads(self._file.bytes[8 : 8 + length].tobytes())
         except (ValueError, RecursionError) as error:
             raise _damaged(self.path, f"its header is not JSON ({error})") from None
         if not isinstance(header, dict):
@@ -87,9 +86,7 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         entry = self._entries[name]
         count = math.prod(entry.shape)
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-        raw = self._bytes[entry.start : entry.start + count * entry.dtype.itemsize]
+        raw = self._file.take(entry.start, count * entry.dtype.itemsize)
         return raw.view(entry.dtype).reshape(entry.shape)
 
     def __iter__(self) -> Iterator[str]:

@@ -1,79 +1,181 @@
-"""Weights of Hugging Face encoders, into the tree of `lora_jax.models.encoder` and back. Every
-tensor is used exactly once.
-
-BERT and RoBERTa are read here, DeBERTa by `lora_jax.io.deberta` behind the same functions.
+"""Models in files: Hugging Face folders and GGUF files, into the trees of `lora_jax.models` and
+back. Every tensor is used exactly once.
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+import re
+import types
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from lora_jax.core.host import filled
-from lora_jax.core.paths import flatten, nearest, unflatten
+from lora_jax.core.fingerprint import fingerprint_of_parts
+from lora_jax.core.paths import Rules, flatten, nearest, unflatten
+from lora_jax.core.quantize import QuantizedArray, QuantSpec
 from lora_jax.io import safetensors
-from lora_jax.io.deberta import MODEL_TYPE as DEBERTA
-from lora_jax.io.deberta import deberta_config, deberta_json, deberta_names, load_deberta
-from lora_jax.io.named_weights import named_tensors
-from lora_jax.io.names import Name
-from lora_jax.models.deberta import DebertaConfig
-from lora_jax.models.encoder import EncoderConfig
+from lora_jax.io.config_json import Raw, named_errors, read_json
+from lora_jax.io.differences import differences
+from lora_jax.io.families import FAMILIES
+from lora_jax.io.family import Family
+from lora_jax.io.gguf import GgufFile
+from lora_jax.io.gguf_decoder import IGNORED, gguf_config
+from lora_jax.io.gguf_tables import ExpertsApart
+from lora_jax.io.gguf_write import gguf_names
+from lora_jax.io.named_weights import (
+    Tensors,
+    check_named,
+    dtype_of,
+    formats_of,
+    named_tensors,
+    parts_of,
+    read_leaf,
+)
+from lora_jax.io.names import Name, Names, in_layout, unrolled
+from lora_jax.io.tensor_files import ModelFolder
+from lora_jax.models.decoder_config import DecoderConfig
+from lora_jax.models.encoder_parts import EncoderConfig
+from lora_jax.models.kinds import ModelConfig
+from lora_jax.models.t5 import T5Config
 
-# Ours, theirs, whether theirs is (out, in). '{}' stands for the layer.
-_OUTSIDE = (
-    ("embeddings/word/embedding", "embeddings.word_embeddings.weight", False),
-    ("embeddings/position/embedding", "embeddings.position_embeddings.weight", False),
-    ("embeddings/type/embedding", "embeddings.token_type_embeddings.weight", False),
-    ("embeddings/norm/scale", "embeddings.LayerNorm.weight", False),
-    ("embeddings/norm/bias", "embeddings.LayerNorm.bias", False),
-    ("pooler/kernel", "pooler.dense.weight", True),
-    ("pooler/bias", "pooler.dense.bias", False),
-)
-_HEAD = (
-    ("classifier/kernel", "classifier.weight", True),
-    ("classifier/bias", "classifier.bias", False),
-)
-# RoBERTa's classification head is a tanh layer, our pooler, and a projection; its pretrained files
-# often have no pooler.
-_ROBERTA_HEAD = (
-    ("pooler/kernel", "classifier.dense.weight", True),
-    ("pooler/bias", "classifier.dense.bias", False),
-    ("classifier/kernel", "classifier.out_proj.weight", True),
-    ("classifier/bias", "classifier.out_proj.bias", False),
-)
-_PRETRAINING = {
-    "roberta": "lm_head."
-}  # tensors of the pretraining task, which files of that family carry and nothing here reads
-_MODULES = (
-    ("attn/q", "attention.self.query"),
-    ("attn/k", "attention.self.key"),
-    ("attn/v", "attention.self.value"),
-    ("attn/o", "attention.output.dense"),
-    ("mlp/up", "intermediate.dense"),
-    ("mlp/down", "output.dense"),
-)
-_NORMS = (("attn_norm", "attention.output.LayerNorm"), ("mlp_norm", "output.LayerNorm"))
-_BLOCK = tuple(
-    (f"{ours}/{part}", f"encoder.layer.{{}}.{theirs}.{name}", part == "kernel")
-    for table, parts in (
-        (_MODULES, (("kernel", "weight"), ("bias", "bias"))),
-        (_NORMS, (("scale", "weight"), ("bias", "bias"))),
-    )
-    for ours, theirs in table
-    for part, name in parts
-)
-_BUFFERS = (
-    "embeddings.position_ids",
-    "embeddings.token_type_ids",
-)  # constants that older files carry
-_PREFIXES = {"bert": "bert.", "roberta": "roberta."}
-_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_new", "relu": "relu"}
+# Written out: readers would take the family's defaults instead, which need not be in the
+# vocabulary.
+_NO_IDS = types.MappingProxyType({"bos_token_id": None, "eos_token_id": None, "pad_token_id": None})
+_HEAD_SCALE = 0.02  # standard deviation of a new head, as in BERT
+_DOORS = {"encoder": "load_encoder", "decoder": "load_decoder", "encoder-decoder": "load_t5"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredModel:
+    """A model in its files: what it is, and where each of its weights lies, before one is read.
+
+    names: by path of the tree that `read` gives. new: weights of the tree that the files have not:
+    a new head. dtype: of the matrices.
+    """
+
+    config: Any
+    names: Names
+    tensors: Tensors
+    new: Mapping[str, np.ndarray]
+    dtype: Any = np.float32
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight, by path."""
+        stored = {path: (*name.stack, *name.shape) for path, name in self.names.items()}
+        return stored | {path: weight.shape for path, weight in self.new.items()}
+
+    def leaf(self, path: str, spec: QuantSpec | None = None) -> np.ndarray | QuantizedArray:
+        """One weight, quantised if a format is given.
+
+        Raises:
+            KeyError: there is no such weight in the files.
+        """
+        return read_leaf(self.names[path], self.tensors, spec, dtype=self.dtype)
+
+    def read(self, quant: Rules[QuantSpec] = ()) -> dict[str, Any]:
+        """The params, made one by one: the peak is the result plus one matrix.
+
+        Raises:
+            ValueError: a rule matches nothing, or a weight that is to be quantised holds a NaN.
+        """
+        formats = formats_of(quant, self.names)
+        flat = {path: self.leaf(path, formats.get(path)) for path in self.names}
+        return unflatten(flat | dict(self.new))
+
+    def fingerprint(self) -> str:
+        """`lora_jax.fingerprint` of the params that `read()` gives, a new head left out; one matrix
+        is held at a time.
+        """
+        return fingerprint_of_parts(
+            (
+                path,
+                dtype_of(name, self.dtype),
+                (*name.stack, *name.shape),
+                (part for _, part in parts_of(name, self.tensors)),
+            )
+            for path, name in self.names.items()
+        )
+
+
+def open_model(
+    path: Path | str,
+    *,
+    num_classes: int | None = None,
+    key: jax.Array | None = None,
+    dtype: Any = np.float32,
+    scan: bool = True,
+    kind: str | None = None,
+) -> StoredModel:
+    """A model in its files, every tensor accounted for and none read.
+
+    Args:
+        path: a folder with config.json and safetensors, a .gguf file, or a folder that holds one.
+        num_classes: adds a classifier of that size to an encoder: the file's own if it has one,
+            else a new one from `key`.
+        dtype: of the matrices; norms and biases stay float32.
+        scan: whether the layers are stacked, as the models' `scan` wants them.
+        kind: 'encoder', 'decoder' or 'encoder-decoder' refuses the others.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, the architecture is not supported, or tensors are missing,
+            left over or of a wrong shape; all of them are listed.
+    """
+    folder = Path(path)
+    if (file := gguf_file(folder)) is not None:
+        return _open_gguf(file, kind, dtype, scan)
+    raw = read_json(folder / "config.json")
+    with named_errors(folder / "config.json", f"a model of kind {kind or 'encoder or decoder'}"):
+        family = _family_of(raw, kind)
+        config = family.from_json(raw)
+        if num_classes is not None:
+            config = dataclasses.replace(config, num_classes=num_classes)
+    tensors = ModelFolder(folder)
+    if config.num_layers > len(tensors):  # Before anything is made for each of them.
+        raise ValueError(
+            f"{folder / 'config.json'} claims {config.num_layers:,} layers, and the files have "
+            f"{len(tensors)} tensors. Give the config.json that belongs to the weights."
+        )
+    config = family.settled(config, tensors)
+    names = _as_stored(folder, family, family.names(config), tensors)
+    head = _head_of(config, names)
+    unread = _unread(family, config, names, tensors)
+    new: dict[str, np.ndarray] = {}
+    if head and not any(
+        parameter in tensors
+        for path in head
+        if path.startswith("classifier/")
+        for _, parameter in names[path].layers()
+    ):
+        new = _new_head(folder, {path: names.pop(path) for path in head}, key)
+    check_named(names, tensors, what=f"{family.name} model in {folder}", ignored=unread)
+    return StoredModel(config, names if scan else unrolled(names), tensors, new, dtype)
+
+
+def load_model(
+    path: Path | str, *, quant: Rules[QuantSpec] = (), **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The configuration and the weights of a model in its files.
+
+    Matrices are host arrays of `dtype`, or quantised where a rule of `quant` matches their path,
+    norms and biases float32; they are made one by one, so the peak is the result plus one matrix.
+    Host arrays are closed to writing, so that jax on a CPU can share them: copy one to change it.
+
+    Args:
+        quant: rules as `lora_jax.adapt` takes them; paths are those of the model
+            (`layers/attn/q/kernel`).
+        options: as `open_model`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_model`; or a quantisation rule matches nothing.
+    """
+    stored = open_model(path, **options)
+    return stored.config, stored.read(quant)
 
 
 def load_encoder(
@@ -82,335 +184,289 @@ def load_encoder(
     num_classes: int | None = None,
     key: jax.Array | None = None,
     scan: bool = True,
+    quant: Rules[QuantSpec] = (),
 ) -> tuple[EncoderConfig, dict[str, Any]]:
-    """The configuration and the weights of an encoder in a Hugging Face folder, as host arrays in
-    float32. Most are closed to
-    writing: copy one to change it.
+    """`load_model` of an encoder."""
+    options: dict[str, Any] = dict(num_classes=num_classes, key=key, scan=scan, kind="encoder")
+    return load_model(folder, quant=quant, **options)
+
+
+def load_decoder(
+    path: Path | str, *, dtype: Any = np.float32, quant: Rules[QuantSpec] = (), scan: bool = True
+) -> tuple[DecoderConfig, dict[str, Any]]:
+    """`load_model` of a decoder."""
+    return load_model(path, quant=quant, dtype=dtype, scan=scan, kind="decoder")
+
+
+def load_t5(
+    folder: Path | str, *, dtype: Any = np.float32, quant: Rules[QuantSpec] = (), scan: bool = True
+) -> tuple[T5Config, dict[str, Any]]:
+    """`load_model` of an encoder-decoder."""
+    return load_model(folder, quant=quant, dtype=dtype, scan=scan, kind="encoder-decoder")
+
+
+def save_model(
+    folder: Path | str,
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    *,
+    dtype: Any = np.float32,
+    shard_bytes: int = 5_000_000_000,
+    special_ids: Mapping[str, Any] = types.MappingProxyType({}),
+) -> None:
+    """Writes the folder that `load_model`, and transformers, read: config.json and safetensors.
 
     Args:
-        num_classes: adds a classifier of that size: the file's own if it has one, else a new one
-        from `key`.
-        scan: whether the layers are stacked, as `Encoder(scan=...)` wants them.
+        params: plain weights, layers stacked or apart; boxes are an error, merge first.
+        dtype: of all tensors in the file.
+        shard_bytes: the file is cut into shards of at most about this size, with an index.
+        special_ids: bos_token_id, eos_token_id and pad_token_id for config.json.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: the file is damaged, the architecture is unknown, or tensors are missing, left
-            over or of a wrong shape; all of them are listed.
-    """
-    folder = Path(folder)
-    raw = _read_json(folder)
-    if raw.get("model_type") == DEBERTA:
-        with _named_errors(folder / "config.json"):
-            deberta_config(raw, num_classes)
-        return load_deberta(folder, raw, num_classes=num_classes, key=key, scan=scan)
-    config = _read_config(folder, raw, num_classes)
-    tensors = safetensors.read_folder(folder)
-    prefix = _PREFIXES[config.family]
-    unread = _PRETRAINING.get(config.family)
-    stored = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if unread is None or not name.startswith(unread)
-    }
-    if twice := sorted(
-        name for name in tensors if name.startswith(prefix) and name.removeprefix(prefix) in tensors
-    ):
-        raise ValueError(
-            f"{folder} holds {len(twice)} tensors both with and without the prefix {prefix!r}, "
-            f"such as {twice[0]!r}: which is meant is not "
-            "known. Remove one of them."
-        )
-    wanted = {theirs: (ours, transposed) for ours, theirs, transposed in _names(config)}
-    has_head = num_classes is not None and any(
-        theirs.startswith("classifier.") and theirs in stored for theirs in wanted
-    )
-    if not has_head:
-        wanted = {
-            theirs: entry
-            for theirs, entry in wanted.items()
-            if not theirs.startswith("classifier.")
-        }
-        if (
-            config.family == "roberta" and num_classes is not None
-        ):  # The new head has a tanh layer of its own.
-            stored = {
-                name: tensor for name, tensor in stored.items() if not name.startswith("pooler.")
-            }
-    _check_names(folder, set(stored) - set(_BUFFERS), set(wanted))
-    flat = {}
-    for theirs, (ours, transposed) in wanted.items():
-        # Layer weights are stacked below; the copy is made there, so no weight is held twice.
-        flat[ours] = (
-            np.asarray(stored[theirs], np.float32).T
-            if transposed
-            else np.asarray(stored[theirs], np.float32)
-        )
-    if num_classes is not None and not has_head:
-        if key is None:
-            raise ValueError(
-                f"{folder} has no classifier, and a new one needs a random key: pass "
-                "key=jax.random.key(seed)."
-            )
-        flat["classifier/kernel"] = 0.02 * np.asarray(
-            jax.random.normal(key, (config.hidden_size, num_classes)), np.float32
-        )
-        flat["classifier/bias"] = np.zeros(num_classes, np.float32)
-        if config.family == "roberta":
-            square = (config.hidden_size, config.hidden_size)
-            flat["pooler/kernel"] = 0.02 * np.asarray(
-                jax.random.normal(jax.random.fold_in(key, 1), square), np.float32
-            )
-            flat["pooler/bias"] = np.zeros(config.hidden_size, np.float32)
-    _check_shapes(folder, flat, config)
-    return config, unflatten(_stacked(flat, config.num_layers) if scan else flat)
-
-
-def save_encoder(
-    folder: Path | str, config: EncoderConfig, params: Mapping[str, Any], *, scan: bool = True
-) -> None:
-    """Writes the folder that `load_encoder`, and transformers, read: config.json and
-    model.safetensors in float32.
-
-    Raises:
+        ValueError: the params are not this model's, hold a box or a NaN, or config.json has no
+            words for this configuration.
         OSError: the folder cannot be written.
     """
-    folder = Path(folder)
+    folder, family = Path(folder), FAMILIES[family_name(config)]
+    raw, flat = family.to_json(config), flatten(params)
+    # A head is no part of config.json, beyond its size.
+    odd = differences(config, family.from_json(raw), ignored=["num_classes", "head"])
+    if odd:
+        raise ValueError(
+            f"The config.json of a {family.name!r} cannot say what this model is: "
+            f"{'; '.join(odd)}. Choose another family, or change the configuration."
+        )
+    tensors = named_tensors(in_layout(family.names(config), flat), flat, dtype=dtype)
+    shards = _shards(tensors, shard_bytes)
+    raw |= {"dtype": np.dtype(dtype).name}
     folder.mkdir(parents=True, exist_ok=True)
-    flat = flatten(params)
-    if isinstance(config, DebertaConfig):
-        safetensors.write(
-            folder / "model.safetensors",
-            named_tensors(deberta_names(config, scan=scan), flat),
-            {"format": "pt"},
-        )
-        (folder / "config.json").write_text(json.dumps(deberta_json(config), indent=2) + "\n")
-        return
-    tensors = {}
-    for ours, theirs, transposed in _names(config):
-        array = _layer_of(flat, ours) if scan and ours.startswith("layers_") else flat[ours]
-        host = np.asarray(array, np.float32)
-        name = (
-            theirs
-            if theirs.startswith("classifier.") or config.num_classes is None
-            else _PREFIXES[config.family] + theirs
-        )
-        tensors[name] = np.ascontiguousarray(host.T if transposed else host)
-    safetensors.write(folder / "model.safetensors", tensors, {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(_config_json(config), indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(raw | dict(special_ids), indent=2) + "\n")
+    safetensors.write_folder(folder, shards)
 
 
-def encoder_names(config: EncoderConfig, *, scan: bool = True) -> dict[str, Name]:
-    """How transformers names every weight of an encoder: `BertModel`'s, `RobertaModel`'s or
-    `DebertaV2Model`'s names, or with a classifier those of its `...ForSequenceClassification`.
+save_encoder = save_t5 = save_model
+
+
+def save_decoder(
+    folder: Path | str,
+    config: DecoderConfig,
+    params: Mapping[str, Any],
+    *,
+    special_ids: Mapping[str, Any] = _NO_IDS,
+    **options: Any,
+) -> None:
+    """`save_model` of a decoder; without `special_ids` config.json says that there are none."""
+    save_model(folder, config, params, special_ids=special_ids, **options)
+
+
+def names_of(config: ModelConfig, *, scan: bool = True) -> dict[str, Name]:
+    """How transformers names every weight of a model, by our path.
+
+    Of an encoder `BertModel`'s, `RobertaModel`'s or `DebertaV2Model`'s names, or with a classifier
+    those of its `...ForSequenceClassification`; of others those of its `...ForCausalLM` or
+    `...ForConditionalGeneration`.
     """
-    if isinstance(config, DebertaConfig):
-        return deberta_names(config, scan=scan)
-    names = {}
-    prefix = "" if config.num_classes is None else _PREFIXES[config.family]
-    inside = [(f"layers/{ours}", theirs) for ours, theirs, _ in _BLOCK]
-    if not scan:
-        inside = [
-            (path.replace("layers/", f"layers_{i}/", 1), theirs.format(i))
-            for i in range(config.num_layers)
-            for path, theirs in inside
-        ]
-    outside = [(ours, theirs) for ours, theirs, _ in _outside(config)]
-    for ours, theirs in [*outside, *inside]:
-        shape = _shape(ours, config)
-        kind = (
-            "embedding" if ours.endswith("embedding") else "linear" if len(shape) == 2 else "vector"
-        )
-        stack = (config.num_layers,) if "{}" in theirs else ()
-        names[ours] = Name(prefix + theirs, shape, kind, stack)
-    if config.num_classes is not None:
-        for ours, theirs, transposed in _head(config):
-            names[ours] = Name(theirs, _shape(ours, config), "linear" if transposed else "vector")
-    return names
+    names = FAMILIES[family_name(config)].names(config)
+    return names if scan else unrolled(names)
 
 
-def _names(config: EncoderConfig) -> Iterator[tuple[str, str, bool]]:
-    yield from _outside(config)
-    for layer in range(config.num_layers):
-        for ours, theirs, transposed in _BLOCK:
-            yield f"layers_{layer}/{ours}", theirs.format(layer), transposed
-    if config.num_classes is not None:
-        yield from _head(config)
+def adapter_names(config: ModelConfig, *, scan: bool = True) -> dict[str, Name]:
+    """`names_of` a model as `lora_jax.save_peft` and `load_peft` take them.
 
-
-def _head(config: EncoderConfig) -> tuple[tuple[str, str, bool], ...]:
-    return _ROBERTA_HEAD if config.family == "roberta" else _HEAD
-
-
-def _outside(config: EncoderConfig) -> tuple[tuple[str, str, bool], ...]:
-    inside_head = config.family == "roberta" and config.num_classes is not None
-    return tuple(
-        entry for entry in _OUTSIDE if not (inside_head and entry[0].startswith("pooler/"))
-    )
-
-
-def _stacked(flat: Mapping[str, np.ndarray], layers: int) -> dict[str, np.ndarray]:
-    out = {
-        path: np.ascontiguousarray(array)
-        for path, array in flat.items()
-        if not path.startswith("layers_")
+    Left out are experts and their routers: transformers keeps them as bare parameters of several
+    matrices, which an adapter in PEFT's layout cannot name.
+    """
+    return {
+        path: name
+        for path, name in names_of(config, scan=scan).items()
+        if "/experts/" not in path and "/router/" not in path
     }
-    for ours, _, _ in _BLOCK:
-        parts = [flat[f"layers_{layer}/{ours}"] for layer in range(layers)]
-        out[f"layers/{ours}"] = filled((layers, *parts[0].shape), np.float32, enumerate(parts))
+
+
+encoder_names = t5_names = decoder_names = adapter_names
+
+
+def family_name(config: ModelConfig) -> str:
+    """The family whose files a configuration is kept in, as config.json says it."""
+    return getattr(config, "family", "t5")
+
+
+def kind_of(path: Path | str) -> str | None:
+    """'encoder', 'decoder' or 'encoder-decoder', by what a folder's config.json says; None if it is
+    no model that is known. A GGUF file holds a decoder.
+    """
+    try:
+        if gguf_file(Path(path)) is not None:
+            return "decoder"
+        raw = read_json(Path(path) / "config.json")
+    except (FileNotFoundError, ValueError):
+        return None
+    family = FAMILIES.get(raw.get("model_type", ""))
+    return None if family is None else family.kind
+
+
+def is_t5(path: Path) -> bool:
+    """Whether a folder holds an encoder-decoder."""
+    return kind_of(path) == "encoder-decoder"
+
+
+def gguf_file(path: Path) -> Path | None:
+    """The GGUF file that `path` is or holds; None if it is a folder of another kind.
+
+    Raises:
+        FileNotFoundError: there is no such path. ValueError: a folder holds several GGUF files.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"There is no file or folder {path}. Give a Hugging Face model folder or a .gguf file."
+        )
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1 and not (path / "config.json").is_file():
+        raise ValueError(
+            f"{path} holds {len(files)} GGUF files; give one of them: "
+            f"{', '.join(file.name for file in files[:6])}."
+        )
+    return files[0] if files and not (path / "config.json").is_file() else None
+
+
+def _open_gguf(file: Path, kind: str | None, dtype: Any, scan: bool) -> StoredModel:
+    if kind not in (None, "decoder"):
+        raise ValueError(f"{file} holds a decoder, and needed here is {_an(str(kind))}.")
+    whole = GgufFile(file)
+    config = gguf_config(whole)
+    names, tensors = gguf_names(config), ExpertsApart(whole)
+    what = f"{config.family} decoder in {file}"
+    check_named(names, tensors, what=what, ignored=IGNORED, by="its metadata")
+    return StoredModel(config, names if scan else unrolled(names), tensors, {}, dtype)
+
+
+def _family_of(raw: Raw, kind: str | None) -> Family:
+    """The family of a parsed config.json.
+
+    Raises:
+        ValueError: it is unknown, or of another kind.
+    """
+    name = raw.get("model_type", "bert" if kind == "encoder" else None)
+    known = [family.name for family in FAMILIES.values() if kind in (None, family.kind)]
+    if name not in FAMILIES:
+        raise ValueError(
+            f"model_type {name!r} is not supported. Nearest: {nearest(str(name), known, 2)}; "
+            f"known: {', '.join(known)}."
+        )
+    family = FAMILIES[name]
+    if kind == "encoder" and family.kind != kind:
+        raise ValueError(
+            f"model_type {name!r} ({_an(family.kind)}, which writes text: set config.data.task to "
+            f"'completion', or use {_DOORS[family.kind]}) is not supported; needed "
+            f"{', '.join(map(repr, known))}."
+        )
+    if kind not in (None, family.kind):
+        raise ValueError(
+            f"model_type {name!r} is {_an(family.kind)}, and needed here is {_an(str(kind))}. Load "
+            f"it with lora_jax.{_DOORS[family.kind]}."
+        )
+    return family
+
+
+def _an(kind: str) -> str:
+    return f"{'an' if kind[0] == 'e' else 'a'} {kind}"
+
+
+def _as_stored(
+    folder: Path, family: Family, names: dict[str, Name], tensors: ModelFolder
+) -> dict[str, Name]:
+    """The names as this file spells them: with or without the family's prefix, in its older
+    words.
+    """
+    prefix = family.prefix
+    twice = sorted(
+        name
+        for name in tensors
+        if prefix and name.startswith(prefix) and name.removeprefix(prefix) in tensors
+    )
+    if twice:
+        raise ValueError(
+            f"{folder} holds {len(twice)} tensors both with and without the prefix {prefix!r}, "
+            f"such as {twice[0]!r}: which is meant is not known. Remove one of them."
+        )
+    wanted = any(name.parameter.startswith(prefix) for name in names.values())
+    stored = any(name.startswith(prefix) for name in tensors)
+    older = [pair for pair in family.older if any(name.endswith(pair[1]) for name in tensors)]
+
+    def spelled(parameter: str) -> str:
+        if wanted != stored:
+            parameter = parameter.removeprefix(prefix) if wanted else prefix + parameter
+        for ending, old in older:
+            if parameter.endswith(ending):
+                parameter = parameter.removesuffix(ending) + old
+        return parameter
+
+    return {
+        path: dataclasses.replace(name, parameter=spelled(name.parameter))
+        for path, name in names.items()
+    }
+
+
+def _unread(family: Family, config: Any, names: Names, tensors: ModelFolder) -> list[str]:
+    """The tensors of a file that nothing reads, and that change nothing."""
+    patterns = [re.compile(pattern) for pattern in family.unread(config)]
+    # Heads of the pretraining task stand beside a model whose own names have the prefix.
+    beside = any(name.startswith(family.prefix) for name in tensors)
+    pretraining = family.pretraining if beside else ()
+    wanted = {parameter for name in names.values() for _, parameter in name.layers()}
+    embedding = names.get("embed/embedding")
+
+    def is_copy(name: str) -> bool:
+        return (
+            name in family.copies
+            and name not in wanted
+            and embedding is not None
+            and embedding.parameter in tensors
+            and np.array_equal(tensors[name], tensors[embedding.parameter])
+        )
+
+    return [
+        name
+        for name in tensors
+        if any(pattern.fullmatch(name.removeprefix(family.prefix)) for pattern in patterns)
+        or name.removeprefix(family.prefix).startswith(pretraining)
+        or is_copy(name)
+    ]
+
+
+def _head_of(config: Any, names: Names) -> list[str]:
+    """The paths of an encoder's head; of a family whose pretraining has no pooler, with it."""
+    if getattr(config, "num_classes", None) is None:
+        return []
+    modules = ("classifier/", "pooler/") if config.pooler_in_head else ("classifier/",)
+    return [path for path in names if path.startswith(modules)]
+
+
+def _new_head(folder: Path, names: Names, key: jax.Array | None) -> dict[str, np.ndarray]:
+    if key is None:
+        raise ValueError(
+            f"{folder} has no classifier, and a new one needs a random key: pass "
+            "key=jax.random.key(seed)."
+        )
+    out = {path: np.zeros(name.shape, np.float32) for path, name in names.items()}
+    keys = {"classifier/kernel": key, "pooler/kernel": jax.random.fold_in(key, 1)}
+    for path in keys.keys() & out.keys():
+        weight = jax.random.normal(keys[path], out[path].shape)
+        out[path] = _HEAD_SCALE * np.asarray(weight, np.float32)
     return out
 
 
-def _layer_of(flat: Mapping[str, Any], ours: str) -> Any:
-    layer, _, rest = ours.removeprefix("layers_").partition("/")
-    return flat[f"layers/{rest}"][int(layer)]
-
-
-def _check_names(folder: Path, stored: set[str], wanted: set[str]) -> None:
-    missing, extra = sorted(wanted - stored), sorted(stored - wanted)
-    if missing or extra:
-        lines = [f"  missing    {name}{_near(name, extra)}" for name in missing] + [
-            f"  left over  {name}" for name in extra
-        ]
-        raise ValueError(
-            f"The tensors in {folder} are not those of this encoder: {len(missing)} missing, "
-            f"{len(extra)} left over. Every tensor must be "
-            "used exactly once. Check that config.json belongs to the file, and that the model is "
-            "of the BERT family.\n" + "\n".join(lines[:60])
-        )
-
-
-def _near(name: str, extra: list[str]) -> str:
-    close = nearest(name, extra, 1) if extra else []
-    return f"  (perhaps {close[0]!r})" if close else ""
-
-
-def _check_shapes(folder: Path, flat: Mapping[str, np.ndarray], config: EncoderConfig) -> None:
-    wrong = []
-    for path, array in flat.items():
-        expected = _shape(path, config)
-        if array.shape != expected:
-            wrong.append(f"  {path}: {array.shape}, config.json says {expected}")
-    if wrong:
-        raise ValueError(
-            f"{len(wrong)} tensors in {folder} do not have the shapes that config.json gives (ours, inputs first):\n"
-            + "\n".join(wrong)
-        )
-
-
-def _shape(path: str, config: EncoderConfig) -> tuple[int, ...]:
-    hidden, wide = config.hidden_size, config.intermediate_size
-    for ending, shape in {
-        "word/embedding": (config.vocab_size, hidden),
-        "position/embedding": (config.max_positions + config.first_position, hidden),
-        "type/embedding": (config.type_vocab_size, hidden),
-        "mlp/up/kernel": (hidden, wide),
-        "mlp/up/bias": (wide,),
-        "mlp/down/kernel": (wide, hidden),
-        "classifier/kernel": (hidden, config.num_classes),
-        "classifier/bias": (config.num_classes,),
-        "kernel": (hidden, hidden),
-    }.items():
-        if path.endswith(ending):
-            return shape
-    return (hidden,)
-
-
-def _read_json(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} needs a config.json next to its weights, and there is none. Give a Hugging "
-            "Face model folder."
-        )
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}). Fetch the model again.") from None
-    if not isinstance(raw, dict):
-        raise ValueError(
-            f"{path} does not describe an encoder that can be loaded: it is not a JSON object."
-        )
-    return raw
-
-
-@contextlib.contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    """Inside, what is wrong with a parsed config.json becomes an error that names the file."""
-    try:
-        yield
-    except KeyError as error:
-        raise ValueError(
-            f"{path} lacks the field {error}. Give the config.json that belongs to the weights."
-        ) from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} does not describe an encoder that can be loaded: {error}."
-        ) from None
-
-
-def _read_config(folder: Path, raw: Mapping[str, Any], num_classes: int | None) -> EncoderConfig:
-    with _named_errors(folder / "config.json"):
-        activation = raw.get("hidden_act", "gelu")
-        family = raw.get("model_type", "bert")
-        if family == "t5":
-            raise ValueError(
-                "model_type 't5' is an encoder-decoder, which writes text: set config.data.task to "
-                "'completion', or use load_t5"
-            )
-        if family not in _PREFIXES or activation not in _ACTIVATIONS:
-            raise ValueError(
-                f"model_type {raw.get('model_type')!r} with hidden_act {activation!r} is not "
-                "supported; needed "
-                f"{', '.join(map(repr, _PREFIXES))} or {DEBERTA!r} with {', '.join(_ACTIVATIONS)}"
-            )
-        if family == "roberta" and raw.get("pad_token_id", 1) != 1:
-            raise ValueError(
-                f"pad_token_id {raw['pad_token_id']!r} of a 'roberta' is not supported; needed 1, "
-                "from which its positions count"
-            )
-        for name, supported in (("position_embedding_type", "absolute"), ("is_decoder", False)):
-            if raw.get(name, supported) != supported:
-                raise ValueError(f"{name} {raw[name]!r} is not supported; needed {supported!r}")
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-        ):
-            if not isinstance(raw[name], int):
-                raise ValueError(f"{name} must be a whole number, and is {raw[name]!r}")
-        return EncoderConfig(
-            vocab_size=raw["vocab_size"],
-            hidden_size=raw["hidden_size"],
-            num_layers=raw["num_hidden_layers"],
-            num_heads=raw["num_attention_heads"],
-            intermediate_size=raw["intermediate_size"],
-            max_positions=raw["max_position_embeddings"] - (2 if family == "roberta" else 0),
-            type_vocab_size=raw["type_vocab_size"],
-            norm_eps=raw["layer_norm_eps"],
-            activation=activation,
-            num_classes=num_classes,
-            family=family,
-        )
-
-
-def _config_json(config: EncoderConfig) -> dict[str, Any]:
-    head = config.num_classes is not None
-    return {
-        "architectures": [
-            f"{config.family.capitalize()}{'ForSequenceClassification' if head else 'Model'}"
-        ],
-        "model_type": config.family,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": config.max_positions + config.first_position,
-        "type_vocab_size": config.type_vocab_size,
-        "layer_norm_eps": config.norm_eps,
-        "hidden_act": config.activation,
-        "position_embedding_type": "absolute",
-        "pad_token_id": 1 if config.family == "roberta" else 0,
-    } | ({"num_labels": config.num_classes} if head else {})
+def _shards(
+    tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int
+) -> list[dict[str, np.ndarray]]:
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for name, tensor in tensors:
+        if size + tensor.nbytes > shard_bytes and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return shards

@@ -129,3 +129,9 @@ class DecoderConfig:
     def locality(self) -> tuple[bool, ...]:
         """Which layers are local, one entry a layer."""
         return self.local_layers or (self.window is not None,) * self.num_layers
+
+    @property
+    def qkv_sizes(self) -> tuple[int, int, int]:
+        """Outputs of the layers of queries, keys and values."""
+        kv = self.num_kv_heads * self.head_dim
+        return self.num_heads * self.head_dim, kv, kv

@@ -79,8 +79,8 @@ class HarnessModel(_MODEL.TemplateLM):
         """
         from lora_jax.core.quantize import QuantSpec
         from lora_jax.io.adapter import load_adapter
-        from lora_jax.io.decoder_weights import load_decoder
         from lora_jax.io.gguf_tokenizer import load_text_tokenizer
+        from lora_jax.io.weights import load_decoder
 
         quant = [] if format == "none" else [("layers/.*kernel", QuantSpec(format))]
         config, params = load_decoder(path, quant=quant)

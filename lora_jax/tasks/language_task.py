@@ -31,10 +31,9 @@ from lora_jax.data.pairs import encode_pairs
 from lora_jax.data.records import SPLITS, cut_note
 from lora_jax.data.tasks import Recipe, recipe_named
 from lora_jax.data.text_tokenizers import TextTokenizer
-from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.io.hub import WHEELS, resolve
-from lora_jax.io.t5 import is_t5, load_t5
+from lora_jax.io.weights import is_t5, load_decoder, load_t5
 from lora_jax.metrics.table import metric
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.t5 import T5

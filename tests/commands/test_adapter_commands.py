@@ -14,9 +14,8 @@ import lora_jax as lj
 from lora_jax.cli import main
 from lora_jax.io import safetensors
 from lora_jax.io.adapter import load_adapter, save_adapter
-from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.peft import load_peft
-from lora_jax.io.weights import encoder_names, load_encoder
+from lora_jax.io.weights import encoder_names, load_decoder, load_encoder
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "peft"
 MODEL = str(GOLDEN / "bert_cls")

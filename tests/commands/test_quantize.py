@@ -1,5 +1,7 @@
 """`lora-jax quantize` and `lora-jax inspect`: what is printed is what is stored."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from lora_jax.cli import main
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec, quantize
+from lora_jax.io import safetensors
 from lora_jax.io.quantized import load_quantized
 from lora_jax.io.weights import load_encoder, save_encoder
 from lora_jax.models.encoder import Encoder, EncoderConfig
@@ -95,11 +98,10 @@ def test_wrong_options_are_one_paragraph_and_status_2(model, tmp_path, capsys, a
 
 
 def test_nan_in_a_weight_is_named(model, tmp_path, capsys):
-    config, params = load_encoder(model)
-    q = params["layers"]["attn"]["q"]
-    q["kernel"] = q["kernel"].copy()
-    q["kernel"][1, 3, 3] = np.nan
-    save_encoder(tmp_path / "bad", config, params)
+    tensors = safetensors.read(model / "model.safetensors")
+    tensors["encoder.layer.1.attention.self.query.weight"][3, 3] = np.nan
+    shutil.copytree(model, tmp_path / "bad")
+    safetensors.write(tmp_path / "bad" / "model.safetensors", tensors)
     assert main(["quantize", str(tmp_path / "bad"), "--out", str(tmp_path / "x")]) == 2
     assert "layers/attn/q/kernel" in capsys.readouterr().err
 

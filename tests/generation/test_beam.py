@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lora_jax.generation.beam import BeamSearch, beam_search
-from lora_jax.io.decoder_weights import load_decoder
+from lora_jax.io.weights import load_decoder
 from lora_jax.models.decoder import Decoder
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "decoders"

@@ -16,7 +16,7 @@ from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.quantize import QuantSpec, bytes_of
 from lora_jax.generation.engine import Generator
 from lora_jax.generation.sampling import Sampling
-from lora_jax.io.decoder_weights import load_decoder
+from lora_jax.io.weights import load_decoder
 from lora_jax.models.decoder import Decoder
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "decoders"

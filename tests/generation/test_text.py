@@ -13,8 +13,8 @@ from lora_jax.core.fingerprint import fingerprint
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.generation.text import TextGenerator
 from lora_jax.io.adapter import save_adapter
-from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
+from lora_jax.io.weights import load_decoder
 from lora_jax.models.decoder import Decoder
 
 

@@ -15,7 +15,7 @@ from lora_jax.adapters.merge import merge
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
 from lora_jax.io import safetensors
-from lora_jax.io.decoder_weights import load_decoder, save_decoder
+from lora_jax.io.weights import load_decoder, save_decoder
 from lora_jax.models.decoder import Decoder, empty_cache
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "decoders"

@@ -13,11 +13,11 @@ from lora_jax.adapters.apply import apply
 from lora_jax.adapters.merge import merge
 from lora_jax.adapters.surgery import adapt
 from lora_jax.core.lowrank import LoraSpec
-from lora_jax.io.decoder_weights import decoder_names, load_decoder, save_decoder
 from lora_jax.io.export import export_gguf, export_merged
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.io.hub import resolve
 from lora_jax.io.peft import save_peft
+from lora_jax.io.weights import decoder_names, load_decoder, save_decoder
 from lora_jax.models.decoder import Decoder
 
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("default")]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from transformers_peer import ask_transformers
 
-from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.export import export_gguf, export_merged
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
+from lora_jax.io.weights import load_decoder
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.decoder_config import DecoderConfig, Experts
 

@@ -11,9 +11,9 @@ from lora_jax.adapters.surgery import adapt
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.quantize import QuantizedArray, QuantSpec, bytes_of
 from lora_jax.generation.engine import Generator
-from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.io.hub import resolve
+from lora_jax.io.weights import load_decoder
 from lora_jax.models.decoder import Decoder
 
 pytestmark = pytest.mark.slow  # fetches 240 MB once; a minute

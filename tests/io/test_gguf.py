@@ -13,13 +13,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lora_jax.core.paths import flatten
-from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.export import export_gguf
 from lora_jax.io.gguf import GgufFile
 from lora_jax.io.gguf_blocks import FORMATS
 from lora_jax.io.gguf_decoder import gguf_config
 from lora_jax.io.gguf_tokenizer import gguf_tokenizer
 from lora_jax.io.tensor_files import SafetensorsFile
+from lora_jax.io.weights import load_decoder
 from lora_jax.models.decoder import Decoder
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "decoders"

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from lora_jax.core.paths import flatten
-from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.export import export_gguf
 from lora_jax.io.gguf import GgufFile
 from lora_jax.io.tensor_files import SafetensorsFile
+from lora_jax.io.weights import load_decoder
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.decoder_config import Experts
 from lora_jax.models.rotary import Rotary

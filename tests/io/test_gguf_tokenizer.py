@@ -10,11 +10,11 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, trainers
 
 from lora_jax.data.text_tokenizers import TextTokenizer, save_text_tokenizer
-from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.export import export_gguf
 from lora_jax.io.gguf_tokenizer import gguf_tokenizer, load_text_tokenizer
 from lora_jax.io.gguf_tokenizer_keys import tokenizer_keys
 from lora_jax.io.merges import merges_of
+from lora_jax.io.weights import load_decoder
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "decoders"
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}

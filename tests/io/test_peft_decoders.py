@@ -2,6 +2,8 @@
 own tensors as it changes our weights.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,10 @@ import pytest
 from adapted_decoders import FAMILIES, GOLDEN, adapted_decoder
 
 import lora_jax as lj
-from lora_jax.io.decoder_weights import decoder_names, hugging_face_tensors, load_decoder
+from lora_jax.core.paths import flatten
+from lora_jax.io.named_weights import named_tensors
 from lora_jax.io.peft import from_peft, to_peft
+from lora_jax.io.weights import decoder_names, load_decoder, names_of
 
 PREFIX = "base_model.model."
 
@@ -22,8 +26,8 @@ def test_what_PEFT_adds_to_the_familys_tensors_is_what_merging_adds_here(family:
     """
     config, frozen, trainable = adapted_decoder(family)
     made = to_peft(trainable, decoder_names(config))
-    base = dict(hugging_face_tensors(config, load_decoder(GOLDEN / family)[1]))
-    merged = dict(hugging_face_tensors(config, lj.merge(frozen, trainable)[0]))
+    base = dict(named_tensors(names_of(config), flatten(load_decoder(GOLDEN / family)[1])))
+    merged = dict(named_tensors(names_of(config), flatten(lj.merge(frozen, trainable)[0])))
     changed = set()
     for key in made.tensors:
         if not key.endswith("lora_A.weight"):
@@ -97,3 +101,78 @@ def test_experts_have_no_name_in_PEFTs_layout_and_are_refused() -> None:
     )
     with pytest.raises(KeyError, match="no PEFT name for 'layers/mlp/experts/up/kernel'"):
         to_peft(trainable, decoder_names(config))
+
+
+def test_an_adapter_of_a_tied_embedding_is_refused_on_the_way_in_as_on_the_way_out() -> None:
+    config, _, trainable = adapted_decoder("llama3")
+    names = decoder_names(config)
+    made = to_peft(trainable, names)
+    rng = np.random.default_rng(0)
+    key = "base_model.model.model.embed_tokens"
+    factors = {
+        f"{key}.lora_embedding_A": rng.normal(size=(made.config["r"], 40)).astype(np.float32),
+        f"{key}.lora_embedding_B": rng.normal(size=(16, made.config["r"])).astype(np.float32),
+    }
+    targets = [*made.config["target_modules"], "embed_tokens"]
+    adapted = replace(
+        made,
+        config={**made.config, "target_modules": targets},
+        tensors={**made.tensors, **factors},
+    )
+    saved = replace(
+        made,
+        config={**made.config, "modules_to_save": ["embed_tokens"]},
+        tensors={**made.tensors, f"{key}.weight": rng.normal(size=(40, 16)).astype(np.float32)},
+    )
+    for odd in (adapted, saved):
+        with pytest.raises(ValueError, match="'model.embed_tokens' is tied"):
+            from_peft(odd, names)
+
+
+def test_the_copy_of_an_adapted_head_is_compared_as_it_lies_there() -> None:
+    config, frozen, trainable = adapted_decoder("llama")
+    names = decoder_names(config)
+    made = to_peft(trainable, names)
+    rank, rng = made.config["r"], np.random.default_rng(0)
+    key, head = "base_model.model.lm_head", np.asarray(frozen["head"]["kernel"])
+    factors = {
+        f"{key}.lora_A.weight": rng.normal(size=(rank, 16)).astype(np.float32),
+        f"{key}.lora_B.weight": rng.normal(size=(40, rank)).astype(np.float32),
+        f"{key}.base_layer.weight": np.ascontiguousarray(head.T),
+    }
+    targets = [*made.config["target_modules"], "lm_head"]
+    found = replace(
+        made,
+        config={**made.config, "target_modules": targets},
+        tensors={**made.tensors, **factors},
+    )
+    assert "head/kernel" in from_peft(found, names, frozen=frozen)
+    with pytest.raises(ValueError, match="not the base's 'head/kernel'"):
+        other = {**frozen, "head": {"kernel": frozen["head"]["kernel"] + 1}}
+        from_peft(found, names, frozen=other)
+    with pytest.raises(ValueError, match="'head/kernel' is quantised"):
+        stored = {**frozen, "head": {"kernel": lj.quantize(jnp.asarray(head), lj.QuantSpec())}}
+        from_peft(found, names, frozen=stored)
+
+
+def test_trained_rows_of_an_output_head_are_refused_by_their_reason() -> None:
+    config, _, trainable = adapted_decoder("llama", rows={"embed/embedding": [3, 7]})
+    names = decoder_names(config)
+    made = to_peft(trainable, names)
+    made.config["trainable_token_indices"]["lm_head"] = [3, 7]
+    made.tensors["base_model.model.lm_head.token_adapter.trainable_tokens_delta"] = np.ones(
+        (2, 16), np.float32
+    )
+    with pytest.raises(ValueError, match="names 'lm_head', which is no embedding"):
+        from_peft(made, names)
+
+
+def test_trained_rows_on_a_base_of_host_arrays_are_computed_joined_and_merged() -> None:
+    config, params = load_decoder(GOLDEN / "llama3")
+    model, tokens = lj.Decoder(config), jnp.arange(9)[None]
+    rows = lj.rows_of(params["embed"]["embedding"], [3, 7])
+    trained = {"embed/embedding": rows.replace(value=rows.value + 1)}
+    ours = lj.apply(model, params, trained, tokens)
+    merged, _ = lj.merge(params, trained)
+    # The head's products with the two rows come from another sum in fp32.
+    np.testing.assert_allclose(ours, model.apply({"params": merged}, tokens), atol=1e-4)

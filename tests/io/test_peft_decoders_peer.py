@@ -14,8 +14,8 @@ import pytest
 from adapted_decoders import FAMILIES, GOLDEN, adapted_decoder
 
 import lora_jax as lj
-from lora_jax.io.decoder_weights import decoder_names
 from lora_jax.io.peft import save_peft
+from lora_jax.io.weights import decoder_names
 
 pytestmark = pytest.mark.peer
 PEER = """

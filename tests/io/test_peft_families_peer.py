@@ -15,8 +15,14 @@ import pytest
 
 import lora_jax as lj
 from lora_jax.io.peft import load_peft, save_peft
-from lora_jax.io.t5 import load_t5, save_t5, t5_names
-from lora_jax.io.weights import encoder_names, load_encoder, save_encoder
+from lora_jax.io.weights import (
+    encoder_names,
+    load_encoder,
+    load_t5,
+    save_encoder,
+    save_t5,
+    t5_names,
+)
 
 pytestmark = pytest.mark.peer
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -19,10 +19,8 @@ from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.quantize import QuantSpec
 from lora_jax.generation.seq2seq import PairGenerator
 from lora_jax.io import safetensors
-from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.peft import load_peft, save_peft
-from lora_jax.io.t5 import is_t5, load_t5, save_t5, t5_names
-from lora_jax.io.weights import load_encoder
+from lora_jax.io.weights import is_t5, load_decoder, load_encoder, load_t5, save_t5, t5_names
 from lora_jax.models.t5 import T5, T5Config, position_bucket
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "t5"

@@ -15,7 +15,7 @@ from lora_jax.adapters.sites import find_sites
 from lora_jax.adapters.surgery import adapt
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.quantize import QuantSpec
-from lora_jax.io.decoder_weights import load_decoder
+from lora_jax.io.weights import load_decoder
 from lora_jax.models.decoder import Decoder, positions_of
 from lora_jax.models.decoder_config import DecoderConfig, Experts
 from lora_jax.models.rotary import Rotary, inverse_frequencies, rotary_angles, rotate

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 import lora_jax as lj
-from lora_jax.io.decoder_weights import load_decoder
+from lora_jax.io.weights import load_decoder
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "decoders"
 FAMILIES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny_language import GOLDEN
 
-from lora_jax.io.decoder_weights import load_decoder
+from lora_jax.io.weights import load_decoder
 from lora_jax.models.decoder import Decoder
 from lora_jax.tasks.continuations import score_continuations
 

@@ -15,8 +15,8 @@ from lora_jax.config import from_config_dict, to_dict
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.data.completions import encode_completions, read_completions
 from lora_jax.data.token_packing import PackedBatches
-from lora_jax.io.decoder_weights import load_decoder
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
+from lora_jax.io.weights import load_decoder
 from lora_jax.models.decoder import Decoder
 from lora_jax.tasks.language_loss import language_loss
 from lora_jax.training.loop import train

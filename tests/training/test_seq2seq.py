@@ -22,7 +22,7 @@ from lora_jax.data.pairs import PairBatches, encode_pairs
 from lora_jax.data.tasks import Decoding
 from lora_jax.data.token_packing import pack
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
-from lora_jax.io.t5 import load_t5
+from lora_jax.io.weights import load_t5
 from lora_jax.models.t5 import T5
 from lora_jax.tasks.generated import generate_predictions
 from lora_jax.tasks.language_loss import hidden_inputs, language_loss

@@ -34,8 +34,8 @@ from lora_jax.data.completions import (
 )
 from lora_jax.data.datasets import load as load_texts
 from lora_jax.data.text_tokenizers import TextTokenizer, save_text_tokenizer
-from lora_jax.io.decoder_weights import load_decoder, save_decoder
 from lora_jax.io.hub import resolve
+from lora_jax.io.weights import load_decoder, save_decoder
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.decoder_config import DecoderConfig
 
