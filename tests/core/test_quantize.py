@@ -277,6 +277,13 @@ def test_mean_is_added_in_lanes_and_is_the_mean(n):
     )
 
 
+@pytest.mark.parametrize("n", [5, 48, 96, 4099])
+def test_the_mean_of_each_row_of_a_stack_is_that_of_the_row_alone(n):
+    x = np.abs(normal((40, n)))
+    alone = [scales.mean(jnp.asarray(row)) for row in x]
+    assert np.array_equal(scales.mean(jnp.asarray(x)), np.stack(alone))
+
+
 def test_quantising_needs_less_than_two_leaves_of_extra_memory():
     from lora_jax.core.quantize import _quantize_matrix
 
