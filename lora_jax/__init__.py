@@ -168,13 +168,13 @@ _WHERE = {
     "rate_ratio": "lora_jax.analysis.curves",
     "forgetting_at": "lora_jax.analysis.curves",
     "envelope": "lora_jax.analysis.curves",
-    "paired_bootstrap": "lora_jax.analysis.compare",
+    "paired_bootstrap": "lora_jax.statistics.bootstrap",
     # Statistics of paired scores.
-    "mean_interval": "lora_jax.analysis.statistics",
-    "paired_test": "lora_jax.analysis.statistics",
-    "holm": "lora_jax.analysis.statistics",
-    "detectable_difference": "lora_jax.analysis.statistics",
-    "decompose": "lora_jax.analysis.variance",
+    "over_seeds": "lora_jax.statistics.interval",
+    "paired_test": "lora_jax.statistics.paired",
+    "holm": "lora_jax.statistics.paired",
+    "detectable_difference": "lora_jax.statistics.paired",
+    "decompose": "lora_jax.statistics.variance",
 }
 
 __all__ = list(_WHERE)

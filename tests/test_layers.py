@@ -22,17 +22,38 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"models", "core.order", "core.notice"},
     "data": {"data"},
     "metrics": {"metrics", "core.paths"},
+    "statistics": {"statistics"},
     "cache": set(),
     "io": {"io", "core", "models", "data.text_tokenizers", "data.tokenizers", "cache"},
     "config": {"config", "core.codebooks", "core.init", "data.tasks"},
     "generation": {"generation", "data", "io", "models"} | ADAPT,
     "tasks": {"tasks", "metrics", "generation", "data", "io", "models"} | SETTINGS | ADAPT,
-    "evaluation": {"evaluation", "tasks", "metrics"},
+    "evaluation": {"statistics", "evaluation", "tasks", "metrics"},
     "training": {"training", "tasks", "metrics", "data", "io", "models"} | SETTINGS | ADAPT,
-    "analysis": {"analysis", "training", "tasks", "metrics", "evaluation", "data", "io", "models"}
+    "analysis": {
+        "statistics",
+        "analysis",
+        "training",
+        "tasks",
+        "metrics",
+        "evaluation",
+        "data",
+        "io",
+        "models",
+    }
     | SETTINGS
     | ADAPT,
-    "sweeps": {"sweeps", "analysis", "training", "tasks", "metrics", "evaluation", "data", "io"}
+    "sweeps": {
+        "statistics",
+        "sweeps",
+        "analysis",
+        "training",
+        "tasks",
+        "metrics",
+        "evaluation",
+        "data",
+        "io",
+    }
     | {"models"}
     | SETTINGS
     | ADAPT,

@@ -5,9 +5,9 @@ import numpy as np
 from lab import small_model
 from lab.examples import example_losses
 from lab.protocol import Claim, Finding, interval_of, shown
+from lab.verdicts import judge_all
 from lab.weights import minilm_matrices
 from lora_jax import QuantSpec, paired_bootstrap
-from lora_jax.analysis.compare import judge_all
 from lora_jax.analysis.quantisation import sweep, total
 
 CLAIM = Claim(

@@ -8,9 +8,9 @@ import numpy as np
 from lab import small_model
 from lab.examples import example_losses
 from lab.protocol import Claim, Finding, interval_of, shown
+from lab.verdicts import judge_all, judge_equal
 from lab.weights import minilm_matrices
 from lora_jax import QuantSpec, bytes_of, paired_bootstrap, quantize
-from lora_jax.analysis.compare import judge_all, judge_equal
 from lora_jax.analysis.quantisation import rms_error
 
 CLAIM = Claim(

@@ -2,7 +2,7 @@
 
 from lab import arms
 from lab.protocol import Claim, Finding, compare, interval_of, shown
-from lora_jax.analysis.compare import judge_all, judge_effect
+from lab.verdicts import judge_all, judge_effect
 
 CLAIM = Claim(
     id="C10",

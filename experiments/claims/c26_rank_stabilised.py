@@ -8,8 +8,8 @@ import numpy as np
 
 from lab import arms, small_model
 from lab.protocol import Claim, Finding, Reason, compare, interval_of, shown, with_
+from lab.verdicts import judge_all
 from lora_jax import LoraSpec
-from lora_jax.analysis.compare import judge_all
 from lora_jax.core.init import initialize
 
 CLAIM = Claim(

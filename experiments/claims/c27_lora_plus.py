@@ -4,7 +4,7 @@ import numpy as np
 
 from lab import arms
 from lab.protocol import Claim, Finding, Reason, compare, interval_of, shown, with_
-from lora_jax.analysis.compare import judge_effect
+from lab.verdicts import judge_effect
 
 CLAIM = Claim(
     id="C27",

@@ -6,9 +6,9 @@ import numpy as np
 
 from lab import arms, small_model
 from lab.protocol import Claim, Finding, Reason, compare, interval_of, shown, with_
+from lab.verdicts import judge_all
 from lab.weights import minilm_matrices
 from lora_jax import LoraSpec
-from lora_jax.analysis.compare import judge_all
 from lora_jax.analysis.spectra import dense_svd, effective_rank
 from lora_jax.config import from_config_dict
 from lora_jax.core.init import initialize

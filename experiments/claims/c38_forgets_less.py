@@ -7,8 +7,8 @@ import numpy as np
 from lab import arms, small_model
 from lab.examples import example_losses
 from lab.protocol import Claim, Finding, Reason, interval_of, shown, with_
+from lab.verdicts import paired_losses
 from lora_jax import forgetting_at
-from lora_jax.analysis.compare import paired_bootstrap
 from lora_jax.analysis.curves import Kept
 
 CLAIM = Claim(
@@ -115,7 +115,7 @@ def run(lab):
     learnt = [curves[name][-1].new_loss for name in found]
     forgot = [curves[name][-1].old_rise for name in found]
     full_more = {
-        name: paired_bootstrap(rises["full"], rises[name], weights=weights)
+        name: paired_losses(rises["full"], rises[name], weights=weights)
         for name in found
         if name != "full"
     }

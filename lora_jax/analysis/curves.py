@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.analysis.compare import Interval
+from lora_jax.statistics.interval import Interval
 
 
 @dataclass(frozen=True)

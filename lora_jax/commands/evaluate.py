@@ -121,7 +121,7 @@ def _over_seeds(
 ) -> dict[str, Any]:
     """Mean, deviation and interval of every score over the named runs."""
     from lora_jax.evaluation.comparison import intervals
-    from lora_jax.evaluation.statistics import over_seeds
+    from lora_jax.statistics.interval import over_seeds
     from lora_jax.training.saved import load_run
 
     scores = {name: [interval.value] for name, interval in found.items()}

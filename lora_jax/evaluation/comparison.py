@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.evaluation.statistics import (
-    Interval,
+from lora_jax.metrics.table import METRICS, perplexity
+from lora_jax.statistics.bootstrap import (
     bootstrap,
-    mcnemar,
     mean_interval,
     paired_bootstrap,
     paired_means,
 )
-from lora_jax.metrics.table import METRICS, perplexity
+from lora_jax.statistics.interval import Interval
+from lora_jax.statistics.paired import mcnemar
 from lora_jax.tasks.predictions import Predictions
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.analysis.statistics import PairedTest, holm, paired_test
-from lora_jax.analysis.variance import Decomposition, decompose
+from lora_jax.statistics.paired import PairedTest, holm, paired_test
+from lora_jax.statistics.variance import Decomposition, decompose
 from lora_jax.sweeps.cells import Cell, seed_of
 from lora_jax.sweeps.levels import axes, levels, shown
 

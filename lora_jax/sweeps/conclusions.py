@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_jax.analysis.statistics import detectable_difference, share_interval
-from lora_jax.analysis.variance import REST, Decomposition
+from lora_jax.statistics.interval import share_interval
+from lora_jax.statistics.paired import detectable_difference
+from lora_jax.statistics.variance import REST, Decomposition
 from lora_jax.sweeps.cells import Cell
 from lora_jax.sweeps.comparisons import CellTest, LevelTest, seed_deviation
 from lora_jax.sweeps.example_tests import ExampleTest

@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lora_jax.analysis.statistics import holm, paired_test
-from lora_jax.evaluation.statistics import mcnemar
+from lora_jax.statistics.paired import holm, mcnemar, paired_test
 from lora_jax.sweeps.cells import Cell, seed_of
 from lora_jax.sweeps.files import read_lines
 from lora_jax.sweeps.records import RunRecord

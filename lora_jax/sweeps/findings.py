@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_jax.analysis.variance import Decomposition
+from lora_jax.statistics.variance import Decomposition
 from lora_jax.sweeps.cells import Cell
 from lora_jax.sweeps.comparisons import (
     CellTest,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lora_jax.analysis.variance import REST
+from lora_jax.statistics.variance import REST
 from lora_jax.sweeps.findings import Findings
 
 _ASSETS = Path(__file__).parent / "assets"

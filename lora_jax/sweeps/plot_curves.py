@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lora_jax.analysis.statistics import mean_interval
+from lora_jax.statistics.interval import over_seeds
 from lora_jax.sweeps.cells import Cell, order
 from lora_jax.sweeps.levels import axes, levels, shown
 from lora_jax.sweeps.plot_style import (
@@ -223,8 +223,8 @@ def interval_of(cell: Cell) -> tuple[float, float]:
     """Distances in points from the cell's mean down and up to its 95% limits over seeds; 0 with one
     seed.
     """
-    found = mean_interval([100 * run.result.value("test", "accuracy") for run in cell.runs])
-    return (0.0, 0.0) if found.count < 2 else (found.mean - found.low, found.high - found.mean)
+    found = over_seeds([100 * run.result.value("test", "accuracy") for run in cell.runs])
+    return (0.0, 0.0) if found.runs < 2 else (found.mean - found.low, found.high - found.mean)
 
 
 def _with_intervals(axis: Any, x: Sequence[float], points: Sequence[Cell], **look: Any) -> None:

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from lora_jax.analysis.variance import REST, Decomposition
+from lora_jax.statistics.variance import REST, Decomposition
 from lora_jax.sweeps.cells import Cell, order
 from lora_jax.sweeps.comparisons import CellTest, LevelTest
 from lora_jax.sweeps.plot_style import (

@@ -122,7 +122,7 @@ def test_the_loop_trains_a_quantised_decoder(folder, data, tmp_path):
     # Chance is log 8 = 2.1 nats for letters that were never learned; 0.5 below the start is far
     # outside noise.
     assert after.value("test", "loss") < before.value("test", "loss") - 0.5
-    assert after["base_bits_per_weight"] == 8.0  # 4 bits and a 4-byte scale for 8 weights
+    assert after.base_bits_per_weight == 8.0  # 4 bits and a 4-byte scale for 8 weights
     (tmp_path / "b" / "config.json").write_text(json.dumps(to_dict(config)))
     assert load_run(tmp_path / "b").evaluate("test")["loss"] == pytest.approx(
         after.value("test", "loss"), rel=1e-5

@@ -20,8 +20,9 @@ from typing import Any, Literal
 import numpy as np
 
 from lab.examples import example_losses
-from lora_jax.analysis.compare import Interval, Verdict, paired_bootstrap
+from lab.verdicts import Verdict, paired_losses
 from lora_jax.config import Config
+from lora_jax.statistics.interval import Interval
 from lora_jax.sweeps.grid import run_id
 from lora_jax.sweeps.provenance import environment
 from lora_jax.sweeps.store import RunStore, is_run, read_metrics, read_run
@@ -217,7 +218,7 @@ def compare(first: Arm, second: Arm, split: str = "test") -> tuple[Interval, lis
     seed).
     """
     (one, weights), (two, _) = first.losses(split), second.losses(split)
-    return paired_bootstrap(one, two, weights=weights), [
+    return paired_losses(one, two, weights=weights), [
         a - b for a, b in zip(first.by_seed(split), second.by_seed(split))
     ]
 

@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from lora_jax.evaluation.statistics import (
+from lora_jax.statistics.bootstrap import (
     bootstrap,
-    mcnemar,
     mean_interval,
-    over_seeds,
     paired_bootstrap,
     paired_means,
 )
+from lora_jax.statistics.interval import over_seeds
+from lora_jax.statistics.paired import mcnemar
 
 
 def test_the_interval_of_a_share_is_the_binomial_one():

@@ -5,13 +5,8 @@ the signs alone.
 import numpy as np
 import pytest
 
-from lora_jax.analysis.compare import (
-    Interval,
-    judge_all,
-    judge_effect,
-    judge_equal,
-    paired_bootstrap,
-)
+from lab.verdicts import judge_all, judge_effect, judge_equal, paired_losses
+from lora_jax.statistics.interval import Interval
 
 
 def test_intervals_cover_the_true_difference_as_often_as_they_say():
@@ -19,7 +14,7 @@ def test_intervals_cover_the_true_difference_as_often_as_they_say():
     hits = 0
     for trial in range(200):
         hard = dice.exponential(size=300)
-        found = paired_bootstrap(hard + dice.normal(0.1, 0.5, 300), hard, samples=400, seed=trial)
+        found = paired_losses(hard + dice.normal(0.1, 0.5, 300), hard, resamples=400, seed=trial)
         hits += found.low <= 0.1 <= found.high
     # 95 %, with four standard errors of 200 trials.
     assert abs(hits / 200 - 0.95) < 0.062
@@ -28,23 +23,23 @@ def test_intervals_cover_the_true_difference_as_often_as_they_say():
 def test_pairing_takes_out_what_the_arms_share():
     dice = np.random.default_rng(1)
     hard = 10 * dice.exponential(size=500)
-    paired = paired_bootstrap(hard + 0.1, hard)
+    paired = paired_losses(hard + 0.1, hard)
     assert paired.value == pytest.approx(0.1) and paired.high - paired.low < 1e-9
-    apart = paired_bootstrap(hard + 0.1, dice.permutation(hard))
+    apart = paired_losses(hard + 0.1, dice.permutation(hard))
     assert apart.high - apart.low > 1
 
 
 def test_seeds_are_averaged_before_examples_are_drawn_and_weights_count_tokens():
     first, second = np.array([[1.0, 5.0], [3.0, 5.0]]), np.zeros((2, 2))
-    assert paired_bootstrap(first, second).value == pytest.approx(3.5)
-    assert paired_bootstrap(first, second, weights=[3, 1]).value == pytest.approx((3 * 2 + 5) / 4)
+    assert paired_losses(first, second).value == pytest.approx(3.5)
+    assert paired_losses(first, second, weights=[3, 1]).value == pytest.approx((3 * 2 + 5) / 4)
 
 
 def test_arms_of_other_examples_or_that_diverged_have_no_interval():
     with pytest.raises(ValueError, match="same examples"):
-        paired_bootstrap(np.ones(3), np.ones(4))
+        paired_losses(np.ones(3), np.ones(4))
     with pytest.raises(ValueError, match="diverged"):
-        paired_bootstrap([1.0, np.nan], [1.0, 1.0])
+        paired_losses([1.0, np.nan], [1.0, 1.0])
 
 
 @pytest.mark.parametrize(

@@ -1,77 +1,35 @@
-"""Comparing arms: paired bootstrap intervals over the same examples, and the three verdicts."""
+"""The difference of two arms with its interval, and the three verdicts on a claim."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
-from lora_jax.evaluation.statistics import paired_means
+from lora_jax.statistics.bootstrap import paired_means
+from lora_jax.statistics.interval import Interval
 
 Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
 
 
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and the ends of its interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def excludes_zero(self) -> bool:
-        """Whether 0 lies outside."""
-        return self.low > 0 or self.high < 0
-
-    def within(self, tolerance: float) -> bool:
-        """Whether the whole interval lies in [-tolerance, tolerance]."""
-        return -tolerance <= self.low and self.high <= tolerance
-
-
-def paired_bootstrap(
-    first: Any,
-    second: Any,
-    *,
-    weights: Any = None,
-    level: float = 0.95,
-    samples: int = 2000,
-    seed: int = 0,
+def paired_losses(
+    first: Any, second: Any, *, weights: Any = None, resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """The mean difference first - second with its percentile interval, examples drawn with
-    replacement, both arms the same ones.
+    """The mean difference first - second with its 95% interval, the same examples drawn for both.
 
     Args:
         first, second: losses of the same examples: (examples,), or (seeds, examples), whose mean
-        over seeds is taken first.
+            over seeds is taken first.
         weights: of the examples, (examples,): tokens, where a mean over tokens is meant.
 
     Raises:
         ValueError: the shapes differ, or an entry is not finite.
     """
-    first, second = (
-        np.atleast_2d(np.asarray(first, np.float64)),
-        np.atleast_2d(np.asarray(second, np.float64)),
-    )
-    if first.shape[-1] != second.shape[-1]:
-        raise ValueError(
-            f"A paired comparison needs the same examples in both arms, got {first.shape[-1]} and "
-            f"{second.shape[-1]}."
-        )
-    difference = first.mean(0) - second.mean(0)
-    if not np.isfinite(difference).all():
+    found = paired_means(first, second, weights, resamples=resamples, seed=seed)
+    if not math.isfinite(found.value):
         raise ValueError(
             "A loss is not finite: an arm that diverged has no interval. Record it as diverged."
         )
-    found = paired_means(
-        first.mean(0),
-        second.mean(0),
-        None if weights is None else np.asarray(weights, np.float64),
-        resamples=samples,
-        level=level,
-        seed=seed,
-    )
     return Interval(found.value, found.low, found.high)
 
 

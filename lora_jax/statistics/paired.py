@@ -1,5 +1,8 @@
-"""Intervals and paired tests for few, paired measurements, and what is left of them when many are
-made at once.
+"""Tests of paired measurements, and what is left of them when many are made at once.
+
+The t-test, McNemar's and the quantiles are scipy's. Sign flips are not scipy.stats.permutation_test:
+a report makes hundreds of these tests over the same few seeds, and one matrix of signs serves them
+all (equal figures, by a test). scipy has no Holm correction.
 """
 
 from __future__ import annotations
@@ -8,25 +11,25 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 from scipy import stats
 
-from lora_jax.evaluation.statistics import over_seeds
+from lora_jax.statistics.interval import over_seeds
 
 _MOST_EXACT = 16  # differences whose 2^n signs are all tried
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its confidence limits; the limits are NaN where one value says nothing about the
-    spread.
+class McNemar(NamedTuple):
+    """Examples that only the first, and only the second model gets right, and the exact two-sided
+    p-value of no difference.
     """
 
-    mean: float
-    low: float
-    high: float
-    count: int
+    first_only: int
+    second_only: int
+    p: float
 
 
 @dataclass(frozen=True)
@@ -46,34 +49,6 @@ class PairedTest:
     count: int
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Student's t interval of the mean of independent values, such as one score a seed.
-
-    Raises:
-        ValueError: there is no value.
-    """
-    array = np.asarray(values, np.float64)
-    if not array.size:
-        raise ValueError("A mean needs at least one value, got none.")
-    spread = over_seeds(array.tolist(), level=level)
-    return Interval(spread.mean, spread.low, spread.high, spread.runs)
-
-
-def share_interval(successes: int, trials: int, level: float = 0.95) -> Interval:
-    """Wilson's interval of a share, such as an accuracy on `trials` examples (Wilson 1927): sound
-    near 0 and 1 too.
-
-    Raises:
-        ValueError: not 0 <= successes <= trials, or no trial.
-    """
-    if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(
-            f"A share needs 0 <= successes <= trials and a trial, got {successes} of {trials}."
-        )
-    low, high = stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
-    return Interval(successes / trials, float(low), float(high), trials)
-
-
 def paired_test(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> PairedTest:
     """Whether two settings differ, from their scores under the same seeds (or on the same folds),
     in the same order.
@@ -88,17 +63,33 @@ def paired_test(first: Sequence[float], second: Sequence[float], level: float = 
             f"{other.shape}."
         )
     differences = one - other
-    interval = mean_interval(differences, level)
-    if interval.count == 1:
-        return PairedTest(interval.mean, interval.low, interval.high, float("nan"), float("nan"), 1)
+    mean = over_seeds(differences, level=level)
+    if mean.runs == 1:
+        return PairedTest(mean.mean, mean.low, mean.high, float("nan"), float("nan"), 1)
+
     signs = sign_flip_p(differences)
-    spread = differences.std(ddof=1)
     # Differences that are all alike to rounding leave no spread to judge by; their signs still
     # count.
-    flat = spread <= 1e-12 * max(np.abs(one).max(), np.abs(other).max(), 1e-300)
-    t = 0.0 if flat else interval.mean / (spread / np.sqrt(interval.count))
-    p = signs if flat else float(2 * stats.t.sf(abs(t), interval.count - 1))
-    return PairedTest(interval.mean, interval.low, interval.high, p, signs, interval.count)
+    flat = mean.deviation <= 1e-12 * max(np.abs(one).max(), np.abs(other).max(), 1e-300)
+    t = 0.0 if flat else mean.mean / (mean.deviation / np.sqrt(mean.runs))
+    p = signs if flat else float(2 * stats.t.sf(abs(t), mean.runs - 1))
+    return PairedTest(mean.mean, mean.low, mean.high, p, signs, mean.runs)
+
+
+def mcnemar(first: Bool[np.ndarray, " examples"], second: Bool[np.ndarray, " others"]) -> McNemar:
+    """McNemar's exact test (1947; binomial form): whether two classifiers err equally often on the
+    same examples.
+
+    Raises:
+        ValueError: the two have different numbers of examples.
+    """
+    if len(first) != len(second):
+        raise ValueError(
+            f"McNemar's test needs the same examples for both models, got {len(first)} and "
+            f"{len(second)}."
+        )
+    a, b = int((first & ~second).sum()), int((second & ~first).sum())
+    return McNemar(a, b, float(stats.binomtest(a, a + b).pvalue) if a + b else 1.0)
 
 
 def sign_flip_p(differences: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> float:

@@ -1,29 +1,23 @@
-"""How sure a score is, and whether two models differ: bootstrap intervals and paired tests on the
-same examples.
+"""Bootstrap intervals of any score of a set of examples, and paired ones of a difference.
+
+scipy.stats.bootstrap does the same, with other draws and without a weighted mean; every interval
+that was recorded here came from these draws, so they stay. They follow from the seed alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
+
+from lora_jax.statistics.interval import Interval
 
 Statistic = Callable[
     [Int[np.ndarray, " drawn"]], float
 ]  # a score of the examples at these positions
-
-
-class Interval(NamedTuple):
-    """A score on all examples, with the bounds between which it falls in `level` of the
-    resamples.
-    """
-
-    value: float
-    low: float
-    high: float
 
 
 class Difference(NamedTuple):
@@ -35,28 +29,6 @@ class Difference(NamedTuple):
     low: float
     high: float
     p: float
-
-
-class McNemar(NamedTuple):
-    """Examples that only the first, and only the second model gets right, and the exact two-sided
-    p-value of no difference.
-    """
-
-    first_only: int
-    second_only: int
-    p: float
-
-
-class OverSeeds(NamedTuple):
-    """Mean and sample standard deviation of runs that differ in their seed, with the interval of
-    the mean (Student's t).
-    """
-
-    mean: float
-    deviation: float
-    low: float
-    high: float
-    runs: int
 
 
 def draws(examples: int, resamples: int, seed: int) -> Iterator[Int[np.ndarray, " examples"]]:
@@ -134,68 +106,34 @@ def paired_bootstrap(
 
 
 def paired_means(
-    first: Float[np.ndarray, " examples"],
-    second: Float[np.ndarray, " others"],
+    first: Float[np.ndarray, "*seeds examples"],
+    second: Float[np.ndarray, "*others examples_too"],
     weights: Float[np.ndarray, " examples"] | None = None,
     *,
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
 ) -> Difference:
-    """As `paired_bootstrap`, of the difference of two weighted means.
+    """As `paired_bootstrap`, of the difference of two weighted means. Scores of several seeds are
+    averaged over them first: an example is drawn once for all seeds.
 
     Raises:
         ValueError: the models were not scored on equally many examples.
     """
-    if len(first) != len(second):
+    one, other = (np.atleast_2d(np.asarray(scores, float)).mean(0) for scores in (first, second))
+    if len(one) != len(other):
         raise ValueError(
-            f"A paired test needs the same examples for both models, got {len(first)} and "
-            f"{len(second)}."
+            "A paired test needs the same examples for both models, got "
+            f"{len(one)} and {len(other)}."
         )
-    weights = np.ones(len(first)) if weights is None else np.asarray(weights, float)
-    gap = np.asarray(first, float) - np.asarray(second, float)
+
+    weights = np.ones(len(one)) if weights is None else np.asarray(weights, float)
+    gap = one - other
     return _difference(
         _ratio((gap * weights).sum(), weights.sum()),
         _resampled_means(gap, weights, resamples, seed),
         level,
     )
-
-
-def mcnemar(first: Bool[np.ndarray, " examples"], second: Bool[np.ndarray, " others"]) -> McNemar:
-    """McNemar's exact test (1947; binomial form): whether two classifiers err equally often on the
-    same examples.
-
-    Raises:
-        ValueError: the two have different numbers of examples.
-    """
-    from scipy.stats import binomtest
-
-    if len(first) != len(second):
-        raise ValueError(
-            f"McNemar's test needs the same examples for both models, got {len(first)} and "
-            f"{len(second)}."
-        )
-    a, b = int((first & ~second).sum()), int((second & ~first).sum())
-    return McNemar(a, b, float(binomtest(a, a + b).pvalue) if a + b else 1.0)
-
-
-def over_seeds(scores: Sequence[float], *, level: float = 0.95) -> OverSeeds:
-    """Mean, deviation and interval of the scores of runs that differ in their seed; with one run,
-    no deviation (NaN).
-
-    Raises:
-        ValueError: there is no score.
-    """
-    from scipy.stats import t
-
-    if not scores:
-        raise ValueError("A mean over seeds needs at least one run, got none.")
-    mean, count = float(np.mean(scores)), len(scores)
-    if count == 1:
-        return OverSeeds(mean, math.nan, math.nan, math.nan, 1)
-    deviation = float(np.std(scores, ddof=1))
-    half = float(t.ppf((1 + level) / 2, count - 1)) * deviation / math.sqrt(count)
-    return OverSeeds(mean, deviation, mean - half, mean + half, count)
 
 
 def _resampled_means(

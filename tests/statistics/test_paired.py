@@ -6,33 +6,27 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lora_jax.analysis.statistics import (
-    detectable_difference,
-    holm,
-    mean_interval,
-    paired_test,
-    share_interval,
-    sign_flip_p,
-)
+from lora_jax.statistics.interval import over_seeds, share_interval
+from lora_jax.statistics.paired import detectable_difference, holm, paired_test, sign_flip_p
 
 FIRST = [0.81, 0.79, 0.83, 0.80, 0.82]
 SECOND = [0.78, 0.79, 0.80, 0.79, 0.78]
 
 
 def test_the_mean_interval_is_students():
-    found = mean_interval(FIRST, 0.9)
+    found = over_seeds(FIRST, level=0.9)
     # float64 sums of five numbers: a few units in the last place.
     assert (found.low, found.high) == pytest.approx(
         stats.t.interval(0.9, 4, np.mean(FIRST), stats.sem(FIRST)), rel=1e-12
     )
-    assert (found.mean, found.count) == (pytest.approx(0.81), 5)
+    assert (found.mean, found.runs) == (pytest.approx(0.81), 5)
 
 
 def test_one_value_has_no_interval_and_none_is_an_error():
-    found = mean_interval([0.5])
+    found = over_seeds([0.5])
     assert found.mean == 0.5 and math.isnan(found.low) and math.isnan(found.high)
     with pytest.raises(ValueError, match="at least one"):
-        mean_interval([])
+        over_seeds([])
 
 
 def test_the_share_interval_is_wilsons_by_his_formula():

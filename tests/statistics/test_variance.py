@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lora_jax.analysis.variance import REST, decompose
+from lora_jax.statistics.variance import REST, decompose
 
 
 def test_one_factor_is_scipys_anova():
