@@ -60,7 +60,7 @@ def training_step(
     from lora_jax.config import OptimConfig
     from lora_jax.io.weights import load_decoder, load_encoder
     from lora_jax.models.encoder import Encoder
-    from lora_jax.tasks.kinds import loss_of
+    from lora_jax.tasks.heads import classifier_loss
     from lora_jax.training.allocator import keep_freed_memory
     from lora_jax.training.kept_memory import program_for
 
@@ -108,7 +108,7 @@ def training_step(
     )
     del params
     tx = make_optimizer(OptimConfig(learning_rate=1e-4), 1000)
-    step = make_train_step(loss_of(model), tx)
+    step = make_train_step(classifier_loss(model), tx)
     return (
         step,
         program_for(step, donate=(0,)),

@@ -121,7 +121,7 @@ _WHERE = {
     "make_train_step": "lora_jax.training.step",
     "make_eval_step": "lora_jax.training.step",
     "make_optimizer": "lora_jax.training.optim",
-    "classifier_loss": "lora_jax.tasks.losses",
+    "classifier_loss": "lora_jax.tasks.heads",
     "evaluate": "lora_jax.training.evaluate",
     # Tasks, and evaluation that can be trusted.
     "RECIPES": "lora_jax.data.tasks",

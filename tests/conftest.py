@@ -77,7 +77,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
     from lora_jax.io.weights import save_encoder
     from lora_jax.models.encoder import Encoder, EncoderConfig
-    from lora_jax.tasks.task import example_inputs
+    from lora_jax.tasks.encoder import example_inputs
 
     folder = tmp_path_factory.mktemp("tiny")
     good, bad = ("fine", "great", "warm", "bright"), ("dull", "weak", "cold", "grim")

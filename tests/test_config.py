@@ -19,7 +19,7 @@ from lora_jax.config import (
     to_dict,
 )
 from lora_jax.core.quantize import QuantSpec
-from lora_jax.tasks.task import quant_spec
+from lora_jax.tasks.specs import quant_spec
 
 DEFAULT = str(Path(__file__).parents[1] / "configs" / "default.py")
 

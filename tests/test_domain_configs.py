@@ -16,7 +16,7 @@ from lora_jax.generation.text import TextGenerator
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.runner import run_sweep
 from lora_jax.sweeps.store import RunStore
-from lora_jax.tasks.language_task import examples_of
+from lora_jax.tasks.reading import examples_of
 from lora_jax.training.saved import load_run
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "domains"

@@ -17,7 +17,8 @@ from lora_jax.core.quantize import QuantizedArray
 from lora_jax.sweeps.grid import expand
 from lora_jax.sweeps.runner import run_sweep
 from lora_jax.sweeps.store import RunStore
-from lora_jax.tasks.task import Task, select, task_of
+from lora_jax.tasks.opening import open_task
+from lora_jax.tasks.task import Task
 from published import lora as published_lora
 from published import qlora as published_qlora
 
@@ -116,7 +117,7 @@ def loads_or_trains(config: Config, *, trained: bool) -> tuple[Task, dict, dict]
     well.
     """
     one = expand(config)[0]
-    task = task_of(one)
+    task = open_task(one)
     if trained:
         assert run_sweep(config, quiet=True, say=print).failed == ()
         (record,) = RunStore(Path(config.out)).runs()
@@ -126,7 +127,7 @@ def loads_or_trains(config: Config, *, trained: bool) -> tuple[Task, dict, dict]
             else set()
         )
         assert record.result.steps == 2 and scored <= set(record.result.scores["test"])
-    return task, *select(one, task, jax.random.key(0))
+    return task, *task.trainable(one, jax.random.key(0))
 
 
 GLUE_PRESETS = [

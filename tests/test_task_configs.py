@@ -17,7 +17,7 @@ from lora_jax.config import load_config
 from lora_jax.data.examples import to_completions
 from lora_jax.sweeps.runner import run_sweep
 from lora_jax.sweeps.store import RunStore
-from lora_jax.tasks.language_task import examples_of, recipe_of
+from lora_jax.tasks.reading import examples_of, recipe_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GLUE = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")

@@ -21,7 +21,7 @@ from lora_jax.config import OptimConfig
 from lora_jax.core.paths import flatten
 from lora_jax.io.weights import load_encoder
 from lora_jax.models.encoder import Encoder
-from lora_jax.tasks.task import example_inputs
+from lora_jax.tasks.encoder import example_inputs
 
 CLAIM = Claim(
     id="C22",

@@ -9,8 +9,8 @@ import numpy as np
 from lab import small_model
 from lab.protocol import Claim, Finding, Reason, with_
 from lora_jax import make_optimizer, make_train_step
-from lora_jax.tasks.kinds import batches_of, loss_of
-from lora_jax.tasks.task import task_of
+from lora_jax.tasks.losses import Summed
+from lora_jax.tasks.opening import open_task
 from lora_jax.training.loop import initial_state
 from lora_jax.training.optim import structure_of
 
@@ -86,9 +86,9 @@ def measured(config, counts):
     """(steps a second one after another, adapter steps a second by count, seconds of the first step
     by count, largest loss difference).
     """
-    task = task_of(config)
+    task = open_task(config)
     tx = make_optimizer(structure_of(config.optim), STEPS)
-    step = make_train_step(loss_of(task.model), tx)
+    step = make_train_step(Summed(task.per_example), tx)
     rates = np.geomspace(1e-3, 1e-2, max(COUNTS))
     settings = [
         with_(config, **{"optim.learning_rate": float(rate), "train.seed": n})
@@ -96,7 +96,7 @@ def measured(config, counts):
     ]
     starts = [initial_state(each, task, STEPS) for each in settings]
     frozen, states = starts[0][0], [state for _, state in starts]
-    batches = batches_of(task.splits["train"], (), config.train.batch_size, seed=0)
+    batches = task.batches("train", config.train.batch_size, seed=0)
     data = [batches[n] for n in range(STEPS)]
     alone, alone_speed, _ = _timed(jax.jit(step), states, frozen, data)
     speeds, compiled, worst = {}, {}, 0.0

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from lora_jax.kernels.frozen_head import Head, head_loss, word_losses
+from lora_jax.kernels.frozen_head import Head, head_loss
 
 
 class FrozenHead:
@@ -29,16 +29,9 @@ class FrozenHead:
         hidden: Float[Array, "tokens hidden"],
         labels: Int[Array, " tokens"],
         weight: Float[Array, " tokens"],
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    ) -> tuple[Float[Array, ""], Float[Array, " tokens"], Float[Array, " tokens"]]:
         """See `kernels.frozen_head.head_loss`."""
         return head_loss(self._scaled(hidden), self._words, labels, weight, self._head)
-
-    def word_losses(
-        self, hidden: Float[Array, "tokens hidden"], labels: Int[Array, " tokens"]
-    ) -> tuple[Float[Array, " tokens"], Bool[Array, " tokens"]]:
-        """Each label's negative log-probability (nats), and whether it is the likeliest word."""
-        found = word_losses(self._scaled(hidden), self._words, labels, self._head)
-        return found.loss, found.right
 
     def _scaled(self, hidden: Array) -> Array:
         return hidden if self._scale == 1 else hidden * jnp.asarray(self._scale, hidden.dtype)

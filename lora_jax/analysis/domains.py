@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_jax.evaluation.comparison import compare, intervals
-from lora_jax.tasks.predictions import Predictions, predict
+from lora_jax.metrics.predictions import Predictions
+from lora_jax.tasks.predictions import predict
 
 BASE = "base"
 

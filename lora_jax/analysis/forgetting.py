@@ -8,8 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from lora_jax.evaluation.comparison import compare, intervals
-from lora_jax.models.decoder import Decoder
-from lora_jax.models.t5 import T5
+from lora_jax.tasks.language import DecoderTask
 from lora_jax.tasks.predictions import predict
 
 
@@ -32,7 +31,7 @@ def forgetting(
         ValueError: the run is no language model's, or a domain's texts do not fit its window.
     """
     task = run.task
-    if not isinstance(task.model, Decoder | T5):
+    if not isinstance(task, DecoderTask):
         raise ValueError(
             "Forgetting is measured by a language model's loss on other texts; this run is an "
             "encoder with a head, which has "

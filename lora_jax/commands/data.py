@@ -70,7 +70,7 @@ def _load(config: Any) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...],
     from lora_jax.io.gguf_tokenizer import load_text_tokenizer
     from lora_jax.io.hub import resolve
     from lora_jax.io.weights import is_t5
-    from lora_jax.tasks.language_task import completions_of, examples_of
+    from lora_jax.tasks.reading import completions_of, examples_of
 
     data, folder = config.data, resolve(config.model.name, revision=config.model.revision)
     if data.task == "completion":

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     JSON.
     """
     from lora_jax.evaluation.comparison import compare, intervals, verdict
-    from lora_jax.tasks.predictions import save_predictions
+    from lora_jax.metrics.predictions import save_predictions
     from lora_jax.training.saved import load_run
 
     if arguments.examples is not None and arguments.examples < 1:
@@ -182,7 +182,7 @@ def _contamination(
     from lora_jax.data.contamination import find_contamination
     from lora_jax.data.preview import texts_of
     from lora_jax.evaluation.comparison import intervals
-    from lora_jax.tasks.predictions import Predictions
+    from lora_jax.metrics.predictions import Predictions
 
     records = loaded.task.records
     found = find_contamination(

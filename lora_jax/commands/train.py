@@ -32,11 +32,12 @@ def run(arguments: argparse.Namespace) -> int:
     config = read_config(arguments)
     single = replace(config, sweep=SweepConfig(learning_rate=config.sweep.learning_rate))
     if single.memory_budget is not None:
+        from lora_jax.tasks.opening import open_task
         from lora_jax.training.allocator import set_budget
         from lora_jax.training.memory import fit_budget, parse_bytes
 
         set_budget(parse_bytes(single.memory_budget))
-        single, said = fit_budget(single)
+        single, said = fit_budget(single, open_task(single))
         print("\n".join(f"memory: {text}" for text in said), file=sys.stderr)
     if not arguments.quiet:
         show_settings(single)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_jax.metrics.predictions import Predictions
 from lora_jax.metrics.table import METRICS, perplexity
 from lora_jax.statistics.bootstrap import (
     bootstrap,
@@ -16,7 +17,6 @@ from lora_jax.statistics.bootstrap import (
 )
 from lora_jax.statistics.interval import Interval
 from lora_jax.statistics.paired import mcnemar
-from lora_jax.tasks.predictions import Predictions
 
 
 def intervals(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -23,3 +26,20 @@ def counted_first(
 def gather_rows(rows: Int[Array, " pass"], *arrays: Array) -> tuple[Array, ...]:
     """These rows of every array, zeros for those that there are not."""
     return tuple(jnp.take(array, rows, axis=0, mode="fill", fill_value=0) for array in arrays)
+
+
+def cotangent_of_sum(cotangents: tuple[Any, ...]) -> Array:
+    """The cotangent of a loss's sum, the first of its results: the gradient was formed with the
+    loss, for that sum.
+
+    Raises:
+        ValueError: a gradient was asked of single tokens' losses.
+    """
+    total, *each = cotangents
+    if not all(isinstance(one, jax.custom_derivatives.SymbolicZero) for one in each):
+        raise ValueError(
+            "The gradient of a loss over the vocabulary is that of its sum, and single tokens' "
+            "losses were differentiated. Take `total`, and weigh tokens by the batch's "
+            "loss_weight."
+        )
+    return total

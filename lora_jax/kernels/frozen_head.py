@@ -10,13 +10,13 @@ a larger one comes. One exponential a logit, where the softmax of stored logits 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lora_jax.kernels.counted import counted_first, gather_rows
+from lora_jax.kernels.counted import cotangent_of_sum, counted_first, gather_rows
 
 # Tokens that pass the vocabulary together, and as many for what is left over: a pass costs more a
 # token, the fewer they are.
@@ -48,12 +48,13 @@ def head_loss(
     labels: Int[Array, " tokens"],
     weight: Float[Array, " tokens"],
     head: Head,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Sum of weighted losses (nats) and of weighted correct answers. Gradients are of `hidden`
-    alone, formed in the same pass.
+) -> tuple[Float[Array, ""], Float[Array, " tokens"], Float[Array, " tokens"]]:
+    """Sum of weighted losses (nats), and of each token the weighted loss and the weight if its
+    label is the likeliest word, else 0.
 
-    Tokens whose weight is 0 are gathered away first and cost nothing. Products are of hidden's
-    dtype, sums in float32.
+    Gradients are of `hidden` alone, formed in the same pass, and flow from the sum only. Tokens
+    whose weight is 0 are gathered away first and cost nothing. Products are of hidden's dtype, sums
+    in float32.
     """
     return _loss(hidden, words, labels, weight, head)
 
@@ -61,36 +62,33 @@ def head_loss(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _loss(
     hidden: Array, words: Array, labels: Array, weight: Array, head: Head
-) -> tuple[Array, Array]:
-    return _passes(hidden, words, labels, weight, head, gradient=False)[:2]
+) -> tuple[Array, Array, Array]:
+    return _passes(hidden, words, labels, weight, head, gradient=False)[:3]
 
 
-def _forward(
-    hidden: Array, words: Array, labels: Array, weight: Array, head: Head
-) -> tuple[tuple[Array, Array], Array]:
-    loss, correct, gradient = _passes(hidden, words, labels, weight, head, gradient=True)
-    return (loss, correct), gradient
+def _forward(hidden: Any, words: Any, labels: Any, weight: Any, head: Head) -> tuple[Any, Array]:
+    arrays = (one.value for one in (hidden, words, labels, weight))
+    *out, gradient = _passes(*arrays, head, gradient=True)
+    return tuple(out), gradient
 
 
-def _backward(
-    head: Head, gradient: Array, g: tuple[Array, Array]
-) -> tuple[Array, None, None, None]:
-    return gradient * g[0].astype(gradient.dtype), None, None, None
+def _backward(head: Head, gradient: Array, g: tuple[Any, ...]) -> tuple[Array, None, None, None]:
+    return gradient * cotangent_of_sum(g).astype(gradient.dtype), None, None, None
 
 
-_loss.defvjp(_forward, _backward)
+_loss.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _passes(
     hidden: Array, words: Array, labels: Array, weight: Array, head: Head, *, gradient: bool
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array]:
     tokens = hidden.shape[0]
     large, small = (min(size, tokens) for size in PASSES)
     count, order = counted_first(weight, large)
-    State = tuple[Array, Array, Array, Array]
+    State = tuple[Array, Array, Array, Array, Array]
 
     def step(size: int, state: State) -> State:
-        start, loss, correct, d_hidden = state
+        start, total, losses, correct, d_hidden = state
         rows = jax.lax.dynamic_slice_in_dim(order, start, size)
         h, label, w = gather_rows(rows, hidden, labels, weight.astype(jnp.float32))
         found = word_losses(h, words, label, head, gradient=gradient)
@@ -98,23 +96,25 @@ def _passes(
             d_hidden = d_hidden.at[rows].set(
                 (found.gradient * w[:, None]).astype(hidden.dtype), mode="drop"
             )
+        loss = found.loss * w
         return (
             start + size,
-            loss + (found.loss * w).sum(),
-            correct + (found.right * w).sum(),
+            total + loss.sum(),
+            losses.at[rows].set(loss, mode="drop"),
+            correct.at[rows].set(found.right * w, mode="drop"),
             d_hidden,
         )
 
-    zero = jnp.zeros((), jnp.float32)
-    state = (jnp.zeros((), jnp.int32), zero, zero, jnp.zeros_like(hidden) if gradient else zero)
+    zero, none = jnp.zeros((), jnp.float32), jnp.zeros(tokens, jnp.float32)
+    d_hidden = jnp.zeros_like(hidden) if gradient else zero
+    state = (jnp.zeros((), jnp.int32), zero, none, none, d_hidden)
     if large > small:  # Half a large pass is worth it: four small ones take longer.
         state = jax.lax.while_loop(
             lambda state: count - state[0] > large // 2, functools.partial(step, large), state
         )
-    _, loss, correct, d_hidden = jax.lax.while_loop(
+    return jax.lax.while_loop(
         lambda state: state[0] < count, functools.partial(step, small), state
-    )
-    return loss, correct, d_hidden
+    )[1:]
 
 
 def word_losses(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lora_jax.kernels.counted import counted_first, gather_rows
+from lora_jax.kernels.counted import cotangent_of_sum, counted_first, gather_rows
 
 CHUNK = 256  # tokens whose logits are alive at a time
 LogitsFn = Callable[[Any, Any, Array], Array]  # frozen, trained, hidden (n, d) -> logits (n, vocab)
@@ -26,15 +26,15 @@ def vocabulary_loss(
     labels: Int[Array, " tokens"],
     weight: Float[Array, " tokens"],
     chunk: int = CHUNK,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Sum of weighted losses (nats) and of weighted correct answers, as of `logits_fn(frozen,
-    trained, hidden)` in float32.
+) -> tuple[Float[Array, ""], Float[Array, " tokens"], Float[Array, " tokens"]]:
+    """Sum of weighted losses (nats) of `logits_fn(frozen, trained, hidden)` in float32, and of each
+    token the weighted loss and the weight if its label is the likeliest word, else 0.
 
     Tokens whose weight is 0 are gathered away first and cost nothing; the rest go through the head
     `chunk` at a time, so at most (chunk, vocab) logits are alive. The number of chunks is decided
     at run time. Under differentiation each chunk's gradient is formed together with its loss: the
-    head is computed once, not again in the backward pass. Gradients are of `trained` and `hidden`;
-    `frozen` has none.
+    head is computed once, not again in the backward pass. Gradients are of `trained` and `hidden`,
+    and flow from the sum only; `frozen` has none.
 
     Args:
         logits_fn: a pure function of its arguments that closes over no arrays.
@@ -61,33 +61,34 @@ def _loss(
     labels: Array,
     weight: Array,
     chunk: int,
-) -> tuple[Array, Array]:
-    loss, correct, _, _ = _chunks(
-        logits_fn, frozen, trained, hidden, labels, weight, chunk, gradient=False
-    )
-    return loss, correct
+) -> tuple[Array, Array, Array]:
+    arrays = (frozen, trained, hidden, labels, weight)
+    return _chunks(logits_fn, *arrays, chunk, gradient=False)[:3]
 
 
 def _forward(
     logits_fn: LogitsFn,
     frozen: Any,
     trained: Any,
-    hidden: Array,
-    labels: Array,
-    weight: Array,
+    hidden: Any,
+    labels: Any,
+    weight: Any,
     chunk: int,
-) -> tuple[tuple[Array, Array], tuple[Any, Array]]:
-    loss, correct, d_trained, d_hidden = _chunks(
-        logits_fn, frozen, trained, hidden, labels, weight, chunk, gradient=True
+) -> tuple[tuple[Array, Array, Array], tuple[Any, Array]]:
+    # Each argument comes with whether it is differentiated.
+    value = lambda tree: jax.tree.map(
+        lambda one: one.value, tree, is_leaf=lambda one: hasattr(one, "perturbed")
     )
-    return (loss, correct), (d_trained, d_hidden)
+    arrays = map(value, (frozen, trained, hidden, labels, weight))
+    *out, d_trained, d_hidden = _chunks(logits_fn, *arrays, chunk, gradient=True)
+    return tuple(out), (d_trained, d_hidden)
 
 
 def _backward(
-    logits_fn: LogitsFn, chunk: int, saved: tuple[Any, Array], g: tuple[Array, Array]
+    logits_fn: LogitsFn, chunk: int, saved: tuple[Any, Array], g: tuple[Any, ...]
 ) -> tuple[Any, ...]:
     d_trained, d_hidden = saved
-    scale = g[0]
+    scale = cotangent_of_sum(g)
     return (
         None,
         jax.tree.map(lambda x: x * scale.astype(x.dtype), d_trained),
@@ -97,7 +98,7 @@ def _backward(
     )
 
 
-_loss.defvjp(_forward, _backward)
+_loss.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _chunks(
@@ -110,14 +111,14 @@ def _chunks(
     chunk: int,
     *,
     gradient: bool,
-) -> tuple[Array, Array, Any, Array]:
+) -> tuple[Array, Array, Array, Any, Array]:
     chunk = min(chunk, hidden.shape[0])
     count, order = counted_first(weight, chunk)
 
     def step(
-        state: tuple[Array, Array, Array, Any, Array],
-    ) -> tuple[Array, Array, Array, Any, Array]:
-        start, loss, correct, d_trained, d_hidden = state
+        state: tuple[Array, Array, Array, Array, Any, Array],
+    ) -> tuple[Array, Array, Array, Array, Any, Array]:
+        start, total, losses, correct, d_trained, d_hidden = state
         rows = jax.lax.dynamic_slice_in_dim(order, start, chunk)
         h, label, w = gather_rows(rows, hidden, labels, weight.astype(jnp.float32))
         head = lambda trained, h: logits_fn(frozen, trained, h).astype(jnp.float32)
@@ -132,23 +133,24 @@ def _chunks(
             d_trained = jax.tree.map(jnp.add, d_trained, dt)
             d_hidden = d_hidden.at[rows].set(dh, mode="drop")
         picked = jnp.take_along_axis(logits, label[:, None], -1)[:, 0]
-        loss, correct = (
-            loss + ((normaliser - picked) * w).sum(),
-            correct + ((likeliest(logits) == label) * w).sum(),
+        loss, right = (normaliser - picked) * w, (likeliest(logits) == label) * w
+        return (
+            start + chunk,
+            total + loss.sum(),
+            losses.at[rows].set(loss, mode="drop"),
+            correct.at[rows].set(right, mode="drop"),
+            d_trained,
+            d_hidden,
         )
-        return start + chunk, loss, correct, d_trained, d_hidden
 
-    zero = jnp.zeros((), jnp.float32)
+    zero, none = jnp.zeros((), jnp.float32), jnp.zeros(hidden.shape[0], jnp.float32)
     empty = (
         (jax.tree.map(jnp.zeros_like, trained), jnp.zeros_like(hidden))
         if gradient
         else (None, zero)
     )
-    state = (jnp.zeros((), jnp.int32), zero, zero, *empty)
-    _, loss, correct, d_trained, d_hidden = jax.lax.while_loop(
-        lambda state: state[0] < count, step, state
-    )
-    return loss, correct, d_trained, d_hidden
+    state = (jnp.zeros((), jnp.int32), zero, none, none, *empty)
+    return jax.lax.while_loop(lambda state: state[0] < count, step, state)[1:]
 
 
 def likeliest(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:

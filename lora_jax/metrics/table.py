@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -31,6 +31,16 @@ class Metric:
     score: Callable[[Sequence[Any], Sequence[Any]], float]
     each: Callable[[Sequence[Any], Sequence[Any]], Float[np.ndarray, " examples"]] | None = None
     higher_is_better: bool = True
+
+
+class Primary(NamedTuple):
+    """The metric that a task reports first, which way it is better, and what its losses count:
+    'records', 'words' or 'tokens'.
+    """
+
+    name: str
+    higher_is_better: bool
+    unit: str
 
 
 def library(name: str, *, extra: str = "tasks", package: str | None = None) -> ModuleType:

@@ -4,13 +4,13 @@ trained.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from lora_jax.config import Config
+from lora_jax.tasks.opening import LastTask
 
 
 @dataclass(frozen=True)
@@ -31,40 +31,38 @@ class Predicted:
     steps: int
 
 
-@functools.lru_cache(maxsize=64)
-def predicted(wide: Config, slots: int) -> Predicted:
+def predicted(tasks: LastTask, wide: Config, slots: int) -> Predicted:
     """What `slots` runs in the shapes of `wide` need. Compiles one training step; the same program
     then trains.
     """
-    from lora_jax.tasks.kinds import batches_of
-    from lora_jax.tasks.task import task_of
     from lora_jax.training.loop import (
-        initial_state,
         one_batch_a_shape,
         programs_for,
         steps_of,
         structure_of_steps,
     )
+    from lora_jax.training.optim import make_optimizer
+    from lora_jax.training.step import create_state
 
-    task = task_of(wide)
+    task = tasks.of(wide)
     steps = steps_of(wide, task)
-    frozen, state = jax.eval_shape(lambda: initial_state(wide, task, steps))
-    batches = batches_of(
-        task.splits["train"],
-        task.buckets,
-        wide.train.batch_size,
-        seed=wide.train.seed,
-        accumulate=wide.train.accumulate,
+    frozen, trainable = task.shapes(wide)
+    tx = make_optimizer(wide.optim, steps)
+    state = jax.eval_shape(
+        lambda trainable: create_state(trainable, tx, jax.random.key(0)), trainable
+    )
+    batches = task.batches(
+        "train", wide.train.batch_size, seed=wide.train.seed, accumulate=wide.train.accumulate
     )
     shapes = {
         batch["tokens"].shape[1]: _abstract(dict(batch)) for batch in one_batch_a_shape(batches)
     }
     longest = shapes[max(shapes)]
     if slots == 1:
-        program = programs_for(task.model, *structure_of_steps(wide, steps)).train
+        program = programs_for(task.per_example, *structure_of_steps(wide, steps)).train
         args: tuple[Any, ...] = (state, frozen, longest)
     else:
-        program = programs_for(task.model, *structure_of_steps(wide, steps), slots).train
+        program = programs_for(task.per_example, *structure_of_steps(wide, steps), slots).train
         state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((slots, *x.shape), x.dtype), state)
         args = (state, frozen, longest, {})
     lengths = [planned.length for planned in batches.plan(0)]

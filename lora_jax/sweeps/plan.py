@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from lora_jax.sweeps.memory import Predicted, predicted
 from lora_jax.sweeps.runner import describe_run
 from lora_jax.sweeps.side_by_side import Pack, packs
 from lora_jax.sweeps.store import RunStore, read_run
+from lora_jax.tasks.opening import LastTask
 
 # Share of a large matrix product's rate that training steps reach; only a first estimate, until a
 # run of the group is finished.
@@ -52,11 +54,13 @@ def plan(config: Config) -> list[PlannedGroup]:
     trains nothing.
     """
     store = RunStore(config.out)
-    return [_planned(pack, store) for pack in packs(expand(config), config.sweep)]
+    tasks = LastTask()
+    found = packs(expand(config), config.sweep, predict=functools.partial(predicted, tasks))
+    return [_planned(pack, store, tasks) for pack in found]
 
 
-def _planned(pack: Pack, store: RunStore) -> PlannedGroup:
-    needs = predicted(pack.wide or pack.runs[0], pack.slots)
+def _planned(pack: Pack, store: RunStore, tasks: LastTask) -> PlannedGroup:
+    needs = predicted(tasks, pack.wide or pack.runs[0], pack.slots)
     names = tuple(run_id(run) for run in pack.runs)
     done = tuple(store.status(name) == "done" for name in names)
     return PlannedGroup(

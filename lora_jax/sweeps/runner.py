@@ -4,6 +4,7 @@ shared.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from lora_jax.config import ADAPTERS, Config
 from lora_jax.sweeps.grid import expand, run_id, shown_format, shown_targets
 from lora_jax.sweeps.halving import Halving
 from lora_jax.sweeps.leases import Leases
+from lora_jax.sweeps.memory import predicted
 from lora_jax.sweeps.provenance import environment
 from lora_jax.sweeps.side_by_side import Pack, packs
 from lora_jax.sweeps.store import RunStore
+from lora_jax.tasks.opening import LastTask
 from lora_jax.training.result import RunResult
 from lora_jax.training.sharing import can_stack
 
@@ -40,6 +43,7 @@ def run_sweep(
     command: Sequence[str] = (),
     say: Callable[[str], None] | None = None,
     quiet: bool = False,
+    tasks: LastTask | None = None,
 ) -> Outcome:
     """Trains every run of the configuration's sweep that the store at `config.out` does not hold as
     done.
@@ -54,6 +58,8 @@ def run_sweep(
         since: runs that failed after this time (seconds since 1970) are not tried again; see
             `Leases`.
 
+        tasks: holds the task of the last run, if its caller has opened it already.
+
     Raises:
         Interrupted: a signal came.
         StoreError: the store cannot be written.
@@ -66,10 +72,12 @@ def run_sweep(
         store, surroundings, say or (lambda text: print(text, file=sys.stderr, flush=True)), since
     )
     place = {run_id(run): number for number, run in enumerate(planned if runs is None else runs, 1)}
-    sweep = _Sweep(config, leases, quiet, place)
+    tasks = tasks or LastTask()
+    sweep = _Sweep(config, leases, quiet, place, tasks)
+    found = packs(planned, config.sweep, predict=functools.partial(predicted, tasks))
     # Packed as the whole sweep, whichever runs are chosen: a run that another launcher goes on with
     # must find its checkpoint's shapes.
-    for pack, chosen in _chosen(packs(planned, config.sweep), None if runs is None else place):
+    for pack, chosen in _chosen(found, None if runs is None else place):
         left = [run for run in chosen if not sweep.ended(run)]
         if (pack.slots > 1 and len(left) > 1) or (
             sweep.halving.on and left and can_stack(pack.runs[0])
@@ -106,9 +114,15 @@ class _Sweep:
     """The claims of this launcher, and how its runs are trained."""
 
     def __init__(
-        self, config: Config, leases: Leases, quiet: bool, numbers: Mapping[str, int]
+        self,
+        config: Config,
+        leases: Leases,
+        quiet: bool,
+        numbers: Mapping[str, int],
+        tasks: LastTask,
     ) -> None:
         self.config, self.leases, self.quiet, self.numbers = config, leases, quiet, numbers
+        self.tasks = tasks
         self.halving = Halving(leases.store.root, config.sweep.halving)
         self.stopped: list[str] = []
 
@@ -163,8 +177,9 @@ class _Sweep:
                 train(
                     run,
                     folder,
+                    # The only run opens its task itself: it then lets go of what was loaded.
+                    task=self.tasks.of(run) if len(self.numbers) > 1 else None,
                     wide=pack.wide,
-                    keep_base=len(self.numbers) > 1,
                     quiet=self.quiet,
                     title=title,
                 ),
@@ -214,6 +229,7 @@ class _Sweep:
                 finished,
                 wide=wide,
                 slots=slots,
+                task=self.tasks.of(wide),
                 judge=judge,
                 quiet=self.quiet,
                 title=f"{len(left)} runs, {slots} at a time",

@@ -4,11 +4,13 @@ come.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lora_jax.config import Config, SweepConfig
 from lora_jax.sweeps.memory import Predicted, predicted
+from lora_jax.tasks.opening import LastTask
 from lora_jax.training.sharing import can_stack, differences, groups, stack_key
 
 
@@ -31,7 +33,7 @@ def packs(
     runs: Sequence[Config],
     sweep: SweepConfig,
     *,
-    predict: Callable[[Config, int], Predicted] = predicted,
+    predict: Callable[[Config, int], Predicted] | None = None,
 ) -> list[Pack]:
     """The packs of a sweep, those that share compiled programs one after another.
 
@@ -46,7 +48,12 @@ def packs(
 
     With a memory budget, slots are taken away until the compiler's account of a training step fits
     into it; a run that does not fit alone is trained alone.
+
+    Args:
+        predict: what so many slots of a run's shapes need; by default `predicted`, with tasks of
+            its own.
     """
+    predict = predict or functools.partial(predicted, LastTask())
     found: list[Pack] = []
     for all_fit, members in groups(runs):
         wide = all_fit if len(members) > 1 else None

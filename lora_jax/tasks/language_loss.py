@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,46 +19,60 @@ from lora_jax.core.trainable import Trainables
 from lora_jax.kernels.vocab_loss import CHUNK, vocabulary_loss
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.t5 import T5
-from lora_jax.tasks.losses import Sums
+from lora_jax.tasks.losses import Losses, Summed
 
 
-def language_loss(model: Decoder | T5, *, chunk: int = CHUNK) -> Any:
-    """The loss function of a language model: `(frozen, trainable, batch, key) -> (sum of losses,
-    Sums)`, summed over tokens.
+@dataclass(frozen=True)
+class TokenLosses:
+    """The loss of a language model, token by token: see `PerExample`.
 
     Batches have `tokens`, `segments` (0 is padding), `labels` (each token's successor) and
     `loss_weight`, all (batch, time); those of an encoder-decoder have `target` and
-    `target_segments` as well, of which the labels are the successors.
-
-    Args:
-        chunk: tokens whose logits are alive at a time, where the head is trained or quantised and
-            so has any.
+    `target_segments` as well, of which the labels are the successors. `chunk` tokens' logits are
+    alive at a time, where the head is trained or quantised and so has any.
     """
-    head = model.output_head.module
 
-    def loss(
-        frozen: Any, trainable: Trainables, batch: dict[str, Array], key: jax.Array | None
-    ) -> tuple[Array, Sums]:
-        hidden, _ = apply(model, frozen, trainable, *hidden_inputs(batch), key=key, method="hidden")
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        labels, weight = batch["labels"].reshape(-1), batch["loss_weight"].reshape(-1)
-        words = frozen_head(model, frozen, trainable)
+    model: Decoder | T5
+    chunk: int = CHUNK
+
+    def __call__(
+        self, frozen: Any, trainable: Trainables, batch: Any, key: jax.Array | None = None
+    ) -> Losses:
+        """The losses of a batch."""
+        hidden, _ = apply(
+            self.model, frozen, trainable, *hidden_inputs(batch), key=key, method="hidden"
+        )
+        flat, weight = hidden.reshape(-1, hidden.shape[-1]), batch["loss_weight"]
+        arguments = (flat, batch["labels"].reshape(-1), weight.reshape(-1))
+
+        words = frozen_head(self.model, frozen, trainable)
         if words is not None:
-            total, correct = words.loss(flat, labels, weight)
-            return total, Sums(loss=total, correct=correct, weight=weight.sum())
+            total, *each = words.loss(*arguments)
+        else:
+            head, trained = self._head(frozen, trainable)
+            logits = functools.partial(_logits, self.model)
+            total, *each = vocabulary_loss(logits, head, trained, *arguments, self.chunk)
+
+        loss, correct = (part.reshape(weight.shape) for part in each)
+        return Losses(total=total, loss=loss, correct=correct, weight=weight)
+
+    def _head(self, frozen: Any, trainable: Trainables) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The frozen and the trained weights of the output head."""
+        head = self.model.output_head.module
         trained = {path: leaf for path, leaf in trainable.items() if path.startswith(f"{head}/")}
         if any(isinstance(leaf, LowRank) and leaf.dropout is not None for leaf in trained.values()):
             raise ValueError(
                 "LoRA dropout on head/kernel is not supported: the head runs in chunks. Give it a "
                 "rule with dropout=0.0."
             )
-        run = functools.partial(_logits, model)
-        total, correct = vocabulary_loss(
-            run, {head: frozen.get(head, {})}, trained, flat, labels, weight, chunk
-        )
-        return total, Sums(loss=total, correct=correct, weight=weight.sum())
+        return {head: frozen.get(head, {})}, trained
 
-    return loss
+
+def language_loss(model: Decoder | T5, *, chunk: int = CHUNK) -> Summed:
+    """The loss of a language model as training steps take it: `(frozen, trainable, batch, key) ->
+    (sum of losses, Sums)`, summed over tokens. See `TokenLosses`.
+    """
+    return Summed(TokenLosses(model, chunk))
 
 
 def hidden_inputs(batch: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -17,20 +17,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 
 from lora_jax.adapters.checks import check_start, flags_of_optimizer, unreached
 from lora_jax.adapters.stack import pad, trim
 from lora_jax.adapters.surgery import trainable_parameters
 from lora_jax.config import Config, OptimConfig, config_hash
+from lora_jax.core.init import initializer_named
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, bytes_of
 from lora_jax.data import total_steps
 from lora_jax.io.adapter import save_adapter
 from lora_jax.metrics.score import Score
-from lora_jax.tasks.kinds import batches_of, loss_of, unit_of
+from lora_jax.tasks.losses import PerExample, Summed
+from lora_jax.tasks.opening import open_task
 from lora_jax.tasks.predictions import metric_scores
-from lora_jax.tasks.task import Task, forget_tasks, select, task_of, widest_factors
+from lora_jax.tasks.task import Task
 from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.compile import Program, lanes_for, wait_on_cpu
 from lora_jax.training.evaluate import evaluate
@@ -66,8 +67,8 @@ def train(
     config: Config,
     folder: Path,
     *,
+    task: Task | None = None,
     wide: Config | None = None,
-    keep_base: bool = True,
     quiet: bool = False,
     title: str = "training",
 ) -> RunResult:
@@ -82,8 +83,8 @@ def train(
         wide: a run with the largest rank and all targets of a group. The adapter is padded with
             zeros to its shapes, so that the whole group runs one compiled program; the padding is
             not trained, counted or saved.
-        keep_base: whether the weights as they were loaded stay in memory for the next run; else
-            only what this run needs of them does.
+        task: the config's, which its caller holds for the next run. Without one it is opened here,
+            and only what this run needs of its weights stays in memory.
 
     Raises:
         Diverged: the loss is NaN or infinite; the message says since which step.
@@ -91,15 +92,14 @@ def train(
         ValueError: the configuration does not fit the model or the data.
     """
     start = time.perf_counter()
-    task = task_of(config)
+    own, task = task is None, open_task(config) if task is None else task
     steps = steps_of(config, task)
-    sizes_of = dict(seed=config.train.seed, accumulate=config.train.accumulate)
-    batches = batches_of(task.splits["train"], task.buckets, config.train.batch_size, **sizes_of)
+    options = dict(seed=config.train.seed, accumulate=config.train.accumulate)
+    batches = task.batches("train", config.train.batch_size, **options)
     frozen, state = jax.block_until_ready(initial_state(config, task, steps, wide=wide))
-    if not keep_base:
+    if own:
         task = replace(task, params={})
-        forget_tasks()
-    programs = programs_for(task.model, *structure_of_steps(config, steps))
+    programs = programs_for(task.per_example, *structure_of_steps(config, steps))
     compile_before = programs.train.compile_seconds
     checkpoints = Checkpoints(folder / "checkpoints", base=task.base, run=config_hash(config))
     log = MetricsLog(folder)
@@ -108,9 +108,8 @@ def train(
         if checkpoints.latest() is not None:
             state, position = checkpoints.restore(state)
             iterator.set_state(position)
-        elif not config.lora.init.startswith(
-            "loftq"
-        ):  # It starts nearer to the base before quantisation than the frozen one is.
+        elif initializer_named(config.lora.init).reads != "format":
+            # What chooses codes starts nearer to the base before quantisation than the frozen one.
             check_start(state.trainable)
         log.resume(int(state.step), steps)
         speed = Speed(programs.train)
@@ -146,7 +145,7 @@ def train(
         log.close()
     return RunResult(
         scores=scores,
-        primary=primary_of(task, scores["test"]),
+        primary=task.primary.name,
         examples={split: len(encoded) for split, encoded in task.splits.items()},
         steps=steps,
         **sizes(frozen, state.trainable),
@@ -191,15 +190,15 @@ def initial_state(
     from the run's seed.
     """
     key, run_key = jax.random.split(jax.random.key(config.train.seed))
-    frozen, trainable = select(config, task, key)
+    frozen, trainable = task.trainable(config, key)
     if wide is not None:
-        trainable = pad(trainable, widest_factors(wide, task))
+        trainable = pad(trainable, task.widest(wide))
     return frozen, create_state(trainable, make_optimizer(config.optim, steps), run_key)
 
 
 @functools.lru_cache(maxsize=8)
 def programs_for(
-    model: nn.Module,
+    per_example: PerExample,
     optim: OptimConfig,
     steps: int,
     accumulate: int,
@@ -209,7 +208,7 @@ def programs_for(
     """The programs of runs that agree in these; see `structure_of_steps`. With `slots`, of so many
     runs side by side.
     """
-    loss = loss_of(model)
+    loss = Summed(per_example)
     step, score = (
         make_train_step(loss, make_optimizer(optim, steps), accumulate=accumulate),
         make_eval_step(loss),
@@ -346,22 +345,13 @@ def _scores(
 
 def loss_and_accuracy(task: Task, score: Mapping[str, float]) -> dict[str, Score]:
     """The scores that the sums of an evaluation give, with what they were counted on."""
-    unit, count = unit_of(task.model), int(score["examples"])
+    unit, count = task.primary.unit, int(score["examples"])
     return {
         "accuracy": Score(
             "accuracy", score["accuracy"], unit=unit, count=count, share=unit == "records"
         ),
         "loss": Score("loss", score["loss"], higher_is_better=False, unit=unit, count=count),
     }
-
-
-def primary_of(task: Task, scores: Mapping[str, Score]) -> str:
-    """The metric to report first: the recipe's first that was computed; a language model's loss,
-    as its accuracy is that of single tokens after the right ones.
-    """
-    metrics = () if task.recipe is None else task.recipe.metrics
-    otherwise = "loss" if unit_of(task.model) == "tokens" else "accuracy"
-    return next((name for name in metrics if name in scores and otherwise != "loss"), otherwise)
 
 
 def _evaluate(
@@ -376,9 +366,7 @@ def evaluation_batches(config: Config, task: Task, split: str) -> Iterator[Any]:
     """The batches that a split's scores are computed on: all, or for a capped validation split so
     many, spread evenly over all lengths.
     """
-    batches = batches_of(
-        task.splits[split], task.buckets, config.train.eval_batch_size, shuffle=False, epochs=1
-    )
+    batches = task.batches(split, config.train.eval_batch_size, shuffle=False, epochs=1)
     limit = config.train.eval_examples if split == "validation" else None
     count = (
         len(batches)

@@ -12,16 +12,16 @@ from typing import Any
 import jax
 
 from lora_jax.config import ADAPTERS, NO_FORMAT, Config
-from lora_jax.tasks.kinds import batches_of
-from lora_jax.tasks.task import Task, task_of
+from lora_jax.tasks.task import Task
 from lora_jax.training import allocator
 from lora_jax.training.loop import (
-    initial_state,
     one_batch_a_shape,
     programs_for,
     steps_of,
     structure_of_steps,
 )
+from lora_jax.training.optim import make_optimizer
+from lora_jax.training.step import create_state
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _FORMATS = (NO_FORMAT, "int8", "nf4")  # from exact to small
@@ -53,7 +53,7 @@ def resident_bytes() -> tuple[int, int]:
 
 
 def fit_budget(
-    config: Config, *, resident: Callable[[], tuple[int, int]] = resident_bytes
+    config: Config, task: Task, *, resident: Callable[[], tuple[int, int]] = resident_bytes
 ) -> tuple[Config, list[str]]:
     """The config with the least change that fits `config.memory_budget`, and sentences on what was
     chosen and why.
@@ -73,7 +73,6 @@ def fit_budget(
     if config.memory_budget is None:
         return config, []
     budget = parse_bytes(config.memory_budget)
-    task = task_of(config)
     least: tuple[int, str] | None = None
     said = []
     for candidate in _formats(replace(config, memory_budget=None)):
@@ -122,11 +121,11 @@ def estimate(
     """
     task = replace(task, model=task.model.clone(remat=config.model.remat))
     steps, train = steps_of(config, task), config.train
-    programs = programs_for(task.model, *structure_of_steps(config, steps))
+    programs = programs_for(task.per_example, *structure_of_steps(config, steps))
     # Shapes alone: nothing is quantised or copied to find out.
-    frozen, state = jax.eval_shape(
-        lambda params: initial_state(config, replace(task, params=params), steps), task.params
-    )
+    frozen, trainable = task.shapes(config)
+    tx, key = make_optimizer(config.optim, steps), jax.random.key(0)
+    state = jax.eval_shape(lambda trainable: create_state(trainable, tx, key), trainable)
     batches = _batches(task, "train", train.batch_size, train.accumulate, every_length)
     sizes = [programs.train.peak_bytes(state, frozen, batch) for batch in batches]
     sizes += [
@@ -187,9 +186,7 @@ def _batches(
     task: Task, split: str, batch_size: int, accumulate: int, every_length: bool
 ) -> list[Any]:
     """A batch of each length that the split has, or of the longest alone."""
-    batches = batches_of(
-        task.splits[split], task.buckets, batch_size, shuffle=False, accumulate=accumulate
-    )
+    batches = task.batches(split, batch_size, shuffle=False, accumulate=accumulate)
     found = list(one_batch_a_shape(batches))
     return found if every_length else [max(found, key=lambda batch: batch["tokens"].shape[-1])]
 

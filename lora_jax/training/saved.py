@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import jax
 
 from lora_jax.adapters.checks import check_effect
 from lora_jax.config import Config, from_config_dict
+from lora_jax.core.init import initializer_named
 from lora_jax.core.lowrank import LowRank
 from lora_jax.data.completions import Completions, EncodedCompletions, read_completions
 from lora_jax.io.adapter import load_adapter
-from lora_jax.tasks.kinds import batches_of, loss_of
-from lora_jax.tasks.language_task import data_file, encode_for
-from lora_jax.tasks.task import Task, select, task_of
+from lora_jax.tasks.losses import Summed
+from lora_jax.tasks.opening import open_task
+from lora_jax.tasks.reading import data_file
+from lora_jax.tasks.task import Task
 from lora_jax.training.compile import Program
 from lora_jax.training.evaluate import evaluate
 from lora_jax.training.step import make_eval_step
@@ -33,6 +35,7 @@ class SavedRun:
     task: Task
     frozen: Mapping[str, Any]
     trainable: Mapping[str, Any]
+    start: Mapping[str, Any] = field(default_factory=dict)
 
     def evaluate(self, split: str = "test") -> dict[str, float]:
         """Mean loss (nats), accuracy and number of examples of a split.
@@ -44,20 +47,15 @@ class SavedRun:
             raise ValueError(
                 f"A split needs to be one of {', '.join(self.task.splits)}, got {split!r}."
             )
-        batches = batches_of(
-            self.task.splits[split],
-            self.task.buckets,
-            self.config.train.eval_batch_size,
-            shuffle=False,
-            epochs=1,
-        )
-        step = Program(make_eval_step(loss_of(self.task.model)))
-        return evaluate(
-            step, self.frozen, self.trainable, (batches[index] for index in range(len(batches)))
-        )
+        size = self.config.train.eval_batch_size
+        batches = self.task.batches(split, size, shuffle=False, epochs=1)
+        step = Program(make_eval_step(Summed(self.task.per_example)))
+        every = (batches[index] for index in range(len(batches)))
+        return evaluate(step, self.frozen, self.trainable, every)
 
     def without_adapter(self) -> dict[str, Any]:
-        """An adapter that changes nothing: the frozen base is the model before training.
+        """What makes the model before training of the frozen base: nothing, or the factors that an
+        initialiser which chooses codes (LoftQ, QPiSSA) put beside them.
 
         Raises:
             ValueError: training changed weights of the base itself, or added a head: there is no
@@ -71,7 +69,7 @@ class SavedRun:
                 "nothing). Compare with another run instead, for a classifier with one of method "
                 "'head'."
             )
-        return {}
+        return dict(self.start)
 
     def encode_other(self, name: str) -> tuple[EncodedCompletions, Completions]:
         """Other prompts and completions, encoded as the run's own: a .jsonl file, or a name that
@@ -86,7 +84,7 @@ class SavedRun:
             records = read_completions(path)
         except ValueError:
             records = read_completions(path, prompt="input", completion="ideal")
-        return encode_for(self.task.model, records, self.task.tokenizer, self.config.data), records
+        return self.task.encode(records, self.config.data), records
 
 
 def load_run(folder: Path | str) -> SavedRun:
@@ -105,8 +103,9 @@ def load_run(folder: Path | str) -> SavedRun:
             f"{', '.join(there) or 'nothing'}."
         )
     config = from_config_dict(json.loads((folder / "config.json").read_text()))
-    task = task_of(config)
+    task = open_task(config)
     trainable, _ = load_adapter(folder / "adapter", base=task.base)
     check_effect(trainable)
-    frozen, _ = select(config, task, jax.random.key(config.train.seed))
-    return SavedRun(config, task, frozen, trainable)
+    frozen, first = task.trainable(config, jax.random.split(jax.random.key(config.train.seed))[0])
+    chooses_codes = initializer_named(config.lora.init).reads == "format"
+    return SavedRun(config, task, frozen, trainable, first if chooses_codes else {})

@@ -13,7 +13,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,14 @@ import numpy as np
 
 from lora_jax.adapters.checks import check_start
 from lora_jax.adapters.stack import pad, trim
-from lora_jax.config import NO_FORMAT, Config, config_hash
+from lora_jax.config import Config, config_hash
 from lora_jax.core.init import initializer_named
-from lora_jax.core.paths import flatten, unflatten
 from lora_jax.core.quantize import bytes_of
 from lora_jax.io.adapter import save_adapter
 from lora_jax.metrics.score import Score
-from lora_jax.tasks.kinds import batches_of
+from lora_jax.tasks.opening import open_task
 from lora_jax.tasks.predictions import metric_scores
-from lora_jax.tasks.task import Task, select, task_of, widest_factors
+from lora_jax.tasks.task import Task
 from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.compile import lanes_for, wait_on_cpu
 from lora_jax.training.evaluate import evaluate
@@ -42,7 +41,6 @@ from lora_jax.training.loop import (
     check_reached,
     evaluation_batches,
     loss_and_accuracy,
-    primary_of,
     programs_for,
     sizes,
     steps_of,
@@ -86,6 +84,7 @@ def train_stacked(
     *,
     wide: Config,
     slots: int,
+    task: Task | None = None,
     judge: Judge | None = None,
     quiet: bool = False,
     title: str = "training",
@@ -100,6 +99,7 @@ def train_stacked(
 
     Args:
         jobs: taken one by one as slots become free.
+        task: the runs', which its caller holds; without one it is opened here.
         wide: a run into whose rank and targets all fit (`lora_jax.training.sharing.widest`).
         judge: asked at each run's rungs with the scores on the validation split; False stops the
             run.
@@ -110,7 +110,8 @@ def train_stacked(
             named.
     """
     with stop_signals() as stopped:
-        stack = _Stack(wide, slots, finished, judge, iter(jobs))
+        task = open_task(wide) if task is None else task
+        stack = _Stack(task, wide, slots, finished, judge, iter(jobs))
         try:
             stack.fill()
             with TrainingBar(
@@ -155,11 +156,16 @@ class _Member:
 
 class _Stack:
     def __init__(
-        self, wide: Config, slots: int, finished: Finished, judge: Judge | None, jobs: Iterator[Job]
+        self,
+        task: Task,
+        wide: Config,
+        slots: int,
+        finished: Finished,
+        judge: Judge | None,
+        jobs: Iterator[Job],
     ) -> None:
-        self.task: Task = task_of(wide)
-        self.wide = wide
-        self.like = widest_factors(wide, self.task)
+        self.task, self.wide = task, wide
+        self.like = task.widest(wide)
         self.slots = slots
         self.first: Config | None = None
         self.finished, self.judge, self.jobs = finished, judge, jobs
@@ -168,7 +174,9 @@ class _Stack:
         self.state: TrainState | None = None
         self.pending: list[tuple[list[tuple[_Member, int]], Any]] = []
         structure = structure_of_steps(wide, steps_of(wide, self.task))
-        self.programs: Programs = programs_for(self.task.model, *structure, slots, lanes_for(slots))
+        self.programs: Programs = programs_for(
+            task.per_example, *structure, slots, lanes_for(slots)
+        )
         self.clock = time.perf_counter()
         self.compiled = self._compile_seconds()
 
@@ -230,12 +238,8 @@ class _Stack:
         config, train = job.config, job.config.train
         steps = steps_of(config, self.task)
         state = self._first_state(config, steps)
-        batches = batches_of(
-            self.task.splits["train"],
-            self.task.buckets,
-            train.batch_size,
-            seed=train.seed,
-            accumulate=train.accumulate,
+        batches = self.task.batches(
+            "train", train.batch_size, seed=train.seed, accumulate=train.accumulate
         )
         checkpoints = Checkpoints(
             job.folder / "checkpoints", base=self.task.base, run=config_hash(config)
@@ -247,18 +251,7 @@ class _Stack:
 
     def _first_state(self, config: Config, steps: int) -> TrainState:
         key, run_key = jax.random.split(jax.random.key(config.train.seed))
-        if self.frozen is None or (
-            config.method == "qlora" and initializer_named(config.lora.init).reads != "shape"
-        ):
-            frozen, trainable = select(config, self.task, key)
-            self.frozen = frozen if self.frozen is None else self.frozen
-        else:
-            # The base is there, and quantised: only the factors are made.
-            known = replace(
-                self.task, params=unflatten({**flatten(self.task.params), **flatten(self.frozen)})
-            )
-            plain = replace(config, method="lora", quant=replace(config.quant, format=NO_FORMAT))
-            _, trainable = select(plain, known, key)
+        self.frozen, trainable = self.task.trainable(config, key, frozen=self.frozen)
         return create_state(pad(trainable, self.like), make_optimizer(config.optim, steps), run_key)
 
     def _restore(self, new: Sequence[_Member]) -> None:
@@ -276,7 +269,7 @@ class _Stack:
                     member.first, position = member.checkpoints.restore(member.first, step)
                     member.position.set_state(position)
                     member.step = step
-                elif not member.job.config.lora.init.startswith("loftq"):
+                elif initializer_named(member.job.config.lora.init).reads != "format":
                     check_start(member.first.trainable)
                 member.log.resume(step, member.steps)
             except Exception as error:
@@ -440,7 +433,7 @@ class _Stack:
         )
         outcome = RunResult(
             scores=scores,
-            primary=primary_of(self.task, scores["test"]),
+            primary=self.task.primary.name,
             examples={split: len(encoded) for split, encoded in self.task.splits.items()},
             steps=member.steps,
             **sizes(self.frozen, state.trainable),

@@ -175,12 +175,12 @@ def test_arms_are_compared_example_by_example(tmp_path):
 
 def test_padded_and_sorted_batches_give_each_classified_example_its_own_loss(tiny):
     from lora_jax.config import load_config
-    from lora_jax.tasks.task import task_of
+    from lora_jax.tasks.opening import open_task
     from lora_jax.training.loop import initial_state
 
     default = Path(__file__).parents[2] / "configs" / "default.py"
     config = load_config(str(default), [f"{key}={value}" for key, value in tiny.items()])
-    task = task_of(config)
+    task = open_task(config)
     frozen, state = initial_state(config, task, 1)
     together = example_losses(
         task.model, task.splits["test"], frozen, state.trainable, buckets=task.buckets, batch_size=7

@@ -11,7 +11,7 @@ from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantSpec, bytes_of
 from lora_jax.models.encoder import Encoder, EncoderConfig
-from lora_jax.tasks.losses import classifier_loss
+from lora_jax.tasks.heads import classifier_loss
 from lora_jax.training.compile import Program
 
 CONFIG = EncoderConfig(

@@ -53,11 +53,23 @@ def test_value_and_gradient_equal_the_plain_loss(sizes, head):
     theirs = jax.value_and_grad(lambda h: 3 * plain(h, words, labels, weight, head))(hidden)
     # float32 sums in another order.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), ours, theirs)
-    loss, correct = jax.jit(head_loss, static_argnums=4)(hidden, words, labels, weight, head)
+    loss, each, correct = jax.jit(head_loss, static_argnums=4)(hidden, words, labels, weight, head)
     np.testing.assert_allclose(3 * loss, ours[0], rtol=1e-6)
+    np.testing.assert_allclose(each.sum(), loss, rtol=1e-6)
+    single = [
+        plain(hidden, words, labels, weight * (jnp.arange(TOKENS) == n), head) for n in (0, 5)
+    ]
+    np.testing.assert_allclose(each[jnp.array([0, 5])], single, rtol=2e-5, atol=2e-5)
     right = logits_of(hidden, words, head).argmax(-1) == labels
-    assert 0 < float(correct) == pytest.approx(float((right * weight).sum()))
+    assert 0 < float(correct.sum()) == pytest.approx(float((right * weight).sum()))
+    np.testing.assert_array_equal(correct, right * weight)
     np.testing.assert_array_equal(word_losses(hidden, words, labels, head).right, right)
+
+
+def test_a_gradient_of_single_tokens_losses_is_an_error(sizes):
+    hidden, words, labels, weight = example(0)
+    with pytest.raises(ValueError, match="that of its sum"):
+        jax.grad(lambda h: head_loss(h, words, labels, weight, Head(0))[1].max())(hidden)
 
 
 def test_16_bit_words_are_multiplied_as_they_are_and_summed_in_float32(sizes):

@@ -54,8 +54,13 @@ def test_value_and_gradients_equal_the_plain_loss(chunk):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), ours, theirs)
     without = vocabulary_loss(head, frozen, trained, hidden, labels, weight, chunk)
     np.testing.assert_allclose(without[0] * 3, ours[0], rtol=1e-6)
-    right = ((head(frozen, trained, hidden).argmax(-1) == labels) * weight).sum()
-    assert float(without[1]) == pytest.approx(float(right))
+    np.testing.assert_allclose(without[1].sum(), without[0], rtol=1e-6)
+    right = (head(frozen, trained, hidden).argmax(-1) == labels) * weight
+    np.testing.assert_array_equal(without[2], right)
+    with pytest.raises(ValueError, match="that of its sum"):
+        jax.grad(
+            lambda h: vocabulary_loss(head, frozen, trained, h, labels, weight, chunk)[1].max()
+        )(hidden)
 
 
 def test_tokens_that_do_not_count_are_never_computed():

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from lora_jax import LoraSpec, QuantSpec, adapt, apply
 from lora_jax.config import OptimConfig
-from lora_jax.tasks.losses import Sums, classification_sums
+from lora_jax.tasks.losses import Sums, classification
 
 IN, WIDE, CLASSES = 6, 8, 3
 
@@ -65,7 +65,7 @@ def batch(rows: int = 8, seed: int = 0, weight: Any = None) -> dict[str, np.ndar
 
 def loss(frozen: Any, trainable: Any, batch: Any, key: jax.Array | None) -> tuple[jax.Array, Sums]:
     """Summed cross-entropy of the net."""
-    sums = classification_sums(
+    sums = classification(
         apply(NET, frozen, trainable, batch["x"], key=key), batch["labels"], batch["weight"]
-    )
+    ).sums()
     return sums.loss, sums

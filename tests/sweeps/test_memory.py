@@ -16,10 +16,10 @@ from lora_jax import Encoder, EncoderConfig, LoraSpec, adapt
 from lora_jax.config import OptimConfig
 from lora_jax.training.allocator import release_freed_memory
 from lora_jax.training.compile import Program
-from lora_jax.tasks.losses import classifier_loss
+from lora_jax.tasks.heads import classifier_loss
 from lora_jax.training.optim import make_optimizer
 from lora_jax.training.step import create_state, make_stacked_step, make_train_step
-from lora_jax.tasks.task import example_inputs
+from lora_jax.tasks.encoder import example_inputs
 
 lanes = int(sys.argv[1])
 sizes = EncoderConfig(vocab_size=500, hidden_size=256, num_layers=3, num_heads=4, intermediate_size=1024, max_positions=64, num_classes=2)

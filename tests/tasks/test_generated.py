@@ -13,8 +13,9 @@ from lora_jax import cli
 from lora_jax.config import from_config_dict, to_dict
 from lora_jax.data.tasks import Decoding
 from lora_jax.evaluation.comparison import aligned, compare
+from lora_jax.metrics.predictions import Predictions
 from lora_jax.tasks.generated import cut_at_stop, generate_predictions
-from lora_jax.tasks.predictions import Predictions, predict
+from lora_jax.tasks.predictions import predict
 from lora_jax.training.loop import train
 from lora_jax.training.result import RunResult
 from lora_jax.training.saved import load_run

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lora_jax import evaluate
-from lora_jax.tasks.losses import Sums, classification_sums
+from lora_jax.tasks.losses import Sums, classification
 
 RNG = np.random.default_rng(0)
 LOGITS, LABELS = (
@@ -17,7 +17,7 @@ LOGITS, LABELS = (
 
 def test_the_loss_is_the_weighted_sum_of_cross_entropies_in_nats() -> None:
     weight = jnp.asarray([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
-    sums = classification_sums(LOGITS, LABELS, weight)
+    sums = classification(LOGITS, LABELS, weight).sums()
     logits, weights = np.asarray(LOGITS, np.float64), np.asarray(weight, np.float64)
     each = np.log(np.exp(logits).sum(1)) - logits[np.arange(6), np.asarray(LABELS)]
     right = logits.argmax(1) == np.asarray(LABELS)
@@ -28,16 +28,16 @@ def test_the_loss_is_the_weighted_sum_of_cross_entropies_in_nats() -> None:
 def test_filler_rows_change_nothing_and_get_no_gradient() -> None:
     weight = jnp.asarray([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
     whole, part = (
-        classification_sums(LOGITS, LABELS, weight),
-        classification_sums(LOGITS[:3], LABELS[:3], weight[:3]),
+        classification(LOGITS, LABELS, weight).sums(),
+        classification(LOGITS[:3], LABELS[:3], weight[:3]).sums(),
     )
     assert np.allclose(jax.tree.leaves(whole), jax.tree.leaves(part), rtol=1e-6)
-    grad = jax.grad(lambda logits: classification_sums(logits, LABELS, weight).loss)(LOGITS)
+    grad = jax.grad(lambda logits: classification(logits, LABELS, weight).sums().loss)(LOGITS)
     assert not np.any(grad[3:]) and np.all(np.any(np.asarray(grad[:3]) != 0, axis=1))
 
 
 def test_low_precision_logits_are_summed_in_float32() -> None:
-    sums = classification_sums(LOGITS.astype(jnp.bfloat16), LABELS, jnp.ones(6))
+    sums = classification(LOGITS.astype(jnp.bfloat16), LABELS, jnp.ones(6)).sums()
     assert sums.loss.dtype == jnp.float32
 
 

@@ -12,7 +12,9 @@ from tiny_tasks import HEADS, write_task
 
 from lora_jax.config import from_config_dict, to_dict
 from lora_jax.evaluation.comparison import compare, intervals
-from lora_jax.tasks.predictions import best_span, load_predictions, predict, save_predictions
+from lora_jax.metrics.predictions import load_predictions, save_predictions
+from lora_jax.tasks.heads import best_span
+from lora_jax.tasks.predictions import predict
 from lora_jax.training.loop import train
 from lora_jax.training.saved import load_run
 

@@ -19,7 +19,7 @@ from user_models import same_bits
 
 from lora_jax import load_adapter, load_run
 from lora_jax.config import Config, from_config_dict, to_dict
-from lora_jax.tasks.task import task_of
+from lora_jax.tasks.opening import open_task
 from lora_jax.training.interrupted import Interrupted
 from lora_jax.training.loop import Diverged, train
 from lora_jax.training.metrics import MetricsLog
@@ -122,7 +122,7 @@ def test_every_method_trains_what_it_says_and_leaves_a_run_that_can_be_used(
         result.value("test", "loss"), rel=1e-6
     )
     _, metadata = load_adapter(folder / "adapter")
-    assert metadata["base"] == task_of(config).base and json.loads(metadata["labels"]) == [
+    assert metadata["base"] == open_task(config).base and json.loads(metadata["labels"]) == [
         "neg",
         "pos",
     ]

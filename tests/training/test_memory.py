@@ -11,7 +11,7 @@ from tiny_encoder import save_tiny_encoder
 from tiny_tasks import write_task
 
 from lora_jax.config import config_hash, from_config_dict
-from lora_jax.tasks.task import task_of
+from lora_jax.tasks.opening import open_task
 from lora_jax.training.memory import estimate, fit_budget, parse_bytes
 
 NOTHING = lambda: (0, 0)
@@ -34,13 +34,16 @@ def settings(tmp_path_factory):
     }
 
 
+def fitted(settings):
+    config = from_config_dict(settings)
+    return fit_budget(config, open_task(config), resident=NOTHING)
+
+
 @pytest.mark.slow
 def test_the_least_change_that_fits_is_chosen(settings):
     config = from_config_dict(settings)
-    as_is = estimate(config, task_of(config), NOTHING)
-    fit = lambda size: fit_budget(
-        from_config_dict(settings | {"memory_budget": f"{size}B"}), resident=NOTHING
-    )
+    as_is = estimate(config, open_task(config), NOTHING)
+    fit = lambda size: fitted(settings | {"memory_budget": f"{size}B"})
     chosen, said = fit(as_is)
     assert (chosen, len(said)) == (config, 1) and said[0].startswith(
         "chosen: format none, batch 4 in 1 part, blocks kept"
@@ -49,7 +52,7 @@ def test_the_least_change_that_fits_is_chosen(settings):
     assert (
         chosen.quant.format == "none" and chosen.model.remat and chosen.train.eval_batch_size <= 4
     )
-    assert estimate(chosen, task_of(config), NOTHING) < as_is and "would need" in said[0]
+    assert estimate(chosen, open_task(config), NOTHING) < as_is and "would need" in said[0]
 
 
 @pytest.mark.slow
@@ -58,15 +61,12 @@ def test_nothing_that_fits_is_an_error_with_the_least_that_was_found(settings):
         ValueError,
         match=r"config.memory_budget is 0 MiB, and the least .* \(format (none|int8|nf4), batch 4 in 4 parts",
     ):
-        fit_budget(from_config_dict(settings | {"memory_budget": "1KB"}), resident=NOTHING)
+        fitted(settings | {"memory_budget": "1KB"})
 
 
 def test_other_methods_keep_their_format(settings):
     with pytest.raises(ValueError, match="the least that was found"):
-        fit_budget(
-            from_config_dict(settings | {"method": "full", "memory_budget": "1KB"}),
-            resident=NOTHING,
-        )
+        fitted(settings | {"method": "full", "memory_budget": "1KB"})
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.data.tokenizers import Encoded
 from lora_jax.io.adapter import load_adapter
 from lora_jax.models.encoder import Encoder, EncoderConfig
-from lora_jax.tasks.task import Task, example_inputs, select
+from lora_jax.tasks.encoder import EncoderTask, example_inputs
 from lora_jax.training import loop
 
 SIZES = EncoderConfig(
@@ -61,7 +61,7 @@ def task():
     tokens = jnp.ones((1, 8), jnp.int32)
     params = jax.jit(model.init)(jax.random.key(0), tokens, tokens > 0)["params"]
     splits = {"train": encoded(32, 0), "validation": encoded(8, 1), "test": encoded(8, 2)}
-    return Task(
+    return EncoderTask(
         model,
         params,
         find_sites(model, *example_inputs()),
@@ -133,7 +133,7 @@ def test_a_configuration_selects_as_many_parameters_as_its_formula_says_and_star
     name,
 ):
     groups, count = COUNTS[name]
-    frozen, trained = select(config(**groups), task(), jax.random.key(0))
+    frozen, trained = task().trainable(config(**groups), jax.random.key(0))
     assert trainable_parameters(trained) == count
     tokens, mask = jnp.asarray([[1, 5, 20, 21, 22, 23, 24, 25]]), jnp.ones((1, 8), bool)
     head = {path: leaf for path, leaf in trained.items() if isinstance(leaf, TrainedWeight)}
@@ -156,14 +156,13 @@ def _base(frozen, trained, head):
 
 
 @pytest.mark.parametrize("name", ["dora", "adalora", "loftq", "prefix_layers"])
-def test_a_run_trains_saves_and_resumes_bit_for_bit(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "task_of", lambda config: task())
+def test_a_run_trains_saves_and_resumes_bit_for_bit(name, tmp_path):
     run = config(**COUNTS[name][0])
-    result = loop.train(run, tmp_path / "whole", quiet=True)
+    result = loop.train(run, tmp_path / "whole", task=task(), quiet=True)
     shutil.copytree(
         tmp_path / "whole" / "checkpoints" / "2", tmp_path / "part" / "checkpoints" / "2"
     )
-    again = loop.train(run, tmp_path / "part", quiet=True)
+    again = loop.train(run, tmp_path / "part", task=task(), quiet=True)
     assert (
         again.value("test", "loss") == result.value("test", "loss")
         and result.trainable_parameters == COUNTS[name][1]
@@ -174,7 +173,7 @@ def test_a_run_trains_saves_and_resumes_bit_for_bit(name, tmp_path, monkeypatch)
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for left, right in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_array_equal(left, right)
-    _, start = select(run, task(), jax.random.split(jax.random.key(0))[0])
+    _, start = task().trainable(run, jax.random.split(jax.random.key(0))[0])
     changed = {
         path: [
             n
@@ -229,8 +228,8 @@ def test_settings_that_contradict_each_other_are_refused_at_the_door(groups, say
 @pytest.mark.parametrize("name", COUNTS)
 def test_shapes_alone_tell_what_a_configuration_selects(name):
     run = config(**COUNTS[name][0])
-    real = select(run, task(), jax.random.key(0))
-    shapes = jax.eval_shape(lambda: select(run, task(), jax.random.key(0)))
+    real = task().trainable(run, jax.random.key(0))
+    shapes = task().shapes(run)
     assert jax.tree.structure(shapes) == jax.tree.structure(real)
     assert [leaf.shape for leaf in jax.tree.leaves(shapes)] == [
         leaf.shape for leaf in jax.tree.leaves(real)
@@ -250,7 +249,7 @@ def test_padded_to_a_wider_run_it_selects_and_counts_the_same():
             and trainable_parameters(state.trainable) > 0
         )
         tokens, mask = jnp.asarray([[1, 5, 20, 21]]), jnp.ones((1, 4), bool)
-        frozen = select(narrow, task(), jax.random.key(0))[0]
+        frozen = task().trainable(narrow, jax.random.key(0))[0]
         outputs = [
             apply(task().model, frozen, one.trainable, tokens, mask) for one in (state, alone)
         ]
@@ -286,8 +285,8 @@ def test_every_setting_is_reached_from_the_command_line():
 
 def test_a_prefix_that_needs_more_positions_than_the_model_has_is_refused():
     with pytest.raises(ValueError, match="need 33 positions, and .* has 32"):
-        select(
-            config(method="prefix_embedding", baseline=dict(prefix=25)), task(), jax.random.key(0)
+        task().trainable(
+            config(method="prefix_embedding", baseline=dict(prefix=25)), jax.random.key(0)
         )
 
 

@@ -23,11 +23,11 @@ from lora_jax.data.tasks import Decoding
 from lora_jax.data.token_packing import pack
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.io.weights import load_t5
+from lora_jax.metrics.predictions import load_predictions
 from lora_jax.models.t5 import T5
 from lora_jax.tasks.generated import generate_predictions
 from lora_jax.tasks.language_loss import hidden_inputs, language_loss
-from lora_jax.tasks.predictions import load_predictions
-from lora_jax.tasks.task import select, task_of
+from lora_jax.tasks.opening import open_task
 from lora_jax.training.loop import train
 from lora_jax.training.saved import load_run
 
@@ -221,7 +221,7 @@ def test_generate_writes_with_an_adapter_and_without(run, folder, capsys):
 
 def test_named_targets_take_in_both_stacks_and_the_attention_across(folder, data):
     config = config_of(folder, data, method="lora", lora={"rank": 2, "targets": "query+value"})
-    _, trainable = select(config, task_of(config), jax.random.key(0))
+    _, trainable = open_task(config).trainable(config, jax.random.key(0))
     assert len(trainable) == 6 and trainable_parameters(trainable) == (3 + 2 + 2) * 2 * 2 * (
         16 + 12
     )
@@ -236,15 +236,15 @@ def test_other_methods_train_it_too(method, scan, folder, data, tmp_path):
     )
     config = config_of(folder, data, method=method, train=steps, model=model)
     result = train(config, tmp_path / "run", quiet=True)
-    sites = task_of(config).sites.values()
+    sites = open_task(config).sites.values()
     everything = sum(int(np.prod((*site.stack, *site.shape))) for site in sites)
     assert result.steps == 2 and (result.trainable_parameters == everything) == (method == "full")
 
 
 def test_a_classifiers_method_and_beam_search_are_refused(folder, data):
     config = config_of(folder, data, method="bitfit")
-    task = task_of(config)
+    task = open_task(config)
     with pytest.raises(ValueError, match="is for classifiers"):
-        select(config, task, jax.random.key(0))
+        task.trainable(config, jax.random.key(0))
     with pytest.raises(ValueError, match="an encoder-decoder decodes greedily"):
         generate_predictions(task, task.params, {}, "test", decoding=Decoding(beams=4))

@@ -22,7 +22,7 @@ from lora_jax.models.deberta import DebertaConfig
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.decoder_config import DecoderConfig
 from lora_jax.models.encoder import Encoder, EncoderConfig
-from lora_jax.tasks.task import example_inputs
+from lora_jax.tasks.encoder import example_inputs
 
 # QLoRA's memory figure, batch 1, 512 tokens, gradient checkpointing, r = 64 in all layers, MB: base,
 # adapters, optimiser (second-hand copies).

@@ -14,7 +14,7 @@ from lora_jax.analysis.spectra import Svd, dense_svd, update_svd
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten
 from lora_jax.io.adapter import load_adapter
-from lora_jax.tasks.task import task_of
+from lora_jax.tasks.opening import open_task
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def starts(run: Run) -> dict[str, np.ndarray]:
     """
     from lora_jax.training.loop import initial_state
 
-    trainable = initial_state(run.config, task_of(run.config), 1)[1].trainable
+    trainable = initial_state(run.config, open_task(run.config), 1)[1].trainable
     return {
         path: np.asarray(leaf.a, np.float64)
         for path, leaf in trainable.items()
@@ -60,7 +60,7 @@ def matrices(
     """
     if run.result is None:
         raise ValueError(f"The run {run.name} diverged: there is no update to look at.")
-    task = task_of(run.config)
+    task = open_task(run.config)
     trainable, _ = load_adapter(run.folder / "adapter", base=task.base)
     for path, base in flatten(task.params).items():
         name = path.split("/")[-2]

