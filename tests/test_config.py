@@ -2,23 +2,35 @@
 what to write.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pytest
 
 from lora_jax.config import (
+    NO_FORMAT,
+    TARGETS,
     Config,
+    DataConfig,
+    DecodingConfig,
+    LoraConfig,
+    MixturePart,
+    QuantConfig,
     UnknownKeyError,
+    built,
     canonical,
+    changed,
     config_hash,
     describe,
     flatten,
     from_config_dict,
     load_config,
     to_dict,
+    validate,
 )
+from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.quantize import QuantSpec
+from lora_jax.data.tasks import Decoding
 from lora_jax.tasks.specs import quant_spec
 
 DEFAULT = str(Path(__file__).parents[1] / "configs" / "default.py")
@@ -133,16 +145,17 @@ def test_the_hash_ignores_what_the_method_does_not_read():
     assert config_hash(replace(lora, quant=replace(lora.quant, block_size=128))) == config_hash(
         lora
     )
-    assert "lora" not in canonical(head) and "quant" not in canonical(lora)
+    read = {
+        config.method: {key.partition(".")[0] for key in canonical(config)}
+        for config in (head, lora)
+    }
+    assert "lora" not in read["head"] and "lora" in read["lora"] and "quant" not in read["lora"]
 
 
 def test_how_scales_are_stored_is_part_of_a_run_only_where_it_is_not_the_default():
     settings = {"method": "qlora", "quant": {"format": "nf4"}}
     plain = from_config_dict(settings)
-    assert (
-        "second_level" not in canonical(plain)["quant"]
-        and "scale_dtype" not in canonical(plain)["quant"]
-    )
+    assert set(changed(plain)) == {"method", "quant.format"}
     log = from_config_dict({"method": "qlora", "quant": {"format": "nf4", "second_level": "log"}})
     brain = from_config_dict(
         {"method": "qlora", "quant": {"format": "nf4", "double": False, "scale_dtype": "bfloat16"}}
@@ -152,3 +165,197 @@ def test_how_scales_are_stored_is_part_of_a_run_only_where_it_is_not_the_default
     assert quant_spec(brain) == QuantSpec("nf4", double=False, scale_dtype="bfloat16")
     with pytest.raises(ValueError, match="needs config.quant.double=false"):
         from_config_dict({"method": "qlora", "quant": {"format": "nf4", "scale_dtype": "bfloat16"}})
+
+
+REFERENCES = """
+import ml_collections as m
+def get_config():
+    c = m.ConfigDict({"train": {"batch_size": 8, "eval_batch_size": 8}, "optim": {"eps": 1}})
+    c.train.eval_batch_size = c.train.get_ref("batch_size") * 2
+    return c
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sizes"),
+    [
+        ((), (8, 16)),
+        (("config.train.batch_size=32",), (32, 64)),
+        (("config.train.batch_size=32", "config.train.batch_size=4"), (4, 8)),
+        (("config.train.eval_batch_size=5", "config.train.batch_size=32"), (32, 5)),
+    ],
+)
+def test_what_a_file_derives_follows_an_override(tmp_path, overrides, sizes):
+    (tmp_path / "c.py").write_text(REFERENCES)
+    train = load_config(str(tmp_path / "c.py"), overrides).train
+    assert (train.batch_size, train.eval_batch_size) == sizes
+
+
+def test_an_override_may_have_another_type_than_the_file_and_stand_in_a_new_group(tmp_path):
+    (tmp_path / "c.py").write_text(REFERENCES)
+    overrides = ["config.optim.eps=0.5", "config.lora.layers=0,1", "config.data.decoding.beams=2"]
+    config = load_config(str(tmp_path / "c.py"), overrides)
+    assert (config.optim.eps, config.lora.layers, config.data.decoding.beams) == (0.5, (0, 1), 2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # A ConfigDict inside a dict, and one inside a tuple.
+        """
+import ml_collections as m
+def get_config():
+    part = m.ConfigDict({"name": "a.jsonl", "fields": {"prompt": "q"}})
+    return {"data": m.ConfigDict({"task": "completion", "mixture": (part,)})}
+""",
+        # Annotations that are looked up in the file's own module.
+        """
+from __future__ import annotations
+from dataclasses import asdict, dataclass
+@dataclass
+class Part:
+    name: str = "a.jsonl"
+    fields: dict = None
+def get_config():
+    part = Part(fields={"prompt": "q"})
+    return {"data": {"task": "completion", "mixture": [asdict(part)]}}
+""",
+        # What lies beside the file, and beside its folder.
+        """
+from beside import NAME
+from above.parts import columns
+def get_config():
+    return {"data": {"task": "completion", "mixture": [{"name": NAME, "fields": columns()}]}}
+""",
+    ],
+)
+def test_config_files_may_be_written_as_python_is(tmp_path, text):
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "beside.py").write_text("NAME = 'a.jsonl'")
+    (tmp_path / "above").mkdir()
+    (tmp_path / "above" / "parts.py").write_text("def columns():\n    return {'prompt': 'q'}")
+    (folder / "c.py").write_text(text)
+    (part,) = load_config(str(folder / "c.py")).data.mixture
+    assert (part.name, dict(part.fields)) == ("a.jsonl", {"prompt": "q"})
+
+
+@pytest.mark.parametrize(
+    ("text", "axes"),
+    [
+        ("lora.alpha = 8, 16", ("lora.alpha = 8, 16",)),
+        ("lora.alpha = 8, 16; train.seed = 0, 1", ("lora.alpha = 8, 16", "train.seed = 0, 1")),
+        ("lora.rank, lora.alpha = (4, 8), (8, 16)", ("lora.rank, lora.alpha = (4, 8), (8, 16)",)),
+        (
+            "('lora.alpha = 8, 16', 'train.seed = 0, 1')",
+            ("lora.alpha = 8, 16", "train.seed = 0, 1"),
+        ),
+        ("()", ()),
+    ],
+)
+def test_an_axis_on_the_command_line_keeps_its_commas(text, axes):
+    assert load_config(DEFAULT, [f"--config.sweep.axes={text}"]).sweep.axes == axes
+
+
+COLUMNS = ["config.data.recipe=classification", "config.data.fields.text=review"]
+
+
+def test_columns_are_named_by_role():
+    config = load_config(DEFAULT, COLUMNS)
+    assert config.data.fields == {"text": "review"} and hash(config) == hash(replace(config))
+    assert from_config_dict(to_dict(config)) == config
+    again = load_config(DEFAULT, [*COLUMNS, "config.data.fields.text=None"])
+    assert again.data.fields == {}
+    # As stores hold them that were written when every role had a key.
+    old = {"recipe": "classification", "fields": {"text": "review", "label": None, "words": None}}
+    assert from_config_dict({"data": old}).data.fields == {"text": "review"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "words"),
+    [
+        (["config.data.fields.txt=a"], UnknownKeyError, "Nearest: 'data.fields.text'"),
+        (
+            ["config.data.fields.words=a"],
+            ValueError,
+            "no.* a role of .*'classification'.*text, lab",
+        ),
+        (["config.data.fields=a"], TypeError, "one by one: text, label"),
+        (["config.data.recipe=None"], ValueError, "set config.data.recipe"),
+    ],
+)
+def test_a_column_of_a_role_that_the_recipe_has_not_is_refused(overrides, error, words):
+    with pytest.raises(error, match=words):
+        load_config(DEFAULT, [*COLUMNS, *overrides])
+
+
+def test_limits_hold_for_a_config_that_was_replaced():
+    config = Config()
+    with pytest.raises(
+        ValueError, match="config.lora.rank must be 1 or more, got 0. The default is 8"
+    ):
+        validate(replace(config, lora=replace(config.lora, rank=0)))
+    with pytest.raises(TypeError, match="config.lora.rank needs a whole number, got '8'"):
+        validate(replace(config, lora=replace(config.lora, rank="8")))
+    part = MixturePart("a.jsonl", train_examples=0)
+    data = replace(config.data, task="completion", mixture=(part,))
+    with pytest.raises(ValueError, match="data.mixture.train_examples must be 1 or more, got 0"):
+        validate(replace(config, data=data))
+
+
+@pytest.mark.parametrize(
+    ("kind", "group"),
+    [(LoraSpec, LoraConfig), (QuantSpec, QuantConfig), (Decoding, DecodingConfig)],
+)
+def test_no_field_of_a_spec_is_forgotten(kind, group):
+    """What the library's spec has, the config sets; a default is the same, or None = as it is."""
+    known = {field.name: field.default for field in fields(group)}
+    for field in fields(kind):
+        assert field.name in known, f"{group.__name__} has no {field.name}"
+        assert known[field.name] in (field.default, None, NO_FORMAT)
+
+
+def test_specs_are_built_by_name():
+    @dataclass
+    class Turned:
+        alpha: float
+        rank: int
+
+    assert built(Turned, LoraConfig(rank=3, alpha=5.0)) == Turned(alpha=5.0, rank=3)
+    lora = LoraConfig(rank=4, alpha=2.0, dropout=0.5, layers=(1,), parts=(True, False), dora=True)
+    spec = built(LoraSpec, lora)
+    assert all(getattr(spec, field.name) == getattr(lora, field.name) for field in fields(LoraSpec))
+    assert {field.name for field in fields(MixturePart)} <= {f.name for f in fields(DataConfig)}
+
+
+def test_one_run_has_one_spelling():
+    def hash_of(**groups):
+        return config_hash(from_config_dict(groups))
+
+    assert hash_of(optim={"weight_decay": -0.0}) == hash_of(optim={"weight_decay": 0.0})
+    assert hash_of(lora={"layers": [1, 0, 1]}) == hash_of(lora={"layers": [0, 1]})
+    assert hash_of(optim={"head_learning_rate": 1e-3}) == hash_of()
+    assert hash_of(lora={"targets": "attention"}) != hash_of()
+    assert hash_of(lora={"targets": TARGETS["all-linear"]}) == hash_of(train={"log_every": 3})
+
+
+def test_a_new_setting_leaves_the_ids_of_runs_that_do_not_use_it():
+    """Pinned: a hash that changes orphans every store."""
+    assert changed(Config()) == {} and config_hash(Config()) == "44136fa3"
+    nf4 = {"method": "qlora", "quant": {"format": "nf4"}, "train": {"total_steps": 10, "seed": 3}}
+    config = from_config_dict(nf4)
+    assert changed(config) == {
+        "method": "qlora", "quant.format": "nf4", "train.total_steps": 10, "train.seed": 3,
+    }  # fmt: skip
+    assert config_hash(config) == "0b8adc9f"
+
+
+def test_a_baseline_reads_its_own_settings():
+    def hash_of(method, **baseline):
+        return config_hash(from_config_dict({"method": method, "baseline": baseline}))
+
+    assert hash_of("bottleneck", prefix=3, top_layers=1) == hash_of("bottleneck")
+    assert hash_of("bottleneck", size=3) != hash_of("bottleneck")
+    assert hash_of("prefix_layers", size=3) == hash_of("prefix_layers")
+    assert hash_of("prefix_layers", infix=3) != hash_of("prefix_layers")
+    assert hash_of("top_layers", top_layers=3) != hash_of("top_layers")

@@ -1,13 +1,18 @@
-"""Every config in configs/ is legal, and takes a step when it is shrunk to a tiny model."""
+"""Every config in configs/ is legal, means what it meant, and takes a step when it is shrunk to a
+tiny model.
+"""
 
-import importlib.util
+import hashlib
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_language import write_completions, write_tiny_model
 
-from lora_jax.config import load_config
+from lora_jax.config import Config, load_config, to_dict
+from lora_jax.config.load import run_file
 from lora_jax.sweeps.grid import expand
 from lora_jax.sweeps.runner import run_sweep
 from lora_jax.sweeps.store import RunStore
@@ -21,6 +26,40 @@ SPECS = [
 LANGUAGE_SPECS = [f"gemma3_completions.py:{task}" for task in ("modes", "sql", "titles")]
 
 
+# What every config with every argument said at c3174b2, a hash each: settings that differ from the
+# defaults, and what loading it prints.
+MEANINGS = json.loads((Path(__file__).parent / "golden" / "configs.json").read_text())
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items() if item is not None}
+    return [plain(item) for item in value] if isinstance(value, list) else value
+
+
+def differing(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What is not as the defaults are; columns of roles that are not named say nothing."""
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found[key] = differing(value, defaults.get(key) or {})
+        elif value != defaults.get(key):
+            found[key] = plain(value)
+    return {key: value for key, value in found.items() if value != {}}
+
+
+@pytest.mark.parametrize("name", MEANINGS)
+def test_every_config_says_what_it_said(name, capsys):
+    defaults, found = to_dict(Config()), {}
+    for argument in MEANINGS[name]:
+        capsys.readouterr()
+        config = load_config(f"{CONFIGS / name}:{argument}" if argument else str(CONFIGS / name))
+        said = [differing(to_dict(config), defaults), capsys.readouterr().err]
+        text = json.dumps(said, sort_keys=True)
+        found[argument] = hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert found == MEANINGS[name]
+
+
 def test_every_file_is_tested_here():
     assert {path.name for path in CONFIGS.glob("*.py")} == {
         spec.partition(":")[0] for spec in [*SPECS, *LANGUAGE_SPECS]
@@ -30,10 +69,9 @@ def test_every_file_is_tested_here():
 @pytest.mark.parametrize("spec", [*SPECS, *LANGUAGE_SPECS])
 def test_the_docstring_names_its_command(spec):
     path = CONFIGS / spec.partition(":")[0]
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    assert re.search(rf"lora-jax (sweep|train) --config configs/{path.name}", module.__doc__)
+    assert re.search(
+        rf"lora-jax (sweep|train) --config configs/{path.name}", run_file(path).__doc__
+    )
 
 
 @pytest.mark.parametrize("spec", SPECS[2:])

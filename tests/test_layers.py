@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "statistics": {"statistics"},
     "cache": set(),
     "io": {"io", "core", "models", "data.text_tokenizers", "data.tokenizers", "cache"},
-    "config": {"config", "core.codebooks", "core.init", "data.tasks"},
+    "config": {"config", "core.codebooks", "core.init", "core.variants", "data.tasks"},
     "generation": {"generation", "data", "io", "models"} | ADAPT,
     "tasks": {"tasks", "metrics", "generation", "data", "io", "models"} | SETTINGS | ADAPT,
     "evaluation": {"statistics", "evaluation", "tasks", "metrics"},

@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from lora_jax.adapters.sites import find_sites
     from lora_jax.analysis.quantisation import losses
-    from lora_jax.config.fields import resolve_targets
+    from lora_jax.config import resolve_targets
     from lora_jax.core.paths import flatten, match, unflatten
     from lora_jax.core.quantize import QuantSpec, quantize
     from lora_jax.io.hub import resolve

@@ -7,13 +7,12 @@ instead.
 from lora_jax.config.fields import (
     ADAPTERS,
     NO_FORMAT,
-    TARGETS,
     AdaLoraConfig,
     BaselineConfig,
+    Columns,
     Config,
     DataConfig,
     DecodingConfig,
-    FieldsConfig,
     HalvingConfig,
     LearningRates,
     LoraConfig,
@@ -25,19 +24,19 @@ from lora_jax.config.fields import (
     SearchConfig,
     SweepConfig,
     TrainConfig,
+    built,
     flatten,
-    resolve_targets,
 )
-from lora_jax.config.ids import canonical, config_hash
-from lora_jax.config.limits import validate
-from lora_jax.config.load import (
+from lora_jax.config.ids import canonical, changed, config_hash
+from lora_jax.config.limits import TARGETS, resolve_targets
+from lora_jax.config.load import describe, from_config_dict, load_config, to_dict, validate
+from lora_jax.config.values import (
     UnknownKeyError,
-    describe,
-    from_config_dict,
-    load_config,
+    kind_of,
     read_value,
     split_items,
-    to_dict,
+    value_of,
+    with_value,
 )
 
 __all__ = [
@@ -46,10 +45,10 @@ __all__ = [
     "TARGETS",
     "AdaLoraConfig",
     "BaselineConfig",
+    "Columns",
     "Config",
     "DataConfig",
     "DecodingConfig",
-    "FieldsConfig",
     "HalvingConfig",
     "LearningRates",
     "LoraConfig",
@@ -62,15 +61,20 @@ __all__ = [
     "SweepConfig",
     "TrainConfig",
     "UnknownKeyError",
+    "built",
     "canonical",
+    "changed",
     "config_hash",
     "describe",
     "flatten",
     "from_config_dict",
+    "kind_of",
     "load_config",
     "read_value",
     "resolve_targets",
     "split_items",
     "to_dict",
     "validate",
+    "value_of",
+    "with_value",
 ]

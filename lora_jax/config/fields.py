@@ -1,15 +1,32 @@
-"""The settings: one frozen dataclass a group, each field with its unit and legal values; and the
-names of targets.
-"""
+"""The settings: one frozen dataclass a group, each field with its unit, its default and its limit."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
+
+from lora_jax.config.limits import (
+    TARGETS,
+    Count,
+    Limit,
+    Name,
+    NotNegative,
+    Positive,
+    ReadBy,
+    Share,
+    Targets,
+    Weight,
+    at_least,
+    one_of,
+)
+from lora_jax.core.codebooks import FORMATS
+from lora_jax.core.init import INITIALIZERS
+from lora_jax.core.variants import VARIANTS
+from lora_jax.data.tasks import RECIPES
+
+T = TypeVar("T")
 
 Method = Literal[
     "full",
@@ -28,65 +45,55 @@ Baseline = Literal[
 ]
 ADAPTERS = ("lora", "qlora")  # the methods that have a rank and targets; the others are baselines
 NO_FORMAT = "none"  # the base as it was loaded, shown to people as "fp32"
+ROLES = tuple(dict.fromkeys(role for recipe in RECIPES.values() for role in recipe.fields))
 
-# With scan the blocks are `layers/...`, without it `layers_0/...`, `layers_1/...`: one name must
-# serve both.
-TARGETS: dict[str, str] = {
-    "query+value": r"layers(_\d+)?/attn/(q|v)/kernel",
-    "attention": r"layers(_\d+)?/attn/(q|k|v|o)/kernel",
-    "mlp": r"layers(_\d+)?/mlp/(gate|up|down)/kernel",
-    "all-linear": r"(layers(_\d+)?/.*|pooler)/kernel",
-}
+NO_RESULT = ReadBy()  # changes files, memory or speed, never a number of the result
+FOR_ADAPTERS = ReadBy(ADAPTERS)
+FOR_BOTTLENECK = ReadBy(("bottleneck",))
+FOR_PREFIX = ReadBy(("prefix_embedding", "prefix_layers"))
+
+Format = Annotated[str, one_of((NO_FORMAT, *FORMATS))]
+# A line of a small language: commas belong to it, and on the command line ';' stands between two.
+Line = Annotated[str, "line"]
+
+
+class Columns(Mapping[str, str]):
+    """The column of each role of a recipe, or a path such as input.-1.content. A role that is left
+    out is read from the recipe's own name for it. Not to be changed once made.
+    """
+
+    def __init__(self, columns: Mapping[str, str] | None = None) -> None:
+        self._columns = dict(sorted((columns or {}).items()))
+
+    def __getitem__(self, role: str) -> str:
+        return self._columns[role]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._columns.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._columns)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The pretrained encoder and how its program is built."""
+    """The pretrained model and how its program is built."""
 
-    name: str = "minilm-l6"  # a known name, a local folder, or a Hugging Face id
-    revision: str | None = (
-        None  # branch, tag or commit of a Hugging Face id; None = its main branch
-    )
+    name: Name = "minilm-l6"  # a known name, a local folder, or a Hugging Face id
+    # Branch, tag or commit of a Hugging Face id; None = its main branch.
+    revision: str | None = None
     scan: bool = True  # the equal blocks are one nn.scan: compiles once, not once a layer
-    remat: bool = (
-        False  # recompute a block in the backward pass: less memory, about a third more time
-    )
-    offload: bool = (
-        False  # with remat: what is kept of a block waits in host memory, where the device has one
-    )
+    # Recompute a block in the backward pass: less memory, about a third more time.
+    remat: bool = False
+    # With remat: what is kept of a block waits in host memory, where the device has one.
+    offload: Annotated[bool, NO_RESULT] = False
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and products
-
-
-@dataclass(frozen=True)
-class FieldsConfig:
-    """The column of each role of a task recipe, or a path such as input.-1.content; None = the
-    recipe's own name for it.
-    """
-
-    text: str | None = None
-    text_pair: str | None = None
-    label: str | None = None
-    score: str | None = None
-    words: str | None = None
-    tags: str | None = None
-    context: str | None = None
-    question: str | None = None
-    answers: str | None = None
-    choices: str | None = None
-    answer: str | None = None
-    instruction: str | None = None
-    input: str | None = None
-    output: str | None = None
-    messages: str | None = None
-    summary: str | None = None
-    source: str | None = None
-    target: str | None = None
-    references: str | None = None
-    task: str | None = None
-    code: str | None = None
-    table: str | None = None
-    prompt: str | None = None
-    completion: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,12 +102,14 @@ class DecodingConfig:
     does it.
     """
 
-    max_new: int | None = None  # new tokens at most, 1 or more
-    beams: int | None = None  # 1 = greedy
-    length_penalty: float | None = (
-        None  # a finished beam's log probability is divided by length ** this
-    )
-    no_repeat_ngram: int | None = None  # n-grams that may not come twice in an answer; 0 = none
+    max_new: Count | None = None  # new tokens at most
+    beams: Count | None = None  # 1 = greedy
+    # A finished beam's log probability is divided by length ** this.
+    length_penalty: float | None = None
+    # n-grams of this length may not come twice in an answer; 0 = all may.
+    no_repeat_ngram: (
+        Annotated[int, Limit("0 or 2 or more", lambda value: value >= 0 and value != 1)] | None
+    ) = None
     stop: tuple[str, ...] | None = None  # strings that end an answer
 
 
@@ -109,128 +118,127 @@ class MixturePart:
     """One task of a mixture; the fields are those of DataConfig."""
 
     name: str = ""
-    recipe: str = "completion"
-    fields: FieldsConfig = FieldsConfig()
+    recipe: Annotated[str, one_of(RECIPES)] = "completion"
+    fields: Columns = Columns()
     prompt: str | None = None
     completion: str | None = None
-    train_examples: int | None = None
+    train_examples: Count | None = None
     on_error: Literal["stop", "skip"] = "stop"
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Texts and labels. `buckets`, where given, increase strictly and the last one holds a text of
-    `max_length`.
-    """
+    """Texts, and what is to be found of them."""
 
-    task: Literal["classification", "completion"] = (
-        "classification"  # completion: a decoder learns to continue prompts, T5 to answer them
-    )
-    # a known name, a TFDS catalogue name such as glue/sst2, or a .csv or .jsonl file
-    name: str = "rotten_tomatoes"
+    # completion: a decoder learns to continue prompts, T5 to answer them.
+    task: Literal["classification", "completion"] = "classification"
+    # A known name, a TFDS catalogue name such as glue/sst2, or a .csv or .jsonl file.
+    name: Name = "rotten_tomatoes"
     text: str = "text"  # column of the text, or of the prompt
-    text_pair: str | None = (
-        None  # column of a second text (sentence pairs); None = one text an example
-    )
+    text_pair: str | None = None  # column of a second text; None = one text an example
     label: str = "label"  # column of the class, or of the completion
-    max_length: int = 128  # tokens, with the special ones; longer texts are cut. 3 or more
+    # Tokens, with the special ones; longer texts are cut.
+    max_length: Annotated[
+        int, Limit("3 or more (two of the tokens are special ones)", lambda value: value >= 3)
+    ] = 128
     # Tokens: a batch is padded to the first bucket that holds its texts. None = chosen from the
     # data's lengths.
-    buckets: tuple[int, ...] | None = None
-    train_examples: int | None = None  # cap of the training set; None = all
-    # A name in lora_jax.data.tasks.RECIPES: what the fields mean, how a prompt is made of them,
-    # what scores and decodes an answer. With it, text, text_pair and label are not read: `fields`
-    # names the columns. None = the plain loaders.
-    recipe: str | None = None
-    fields: FieldsConfig = FieldsConfig()
-    prompt: str | None = (
-        None  # template over the recipe's roles, such as 'Review: {text}'; None = the recipe's
-    )
+    buckets: tuple[Count, ...] | None = None
+    train_examples: Count | None = None  # cap of the training set; None = all
+    # What the fields mean, how a prompt is made of them, what scores and decodes an answer. With
+    # it, text, text_pair and label are not read: `fields` names the columns. None = the plain
+    # loaders.
+    recipe: Annotated[str, one_of(RECIPES)] | None = None
+    fields: Columns = Columns()
+    # Template over the recipe's roles, such as 'Review: {text}'; None = the recipe's.
+    prompt: str | None = None
     completion: str | None = None  # template of what a decoder is to write; None = the recipe's
-    label_names: tuple[str, ...] | None = (
-        None  # classes in the order of their ids; None = the data set's, or those of train, sorted
-    )
-    metrics: tuple[str, ...] | None = (
-        # names in lora_jax.metrics.table.METRICS, the one to report first; None = the recipe's
-        None
-    )
+    # Classes in the order of their ids; None = the data set's, or those of train, sorted.
+    label_names: tuple[str, ...] | None = None
+    # Names in lora_jax.metrics.table.METRICS, the one to report first; None = the recipe's.
+    metrics: tuple[str, ...] | None = None
     decoding: DecodingConfig = DecodingConfig()
     # Several tasks for one language model, drawn with probability ~ size ** (1 /
     # mixture_temperature). With them, `name` is not read.
     mixture: tuple[MixturePart, ...] = ()
-    mixture_temperature: float = 1.0  # 1 or more; 1 = every example alike, large = every task alike
-    on_error: Literal["stop", "skip"] = (
-        "stop"  # a wrong row: an error, or left out and counted (with a recipe)
-    )
+    # 1 = every example alike, large = every task alike.
+    mixture_temperature: Annotated[float, at_least(1)] = 1.0
+    # A wrong row: an error, or left out and counted (with a recipe).
+    on_error: Literal["stop", "skip"] = "stop"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The data sets that are read: the name, or those of a mixture."""
+        return tuple(part.name for part in self.mixture) or (self.name,)
 
     @property
     def title(self) -> str:
-        """What is trained on, in words: the name, or those of a mixture."""
-        return " + ".join(part.name for part in self.mixture) or self.name
+        """What is trained on, in words."""
+        return " + ".join(self.names)
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """The adapter of methods lora and qlora. The other methods do not read it."""
+    """The adapter of methods lora and qlora."""
 
-    rank: int = 8  # 1 or more
-    alpha: float = 16.0  # numerator of the scale, above 0
+    rank: Count = 8
+    alpha: Positive = 16.0  # numerator of the scale
     scaling: Literal["standard", "rslora"] = "standard"  # alpha / rank, or alpha / sqrt(rank)
-    dropout: float = 0.0  # probability in [0, 1) on the adapter's input, in training
-    # a name in lora_jax.core.init.INITIALIZERS, or pissa_niter_N; loftq and qpissa need method
-    # qlora
-    init: str = "kaiming"
-    targets: str = "all-linear"  # a name in TARGETS, or a full-match regex on parameter paths
-    layers: tuple[int, ...] | None = None  # indices of the adapted layers, from 0; None = all
+    dropout: Share = 0.0  # probability on the adapter's input, in training
+    # First values of the factors; those that choose the codes of a base need method qlora.
+    init: Annotated[str, one_of(INITIALIZERS, also=r"pissa_niter_\d+")] = "kaiming"
+    targets: Targets = "all-linear"  # which weights
+    layers: tuple[NotNegative, ...] | None = None  # adapted layers by index; None = all
     dora: bool = False  # a trained magnitude for each output column
-    variant: str = (
-        "lora"  # a name in lora_jax.core.variants.VARIANTS: lora, lora_fa, vera, adalora, qa_lora
-    )
-    group_size: int = 32  # inputs that share a row of `a` under variant qa_lora, 1 or more
-    parts: tuple[bool, ...] | None = (
-        None  # which projections of a fused kernel are adapted, such as (true, false, true)
-    )
+    variant: Annotated[str, one_of(VARIANTS)] = "lora"
+    group_size: Count = 32  # inputs that share a row of `a` under variant qa_lora
+    # Which projections of a fused kernel are adapted, such as (true, false, true).
+    parts: tuple[bool, ...] | None = None
     bias: Literal["none", "all", "lora_only"] = "none"  # biases that are trained whole besides
-    embedding_rows: tuple[int, ...] | None = None  # word ids whose embeddings are trained besides
-    calibration_batches: int = (
-        8  # training batches that inits eva, corda, corda_kpm and lora_ga measure, 1 or more
-    )
+    # Word ids whose embeddings are trained besides.
+    embedding_rows: tuple[NotNegative, ...] | None = None
+    # Training batches that inits eva, corda, corda_kpm and lora_ga measure.
+    calibration_batches: Count = 8
 
 
 @dataclass(frozen=True)
 class QuantConfig:
-    """How the frozen base is stored under method qlora. The other methods do not read it."""
+    """How the frozen base is stored under method qlora."""
 
-    format: str = NO_FORMAT  # none, or a name in lora_jax.core.codebooks.FORMATS
-    block_size: int | None = (
-        64  # weights that share a scale, even; None = one scale an output channel
-    )
+    format: Format = NO_FORMAT
+    # Weights that share a scale; None = one scale an output channel.
+    block_size: (
+        Annotated[
+            int,
+            Limit(
+                "an even number of weights, 2 or more",
+                lambda value: value >= 2 and value % 2 == 0,
+            ),
+        ]
+        | None
+    ) = 64
     double: bool = True  # store the scales themselves in 8 bits
-    second_level: Literal["mean", "log"] = (
-        "mean"  # of double: QLoRA's, or 'log', safe where some blocks are far larger than others
-    )
-    scale_dtype: Literal["float32", "bfloat16", "e8m0"] = (
-        "float32"  # of scales without double; e8m0: the powers of two of MX formats
-    )
-    targets: str = TARGETS["all-linear"]  # as lora.targets: the parameters that are quantised
+    # Of double: QLoRA's, or 'log', safe where some blocks are far larger than others.
+    second_level: Literal["mean", "log"] = "mean"
+    # Of scales without double; e8m0: the powers of two of MX formats.
+    scale_dtype: Literal["float32", "bfloat16", "e8m0"] = "float32"
+    targets: Targets = TARGETS["all-linear"]  # the weights that are quantised
 
 
 @dataclass(frozen=True)
 class BaselineConfig:
     """The baselines that are not adapters of weights. Each method reads its own fields."""
 
-    # method top_layers: the last blocks, trained whole with the pooler and the classifier, 1 or
-    # more
-    top_layers: int = 2
-    kind: Literal["houlsby", "lin", "pfeiffer"] = (
-        "houlsby"  # method bottleneck: where the adapters stand
-    )
-    size: int = 64  # method bottleneck: width, 1 or more
-    dropped: int = (
-        0  # method bottleneck: blocks from the first that have none (AdapterDrop), 0 or more
-    )
-    prefix: int = 16  # methods prefix_*: trained tokens after the first token, 0 or more
-    infix: int = 0  # methods prefix_*: trained tokens at the end, 0 or more
+    # The last blocks, trained whole with the pooler and the classifier.
+    top_layers: Annotated[Count, ReadBy(("top_layers",))] = 2
+    # Where the bottlenecks stand, their width, and how many of the first blocks have none
+    # (AdapterDrop).
+    kind: Annotated[Literal["houlsby", "lin", "pfeiffer"], FOR_BOTTLENECK] = "houlsby"
+    size: Annotated[Count, FOR_BOTTLENECK] = 64
+    dropped: Annotated[NotNegative, FOR_BOTTLENECK] = 0
+    # Trained tokens after the first token, and at the end.
+    prefix: Annotated[NotNegative, FOR_PREFIX] = 16
+    infix: Annotated[NotNegative, FOR_PREFIX] = 0
 
 
 @dataclass(frozen=True)
@@ -239,73 +247,70 @@ class AdaLoraConfig:
     matrix.
     """
 
-    target_rank: float | None = (
-        None  # mean columns a matrix at the end, above 0; None = no budget (other variants)
-    )
-    warmup_steps: int = 0  # steps before the budget falls, 0 or more
-    final_steps: int = 0  # steps at the end with a fixed choice, 0 or more
-    interval: int = 10  # steps from one masking to the next, 1 or more
-    beta1: float = 0.85  # smoothing of the importance, in [0, 1)
-    beta2: float = 0.85  # smoothing of its fluctuation, in [0, 1)
-    orthogonality: float = 0.1  # weight of the penalty, 0 or more
+    # Mean columns a matrix at the end; None = no budget (other variants).
+    target_rank: Positive | None = None
+    warmup_steps: NotNegative = 0  # steps before the budget falls
+    final_steps: NotNegative = 0  # steps at the end with a fixed choice
+    interval: Count = 10  # steps from one masking to the next
+    beta1: Share = 0.85  # smoothing of the importance
+    beta2: Share = 0.85  # smoothing of its fluctuation
+    orthogonality: Weight = 0.1  # weight of the penalty
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """AdamW and its schedule."""
 
-    name: Literal["adamw", "adamw8bit"] = (
-        "adamw"  # adamw8bit: moments of 4096 numbers or more in 8 bits, as bitsandbytes has them
-    )
-    offload: bool = False  # the moments stay in host memory between steps, where the device has one
-    learning_rate: float = 1e-3  # peak, above 0
-    head_learning_rate: float | None = None  # of the modules trained whole; None = learning_rate
-    lora_plus_ratio: float = 1.0  # learning rate of `b` over that of `a`, above 0 (LoRA+: 16)
-    weight_decay: float = 0.01  # decoupled, 0 or more
-    beta1: float = 0.9  # in [0, 1)
-    beta2: float = 0.999  # in [0, 1)
-    eps: float = 1e-8  # above 0
-    schedule: Literal["linear", "cosine", "constant"] = (
-        "linear"  # what follows the warm-up, down to 0
-    )
-    warmup_fraction: float = 0.06  # share of the steps, in [0, 1)
-    clip_norm: float = 1.0  # largest global norm of the gradient; 0 = no clipping
-    precondition_b: bool = (
-        False  # PEFT's form of LoRA-FA: the gradient of `b` times (a^T a)^-1 / scale^2
-    )
-    adalora: AdaLoraConfig = AdaLoraConfig()
+    # adamw8bit: moments of 4096 numbers or more in 8 bits, as bitsandbytes has them.
+    name: Literal["adamw", "adamw8bit"] = "adamw"
+    # The moments stay in host memory between steps, where the device has one.
+    offload: Annotated[bool, NO_RESULT] = False
+    learning_rate: Positive = 1e-3  # peak
+    head_learning_rate: Positive | None = None  # of modules trained whole; None = learning_rate
+    # Learning rate of `b` over that of `a` (LoRA+: 16).
+    lora_plus_ratio: Annotated[Positive, FOR_ADAPTERS] = 1.0
+    weight_decay: Weight = 0.01  # decoupled
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    eps: Positive = 1e-8
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # after the warm-up, down to 0
+    warmup_fraction: Share = 0.06  # of the steps
+    clip_norm: Weight = 1.0  # largest global norm of the gradient; 0 = no clipping
+    # PEFT's form of LoRA-FA: the gradient of `b` times (a^T a)^-1 / scale^2.
+    precondition_b: Annotated[bool, FOR_ADAPTERS] = False
+    adalora: Annotated[AdaLoraConfig, FOR_ADAPTERS] = AdaLoraConfig()
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The loop. `accumulate` divides `batch_size`."""
+    """The loop."""
 
-    total_steps: int | None = None  # optimiser steps; None = as many as `epochs` has
-    epochs: float = 1.0  # passes over the training set, above 0; not read when total_steps is set
-    batch_size: int = 32  # examples an optimiser step
-    accumulate: int = 1  # the batch is computed in this many equal parts
-    eval_batch_size: int = 64  # examples
-    eval_examples: int | None = None  # cap of the validation set; None = all
-    log_every: int = 10  # steps
-    eval_every: int | None = None  # steps; None = at the end only
-    checkpoint_every: int = 100  # steps
-    seed: int = 0  # of the factors, the head, the order of the data and dropout; 0 or more
+    total_steps: Count | None = None  # optimiser steps; None = as many as `epochs` has
+    epochs: Positive = 1.0  # passes over the training set; not read when total_steps is set
+    batch_size: Count = 32  # examples an optimiser step
+    accumulate: Count = 1  # the batch is computed in this many equal parts
+    eval_batch_size: Count = 64  # examples
+    eval_examples: Count | None = None  # cap of the validation set; None = all
+    log_every: Annotated[Count, NO_RESULT] = 10  # steps
+    eval_every: Count | None = None  # steps; None = at the end only
+    checkpoint_every: Annotated[Count, NO_RESULT] = 100  # steps
+    seed: NotNegative = 0  # of the factors, the head, the order of the data and dropout
 
 
 @dataclass(frozen=True)
 class LearningRates:
     """Learning rate of each method in a sweep; None = optim.learning_rate."""
 
-    full: float | None = None
-    head: float | None = None
-    lora: float | None = None
-    qlora: float | None = None
-    bitfit: float | None = None
-    top_layers: float | None = None
-    bottleneck: float | None = None
-    prefix_embedding: float | None = None
-    prefix_layers: float | None = None
-    ia3: float | None = None
+    full: Positive | None = None
+    head: Positive | None = None
+    lora: Positive | None = None
+    qlora: Positive | None = None
+    bitfit: Positive | None = None
+    top_layers: Positive | None = None
+    bottleneck: Positive | None = None
+    prefix_embedding: Positive | None = None
+    prefix_layers: Positive | None = None
+    ia3: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -314,10 +319,9 @@ class HalvingConfig:
     by validation loss.
     """
 
-    rungs: tuple[
-        int, ...
-    ] = ()  # steps, ascending, below the run's last; none = every run is finished
-    factor: int = 3  # 2 or more
+    # Steps, ascending, below the run's last; none = every run is finished.
+    rungs: tuple[Count, ...] = ()
+    factor: Annotated[int, at_least(2)] = 3
 
 
 @dataclass(frozen=True)
@@ -326,11 +330,11 @@ class SearchConfig:
     loss, the mean over sweep.seeds.
     """
 
-    trials: int = 0  # how many; 0 = no search
+    trials: NotNegative = 0  # how many; 0 = no search
     # A line for each setting: "optim.learning_rate = log 1e-4 .. 1e-2", "lora.rank = 1, 4, 16". See
     # lora_jax.sweeps.search.
-    space: tuple[str, ...] = ()
-    seed: int = 0  # of the settings that are asked
+    space: tuple[Line, ...] = ()
+    seed: NotNegative = 0  # of the settings that are asked
 
 
 @dataclass(frozen=True)
@@ -339,24 +343,21 @@ class SweepConfig:
     config's value.
     """
 
-    rank: tuple[int, ...] = ()
-    format: tuple[str, ...] = ()  # as quant.format; none = LoRA on the base as it was loaded
-    targets: tuple[
-        str, ...
-    ] = ()  # as lora.targets; regexes with commas must stand in a config file
-    seeds: tuple[int, ...] = ()
+    rank: tuple[Count, ...] = ()
+    format: tuple[Format, ...] = ()  # none = LoRA on the base as it was loaded
+    targets: tuple[Targets, ...] = ()
+    seeds: tuple[NotNegative, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     learning_rate: LearningRates = LearningRates()
     # More axes, each a line: "lora.alpha = 8, 16"; zipped: "lora.rank, lora.alpha = (4, 8), (8,
     # 16)"; for some runs only: "quant.block_size = 32, 64 if quant.format == nf4"; several bases:
     # "model.name = minilm-l6, ./mine". See lora_jax.sweeps.axes.
-    axes: tuple[str, ...] = ()
-    # most adapters that are trained side by side in one program; 1 = each alone, 0 = all that the
-    # memory budget holds
-    stack: int = 1
-    memory_budget_gb: float | None = (
-        None  # largest predicted peak of a program, in GB of 1e9 bytes, above 0; None = no limit
-    )
+    axes: tuple[Line, ...] = ()
+    # Most adapters that are trained side by side in one program; 1 = each alone, 0 = all that the
+    # memory budget holds.
+    stack: NotNegative = 1
+    # Largest predicted peak of a program, in GB of 1e9 bytes; None = no limit.
+    memory_budget_gb: Positive | None = None
     halving: HalvingConfig = HalvingConfig()
     search: SearchConfig = SearchConfig()
 
@@ -373,20 +374,21 @@ class Config:
     # qlora: factors. bitfit: biases. top_layers: the last blocks. bottleneck: small networks in
     # each block. prefix_*: inserted states. ia3: gains.
     method: Method = "lora"
-    lora: LoraConfig = LoraConfig()
-    quant: QuantConfig = QuantConfig()
+    lora: Annotated[LoraConfig, FOR_ADAPTERS] = LoraConfig()
+    quant: Annotated[QuantConfig, ReadBy(("qlora",))] = QuantConfig()
     baseline: BaselineConfig = BaselineConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
-    sweep: SweepConfig = SweepConfig()
+    sweep: Annotated[SweepConfig, NO_RESULT] = SweepConfig()
     # Such as 2GiB: before training, format, micro-batches and remat are chosen so that the process
-    # stays under it; None = as set.
-    memory_budget: str | None = None
-    out: str = "runs/default"  # folder of the result store
+    # stays under it; None = as set. What it chooses stands in other settings.
+    memory_budget: Annotated[str, NO_RESULT] | None = None
+    # Folder of the result store.
+    out: Annotated[str, Limit("a folder", bool), NO_RESULT] = "runs/default"
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value} of a config, in the order of its fields."""
+    """{dotted key: value} of a config, in the order of its fields; `data.fields` is one value."""
     flat: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value, key = getattr(config, field.name), prefix + field.name
@@ -394,49 +396,12 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def default_of(key: str) -> Any:
-    """The default of a dotted key."""
-    return flatten(Config())[key]
-
-
-def listed(names: Sequence[str] | Mapping[str, Any]) -> str:
-    """The names in quotes, for an error."""
-    return ", ".join(repr(name) for name in names)
-
-
-def choose(value: str, names: Sequence[str], key: str) -> str:
-    """`value`, if it is one of the `names` that `config.key` may have.
+def built(kind: type[T], settings: Any) -> T:
+    """The library's dataclass `kind` of the settings of the same names: a LoraSpec of
+    `config.lora`, a QuantSpec of `config.quant`.
 
     Raises:
-        ValueError: it is not; the nearest is named.
+        AttributeError: `kind` has a field for which there is no setting.
     """
-    if value in names:
-        return value
-    near = difflib.get_close_matches(value, names, 1, 0.4)
-    hint = f" Nearest: {near[0]!r}." if near else ""
-    raise ValueError(f"config.{key} must be one of {listed(names)}, got {value!r}.{hint}")
-
-
-def resolve_targets(name: str) -> str:
-    """The regex on parameter paths that a name in TARGETS stands for; any other text is a regex
-    itself.
-
-    Raises:
-        ValueError: it is no regex, or a misspelt name.
-    """
-    if name in TARGETS:
-        return TARGETS[name]
-    near = difflib.get_close_matches(name, TARGETS, 1, 0.75)
-    if near and "/" not in name:
-        raise ValueError(
-            f"Targets {name!r} is neither a name nor a path pattern. Nearest name: {near[0]!r}; "
-            f"names are {listed(TARGETS)}."
-        )
-    try:
-        re.compile(name)
-    except re.error as error:
-        raise ValueError(
-            f"Targets must be one of {listed(TARGETS)} or a full-match regex on parameter paths, "
-            f"got {name!r}, which is not a regex ({error}). An example: 'layers/attn/(q|v)/kernel'."
-        ) from error
-    return name
+    names = [field.name for field in dataclasses.fields(kind)]
+    return kind(**{name: getattr(settings, name) for name in names})

@@ -2,60 +2,63 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from typing import Any
 
-from lora_jax.config.fields import ADAPTERS, Config, QuantConfig, resolve_targets
-from lora_jax.config.load import from_config_dict, to_dict
-
-_LATER = ("second_level", "scale_dtype")
+from lora_jax.config.fields import Config, flatten
+from lora_jax.config.limits import resolve_targets
+from lora_jax.config.load import to_dict
+from lora_jax.config.values import readers
 
 
 def canonical(config: Config) -> dict[str, Any]:
-    """What decides the numbers of a run, as a plain dict: equal for two configs exactly if they are
-    the same run.
+    """What decides the numbers of a run: {dotted key: plain value}, equal for two configs exactly
+    if they are the same run.
 
-    Left out: `out`, `sweep`, `memory_budget` (what it chooses stands in other settings), `offload`
-    (where arrays wait), `train.log_every`, `train.checkpoint_every` (they change files, not
-    results), groups that the method does not read, and `epochs` when `total_steps` is set.
-    `eval_every` stays: the validation curve is a result. Named targets are replaced by their
-    regexes, and a head learning rate of None by the learning rate.
+    Left out is what the method does not read (`ReadBy` on a field or its group: also what changes
+    files or memory alone), and `train.epochs` when `train.total_steps` is set. One run has one
+    spelling: named targets are their regexes, layers are sorted, 0 has no sign, and a head's
+    learning rate that equals the others' is None.
     """
-    values = to_dict(from_config_dict(to_dict(config)))
-    for key in ("out", "sweep", "memory_budget"):
-        del values[key]
-    del values["model"]["offload"], values["optim"]["offload"]
-    for key in ("log_every", "checkpoint_every") + (
-        ("epochs",) if config.train.total_steps is not None else ()
-    ):
-        del values["train"][key]
-    if config.optim.head_learning_rate is None:
-        values["optim"]["head_learning_rate"] = values["optim"]["learning_rate"]
-    if config.method not in ADAPTERS:
-        del (
-            values["lora"],
-            values["optim"]["lora_plus_ratio"],
-            values["optim"]["adalora"],
-            values["optim"]["precondition_b"],
-        )
-    if config.method in ("full", "head", "bitfit", *ADAPTERS):
-        del values["baseline"]
-    if config.method in ADAPTERS:
-        values["lora"]["targets"] = resolve_targets(config.lora.targets)
-    if config.method == "qlora":
-        values["quant"]["targets"] = resolve_targets(config.quant.targets)
-        for key in _LATER:  # They came later: runs that do not use them keep their names.
-            if values["quant"][key] == getattr(QuantConfig, key):
-                del values["quant"][key]
-    else:
-        del values["quant"]
-    return values
+    settings = {}
+    for key, value in flatten(config).items():
+        by = readers(key)
+        if by is None or config.method in by:
+            # -0.0 equals 0.0 and is written otherwise.
+            settings[key] = abs(value) if value == 0 and type(value) is float else to_dict(value)
+
+    if config.train.total_steps is not None:
+        del settings["train.epochs"]
+    if config.optim.head_learning_rate == config.optim.learning_rate:
+        settings["optim.head_learning_rate"] = None
+    for key in ("lora.targets", "quant.targets"):
+        if key in settings:
+            settings[key] = resolve_targets(settings[key])
+    if settings.get("lora.layers") is not None:
+        settings["lora.layers"] = sorted(set(settings["lora.layers"]))
+    return settings
+
+
+def changed(config: Config) -> dict[str, Any]:
+    """The settings of `canonical(config)` that differ from their defaults."""
+    defaults = _defaults()
+    return {key: value for key, value in canonical(config).items() if value != defaults[key]}
 
 
 def config_hash(config: Config) -> str:
-    """The first 8 hex digits of the sha256 of `canonical(config)`: equal for equal runs, whatever
-    the order of keys.
+    """The first 8 hex digits of the sha256 of `changed(config)`: equal for equal runs, and the same
+    after a new setting has come.
     """
-    text = json.dumps(canonical(config), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(changed(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """The default of every setting as `canonical` spells it, whatever method reads it."""
+    defaults = {key: to_dict(value) for key, value in flatten(Config()).items()}
+    for key in ("lora.targets", "quant.targets"):
+        defaults[key] = resolve_targets(defaults[key])
+    return defaults

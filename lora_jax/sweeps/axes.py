@@ -16,8 +16,11 @@ from lora_jax.config import (
     UnknownKeyError,
     canonical,
     flatten,
+    kind_of,
     read_value,
     split_items,
+    value_of,
+    with_value,
 )
 from lora_jax.core.paths import nearest
 
@@ -69,7 +72,7 @@ class Condition:
 
     def holds(self, run: Config) -> bool:
         """Whether the run meets it."""
-        return (flatten(run)[self.key] in self.values) != self.negated
+        return (value_of(run, self.key) in self.values) != self.negated
 
 
 def read_axis(text: str) -> Axis:
@@ -137,7 +140,7 @@ def with_settings(run: Config, settings: dict[str, Any]) -> Config:
     'none' is lora, others are qlora.
     """
     for key, value in settings.items():
-        run = _set(run, key.split("."), value)
+        run = with_value(run, key, value)
         if key == "quant.format" and run.method in ADAPTERS:
             run = replace(run, method="lora" if value == NO_FORMAT else "qlora")
     return run
@@ -149,17 +152,8 @@ def reads(run: Config, key: str) -> bool:
     """
     if key == "quant.format":
         return run.method in ADAPTERS
-    values: Any = canonical(run)
-    for part in key.split("."):
-        if part not in values:
-            return False
-        values = values[part]
-    return True
-
-
-def _set(group: Any, path: Sequence[str], value: Any) -> Any:
-    name, *rest = path
-    return replace(group, **{name: _set(getattr(group, name), rest, value) if rest else value})
+    settings = canonical(run)
+    return key in settings or key.rpartition(".")[0] in settings  # the column of a role
 
 
 def _condition(text: str, line: str) -> Condition:
@@ -187,9 +181,11 @@ def check_key(key: str, line: str, *, where: str = "config.sweep.axes") -> None:
         raise ValueError(
             f"{where}: {key} is no axis of a sweep (in {line!r}). Use {_REFUSED[group]}."
         )
-    known = [name for name in flatten(Config()) if name.partition(".")[0] not in _REFUSED]
-    if key not in known:
+    try:
+        kind_of(key)
+    except UnknownKeyError:
+        known = [name for name in flatten(Config()) if name.partition(".")[0] not in _REFUSED]
         raise UnknownKeyError(
             f"{where}: there is no setting {key} (in {line!r}). Nearest: "
             f"{', '.join(nearest(key, known, 3))}."
-        )
+        ) from None

@@ -216,7 +216,7 @@ def _settings(config: bytes) -> tuple[str, Mapping[str, Any]]:
     setting = _without_seed(
         {key: value for key, value in values.items() if key not in ("out", "sweep")}
     )
-    return json.dumps(setting, sort_keys=True), _flat(setting)
+    return json.dumps(setting, sort_keys=True), setting
 
 
 def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,8 +224,8 @@ def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
         setting = canonical(from_config_dict(config))
     except (KeyError, TypeError, ValueError):
         # Written by another version: its own keys still tell its runs apart.
-        setting = {key: value for key, value in config.items() if key not in ("out", "sweep")}
-    return {**setting, "train": {k: v for k, v in setting.get("train", {}).items() if k != "seed"}}
+        setting = _flat({key: config[key] for key in config if key not in ("out", "sweep")})
+    return {key: value for key, value in setting.items() if key != "train.seed"}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

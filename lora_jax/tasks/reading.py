@@ -47,11 +47,7 @@ def examples_of(data: DataConfig) -> TaskData:
     return load_examples(
         str(data_file(data.name)) if known else data.name,
         recipe_of(data),
-        columns={
-            role: column
-            for role, column in dataclasses.asdict(data.fields).items()
-            if column is not None
-        },
+        columns=data.fields,
         on_error=data.on_error,
         label_names=data.label_names,
         limit=data.train_examples,

@@ -89,10 +89,11 @@ def test_axes_can_be_given_on_the_command_line(tmp_path):
             "runs of method lora do not read quant.block_size",
         ),
         ("lora.alpha = 1, 2 if lora.rank == 64", ValueError, "no run meets the condition"),
+        ("lora.alpha = 0, 1", ValueError, "config.lora.alpha must be above 0, got 0.0"),
         (
-            "lora.alpha = 0, 1",
+            "train.accumulate = 1, 3",
             ValueError,
-            "The grid has a run that is not legal.*lora.alpha must be above 0",
+            "The grid has a run that is not legal.*accumulate must divide",
         ),
     ],
 )

@@ -120,7 +120,7 @@ def test_a_trial_that_was_halved_away_tells_the_loss_that_it_had(tiny, tmp_path)
         ("lora.rnk = 1, 2", UnknownKeyError, "lora.rank"),
         ("sweep.stack = 1, 2", ValueError, "no axis of a sweep"),
         ("lora.rank = 8 .. 1", ValueError, "a range grows"),
-        ("optim.learning_rate = log 0.0 .. 1.0", ValueError, "begins above 0"),
+        ("optim.weight_decay = log 0.0 .. 1.0", ValueError, "begins above 0"),
         ("lora.targets = a .. b", ValueError, "is no number"),
         ("lora.rank = 1.5 .. 4", TypeError, "lora.rank"),
     ],

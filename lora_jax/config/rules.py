@@ -1,0 +1,182 @@
+"""Which settings go together. What a single one may be stands on its field."""
+
+from __future__ import annotations
+
+import itertools
+
+from lora_jax.config.fields import ADAPTERS, NO_FORMAT, Columns, Config
+from lora_jax.config.limits import listed
+from lora_jax.core.codebooks import FORMATS
+from lora_jax.core.init import initializer_named
+from lora_jax.core.variants import VARIANTS
+from lora_jax.data.tasks import RECIPES
+
+
+def check_together(config: Config) -> None:
+    """Nothing, if the settings go together.
+
+    Raises:
+        ValueError: the first that do not, with what to write instead.
+    """
+    _check_model(config)
+    _check_data(config)
+    _check_method(config)
+    _check_variant(config)
+    _check_steps(config)
+    _check_sweep(config)
+
+
+def _check_model(config: Config) -> None:
+    if config.model.offload and not config.model.remat:
+        raise ValueError(
+            "config.model.offload moves what recomputed blocks keep: it needs "
+            "config.model.remat=true."
+        )
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    if data.mixture and data.task != "completion":
+        raise ValueError(
+            "config.data.mixture is for language models: set config.data.task to 'completion', or "
+            "leave it empty."
+        )
+    names = [part.name for part in data.mixture]
+    if len(set(names)) < len(names) or "" in names:
+        raise ValueError(
+            "Every task of config.data.mixture needs a name of its own, by which its metrics are "
+            f"reported, got {names}."
+        )
+    for part in (data, *data.mixture):
+        _check_roles(part.recipe, part.fields)
+
+    if data.buckets is not None and (
+        not data.buckets or any(low >= high for low, high in itertools.pairwise(data.buckets))
+    ):
+        raise ValueError(
+            "config.data.buckets must be token counts that increase, such as (16, 32, 128), got "
+            f"{data.buckets}. Write None to have them chosen from the lengths of the texts."
+        )
+    if data.buckets is not None and data.buckets[-1] < data.max_length:
+        raise ValueError(
+            "The last of config.data.buckets must hold a text of config.data.max_length = "
+            f"{data.max_length} tokens, got {data.buckets}. Add {data.max_length} to the buckets, "
+            f"or lower max_length to {data.buckets[-1]}."
+        )
+
+
+def _check_roles(recipe: str | None, columns: Columns) -> None:
+    if recipe is None:
+        if columns:
+            raise ValueError(
+                f"config.data.fields ({columns}) names columns of a recipe's roles: set "
+                "config.data.recipe, or name the columns with config.data.text and .label."
+            )
+        return
+    roles = RECIPES[recipe].fields
+    if unread := [role for role in columns if role not in roles]:
+        raise ValueError(
+            f"config.data.fields.{unread[0]} is not a role of the recipe {recipe!r}; its roles are "
+            f"{', '.join(roles)}."
+        )
+
+
+def _check_method(config: Config) -> None:
+    """The method goes with the format, and a grid of adapters with a method that has one."""
+    method, format = config.method, config.quant.format
+    if method == "qlora" and format == NO_FORMAT:
+        raise ValueError(
+            "config.method 'qlora' needs a quantised base, but config.quant.format is 'none'. "
+            f"Set config.quant.format to one of {listed(FORMATS)}, or the method to 'lora'."
+        )
+    if method != "qlora" and format != NO_FORMAT:
+        instead = (
+            "'qlora'" if method == "lora" else "'qlora' (only adapters train on a quantised base)"
+        )
+        raise ValueError(
+            f"config.method {method!r} keeps the base as it was loaded, but config.quant.format is "
+            f"{format!r}. Set config.method to {instead}, or config.quant.format to 'none'."
+        )
+    if config.quant.double and config.quant.scale_dtype != "float32":
+        raise ValueError(
+            f"config.quant.scale_dtype {config.quant.scale_dtype!r} is of scales that are stored "
+            "as they are: it needs config.quant.double=false."
+        )
+    if method.startswith("prefix") and config.baseline.prefix + config.baseline.infix < 1:
+        raise ValueError(
+            "config.baseline.prefix and config.baseline.infix are both 0: a prefix needs at least "
+            "one token."
+        )
+
+
+def _check_variant(config: Config) -> None:
+    """The adapter's settings go together, and with the optimiser's."""
+    lora, budget = config.lora, config.optim.adalora.target_rank
+    if lora.layers == ():
+        raise ValueError(
+            "config.lora.layers must name at least one layer, got none. Write None for all layers."
+        )
+    if config.method not in ADAPTERS:
+        return
+
+    VARIANTS[lora.variant].check(lora)
+    adalora = lora.variant == "adalora"
+    if adalora != (budget is not None):
+        needs = (
+            "needs a rank to end at: set config.optim.adalora.target_rank"
+            if adalora
+            else "has no budget: leave it at None"
+        )
+        raise ValueError(
+            f"config.lora.variant {lora.variant!r} {needs} (config.optim.adalora.target_rank is "
+            f"{budget})."
+        )
+    if adalora and budget > lora.rank:
+        raise ValueError(
+            f"config.optim.adalora.target_rank must be at most config.lora.rank = {lora.rank}, "
+            f"got {budget}."
+        )
+    if config.optim.precondition_b and lora.variant != "lora_fa":
+        raise ValueError(
+            "config.optim.precondition_b needs config.lora.variant 'lora_fa' (a fixed `a`), "
+            f"got {lora.variant!r}."
+        )
+    if initializer_named(lora.init).reads == "format" and config.method != "qlora":
+        raise ValueError(
+            f"config.lora.init {lora.init!r} chooses the codes of a quantised base: it needs "
+            "config.method 'qlora'."
+        )
+    if lora.embedding_rows == () or (lora.parts is not None and not any(lora.parts)):
+        raise ValueError(
+            "config.lora.embedding_rows and config.lora.parts must name something, got none. "
+            "Write None to leave them out."
+        )
+
+
+def _check_steps(config: Config) -> None:
+    batch, parts = config.train.batch_size, config.train.accumulate
+    if batch % parts:
+        raise ValueError(
+            "config.train.accumulate must divide config.train.batch_size, got "
+            f"{parts} and {batch}. Nearest that does: "
+            f"{max(n for n in range(1, parts) if batch % n == 0)}."
+        )
+
+
+def _check_sweep(config: Config) -> None:
+    sweep = config.sweep
+    axes = [axis for axis in ("rank", "format", "targets") if getattr(sweep, axis)]
+    if config.method not in ADAPTERS and axes:
+        raise ValueError(
+            f"config.sweep.{axes[0]} needs adapters, but config.method is {config.method!r}. Set "
+            f"config.method to 'lora' and put {config.method!r} into config.sweep.baselines."
+        )
+    if list(sweep.halving.rungs) != sorted(set(sweep.halving.rungs)):
+        raise ValueError(
+            f"config.sweep.halving.rungs must be steps that increase, got {sweep.halving.rungs}."
+        )
+    if sweep.search.space and not sweep.search.trials:
+        raise ValueError(
+            "config.sweep.search.space is read by a search only: set config.sweep.search.trials to "
+            "the number of trials."
+        )
