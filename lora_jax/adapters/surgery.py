@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax.core import meta
 
 from lora_jax.adapters.sites import Site, find_sites
-from lora_jax.core.host import to_device
+from lora_jax.core.host import StoredWeight, to_device
 from lora_jax.core.init import initialize, initialize_with_base, initializer_named, with_magnitude
 from lora_jax.core.lowrank import LoraSpec, LowRank
 from lora_jax.core.matrix import to_matrix
@@ -45,7 +45,8 @@ def adapt(
     (what gets factors, and which), `whole` (what is trained whole: heads, norms, or '.*' for full
     fine-tuning). Weights that are trained whole move to the second result, so nothing is held
     twice. The input weights are not changed; they are quantised one by one, so that the peak is the
-    result plus one weight.
+    result plus one weight; of weights that still lie in files (`core.host.StoredWeight`), one
+    matrix.
 
     Args:
         inputs: positional arguments of the model, arrays or jax.ShapeDtypeStruct, to find its sites
@@ -210,6 +211,8 @@ def _stored(
         )
     if format is None:
         return weight, None
+    if not both and isinstance(weight, StoredWeight):
+        return weight.load(format), None
     w = jnp.asarray(meta.unbox(weight))
     if not both:
         return quantize(w, format, kernel_ndim=len(site.shape), in_axes=site.in_axes), None

@@ -57,11 +57,13 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from lora_jax.evaluation.comparison import compare, intervals, verdict
     from lora_jax.metrics.predictions import save_predictions
+    from lora_jax.tasks.opening import LastTask
     from lora_jax.training.saved import load_run
 
     if arguments.examples is not None and arguments.examples < 1:
         raise ValueError(f"--examples needs to be 1 or more, got {arguments.examples}.")
-    loaded = load_run(arguments.run)
+    tasks = LastTask()  # Runs that differ in a seed share their model and data.
+    loaded = load_run(arguments.run, tasks=tasks)
     ours = _predictions(loaded, arguments, adapter=True)
     save_predictions(Path(arguments.run) / "predictions" / f"{arguments.split}.jsonl", ours)
     options: dict[str, Any] = dict(
@@ -79,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         {name: interval._asdict() for name, interval in found.items()},
     )
     if arguments.seeds:
-        out["seeds"] = _over_seeds(found, arguments, options)
+        out["seeds"] = _over_seeds(found, arguments, options, tasks)
     if parts := ours.by_task():
         out["tasks"] = {
             name: {
@@ -89,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
             for name, part in parts.items()
         }
     if arguments.against:
-        other = loaded if arguments.against == "base" else load_run(arguments.against)
+        other = loaded if arguments.against == "base" else load_run(arguments.against, tasks=tasks)
         theirs = _predictions(other, arguments, adapter=arguments.against != "base")
         test = compare(ours, theirs, **options)
         out["against"] = {
@@ -117,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _over_seeds(
-    found: dict[str, Any], arguments: argparse.Namespace, options: dict[str, Any]
+    found: dict[str, Any], arguments: argparse.Namespace, options: dict[str, Any], tasks: Any
 ) -> dict[str, Any]:
     """Mean, deviation and interval of every score over the named runs."""
     from lora_jax.evaluation.comparison import intervals
@@ -126,7 +128,8 @@ def _over_seeds(
 
     scores = {name: [interval.value] for name, interval in found.items()}
     for folder in arguments.seeds:
-        other = intervals(_predictions(load_run(folder), arguments, adapter=True), **options)
+        saved = load_run(folder, tasks=tasks)
+        other = intervals(_predictions(saved, arguments, adapter=True), **options)
         for name in scores:
             scores[name].append(other[name].value)
     return {

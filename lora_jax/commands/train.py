@@ -28,20 +28,21 @@ def run(arguments: argparse.Namespace) -> int:
     from lora_jax.sweeps.grid import expand, run_id
     from lora_jax.sweeps.runner import run_sweep
     from lora_jax.sweeps.store import RunStore, read_run
+    from lora_jax.tasks.opening import LastTask
 
     config = read_config(arguments)
     single = replace(config, sweep=SweepConfig(learning_rate=config.sweep.learning_rate))
+    tasks = LastTask()
     if single.memory_budget is not None:
-        from lora_jax.tasks.opening import open_task
         from lora_jax.training.allocator import set_budget
         from lora_jax.training.memory import fit_budget, parse_bytes
 
         set_budget(parse_bytes(single.memory_budget))
-        single, said = fit_budget(single, open_task(single))
+        single, said = fit_budget(single, tasks.of(single))
         print("\n".join(f"memory: {text}" for text in said), file=sys.stderr)
     if not arguments.quiet:
         show_settings(single)
-    outcome = run_sweep(single, quiet=arguments.quiet)
+    outcome = run_sweep(single, quiet=arguments.quiet, tasks=tasks)
     record = read_run(RunStore(single.out).folder(run_id(expand(single)[0])))
     if record.result is not None:
         print(json.dumps(record.result.row(), indent=2))

@@ -1,5 +1,5 @@
 """Host arrays that a jax.Array on a CPU can share instead of copying: aligned as XLA wants them,
-and closed to writing when they are full; and mapped files.
+and closed to writing when they are full; mapped files, and weights that still lie in them.
 """
 
 from __future__ import annotations
@@ -7,7 +7,8 @@ from __future__ import annotations
 import functools
 import math
 import mmap
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,38 @@ class MappedFile:
         return self.bytes[start : start + size]
 
 
+class StoredWeight:
+    """A weight in a file: its shape is known, and it is read when it is asked for.
+
+    Args:
+        load: given how the weight is to be stored (None: as it is), a host array or a quantised
+            one, whose dense form is never in memory as a whole.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, load: Callable[[Any], Any]) -> None:
+        self.shape, self.dtype, self.load = shape, np.dtype(dtype), load
+        self.ndim, self.size = len(shape), math.prod(shape)
+        self._shared: weakref.ref[jax.Array] | None = None
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.load(None), dtype)
+
+    def shared(self) -> jax.Array:
+        """The weight on its device: one array for all who ask while one of them still holds it."""
+        array = None if self._shared is None else self._shared()
+        if array is None:
+            array = to_device(self.load(None))
+            self._shared = weakref.ref(array)
+        return array
+
+
 def to_device(array: Any) -> jax.Array:
     """The array as a jax.Array: shared where nobody can write to it any more, otherwise a copy.
 
     A view of a mapped file is copied, since the file can change.
     """
+    if isinstance(array, StoredWeight):
+        return array.shared()
     part = array
     while isinstance(part, np.ndarray) and not part.flags.writeable:
         part = part.base

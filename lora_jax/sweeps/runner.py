@@ -177,8 +177,7 @@ class _Sweep:
                 train(
                     run,
                     folder,
-                    # The only run opens its task itself: it then lets go of what was loaded.
-                    task=self.tasks.of(run) if len(self.numbers) > 1 else None,
+                    task=self.tasks.of(run),
                     wide=pack.wide,
                     quiet=self.quiet,
                     title=title,

@@ -15,7 +15,6 @@ import numpy as np
 from lora_jax.adapters.sites import find_sites
 from lora_jax.adapters.surgery import adapt
 from lora_jax.config import ADAPTERS, Config, DataConfig, ModelConfig, resolve_targets
-from lora_jax.core.fingerprint import fingerprint
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules
 from lora_jax.data import Batches, choose_buckets, encode, load, subset
@@ -24,9 +23,10 @@ from lora_jax.data.heads import encode_task
 from lora_jax.data.records import cut_note
 from lora_jax.io.encoder_tokenizer import load_tokenizer
 from lora_jax.io.hub import resolve
-from lora_jax.io.weights import load_encoder
+from lora_jax.io.weights import open_model
 from lora_jax.metrics.table import METRICS, Primary
 from lora_jax.models.encoder import Encoder
+from lora_jax.tasks.base import base_fingerprint, params_of
 from lora_jax.tasks.baseline import with_baseline
 from lora_jax.tasks.building import build_options, check_sizes
 from lora_jax.tasks.heads import HeadLosses
@@ -212,13 +212,16 @@ def _opened(
     recipe, labels = parts.get("recipe"), parts["label_names"]
     head = "class" if recipe is None else recipe.head
     outputs = {"class": len(labels), "token": len(labels), "span": 2}.get(head, 1)
-    settings, params = load_encoder(
-        folder, num_classes=outputs, key=jax.random.key(0), scan=model_config.scan
+    stored = open_model(
+        folder,
+        num_classes=outputs,
+        key=jax.random.key(0),
+        scan=model_config.scan,
+        kind="encoder",
     )
-    settings = dataclasses.replace(settings, head=head)
-    base = fingerprint({name: leaf for name, leaf in params.items() if name != "classifier"})
+    settings, params = dataclasses.replace(stored.config, head=head), params_of(stored)
     if settings.reads_every_token:
-        params = {name: leaf for name, leaf in params.items() if name != "pooler"}
+        params.pop("pooler", None)
     check_sizes(folder, tokenizer.vocab_size, settings, model_config, data)
 
     model = Encoder(settings, **build_options(model_config))
@@ -228,7 +231,7 @@ def _opened(
         params=params,
         sites=find_sites(model, *example_inputs()),
         buckets=data.buckets or choose_buckets(np.concatenate(lengths)),
-        base=base,
+        base=base_fingerprint(stored, left_out="classifier"),
         tokenizer=tokenizer,
         **parts,
     )

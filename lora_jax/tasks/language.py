@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from lora_jax.adapters.sites import find_sites
 from lora_jax.adapters.surgery import adapt
 from lora_jax.config import ADAPTERS, TARGETS, Config, DataConfig, ModelConfig
-from lora_jax.core.fingerprint import fingerprint
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules
 from lora_jax.data.completions import Completions, EncodedCompletions, encode_completions
@@ -26,10 +25,11 @@ from lora_jax.generation.engine import Generator
 from lora_jax.generation.seq2seq import PairGenerator
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.io.hub import resolve
-from lora_jax.io.weights import is_t5, load_decoder, load_t5
+from lora_jax.io.weights import is_t5, open_model
 from lora_jax.metrics.table import Primary
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.t5 import T5
+from lora_jax.tasks.base import base_fingerprint, params_of
 from lora_jax.tasks.building import build_options, check_sizes
 from lora_jax.tasks.language_loss import TokenLosses
 from lora_jax.tasks.opened import Opened
@@ -184,21 +184,18 @@ def _opened(folder: Path, model_config: ModelConfig, tokenizer: TextTokenizer) -
     """The task without its data."""
     options, scan = build_options(model_config), model_config.scan
     tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    kind: type[DecoderTask] = Seq2SeqTask if is_t5(folder) else DecoderTask
-    if kind is Seq2SeqTask:
-        settings, params = load_t5(folder, scan=scan)
-        model: Any = T5(settings, **options)
-    else:
-        settings, params = load_decoder(folder, scan=scan)
-        model = Decoder(settings, **options)
+    pairs = is_t5(folder)
+    stored = open_model(folder, scan=scan, kind="encoder-decoder" if pairs else "decoder")
+    model: Any = (T5 if pairs else Decoder)(stored.config, **options)
+    kind: type[DecoderTask] = Seq2SeqTask if pairs else DecoderTask
     return kind(
         model=model,
-        params=params,
-        sites=find_sites(model, *[tokens] * (4 if kind is Seq2SeqTask else 1)),
+        params=params_of(stored),
+        sites=find_sites(model, *[tokens] * (4 if pairs else 1)),
         splits={},
         buckets=(),
         label_names=(),
         note="",
-        base=fingerprint(params),
+        base=base_fingerprint(stored),
         tokenizer=tokenizer,
     )

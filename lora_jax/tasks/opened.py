@@ -12,11 +12,13 @@ import jax
 from lora_jax.adapters.calibration import input_moments, weight_gradients
 from lora_jax.adapters.sites import Site
 from lora_jax.config import Config, resolve_targets
+from lora_jax.core.host import to_device
 from lora_jax.core.init import initializer_named
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules, flatten, match, unflatten
 from lora_jax.data.tasks import Recipe
 from lora_jax.metrics.score import Score
+from lora_jax.tasks.base import shapes_of
 from lora_jax.tasks.losses import Summed
 from lora_jax.tasks.predictions import predict, scores_of
 from lora_jax.tasks.specs import lora_spec, unquantised
@@ -27,8 +29,8 @@ from lora_jax.tasks.task import Trees
 class Opened:
     """What the tasks of shipped models share; a kind of model is a subclass.
 
-    `params` are host arrays, a head included; `base` is the fingerprint of those that are
-    pretrained.
+    `params` are arrays, or weights that are read from their files when they are asked for
+    (`StoredWeight`), a head included; `base` is the fingerprint of those that are pretrained.
     """
 
     model: Any
@@ -57,11 +59,15 @@ class Opened:
 
     def shapes(self, config: Config, rules: Rules[LoraSpec] | None = None) -> Trees:
         """See `Task.shapes`. `rules` for the factors are instead of the config's."""
-        # The weights are arguments: as constants of a traced function they would stay in memory for
-        # as long as its trace.
-        return jax.eval_shape(
-            lambda params: self._select(config, params, jax.random.key(0), rules), self.params
-        )
+
+        def select(params: Any) -> Trees:
+            return self._select(config, params, jax.random.key(0), rules)
+
+        return jax.eval_shape(select, shapes_of(self.params))
+
+    def read(self) -> dict[str, Any]:
+        """The params as arrays; those of files are the same for all who hold them."""
+        return jax.tree.map(to_device, dict(self.params))
 
     def widest(self, config: Config) -> dict[str, Any]:
         """See `Task.widest`."""
@@ -124,4 +130,5 @@ class Opened:
         count = min(config.lora.calibration_batches, len(batches))
         sites = [self.sites[path] for path in match(rules, self.sites, what="lora")]
         first = [batches[index] for index in range(count)]
-        return measure(Summed(self.per_example), params, first, sites)
+        # A pass through the model as it was before it was quantised: all of it is read.
+        return measure(Summed(self.per_example), jax.tree.map(to_device, params), first, sites)

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,7 @@ def train(
         wide: a run with the largest rank and all targets of a group. The adapter is padded with
             zeros to its shapes, so that the whole group runs one compiled program; the padding is
             not trained, counted or saved.
-        task: the config's, which its caller holds for the next run. Without one it is opened here,
-            and only what this run needs of its weights stays in memory.
+        task: the config's, which its caller holds for the next run; without one it is opened here.
 
     Raises:
         Diverged: the loss is NaN or infinite; the message says since which step.
@@ -92,13 +91,11 @@ def train(
         ValueError: the configuration does not fit the model or the data.
     """
     start = time.perf_counter()
-    own, task = task is None, open_task(config) if task is None else task
+    task = open_task(config) if task is None else task
     steps = steps_of(config, task)
     options = dict(seed=config.train.seed, accumulate=config.train.accumulate)
     batches = task.batches("train", config.train.batch_size, **options)
     frozen, state = jax.block_until_ready(initial_state(config, task, steps, wide=wide))
-    if own:
-        task = replace(task, params={})
     programs = programs_for(task.per_example, *structure_of_steps(config, steps))
     compile_before = programs.train.compile_seconds
     checkpoints = Checkpoints(folder / "checkpoints", base=task.base, run=config_hash(config))

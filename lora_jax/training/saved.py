@@ -17,7 +17,7 @@ from lora_jax.core.lowrank import LowRank
 from lora_jax.data.completions import Completions, EncodedCompletions, read_completions
 from lora_jax.io.adapter import load_adapter
 from lora_jax.tasks.losses import Summed
-from lora_jax.tasks.opening import open_task
+from lora_jax.tasks.opening import LastTask, open_task
 from lora_jax.tasks.reading import data_file
 from lora_jax.tasks.task import Task
 from lora_jax.training.compile import Program
@@ -87,8 +87,11 @@ class SavedRun:
         return self.task.encode(records, self.config.data), records
 
 
-def load_run(folder: Path | str) -> SavedRun:
+def load_run(folder: Path | str, *, tasks: LastTask | None = None) -> SavedRun:
     """The trained run in a folder of the result store.
+
+    Args:
+        tasks: holds the task of the run that was loaded last, which this one shares if it can.
 
     Raises:
         FileNotFoundError: the folder holds no run, or no adapter yet.
@@ -103,7 +106,7 @@ def load_run(folder: Path | str) -> SavedRun:
             f"{', '.join(there) or 'nothing'}."
         )
     config = from_config_dict(json.loads((folder / "config.json").read_text()))
-    task = open_task(config)
+    task = open_task(config) if tasks is None else tasks.of(config)
     trainable, _ = load_adapter(folder / "adapter", base=task.base)
     check_effect(trainable)
     frozen, first = task.trainable(config, jax.random.split(jax.random.key(config.train.seed))[0])

@@ -1,0 +1,51 @@
+"""The pretrained weights of a task: where they lie, not what they hold."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from lora_jax.core.fingerprint import fingerprint_of_parts
+from lora_jax.core.host import StoredWeight
+from lora_jax.core.paths import unflatten
+from lora_jax.io.named_weights import dtype_of, parts_of
+from lora_jax.io.weights import StoredModel
+
+
+def params_of(stored: StoredModel) -> dict[str, Any]:
+    """The params as a tree of weights that are read when they are asked for; new ones are there."""
+    flat: dict[str, Any] = {
+        path: StoredWeight(
+            (*name.stack, *name.shape),
+            dtype_of(name, stored.dtype),
+            functools.partial(stored.leaf, path),
+        )
+        for path, name in stored.names.items()
+    }
+    return unflatten(flat | dict(stored.new))
+
+
+def base_fingerprint(stored: StoredModel, *, left_out: str | None = None) -> str:
+    """`lora_jax.fingerprint` of the params, one matrix of them in memory at a time.
+
+    Args:
+        left_out: the module of a head, which is no part of the base.
+    """
+    leaves: list[Any] = [
+        (path, dtype_of(name, stored.dtype), (*name.stack, *name.shape), _parts(stored, path))
+        for path, name in stored.names.items()
+    ]
+    leaves += [(path, new.dtype, new.shape, [new]) for path, new in stored.new.items()]
+    return fingerprint_of_parts(leaf for leaf in leaves if leaf[0].split("/")[0] != left_out)
+
+
+def _parts(stored: StoredModel, path: str) -> Any:
+    return (part for _, part in parts_of(stored.names[path], stored.tensors))
+
+
+def shapes_of(params: Any) -> Any:
+    """The tree with the shape and dtype of every weight in its place."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), params)
