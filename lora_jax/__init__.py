@@ -88,6 +88,11 @@ _WHERE = {
     # Language models.
     "Decoder": "lora_jax.models.decoder",
     "DecoderConfig": "lora_jax.models.decoder_config",
+    "load_model": "lora_jax.io.weights",
+    "save_model": "lora_jax.io.weights",
+    "open_model": "lora_jax.io.weights",
+    "Name": "lora_jax.io.names",
+    "decoder_names": "lora_jax.io.weights",
     "load_decoder": "lora_jax.io.weights",
     "T5": "lora_jax.models.t5",
     "T5Config": "lora_jax.models.t5",

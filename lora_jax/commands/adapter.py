@@ -44,6 +44,7 @@ def read_any(folder: Path | str, model: str | None) -> tuple[Mapping[str, Any], 
     """
     from lora_jax.io.adapter import load_adapter
     from lora_jax.io.peft import is_peft, load_peft
+    from lora_jax.io.weights import adapter_names
 
     if not is_peft(folder):
         trainable, metadata = load_adapter(folder)
@@ -53,21 +54,20 @@ def read_any(folder: Path | str, model: str | None) -> tuple[Mapping[str, Any], 
             f"{folder} is an adapter of PEFT's, whose names belong to a model: give it with "
             "--model."
         )
-    names, frozen = names_of_model(model, folder)
-    trainable, found = load_peft(folder, names, frozen=frozen)
+    base = open_base(model, folder)
+    names = adapter_names(base.config)
+    trainable, found = load_peft(folder, names, frozen=base.read())
     return trainable, found.recorded.get("base", "")
 
 
-def names_of_model(model: str, adapter: Path | str, *, scan: bool = True) -> tuple[Any, Any]:
-    """PEFT's names of a model's weights, and the weights; with a classifier if the adapter or the
-    model has one.
-    """
+def open_base(model: str, adapter: Path | str, *, scan: bool = True) -> Any:
+    """A `StoredModel`, with a classifier if the adapter or the model has one."""
     import jax
 
     from lora_jax.io.hub import resolve
     from lora_jax.io.safetensors import read
     from lora_jax.io.tensor_files import ModelFolder
-    from lora_jax.io.weights import adapter_names, kind_of, load_model
+    from lora_jax.io.weights import kind_of, open_model
 
     folder = Path(model) if Path(model).is_file() else resolve(model)
     head: dict[str, Any] = {}
@@ -80,8 +80,7 @@ def names_of_model(model: str, adapter: Path | str, *, scan: bool = True) -> tup
             stored.shape(heads[0])[0] if heads else None
         )
         head = dict(num_classes=classes, key=jax.random.key(0))
-    config, params = load_model(folder, scan=scan, **head)
-    return adapter_names(config, scan=scan), params
+    return open_model(folder, scan=scan, **head)
 
 
 def is_stacked(folder: Path | str) -> bool:

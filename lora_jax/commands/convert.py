@@ -11,9 +11,7 @@ it cannot be is said. An adapter of PEFT's becomes one for a model whose layers 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,10 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the folder and prints what was written, and in which other form."""
-    from lora_jax.commands.adapter import classes_in, is_stacked, names_of_model
+    from lora_jax.commands.adapter import classes_in, is_stacked, open_base
     from lora_jax.io.adapter import load_adapter, save_adapter
     from lora_jax.io.peft import is_peft, load_peft, save_peft
     from lora_jax.io.safetensors import read
+    from lora_jax.io.weights import adapter_names
 
     out = Path(arguments.out)
     if out.exists() and any(out.iterdir()):
@@ -56,14 +55,14 @@ def run(arguments: argparse.Namespace) -> int:
         )
     theirs = is_peft(arguments.adapter)
     scan = not arguments.loop if theirs else is_stacked(arguments.adapter)
-    names, params = names_of_model(arguments.model, arguments.adapter, scan=scan)
-    own = _own(params)
+    stored = open_base(arguments.model, arguments.adapter, scan=scan)
+    names, own = adapter_names(stored.config, scan=scan), stored.fingerprint()
     if theirs:
-        trainable, found = load_peft(arguments.adapter, names, frozen=params)
+        trainable, found = load_peft(arguments.adapter, names, frozen=stored.read())
         base = found.recorded.get("base", "")
         if base and base not in (
             own,
-            _own(names_of_model(arguments.model, arguments.adapter, scan=not scan)[1]),
+            open_base(arguments.model, arguments.adapter, scan=not scan).fingerprint(),
         ):
             raise ValueError(
                 f"{arguments.adapter} was trained on base {base}, and {arguments.model} is {own}. "
@@ -98,10 +97,3 @@ def run(arguments: argparse.Namespace) -> int:
     for note in made.notes:
         print(f"note: {note}")
     return 0
-
-
-def _own(params: Mapping[str, Any]) -> str:
-    """The fingerprint of what is pretrained."""
-    from lora_jax.core.fingerprint import fingerprint
-
-    return fingerprint({name: leaf for name, leaf in params.items() if name != "classifier"})

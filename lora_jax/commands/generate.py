@@ -124,12 +124,12 @@ def _generator(arguments: argparse.Namespace) -> Any:
     import jax.numpy as jnp
 
     from lora_jax.commands.adapter import is_stacked
-    from lora_jax.core.fingerprint import fingerprint
     from lora_jax.core.quantize import dequantize
     from lora_jax.generation.text import TextGenerator
     from lora_jax.io.adapter import load_adapter
     from lora_jax.io.gguf_tokenizer import load_text_tokenizer
     from lora_jax.io.hub import resolve
+    from lora_jax.io.weights import open_model
 
     path = Path(arguments.model) if Path(arguments.model).is_file() else resolve(arguments.model)
     dtype = jnp.dtype(arguments.dtype)
@@ -143,19 +143,7 @@ def _generator(arguments: argparse.Namespace) -> Any:
     scan = layouts.pop()
     model, params = _model(path, dtype, arguments.format, scan)
     tokenizer = load_text_tokenizer(path)
-    base = (
-        fingerprint(params)
-        if arguments.adapter and arguments.format == "none" and arguments.dtype == "float32"
-        else None
-    )
-    if arguments.adapter and base is None:
-        print(
-            (
-                "note: the base is not as it was loaded for training, so that its fingerprint "
-                "cannot be compared"
-            ),
-            file=sys.stderr,
-        )
+    base = open_model(path, scan=scan).fingerprint() if folders else None
     if arguments.dense:
         if arguments.format == "none":
             raise ValueError(
@@ -183,31 +171,14 @@ def _generator(arguments: argparse.Namespace) -> Any:
 
 def _model(path: Path, dtype: Any, format: str, scan: bool) -> tuple[Any, Any]:
     """A decoder or an encoder-decoder with its weights, in a format if one is named."""
-    from lora_jax.core.host import to_device
-    from lora_jax.core.paths import flatten, match, unflatten
-    from lora_jax.core.quantize import QuantSpec, quantize
-    from lora_jax.io.weights import is_t5, load_decoder, load_t5
-    from lora_jax.models.decoder import Decoder
-    from lora_jax.models.t5 import T5
+    from lora_jax.core.quantize import QuantSpec
+    from lora_jax.io.weights import load_model
+    from lora_jax.models.kinds import model_of
 
-    quant = (
-        [] if format == "none" else [(r"((en|de)coder/)?layers(_\d+)?/.*kernel", QuantSpec(format))]
-    )
-    if not is_t5(path):
-        config, params = load_decoder(path, dtype=dtype, quant=quant, scan=scan)
-        return Decoder(config, scan=scan, dtype=dtype.type), params
-    config, params = load_t5(path, scan=scan)
-    flat = {
-        name: to_device(leaf).astype(dtype if leaf.ndim > 1 else leaf.dtype)
-        for name, leaf in flatten(params).items()
-    }
-    chosen = (
-        match(quant, [name for name in flat if name.endswith("kernel")], what="quant")
-        if quant
-        else {}
-    )
-    flat |= {name: quantize(flat[name], spec) for name, spec in chosen.items()}
-    return T5(config, scan=scan, dtype=dtype.type), unflatten(flat)
+    layers = r"((en|de)coder/)?layers(_\d+)?/.*kernel"
+    quant = [] if format == "none" else [(layers, QuantSpec(format))]
+    config, params = load_model(path, dtype=dtype, quant=quant, scan=scan)
+    return model_of(config, scan=scan, dtype=dtype.type), params
 
 
 def _named_folders(given: Sequence[str]) -> dict[str, str]:

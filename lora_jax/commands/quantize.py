@@ -62,18 +62,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Quantises weight by weight, writes the folder and prints the table."""
-    import jax
-    import jax.numpy as jnp
-
     from lora_jax.adapters.sites import find_sites
     from lora_jax.analysis.quantisation import losses
     from lora_jax.config import resolve_targets
-    from lora_jax.core.paths import flatten, match, unflatten
-    from lora_jax.core.quantize import QuantSpec, quantize
+    from lora_jax.core.paths import match, unflatten
+    from lora_jax.core.quantize import QuantSpec
     from lora_jax.io.hub import resolve
     from lora_jax.io.quantized import save_quantized
-    from lora_jax.io.weights import load_encoder
-    from lora_jax.models.encoder import Encoder
+    from lora_jax.io.weights import open_model
+    from lora_jax.models.kinds import example_inputs, model_of
 
     spec = QuantSpec(
         arguments.format,
@@ -83,26 +80,22 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.second_level,
     )
     folder, scan = resolve(arguments.model), not arguments.no_scan
-    config, params = load_encoder(folder, scan=scan)
-    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 8), jnp.bool_)
-    sites = find_sites(Encoder(config, scan=scan), *tokens)
+    stored = open_model(folder, scan=scan, kind="encoder")
+    config = stored.config
+    sites = find_sites(model_of(config, scan=scan), *example_inputs(config))
     chosen = match(
         [(resolve_targets(arguments.targets), spec)],
         [path for path, site in sites.items() if site.is_matrix],
         what="quant",
     )
-    rows, flat = [], flatten(params)
-    del params
-    for path in chosen:
-        # Popped, so that at most one weight is there twice.
-        weight, site = flat.pop(path), sites[path]
+    rows, flat = [], {}
+    for path in stored.names:
         try:
-            flat[path] = quantize(
-                jnp.asarray(weight), spec, kernel_ndim=len(site.shape), in_axes=site.in_axes
-            )
+            flat[path] = stored.leaf(path, chosen.get(path))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        rows += losses(path, weight, flat[path])
+        if path in chosen:
+            rows += losses(path, stored.leaf(path), flat[path])
     metadata = {
         "model": arguments.model, "scan": scan, "encoder": dataclasses.asdict(config), "losses": [dataclasses.asdict(row) for row in rows],
     }  # fmt: skip

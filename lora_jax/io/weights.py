@@ -88,10 +88,10 @@ class StoredModel:
         return unflatten(flat | dict(self.new))
 
     def fingerprint(self) -> str:
-        """`lora_jax.fingerprint` of the params that `read()` gives, a new head left out; one matrix
-        is held at a time.
+        """`lora_jax.fingerprint` of the params that `read()` gives, a classifier left out: that of
+        the base. One matrix is held at a time.
         """
-        return fingerprint_of_parts(
+        stored = (
             (
                 path,
                 dtype_of(name, self.dtype),
@@ -99,6 +99,10 @@ class StoredModel:
                 (part for _, part in parts_of(name, self.tensors)),
             )
             for path, name in self.names.items()
+        )
+        new = ((path, leaf.dtype, leaf.shape, [leaf]) for path, leaf in self.new.items())
+        return fingerprint_of_parts(
+            leaf for leaf in (*stored, *new) if not leaf[0].startswith("classifier/")
         )
 
 
