@@ -347,9 +347,7 @@ def _whole(
                 theirs[parameter] = mine
                 continue
             fused = theirs.setdefault(parameter, np.zeros(name.their_shape(), mine.dtype))
-            np.moveaxis(fused, name.output_axis, 0)[name.outputs()] = np.moveaxis(
-                mine, name.output_axis, 0
-            )
+            name.put(fused, mine)
             filled.setdefault(parameter, set()).add(name.part[0])
             if len(filled[parameter]) == len(name.part[1]):
                 del filled[parameter]
