@@ -14,7 +14,7 @@ import textwrap
 import traceback
 from collections.abc import Sequence
 
-from lora_jax.cache import cache_dir
+from lora_jax.io.cache import cache_dir
 from lora_jax.training.allocator import keep_freed_memory
 
 COMMANDS: dict[str, str] = {

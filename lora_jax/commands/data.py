@@ -69,14 +69,15 @@ def _load(config: Any) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...],
     from lora_jax.io.encoder_tokenizer import load_tokenizer
     from lora_jax.io.gguf_tokenizer import load_text_tokenizer
     from lora_jax.io.hub import resolve
-    from lora_jax.io.weights import is_t5
+    from lora_jax.io.weights import kind_of
     from lora_jax.tasks.reading import completions_of, examples_of
 
     data, folder = config.data, resolve(config.model.name, revision=config.model.revision)
     if data.task == "completion":
         records: dict[str, Any] = completions_of(data)
         tokenizer = load_text_tokenizer(folder)
-        encode_text = encode_pairs if is_t5(folder) else encode_completions
+        pairs = kind_of(folder) == "encoder-decoder"
+        encode_text = encode_pairs if pairs else encode_completions
         encoded: dict[str, Any] = {
             split: encode_text(part, tokenizer, data.max_length) for split, part in records.items()
         }

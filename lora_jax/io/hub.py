@@ -14,13 +14,16 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_jax.cache import cache_dir
 from lora_jax.core.paths import nearest
+from lora_jax.io.cache import cache_dir
 
 _HUGGING_FACE_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "added_tokens.json",
     "tokenizer*",
     "vocab*",
     "special_tokens_map.json",

@@ -309,11 +309,6 @@ def kind_of(path: Path | str) -> str | None:
     return None if family is None else family.kind
 
 
-def is_t5(path: Path) -> bool:
-    """Whether a folder holds an encoder-decoder."""
-    return kind_of(path) == "encoder-decoder"
-
-
 def gguf_file(path: Path) -> Path | None:
     """The GGUF file that `path` is or holds; None if it is a folder of another kind.
 

@@ -8,10 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from lora_jax.core.fingerprint import fingerprint_of_parts
 from lora_jax.core.host import StoredWeight
 from lora_jax.core.paths import unflatten
-from lora_jax.io.named_weights import dtype_of, parts_of
+from lora_jax.io.named_weights import dtype_of
 from lora_jax.io.weights import StoredModel
 
 
@@ -26,24 +25,6 @@ def params_of(stored: StoredModel) -> dict[str, Any]:
         for path, name in stored.names.items()
     }
     return unflatten(flat | dict(stored.new))
-
-
-def base_fingerprint(stored: StoredModel, *, left_out: str | None = None) -> str:
-    """`lora_jax.fingerprint` of the params, one matrix of them in memory at a time.
-
-    Args:
-        left_out: the module of a head, which is no part of the base.
-    """
-    leaves: list[Any] = [
-        (path, dtype_of(name, stored.dtype), (*name.stack, *name.shape), _parts(stored, path))
-        for path, name in stored.names.items()
-    ]
-    leaves += [(path, new.dtype, new.shape, [new]) for path, new in stored.new.items()]
-    return fingerprint_of_parts(leaf for leaf in leaves if leaf[0].split("/")[0] != left_out)
-
-
-def _parts(stored: StoredModel, path: str) -> Any:
-    return (part for _, part in parts_of(stored.names[path], stored.tensors))
 
 
 def shapes_of(params: Any) -> Any:

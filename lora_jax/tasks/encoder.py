@@ -26,7 +26,7 @@ from lora_jax.io.hub import resolve
 from lora_jax.io.weights import open_model
 from lora_jax.metrics.table import METRICS, Primary
 from lora_jax.models.encoder import Encoder
-from lora_jax.tasks.base import base_fingerprint, params_of
+from lora_jax.tasks.base import params_of
 from lora_jax.tasks.baseline import with_baseline
 from lora_jax.tasks.building import build_options, check_sizes
 from lora_jax.tasks.heads import HeadLosses
@@ -231,7 +231,7 @@ def _opened(
         params=params,
         sites=find_sites(model, *example_inputs()),
         buckets=data.buckets or choose_buckets(np.concatenate(lengths)),
-        base=base_fingerprint(stored, left_out="classifier"),
+        base=stored.fingerprint(),
         tokenizer=tokenizer,
         **parts,
     )

@@ -25,11 +25,11 @@ from lora_jax.generation.engine import Generator
 from lora_jax.generation.seq2seq import PairGenerator
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.io.hub import resolve
-from lora_jax.io.weights import is_t5, open_model
+from lora_jax.io.weights import kind_of, open_model
 from lora_jax.metrics.table import Primary
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.t5 import T5
-from lora_jax.tasks.base import base_fingerprint, params_of
+from lora_jax.tasks.base import params_of
 from lora_jax.tasks.building import build_options, check_sizes
 from lora_jax.tasks.language_loss import TokenLosses
 from lora_jax.tasks.opened import Opened
@@ -184,7 +184,7 @@ def _opened(folder: Path, model_config: ModelConfig, tokenizer: TextTokenizer) -
     """The task without its data."""
     options, scan = build_options(model_config), model_config.scan
     tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    pairs = is_t5(folder)
+    pairs = kind_of(folder) == "encoder-decoder"
     stored = open_model(folder, scan=scan, kind="encoder-decoder" if pairs else "decoder")
     model: Any = (T5 if pairs else Decoder)(stored.config, **options)
     kind: type[DecoderTask] = Seq2SeqTask if pairs else DecoderTask
@@ -196,6 +196,6 @@ def _opened(folder: Path, model_config: ModelConfig, tokenizer: TextTokenizer) -
         buckets=(),
         label_names=(),
         note="",
-        base=base_fingerprint(stored),
+        base=stored.fingerprint(),
         tokenizer=tokenizer,
     )

@@ -162,3 +162,35 @@ def test_a_cached_hugging_face_id_is_used_offline(
         lambda *a, **k: real(*a, **k, local_files_only=True, cache_dir=tmp_path),
     )
     assert resolve("org/model") == snapshot
+
+
+def test_all_files_that_a_model_or_its_tokenizer_is_read_from_are_fetched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import fnmatch
+
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def fetch(name: str, revision: Any, allow_patterns: list[str]) -> str:
+        asked.extend(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    resolve("org/model")
+    for file in (
+        "config.json",
+        "generation_config.json",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "special_tokens_map.json",
+        "spiece.model",
+    ):
+        assert any(fnmatch.fnmatch(file, pattern) for pattern in asked), file
+    assert not any(fnmatch.fnmatch("pytorch_model.bin", pattern) for pattern in asked)

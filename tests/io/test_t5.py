@@ -20,7 +20,7 @@ from lora_jax.core.quantize import QuantSpec
 from lora_jax.generation.seq2seq import PairGenerator
 from lora_jax.io import safetensors
 from lora_jax.io.peft import load_peft, save_peft
-from lora_jax.io.weights import is_t5, load_decoder, load_encoder, load_t5, save_t5, t5_names
+from lora_jax.io.weights import kind_of, load_decoder, load_encoder, load_t5, save_t5, t5_names
 from lora_jax.models.t5 import T5, T5Config, position_bucket
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "t5"
@@ -91,7 +91,7 @@ def test_saving_gives_the_same_tensors_and_config_back(form, tmp_path):
         == {name.parameter for name in t5_names(config, scan=False).values()}
     )
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
-    assert load_t5(tmp_path)[0] == config and is_t5(tmp_path)
+    assert load_t5(tmp_path)[0] == config and kind_of(tmp_path) == "encoder-decoder"
 
 
 def test_every_tensor_is_used_and_copies_of_the_embedding_are_compared(tmp_path):

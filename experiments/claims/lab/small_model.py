@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.adapters.sites import find_sites
-from lora_jax.cache import cache_dir
 from lora_jax.config import Config, from_config_dict, to_dict
 from lora_jax.core.paths import flatten, match, unflatten
 from lora_jax.core.quantize import QuantSpec, quantize
@@ -34,6 +33,7 @@ from lora_jax.data.completions import (
 )
 from lora_jax.data.datasets import load as load_texts
 from lora_jax.data.text_tokenizers import TextTokenizer, save_text_tokenizer
+from lora_jax.io.cache import cache_dir
 from lora_jax.io.hub import resolve
 from lora_jax.io.weights import load_decoder, save_decoder
 from lora_jax.models.decoder import Decoder
