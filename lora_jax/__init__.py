@@ -110,9 +110,9 @@ _WHERE = {
     "BeamSearch": "lora_jax.generation.beam",
     "language_loss": "lora_jax.tasks.language_loss",
     # Data.
-    "load_data": "lora_jax.data.datasets:load",
+    "load_data": "lora_jax.data.examples:load",
     "load_tokenizer": "lora_jax.io.encoder_tokenizer",
-    "encode": "lora_jax.data.tokenizers",
+    "encode": "lora_jax.data.encoding",
     "Batches": "lora_jax.data.batches",
     "choose_buckets": "lora_jax.data.buckets",
     # Training.
@@ -129,9 +129,8 @@ _WHERE = {
     "classifier_loss": "lora_jax.tasks.heads",
     "evaluate": "lora_jax.training.evaluate",
     # Tasks, and evaluation that can be trusted.
-    "RECIPES": "lora_jax.data.tasks",
-    "load_examples": "lora_jax.data.examples",
-    "to_completions": "lora_jax.data.examples",
+    "RECIPES": "lora_jax.data.recipes",
+    "to_completions": "lora_jax.data.completions",
     "find_contamination": "lora_jax.data.contamination",
     "metric": "lora_jax.metrics.table",
     "predict": "lora_jax.tasks.predictions",

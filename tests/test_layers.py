@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": {"metrics", "core.paths"},
     "statistics": {"statistics"},
     "io": {"io", "core", "models", "data.text_tokenizers", "data.tokenizers"},
-    "config": {"config", "core.codebooks", "core.init", "core.variants", "data.tasks"},
+    "config": {"config", "core.codebooks", "core.init", "core.variants", "data.recipes"},
     "generation": {"generation", "data", "io", "models"} | ADAPT,
     "tasks": {"tasks", "metrics", "generation", "data", "io", "models"} | SETTINGS | ADAPT,
     "evaluation": {"statistics", "evaluation", "tasks", "metrics"},

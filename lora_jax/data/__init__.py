@@ -1,4 +1,6 @@
-"""Labelled texts, token ids and padded batches; numpy only, without TensorFlow."""
+"""From records to batches, numpy only: `load` reads a data set by a recipe, `encode` makes token ids
+of it, `Batches` pads them.
+"""
 
 from .batches import Batch, Batches, BatchIterator, make_batch
 from .buckets import (
@@ -9,20 +11,26 @@ from .buckets import (
     steps_per_epoch,
     total_steps,
 )
-from .datasets import default_data_dir, load
-from .records import TextRecords, split_of, subset
-from .tokenizers import Encoded, Tokenizer, encode, load_tokenizer, tokenizer_fingerprint
+from .encoded import Encoded
+from .encoding import encode
+from .examples import Dataset, load
+from .recipes import RECIPES, Recipe
+from .records import Example, Record, split_of
+from .tokenizers import Tokenizer, load_tokenizer, tokenizer_fingerprint
 
 __all__ = [
+    "RECIPES",
     "Batch",
     "BatchIterator",
     "Batches",
+    "Dataset",
     "Encoded",
+    "Example",
     "PlannedBatch",
-    "TextRecords",
+    "Recipe",
+    "Record",
     "Tokenizer",
     "choose_buckets",
-    "default_data_dir",
     "encode",
     "load",
     "load_tokenizer",
@@ -31,7 +39,6 @@ __all__ = [
     "plan_epoch",
     "split_of",
     "steps_per_epoch",
-    "subset",
     "tokenizer_fingerprint",
     "total_steps",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from .buckets import FILLER, PlannedBatch, padding_fraction, plan_epoch, steps_per_epoch
-from .tokenizers import Encoded
+from .encoded import Encoded
 
 # Grain's sources have a length; as good as endless.
 _ENDLESS_EPOCHS = 2**31

@@ -1,4 +1,4 @@
-"""Prompts with completions: read from .jsonl, split, and turned into token ids of which only the
+"""Prompts with completions: rendered from examples, and turned into token ids of which only the
 completion counts.
 """
 
@@ -7,19 +7,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from .records import near_names
+from .examples import Dataset, read_examples
+from .recipes import Recipe, recipe_named, references, render
+from .records import Example
 from .text_tokenizers import TextTokenizer
-
-_SPLIT_SEED = 0
-_HELD_OUT = 0.1  # of the examples in each of validation and test
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +34,18 @@ class Completions:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 (hex) of all texts, in their order."""
+        parts = (self.prompts, self.completions, self.references, self.tasks)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def fingerprint_of(splits: Mapping[str, Completions]) -> str:
+    """The sha256 (hex) of the texts of every split."""
+    parts = {split: part.fingerprint for split, part in splits.items()}
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,85 +87,44 @@ class EncodedCompletions:
         return digest.hexdigest()
 
 
+def to_completions(
+    data: Dataset, *, prompt: str | None = None, completion: str | None = None
+) -> dict[str, Completions]:
+    """Prompts with completions of every split, by the recipe's templates or those given, with all
+    references.
+    """
+    note = " ".join(filter(None, (data.note, data.left_out)))
+    return {
+        split: _rendered(data.recipe, examples, prompt, completion, note)
+        for split, examples in data.splits.items()
+    }
+
+
 def read_completions(
-    path: Path | str, *, prompt: str = "prompt", completion: str = "completion"
+    name: str, recipe: str = "completion", *, columns: Mapping[str, str] | None = None
 ) -> Completions:
-    """The examples of a .jsonl file, or of the only one in a folder.
-
-    A prompt is a text or a list of chat messages, whose contents are joined with newlines; a
-    completion is a text or a list of right ones, of which the first is taken (OpenAI's evals have
-    both). A newline stands between prompt and completion.
+    """All prompts and completions of a data set, in their order: nothing is split or left out.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: a line is not JSON, or lacks a field.
+        FileNotFoundError, OSError, ValueError: as `load`.
     """
-    path = Path(path)
-    if path.is_dir():
-        files = sorted(path.glob("*.jsonl"))
-        if len(files) != 1:
-            raise FileNotFoundError(
-                f"{str(path)!r} holds {len(files)} .jsonl files; name one of "
-                f"{[file.name for file in files][:6]}."
-            )
-        path = files[0]
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no file {str(path)!r}. Give a .jsonl file of prompts and completions."
-        )
-    prompts, completions = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            prompts.append(_prompt(record[prompt]))
-            completions.append(_completion(record[completion]))
-        except KeyError as error:
-            near = (
-                near_names(str(error.args[0]), list(record)) if isinstance(record, Mapping) else ""
-            )
-            raise ValueError(
-                f"{str(path)!r} line {number} needs the field {error}, but has {list(record)[:8]}. "
-                f"{near}"
-            ) from None
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{str(path)!r} line {number} needs a prompt and a completion as text, but: "
-                f"{error}."
-            ) from None
-    return Completions(
-        tuple(prompts), tuple(completions), note=f"{path.name}: {len(prompts)} examples"
+    return _rendered(recipe_named(recipe), read_examples(name, recipe, columns=columns))
+
+
+def _rendered(
+    recipe: Recipe,
+    examples: Sequence[Example],
+    prompt: str | None = None,
+    completion: str | None = None,
+    note: str = "",
+) -> Completions:
+    prompts = tuple(render(prompt or recipe.prompt, example.values) for example in examples)
+    answers = tuple(render(completion or recipe.completion, example.values) for example in examples)
+    right = tuple(
+        references(recipe, example.values, answer)
+        for example, answer in zip(examples, answers, strict=True)
     )
-
-
-def split_completions(records: Completions) -> dict[str, Completions]:
-    """Training, validation and test examples: 80, 10 and 10 percent, drawn once and for all. Equal
-    prompts stay together.
-
-    Raises:
-        ValueError: there are too few for each split to have one.
-    """
-    groups: dict[str, list[int]] = {}
-    for index, prompt in enumerate(records.prompts):
-        groups.setdefault(prompt, []).append(index)
-    order = np.random.default_rng(_SPLIT_SEED).permutation(len(groups))
-    held = int(len(groups) * _HELD_OUT)
-    if held < 1:
-        raise ValueError(
-            f"There are {len(groups)} different prompts; 10 or more are needed, so that some can "
-            "be held out."
-        )
-    members = list(groups.values())
-    cut = {"validation": order[:held], "test": order[held : 2 * held], "train": order[2 * held :]}
-    out = {}
-    for name, chosen in cut.items():
-        rows = sorted(row for group in chosen for row in members[group])
-        out[name] = Completions(
-            tuple(records.prompts[r] for r in rows),
-            tuple(records.completions[r] for r in rows),
-            records.note,
-        )
-    return out
+    return Completions(prompts, answers, note, right)
 
 
 def encode_completions(
@@ -203,21 +171,3 @@ def group_numbers(tasks: tuple[str, ...]) -> Int[np.ndarray, " examples"] | None
 def prompt_text(prompt: str) -> str:
     """The text that a completion follows, in training and in use."""
     return prompt.rstrip() + "\n"
-
-
-def _prompt(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value:
-        return "\n".join(_text(message["content"]) for message in value)
-    raise ValueError(f"the prompt is {str(value)[:60]!r}")
-
-
-def _completion(value: Any) -> str:
-    return _text(value[0] if isinstance(value, list) and value else value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"a text is {str(value)[:60]!r}")
-    return value

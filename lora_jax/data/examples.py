@@ -1,36 +1,37 @@
-"""Examples of a task recipe from any source: read as a stream, checked, split, without repeated
-inputs.
-"""
+"""Examples of a data set: read from any source by a recipe, checked, split, each input once."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import heapq
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from .completions import Completions
-from .fields import Unfit, values_of
-from .records import SPLITS, split_of
-from .rows import OnError, Problems, Row
-from .sources import Source, open_source
-from .tasks import Recipe, references, render
+from .fields import is_integer
+from .recipes import Recipe, recipe_named
+from .records import (
+    SPLITS,
+    Example,
+    OnError,
+    Problem,
+    Problems,
+    Record,
+    Source,
+    near_names,
+    split_of,
+)
+from .sources import Rows, SourceCsv, open_source
 
 
-class Example(NamedTuple):
-    """A record: where it stands, and the values of its recipe's roles."""
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The examples of every split, as a recipe reads them.
 
-    place: str
-    values: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class TaskData:
-    """The splits of a task. `note` says what a reader of results must know; `left_out` which rows
-    are missing, and why.
+    Every label is one of `label_names`, whose order is that of the class ids. `note` says what a
+    reader of results must know of the splits; `left_out` which records are missing, and why.
     """
 
     name: str
@@ -40,124 +41,218 @@ class TaskData:
     note: str
     left_out: str
 
+    def __getitem__(self, split: str) -> tuple[Example, ...]:
+        return self.splits[split]
 
-def load_examples(
-    name: str,
-    recipe: Recipe,
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 (hex) of all that was read: values and class names, in their order, split by
+        split; not where they stood.
+        """
+        digest = hashlib.sha256(json.dumps(self.label_names).encode())
+        for split, examples in self.splits.items():
+            digest.update(f"\n{split} {len(examples)}\n".encode())
+            for example in examples:
+                digest.update(json.dumps(example.values, sort_keys=True).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def load(
+    name: str | Rows | Mapping[str, Rows],
+    recipe: Recipe | str = "classification",
     *,
     columns: Mapping[str, str] | None = None,
     on_error: OnError = "stop",
     label_names: Sequence[str] | None = None,
     limit: int | None = None,
     data_dir: Path | str | None = None,
-) -> TaskData:
-    """Training, validation and test examples of the data set `name` (see `open_source`).
+    source_csv: SourceCsv | None = None,
+) -> Dataset:
+    """Training, validation and test examples of a data set: its name, or rows (see `open_source`).
 
-    A single file is split 8:1:1 by the sha256 of its inputs, each input once. Published splits are
-    kept; a test split whose labels are hidden is not used, and where validation or test is missing
-    the other serves, or texts of train in hash bucket 8.
+    A single file is split 8:1:1 by the sha256 of its inputs (`split_of`), each input once.
+    Published splits are kept; a test split whose labels are hidden is not used, and where
+    validation or test is missing the other serves, or texts of train in hash bucket 8.
 
     Args:
+        recipe: what the fields mean, or its name in RECIPES.
         columns: the column of a role, where it is not the recipe's.
-        on_error: 'stop' at the first wrong row, or 'skip' and count them.
-        label_names: classes in the order of their ids; by default the source's, else those of
-        train, sorted.
-        limit: training examples at most; those whose hashes are smallest, so that memory is bounded
-            while a large file is read. Of a single file every split is cut so.
+        on_error: 'stop' at the first wrong record, or 'skip' and count them.
+        label_names: classes in the order of their ids, which records may give instead; by default
+            the source's, else those of train, sorted.
+        limit: training examples at most: those whose hashes are smallest, so that more of a file
+            changes few of them, and memory is bounded while a large one is read.
+        data_dir, source_csv: as `open_source`.
 
     Raises:
-        ValueError: a row is wrong (file, line, reason), or a split is empty, with what was left out
-            and why.
+        FileNotFoundError, OSError: it is not there, or cannot be read.
+        ValueError: a record is wrong (file, line, reason), or a split is empty, with what was left
+            out and why.
     """
-    columns, source, problems = (
-        columns or {},
-        open_source(name, data_dir=data_dir),
-        Problems(on_error),
-    )
-    split_rows, duplicates = _collect(source, recipe, columns, problems, limit)
-    split_rows, note = _assign(name, recipe, split_rows)
-    names = _label_names(recipe, columns, source, split_rows.get("train", []), label_names)
-    splits = {split: tuple(_known(rows, names, problems)) for split, rows in split_rows.items()}
+    if isinstance(recipe, str):
+        recipe = recipe_named(recipe)
+    if limit is not None and limit < 1:
+        raise ValueError(
+            f"A limit of training examples needs to be 1 or more, but {limit} came. Leave it out "
+            "for all."
+        )
+    columns, problems = columns or {}, Problems(on_error)
+    source = open_source(name, data_dir=data_dir, source_csv=source_csv)
+    classes = _declared_classes(recipe, columns, source, label_names)
+
+    read = _Reader(recipe, columns, classes, problems)
+    if "all" in source.streams:
+        parts, notes = read.split(source.streams["all"](problems), limit)
+    else:
+        parts, notes = read.published(source, limit)
+    names = classes or _observed_classes(recipe, source, parts.get("train", []))
+    ids = _ids(classes)
+    splits = {
+        split: tuple(_of_classes(rows, names, ids, problems)) for split, rows in parts.items()
+    }
+
     for split in SPLITS:
         if not splits.get(split):
             counts = ", ".join(f"{key} {len(rows)}" for key, rows in splits.items())
             raise ValueError(
-                f"Data set {name!r} needs examples in every split, but {split!r} is empty "
-                f"({counts}). "
-                f"{problems or 'No row was left out.'} Give more rows, or name the right fields "
-                "with --config.data.fields."
+                f"Data set {source.name!r} needs examples in every split, but {split!r} is empty "
+                f"({counts or 'no example at all'}). {problems or 'No row was left out.'} Give "
+                "more rows, or name the right fields with --config.data.fields."
             )
-    if duplicates:
-        note = f"{note} {duplicates} rows with a repeated input left out.".strip()
-    return TaskData(name, recipe, splits, names, note, str(problems))
-
-
-def to_completions(
-    data: TaskData, *, prompt: str | None = None, completion: str | None = None
-) -> dict[str, Completions]:
-    """Prompts with completions of every split, by the recipe's templates or those given, with all
-    references.
-    """
-    recipe = data.recipe
-    out = {}
-    for split, examples in data.splits.items():
-        prompts = tuple(render(prompt or recipe.prompt, example.values) for example in examples)
-        answers = tuple(
-            render(completion or recipe.completion, example.values) for example in examples
-        )
-        right = tuple(
-            references(recipe, example.values, answer)
-            for example, answer in zip(examples, answers, strict=True)
-        )
-        out[split] = Completions(
-            prompts, answers, " ".join((data.note, data.left_out)).strip(), right
-        )
-    return out
-
-
-def input_text(recipe: Recipe, values: Mapping[str, Any]) -> str:
-    """What tells a record's input from others: the values of all roles that are given."""
-    # The target of a chat is the last message of its only role.
-    parts = [
-        values[role][:-1] if role == "messages" else values[role]
-        for role in recipe.inputs
-        if role in values
-    ]
-    return "\n".join(
-        part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts
+    note = " ".join(filter(None, (*notes, source.note)))
+    return Dataset(
+        source.name, recipe, {split: splits[split] for split in SPLITS}, names, note, str(problems)
     )
 
 
-def _collect(
-    source: Source,
-    recipe: Recipe,
-    columns: Mapping[str, str],
-    problems: Problems,
-    limit: int | None,
-) -> tuple[dict[str, list[Example]], int]:
-    """The examples of every split of the source, and how many repeated inputs were left out."""
-    if "all" not in source.streams:
-        kept = {
-            split: _keep(
-                _checked(stream(problems), recipe, columns, problems),
-                recipe,
-                limit if split == "train" else None,
-            )
-            for split, stream in source.streams.items()
+def read_examples(
+    name: str,
+    recipe: Recipe | str,
+    *,
+    columns: Mapping[str, str] | None = None,
+) -> tuple[Example, ...]:
+    """All examples of a data set in their order, repeated ones too: nothing is split.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: as `load`.
+    """
+    if isinstance(recipe, str):
+        recipe = recipe_named(recipe)
+    problems = Problems()
+    reader = _Reader(recipe, columns or {}, (), problems)
+    streams = open_source(name).streams.values()
+    return tuple(example for stream in streams for example in reader.examples(stream(problems)))
+
+
+class _Reader:
+    """Reads records by a recipe, and puts them into splits."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        columns: Mapping[str, str],
+        classes: tuple[str, ...],
+        problems: Problems,
+    ) -> None:
+        self.recipe, self.columns, self.classes, self.problems = recipe, columns, classes, problems
+
+    def examples(self, records: Iterable[Record]) -> Iterator[Example]:
+        """What can be read; all else is reported."""
+        for record in records:
+            found = self.recipe.read(record, self.columns)
+            if isinstance(found, Problem):
+                self.problems.report(found)
+            else:
+                yield found
+
+    def labelled(self, examples: Iterable[Example]) -> Iterator[Example]:
+        """The examples whose target is not hidden; the others are reported."""
+        for example in examples:
+            if self.is_hidden(example):
+                detail = (
+                    f"a {self.recipe.target} is needed, but none (or -1, which marks a hidden one) "
+                    "came; if -1 is a class, name it in label_names."
+                )
+                self.problems.report(Problem(example.place, "no label", detail))
+            else:
+                yield example
+
+    def is_hidden(self, example: Example) -> bool:
+        """True where a data set keeps the answer to itself: None or -1."""
+        if "label" in self.recipe.fields:
+            label = example.values["label"]
+            return label is None or (label == "-1" and "-1" not in self.classes)
+        return example.values.get("answer", "") is None
+
+    def split(
+        self, records: Iterable[Record], limit: int | None
+    ) -> tuple[dict[str, list[Example]], list[str]]:
+        """The parts of a source without splits, each input once, and what a reader must know."""
+        seen: set[bytes] = set()
+        repeated = 0
+        parts = {split: _Smallest(limit if split == "train" else None) for split in SPLITS}
+        for example in self.labelled(self.examples(records)):
+            digest = _digest(self.recipe, example)
+            if digest[:12] in seen:
+                repeated += 1
+                continue
+            seen.add(digest[:12])
+            parts[split_of(self.recipe.group_text(example.values))].add(digest, example)
+        notes = [f"{repeated} rows with a repeated input left out."] if repeated else []
+        return {split: part.examples() for split, part in parts.items()}, notes
+
+    def published(
+        self, source: Source, limit: int | None
+    ) -> tuple[dict[str, list[Example]], list[str]]:
+        """The parts of a source with splits, none of them missing, and what serves as what."""
+        held_out, notes = self._held_out(source)
+        if "test" not in held_out and "validation" in held_out:
+            held_out["test"] = held_out.pop("validation")
+            notes.append("Validation serves as test.")
+        missing = [split for split in ("test", "validation") if split not in held_out]
+        if missing:
+            notes.append(f"{' and '.join(missing).capitalize()} cut out of train by hash.")
+
+        cut: dict[str, list[Example]] = {split: [] for split in missing}
+        train = _Smallest(limit)
+        stream = source.streams["train"](self.problems)
+        for example in self.labelled(self.examples(stream)):
+            split = split_of(self.recipe.group_text(example.values)) if missing else "train"
+            if split in cut:
+                cut[split].append(example)
+            else:
+                train.add(_digest(self.recipe, example), example)
+        parts = {"train": train.examples(), **held_out, **cut}
+        return parts, notes + self._shared(parts)
+
+    def _held_out(self, source: Source) -> tuple[dict[str, list[Example]], list[str]]:
+        """The published splits besides train that have answers."""
+        found, notes = {}, []
+        for split in ("validation", "test"):
+            if split not in source.streams:
+                continue
+            rows = list(self.examples(source.streams[split](self.problems)))
+            scores = {row.values["score"] for row in rows if "score" in row.values}
+            if rows and (all(map(self.is_hidden, rows)) or scores == {-1.0}):
+                notes.append(
+                    f"The published {split} split of {source.name} has no labels and is not used."
+                )
+            elif rows:
+                found[split] = list(self.labelled(rows))
+        return found, notes
+
+    def _shared(self, parts: Mapping[str, list[Example]]) -> list[str]:
+        """A sentence on each held-out split with inputs of train."""
+        train = {_digest(self.recipe, example) for example in parts["train"]}
+        counts = {
+            split: sum(_digest(self.recipe, example) in train for example in parts[split])
+            for split in ("validation", "test")
         }
-        return kept, 0
-    seen: set[bytes] = set()
-    parts: dict[str, _Smallest] = {split: _Smallest(limit) for split in SPLITS}
-    duplicates = 0
-    for example in _checked(source.streams["all"](problems), recipe, columns, problems):
-        text = input_text(recipe, example.values)
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-        if digest[:12] in seen:
-            duplicates += 1
-            continue
-        seen.add(digest[:12])
-        parts[split_of(example.values[recipe.group] if recipe.group else text)].add(digest, example)
-    return {split: part.examples() for split, part in parts.items()}, duplicates
+        return [
+            f"{count} of {len(parts[split])} {split} inputs are in the train split too."
+            for split, count in counts.items()
+            if count
+        ]
 
 
 class _Smallest:
@@ -183,102 +278,78 @@ class _Smallest:
         return [example for _, _, example in sorted(self._heap, key=lambda entry: entry[1])]
 
 
-def _keep(examples: Iterator[Example], recipe: Recipe, limit: int | None) -> list[Example]:
-    smallest = _Smallest(limit)
-    for example in examples:
-        smallest.add(
-            hashlib.sha256(
-                input_text(recipe, example.values).encode("utf-8", "surrogatepass")
-            ).digest(),
-            example,
-        )
-    return smallest.examples()
+def _digest(recipe: Recipe, example: Example) -> bytes:
+    return hashlib.sha256(recipe.input_text(example.values).encode("utf-8")).digest()
 
 
-def _checked(
-    rows: Iterator[Row], recipe: Recipe, columns: Mapping[str, str], problems: Problems
-) -> Iterator[Example]:
-    for place, fields in rows:
-        try:
-            yield Example(place, values_of(recipe, columns, fields))
-        except Unfit as error:
-            problems.report(place, error.reason, str(error))
-
-
-def _assign(
-    name: str, recipe: Recipe, splits: dict[str, list[Example]]
-) -> tuple[dict[str, list[Example]], str]:
-    """The splits with every part filled, and a sentence on what serves as what."""
-    hidden = [role for role in ("label", "answer") if role in recipe.fields]
-    shown = lambda rows: [
-        row for row in rows if all(row.values.get(role) is not None for role in hidden)
-    ]
-    labelled = {split: shown(rows) for split, rows in splits.items()}
-    notes = [
-        f"The published {split} split of {name} has no labels and is not used."
-        for split in ("validation", "test")
-        if splits.get(split) and not labelled[split]
-    ]
-    out = {split: rows for split, rows in labelled.items() if rows}
-    if "train" not in out or set(out) == set(SPLITS):
-        return out, " ".join(notes)
-    if "test" not in out and "validation" in out:
-        out["test"] = out.pop("validation")
-        notes.append("Validation serves as test.")
-    buckets = {"validation"} if "test" in out else {"validation", "test"}
-    train = out["train"]
-    where = [split_of(input_text(recipe, example.values)) for example in train]
-    for split in sorted(buckets):
-        out[split] = [example for example, bucket in zip(train, where) if bucket == split]
-    out["train"] = [example for example, bucket in zip(train, where) if bucket not in buckets]
-    notes.append(f"{' and '.join(sorted(buckets)).capitalize()} cut out of train by hash.")
-    return out, " ".join(notes)
-
-
-def _label_names(
-    recipe: Recipe,
-    columns: Mapping[str, str],
-    source: Source,
-    train: Sequence[Example],
-    given: Sequence[str] | None,
+def _declared_classes(
+    recipe: Recipe, columns: Mapping[str, str], source: Source, given: Sequence[str] | None
 ) -> tuple[str, ...]:
-    role = "label" if "label" in recipe.fields else "tags" if "tags" in recipe.fields else None
+    """The classes that the user or the source names; none where the examples tell."""
+    role = recipe.class_role
     if role is None:
         return ()
-    if given:
-        return tuple(given)
-    if declared := source.classes.get(columns.get(role) or recipe.fields[role]):
-        return declared
-    found = {
-        label
-        for example in train
-        for label in ([example.values[role]] if role == "label" else example.values[role])
-    }
-    numbers = all(label.lstrip("-").isdigit() for label in found)
-    names = tuple(sorted(found, key=int if numbers else str))
-    if role == "label" and len(names) < 2:
+    names = tuple(
+        map(str, given or source.classes.get(columns.get(role) or recipe.fields[role], ()))
+    )
+    if names and (len(set(names)) < len(names) or (role == "label" and len(names) < 2)):
         raise ValueError(
-            "A classification needs at least two classes, but the training split of "
-            f"{source.name!r} has {', '.join(names) or 'none'}. "
-            "Check --config.data.fields.label."
+            "A classification needs at least two different classes, but label_names="
+            f"{list(names)} came. Correct --config.data.label_names."
         )
     return names
 
 
-def _known(
-    rows: Sequence[Example], names: tuple[str, ...], problems: Problems
+def _observed_classes(recipe: Recipe, source: Source, train: Sequence[Example]) -> tuple[str, ...]:
+    """The different labels of train, sorted; as numbers if all are integers."""
+    role = recipe.class_role
+    if role is None:
+        return ()
+    places: dict[str, str] = {}
+    for example in train:
+        value = example.values[role]
+        for label in [value] if role == "label" else value:
+            places.setdefault(label, example.place)
+    numbers = all(map(is_integer, places))
+    names = tuple(sorted(places, key=int if numbers else str))
+    if role == "label" and train and len(names) < 2:
+        raise ValueError(
+            "A classification needs at least two classes, but the training split of "
+            f"{source.name!r} has {', '.join(names)} alone (first: {places[names[0]]}). Check "
+            "--config.data.fields.label."
+        )
+    if role == "label" and numbers and names and int(names[0]) < 0:
+        raise ValueError(
+            f"{places[names[0]]}: a label needs to be a class name or an id from 0, but {names[0]} "
+            "came. If it is a class, name all of them with --config.data.label_names."
+        )
+    return names
+
+
+def _ids(declared: tuple[str, ...]) -> dict[str, str]:
+    """The declared classes by their ids as text, which records may give where names are words."""
+    if any(map(is_integer, declared)):
+        return {}
+    return {str(n): name for n, name in enumerate(declared)}
+
+
+def _of_classes(
+    rows: Sequence[Example], names: tuple[str, ...], ids: Mapping[str, str], problems: Problems
 ) -> Iterator[Example]:
-    """The rows whose label is one of the classes."""
-    known = set(names)
+    """The rows whose labels are classes, by their names."""
+    known = {**ids, **{name: name for name in names}}
     for row in rows:
-        labels = [row.values["label"]] if "label" in row.values else row.values.get("tags") or ()
-        wrong = [label for label in labels if known and label not in known]
-        if wrong:
-            listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-            problems.report(
-                row.place,
-                "an unknown label",
-                f"a label needs to be one of {listed}, but {wrong[0]!r} came.",
-            )
-        else:
+        role = next((role for role in ("label", "tags") if role in row.values), None)
+        if role is None or not known:
             yield row
+            continue
+        value = row.values[role]
+        labels = [value] if role == "label" else value
+        if unknown := [label for label in labels if label not in known]:
+            listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+            near = near_names(unknown[0], names)
+            detail = f"a label needs to be one of {listed}, but {unknown[0]!r} came. {near}"
+            problems.report(Problem(row.place, "an unknown label", detail.strip()))
+            continue
+        named = [known[label] for label in labels]
+        yield row._replace(values={**row.values, role: named[0] if role == "label" else named})

@@ -1,17 +1,27 @@
-"""Values of a record's roles: looked up by column or path, and checked to be what a role needs."""
+"""How a role's value is read from a record: looked up by column or path, and checked to be what
+the role needs.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from .records import near_names
-from .tasks import LETTERS, Recipe
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_INTEGER = re.compile(r"-?[0-9]+")
+# What tables write where a label is missing.
+_MISSING = ("nan", "inf", "-inf")
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Unfit(ValueError):
-    """A row that a recipe cannot use; `reason` is what such rows are counted under."""
+    """A record that a recipe cannot use; `reason` is what such records are counted under."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -25,16 +35,18 @@ def pick(fields: Mapping[str, Any], column: str) -> Any:
     Raises:
         Unfit: there is no such column.
     """
-    if "," in column and column not in fields:
-        return [pick(fields, part) for part in column.split(",")]
-    if "+" in column and column not in fields:
-        return "\n".join(str(pick(fields, part)) for part in column.split("+"))
     if column in fields:
         return fields[column]
+    if "," in column:
+        return [pick(fields, part) for part in column.split(",")]
+    if "+" in column:
+        return "\n".join(str(pick(fields, part)) for part in column.split("+"))
     value: Any = fields
     for part in column.split("."):
         try:
-            value = value[part] if isinstance(value, Mapping) else value[int(part)]
+            # A letter of a text is no value of its own.
+            key = part if isinstance(value, (Mapping, str)) else int(part)
+            value = value[key]
         except (KeyError, IndexError, ValueError, TypeError):
             raise Unfit(
                 f"no field {column!r}",
@@ -45,47 +57,64 @@ def pick(fields: Mapping[str, Any], column: str) -> Any:
     return value
 
 
-def values_of(
-    recipe: Recipe, columns: Mapping[str, str], fields: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The checked values of every role of a recipe; roles without a label have None (hidden
-    labels).
+def read_role(role: str, value: Any) -> Any:
+    """The checked value of a role; None where a label is hidden.
 
     Raises:
-        Unfit: a field is missing, empty or of the wrong kind.
+        Unfit: it is empty, or of the wrong kind.
     """
-    out: dict[str, Any] = {}
-    for role, default in recipe.fields.items():
-        column = columns.get(role) or default
-        try:
-            value = pick(fields, column)
-        except Unfit:
-            if role in recipe.optional and role not in columns:
-                continue
-            raise
-        if value is None and role in recipe.optional:
-            continue
-        out[role] = _KINDS.get(role, _text)(role, value)
-    if "choices" in out:
-        out["answer"] = _answer_index(out["choices"], out["answer"])
-    if "tags" in out and out["tags"] is not None and len(out["words"]) != len(out["tags"]):
+    try:
+        value = _KINDS.get(role, _text)(role, value)
+    except (TypeError, OverflowError) as error:
         raise Unfit(
-            "another number of tags",
-            f"{len(out['words'])} words need as many tags, but {len(out['tags'])} came.",
-        )
-    if recipe.head == "span" and (
-        wrong := [a for a in out["answers"] or () if a["text"] not in out["context"]]
-    ):
+            f"no {role}", f"{role} is of a kind that cannot be read ({error}): {str(value)[:60]!r}."
+        ) from None
+    if (letter := _surrogate(value)) is not None:
         raise Unfit(
-            "an answer outside its context",
-            f"the answer {wrong[0]['text'][:60]!r} does not stand in the context.",
+            f"a lone surrogate in {role}",
+            f"{role} needs to be text, but holds half a character ({letter!r}).",
         )
-    return out
+    return value
+
+
+def is_integer(text: str) -> bool:
+    """True for digits with or without a minus sign; of the ASCII ones alone, as `int` reads some
+    others and not all.
+    """
+    return _INTEGER.fullmatch(text) is not None
+
+
+def number_text(number: float) -> str:
+    """The shortest decimal that is read back as this number, without an exponent.
+
+    >>> number_text(1234567.5), number_text(4.0), number_text(float(np.float32(3.8)))
+    ('1234567.5', '4', '3.8')
+    """
+    # Data sets store float32: 3.8 comes as 3.799999952316284.
+    single = np.float32(number) if abs(number) <= _LARGEST else number
+    exact = single if float(single) == number else number
+    return np.format_float_positional(exact, trim="-")
+
+
+def _surrogate(value: Any) -> str | None:
+    """The first lone surrogate in a text, or in the texts of a value."""
+    if isinstance(value, str):
+        if value.isascii():
+            return None
+        return next((letter for letter in value if 0xD800 <= ord(letter) <= 0xDFFF), None)
+    parts = value.values() if isinstance(value, Mapping) else value
+    if not isinstance(value, (Mapping, list)):
+        return None
+    return next((found for part in parts if (found := _surrogate(part)) is not None), None)
 
 
 def _text(role: str, value: Any) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = f"{value:g}" if isinstance(value, float) else str(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Unfit(
+                f"a {role} that is no text", f"{role} needs to be a text, but {value!r} came."
+            )
+        value = number_text(value) if isinstance(value, float) else str(value)
     if (
         isinstance(value, list)
         and value
@@ -114,12 +143,20 @@ def _text(role: str, value: Any) -> str:
 
 
 def _label(role: str, value: Any) -> str | None:
-    if value is None or value == -1:
+    """A class as its name: true and false are '1' and '0', '01' is '1'. None where it is hidden."""
+    if value is None:
         return None
-    if isinstance(value, bool):
+    if isinstance(value, (bool, int)):
         return str(int(value))
-    if isinstance(value, (int, str)) and str(value).strip():
-        return str(value).strip()
+    if isinstance(value, str) and value.strip():
+        name = value.strip()
+        if name.lower() in _MISSING:
+            raise Unfit(
+                "a missing label",
+                f"a label needs to be a class, but {value!r} came, as tables write what is "
+                "missing. If it is a class, give it another name.",
+            )
+        return str(int(name)) if is_integer(name) and len(name) < 20 else name
     if isinstance(value, list) and len(value) == 1:
         return _label(role, value[0])
     if isinstance(value, list) and value:
@@ -135,12 +172,15 @@ def _label(role: str, value: Any) -> str | None:
 def _score(role: str, value: Any) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise Unfit(
             "a score that is no number", f"a score needs to be a number, but {value!r} came."
         ) from None
-    if not math.isfinite(number):
-        raise Unfit("a score that is no number", f"a score needs to be finite, but {value!r} came.")
+    if not abs(number) <= _LARGEST:
+        raise Unfit(
+            "a score that is no number",
+            f"a score needs to be finite in float32, but {value!r} came.",
+        )
     return number
 
 
@@ -173,8 +213,7 @@ def _answers(role: str, value: Any) -> list[dict[str, Any]]:
             raise Unfit("no answer", f"answers need to be texts, but {str(value)[:60]!r} came.")
         texts = [item if isinstance(item, str) else item.get("text", "") for item in items]
         starts = [-1 if isinstance(item, str) else item.get("answer_start", -1) for item in items]
-    texts = [text for text in texts if isinstance(text, str)]
-    if not texts or not all(text.strip() for text in texts):
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise Unfit(
             "an empty answer",
             f"a question needs an answer that is not empty, but {str(value)[:60]!r} came.",
@@ -201,9 +240,12 @@ def _choices(role: str, value: Any) -> list[str]:
     return value
 
 
-def _answer_index(choices: list[str], value: Any) -> int | None:
+def answer_index(choices: list[str], value: Any) -> int | None:
     """The position of the right choice, from an index, a letter (also as in 'c) Atrophy'), or the
-    choice's own text.
+    choice's own text; None where it is hidden.
+
+    Raises:
+        Unfit: it is none of these.
     """
     if value is None or value == -1:
         return None
@@ -218,14 +260,12 @@ def _answer_index(choices: list[str], value: Any) -> int | None:
         letter, rest = text[:1].upper(), text[1:2]
         if letter in LETTERS[: len(choices)] and letter and (not rest or rest in ").:"):
             return LETTERS.index(letter)
-        if text.isdigit() and int(text) < len(choices):
+        if is_integer(text) and len(text) < 3 and 0 <= int(text) < len(choices):
             return int(text)
     raise Unfit(
         "an unknown answer",
-        (
-            f"an answer needs to be one of {len(choices)} choices (index, letter or text), but "
-            f"{value!r} came."
-        ),
+        f"an answer needs to be one of {len(choices)} choices (index, letter or text), but "
+        f"{value!r} came.",
     )
 
 
@@ -241,10 +281,8 @@ def _messages(role: str, value: Any) -> list[dict[str, str]]:
     if len(out) < 2 or len(out) != len(value) or out[-1]["role"] != "assistant":
         raise Unfit(
             "no conversation",
-            (
-                "messages need two or more of role and content, the last an assistant's, but "
-                f"{str(value)[:60]!r} came."
-            ),
+            "messages need two or more of role and content, the last an assistant's, but "
+            f"{str(value)[:60]!r} came.",
         )
     return out
 
@@ -258,7 +296,7 @@ def _references(role: str, value: Any) -> list[str]:
     return [item for item in items if item.strip()]
 
 
-_KINDS = {
+_KINDS: dict[str, Callable[[str, Any], Any]] = {
     "label": _label,
     "score": _score,
     "words": _words,

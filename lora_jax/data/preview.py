@@ -7,34 +7,28 @@ from __future__ import annotations
 import collections
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from .completions import Completions, EncodedCompletions
 from .contamination import find_contamination
-from .examples import Example
-from .records import TextRecords
+from .records import Example
 
 _BARS = 12
 _WIDTH = 40
-Records = TextRecords | Completions | Sequence[Example]
+Records = Completions | Sequence[Example]
 
 
 def texts_of(records: Records) -> list[str]:
     """The inputs of a split, a text each, as contamination checks compare them."""
     if isinstance(records, Completions):
         return list(records.prompts)
-    if isinstance(records, TextRecords):
-        return [
-            f"{text}\n{pair}"
-            for text, pair in zip(records.texts, records.pairs or [""] * len(records))
-        ]
     return [
-        json.dumps(
-            {key: value for key, value in row.values.items() if key not in _ANSWERS},
-            ensure_ascii=False,
+        "\n".join(
+            value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for role, value in row.values.items()
+            if role not in _ANSWERS
         )
         for row in records
     ]
@@ -48,14 +42,6 @@ def show_records(records: Records, count: int) -> Iterator[str]:
     for n in range(min(count, len(records))):
         if isinstance(records, Completions):
             yield f"prompt: {records.prompts[n]!r}\ncompletion: {records.completions[n]!r}"
-        elif isinstance(records, TextRecords):
-            pair = "" if records.pairs is None else f"\npair: {records.pairs[n]!r}"
-            label = (
-                records.label_names[int(records.labels[n])]
-                if records.label_names
-                else f"{records.labels[n]:g}"
-            )
-            yield f"text: {records.texts[n]!r}{pair}\nlabel: {label}"
         else:
             values = "\n".join(f"{role}: {value!r}" for role, value in records[n].values.items())
             yield f"({records[n].place})\n{values}"
@@ -105,9 +91,7 @@ def overlaps(records: Mapping[str, Records]) -> list[str]:
 
 def label_counts(records: Records, label_names: Sequence[str]) -> str:
     """'good 120, bad 80' of a split's classes, or nothing where there are none."""
-    labels: list[Any] = []
-    if isinstance(records, TextRecords) and records.label_names:
-        labels = [records.label_names[int(label)] for label in records.labels]
-    elif not isinstance(records, (TextRecords, Completions)):
-        labels = [row.values["label"] for row in records if "label" in row.values]
-    return ", ".join(f"{name} {labels.count(name)}" for name in label_names) if labels else ""
+    if isinstance(records, Completions):
+        return ""
+    counts = collections.Counter(row.values["label"] for row in records if "label" in row.values)
+    return ", ".join(f"{name} {counts[name]}" for name in label_names) if counts else ""

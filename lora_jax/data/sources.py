@@ -1,108 +1,129 @@
-"""Data sets by name as streams of rows: files, folders, TensorFlow Datasets and the Hugging Face
+"""Data sets by name as streams of records: files, folders, TensorFlow Datasets and the Hugging Face
 hub.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .records import SPLITS, near_names
-from .rows import SUFFIXES, Problems, Row, read_rows
+from .files import SUFFIXES, read_file
+from .records import MOVIE_REVIEWS, SPLIT_WORDS, SPLITS, Record, Source, Stream, near_names, short
 
 _HUB = "hf:"
-_SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "validation": (
-        "validation",
-        "valid",
-        "val",
-        "dev",
-        "devel",
-        "development",
-        "validation_matched",
-    ),
-    "test": ("test", "testing", "eval"),
-}
-Stream = Callable[[Problems], Iterator[Row]]
+# '-00000-of-00003-0a1b2c3d4e5f6a7b' of a file that is one of several, '_2', or '-v1.1'.
+_NUMBER = re.compile(r"[-._]?v?\d+(\.\d+)*([-_]of[-_]\d+)?(-[0-9a-f]{8,})?$")
+SourceCsv = Path | str | Callable[[], Path | str]
+Rows = Sequence[Mapping[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """The streams of a data set under train, validation and test, or one under 'all' that is still
-    to be split.
-
-    `classes` are the class names of columns that the data set itself declares, in the order of
-    their ids.
-    """
-
-    name: str
-    streams: Mapping[str, Stream]
-    classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-
-
-def open_source(name: str, *, data_dir: Path | str | None = None) -> Source:
+def open_source(
+    name: str | Rows | Mapping[str, Rows],
+    *,
+    data_dir: Path | str | None = None,
+    source_csv: SourceCsv | None = None,
+) -> Source:
     """The streams of a data set; nothing is read yet, but what the network holds is fetched.
 
-    `name` is the path of a .csv, .tsv, .jsonl, .json or .parquet file or of a folder with files
-    named after splits; 'hf:org/name' or 'hf:org/name/config' for files of a Hugging Face dataset;
-    or a TensorFlow Datasets name such as 'glue/sst2'.
+    `name` is one of
+    - the path of a .csv, .tsv, .jsonl, .json or .parquet file, or of a folder with files named after
+      splits;
+    - 'hf:org/name' or 'hf:org/name/config' for files of a Hugging Face dataset;
+    - a TensorFlow Datasets name such as 'glue/sst2', prepared once as ArrayRecord in `data_dir`
+      (default: $LORA_JAX_CACHE/tfds). TensorFlow is never imported;
+    - 'rotten_tomatoes' or 'imdb', the reviews of the movie-reviews package. `source_csv` is its
+      file, or a function that returns the path, called only if the data set is not prepared yet;
+    - rows in memory: mappings of columns to values, or such rows by split.
 
     Raises:
         FileNotFoundError: it is not there, or cannot be fetched. ValueError: a folder or data set
             without usable splits.
     """
+    if not isinstance(name, str):
+        return _memory(name)
     path = Path(name).expanduser()
     if name.startswith(_HUB):
         return _folder(_fetch(name), name)
-    if path.is_dir():
+    if path.is_dir() and name not in MOVIE_REVIEWS:
         return _folder(path, name)
-    if name.endswith(SUFFIXES) or name.startswith((".", "/", "~")):
-        return Source(name, {"all": lambda problems: read_rows(path, problems)})
-    return _catalogue(name, data_dir)
+    if path.suffix.lower() in SUFFIXES or name.startswith((".", "/", "~")):
+        return Source(name, {"all": lambda problems: read_file(path, problems)})
+
+    from .catalogue import open_catalogue, tfds_dir
+
+    folder = tfds_dir() if data_dir is None else Path(data_dir).expanduser()
+    return open_catalogue(name, folder, source_csv)
+
+
+def _memory(rows: Rows | Mapping[str, Rows]) -> Source:
+    if isinstance(rows, Mapping) and not {"train"} <= set(rows) <= set(SPLITS):
+        raise ValueError(
+            f"Rows by split need the names {', '.join(SPLITS)}, train at least, but "
+            f"{', '.join(map(repr, rows)) or 'none'} came. Rename them."
+        )
+    parts = rows if isinstance(rows, Mapping) else {"all": rows}
+
+    def stream(split: str) -> Stream:
+        return lambda problems: (
+            Record(f"{split}[{number}]", row) for number, row in enumerate(parts[split])
+        )
+
+    return Source("rows", {split: stream(split) for split in parts})
 
 
 def _folder(folder: Path, name: str) -> Source:
     """Files by the split that their names (or their folders') say; a lone file is split later."""
     files = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        # Editors and notebooks keep copies in hidden folders and files.
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
-    parts: dict[str, list[Path]] = {}
+    parts: dict[str | None, list[Path]] = {}
     for path in files:
-        if split := _split_in(path.relative_to(folder)):
-            parts.setdefault(split, []).append(path)
+        parts.setdefault(_split_in(path.relative_to(folder)), []).append(path)
+    shown = lambda paths: ", ".join(str(path.relative_to(folder)) for path in paths[:8])
+
     if "train" in parts:
         kept = {split: parts[split] for split in SPLITS if split in parts}
-        return Source(name, {split: _chain(paths) for split, paths in kept.items()})
+        for split, paths in kept.items():
+            if len({(path.parent, _NUMBER.sub("", path.stem), path.suffix) for path in paths}) > 1:
+                raise ValueError(
+                    f"Data folder {name!r} needs one file for each split, or numbered parts of "
+                    f"one, but {len(paths)} are there for {split}: {shown(paths)}. Keep one, or "
+                    "name a folder in it."
+                )
+        unread = parts.get(None, [])
+        note = f"Not read, as their names end with no split: {shown(unread)}." if unread else ""
+        return Source(name, {split: _chain(paths) for split, paths in kept.items()}, note=note)
     if len(files) == 1:
         return Source(name, {"all": _chain(files)})
-    there = ", ".join(str(path.relative_to(folder)) for path in files[:8]) or "no data file"
     raise ValueError(
         f"Data folder {name!r} needs one file ({', '.join(SUFFIXES)}), or files named after their "
-        "splits with a train among them, but holds "
-        f"{there}. Rename them, or name a single file."
+        f"splits with a train among them, but holds {shown(files) or 'no data file'}. Rename them, "
+        "or name a single file."
     )
 
 
 def _split_in(path: Path) -> str | None:
-    """'validation' of 'data/validation-00000-of-00001.parquet'; the file's name counts before its
-    folders'.
+    """'validation' of 'data/validation-00000-of-00001.parquet' and of 'tweets_val.csv': how the
+    file's name ends, or else the name of a folder above it.
     """
-    for part in (path.stem, *reversed(path.parent.parts)):
-        words = re.split(r"[-._ ]", part.lower())
-        for split, names in _SPLIT_WORDS.items():
-            if any(word in names for word in words):
+    stem = _NUMBER.sub("", path.stem.lower())
+    for part in (stem, *(folder.lower() for folder in reversed(path.parent.parts))):
+        for split, names in SPLIT_WORDS.items():
+            ends = tuple(f"{mark}{name}" for name in names for mark in "-._ ")
+            if part in names or (part == stem and part.endswith(ends)):
                 return split
     return None
 
 
 def _chain(paths: list[Path]) -> Stream:
-    return lambda problems: (row for path in paths for row in read_rows(path, problems))
+    return lambda problems: (record for path in paths for record in read_file(path, problems))
 
 
 def _fetch(name: str) -> Path:
@@ -121,11 +142,10 @@ def _fetch(name: str) -> Path:
             )
         )
     except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise FileNotFoundError(
             f"The Hugging Face dataset {repository!r} is not in the local cache and could not be "
-            "fetched. Check the name and the network, or "
-            f"copy its files here and give their folder. The hub says: {said}"
+            "fetched. Check the name and the network, or copy its files here and give their "
+            f"folder. The hub says: {short(error)}"
         ) from error
     if config:
         found = [
@@ -151,70 +171,3 @@ def _hub_name(name: str) -> tuple[str, str]:
             f"A Hugging Face dataset is named 'hf:org/name' or 'hf:org/name/config', got {name!r}."
         )
     return "/".join(parts[:2]), parts[2] if len(parts) == 3 else ""
-
-
-def _catalogue(name: str, data_dir: Path | str | None) -> Source:
-    from .catalogue import catalogue_builder, prepare
-    from .datasets import default_data_dir
-
-    folder = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
-    builder = prepare(lambda: catalogue_builder(name, folder), name)
-    published = list(builder.info.splits) or list(
-        SPLITS
-    )  # A builder under tfds.testing.mock_data lists none.
-    chosen: dict[str, str] = {}
-    for split, names in _SPLIT_WORDS.items():
-        if found := next((word for word in names if word in published), None):
-            chosen[split] = found
-    if "train" not in chosen:
-        raise ValueError(
-            f"Data set {name!r} needs a train split, but has {', '.join(map(repr, published))}. "
-            "Choose another one."
-        )
-    names_of = {
-        column: feature.names
-        for column, feature in dict(builder.info.features).items()
-        if getattr(feature, "names", None)
-    }
-
-    def stream(split: str) -> Stream:
-        def rows(problems: Problems) -> Iterator[Row]:
-            del problems  # What TFDS has prepared is whole.
-            source = builder.as_data_source(split=split)
-            for number in range(len(source)):
-                fields = {column: plain(value) for column, value in dict(source[number]).items()}
-                for column, names in names_of.items():
-                    fields[column] = _named(fields[column], names)
-                yield Row(f"{name} {split}[{number}]", fields)
-
-        return rows
-
-    return Source(
-        name,
-        {split: stream(found) for split, found in chosen.items()},
-        {column: tuple(n) for column, n in names_of.items()},
-    )
-
-
-def _named(value: Any, names: Sequence[str]) -> Any:
-    """Class ids as their names, so that labels read the same from every kind of source; -1, which
-    marks a hidden one, as None.
-    """
-    if isinstance(value, list):
-        return [_named(item, names) for item in value]
-    return names[value] if value >= 0 else None
-
-
-def plain(value: Any) -> Any:
-    """Bytes as text, arrays as lists, numpy scalars as numbers; a list of records for a record of
-    lists, as TFDS has sequences.
-    """
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,23 +1,20 @@
-"""Texts to token ids with a model's own WordPiece tokenizer, through the tokenizers package."""
+"""The tokenizer of an encoder's folder, through the tokenizers package."""
+
+from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
-from .records import TextRecords, near_names
+from .records import near_names
 
 if TYPE_CHECKING:
     import tokenizers
-
-# Encodings hold far more than the ids we keep; a chunk bounds how many are alive at once.
-_CHUNK = 2048
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +26,7 @@ class Tokenizer:
     equal ids.
     """
 
-    backend: "tokenizers.Tokenizer"
+    backend: tokenizers.Tokenizer
     pad_id: int
     cls_id: int
     sep_id: int
@@ -39,63 +36,6 @@ class Tokenizer:
     def decode(self, tokens: Int[np.ndarray, " tokens"]) -> str:
         """The text of token ids, without special tokens."""
         return self.backend.decode([int(token) for token in tokens], skip_special_tokens=True)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Encoded:
-    """Token ids of one split, unpadded, in the order of its records.
-
-    `tokens[i]` and `types[i]` (segment ids: 0 first text, 1 second) have equal lengths, special
-    tokens counted. `truncated` counts the examples that lost tokens to `max_length`. `fingerprint`
-    is the tokenizer's.
-    """
-
-    tokens: list[Int[np.ndarray, "..."]]
-    types: list[Int[np.ndarray, "..."]]
-    labels: Any  # class ids or scores, one an example; heads.py has others
-    max_length: int
-    pad_id: int
-    truncated: int
-    fingerprint: str
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @cached_property
-    def lengths(self) -> Int[np.ndarray, " examples"]:
-        """Tokens of each example, special tokens counted."""
-        return np.fromiter((len(tokens) for tokens in self.tokens), np.int32, len(self.tokens))
-
-    def label_bytes(self) -> bytes:
-        """All labels, for fingerprints."""
-        return np.ascontiguousarray(self.labels).tobytes()
-
-    def arrays(self, rows: Int[np.ndarray, " batch"], length: int) -> dict[str, np.ndarray]:
-        """tokens, types, mask and labels of the examples at `rows`, padded to `length` with the
-        tokenizer's padding id.
-        """
-        tokens, types, mask = pad_rows(
-            [self.tokens[row] for row in rows],
-            [self.types[row] for row in rows],
-            length,
-            self.pad_id,
-        )
-        return dict(tokens=tokens, types=types, mask=mask, labels=np.asarray(self.labels)[rows])
-
-
-def pad_rows(
-    tokens: Sequence[np.ndarray], types: Sequence[np.ndarray], length: int, pad_id: int
-) -> tuple[
-    Int[np.ndarray, "rows time"], Int[np.ndarray, "rows time"], Bool[np.ndarray, "rows time"]
-]:
-    """Token ids, segment ids and the mask of real tokens, `length` long."""
-    out, kinds = (
-        np.full((len(tokens), length), pad_id, np.int32),
-        np.zeros((len(tokens), length), np.int32),
-    )
-    for row, (ids, segments) in enumerate(zip(tokens, types, strict=True)):
-        out[row, : len(ids)], kinds[row, : len(ids)] = ids, segments
-    return out, kinds, np.arange(length) < np.array([len(ids) for ids in tokens])[:, None]
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
@@ -132,7 +72,7 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
                 or "an empty folder"
             )
         raise FileNotFoundError(
-            f"model folder {str(folder)!r} needs tokenizer.json or vocab.txt, but holds neither "
+            f"Model folder {str(folder)!r} needs tokenizer.json or vocab.txt, but holds neither "
             f"({came}). Give a folder with the model's tokenizer files."
         )
     backend.no_padding()
@@ -145,7 +85,7 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     )
 
 
-def special_ids(backend: "tokenizers.Tokenizer", path: Path) -> dict[str, int]:
+def special_ids(backend: tokenizers.Tokenizer, path: Path) -> dict[str, int]:
     """The ids of the tokens for padding, beginning and end, by their names: BERT's and DeBERTa's,
     or RoBERTa's.
 
@@ -163,15 +103,13 @@ def special_ids(backend: "tokenizers.Tokenizer", path: Path) -> dict[str, int]:
         )
         raise ValueError(
             f"{str(path)!r} needs the tokens {', '.join(names[:2])} and {names[2]} of a "
-            "BERT-family model, but "
-            f"{', '.join(missing)} is not in its vocabulary. {near}Give the tokenizer of the "
-            "encoder that "
-            "is adapted."
+            f"BERT-family model, but {', '.join(missing)} is not in its vocabulary. {near}Give "
+            "the tokenizer of the encoder that is adapted."
         )
     return special
 
 
-def tokenizer_fingerprint(tokenizer: "Tokenizer | tokenizers.Tokenizer") -> str:
+def tokenizer_fingerprint(tokenizer: Tokenizer | tokenizers.Tokenizer) -> str:
     """The sha256 (hex) of the tokenizer's definition as JSON: vocabulary, normaliser, splitting,
     special tokens.
     """
@@ -183,55 +121,14 @@ def tokenizer_fingerprint(tokenizer: "Tokenizer | tokenizers.Tokenizer") -> str:
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
 
 
-def encode(records: TextRecords, tokenizer: Tokenizer, max_length: int) -> Encoded:
-    """The token ids of all records, [CLS] text [SEP] or [CLS] text [SEP] pair [SEP], at most
-    `max_length` long.
-
-    A text that is too long loses tokens at its end; of a pair, the longer text does first.
-
-    Raises:
-        ValueError: `max_length` leaves no room for a token beside the special ones.
-    """
-    special = tokenizer.backend.num_special_tokens_to_add(records.pairs is not None)
-    texts_each = 1 if records.pairs is None else 2
-    if max_length < special + texts_each:
-        raise ValueError(
-            f"max_length needs to be at least {special + texts_each} ({special} special tokens and "
-            "a "
-            f"token of each text), but {max_length} came. Raise data.max_length; 128 suits "
-            "sentences."
-        )
-    inputs = (
-        records.texts
-        if records.pairs is None
-        else tuple(zip(records.texts, records.pairs, strict=True))
-    )
-    tokens, types, truncated = [], [], 0
-    tokenizer.backend.enable_truncation(max_length, strategy="longest_first")
-    try:
-        for start in range(0, len(inputs), _CHUNK):
-            for encoding in tokenizer.backend.encode_batch_fast(
-                list(inputs[start : start + _CHUNK])
-            ):
-                tokens.append(np.asarray(encoding.ids, np.int32))
-                types.append(np.asarray(encoding.type_ids, np.int32))
-                truncated += bool(encoding.overflowing)
-    finally:
-        tokenizer.backend.no_truncation()
-    scores = np.issubdtype(np.asarray(records.labels).dtype, np.floating)
-    labels = np.asarray(records.labels, np.float32 if scores else np.int32)
-    return Encoded(
-        tokens, types, labels, max_length, tokenizer.pad_id, truncated, tokenizer.fingerprint
-    )
-
-
-def _from_vocabulary(path: Path) -> "tokenizers.Tokenizer":
+def _from_vocabulary(path: Path) -> tokenizers.Tokenizer:
     """BERT's WordPiece tokenizer over a vocab.txt, a token a line; its line number is its id."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: that cuts at U+2028 and U+0085 too, and moves the ids of all that follow.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{str(path)!r} needs to be UTF-8 text with a token a line, but it does not decode "
@@ -242,8 +139,8 @@ def _from_vocabulary(path: Path) -> "tokenizers.Tokenizer":
     if missing:
         raise ValueError(
             f"{str(path)!r} needs the tokens [UNK], [CLS], [SEP] and [PAD], but "
-            f"{', '.join(missing)} is "
-            f"not among its {len(lines)} lines. Fetch the model's files again."
+            f"{', '.join(missing)} is not among its {len(lines)} lines. Fetch the model's files "
+            "again."
         )
     settings = path.with_name("tokenizer_config.json")
     options = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}

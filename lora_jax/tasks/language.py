@@ -16,9 +16,14 @@ from lora_jax.adapters.surgery import adapt
 from lora_jax.config import ADAPTERS, TARGETS, Config, DataConfig, ModelConfig
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules
-from lora_jax.data.completions import Completions, EncodedCompletions, encode_completions
+from lora_jax.data.completions import (
+    Completions,
+    EncodedCompletions,
+    encode_completions,
+    fingerprint_of,
+)
+from lora_jax.data.encoding import cut_note
 from lora_jax.data.pairs import PairBatches, encode_pairs
-from lora_jax.data.records import cut_note
 from lora_jax.data.text_tokenizers import TextTokenizer
 from lora_jax.data.token_packing import PackedBatches
 from lora_jax.generation.engine import Generator
@@ -176,7 +181,8 @@ def open_language(model_config: ModelConfig, data: DataConfig) -> DecoderTask:
     task.splits = {name: task.encode(part, data) for name, part in records.items()}
     cut = cut_note(task.splits, data.max_length)
     task.note = " ".join(filter(None, (records["train"].note, cut)))
-    task.recipe = None if data.recipe is None else recipe_of(data)
+    task.recipe = None if data.mixture and data.recipe is None else recipe_of(data)
+    task.data = fingerprint_of(records)
     return task
 
 

@@ -16,7 +16,7 @@ from lora_jax.core.host import to_device
 from lora_jax.core.init import initializer_named
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules, flatten, match, unflatten
-from lora_jax.data.tasks import Recipe
+from lora_jax.data import Recipe
 from lora_jax.metrics.score import Score
 from lora_jax.tasks.base import shapes_of
 from lora_jax.tasks.losses import Summed
@@ -44,6 +44,7 @@ class Opened:
     records: Mapping[str, Any] = field(default_factory=dict)
     recipe: Recipe | None = None
     tokenizer: Any = None
+    data: str = ""
 
     def trainable(
         self, config: Config, key: jax.Array, *, frozen: Mapping[str, Any] | None = None

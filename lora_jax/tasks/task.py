@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from lora_jax.adapters.sites import Site
 from lora_jax.config import Config
-from lora_jax.data.tasks import Recipe
+from lora_jax.data import Recipe
 from lora_jax.metrics.score import Score
 from lora_jax.metrics.table import Primary
 from lora_jax.tasks.losses import PerExample
@@ -30,7 +30,8 @@ class Task(Protocol):
         note: what a reader of results must know about the data; may be ''.
         base: the fingerprint of the pretrained weights, which adapters and checkpoints carry.
         records: what the splits were encoded from, by split.
-        recipe: the kind of task, None for a file without one.
+        recipe: the kind of task, None for a mixture of several.
+        data: the fingerprint of the examples of all splits and of the names of their classes.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class Task(Protocol):
     records: Mapping[str, Any]
     recipe: Recipe | None
     tokenizer: Any
+    data: str
 
     @property
     def per_example(self) -> PerExample:

@@ -219,7 +219,7 @@ def _old_metrics(config: Mapping[str, Any]) -> Sequence[str] | None:
     """The metrics of the data's recipe for an encoder, the one to report first; None without a
     recipe.
     """
-    from lora_jax.data.tasks import RECIPES
+    from lora_jax.data.recipes import RECIPES
 
     data = config.get("data") or {}
     recipe = RECIPES.get(data.get("recipe"))

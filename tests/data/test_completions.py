@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from tiny_language import write_completions, write_tiny_model
 
+from lora_jax.data import load
 from lora_jax.data.completions import (
     Completions,
     encode_completions,
     read_completions,
-    split_completions,
+    to_completions,
 )
 from lora_jax.data.text_tokenizers import read_text_tokenizer
 from lora_jax.data.token_packing import PackedBatches, pack
@@ -23,22 +24,24 @@ def tokenizer(tmp_path_factory):
     return read_text_tokenizer(write_tiny_model(tmp_path_factory.mktemp("model") / "tiny"))
 
 
+COLUMNS = dict(prompt="input", completion="ideal")
+
+
+def read(path):
+    """All prompts and completions of a file."""
+    return read_completions(str(path), columns=COLUMNS)
+
+
 @pytest.fixture
 def encoded(tokenizer, tmp_path):
-    records = read_completions(
-        write_completions(tmp_path / "a.jsonl", 23), prompt="input", completion="ideal"
-    )
+    records = read(write_completions(tmp_path / "a.jsonl", 23))
     return encode_completions(records, tokenizer, 24)
 
 
 def test_messages_and_lists_of_answers_are_understood(tmp_path, tokenizer):
-    records = read_completions(
-        write_completions(tmp_path / "a.jsonl", 12), prompt="input", completion="ideal"
-    )
+    records = read(write_completions(tmp_path / "a.jsonl", 12))
     assert (
-        records.prompts[1] == "turn\nbax"
-        and records.completions[1] == "ab"
-        and "12 examples" in records.note
+        records.prompts[1] == "turn\nbax" and records.completions[1] == "ab" and len(records) == 12
     )
     encoded = encode_completions(records, tokenizer, 24)
     ids, split = encoded.tokens[1], encoded.prompt_lengths[1]
@@ -64,31 +67,30 @@ def test_what_is_too_long_is_cut_at_the_start_of_the_prompt(tokenizer):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", "line 2"),
-        ('{"input": "a", "idea": "b"}', "Nearest: 'idea'"),
-        ('{"input": 3, "ideal": "b"}', "the prompt is '3'"),
+        ("{", r"a\.jsonl:2: this line is not JSON"),
+        ('{"input": "a", "idea": "b"}', r"a\.jsonl:2: .* Nearest: 'idea'"),
+        ('{"input": [3], "ideal": "b"}', r"a\.jsonl:2: prompt needs to be a text, but '\[3\]'"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path, line, said):
     path = tmp_path / "a.jsonl"
     path.write_text('{"input": "a", "ideal": "b"}\n' + line + "\n")
     with pytest.raises(ValueError, match=said):
-        read_completions(path, prompt="input", completion="ideal")
+        read(path)
 
 
 def test_splits_share_no_prompt_and_lose_none(tmp_path):
-    records = read_completions(
-        write_completions(tmp_path / "a.jsonl", 100), prompt="input", completion="ideal"
-    )
-    splits = split_completions(records)
+    path = write_completions(tmp_path / "a.jsonl", 200)
+    splits = to_completions(load(str(path), "completion", columns=COLUMNS))
     prompts = {name: set(split.prompts) for name, split in splits.items()}
-    assert sum(map(len, splits.values())) == 100 and len(prompts["test"]) >= 6
+    assert sum(map(len, splits.values())) == 200 and len(prompts["test"]) >= 6
     assert (
         not prompts["train"] & (prompts["test"] | prompts["validation"])
         and not prompts["test"] & prompts["validation"]
     )
-    with pytest.raises(ValueError, match="10 or more"):
-        split_completions(Completions(("a",) * 50, ("b",) * 50))
+    path.write_text('{"input": "a", "ideal": "b"}\n' * 50)
+    with pytest.raises(ValueError, match="is empty .* Give more rows"):
+        load(str(path), "completion", columns=COLUMNS)
 
 
 def test_packing_puts_every_example_into_one_row():

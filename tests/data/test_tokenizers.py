@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_jax.data import TextRecords, encode, load_tokenizer, tokenizer_fingerprint
+from lora_jax.data import (
+    RECIPES,
+    Dataset,
+    Encoded,
+    Example,
+    Tokenizer,
+    load_tokenizer,
+    tokenizer_fingerprint,
+)
+from lora_jax.data import encode as encode_splits
 
 SENTENCES = (
     "hello world",
@@ -20,10 +29,17 @@ SENTENCES = (
 )
 
 
-def records(*texts: str, pairs: tuple[str, ...] | None = None) -> TextRecords:
-    return TextRecords(
-        texts, pairs, np.zeros(len(texts), np.int32), ("no", "yes"), "given", "train"
-    )
+def encode(records: Dataset, tokenizer: Tokenizer, max_length: int) -> Encoded:
+    return encode_splits(records, tokenizer, max_length)["train"]
+
+
+def records(*texts: str, pairs: tuple[str, ...] | None = None) -> Dataset:
+    """Texts, or pairs of them, all of class no."""
+    recipe = RECIPES["pair_classification" if pairs else "classification"]
+    more = [{"text_pair": pair} for pair in pairs] if pairs else [{}] * len(texts)
+    rows = [{"text": text, "label": "no"} | pair for text, pair in zip(texts, more)]
+    examples = tuple(Example("here", row) for row in rows)
+    return Dataset("given", recipe, {"train": examples}, ("no", "yes"), "", "")
 
 
 def test_ids_are_those_of_the_bert_vocabulary(minilm_folder: Path) -> None:
@@ -113,3 +129,11 @@ def test_a_max_length_without_room_for_text_is_an_error(
         ValueError, match=f"max_length needs to be at least {least} .* but {least - 1} came"
     ):
         encode(records("a", pairs=pairs), tokenizer, least - 1)
+
+
+def test_separators_of_unicode_inside_vocab_txt_move_no_id(tmp_path: Path) -> None:
+    """Only a newline ends a token: str.splitlines would cut at U+2028 and U+0085 as well."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a\u2028b", "c\u0085", "film"]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8", newline="")
+    tokenizer = load_tokenizer(tmp_path)
+    assert encode(records("film"), tokenizer, 8).tokens[0].tolist() == [2, 6, 3]

@@ -5,11 +5,9 @@ import shutil
 import struct
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from lora_jax.data import encode
-from lora_jax.data.records import TextRecords
+from lora_jax.data import RECIPES, Dataset, Example, encode
 from lora_jax.io.encoder_tokenizer import load_tokenizer
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.io.sentencepiece import sentencepiece_tokenizer
@@ -72,10 +70,11 @@ def test_DeBERTas_spm_model_lays_out_texts_and_pairs(tmp_path):
         2,
         10,
     )
-    records = TextRecords(
-        ("a good film.", "films"), ("good", "q"), np.zeros(2, np.int32), ("x",), "name", "train"
-    )
-    encoded = encode(records, tokenizer, 12)
+    values = (("a good film.", "good"), ("films", "q"))
+    examples = tuple(Example("", dict(text=a, text_pair=b, label="x")) for a, b in values)
+    recipe = RECIPES["pair_classification"]
+    data = Dataset("name", recipe, {"train": examples}, ("x",), "", "")
+    encoded = encode(data, tokenizer, 12)["train"]
     assert (
         encoded.tokens[0].tolist() == [1, 4, 5, 6, 8, 2, 5, 2]
         and encoded.types[0].tolist() == [0] * 6 + [1] * 2
@@ -85,7 +84,7 @@ def test_DeBERTas_spm_model_lays_out_texts_and_pairs(tmp_path):
         tokenizer.backend.token_to_id("[MASK]") == 9
         and tokenizer.decode(encoded.tokens[0]) == "a good film. good"
     )
-    assert encode(records, tokenizer, 6).truncated == 1
+    assert encode(data, tokenizer, 6)["train"].truncated == 1
     (tmp_path / "spm.model").write_bytes(deberta_model(["▁a"]).replace(b"[CLS]", b"[CLZ]"))
     with pytest.raises(
         ValueError,

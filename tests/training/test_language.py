@@ -38,7 +38,9 @@ def test_packed_equals_unpacked_and_plain(folder, data, targets):
     config, params = load_decoder(folder)
     model = Decoder(config)
     encoded = encode_completions(
-        read_completions(data, prompt="input", completion="ideal"), load_text_tokenizer(folder), 24
+        read_completions(str(data), columns=dict(prompt="input", completion="ideal")),
+        load_text_tokenizer(folder),
+        24,
     )
     batches = [
         PackedBatches(encoded, 16, shuffle=False, length=48, packed=packed)[0]

@@ -16,7 +16,7 @@ from lora_jax.adapters.sites import find_sites
 from lora_jax.adapters.surgery import trainable_parameters
 from lora_jax.config import config_hash, from_config_dict, load_config
 from lora_jax.core.trained_weight import TrainedWeight
-from lora_jax.data.tokenizers import Encoded
+from lora_jax.data import Encoded
 from lora_jax.io.adapter import load_adapter
 from lora_jax.models.encoder import Encoder, EncoderConfig
 from lora_jax.tasks.encoder import EncoderTask, example_inputs

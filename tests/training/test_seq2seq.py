@@ -19,7 +19,7 @@ from lora_jax.config import from_config_dict, to_dict
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.data.completions import Completions, read_completions
 from lora_jax.data.pairs import PairBatches, encode_pairs
-from lora_jax.data.tasks import Decoding
+from lora_jax.data.recipes import Decoding
 from lora_jax.data.token_packing import pack
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.io.weights import load_t5
@@ -44,7 +44,9 @@ def data(tmp_path_factory):
 
 def encoded_of(folder, data):
     return encode_pairs(
-        read_completions(data, prompt="input", completion="ideal"), load_text_tokenizer(folder), 24
+        read_completions(str(data), columns=dict(prompt="input", completion="ideal")),
+        load_text_tokenizer(folder),
+        24,
     )
 
 

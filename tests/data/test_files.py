@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_jax.data.rows import Problems, read_rows
+from lora_jax.data.files import read_file
+from lora_jax.data.records import Problems
 
 ROWS = [{"text": f"né {i}", "label": "ab"[i % 2]} for i in range(5)]
 
@@ -34,7 +35,7 @@ def write(folder: Path, suffix: str) -> Path:
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".parquet"])
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, suffix):
-    assert [dict(row.fields) for row in read_rows(write(tmp_path, suffix), Problems())] == ROWS
+    assert [dict(row.fields) for row in read_file(write(tmp_path, suffix), Problems())] == ROWS
 
 
 BROKEN = {
@@ -52,9 +53,9 @@ def test_a_wrong_row_names_file_line_and_reason_or_is_counted(tmp_path, name):
     content, lines, words = BROKEN[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name}:{lines[0]}: .*{words[0]}.*on_error=skip"):
-        list(read_rows(tmp_path / name, Problems()))
+        list(read_file(tmp_path / name, Problems()))
     problems = Problems("skip")
-    kept = list(read_rows(tmp_path / name, problems))
+    kept = list(read_file(tmp_path / name, problems))
     assert len(kept) == 2 and len(problems) == len(lines)
     assert all(f"{name}:{line}" in str(problems) for line in lines)
     assert f"{len(lines)} rows left out" in str(problems)
@@ -66,7 +67,7 @@ def test_a_large_file_is_read_row_by_row(tmp_path):
     """
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": str(n)}) + "\n" for n in range(200_000)))
-    rows = read_rows(path, Problems())
+    rows = read_file(path, Problems())
     assert next(rows).fields == {"text": "0"}
     import tracemalloc
 
@@ -94,10 +95,56 @@ def test_a_file_that_cannot_be_read_is_an_error_whatever_the_policy(tmp_path, na
     if name.endswith("parquet"):
         pytest.importorskip("pyarrow")
     with pytest.raises(ValueError, match=words):
-        list(read_rows(tmp_path / name, Problems("skip")))
+        list(read_file(tmp_path / name, Problems("skip")))
 
 
 def test_a_missing_file_names_its_neighbours(tmp_path):
     (tmp_path / "reviews.csv").write_text("a\n")
     with pytest.raises(FileNotFoundError, match="Nearest: 'reviews.csv'"):
-        list(read_rows(tmp_path / "review.csv", Problems()))
+        list(read_file(tmp_path / "review.csv", Problems()))
+
+
+def test_a_lone_quote_in_a_tsv_is_a_quote_and_merges_no_rows(tmp_path):
+    """GLUE's and many other TSVs quote nothing: one row a line, whatever its quotes."""
+    lines = ['"tis odd\t1', "plain\t0", 'he said "x"\t1', '"quoted ""so""\t"\t0', '"lone\t1']
+    (tmp_path / "a.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n")
+    rows = list(read_file(tmp_path / "a.tsv", Problems()))
+    assert [row.fields["text"] for row in rows] == [
+        '"tis odd', "plain", 'he said "x"', 'quoted "so"\t', '"lone'
+    ]  # fmt: skip
+    assert [row.place.rpartition(":")[2] for row in rows] == ["2", "3", "4", "5", "6"]
+
+
+def test_a_quote_that_a_csv_does_not_close_names_all_lines_that_it_took(tmp_path):
+    (tmp_path / "a.csv").write_text('text,label\n"lone,0\nb,1\n"c"d,0\ne,1\n')
+    problems = Problems("skip")
+    rows = list(read_file(tmp_path / "a.csv", problems))
+    assert [row.fields["text"] for row in rows] == ["e"]
+    assert "a.csv:2-4" in str(problems)
+
+
+def test_a_row_over_several_lines_is_placed_where_it_begins(tmp_path):
+    (tmp_path / "a.csv").write_text('text,label\n"one\ntwo",0\nb,1\n')
+    rows = list(read_file(tmp_path / "a.csv", Problems()))
+    assert [row.place.rpartition(":")[2] for row in rows] == ["2", "4"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json"])
+def test_utf_16_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes("text,label\na,1\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=rf"{name}' needs to be UTF-8, but is UTF-16.*iconv"):
+        list(read_file(tmp_path / name, Problems("skip")))
+
+
+def test_line_separators_inside_json_strings_cut_no_line(tmp_path):
+    texts = ["a\u2028b", "c\u0085d", "e\u000cf"]
+    content = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    (tmp_path / "a.jsonl").write_text(content, encoding="utf-8")
+    assert [row.fields["text"] for row in read_file(tmp_path / "a.jsonl", Problems())] == texts
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"text": ' + "9" * 5000 + "}"])
+def test_json_that_python_refuses_is_a_wrong_row(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + line + "\n")
+    with pytest.raises(ValueError, match="a.jsonl:2: .*no JSON that can be read"):
+        list(read_file(tmp_path / "a.jsonl", Problems()))

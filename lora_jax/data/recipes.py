@@ -4,16 +4,17 @@ by, and how it is decoded.
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .records import near_names
+from .fields import LETTERS, Unfit, answer_index, number_text, pick, read_role
+from .records import Example, Problem, Record, near_names
 
 Head = Literal["class", "score", "token", "span", "choice", "completion"]
 Values = Mapping[str, Any]
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,71 @@ class Recipe:
         return [role for role in self.fields if role not in self.optional][-1]
 
     @property
+    def class_role(self) -> str | None:
+        """The role that holds names of classes, if there is one."""
+        return next((role for role in ("label", "tags") if role in self.fields), None)
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """The roles that are given."""
         return tuple(role for role in self.fields if role not in (self.target, "references")) or (
             self.target,
         )
+
+    def read(self, record: Record, columns: Mapping[str, str]) -> Example | Problem:
+        """The checked values of every role, or what is wrong with the record.
+
+        `columns` names the column of a role where it is not the recipe's. The target is None where
+        a data set hides it.
+        """
+        try:
+            return Example(record.place, self._values(record.fields, columns))
+        except Unfit as error:
+            return Problem(record.place, error.reason, str(error))
+
+    def _values(self, fields: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for role, default in self.fields.items():
+            try:
+                value = pick(fields, columns.get(role) or default)
+            except Unfit:
+                if role in self.optional and role not in columns:
+                    continue
+                raise
+            if value is not None or role not in self.optional:
+                out[role] = read_role(role, value)
+
+        if "choices" in out:
+            out["answer"] = answer_index(out["choices"], out["answer"])
+        if "tags" in out and len(out["words"]) != len(out["tags"]):
+            raise Unfit(
+                "another number of tags",
+                f"{len(out['words'])} words need as many tags, but {len(out['tags'])} came.",
+            )
+        for answer in out.get("answers", ()) if self.head == "span" else ():
+            if answer["text"] not in out["context"]:
+                raise Unfit(
+                    "an answer outside its context",
+                    f"the answer {answer['text'][:60]!r} does not stand in the context.",
+                )
+        return out
+
+    def input_text(self, values: Values) -> str:
+        """What tells a record's input from others: the values of all roles that are given."""
+        # The target of a chat is the last message of its only role.
+        parts = [
+            values[role][:-1] if role == "messages" else values[role]
+            for role in self.inputs
+            if role in values
+        ]
+        return "\n".join(
+            part if isinstance(part, str) else json.dumps(part, ensure_ascii=False)
+            for part in parts
+        )
+
+    def group_text(self, values: Values) -> str:
+        """What decides the split of a record: its group, or its input."""
+        return values[self.group] if self.group else self.input_text(values)
 
 
 _SHORT = Decoding(max_new=16, stop=("\n",))
@@ -210,7 +271,7 @@ def recipe_named(name: str) -> Recipe:
     return RECIPES[name]
 
 
-# --- what templates may name besides the roles ---------------------------------------------------------------------
+# --- what templates may name besides the roles ---------------------------------------------------
 
 
 def _entities(values: Values) -> str:
@@ -248,23 +309,37 @@ def render(template: str, values: Values) -> str:
     words with spaces.
 
     Raises:
-        ValueError: the template names what the record does not have.
+        ValueError: the template names what the record does not have, or braces do not match.
     """
-    names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    shown: dict[str, str] = {}
-    for name in names:
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(
+            f"A template needs roles in braces, such as '{{text}}', but {template!r} came "
+            f"({error}). Double the braces that are meant as such."
+        ) from None
+    out = []
+    for literal, name, spec, conversion in parts:
+        out.append(literal)
+        if name is None:
+            continue
+        if spec or conversion:
+            raise ValueError(
+                f"A template needs plain roles in braces, but {template!r} asks for a format of "
+                f"{name!r}. Write {{{name}}}."
+            )
         needs, make = _DERIVED.get(name, ("", None))
         if make is not None and needs in values and (name not in values or name == "answer"):
-            shown[name] = make(values)
+            out.append(make(values))
         elif name in values:
-            shown[name] = _shown(name, values[name])
+            out.append(_shown(name, values[name]))
         else:
             known = [*values, *(other for other, (role, _) in _DERIVED.items() if role in values)]
             raise ValueError(
                 f"A template may name {', '.join(known)}, but names {name!r}. "
                 f"{near_names(name, known)}Correct the template."
             )
-    return template.format_map(shown)
+    return "".join(out)
 
 
 def references(recipe: Recipe, values: Values, completion: str) -> tuple[str, ...]:
@@ -284,7 +359,7 @@ def _shown(name: str, value: Any) -> str:
     if name == "words":
         return " ".join(value)
     if isinstance(value, float):
-        return f"{value:g}"
+        return number_text(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "\n".join(map(str, value))
     return str(value)
