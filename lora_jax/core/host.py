@@ -25,12 +25,15 @@ def filled(
     shape: tuple[int, ...], dtype: Any, parts: Iterable[tuple[Any, np.ndarray]]
 ) -> np.ndarray:
     """An array of these sizes made of `parts`, each put at its index as soon as it comes; nobody
-    writes to it afterwards.
+    writes to it afterwards. A part that is all of it, and closed already, is not copied.
     """
-    array = aligned(shape, dtype)
+    array, dtype = None, np.dtype(dtype)
     for index, part in parts:
+        if index == () and (part.shape, part.dtype) == (shape, dtype) and _is_ready(part):
+            return part
+        array = aligned(shape, dtype) if array is None else array
         array[index] = part
-    return closed(array)
+    return closed(aligned(shape, dtype) if array is None else array)
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -100,10 +103,22 @@ def to_device(array: Any) -> jax.Array:
     """
     if isinstance(array, StoredWeight):
         return array.shared()
-    part = array
-    while isinstance(part, np.ndarray) and not part.flags.writeable:
-        part = part.base
-    return jax.device_put(array) if part is None else jnp.asarray(array)
+    return jax.device_put(array) if _is_closed(array) else jnp.asarray(array)
+
+
+def _is_ready(array: np.ndarray) -> bool:
+    """Whether jax on a CPU can share the array as it lies."""
+    ready = array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0
+    return ready and _is_closed(array)
+
+
+def _is_closed(array: Any) -> bool:
+    """Whether nobody can write to the array any more: it and all that it is a view of is closed,
+    and the last of these is no mapped file.
+    """
+    while isinstance(array, np.ndarray) and not array.flags.writeable:
+        array = array.base
+    return array is None
 
 
 @functools.cache

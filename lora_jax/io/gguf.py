@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.core.host import MappedFile
+from lora_jax.core.host import MappedFile, aligned, closed
 from lora_jax.io.gguf_blocks import FORMATS, OTHERS, BlockFormat
 
 _MAGIC = b"GGUF"
@@ -106,12 +106,12 @@ class GgufFile(Mapping[str, np.ndarray]):
         if tensor.format.weights == 1:
             return tensor.format.read(raw)
         step = _ROWS // tensor.format.weights
-        out = np.empty((len(raw), tensor.format.weights), np.float32)
+        out = aligned((len(raw), tensor.format.weights), np.float32)
         for first in range(0, len(raw), step):
             # A damaged block may hold an infinite scale; whoever uses the weights finds the NaN.
             with np.errstate(invalid="ignore", over="ignore"):
                 out[first : first + step] = tensor.format.read(raw[first : first + step])
-        return out
+        return closed(out)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
