@@ -37,11 +37,12 @@ def ours(case: str, folder: str, adapter: str, times: int) -> None:
     import jax
     import numpy as np
 
-    from lora_jax import Decoder, QuantSpec, merge
+    from lora_jax import QuantSpec, merge
     from lora_jax.core.quantize import bytes_of
     from lora_jax.generation.engine import Generator
     from lora_jax.io.adapter import load_adapter
     from lora_jax.io.weights import load_decoder
+    from lora_jax.models import Decoder
     from lora_jax.training.allocator import keep_freed_memory, release_freed_memory
 
     keep_freed_memory()  # As `lora-jax generate` does.
@@ -83,11 +84,12 @@ def make_adapters(cache: Path, folder: str) -> tuple[str, str]:
     import jax
     import jax.numpy as jnp
 
-    from lora_jax import Decoder, LoraSpec, adapt
+    from lora_jax import LoraSpec, adapt
     from lora_jax.core.fingerprint import fingerprint
     from lora_jax.io.adapter import save_adapter
     from lora_jax.io.peft import save_peft
     from lora_jax.io.weights import decoder_names, load_decoder
+    from lora_jax.models import Decoder
 
     own, peft = cache / "decode-adapter", cache / "decode-adapter-peft"
     if own.is_dir() and peft.is_dir():

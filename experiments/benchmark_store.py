@@ -22,7 +22,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lora_jax import Config, RunStore, export_runs, write_report
+from lora_jax import write_report
+from lora_jax.config import Config
+from lora_jax.sweeps import RunStore, export_runs
 from lora_jax.sweeps.files import write_json
 from lora_jax.sweeps.grid import run_id
 

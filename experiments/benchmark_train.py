@@ -48,17 +48,10 @@ def training_step(
     import jax.numpy as jnp
     import numpy as np
 
-    from lora_jax import (
-        Decoder,
-        LoraSpec,
-        QuantSpec,
-        adapt,
-        create_state,
-        make_optimizer,
-        make_train_step,
-    )
+    from lora_jax import LoraSpec, QuantSpec, adapt, create_state, make_optimizer, make_train_step
     from lora_jax.config import OptimConfig
     from lora_jax.io.weights import load_decoder, load_encoder
+    from lora_jax.models import Decoder
     from lora_jax.models.encoder import Encoder
     from lora_jax.tasks.heads import classifier_loss
     from lora_jax.training.allocator import keep_freed_memory

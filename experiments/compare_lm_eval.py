@@ -17,7 +17,7 @@ import time
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from lora_jax import resolve
+from lora_jax.io import resolve
 from lora_jax.tasks.harness import HarnessModel
 
 

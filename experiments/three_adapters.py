@@ -13,17 +13,10 @@ import argparse
 import json
 from pathlib import Path
 
-from lora_jax import (
-    RunStore,
-    TextGenerator,
-    adapter_matrix,
-    expand,
-    home_wins,
-    load_config,
-    load_run,
-    run_id,
-    run_sweep,
-)
+from lora_jax import load_config, load_run, run_sweep
+from lora_jax.analysis import adapter_matrix, home_wins
+from lora_jax.generation import TextGenerator
+from lora_jax.sweeps import RunStore, expand, run_id
 
 DOMAINS = ("finance", "music", "sales")
 

@@ -7,8 +7,9 @@ from lab.examples import example_losses
 from lab.protocol import Claim, Finding, interval_of, shown
 from lab.verdicts import judge_all
 from lab.weights import minilm_matrices
-from lora_jax import QuantSpec, paired_bootstrap
+from lora_jax import QuantSpec
 from lora_jax.analysis.quantisation import sweep, total
+from lora_jax.statistics import paired_bootstrap
 
 CLAIM = Claim(
     id="C1",

@@ -10,8 +10,9 @@ from lab.examples import example_losses
 from lab.protocol import Claim, Finding, interval_of, shown
 from lab.verdicts import judge_all, judge_equal
 from lab.weights import minilm_matrices
-from lora_jax import QuantSpec, bytes_of, paired_bootstrap, quantize
+from lora_jax import QuantSpec, bytes_of, quantize
 from lora_jax.analysis.quantisation import rms_error
+from lora_jax.statistics import paired_bootstrap
 
 CLAIM = Claim(
     id="C3",

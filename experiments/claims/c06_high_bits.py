@@ -6,7 +6,8 @@ from lab import small_model
 from lab.examples import example_losses
 from lab.protocol import Claim, Finding, interval_of
 from lab.verdicts import judge_all, judge_equal
-from lora_jax import QuantSpec, paired_bootstrap
+from lora_jax import QuantSpec
+from lora_jax.statistics import paired_bootstrap
 
 CLAIM = Claim(
     id="C6",

@@ -10,8 +10,10 @@ from lab import small_model
 from lab.examples import example_losses
 from lab.protocol import Claim, Finding, interval_of, shown, with_
 from lab.weights import minilm_matrices
-from lora_jax import LoraSpec, QuantSpec, fold_into_zeros, paired_bootstrap, quantize
+from lora_jax import LoraSpec, QuantSpec, quantize
+from lora_jax.core import fold_into_zeros
 from lora_jax.core.init import initialize
+from lora_jax.statistics import paired_bootstrap
 
 CLAIM = Claim(
     id="C11",

@@ -4,7 +4,7 @@ from lab import arms, small_model
 from lab.examples import example_losses
 from lab.protocol import Claim, Finding, Reason, compare, interval_of, shown
 from lab.verdicts import judge_all
-from lora_jax import paired_bootstrap
+from lora_jax.statistics import paired_bootstrap
 
 CLAIM = Claim(
     id="C12",

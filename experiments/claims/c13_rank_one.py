@@ -5,7 +5,7 @@ from lab.examples import example_losses
 from lab.inside import matrices
 from lab.protocol import Claim, Finding, Reason, compare, interval_of, shown
 from lab.verdicts import judge_all
-from lora_jax import paired_bootstrap
+from lora_jax.statistics import paired_bootstrap
 
 CLAIM = Claim(
     id="C13",

@@ -5,7 +5,7 @@ import numpy as np
 from lab import arms
 from lab.inside import matrices, starts
 from lab.protocol import Claim, Finding, Reason, with_
-from lora_jax import input_directions, phi, random_phi, shared_directions
+from lora_jax.analysis import input_directions, phi, random_phi, shared_directions
 
 CLAIM = Claim(
     id="C17",

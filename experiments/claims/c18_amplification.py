@@ -7,7 +7,7 @@ import numpy as np
 from lab import arms
 from lab.inside import matrices
 from lab.protocol import Claim, Finding
-from lora_jax import amplification
+from lora_jax.analysis import amplification_of
 
 CLAIM = Claim(
     id="C18",
@@ -23,7 +23,7 @@ RANKS = (4, 64)
 def run(lab):
     found = {r: arms.lora_arm(lab, r) for r in RANKS}
     rows = {
-        r: [amplification(m.weight, m.update) for m in matrices(arm.runs[0], ("q", "v"))]
+        r: [amplification_of(m.weight, m.update) for m in matrices(arm.runs[0], ("q", "v"))]
         for r, arm in found.items()
     }
     larger = np.mean([low.factor > high.factor for low, high in zip(*rows.values())])

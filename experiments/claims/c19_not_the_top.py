@@ -5,7 +5,7 @@ import numpy as np
 from lab import arms
 from lab.inside import matrices
 from lab.protocol import Claim, Finding
-from lora_jax import overlap_with_top, sampled_phi
+from lora_jax.analysis import overlap_with_top, sampled_phi
 
 CLAIM = Claim(
     id="C19",

@@ -13,12 +13,12 @@ from lora_jax import (
     create_state,
     find_sites,
     make_optimizer,
-    resolve,
     save_adapter,
     trainable_parameters,
 )
 from lora_jax.config import OptimConfig
 from lora_jax.core.paths import flatten
+from lora_jax.io import resolve
 from lora_jax.io.weights import load_encoder
 from lora_jax.models.encoder import Encoder
 from lora_jax.tasks.encoder import example_inputs

@@ -2,7 +2,7 @@
 
 from lab import small_model
 from lab.protocol import FACTOR, Claim, Finding, Reason, interval_of, shown, with_
-from lora_jax import best_rate, rate_ratio
+from lora_jax.analysis import best_rate, rate_ratio
 
 CLAIM = Claim(
     id="C24",

@@ -4,7 +4,7 @@ import numpy as np
 
 from lab import arms
 from lab.protocol import Claim, Finding, interval_of
-from lora_jax import best_rate
+from lora_jax.analysis import best_rate
 
 CLAIM = Claim(
     id="C25",

@@ -8,7 +8,7 @@ from lab import arms, small_model
 from lab.examples import example_losses
 from lab.protocol import Claim, Finding, Reason, interval_of, shown, with_
 from lab.verdicts import paired_losses
-from lora_jax import forgetting_at
+from lora_jax.analysis import forgetting_at
 from lora_jax.analysis.curves import Kept
 
 CLAIM = Claim(

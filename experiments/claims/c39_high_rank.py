@@ -5,7 +5,7 @@ import numpy as np
 from lab import arms
 from lab.inside import matrices
 from lab.protocol import Claim, Finding, with_
-from lora_jax import rank_for
+from lora_jax.analysis import rank_for
 
 CLAIM = Claim(
     id="C39",

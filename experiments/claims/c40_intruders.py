@@ -6,8 +6,9 @@ from lab import arms, small_model
 from lab.examples import example_losses
 from lab.inside import matrices
 from lab.protocol import Claim, Finding, interval_of, shown
-from lora_jax import find_intruders, paired_bootstrap, scale_intruders
+from lora_jax.analysis import find_intruders, scale_intruders
 from lora_jax.core.paths import flatten, unflatten
+from lora_jax.statistics import paired_bootstrap
 
 CLAIM = Claim(
     id="C40",

@@ -1,1 +1,5 @@
 """Adapters on Linen models: finding sites, putting factors on them, applying, merging."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

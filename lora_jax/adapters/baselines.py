@@ -3,7 +3,7 @@ where, and how many parameters.
 
 Full fine-tuning, the head alone and BitFit are `whole` rules of `adapt` ('.*', 'classifier/.*',
 '.*/bias'). The others are here; their result is added to what `adapt` returns. Paths are those of
-`lora_jax.Encoder`, with or without scan.
+`lora_jax.models.Encoder`, with or without scan.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from lora_jax.adapters.apply import apply
-from lora_jax.adapters.stack import pad, stack
+from lora_jax.adapters.stacking import pad, stack
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten
 from lora_jax.core.trainable import Trainables

@@ -36,7 +36,7 @@ class Amplification:
         return self.update / self.projected if self.projected else float("inf")
 
 
-def amplification(
+def amplification_of(
     weight: Any, update: Svd, *, rank: int | None = None, samples: int = 8, seed: int = 0
 ) -> Amplification:
     """The amplification factor of one matrix (in, out) by an update, and its neighbours in LoRA's
@@ -55,7 +55,7 @@ def amplification(
     w = np.asarray(weight, np.float64)
     if w.ndim != 2 or update.s.ndim != 1:
         raise ValueError(
-            f"amplification takes one matrix, got a weight of shape {w.shape} and "
+            f"amplification_of takes one matrix, got a weight of shape {w.shape} and "
             f"{update.s.ndim - 1} stack axes of the update."
         )
     if not update.s.any():

@@ -12,7 +12,7 @@ from lora_jax.tasks.language import DecoderTask
 from lora_jax.tasks.predictions import predict
 
 
-def forgetting(
+def measure_forgetting(
     run: Any,
     data: str,
     *,

@@ -107,9 +107,9 @@ def run(arguments: argparse.Namespace) -> int:
             ],
         }
     if arguments.forgetting:
-        from lora_jax.analysis.forgetting import forgetting
+        from lora_jax.analysis.forgetting import measure_forgetting
 
-        out["forgetting"] = forgetting(
+        out["forgetting"] = measure_forgetting(
             loaded, arguments.forgetting, examples=arguments.examples, **options
         )
     if arguments.contamination:

@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the table and says how long it is."""
-    from lora_jax.sweeps.export import export
+    from lora_jax.sweeps.export import export_runs
 
-    rows = export(arguments.store, arguments.out, steps=arguments.steps)
+    rows = export_runs(arguments.store, arguments.out, steps=arguments.steps)
     print(f"{rows} rows: {arguments.out}")
     return 0

@@ -4,7 +4,7 @@
   MODEL --adapter sql=runs/sql/RUN/adapter --prompt "sql: List all singers" --prompt "Hello"
   lora-jax generate MODEL --chat --prompt "What is LoRA?" --temperature 0.7 --top-p 0.9 --seed 1
 
-MODEL is a name that lora_jax.resolve knows, a Hugging Face folder or id, or a .gguf file; a
+MODEL is a name that lora_jax.io.resolve knows, a Hugging Face folder or id, or a .gguf file; a
 decoder, or an encoder-decoder (T5). With adapters, a prompt that begins with 'name: ' uses that
 one, and a prompt that names none uses none. The answers are printed in order; a single one as it
 comes.

@@ -1,3 +1,7 @@
 """Arrays and pytrees: paths, boxes, quantised weights, low-rank factors. Imports no Linen
 module.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

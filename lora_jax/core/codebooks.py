@@ -5,8 +5,8 @@ A format is a codebook (a level for each code) or a grid of integers. A block of
 by its scale, the largest magnitude in it, and each quotient gets the code of the nearest level. A
 codebook of your own takes three lines:
 
-    from lora_jax.core.codebooks import Format, register
-    register(Format("thirds", 2, (-1.0, -1 / 3, 1 / 3, 1.0)))
+    from lora_jax.core.codebooks import Format, register_format
+    register_format(Format("thirds", 2, (-1.0, -1 / 3, 1 / 3, 1.0)))
     quantize(w, QuantSpec("thirds"))
 """
 
@@ -224,7 +224,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def register(format: Format) -> Format:
+def register_format(format: Format) -> Format:
     """Adds a format to the table, for every function that takes a format's name.
 
     Raises:

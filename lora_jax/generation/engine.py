@@ -42,9 +42,9 @@ class Generator:
     """Continues token ids. Prompts and results are padded to sizes that repeat, so that programs
     are compiled once.
 
-    `frozen` and `trainable` are what `lora_jax.adapt` or a loader gives; `trainable` may be empty, or a stack
-    with a leading axis (`lora_jax.stack`), out of which every text takes the entry that `adapters`
-    names.
+    `frozen` and `trainable` are what `lora_jax.adapt` or a loader gives; `trainable` may be empty,
+    or a stack with a leading axis (`lora_jax.adapters.stack`), out of which every text takes the
+    entry that `adapters` names.
 
     With `unroll` (by default on a CPU), stacked layers of a decoder are taken apart, since a scan
     copies each layer's weights for every token. That is a second copy of them for as long as the

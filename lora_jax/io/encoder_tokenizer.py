@@ -13,7 +13,7 @@ _SPM = "spm.model"
 
 
 def load_tokenizer(folder: Path | str) -> plain.Tokenizer:
-    """The tokenizer of `lora_jax.data.load_tokenizer`; a folder with neither tokenizer.json nor
+    """The tokenizer of `data.tokenizers.load_tokenizer`; a folder with neither tokenizer.json nor
     vocab.txt may hold DeBERTa's SentencePiece model.
 
     Texts are then laid out as [CLS] text [SEP], pairs as [CLS] text [SEP] pair [SEP], the second

@@ -208,7 +208,7 @@ def _register(path: Path, stored: Mapping[str, Any]) -> None:
         # Compared by their tables: levels with NaN are never equal.
         known = codebooks.FORMATS.get(name)
         if known is None:
-            codebooks.register(format)
+            codebooks.register_format(format)
         elif known.bits != format.bits or not np.array_equal(
             known.table(), format.table(), equal_nan=True
         ):

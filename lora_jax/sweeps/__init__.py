@@ -1,16 +1,5 @@
 """Many runs: the grid, the result store and the report."""
 
-from lora_jax.sweeps.grid import expand, run_id
-from lora_jax.sweeps.report import summary_table, write_report
-from lora_jax.sweeps.store import RunLocked, RunStore, StoreError, environment
+import lazy_loader
 
-__all__ = [
-    "RunLocked",
-    "RunStore",
-    "StoreError",
-    "environment",
-    "expand",
-    "run_id",
-    "summary_table",
-    "write_report",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

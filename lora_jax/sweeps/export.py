@@ -16,7 +16,7 @@ from lora_jax.sweeps.store import RunStore, StoreError
 SUFFIXES = (".csv", ".parquet")
 
 
-def export(root: str | Path, out: str | Path, *, steps: bool = False) -> int:
+def export_runs(root: str | Path, out: str | Path, *, steps: bool = False) -> int:
     """The number of rows written to `out`, a .csv or .parquet file: `run_rows` of the store, or
     with `steps`, `step_rows`.
 

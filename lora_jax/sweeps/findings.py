@@ -30,7 +30,7 @@ class Findings:
     conclusions: Conclusions
 
 
-def find(cells: Sequence[Cell], missing: int = 0) -> Findings:
+def findings_of(cells: Sequence[Cell], missing: int = 0) -> Findings:
     """The findings of these cells; `missing` is how many planned runs have no result."""
     chosen = adapters(cells)
     tests, contrasts, table = against_best(chosen), between_levels(chosen), spread(chosen)

@@ -12,7 +12,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from lora_jax.sweeps.cells import Cell
-from lora_jax.sweeps.findings import Findings, find
+from lora_jax.sweeps.findings import Findings, findings_of
 from lora_jax.sweeps.plot_curves import axis_curves, learning_curves, rank_curve
 from lora_jax.sweeps.plot_maps import (
     difference_plot,
@@ -65,7 +65,7 @@ def figure(name: str, cells: Sequence[Cell], found: Findings | None = None) -> F
     if name not in pictures:
         raise ValueError(f"A picture is one of {', '.join(pictures)}, got {name!r}.")
     with matplotlib.rc_context(STYLE):
-        return pictures[name](cells, find(cells) if found is None else found)
+        return pictures[name](cells, findings_of(cells) if found is None else found)
 
 
 def draw(

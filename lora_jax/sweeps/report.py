@@ -16,7 +16,7 @@ from rich.table import Table
 from lora_jax.config import ADAPTERS
 from lora_jax.sweeps.cells import Cell, cells_of, gather, pareto
 from lora_jax.sweeps.files import without_collection
-from lora_jax.sweeps.findings import Findings, find
+from lora_jax.sweeps.findings import Findings, findings_of
 from lora_jax.sweeps.grid import shown_targets
 from lora_jax.sweeps.html_report import page, spread_table, tests_table
 from lora_jax.sweeps.store import RunRecord, write_text
@@ -78,7 +78,9 @@ def write_and_summarise(
         _csv(_RUN_FIELDS, [_run_row(record) for record in records if record.result]),
     )
     write_text(out / "cells.csv", _csv(_cell_row(cells[0]), [_cell_row(cell) for cell in cells]))
-    found = find(cells, missing=len(pending) + sum(record.status != "done" for record in records))
+    found = findings_of(
+        cells, missing=len(pending) + sum(record.status != "done" for record in records)
+    )
     headings, rows = tests_table(found)
     write_text(
         out / "tests.csv", _csv(headings, [dict(zip(headings, row, strict=True)) for row in rows])

@@ -1,3 +1,7 @@
 """Training: losses, optimisers, steps, compilation, checkpoints and the loop that ties them
 together.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from lora_jax.adapters.checks import check_start, flags_of_optimizer, unreached
-from lora_jax.adapters.stack import pad, trim
+from lora_jax.adapters.stacking import pad, trim
 from lora_jax.adapters.surgery import trainable_parameters
 from lora_jax.config import Config, OptimConfig, config_hash
 from lora_jax.core.init import initializer_named
@@ -34,7 +34,7 @@ from lora_jax.tasks.predictions import metric_scores
 from lora_jax.tasks.task import Task
 from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.compile import Program, lanes_for, wait_on_cpu
-from lora_jax.training.evaluate import evaluate
+from lora_jax.training.evaluation import evaluate
 from lora_jax.training.interrupted import Interrupted, stop_signals
 from lora_jax.training.kept_memory import program_for
 from lora_jax.training.metrics import MetricsLog

@@ -21,7 +21,7 @@ from lora_jax.tasks.opening import LastTask, open_task
 from lora_jax.tasks.reading import data_name
 from lora_jax.tasks.task import Task
 from lora_jax.training.compile import Program
-from lora_jax.training.evaluate import evaluate
+from lora_jax.training.evaluation import evaluate
 from lora_jax.training.step import make_eval_step
 
 

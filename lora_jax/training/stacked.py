@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.adapters.checks import check_start
-from lora_jax.adapters.stack import pad, trim
+from lora_jax.adapters.stacking import pad, trim
 from lora_jax.config import Config, config_hash
 from lora_jax.core.init import initializer_named
 from lora_jax.core.quantize import bytes_of
@@ -33,7 +33,7 @@ from lora_jax.tasks.predictions import metric_scores
 from lora_jax.tasks.task import Task
 from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.compile import lanes_for, wait_on_cpu
-from lora_jax.training.evaluate import evaluate
+from lora_jax.training.evaluation import evaluate
 from lora_jax.training.interrupted import Interrupted, stop_signals
 from lora_jax.training.loop import (
     Programs,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import lora_jax as lj
+import lora_jax
 from lora_jax.adapters.algebra import compress, dare, factorize, ties, weighted_sum
 
 SITES = {"layers/up/kernel": ((3,), 8, 16), "head/kernel": ((), 8, 5)}
@@ -21,7 +21,7 @@ def adapter(seed: int, ranks=(2, 3), scale: float = 0.7, sites=SITES, **more) ->
         scales = jnp.full((*stack, rank), scale)
         if stack:
             scales = scales.at[1, 1].set(0.0)
-        out[path] = lj.LowRank(
+        out[path] = lora_jax.core.LowRank(
             a=draw(*stack, rows, rank), b=draw(*stack, rank, columns), scale=scales, **more
         )
     return out
@@ -31,7 +31,7 @@ def dense(trainable) -> dict[str, np.ndarray]:
     return {
         path: np.asarray(leaf.delta(), np.float64)
         for path, leaf in trainable.items()
-        if isinstance(leaf, lj.LowRank)
+        if isinstance(leaf, lora_jax.core.LowRank)
     }
 
 
@@ -72,7 +72,7 @@ def variant(request: pytest.FixtureRequest):
 
     model, x = nn.Dense(6), jnp.ones((2, 8))
     params = model.init(jax.random.key(0), x)["params"]
-    spec = lj.LoraSpec(rank=2, alpha=3.0, **VARIANTS[request.param])
+    spec = lora_jax.LoraSpec(rank=2, alpha=3.0, **VARIANTS[request.param])
     return request.param, moved(
         adapt(model, params, (x,), lora=[("kernel", spec)], key=jax.random.key(1))[1]
     )
@@ -140,7 +140,7 @@ def test_a_site_that_one_adapter_leaves_out_counts_as_0_there() -> None:
 def test_weights_trained_whole_move_by_the_weighted_sum_of_their_moves() -> None:
     base = {"norm": {"scale": jnp.array([1.0, 2.0])}}
     one, two = (
-        {**adapter(i), "norm/scale": lj.TrainedWeight(value=jnp.array(v))}
+        {**adapter(i), "norm/scale": lora_jax.core.TrainedWeight(value=jnp.array(v))}
         for i, v in enumerate(([2.0, 2.0], [1.0, 5.0]))
     )
     total = weighted_sum([one, two], [0.5, 2.0], base=base)
@@ -199,7 +199,7 @@ def test_a_tolerance_takes_the_smallest_rank_within_it() -> None:
 def test_compression_forms_no_dense_update() -> None:
     """A site whose update would take 40 GB."""
     wide = {
-        "head/kernel": lj.LowRank(
+        "head/kernel": lora_jax.core.LowRank(
             a=jnp.ones((100_000, 2)), b=jnp.ones((2, 100_000)), scale=jnp.ones(2)
         )
     }
@@ -243,7 +243,7 @@ def test_ties_follows_the_paper_entry_by_entry() -> None:
 
 def test_ties_by_frequency_elects_the_sign_of_the_majority() -> None:
     make = lambda value: {
-        "w": lj.LowRank(a=jnp.ones((2, 1)), b=jnp.full((1, 2), value), scale=jnp.ones(1))
+        "w": lora_jax.core.LowRank(a=jnp.ones((2, 1)), b=jnp.full((1, 2), value), scale=jnp.ones(1))
     }
     adapters = [make(1.0), make(2.0), make(-9.0)]
     np.testing.assert_allclose(
@@ -279,7 +279,7 @@ def test_a_task_vector_is_the_change_of_the_weights_at_the_rank_asked_for() -> N
         "layers": {"up": {"kernel": jnp.ones((3, 8, 16))}},
         "head": {"kernel": jnp.ones((8, 5))},
     }
-    tuned = jax.tree.map(lambda x: x, lj.merge(base, trainable)[0])
+    tuned = jax.tree.map(lambda x: x, lora_jax.merge(base, trainable)[0])
     found, lost = factorize(base, tuned, rank=3, like=trainable)
     assert_update(found, dense(trainable), tolerance=1e-5)
     assert max(lost.relative.values()) < 1e-6

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-import lora_jax as lj
+import lora_jax
 from lora_jax.adapters.checks import (
     check_effect,
     check_start,
@@ -32,7 +32,7 @@ def built(form: str = "scan", **spec):
         model,
         params,
         inputs,
-        lora=[(pattern, lj.LoraSpec(rank=2, **spec))],
+        lora=[(pattern, lora_jax.LoraSpec(rank=2, **spec))],
         whole=["head/.*"],
         key=jax.random.key(0),
     )
@@ -46,7 +46,9 @@ def trained(steps: int, change=lambda trainable: trainable):
     tx = optax.adam(1e-2)
     state = tx.init(trainable)
     for _ in range(steps):
-        grads = jax.grad(lambda tree: (lj.apply(model, frozen, tree, x) ** 2).sum())(trainable)
+        grads = jax.grad(lambda tree: (lora_jax.apply(model, frozen, tree, x) ** 2).sum())(
+            trainable
+        )
         updates, state = tx.update(grads, state)
         trainable = optax.apply_updates(trainable, updates)
     return trainable, state
@@ -78,7 +80,11 @@ def test_a_new_adapter_starts_as_the_base_and_a_moved_one_does_not(spec: dict) -
 
 
 def test_a_magnitude_that_is_not_the_bases_is_no_start() -> None:
-    low = {path: leaf for path, leaf in built(dora=True)[2].items() if isinstance(leaf, lj.LowRank)}
+    low = {
+        path: leaf
+        for path, leaf in built(dora=True)[2].items()
+        if isinstance(leaf, lora_jax.core.LowRank)
+    }
     path = "layers/up/kernel"
     wrong = {**low, path: low[path].replace(magnitude=low[path].magnitude.at[1].multiply(1.1))}
     with pytest.raises(ValueError, match=r"in layers \[1\]"):
@@ -87,7 +93,9 @@ def test_a_magnitude_that_is_not_the_bases_is_no_start() -> None:
 
 
 def test_an_adapter_without_any_effect_is_refused_and_one_with_some_effect_is_not() -> None:
-    trainable = {path: leaf for path, leaf in built()[2].items() if isinstance(leaf, lj.LowRank)}
+    trainable = {
+        path: leaf for path, leaf in built()[2].items() if isinstance(leaf, lora_jax.core.LowRank)
+    }
     with pytest.raises(ValueError, match="changes nothing: its update is 0 at all 2 sites"):
         check_effect(trainable)
     check_effect({**trainable, "layers/up/kernel": moved(trainable)["layers/up/kernel"]})
@@ -125,7 +133,9 @@ def test_an_array_that_gets_no_gradient_is_named_with_its_layers() -> None:
 
 
 def test_flags_add_up_over_steps() -> None:
-    trainable = {"w": lj.LowRank(a=jnp.ones((2, 1)), b=jnp.ones((1, 2)), scale=jnp.ones(1))}
+    trainable = {
+        "w": lora_jax.core.LowRank(a=jnp.ones((2, 1)), b=jnp.ones((1, 2)), scale=jnp.ones(1))
+    }
     gradient = lambda a, b: {
         "w": trainable["w"].replace(a=jnp.full((2, 1), a), b=jnp.full((1, 2), b))
     }
@@ -156,10 +166,10 @@ def test_rule_coverage_counts_the_sites_of_every_rule_by_layer_and_refuses_a_rul
     None
 ):
     model, params, inputs = deep("scan")
-    sites = lj.find_sites(model, *inputs)
+    sites = lora_jax.find_sites(model, *inputs)
     rules = [
-        (r"layers/up/kernel", lj.LoraSpec(rank=1, layers=(1,))),
-        (r"layers/.*/kernel", lj.LoraSpec(rank=2)),
+        (r"layers/up/kernel", lora_jax.LoraSpec(rank=1, layers=(1,))),
+        (r"layers/.*/kernel", lora_jax.LoraSpec(rank=2)),
         ("head/.*", None),
     ]
     table = rule_coverage(rules, sites)
@@ -168,7 +178,7 @@ def test_rule_coverage_counts_the_sites_of_every_rule_by_layer_and_refuses_a_rul
         r"layers/.*/kernel": {0: 1, 1: 1, 2: 1},
     }
     with pytest.raises(ValueError, match="'layers/upp/kernel' matches none of"):
-        rule_coverage([("layers/upp/kernel", lj.LoraSpec())], sites)
+        rule_coverage([("layers/upp/kernel", lora_jax.LoraSpec())], sites)
 
 
 def test_nothing_is_dropped_without_a_key_whatever_ran_before() -> None:
@@ -177,8 +187,10 @@ def test_nothing_is_dropped_without_a_key_whatever_ran_before() -> None:
     """
     model, frozen, trainable, (x,) = built(dropout=0.5)
     trainable = moved(trainable)
-    still = lj.apply(model, frozen, trainable, x)
-    assert not np.array_equal(lj.apply(model, frozen, trainable, x, key=jax.random.key(0)), still)
-    assert np.array_equal(lj.apply(model, frozen, trainable, x), still)
-    merged, _ = lj.merge(frozen, trainable)
+    still = lora_jax.apply(model, frozen, trainable, x)
+    assert not np.array_equal(
+        lora_jax.apply(model, frozen, trainable, x, key=jax.random.key(0)), still
+    )
+    assert np.array_equal(lora_jax.apply(model, frozen, trainable, x), still)
+    merged, _ = lora_jax.merge(frozen, trainable)
     np.testing.assert_allclose(model.apply({"params": merged}, x), still, atol=1e-4)

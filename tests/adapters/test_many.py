@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import lora_jax as lj
+import lora_jax
 from lora_jax.adapters.many import apply_many, make_bank, replace_adapter
 from lora_jax.adapters.surgery import adapt
 from tests.adapters.zoo import deep, kinds, moved
@@ -27,11 +27,16 @@ def three(build=lambda: deep("scan"), **more):
     """A model and adapters of rank 1, 2 and 4 that differ in scale and sites."""
     model, params, inputs = build()
     rules = [
-        [(r"(layers/.*|head)/kernel", lj.LoraSpec(rank=1, alpha=1.0))],
-        [(r"layers/up/kernel", lj.LoraSpec(rank=2, alpha=3.0, scaling="rslora", layers=(0, 2)))],
+        [(r"(layers/.*|head)/kernel", lora_jax.LoraSpec(rank=1, alpha=1.0))],
         [
-            (r"layers/down/kernel", lj.LoraSpec(rank=4, alpha=2.0, dropout=0.1)),
-            ("head/kernel", lj.LoraSpec(rank=2)),
+            (
+                r"layers/up/kernel",
+                lora_jax.LoraSpec(rank=2, alpha=3.0, scaling="rslora", layers=(0, 2)),
+            )
+        ],
+        [
+            (r"layers/down/kernel", lora_jax.LoraSpec(rank=4, alpha=2.0, dropout=0.1)),
+            ("head/kernel", lora_jax.LoraSpec(rank=2)),
         ],
     ]
     return model, params, inputs, adapters_of(model, params, inputs, rules, **more)
@@ -44,7 +49,7 @@ def together(model, frozen, bank, ids, x):
 
 
 def alone(model, frozen, trainable, x, row):
-    return lj.apply(model, frozen, trainable, x[row : row + 1])[0]
+    return lora_jax.apply(model, frozen, trainable, x[row : row + 1])[0]
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -52,7 +57,7 @@ def test_each_example_gets_what_its_own_adapter_alone_gives_or_the_base(quantize
     model, params, (x,), adapters = three()
     frozen = params
     if quantized:
-        frozen, _ = adapt(model, params, (x,), lora=[("head/kernel", lj.LoraSpec(rank=1))], quant=[("layers/.*/kernel", lj.QuantSpec("nf4", 8, False))], key=jax.random.key(0))  # fmt: skip
+        frozen, _ = adapt(model, params, (x,), lora=[("head/kernel", lora_jax.LoraSpec(rank=1))], quant=[("layers/.*/kernel", lora_jax.QuantSpec("nf4", 8, False))], key=jax.random.key(0))  # fmt: skip
     x = jax.random.normal(jax.random.key(3), (7, 8))
     ids = [2, -1, 0, 1, 1, -1, 0]
     out = together(model, frozen, make_bank(adapters), ids, x)
@@ -79,7 +84,10 @@ def test_every_kind_of_site_and_variant_works(spec: dict) -> None:
     model, params, inputs = kinds()
     matrices = r"(embed/embedding|raw|(dense|heads|merge|einsum|conv)/kernel)"
     adapters = adapters_of(
-        model, params, inputs, [[(matrices, lj.LoraSpec(rank=rank, **spec))] for rank in (1, 3)]
+        model,
+        params,
+        inputs,
+        [[(matrices, lora_jax.LoraSpec(rank=rank, **spec))] for rank in (1, 3)],
     )
     tokens = jax.random.randint(jax.random.key(5), (4, 5), 0, 11)
     out = together(model, params, make_bank(adapters), [1, 0, -1, 1], tokens)
@@ -97,11 +105,13 @@ def test_weights_trained_whole_are_each_adapters_own_and_the_bases_without_one()
         model,
         params,
         (x,),
-        lora=[("layers/up/kernel", lj.LoraSpec(rank=2))],
+        lora=[("layers/up/kernel", lora_jax.LoraSpec(rank=2))],
         whole=["head/.*"],
         key=jax.random.key(0),
     )
-    second = adapters_of(model, params, (x,), [[("layers/up/kernel", lj.LoraSpec(rank=1))]])[0]
+    second = adapters_of(model, params, (x,), [[("layers/up/kernel", lora_jax.LoraSpec(rank=1))]])[
+        0
+    ]
     frozen, trainable = first[0], moved(first[1])
     with pytest.raises(ValueError, match="trained whole by an adapter.*Pass base="):
         make_bank([trainable, second])
@@ -145,7 +155,7 @@ def test_frozen_weights_are_multiplied_once_for_the_whole_batch() -> None:
         assert shape not in text
     assert count(
         lambda x: apply_many(model, params, bank, jnp.array([0, 1, 2, -1]), x), x
-    ) == count(lambda x: lj.apply(model, params, {**adapters[0]}, x), x)
+    ) == count(lambda x: lora_jax.apply(model, params, {**adapters[0]}, x), x)
 
 
 def test_ids_out_of_range_are_refused_and_poison_the_output_under_jit() -> None:
@@ -166,7 +176,9 @@ def test_what_does_not_fit_in_a_bank_is_refused() -> None:
         replace_adapter(bank, 2, adapters[0])
     with pytest.raises(ValueError, match="rank 4|smaller"):
         replace_adapter(bank, 0, adapters[2])
-    dora = adapters_of(model, params, (x,), [[("head/kernel", lj.LoraSpec(rank=1, dora=True))]])[0]
+    dora = adapters_of(
+        model, params, (x,), [[("head/kernel", lora_jax.LoraSpec(rank=1, dora=True))]]
+    )[0]
     with pytest.raises(ValueError, match="'head/kernel' is .*LoRA.* in one adapter and .*DoRA"):
         make_bank([adapters[0], dora])
     with pytest.raises(ValueError, match="other arrays|rank"):

@@ -7,26 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import lora_jax as lj
+import lora_jax
 from lora_jax.adapters.merge import compare_outputs, merge, merge_quantized
 from lora_jax.adapters.requantize import requantize
 from lora_jax.adapters.surgery import adapt
 from tests.adapters.zoo import deep, kinds, moved
 
 SPECS = {
-    "lora": lj.LoraSpec(rank=3, alpha=5.0),
-    "rslora": lj.LoraSpec(rank=3, alpha=5.0, scaling="rslora"),
-    "dora": lj.LoraSpec(rank=3, alpha=5.0, dora=True),
-    "vera": lj.LoraSpec(rank=3, variant="vera"),
-    "adalora": lj.LoraSpec(rank=3, variant="adalora"),
-    "lora_fa": lj.LoraSpec(rank=3, variant="lora_fa"),
-    "pissa": lj.LoraSpec(rank=3, alpha=5.0, init="pissa"),
+    "lora": lora_jax.LoraSpec(rank=3, alpha=5.0),
+    "rslora": lora_jax.LoraSpec(rank=3, alpha=5.0, scaling="rslora"),
+    "dora": lora_jax.LoraSpec(rank=3, alpha=5.0, dora=True),
+    "vera": lora_jax.LoraSpec(rank=3, variant="vera"),
+    "adalora": lora_jax.LoraSpec(rank=3, variant="adalora"),
+    "lora_fa": lora_jax.LoraSpec(rank=3, variant="lora_fa"),
+    "pissa": lora_jax.LoraSpec(rank=3, alpha=5.0, init="pissa"),
 }
 MATRICES = r"(embed/embedding|raw|(dense|heads|merge|einsum|conv)/kernel)"
 
 
 def adapted(
-    spec: lj.LoraSpec,
+    spec: lora_jax.LoraSpec,
     quant=(),
     pattern: str = r"(layers/(up|down)|head)/kernel",
     build=lambda: deep("scan"),
@@ -43,7 +43,7 @@ def test_the_merged_model_computes_what_the_adapted_one_did(name: str) -> None:
     model, params, inputs, frozen, trainable = adapted(SPECS[name])
     merged, report = merge(frozen, trainable, model=model, sample=inputs)
     before, after = (
-        lj.apply(model, frozen, trainable, *inputs),
+        lora_jax.apply(model, frozen, trainable, *inputs),
         model.apply({"params": merged}, *inputs),
     )
     # The same sums in another order; outputs are around 10.
@@ -62,7 +62,7 @@ def test_every_kind_of_site_and_a_tied_embedding_are_merged_right() -> None:
     merged, report = merge(frozen, trainable)
     assert set(report.change) == set(trainable) and "embed/embedding" in report.change
     np.testing.assert_allclose(
-        lj.apply(model, frozen, trainable, *inputs),
+        lora_jax.apply(model, frozen, trainable, *inputs),
         model.apply({"params": merged}, *inputs),
         atol=3e-5,
     )
@@ -87,47 +87,49 @@ def test_bfloat16_costs_what_the_report_says_and_hides_an_update_that_is_too_sma
 
 def test_a_merge_is_undone_exactly_by_the_base_that_it_did_not_touch() -> None:
     model, params, inputs, frozen, trainable = adapted(
-        SPECS["dora"], quant=[("layers/.*/kernel", lj.QuantSpec("nf4", 8, False))]
+        SPECS["dora"], quant=[("layers/.*/kernel", lora_jax.QuantSpec("nf4", 8, False))]
     )
-    before, base = lj.fingerprint(frozen), lj.apply(model, frozen, {}, *inputs)
+    before, base = lora_jax.fingerprint(frozen), lora_jax.apply(model, frozen, {}, *inputs)
     merge(frozen, trainable)
     merge_quantized(frozen, trainable)
-    assert lj.fingerprint(frozen) == before
-    assert np.array_equal(lj.apply(model, frozen, {}, *inputs), base)
+    assert lora_jax.fingerprint(frozen) == before
+    assert np.array_equal(lora_jax.apply(model, frozen, {}, *inputs), base)
 
 
 def test_a_quantised_base_is_dequantised_or_quantised_again_and_the_report_tells_them_apart() -> (
     None
 ):
-    spec = lj.QuantSpec("int8", 8, False)
+    spec = lora_jax.QuantSpec("int8", 8, False)
     model, _, inputs, frozen, trainable = adapted(SPECS["lora"], quant=[("layers/.*/kernel", spec)])
     dense, exact = merge(frozen, trainable, model=model, sample=inputs)
     again, coarse = merge_quantized(frozen, trainable, model=model, sample=inputs)
     assert (
-        isinstance(again["layers"]["up"]["kernel"], lj.QuantizedArray)
+        isinstance(again["layers"]["up"]["kernel"], lora_jax.core.QuantizedArray)
         and again["layers"]["up"]["kernel"].spec == spec
     )
-    assert not isinstance(again["head"]["kernel"], lj.QuantizedArray)  # Its base was not quantised.
+    assert not isinstance(
+        again["head"]["kernel"], lora_jax.core.QuantizedArray
+    )  # Its base was not quantised.
     assert max(exact.error.values()) < 1e-6 and exact.output.max_abs < 3e-5
     # Rounding to 1/127 of a block's largest weight: below 1 % of the norm, and well above none.
     assert 1e-3 < coarse.error["layers/up/kernel"] < 1e-2 and coarse.error["head/kernel"] < 1e-6
-    out = lj.apply(model, again, {}, *inputs)
+    out = lora_jax.apply(model, again, {}, *inputs)
     assert coarse.output.max_abs == pytest.approx(
-        float(jnp.abs(out - lj.apply(model, frozen, trainable, *inputs)).max()), rel=1e-4
+        float(jnp.abs(out - lora_jax.apply(model, frozen, trainable, *inputs)).max()), rel=1e-4
     )
-    forced, _ = merge_quantized(frozen, trainable, spec=lj.QuantSpec("nf4", 8, True))
+    forced, _ = merge_quantized(frozen, trainable, spec=lora_jax.QuantSpec("nf4", 8, True))
     assert forced["head"]["kernel"].spec.format == "nf4"
 
 
 @pytest.mark.parametrize(
     "spec",
     [
-        lj.QuantSpec("nf4", 16, False),
-        lj.QuantSpec("int4", None, False),
-        lj.QuantSpec("int8", 16, False),
+        lora_jax.QuantSpec("nf4", 16, False),
+        lora_jax.QuantSpec("int4", None, False),
+        lora_jax.QuantSpec("int8", 16, False),
     ],
 )
-def test_feeding_errors_back_lowers_the_error_of_the_outputs(spec: lj.QuantSpec) -> None:
+def test_feeding_errors_back_lowers_the_error_of_the_outputs(spec: lora_jax.QuantSpec) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 8)) @ rng.normal(size=(8, 33)) + 0.1 * rng.normal(
         size=(400, 33)
@@ -146,7 +148,7 @@ def test_feeding_back_works_layer_by_layer_and_on_other_axes() -> None:
     x = rng.normal(size=(2, 100, 3)) @ rng.normal(size=(2, 3, 12))
     moments = np.swapaxes(x, 1, 2) @ x
     w = jnp.asarray(rng.normal(size=(2, 3, 4, 5)), jnp.float32)  # (layers, heads, size, out)
-    spec = lj.QuantSpec("nf4", 4, False)
+    spec = lora_jax.QuantSpec("nf4", 4, False)
     both = requantize(w, spec, kernel_ndim=3, in_axes=(0, 1), moments=moments)
     for layer in range(2):
         one = requantize(w[layer], spec, kernel_ndim=3, in_axes=(0, 1), moments=moments[layer])
@@ -156,7 +158,7 @@ def test_feeding_back_works_layer_by_layer_and_on_other_axes() -> None:
 def test_the_whole_model_is_merged_into_4_bits_with_less_change_of_its_output_when_errors_are_fed_back() -> (
     None
 ):
-    spec = lj.QuantSpec("nf4", 8, False)
+    spec = lora_jax.QuantSpec("nf4", 8, False)
     model, params, (x,), frozen, trainable = adapted(
         SPECS["lora"], quant=[("head/kernel", spec)], pattern="head/kernel"
     )
@@ -186,7 +188,7 @@ def test_the_whole_model_is_merged_into_4_bits_with_less_change_of_its_output_wh
 
 def test_what_cannot_be_merged_is_refused() -> None:
     _, _, _, frozen, trainable = adapted(
-        SPECS["lora"], quant=[("head/kernel", lj.QuantSpec("nf4", 8, False))]
+        SPECS["lora"], quant=[("head/kernel", lora_jax.QuantSpec("nf4", 8, False))]
     )
     broken = {
         **trainable,

@@ -11,16 +11,8 @@ import pytest
 from flax import linen as nn
 from user_models import MATRICES, adapted, build, same_bits, with_b
 
-from lora_jax import (
-    LoraSpec,
-    QuantizedArray,
-    QuantSpec,
-    TrainedWeight,
-    adapt,
-    bytes_of,
-    merge,
-    trainable_parameters,
-)
+from lora_jax import LoraSpec, QuantSpec, adapt, bytes_of, merge, trainable_parameters
+from lora_jax.core import QuantizedArray, TrainedWeight
 from lora_jax.core.paths import flatten
 
 KEY = jax.random.key(0)

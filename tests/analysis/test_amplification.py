@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lora_jax.analysis.amplification import amplification, overlap_with_top, projections
+from lora_jax.analysis.amplification import amplification_of, overlap_with_top, projections
 from lora_jax.analysis.spectra import dense_svd
 
 W = np.diag(np.arange(20.0, 0.0, -1))
@@ -16,7 +16,7 @@ def rank_one(i: int, j: int, size: float) -> np.ndarray:
 
 
 def test_an_update_along_w_amplifies_by_its_size_over_w_there():
-    found = amplification(W, dense_svd(rank_one(15, 15, 10.0)))
+    found = amplification_of(W, dense_svd(rank_one(15, 15, 10.0)))
     assert (
         found.rank == 1
         and found.projected == pytest.approx(5.0)
@@ -28,14 +28,14 @@ def test_an_update_along_w_amplifies_by_its_size_over_w_there():
 
 
 def test_an_update_where_w_is_nothing_amplifies_without_bound():
-    assert amplification(W, dense_svd(rank_one(3, 9, 1.0))).factor == float("inf")
+    assert amplification_of(W, dense_svd(rank_one(3, 9, 1.0))).factor == float("inf")
 
 
 def test_the_top_directions_of_w_itself_are_the_largest_and_chance_the_smallest():
     w = np.random.default_rng(0).standard_normal((64, 64)) @ np.diag(0.9 ** np.arange(64))
     own = dense_svd(w)
     update = (own.u[:, 8:12]) @ own.vt[8:12]
-    found = amplification(w, dense_svd(update), rank=4, samples=32)
+    found = amplification_of(w, dense_svd(update), rank=4, samples=32)
     assert found.random < found.projected < found.top
     assert found.projected == pytest.approx(np.linalg.norm(own.s[8:12]))
 
@@ -48,6 +48,6 @@ def test_overlap_with_the_top_of_w_is_one_inside_and_zero_outside():
 
 def test_no_update_and_stacks_are_refused():
     with pytest.raises(ValueError, match="update is 0"):
-        amplification(W, dense_svd(np.zeros((20, 20))))
+        amplification_of(W, dense_svd(np.zeros((20, 20))))
     with pytest.raises(ValueError, match="takes one matrix"):
-        amplification(W[None], dense_svd(W))
+        amplification_of(W[None], dense_svd(W))

@@ -37,7 +37,7 @@ def samples() -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("name", TABLE)
 def test_errors_are_those_of_the_table(name, samples, monkeypatch):
     monkeypatch.setattr(codebooks, "FORMATS", dict(FORMATS))
-    codebooks.register(Format("int4_full", 4, tuple(float(k) for k in range(-8, 8))))
+    codebooks.register_format(Format("int4_full", 4, tuple(float(k) for k in range(-8, 8))))
     gaussian, heavy = samples
     measured = [
         rms_error(x, QuantSpec(name, block, double=False))

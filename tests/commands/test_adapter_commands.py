@@ -10,7 +10,7 @@ import pytest
 from adapted_decoders import GOLDEN as DECODERS
 from adapted_decoders import adapted_decoder
 
-import lora_jax as lj
+import lora_jax
 from lora_jax.cli import main
 from lora_jax.io import safetensors
 from lora_jax.io.adapter import load_adapter, save_adapter
@@ -87,7 +87,7 @@ def test_a_decoders_adapter_is_converted_for_its_model(scan: bool, tmp_path: Pat
     save_adapter(
         tmp_path / "ours",
         trainable,
-        base=lj.fingerprint(load_decoder(model, scan=scan)[1]),
+        base=lora_jax.fingerprint(load_decoder(model, scan=scan)[1]),
         model="llama3",
     )
     assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "peft"), "--model", model]) == 0
@@ -103,7 +103,9 @@ def test_a_decoders_adapter_is_converted_for_its_model(scan: bool, tmp_path: Pat
 
 
 def test_what_changes_nothing_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    low = lj.LowRank(a=jnp.ones((2, 4, 3)), b=jnp.zeros((2, 3, 4)), scale=jnp.ones((2, 3)))
+    low = lora_jax.core.LowRank(
+        a=jnp.ones((2, 4, 3)), b=jnp.zeros((2, 3, 4)), scale=jnp.ones((2, 3))
+    )
     moving = low.replace(b=low.b + 1)
     save_adapter(
         tmp_path,
@@ -124,16 +126,18 @@ def test_what_cannot_be_converted_is_one_paragraph_and_status_2(
     (tmp_path / "full" / "file").write_text("")
     other = tmp_path / "other"
     trainable = {
-        "layers/attn/q/kernel": lj.LowRank(
+        "layers/attn/q/kernel": lora_jax.core.LowRank(
             a=jnp.ones((2, 16, 1)), b=jnp.ones((2, 1, 16)), scale=jnp.ones((2, 1))
         )
     }
     save_adapter(other, trainable, base="0123456789abcdef", model="x")
     partly = tmp_path / "partly"
-    own = lj.fingerprint({name: leaf for name, leaf in params.items() if name != "classifier"})
+    own = lora_jax.fingerprint(
+        {name: leaf for name, leaf in params.items() if name != "classifier"}
+    )
     save_adapter(
         partly,
-        {**trainable, "layers/attn/k/bias": lj.TrainedWeight(value=jnp.ones((2, 16)))},
+        {**trainable, "layers/attn/k/bias": lora_jax.core.TrainedWeight(value=jnp.ones((2, 16)))},
         base=own,
         model="x",
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lora_jax.core import codebooks
-from lora_jax.core.codebooks import FORMATS, Format, normal_float, register
+from lora_jax.core.codebooks import FORMATS, Format, normal_float, register_format
 from lora_jax.core.quantize import nearest_code
 
 CODEBOOKS = [name for name, format in FORMATS.items() if format.levels is not None]
@@ -109,7 +109,7 @@ def test_nf4_ties_go_to_the_lower_code():
 
 def test_a_codebook_of_ones_own_takes_three_lines(monkeypatch):
     monkeypatch.setattr(codebooks, "FORMATS", dict(FORMATS))
-    mine = codebooks.register(Format("thirds", 2, (-1.0, -1 / 3, 1 / 3, 1.0)))
+    mine = codebooks.register_format(Format("thirds", 2, (-1.0, -1 / 3, 1 / 3, 1.0)))
     assert codebooks.format_named("thirds") is mine
     assert np.asarray(nearest_code(jnp.asarray([-0.9, -0.1, 0.1, 0.9]), mine)).tolist() == [
         0,
@@ -132,7 +132,7 @@ def test_a_codebook_of_ones_own_takes_three_lines(monkeypatch):
 )
 def test_wrong_codebooks_are_refused(format, words):
     with pytest.raises(ValueError, match=words):
-        register(format)
+        register_format(format)
     assert format.name == "nf4" or format.name not in FORMATS
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax import LoraSpec, LowRank
+from lora_jax import LoraSpec
+from lora_jax.core import LowRank
 from lora_jax.core.init import initialize
 
 

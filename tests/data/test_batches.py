@@ -15,7 +15,6 @@ from lora_jax.data import (
     choose_buckets,
     encode,
     load,
-    load_tokenizer,
     make_batch,
     padding_fraction,
     plan_epoch,
@@ -23,6 +22,7 @@ from lora_jax.data import (
     total_steps,
 )
 from lora_jax.data.buckets import FILLER, PlannedBatch
+from lora_jax.data.tokenizers import load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from tiny_language import write_tiny_model
 
-from lora_jax.data import Batches, Dataset, choose_buckets, encode, load, load_tokenizer
+from lora_jax.data import Batches, Dataset, choose_buckets, encode, load
 from lora_jax.data.completions import encode_completions, to_completions
 from lora_jax.data.text_tokenizers import read_text_tokenizer
 from lora_jax.data.token_packing import PackedBatches
+from lora_jax.data.tokenizers import load_tokenizer
 from lora_jax.io.hub import resolve
 
 # name: {split: "examples sha256(values) sha256(encoded)", "batches": sha256}

@@ -15,10 +15,10 @@ from lora_jax.data import (
     Encoded,
     Example,
     Tokenizer,
-    load_tokenizer,
     tokenizer_fingerprint,
 )
 from lora_jax.data import encode as encode_splits
+from lora_jax.data.tokenizers import load_tokenizer
 
 SENTENCES = (
     "hello world",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lora_jax.adapters.merge import merge
-from lora_jax.adapters.stack import stack
+from lora_jax.adapters.stacking import stack
 from lora_jax.adapters.surgery import adapt
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.quantize import QuantSpec, bytes_of

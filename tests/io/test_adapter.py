@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax import LoraSpec, LowRank, TrainedWeight, load_adapter, save_adapter
+from lora_jax import LoraSpec, load_adapter, save_adapter
+from lora_jax.core import LowRank, TrainedWeight
 from lora_jax.core.init import initialize
 from lora_jax.io import safetensors
 

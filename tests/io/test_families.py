@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import lora_jax as lj
+import lora_jax
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
 from lora_jax.io import safetensors
@@ -124,11 +124,11 @@ def test_a_base_quantised_while_it_is_read_is_that_which_adapt_makes(folder, sca
     config, params = load_model(GOLDEN / folder, scan=scan, **kind)
     rules = [(r"(.*/)?layers(_\d+)?/(attn|mlp)/[a-z]*/kernel", QuantSpec("nf4", 8))]
     model, inputs = model_of(config, scan=scan), example_inputs(config)
-    lora = [(r"(.*/)?layers(_\d+)?/attn/q/kernel", lj.LoraSpec(2))]
-    dense, _ = lj.adapt(model, params, inputs, lora=lora, quant=rules, key=jax.random.key(0))
+    lora = [(r"(.*/)?layers(_\d+)?/attn/q/kernel", lora_jax.LoraSpec(2))]
+    dense, _ = lora_jax.adapt(model, params, inputs, lora=lora, quant=rules, key=jax.random.key(0))
     _, streamed = load_model(GOLDEN / folder, scan=scan, quant=rules, **kind)
     assert any(isinstance(leaf, QuantizedArray) for leaf in flatten(streamed).values())
-    assert lj.fingerprint(streamed) == lj.fingerprint(dense)
+    assert lora_jax.fingerprint(streamed) == lora_jax.fingerprint(dense)
 
 
 @pytest.mark.parametrize("scan", [True, False], ids=["scan", "loop"])
@@ -137,7 +137,7 @@ def test_the_fingerprint_of_a_model_in_its_files_is_that_of_its_params(folder, s
     for dtype in (np.float32, jnp.bfloat16):
         stored = open_model(GOLDEN / folder, scan=scan, dtype=dtype, **head_of(folder))
         base = {name: leaf for name, leaf in stored.read().items() if name != "classifier"}
-        assert stored.fingerprint() == lj.fingerprint(base)
+        assert stored.fingerprint() == lora_jax.fingerprint(base)
 
 
 def test_a_new_classifier_is_no_part_of_the_fingerprint_and_a_new_pooler_is(tmp_path):
@@ -147,16 +147,16 @@ def test_a_new_classifier_is_no_part_of_the_fingerprint_and_a_new_pooler_is(tmp_
     safetensors.write(tmp_path / "model.safetensors", bare)
     one, two = (open_model(tmp_path, num_classes=2, key=jax.random.key(n)) for n in (0, 1))
     base = {name: leaf for name, leaf in one.read().items() if name != "classifier"}
-    assert one.fingerprint() == lj.fingerprint(base) != two.fingerprint()
+    assert one.fingerprint() == lora_jax.fingerprint(base) != two.fingerprint()
     assert set(one.new) == {
         f"{module}/{leaf}" for module in ("classifier", "pooler") for leaf in ("kernel", "bias")
     }
 
 
 def test_the_older_words_and_the_pretraining_heads_of_bert_are_understood(tmp_path):
-    config = lj.EncoderConfig(20, 8, 1, 2, 12, 10)
+    config = lora_jax.models.EncoderConfig(20, 8, 1, 2, 12, 10)
     inputs = jnp.ones((1, 3), jnp.int32), jnp.ones((1, 3), bool)
-    params = lj.Encoder(config).init(jax.random.key(0), *inputs)["params"]
+    params = lora_jax.models.Encoder(config).init(jax.random.key(0), *inputs)["params"]
     save_model(tmp_path, config, params)
     plain = safetensors.read(tmp_path / "model.safetensors")
     older = {

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import lora_jax as lj
+import lora_jax
 from lora_jax.adapters.surgery import adapt
 from lora_jax.io import safetensors
 from lora_jax.io.names import Name
@@ -77,7 +77,7 @@ def encoder(case: str, scan: bool = True):
         GOLDEN / ("bert_cls" if classes else "bert"), num_classes=classes, scan=scan
     )
     return (
-        lj.Encoder(config, scan=scan),
+        lora_jax.models.Encoder(config, scan=scan),
         jax.tree.map(jnp.asarray, params),
         encoder_names(config, scan=scan),
     )
@@ -132,7 +132,7 @@ def test_an_encoder_with_the_loaded_adapter_computes_what_PEFT_computed(
     trainable, _ = load_peft(GOLDEN / case, names)
     inputs = jnp.asarray(golden["tokens"]), jnp.asarray(golden["mask"])
     out, base = (
-        lj.apply(model, params, trainable, *inputs),
+        lora_jax.apply(model, params, trainable, *inputs),
         model.apply({"params": params}, *inputs),
     )
     key = f"{case}#logits" if case in CLASSIFIERS else f"{case}#hidden"
@@ -180,7 +180,7 @@ def test_DoRA_on_a_Conv1D_merges_to_PEFTs_weight(golden: dict[str, np.ndarray]) 
     trainable, base = loaded("gpt2_dora", golden), {}
     weights = [golden[f"gpt2_dora#base#transformer.h.{i}.attn.c_attn.weight"] for i in range(2)]
     base = {"layers": {"attn": {"qkv": {"kernel": jnp.asarray(np.stack(weights))}}}}
-    merged, _ = lj.merge(base, trainable)
+    merged, _ = lora_jax.merge(base, trainable)
     for layer in range(2):
         moved = np.asarray(merged["layers"]["attn"]["qkv"]["kernel"][layer]) - weights[layer]
         np.testing.assert_allclose(
@@ -277,7 +277,7 @@ def test_rank_and_alpha_patterns_give_PEFT_exactly_our_scales() -> None:
             np.float32
         )
         trainable = {
-            "layers/w/kernel": lj.LowRank(
+            "layers/w/kernel": lora_jax.core.LowRank(
                 a=jnp.asarray(a), b=jnp.asarray(b), scale=jnp.asarray(scale)
             )
         }
@@ -296,7 +296,7 @@ def test_rank_and_alpha_patterns_give_PEFT_exactly_our_scales() -> None:
 def test_columns_with_several_scales_are_multiplied_into_B_and_said() -> None:
     names = {"w/kernel": Name("w.weight", (6, 5))}
     rng = np.random.default_rng(0)
-    low = lj.LowRank(
+    low = lora_jax.core.LowRank(
         a=jnp.asarray(rng.normal(size=(6, 3)), jnp.float32),
         b=jnp.asarray(rng.normal(size=(3, 5)), jnp.float32),
         scale=jnp.array([2.0, 0.0, 0.5]),
@@ -312,7 +312,7 @@ def test_columns_with_several_scales_are_multiplied_into_B_and_said() -> None:
 
 def test_target_modules_are_the_shortest_endings_that_select_exactly_the_adapted_modules() -> None:
     _, params, names = encoder("bert_lora")
-    ones = {path: lj.LowRank(a=jnp.ones((2, n.rows, 1)), b=jnp.ones((2, 1, n.columns)), scale=jnp.ones((2, 1))) for path, n in names.items() if n.stack and n.kind == "linear"}  # fmt: skip
+    ones = {path: lora_jax.core.LowRank(a=jnp.ones((2, n.rows, 1)), b=jnp.ones((2, 1, n.columns)), scale=jnp.ones((2, 1))) for path, n in names.items() if n.stack and n.kind == "linear"}  # fmt: skip
 
     def targets(*paths: str) -> list[str]:
         return to_peft(
@@ -357,7 +357,7 @@ def test_parts_of_a_fused_weight_are_one_module_of_PEFTs(golden: dict[str, np.nd
 def test_convolutions_have_PEFTs_layout() -> None:
     names = {"conv/kernel": Name("conv.weight", (3, 2, 4, 5), "conv", in_axes=(0, 1, 2))}
     rng = np.random.default_rng(0)
-    low = lj.LowRank(
+    low = lora_jax.core.LowRank(
         a=jnp.asarray(rng.normal(size=(24, 2)), jnp.float32), b=jnp.asarray(rng.normal(size=(2, 5)), jnp.float32), scale=jnp.full(2, 0.5), in_axes=(0, 1, 2)
     )  # fmt: skip
     made = to_peft({"conv/kernel": low}, names)
@@ -543,9 +543,12 @@ def test_an_adapter_for_a_model_of_another_size_or_of_another_base_is_refused(
     with pytest.raises(ValueError, match="layer.2.attention.self.query"):
         load_peft(GOLDEN / "bert_lora", encoder_names(replace(config, num_layers=3)))
     save_peft(
-        tmp_path, load_peft(GOLDEN / "bert_lora", names)[0], names, base=lj.fingerprint(params)
+        tmp_path,
+        load_peft(GOLDEN / "bert_lora", names)[0],
+        names,
+        base=lora_jax.fingerprint(params),
     )
-    assert load_peft(tmp_path, names, base=lj.fingerprint(params))[0]
+    assert load_peft(tmp_path, names, base=lora_jax.fingerprint(params))[0]
     with pytest.raises(ValueError, match="trained on the base with fingerprint"):
         load_peft(tmp_path, names, base="feedfeedfeedfeed")
 
@@ -573,8 +576,8 @@ def test_a_copy_of_the_base_embedding_needs_to_be_the_bases(golden: dict[str, np
         )
 
 
-def ones(name: Name, rank: int = 1, **more) -> lj.LowRank:
-    return lj.LowRank(
+def ones(name: Name, rank: int = 1, **more) -> lora_jax.core.LowRank:
+    return lora_jax.core.LowRank(
         a=jnp.ones((*name.stack, name.rows, rank)), b=jnp.ones((*name.stack, rank, name.columns)), scale=jnp.ones((*name.stack, rank)), in_axes=name.in_axes, **more
     )  # fmt: skip
 
@@ -585,7 +588,9 @@ def test_what_PEFTs_format_cannot_say_is_not_written() -> None:
     low, whole = (
         {q: ones(names[q])},
         lambda path: {
-            path: lj.TrainedWeight(value=jnp.ones((*names[path].stack, *names[path].shape)))
+            path: lora_jax.core.TrainedWeight(
+                value=jnp.ones((*names[path].stack, *names[path].shape))
+            )
         },
     )
     cases = [
@@ -631,10 +636,10 @@ def test_variants_are_written_as_plain_LoRA_with_the_same_update_and_the_base_is
 ) -> None:
     model, params, names = encoder("bert_lora")
     inputs = jnp.asarray(golden["tokens"]), jnp.asarray(golden["mask"])
-    before = lj.fingerprint(params)
-    rules = [("layers/attn/[qv]/kernel", lj.LoraSpec(rank=3, alpha=5.0, **spec))]
+    before = lora_jax.fingerprint(params)
+    rules = [("layers/attn/[qv]/kernel", lora_jax.LoraSpec(rank=3, alpha=5.0, **spec))]
     frozen, trainable = adapt(model, params, inputs, lora=rules, key=jax.random.key(0))
-    assert lj.fingerprint(params) == lj.fingerprint(frozen) == before
+    assert lora_jax.fingerprint(params) == lora_jax.fingerprint(frozen) == before
     trainable = {
         path: leaf.replace(**{n: getattr(leaf, n) + 0.1 for n in leaf.trained_fields()})
         for path, leaf in trainable.items()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from adapted_decoders import FAMILIES, GOLDEN, adapted_decoder
 
-import lora_jax as lj
+import lora_jax
 from lora_jax.core.paths import flatten
 from lora_jax.io.named_weights import named_tensors
 from lora_jax.io.peft import from_peft, to_peft
@@ -27,7 +27,7 @@ def test_what_PEFT_adds_to_the_familys_tensors_is_what_merging_adds_here(family:
     config, frozen, trainable = adapted_decoder(family)
     made = to_peft(trainable, decoder_names(config))
     base = dict(named_tensors(names_of(config), flatten(load_decoder(GOLDEN / family)[1])))
-    merged = dict(named_tensors(names_of(config), flatten(lj.merge(frozen, trainable)[0])))
+    merged = dict(named_tensors(names_of(config), flatten(lora_jax.merge(frozen, trainable)[0])))
     changed = set()
     for key in made.tensors:
         if not key.endswith("lora_A.weight"):
@@ -56,7 +56,7 @@ def test_export_then_import_is_the_identity_for_fused_and_for_shifted_weights(
     back = from_peft(to_peft(trainable, names), names)
     assert set(back) == set(trainable)
     for path, leaf in trainable.items():
-        if isinstance(leaf, lj.TrainedWeight):
+        if isinstance(leaf, lora_jax.core.TrainedWeight):
             np.testing.assert_allclose(
                 back[path].value, leaf.value, atol=1e-6
             )  # A shifted norm is rounded once each way.
@@ -95,9 +95,9 @@ def test_trained_rows_that_do_not_fit_and_tied_weights_trained_whole_are_refused
 def test_experts_have_no_name_in_PEFTs_layout_and_are_refused() -> None:
     config, frozen, _ = adapted_decoder("mixtral")
     tokens = jnp.ones((1, 4), jnp.int32)
-    rules = [(r"layers/mlp/experts/up/kernel", lj.LoraSpec(rank=2))]
-    _, trainable = lj.adapt(
-        lj.Decoder(config), frozen, (tokens,), lora=rules, key=jax.random.key(0)
+    rules = [(r"layers/mlp/experts/up/kernel", lora_jax.LoraSpec(rank=2))]
+    _, trainable = lora_jax.adapt(
+        lora_jax.models.Decoder(config), frozen, (tokens,), lora=rules, key=jax.random.key(0)
     )
     with pytest.raises(KeyError, match="no PEFT name for 'layers/mlp/experts/up/kernel'"):
         to_peft(trainable, decoder_names(config))
@@ -151,7 +151,10 @@ def test_the_copy_of_an_adapted_head_is_compared_as_it_lies_there() -> None:
         other = {**frozen, "head": {"kernel": frozen["head"]["kernel"] + 1}}
         from_peft(found, names, frozen=other)
     with pytest.raises(ValueError, match="'head/kernel' is quantised"):
-        stored = {**frozen, "head": {"kernel": lj.quantize(jnp.asarray(head), lj.QuantSpec())}}
+        stored = {
+            **frozen,
+            "head": {"kernel": lora_jax.quantize(jnp.asarray(head), lora_jax.QuantSpec())},
+        }
         from_peft(found, names, frozen=stored)
 
 
@@ -169,10 +172,10 @@ def test_trained_rows_of_an_output_head_are_refused_by_their_reason() -> None:
 
 def test_trained_rows_on_a_base_of_host_arrays_are_computed_joined_and_merged() -> None:
     config, params = load_decoder(GOLDEN / "llama3")
-    model, tokens = lj.Decoder(config), jnp.arange(9)[None]
-    rows = lj.rows_of(params["embed"]["embedding"], [3, 7])
+    model, tokens = lora_jax.models.Decoder(config), jnp.arange(9)[None]
+    rows = lora_jax.core.rows_of(params["embed"]["embedding"], [3, 7])
     trained = {"embed/embedding": rows.replace(value=rows.value + 1)}
-    ours = lj.apply(model, params, trained, tokens)
-    merged, _ = lj.merge(params, trained)
+    ours = lora_jax.apply(model, params, trained, tokens)
+    merged, _ = lora_jax.merge(params, trained)
     # The head's products with the two rows come from another sum in fp32.
     np.testing.assert_allclose(ours, model.apply({"params": merged}, tokens), atol=1e-4)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from adapted_decoders import FAMILIES, GOLDEN, adapted_decoder
 
-import lora_jax as lj
+import lora_jax
 from lora_jax.io.peft import save_peft
 from lora_jax.io.weights import decoder_names
 
@@ -62,8 +62,12 @@ def test_PEFT_computes_what_we_compute_on_every_family(tmp_path: Path) -> None:
         np.savez(folder / "inputs.npz", tokens=tokens, mask=mask)
         ours[case] = (
             np.asarray(
-                lj.apply(
-                    lj.Decoder(config), frozen, trainable, jnp.asarray(tokens), jnp.asarray(mask)
+                lora_jax.apply(
+                    lora_jax.models.Decoder(config),
+                    frozen,
+                    trainable,
+                    jnp.asarray(tokens),
+                    jnp.asarray(mask),
                 )
             ),
             mask,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import lora_jax as lj
+import lora_jax
 from lora_jax.io.peft import load_peft, save_peft
 from lora_jax.io.weights import (
     encoder_names,
@@ -78,7 +78,7 @@ def adapted(case: str, folder: Path):
         save_t5(folder / "base", config, params)
         target = jnp.asarray(golden["target"])
         model, names, args = (
-            lj.T5(config),
+            lora_jax.models.T5(config),
             t5_names(config),
             (tokens, mask.astype(jnp.int32), target, jnp.ones_like(target)),
         )
@@ -86,12 +86,12 @@ def adapted(case: str, folder: Path):
     else:
         config, params = load_encoder(GOLDEN / family / form, num_classes=3)
         save_encoder(folder / "base", config, params)
-        model, names, args = lj.Encoder(config), encoder_names(config), (tokens, mask)
+        model, names, args = lora_jax.models.Encoder(config), encoder_names(config), (tokens, mask)
     rules = dict(
-        lora=[(CASES[case], lj.LoraSpec(rank=3, alpha=5.0))],
+        lora=[(CASES[case], lora_jax.LoraSpec(rank=3, alpha=5.0))],
         whole=[] if family == "t5" else ["(classifier|pooler)/.*"],
     )
-    frozen, trainable = lj.adapt(
+    frozen, trainable = lora_jax.adapt(
         model, jax.tree.map(jnp.asarray, params), args, key=jax.random.key(0), **rules
     )
     trainable = {
@@ -103,7 +103,7 @@ def adapted(case: str, folder: Path):
     return (
         names,
         lambda adapter: np.asarray(
-            lj.apply(model, plain if adapter is not trainable else frozen, adapter, *args)
+            lora_jax.apply(model, plain if adapter is not trainable else frozen, adapter, *args)
         ),
         trainable,
         inputs,

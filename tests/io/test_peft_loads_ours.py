@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import lora_jax as lj
+import lora_jax
 from lora_jax.adapters.surgery import adapt
 from lora_jax.io.peft import load_peft, save_peft
 from lora_jax.io.weights import encoder_names, load_encoder, save_encoder
@@ -75,40 +75,44 @@ def moved(trainable: dict, size: float = 0.1) -> dict:
 
 ADAPTERS = {
     "lora": dict(
-        lora=[("layers/attn/[qv]/kernel", lj.LoraSpec(rank=3, alpha=5.0))], whole=["classifier/.*"]
+        lora=[("layers/attn/[qv]/kernel", lora_jax.LoraSpec(rank=3, alpha=5.0))],
+        whole=["classifier/.*"],
     ),
     "every rank, scale and layer its own": dict(
         lora=[
-            ("layers/attn/q/kernel", lj.LoraSpec(rank=2, alpha=7.0, scaling="rslora", layers=(1,))),
-            ("layers/mlp/down/kernel", lj.LoraSpec(rank=5, alpha=3.0)),
-            ("layers/.*/kernel", lj.LoraSpec(rank=1, alpha=2.0)),
-            ("embeddings/word/embedding", lj.LoraSpec(rank=4)),
+            (
+                "layers/attn/q/kernel",
+                lora_jax.LoraSpec(rank=2, alpha=7.0, scaling="rslora", layers=(1,)),
+            ),
+            ("layers/mlp/down/kernel", lora_jax.LoraSpec(rank=5, alpha=3.0)),
+            ("layers/.*/kernel", lora_jax.LoraSpec(rank=1, alpha=2.0)),
+            ("embeddings/word/embedding", lora_jax.LoraSpec(rank=4)),
         ],
         whole=["classifier/.*"],
     ),
     "dora": dict(
-        lora=[("layers/.*/kernel", lj.LoraSpec(rank=2, dora=True))], whole=["classifier/.*"]
+        lora=[("layers/.*/kernel", lora_jax.LoraSpec(rank=2, dora=True))], whole=["classifier/.*"]
     ),
     "biases of adapted modules": dict(
-        lora=[("layers/attn/[qv]/kernel", lj.LoraSpec(rank=2))],
+        lora=[("layers/attn/[qv]/kernel", lora_jax.LoraSpec(rank=2))],
         whole=["classifier/.*"],
         bias="lora_only",
     ),
     "all biases": dict(
-        lora=[("layers/attn/q/kernel", lj.LoraSpec(rank=2))],
+        lora=[("layers/attn/q/kernel", lora_jax.LoraSpec(rank=2))],
         whole=["classifier/kernel"],
         bias="all",
     ),
     "norms": dict(
-        lora=[("layers/mlp/up/kernel", lj.LoraSpec(rank=2))],
+        lora=[("layers/mlp/up/kernel", lora_jax.LoraSpec(rank=2))],
         whole=["classifier/.*", "layers/.*norm/.*"],
     ),
     "vera": dict(
-        lora=[("layers/attn/[qv]/kernel", lj.LoraSpec(rank=3, variant="vera"))],
+        lora=[("layers/attn/[qv]/kernel", lora_jax.LoraSpec(rank=3, variant="vera"))],
         whole=["classifier/.*"],
     ),
     "pissa": dict(
-        lora=[("layers/attn/[qv]/kernel", lj.LoraSpec(rank=3, init="pissa"))],
+        lora=[("layers/attn/[qv]/kernel", lora_jax.LoraSpec(rank=3, init="pissa"))],
         whole=["classifier/.*"],
     ),
 }
@@ -122,7 +126,7 @@ def test_PEFT_loads_ours_without_a_missing_or_unexpected_key_and_computes_the_sa
     if task_type is None and name != "lora":
         pytest.skip("one adapter without a task is enough")
     config, params = load_encoder(GOLDEN / "bert_cls", num_classes=2)
-    model, params = lj.Encoder(config), jax.tree.map(jnp.asarray, params)
+    model, params = lora_jax.models.Encoder(config), jax.tree.map(jnp.asarray, params)
     golden = np.load(GOLDEN / "golden.npz")
     tokens, mask = jnp.asarray(golden["tokens"]), jnp.asarray(golden["mask"])
     frozen, trainable = adapt(
@@ -132,11 +136,11 @@ def test_PEFT_loads_ours_without_a_missing_or_unexpected_key_and_computes_the_sa
     save_peft(tmp_path, trainable, names, task_type=task_type)
     said, out = peft_says(GOLDEN / "bert_cls", tmp_path, tokens, mask)
     assert (said["missing"], said["unexpected"], said["said"]) == ([], [], [])
-    ours = lj.apply(model, frozen, trainable, tokens, mask)
+    ours = lora_jax.apply(model, frozen, trainable, tokens, mask)
     np.testing.assert_allclose(out, ours, atol=1e-4)  # The bound is the promise.
     assert np.abs(ours - model.apply({"params": params}, tokens, mask)).max() > 0.05
     back, _ = load_peft(tmp_path, names)
-    np.testing.assert_allclose(lj.apply(model, frozen, back, tokens, mask), ours, atol=1e-5)
+    np.testing.assert_allclose(lora_jax.apply(model, frozen, back, tokens, mask), ours, atol=1e-5)
 
 
 def test_MiniLM_with_an_adapter_of_ours_computes_the_same_in_PEFT(
@@ -146,10 +150,10 @@ def test_MiniLM_with_an_adapter_of_ours_computes_the_same_in_PEFT(
     save_encoder(tmp_path / "base", config, params)
     golden = np.load(GOLDEN.parent / "minilm.npz")
     tokens, mask = jnp.asarray(golden["tokens"]), jnp.asarray(golden["mask"])
-    model, params = lj.Encoder(config), jax.tree.map(jnp.asarray, params)
+    model, params = lora_jax.models.Encoder(config), jax.tree.map(jnp.asarray, params)
     rules = [
-        ("layers/attn/[qkvo]/kernel", lj.LoraSpec(rank=8, alpha=16.0)),
-        ("layers/mlp/.*/kernel", lj.LoraSpec(rank=4, alpha=9.0)),
+        ("layers/attn/[qkvo]/kernel", lora_jax.LoraSpec(rank=8, alpha=16.0)),
+        ("layers/mlp/.*/kernel", lora_jax.LoraSpec(rank=4, alpha=9.0)),
     ]
     frozen, trainable = adapt(
         model, params, (tokens, mask), lora=rules, whole=["classifier/.*"], key=jax.random.key(1)
@@ -161,10 +165,10 @@ def test_MiniLM_with_an_adapter_of_ours_computes_the_same_in_PEFT(
         trainable,
         encoder_names(config),
         task_type="SEQ_CLS",
-        base=lj.fingerprint(frozen),
+        base=lora_jax.fingerprint(frozen),
     )
     said, out = peft_says(tmp_path / "base", tmp_path / "adapter", tokens, mask)
-    ours = lj.apply(model, frozen, trainable, tokens, mask)
+    ours = lora_jax.apply(model, frozen, trainable, tokens, mask)
     assert (said["missing"], said["unexpected"]) == ([], []) and len(said["trained"]) == 36
     np.testing.assert_allclose(out, ours, atol=1e-4)  # The bound is the promise. Measured: 3e-8.
     assert (

@@ -82,7 +82,7 @@ def test_loading_never_dequantises(tree, tmp_path, monkeypatch):
 
 def test_formats_of_ones_own_travel_with_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(codebooks, "FORMATS", dict(codebooks.FORMATS))
-    codebooks.register(codebooks.Format("thirds", 2, (-1.0, -1 / 3, 1 / 3, 1.0)))
+    codebooks.register_format(codebooks.Format("thirds", 2, (-1.0, -1 / 3, 1 / 3, 1.0)))
     q = quantize(normal((64, 8)), QuantSpec("thirds", double=False))
     save_quantized(tmp_path, {"kernel": q})
     del codebooks.FORMATS["thirds"]

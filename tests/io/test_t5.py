@@ -13,7 +13,7 @@ import pytest
 
 from lora_jax.adapters.apply import apply
 from lora_jax.adapters.merge import merge
-from lora_jax.adapters.stack import stack
+from lora_jax.adapters.stacking import stack
 from lora_jax.adapters.surgery import adapt
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.quantize import QuantSpec
@@ -153,7 +153,9 @@ def test_a_configuration_that_cannot_be_honoured_is_an_error(changes, message, t
 def test_other_doors_say_which_one_it_is():
     with pytest.raises(ValueError, match="config.data.task to 'completion', or use load_t5"):
         load_encoder(GOLDEN / "v1_0")
-    with pytest.raises(ValueError, match="needed here is a decoder. Load it with lora_jax.load_t5"):
+    with pytest.raises(
+        ValueError, match="needed here is a decoder. Load it with lora_jax.io.load_t5"
+    ):
         load_decoder(GOLDEN / "v1_0")
 
 

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from tiny_encoder import CONFIG, save_tiny_encoder
 
-from lora_jax import load_encoder, save_encoder
 from lora_jax.core.paths import flatten
-from lora_jax.io import safetensors
+from lora_jax.io import load_encoder, safetensors, save_encoder
 
 
 @pytest.fixture

@@ -12,20 +12,11 @@ from flax import linen as nn
 from residuals import floats_of_shapes, saved_arrays, weight_shapes
 
 import lora_jax
-from lora_jax import (
-    Encoder,
-    EncoderConfig,
-    LoraSpec,
-    QuantizedArray,
-    QuantSpec,
-    adapt,
-    bytes_of,
-    dequantize,
-    join,
-    quantize,
-)
+from lora_jax import LoraSpec, QuantSpec, adapt, bytes_of, dequantize, join, quantize
+from lora_jax.core import QuantizedArray
 from lora_jax.core.paths import flatten
 from lora_jax.kernels.matmul import frozen_matmul, head_matmul, lowrank_matmul
+from lora_jax.models import Encoder, EncoderConfig
 
 RNG = np.random.default_rng(0)
 T, IN, OUT, R = 7, 12, 10, 3

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from jax import export
 
-from lora_jax import QuantizedArray, QuantSpec, quantize
+from lora_jax import QuantSpec, quantize
+from lora_jax.core import QuantizedArray
 from lora_jax.core.notice import say_once
 from lora_jax.kernels import choice
 from lora_jax.kernels.choice import MOST_TOKENS, kernel_for

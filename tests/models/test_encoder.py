@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lora_jax import Encoder, EncoderConfig, LoraSpec, QuantSpec, adapt, apply, load_encoder
+from lora_jax import LoraSpec, QuantSpec, adapt, apply
 from lora_jax.core.paths import flatten
+from lora_jax.io import load_encoder
+from lora_jax.models import Encoder, EncoderConfig
 from lora_jax.models.encoder_parts import ACTIVATIONS
 
 GOLDEN = (

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-import lora_jax as lj
+import lora_jax
 from lora_jax.io.weights import load_decoder
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "decoders"
@@ -23,12 +23,12 @@ def adapted_decoder(
     """
     config, params = load_decoder(GOLDEN / family, scan=scan)
     rules = [
-        (r".*/(q|down)/kernel", lj.LoraSpec(rank=2, alpha=5.0)),
-        (LINEAR, lj.LoraSpec(rank=3, alpha=4.0)),
+        (r".*/(q|down)/kernel", lora_jax.LoraSpec(rank=2, alpha=5.0)),
+        (LINEAR, lora_jax.LoraSpec(rank=3, alpha=4.0)),
     ]
-    model, tokens = lj.Decoder(config, scan=scan), jnp.ones((1, 4), jnp.int32)
+    model, tokens = lora_jax.models.Decoder(config, scan=scan), jnp.ones((1, 4), jnp.int32)
     rules = rules if config.experts is None else rules[1:]
-    frozen, trainable = lj.adapt(
+    frozen, trainable = lora_jax.adapt(
         model, params, (tokens,), lora=rules, key=jax.random.key(0), **selection
     )
     for index, (path, leaf) in enumerate(sorted(trainable.items())):

@@ -8,7 +8,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lora_jax import Encoder, EncoderConfig, save_encoder
+from lora_jax.io import save_encoder
+from lora_jax.models import Encoder, EncoderConfig
 
 WORDS = [
     "good",

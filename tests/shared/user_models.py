@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lora_jax import LoraSpec, LowRank, QuantSpec, adapt
+from lora_jax import LoraSpec, QuantSpec, adapt
+from lora_jax.core import LowRank
 from lora_jax.core.paths import flatten, unflatten
 from lora_jax.core.trained_weight import TrainedWeight
 

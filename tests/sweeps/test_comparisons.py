@@ -15,7 +15,7 @@ from lora_jax import config as settings
 from lora_jax.sweeps.cells import cells_of
 from lora_jax.sweeps.comparisons import against_best, between_levels, seed_deviation, spread
 from lora_jax.sweeps.example_tests import on_examples
-from lora_jax.sweeps.findings import find
+from lora_jax.sweeps.findings import findings_of
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.levels import axes, levels
 from lora_jax.sweeps.store import RunRecord
@@ -133,7 +133,7 @@ def test_the_spread_goes_to_the_axis_that_made_it(tmp_path):
 
 
 def test_with_one_seed_no_comparison_is_supported_and_the_summary_says_so(tmp_path):
-    found = find(cells(tmp_path, seeds=1))
+    found = findings_of(cells(tmp_path, seeds=1))
     assert found.conclusions.supported == ()
     assert any(
         "No comparison between settings is supported" in text
@@ -147,7 +147,7 @@ def test_with_one_seed_no_comparison_is_supported_and_the_summary_says_so(tmp_pa
 
 
 def test_the_summary_names_what_holds_and_what_stays_open(tmp_path):
-    found = find(cells(tmp_path), missing=2)
+    found = findings_of(cells(tmp_path), missing=2)
     supported, unsupported = (
         " ".join(found.conclusions.supported),
         " ".join(found.conclusions.unsupported),
@@ -174,7 +174,7 @@ def test_settings_without_a_partner_are_left_out_not_guessed(tmp_path):
 
 
 def test_a_single_cell_has_no_comparisons(tmp_path):
-    found = find(cells(tmp_path, ranks=(4,), formats=("nf4",)))
+    found = findings_of(cells(tmp_path, ranks=(4,), formats=("nf4",)))
     assert found.against_best == () and found.between_levels == () and found.spread is None
 
 
@@ -205,7 +205,7 @@ def test_answers_that_were_kept_are_compared_example_by_example(tmp_path):
     assert found.other is two and found.examples == 100 and found.difference == pytest.approx(0.3)
     # Thirty examples only the first gets right, none only the second; one of three pairs of cells.
     assert found.p == pytest.approx(2 * 0.5**30) and found.adjusted == pytest.approx(3 * found.p)
-    sentences = find([one, two, three]).conclusions
+    sentences = findings_of([one, two, three]).conclusions
     assert (
         "is right on more test examples than 1 of the 1 others" in sentences.supported[0]
         and "nothing about other seeds" in sentences.supported[0]

@@ -7,7 +7,7 @@ import pytest
 
 from lora_jax import cli
 from lora_jax.config import Config
-from lora_jax.sweeps.export import export
+from lora_jax.sweeps.export import export_runs
 from lora_jax.sweeps.store import RunStore
 from lora_jax.training.result import RunResult
 
@@ -46,7 +46,7 @@ def read(path):
 def test_a_row_a_run_with_result_config_and_environment(store, tmp_path, suffix):
     if suffix == ".parquet":
         pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
-    assert export(store.root, tmp_path / f"runs{suffix}") == 3
+    assert export_runs(store.root, tmp_path / f"runs{suffix}") == 3
     first, second, failed = read(tmp_path / f"runs{suffix}")
     assert (first["run_id"], first["status"], float(first["result.test_accuracy"])) == (
         "a",
@@ -65,7 +65,7 @@ def test_a_row_a_run_with_result_config_and_environment(store, tmp_path, suffix)
 def test_a_row_a_step_without_half_written_ones(store, tmp_path, suffix):
     if suffix == ".parquet":
         pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
-    assert export(store.root, tmp_path / f"steps{suffix}", steps=True) == 4
+    assert export_runs(store.root, tmp_path / f"steps{suffix}", steps=True) == 4
     rows = read(tmp_path / f"steps{suffix}")
     assert [(row["run_id"], int(row["step"]), float(row["loss"])) for row in rows] == [
         ("a", 1, 0.5), ("a", 2, 0.25), ("b", 1, 0.5), ("b", 2, 0.25),

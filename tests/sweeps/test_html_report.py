@@ -13,7 +13,7 @@ import pytest
 from made_up_sweep import fill, grid
 
 from lora_jax.sweeps.cells import cells_of, gather
-from lora_jax.sweeps.findings import find
+from lora_jax.sweeps.findings import findings_of
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.html_report import MOST_ROWS, table
 from lora_jax.sweeps.report import write_report
@@ -104,7 +104,7 @@ def test_the_page_and_the_markdown_say_the_same(page, store):
         page.with_suffix(".md").read_text(),
     )
     records, pending = gather([store.root])
-    conclusions = find(cells_of(records), missing=len(pending) + 1).conclusions
+    conclusions = findings_of(cells_of(records), missing=len(pending) + 1).conclusions
     assert len(conclusions.supported) > 2
     for sentence in (*conclusions.supported, *conclusions.unsupported):
         assert sentence.replace("**", "").replace("`", "") in text and f"- {sentence}" in markdown

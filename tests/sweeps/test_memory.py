@@ -12,7 +12,8 @@ import pytest
 MEASURE = """
 import resource, sys, time
 import jax, jax.numpy as jnp, numpy as np
-from lora_jax import Encoder, EncoderConfig, LoraSpec, adapt
+from lora_jax.models import Encoder, EncoderConfig
+from lora_jax import LoraSpec, adapt
 from lora_jax.config import OptimConfig
 from lora_jax.training.allocator import release_freed_memory
 from lora_jax.training.compile import Program

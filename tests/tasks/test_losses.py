@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax import evaluate
 from lora_jax.tasks.losses import Sums, classification
+from lora_jax.training import evaluate
 
 RNG = np.random.default_rng(0)
 LOGITS, LABELS = (

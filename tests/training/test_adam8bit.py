@@ -14,19 +14,11 @@ import pytest
 from small_task import PLAIN
 from user_models import same_bits
 
-from lora_jax import (
-    LoraSpec,
-    LowRank,
-    Rows,
-    TrainedWeight,
-    bytes_of,
-    create_state,
-    make_optimizer,
-    make_train_step,
-)
+from lora_jax import LoraSpec, bytes_of, create_state, make_optimizer, make_train_step
 from lora_jax.adapters.checks import flags_of_optimizer
-from lora_jax.adapters.stack import pad
+from lora_jax.adapters.stacking import pad
 from lora_jax.config import from_config_dict
+from lora_jax.core import LowRank, Rows, TrainedWeight
 from lora_jax.core.blockwise import BLOCK, Blockwise, restored
 from lora_jax.core.codebooks import dynamic_map
 from lora_jax.core.init import initialize

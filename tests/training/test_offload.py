@@ -12,20 +12,12 @@ import numpy as np
 import pytest
 from user_models import same_bits
 
-from lora_jax import (
-    Decoder,
-    Encoder,
-    EncoderConfig,
-    LoraSpec,
-    TrainedWeight,
-    create_state,
-    make_optimizer,
-    make_train_step,
-)
+from lora_jax import LoraSpec, create_state, make_optimizer, make_train_step
 from lora_jax.config import Config, ModelConfig, OptimConfig, config_hash, from_config_dict
-from lora_jax.core import host
+from lora_jax.core import TrainedWeight, host
 from lora_jax.core.init import initialize
 from lora_jax.core.notice import say_once
+from lora_jax.models import Decoder, Encoder, EncoderConfig
 from lora_jax.models.decoder_config import DecoderConfig
 from lora_jax.tasks.losses import Sums
 from lora_jax.training import offload, optim

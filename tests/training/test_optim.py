@@ -13,8 +13,8 @@ import optax
 import pytest
 from small_task import PLAIN, make
 
-from lora_jax import TrainedWeight
 from lora_jax.config import OptimConfig
+from lora_jax.core import TrainedWeight
 from lora_jax.core.trainable import combine, partition
 from lora_jax.training.optim import Schedule, decay_mask, labels, make_optimizer, structure_of
 

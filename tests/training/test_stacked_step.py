@@ -11,7 +11,7 @@ import pytest
 from small_task import PLAIN, batch, loss, make
 
 from lora_jax import LoraSpec, create_state, make_eval_step, make_optimizer, make_train_step
-from lora_jax.adapters.stack import pad
+from lora_jax.adapters.stacking import pad
 from lora_jax.training.step import make_stacked_eval_step, make_stacked_step
 
 TX = make_optimizer(PLAIN, 100)

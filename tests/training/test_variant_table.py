@@ -11,17 +11,9 @@ import pytest
 from small_task import NET, PLAIN, batch, loss, make
 from user_models import same_bits
 
-from lora_jax import (
-    LoraSpec,
-    TrainedWeight,
-    apply,
-    create_state,
-    join,
-    make_optimizer,
-    make_train_step,
-    merge,
-)
+from lora_jax import LoraSpec, apply, create_state, join, make_optimizer, make_train_step, merge
 from lora_jax.adapters.many import apply_many, make_bank
+from lora_jax.core import TrainedWeight
 from lora_jax.training.checkpoint import Checkpoints
 
 TX = make_optimizer(PLAIN, 100)

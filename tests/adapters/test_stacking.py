@@ -9,8 +9,10 @@ import pytest
 from user_models import adapted, build, error, same_bits, with_b
 
 import lora_jax
-from lora_jax import LoraSpec, TrainedWeight, adapt, stack, unstack
-from lora_jax.adapters.stack import pad, trim
+from lora_jax import LoraSpec, adapt
+from lora_jax.adapters import stack, unstack
+from lora_jax.adapters.stacking import pad, trim
+from lora_jax.core import TrainedWeight
 
 WIDE = [(".*(query|value|up)/kernel", LoraSpec(4))]
 NARROW = [(".*query/kernel", LoraSpec(1, alpha=3.0))]

@@ -1,0 +1,2 @@
+from .comparison import compare as compare
+from .comparison import intervals as intervals

@@ -1,0 +1,17 @@
+from .bootstrap import Difference as Difference
+from .bootstrap import mean_interval as mean_interval
+from .bootstrap import paired_bootstrap as paired_bootstrap
+from .bootstrap import paired_means as paired_means
+from .interval import Interval as Interval
+from .interval import OverSeeds as OverSeeds
+from .interval import over_seeds as over_seeds
+from .interval import share_interval as share_interval
+from .paired import McNemar as McNemar
+from .paired import PairedTest as PairedTest
+from .paired import detectable_difference as detectable_difference
+from .paired import holm as holm
+from .paired import mcnemar as mcnemar
+from .paired import paired_test as paired_test
+from .paired import sign_flip_p as sign_flip_p
+from .variance import Decomposition as Decomposition
+from .variance import decompose as decompose

@@ -1,0 +1,14 @@
+from .cells import cells_of as cells_of
+from .cells import gather as gather
+from .executors import run_on as run_on
+from .export import export_runs as export_runs
+from .files import StoreError as StoreError
+from .findings import Findings as Findings
+from .findings import findings_of as findings_of
+from .grid import expand as expand
+from .grid import run_id as run_id
+from .lock import RunLocked as RunLocked
+from .plots import figure as figure
+from .provenance import environment as environment
+from .report import summary_table as summary_table
+from .store import RunStore as RunStore

@@ -1,0 +1,5 @@
+from .generated import generate_predictions as generate_predictions
+from .heads import classifier_loss as classifier_loss
+from .opening import open_task as open_task
+from .predictions import predict as predict
+from .task import Task as Task
