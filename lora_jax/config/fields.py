@@ -386,6 +386,11 @@ class Config:
     # Folder of the result store.
     out: Annotated[str, Limit("a folder", bool), NO_RESULT] = "runs/default"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a run is made of besides its settings: the names of its model and data sets."""
+        return (self.model.name, *self.data.names)
+
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """{dotted key: value} of a config, in the order of its fields; `data.fields` is one value."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.config import Config
+from lora_jax.io.contents import contents
 from lora_jax.sweeps.store import RunConflict, RunDone, RunLocked, RunStore, StoreError
 from lora_jax.training.result import RunResult
 
@@ -45,7 +46,8 @@ class Leases:
         if self.is_over(name, run, title):
             return None
         try:
-            folder = self.store.start(name, run, self.environment)
+            made_of = {"contents": contents(run.names)}
+            folder = self.store.start(name, run, {**self.environment, **made_of})
         except RunDone:  # by another launcher, since we looked
             self._keep(name, title)
         except RunLocked:
@@ -72,7 +74,7 @@ class Leases:
         for another run; said and counted.
         """
         try:
-            self.store.check_content(name, run)
+            self.store.check_content(name, run, contents(run.names))
         except RunConflict as conflict:
             self._refuse(name, title, conflict)
             return True

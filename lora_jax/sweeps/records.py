@@ -62,7 +62,13 @@ _CONFIG_TYPES = {
     "train.seed": int, "train.total_steps": int, "lora": Mapping, "lora.rank": int, "lora.targets": str,
     "quant": Mapping, "quant.format": str, "optim": Mapping,
 }  # fmt: skip
-_ENVIRONMENT_TYPES = {"git": Mapping, "git.commit": str, "device": Mapping, "versions": Mapping}
+_ENVIRONMENT_TYPES = {
+    "git": Mapping,
+    "git.commit": str,
+    "device": Mapping,
+    "versions": Mapping,
+    "contents": Mapping,
+}
 _STATUS_TYPES = {"status": str, "error": str, "updated": _NUMBER, "attempts": int}
 _STATUSES = get_args(Status)
 

@@ -6,7 +6,7 @@ line.
     RUNS/index.jsonl           every change of a status, so that thousands of runs are listed fast;
     see sweeps/index.py RUNS/<run_id>/
         config.json            all settings, nested
-        environment.json       versions, device, git commit, command
+        environment.json       versions, device, git commit, command, contents of data and model
         status.json            {"status", "error", "updated", "attempts"}
         metrics.jsonl          a row a logged step and split: {"step", "split", "loss", ..., "time"}
         result.json            the scores and sizes, once the run is done
@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.config import Config, config_hash, flatten, from_config_dict, to_dict
+from lora_jax.io.contents import changed_contents
 from lora_jax.sweeps import index
 from lora_jax.sweeps.files import StoreError, disk, turns, write_json, write_text
 from lora_jax.sweeps.lock import Lock, RunLocked
@@ -50,6 +51,7 @@ from lora_jax.sweeps.records import (
     read_run,
     read_state,
 )
+from lora_jax.sweeps.renaming import rename_runs
 from lora_jax.training.result import RunResult
 
 __all__ = [
@@ -57,7 +59,9 @@ __all__ = [
     "environment", "is_run", "read_metrics", "read_run", "write_json", "write_text",
 ]  # fmt: skip
 
-FORMAT = 2  # 1 had no store.json and no index.jsonl; its runs are read as they are
+# 1 had no store.json and no index.jsonl, 2 other ids: both are read as they are, and their runs
+# renamed when something is to be written.
+FORMAT = 3
 _BALLAST_BYTES = 32_768
 
 
@@ -120,7 +124,7 @@ class RunStore:
             lock.acquire()
         self._locks[run_id] = lock
         try:
-            self.check_content(run_id, config)
+            self.check_content(run_id, config, environment.get("contents") or {})
             before = read_state(folder)
             if before.status == "done":
                 raise RunDone(
@@ -207,34 +211,52 @@ class RunStore:
         """The status with its time, its error and how many processes died on the run."""
         return read_state(self.folder(run_id))
 
-    def check_content(self, run_id: str, config: Config | Mapping[str, Any]) -> None:
-        """Nothing, if the store holds no such run yet or one of the same settings.
+    def check_content(
+        self,
+        run_id: str,
+        config: Config | Mapping[str, Any],
+        contents: Mapping[str, str] | None = None,
+    ) -> None:
+        """Nothing, if the store holds no such run yet or one of the same settings and, as far as is
+        known, of the same `contents` of its data and model (`lora_jax.io.contents.contents`).
 
         Raises:
-            RunConflict: it holds another one; the settings that differ are named.
+            RunConflict: it holds another one; what differs is named. A run that has learnt nothing
+                yet does not hold on to its contents.
         """
         folder = self.folder(run_id)
         if not is_run(folder):
             return
         there = read_run(folder)
         wanted = to_dict(config) if isinstance(config, Config) else json.loads(json.dumps(config))
-        if not there.config or there.config == wanted:
-            return
+        if there.config and there.config != wanted:
+            self._check_settings(there, wanted)
+
+        changed = changed_contents(there.environment.get("contents") or {}, contents or {})
+        learnt = there.status == "done" or any(folder.glob("checkpoints/[0-9]*"))
+        if changed and learnt:
+            raise RunConflict(
+                f"Run {run_id} is in the store, and what it was made of has changed since: "
+                f"{', '.join(changed)}. One id must mean one run: choose another --config.out, or "
+                f"move {folder} away to train it again. What is there was kept."
+            )
+
+    def _check_settings(self, there: RunRecord, wanted: Mapping[str, Any]) -> None:
         try:
             same = config_hash(from_config_dict(there.config)) == config_hash(
                 from_config_dict(wanted)
             )
         except (KeyError, TypeError, ValueError) as unreadable:
+            by = (there.environment.get("versions") or {}).get("lora_jax", "of unknown version")
             raise RunConflict(
-                f"Run {run_id} is in the store with settings that this version cannot read: "
-                f"{unreadable} It was written by lora_jax "
-                f"{(there.environment.get('versions') or {}).get('lora_jax', 'of unknown version')}. Choose another --config.out."
+                f"Run {there.run_id} is in the store with settings that this version cannot read: "
+                f"{unreadable} It was written by lora_jax {by}. Choose another --config.out."
             ) from unreadable
         if not same:
             raise RunConflict(
-                f"Run {run_id} is in the store with other content: "
-                f"{_differences(there.config, wanted)}. One id must mean one run: "
-                f"choose another --config.out, or move {folder} away. What is there was kept."
+                f"Run {there.run_id} is in the store with other content: "
+                f"{_differences(there.config, wanted)}. One id must mean one run: choose another "
+                f"--config.out, or move {there.folder} away. What is there was kept."
             )
 
     def runs(self) -> list[RunRecord]:
@@ -332,16 +354,21 @@ class RunStore:
                     f"A store says its layout in {path}, but that cannot be read: {problem}. "
                     "Delete that file if the runs beside it are yours."
                 ) from problem
-            if format not in (1, FORMAT):
+            if format not in range(1, FORMAT + 1):
                 raise StoreVersionError(
                     f"The store {self.root} has layout {format}, written by lora_jax "
                     f"{made.get('lora_jax')}; this is lora_jax {version()}, "
-                    f"which reads layouts 1 and {FORMAT}. Install that version, or choose another "
+                    f"which reads layouts 1 to {FORMAT}. Install that version, or choose another "
                     "folder with --config.out=FOLDER."
                 )
-        elif write:
+            older = format != FORMAT
+        else:
+            older = True
+        if write and older:
             with disk(self.root):
                 self.root.mkdir(parents=True, exist_ok=True)
+            if any(map(is_run, self.root.iterdir())):
+                rename_runs(self.root)
             write_json(path, {"format": FORMAT, "lora_jax": version()})
         self._checked = True
 

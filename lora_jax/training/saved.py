@@ -16,6 +16,7 @@ from lora_jax.core.init import initializer_named
 from lora_jax.core.lowrank import LowRank
 from lora_jax.data.completions import Completions, EncodedCompletions, read_completions
 from lora_jax.io.adapter import load_adapter
+from lora_jax.io.contents import changed_contents, contents
 from lora_jax.tasks.losses import Summed
 from lora_jax.tasks.opening import LastTask, open_task
 from lora_jax.tasks.reading import data_name
@@ -95,10 +96,10 @@ def load_run(folder: Path | str, *, tasks: LastTask | None = None) -> SavedRun:
 
     Raises:
         FileNotFoundError: the folder holds no run, or no adapter yet.
-        ValueError: the adapter is damaged or changes nothing, or the base is not the one that it
-            was trained on.
+        ValueError: the adapter is damaged or changes nothing, or the base, the data or the names
+            of its classes are not those that it was trained on.
     """
-    folder = Path(folder)
+    folder = _renamed(Path(folder))
     if not (folder / "config.json").is_file():
         there = sorted(entry.name for entry in folder.iterdir())[:6] if folder.is_dir() else []
         raise FileNotFoundError(
@@ -106,9 +107,36 @@ def load_run(folder: Path | str, *, tasks: LastTask | None = None) -> SavedRun:
             f"{', '.join(there) or 'nothing'}."
         )
     config = from_config_dict(json.loads((folder / "config.json").read_text()))
+    _check_contents(folder, config)
     task = open_task(config) if tasks is None else tasks.of(config)
-    trainable, _ = load_adapter(folder / "adapter", base=task.base)
+    trainable, said = load_adapter(folder / "adapter", base=task.base)
+    labels = tuple(json.loads(said.get("labels", "[]")))
+    if labels and task.label_names and labels != task.label_names:
+        raise ValueError(
+            f"The run in {folder} was trained on the classes {', '.join(labels)}, in this order, "
+            f"and {config.data.title} has {', '.join(task.label_names)} now. Give it the data that "
+            "it was trained on."
+        )
     check_effect(trainable)
     frozen, first = task.trainable(config, jax.random.split(jax.random.key(config.train.seed))[0])
     chooses_codes = initializer_named(config.lora.init).reads == "format"
     return SavedRun(config, task, frozen, trainable, first if chooses_codes else {})
+
+
+def _check_contents(folder: Path, config: Config) -> None:
+    """Held-out examples of data that was edited since are not those that training left out."""
+    environment = folder / "environment.json"
+    then = json.loads(environment.read_text()).get("contents") if environment.is_file() else None
+    if changed := changed_contents(then or {}, contents(config.names)):
+        raise ValueError(
+            f"The run in {folder} was trained on other content of {', '.join(changed)} than is "
+            "there now. Give it what it was trained on, or train again in another --config.out."
+        )
+
+
+def _renamed(folder: Path) -> Path:
+    """The folder, or where a store that was brought up to a newer layout keeps that run now."""
+    names = folder.parent / "renamed.json"
+    if folder.exists() or not names.is_file():
+        return folder
+    return folder.with_name(json.loads(names.read_text()).get(folder.name, folder.name))

@@ -13,6 +13,7 @@ from lora_jax.config import Config
 from lora_jax.sweeps import store as store_module
 from lora_jax.sweeps.leases import MOST_ATTEMPTS, Leases
 from lora_jax.sweeps.lock import RunLocked
+from lora_jax.sweeps.records import read_run
 from lora_jax.sweeps.store import RunConflict, RunStore, StoreError, StoreVersionError, write_json
 from lora_jax.training.result import RunResult
 
@@ -144,7 +145,7 @@ def test_a_store_of_another_layout_is_refused_whole(tmp_path):
         lambda store: store.start("a", Config(), {}),
     ):
         with pytest.raises(
-            StoreVersionError, match=r"layout 99, written by lora_jax 7.0.*reads layouts 1 and 2"
+            StoreVersionError, match=r"layout 99, written by lora_jax 7.0.*reads layouts 1 to 3"
         ):
             use(RunStore(tmp_path))
     (tmp_path / "store.json").write_text('{"form')
@@ -285,3 +286,31 @@ def test_launchers_that_plan_at_once_lose_no_plan(tmp_path):
     assert sorted(RunStore(tmp_path).planned()) == sorted(
         f"{name}{n}" for name in "ab" for n in range(20)
     )
+
+
+def test_a_run_of_edited_data_is_not_the_run_in_the_store(tmp_path):
+    """Nor is it gone on with; one that has learnt nothing yet starts on the new data."""
+    data = tmp_path / "a.csv"
+    data.write_text("text,label\na,0\n")
+    config = replace(Config(), data=replace(Config().data, name=str(data)))
+    store, said = RunStore(tmp_path / "runs"), []
+
+    def claim(name):
+        return Leases(store, ENVIRONMENT, said.append).claim(name, config, name)
+
+    for name in ("done", "begun", "failed"):
+        assert claim(name) is not None
+    assert set(read_run(store.folder("done")).environment["contents"]) == {"minilm-l6", str(data)}
+    store.finish("done", RunResult.from_json({"test_accuracy": 0.5}))
+    (store.folder("begun") / "checkpoints" / "2").mkdir(parents=True)
+    store.release("begun")
+    store.fail("failed", ValueError("row 2 has no label"))
+    assert Leases(store, ENVIRONMENT, said.append).is_over("done", config, "done")
+    assert said[-1] == "done: done before, kept"
+
+    data.write_text("text,label\na,1\n")
+    for name in ("done", "begun"):
+        assert claim(name) is None
+        assert f"what it was made of has changed since: {data}" in said[-1]
+    assert claim("failed") is not None
+    assert read_run(store.folder("done")).result.value("test") == 0.5
