@@ -42,6 +42,14 @@ class Primary(NamedTuple):
     higher_is_better: bool
     unit: str
 
+    @property
+    def is_right_or_wrong(self) -> bool:
+        """Whether accuracy is a share of right answers that do not depend on each other. Tokens of
+        a text do; a number within a half of its reference is no right answer.
+        """
+        numbers = self.name in METRICS and METRICS[self.name].kind == "numbers"
+        return self.unit == "records" and not numbers
+
 
 def library(name: str, *, extra: str = "tasks", package: str | None = None) -> ModuleType:
     """The module, or an error that names what to install.

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import functools
-import json
-import marshal
 import math
 import statistics
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_jax.config import ADAPTERS, NO_FORMAT, canonical, from_config_dict
+from lora_jax.config import ADAPTERS, NO_FORMAT
+from lora_jax.metrics.score import Score
 from lora_jax.sweeps.grid import shown_format, shown_targets
+from lora_jax.sweeps.measure import Measure, measure_of
+from lora_jax.sweeps.settings import NOT_READ, differing, settings_of
 from lora_jax.sweeps.store import RunRecord, RunStore, is_run, read_run
 
 _FORMAT_ORDER = ("fp32", "int8", "fp4", "nf4", "int4")
+# Settings that a cell's name says in its own way, and words for those that it adds.
+_NAMED = ("method", "lora.rank", "lora.targets", "quant.format")
+_SHORT = {"data.name": "data", "model.name": "model"}
+# A baseline is named by these as soon as any runs differ in them, also if it has none of its kind
+# to differ from: next to runs of other data it must not stand without a word.
+_SHARED = ("data.", "model.", "train.", "optim.")
 
 
 @dataclass(frozen=True)
 class Cell:
     """Finished runs that differ in their seed alone. Baselines have no rank and no targets.
 
-    `variant` names the settings that tell this cell from others of the same method, format, targets
-    and rank; it is empty in a plain grid.
+    `variant` names the settings that tell this cell from the others of a report, but for method,
+    format, targets and rank; it is empty in a plain grid.
     """
 
     method: str
@@ -50,36 +57,61 @@ class Cell:
         """How many seeds the cell has."""
         return len(self.runs)
 
+    @property
+    def score(self) -> Score:
+        """The test score of the first seed by the metric that its result names."""
+        return self.runs[0].result.score("test")
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """{seed: test score}."""
+        return {seed_of(run): run.result.value("test") for run in self.runs}
+
     def mean(self, key: str) -> float | None:
-        """Mean over seeds of a field of result.json; None if a seed lacks it."""
+        """Mean over seeds of a field of `RunResult.row`; None if a seed lacks it."""
         if key not in self._means:
-            values = [run.result.row().get(key) for run in self.runs]
+            values = [row.get(key) for row in self._rows]
             self._means[key] = (
                 None if any(value is None for value in values) else statistics.fmean(values)
             )
         return self._means[key]
 
     @functools.cached_property
+    def _rows(self) -> list[dict[str, Any]]:
+        return [run.result.row() for run in self.runs]
+
+    @functools.cached_property
     def _means(self) -> dict[str, float | None]:
         return {}
 
     @functools.cached_property
-    def accuracy(self) -> float:
-        """Mean test accuracy, from 0 to 1."""
-        return self.mean("test_accuracy")
+    def value(self) -> float:
+        """Mean test score over seeds, by the primary metric."""
+        return statistics.fmean(self.by_seed.values())
+
+    @property
+    def merit(self) -> float:
+        """Larger for the better of two cells, whichever way the metric goes."""
+        return self.value if self.score.higher_is_better else -self.value
 
     @functools.cached_property
     def standard_error(self) -> float:
-        """Of the mean test accuracy over seeds; with one seed, the binomial one of the test set:
-        sqrt(p (1 - p) / n).
+        """Of the mean test score over seeds; with one seed, the binomial one of the test set,
+        sqrt(p (1 - p) / n), if the score is a share of right answers, and NaN if it is not.
         """
         if self.seeds > 1:
-            spread = sum(
-                (run.result.value("test", "accuracy") - self.accuracy) ** 2 for run in self.runs
-            ) / (self.seeds - 1)
-            return math.sqrt(spread / self.seeds)
-        examples = self.runs[0].result.examples["test"]
-        return math.sqrt(self.accuracy * (1 - self.accuracy) / examples)
+            spread = sum((value - self.value) ** 2 for value in self.by_seed.values())
+            return math.sqrt(spread / (self.seeds - 1) / self.seeds)
+        if not self.score.share or not self.score.count:
+            return math.nan
+        return math.sqrt(self.value * (1 - self.value) / self.score.count)
+
+    @property
+    def error_kind(self) -> str:
+        """'seeds', 'binomial' or 'unknown': what `standard_error` is of."""
+        if self.seeds > 1:
+            return "seeds"
+        return "unknown" if math.isnan(self.standard_error) else "binomial"
 
     @property
     def stored_bytes(self) -> float | None:
@@ -92,8 +124,9 @@ def gather(roots: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
     """(every run in the folders, ids that are planned and not started); a run found twice counts
     once, if done as done.
 
-    A run of another folder with the id of one before and other settings counts as failed, with an
-    error that says so.
+    A run counts as failed, with an error that says so, if it is of another folder with the id of
+    one before and other settings, if its score is no number, or if it names another metric than
+    most runs do.
 
     A root is a store of runs, or the folder of a single run.
 
@@ -112,9 +145,9 @@ def gather(roots: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
         planned += [] if is_run(root) else RunStore(root).planned()
         for record in found:
             if record.run_id in records and _differ(records[record.run_id], record):
-                error = f"{records[record.run_id].folder} holds a run of this id with other settings: this one is left out"
-                records[str(record.folder)] = replace(
-                    record, status="failed", error=error, result=None
+                records[str(record.folder)] = _left_out(
+                    record,
+                    f"{records[record.run_id].folder} holds a run of this id with other settings",
                 )
             elif record.run_id not in records or record.status == "done":
                 records[record.run_id] = record
@@ -125,7 +158,47 @@ def gather(roots: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
             f"In it: {', '.join(there) or 'nothing'}. Start some with: lora-jax sweep --config "
             "configs/default.py."
         )
-    return list(records.values()), [name for name in dict.fromkeys(planned) if name not in records]
+    waiting = [name for name in dict.fromkeys(planned) if name not in records]
+    return _comparable(list(records.values())), waiting
+
+
+def _comparable(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The records; those that cannot be compared with most others are failed ones that say why."""
+    metrics = Counter(
+        (score.name, score.unit) for score in (_score(record) for record in records) if score
+    )
+    chosen = metrics.most_common(1)[0][0] if metrics else None
+    return [_checked(record, chosen) for record in records]
+
+
+def _checked(record: RunRecord, chosen: tuple[str, str] | None) -> RunRecord:
+    score = _score(record)
+    if score is None:
+        return record
+    groups = {key: record.config.get(key) or {} for key in ("train", "lora", "quant")}
+    needed = {"method": record.config, "train.seed": groups["train"]}
+    if record.config.get("method") in ADAPTERS:
+        needed |= {"lora.rank": groups["lora"], "lora.targets": groups["lora"]}
+        needed |= {"quant.format": groups["quant"]}
+    missing = [key for key, group in needed.items() if group.get(key.rpartition(".")[2]) is None]
+    if missing:
+        return _left_out(record, f"its config.json holds no {missing[0]}")
+    if not score.is_finite:
+        return _left_out(record, f"its test {score.label} is no number")
+    if (score.name, score.unit) != chosen:
+        return _left_out(
+            record,
+            f"it is to be judged by its test {score.label}, most runs here by another metric",
+        )
+    return record
+
+
+def _score(record: RunRecord) -> Score | None:
+    return record.result.score("test") if record.result is not None else None
+
+
+def _left_out(record: RunRecord, why: str) -> RunRecord:
+    return replace(record, status="failed", error=f"{why}: this one is left out", result=None)
 
 
 def _differ(one: RunRecord, other: RunRecord) -> bool:
@@ -138,24 +211,19 @@ def _differ(one: RunRecord, other: RunRecord) -> bool:
 
 def cells_of(records: Iterable[RunRecord]) -> list[Cell]:
     """One cell for each setting that has a finished run: baselines first, then by targets, format
-    and rank.
+    and rank. Every setting in which they differ is in their names.
     """
     groups: dict[str, list[RunRecord]] = defaultdict(list)
-    settings: dict[str, dict[str, Any]] = {}
+    settings: dict[str, Mapping[str, Any]] = {}
     for record in records:
         if record.status == "done":
-            key, settings_of_key = settings_of(record.config)
+            key, settings[key] = settings_of(record.config)
             groups[key].append(record)
-            settings[key] = settings_of_key
-    cells = {key: _cell(runs) for key, runs in groups.items()}
-    same: dict[tuple[Any, ...], list[str]] = defaultdict(list)
-    for key, cell in cells.items():
-        same[cell.method, cell.format, cell.rank, cell.targets].append(key)
-    named = [
-        replace(cells[key], variant=_variant(settings[key], [settings[other] for other in keys]))
-        for keys in same.values()
-        for key in keys
-    ]
+
+    keys = list(groups)
+    cells = [_cell(groups[key]) for key in keys]
+    variants = _variants(cells, [settings[key] for key in keys])
+    named = [replace(cell, variant=words) for cell, words in zip(cells, variants, strict=True)]
     return sorted(named, key=order)
 
 
@@ -172,14 +240,35 @@ def order(cell: Cell) -> tuple[Any, ...]:
     )
 
 
+def measure(cells: Sequence[Cell]) -> Measure:
+    """How the metric of these cells is written.
+
+    Raises:
+        ValueError: they are of several metrics.
+    """
+    return measure_of(cell.score for cell in cells)
+
+
+def front(cells: Iterable[Cell], cost: Callable[[Cell], float | None]) -> list[Cell]:
+    """The cells that no other beats in cost without being worse, from cheap to dear; those whose
+    cost is not known are left out.
+    """
+    found: list[Cell] = []
+    known = [cell for cell in cells if cost(cell) is not None]
+    for cell in sorted(known, key=lambda cell: (cost(cell), -cell.merit)):
+        if not found or cell.merit > found[-1].merit:
+            found.append(cell)
+    return found
+
+
 def pareto(cells: Iterable[Cell]) -> list[Cell]:
-    """The cells that no other beats in bytes without losing accuracy, from small to large."""
-    front: list[Cell] = []
-    sized = [cell for cell in cells if cell.stored_bytes is not None]
-    for cell in sorted(sized, key=lambda cell: (cell.stored_bytes, -cell.accuracy)):
-        if not front or cell.accuracy > front[-1].accuracy:
-            front.append(cell)
-    return front
+    """The `front` of stored bytes."""
+    return front(cells, lambda cell: cell.stored_bytes)
+
+
+def seed_of(run: RunRecord) -> int:
+    """The seed that the run was trained with."""
+    return run.config["train"]["seed"]
 
 
 def _cell(runs: Sequence[RunRecord]) -> Cell:
@@ -194,53 +283,37 @@ def _cell(runs: Sequence[RunRecord]) -> Cell:
     )
 
 
-def seed_of(run: RunRecord) -> int:
-    """The seed that the run was trained with."""
-    return run.config["train"]["seed"]
-
-
-def settings_of(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """(a key, {dotted setting: value}) of what decides a run but for its seed; the key is equal for
-    runs of one cell.
+def _variants(cells: Sequence[Cell], settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The words that each cell's name needs beside method, format, rank and targets, such as
+    'learning_rate=0.001'.
     """
-    train = {key: value for key, value in config.get("train", {}).items() if key != "seed"}
-    # marshal writes ten times as fast as json, and a report asks this of every run; its version 2
-    # writes equal values to equal bytes.
-    return _settings(marshal.dumps({**config, "train": train, "out": "", "sweep": {}}, 2))
+    quantised = [cell.format != "fp32" for cell in cells]
+    shared = [key for key in differing(settings, quantised) if key.startswith(_SHARED)]
+
+    groups: dict[str, list[int]] = defaultdict(list)
+    for place, cell in enumerate(cells):
+        groups[cell.method if cell.rank is None else ""].append(place)
+    words = [""] * len(cells)
+    for method, places in groups.items():
+        varied = differing([settings[n] for n in places], [quantised[n] for n in places])
+        keys = [key for key in varied if key not in _NAMED]
+        if method:
+            keys = [*dict.fromkeys([*shared, *keys])]
+        short = _short_names(keys)
+        for place in places:
+            setting = settings[place]
+            words[place] = " ".join(
+                f"{short[key]}={setting[key]}"
+                for key in keys
+                if setting.get(key, NOT_READ) != NOT_READ
+            )
+    return words
 
 
-@functools.lru_cache(maxsize=100_000)
-def _settings(config: bytes) -> tuple[str, Mapping[str, Any]]:
-    values = marshal.loads(config)
-    # The seed that stands in for all; the keys that were emptied keep their defaults.
-    setting = _without_seed(
-        {key: value for key, value in values.items() if key not in ("out", "sweep")}
-    )
-    return json.dumps(setting, sort_keys=True), setting
-
-
-def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        setting = canonical(from_config_dict(config))
-    except (KeyError, TypeError, ValueError):
-        # Written by another version: its own keys still tell its runs apart.
-        setting = _flat({key: config[key] for key in config if key not in ("out", "sweep")})
-    return {key: value for key, value in setting.items() if key != "train.seed"}
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(
-            _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-        )
-    return flat
-
-
-def _variant(setting: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
-    """The settings in which the cells of one name differ, such as 'learning_rate=0.001'."""
-    differ = [key for key in setting if any(other.get(key) != setting[key] for other in others)]
-    # A head learning rate of None follows the learning rate: it says nothing new.
-    if "optim.learning_rate" in differ:
-        differ = [key for key in differ if key != "optim.head_learning_rate"]
-    return " ".join(f"{key.rpartition('.')[2]}={setting[key]}" for key in differ)
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The last part of each key, with the part before where two would be alike."""
+    leaves = Counter(key.rpartition(".")[2] for key in keys)
+    return {
+        key: _SHORT.get(key, leaf if leaves[leaf] == 1 else key)
+        for key, leaf in ((key, key.rpartition(".")[2]) for key in keys)
+    }

@@ -57,27 +57,29 @@ def adapters(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def against_best(cells: Sequence[Cell]) -> list[CellTest]:
-    """The cell with the highest mean accuracy against every other with which it shares seeds,
-    nearest first.
+    """The cell with the best mean score against every other with which it shares seeds, nearest
+    first.
 
     The best was picked by its score, so each p-value is adjusted for all pairs of cells, not only
     for these.
     """
     if len(cells) < 2:
         return []
-    best = max(cells, key=lambda cell: cell.accuracy)
-    scores = by_seed(best)
+
+    best = max(cells, key=lambda cell: cell.merit)
+    scores = best.by_seed
     found = []
     for other in cells:
-        theirs = by_seed(other)
+        theirs = other.by_seed
         shared = sorted(scores.keys() & theirs.keys())
         if other is not best and shared:
             test = paired_test([scores[seed] for seed in shared], [theirs[seed] for seed in shared])
             found.append(CellTest(best, other, test))
+
     adjusted = holm([one.test.p for one in found], family=math.comb(len(cells), 2))
     return sorted(
         (replace(one, adjusted=float(p)) for one, p in zip(found, adjusted, strict=True)),
-        key=lambda one: one.test.difference,
+        key=lambda one: abs(one.test.difference),
     )
 
 
@@ -86,7 +88,8 @@ def between_levels(cells: Sequence[Cell]) -> list[LevelTest]:
     agree in all other axes.
     """
     columns = axes(cells)
-    scores = [by_seed(cell) for cell in cells]
+    scores = [cell.by_seed for cell in cells]
+    higher = cells[0].score.higher_is_better if cells else True
     found = []
     for axis, column in columns.items():
         others = [
@@ -109,6 +112,7 @@ def between_levels(cells: Sequence[Cell]) -> list[LevelTest]:
                 low,
                 [place for place in places.values() if low in place and high in place],
                 scores,
+                higher,
             )
             if test is not None:
                 found.append(test)
@@ -128,9 +132,7 @@ def spread(cells: Sequence[Cell]) -> Decomposition | None:
         name: [column[index] for index, _ in runs] for name, column in columns.items()
     }
     factors["seed"] = [seed_of(run) for _, run in runs]
-    table = decompose(
-        factors, [run.result.value("test", "accuracy") for _, run in runs], blocks=("seed",)
-    )
+    table = decompose(factors, [run.result.value("test") for _, run in runs], blocks=("seed",))
     if table.replicated:
         return table
     # One seed a setting: its luck is in every source, and nothing shows how large it is.
@@ -144,7 +146,7 @@ def spread(cells: Sequence[Cell]) -> Decomposition | None:
 
 
 def seed_deviation(cells: Sequence[Cell]) -> float | None:
-    """Standard deviation of the accuracy over seeds within a cell, pooled over the cells; None with
+    """Standard deviation of the score over seeds within a cell, pooled over the cells; None with
     one seed a cell.
     """
     repeated = [cell for cell in cells if cell.seeds > 1]
@@ -154,17 +156,13 @@ def seed_deviation(cells: Sequence[Cell]) -> float | None:
     return math.sqrt(squares / sum(cell.seeds - 1 for cell in repeated))
 
 
-def by_seed(cell: Cell) -> dict[int, float]:
-    """{seed: test accuracy} of a cell."""
-    return {seed_of(run): run.result.value("test", "accuracy") for run in cell.runs}
-
-
 def _level_test(
     axis: str,
     first: Any,
     second: Any,
     matched: Sequence[Mapping[Any, int]],
     scores: Sequence[Mapping[int, float]],
+    higher_is_better: bool,
 ) -> LevelTest | None:
     """The mean difference a seed is one measurement: settings under one seed share its luck and are
     not independent.
@@ -179,11 +177,12 @@ def _level_test(
         return None
     differences = np.array([[one[seed] - other[seed] for seed in seeds] for one, other in pairs])
     test = paired_test(differences.mean(axis=0).tolist(), [0.0] * len(seeds))
+    means = differences.mean(axis=1)
     return LevelTest(
         axis,
         shown(first),
         shown(second),
         len(pairs),
-        int((differences.mean(axis=1) > 0).sum()),
+        int((means > 0 if higher_is_better else means < 0).sum()),
         test,
     )

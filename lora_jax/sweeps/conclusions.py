@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from lora_jax.statistics.interval import share_interval
 from lora_jax.statistics.paired import detectable_difference
 from lora_jax.statistics.variance import REST, Decomposition
-from lora_jax.sweeps.cells import Cell
+from lora_jax.sweeps.cells import Cell, measure
 from lora_jax.sweeps.comparisons import CellTest, LevelTest, seed_deviation
 from lora_jax.sweeps.example_tests import ExampleTest
+from lora_jax.sweeps.levels import UNLIKE, axes
+from lora_jax.sweeps.measure import Measure
 
 LEVEL = 0.05
 
@@ -36,17 +38,18 @@ def conclude(
     """Sentences about these adapters, from their tests; `missing` is how many planned runs have no
     result.
     """
+    said = measure(cells)
     seeds = {cell.seeds for cell in cells}
     supported: list[str] = []
     unsupported: list[str] = []
     if max(seeds) == 1:
-        unsupported += _one_seed(cells)
+        unsupported += _one_seed(cells, said)
     else:
-        supported += [_contrast(one) for one in contrasts if one.adjusted < LEVEL]
-        supported += _best(cells, tests)
-        unsupported += _undecided(contrasts)
+        supported += [_contrast(one, said) for one in contrasts if one.adjusted < LEVEL]
+        supported += _best(cells, tests, said)
+        unsupported += _undecided(contrasts, said)
         unsupported += _near_best(tests)
-        unsupported += _few_seeds(cells)
+        unsupported += _few_seeds(cells, said)
     if table is not None and max(seeds) > 1:
         named = _sources(table)
         supported += named
@@ -55,6 +58,7 @@ def conclude(
                 "No axis explains more of the spread between runs than chance would."
             )
     supported += _on_examples(examples)
+    unsupported += _unlike(cells)
     if missing:
         unsupported.append(
             f"{missing} planned run{'s have' if missing > 1 else ' has'} no result: the best "
@@ -69,21 +73,41 @@ def conclude(
     return Conclusions(tuple(supported), tuple(unsupported))
 
 
-def _one_seed(cells: Sequence[Cell]) -> list[str]:
-    best = max(cells, key=lambda cell: cell.accuracy)
-    examples = best.runs[0].result.examples["test"]
-    interval = share_interval(round(best.accuracy * examples), examples)
-    beside = sum(cell.accuracy >= interval.low for cell in cells) - 1
-    return [
+def _one_seed(cells: Sequence[Cell], said: Measure) -> list[str]:
+    text = [
         "**No comparison between settings is supported: there is one seed a setting.** Another "
         "seed could turn any order in the tables "
         "round, and how far seeds differ is not known. Run the same command with more seeds, such "
         "as "
         "`--config.sweep.seeds=0,1,2,3,4`: finished runs are kept.",
-        f"The {examples} test examples alone leave the best accuracy ({100 * best.accuracy:.1f}%) "
-        f"between {100 * interval.low:.1f}% and "
-        f"{100 * interval.high:.1f}% (95%, Wilson); {beside} of the other {len(cells) - 1} "
+    ]
+    best = max(cells, key=lambda cell: cell.merit)
+    examples = best.score.count
+    # Only a share of independent right answers has an interval by the test set's size alone.
+    if not best.score.share or not examples:
+        return text
+
+    interval = share_interval(round(best.value * examples), examples)
+    beside = sum(cell.value >= interval.low for cell in cells) - 1
+    return [
+        *text,
+        f"The {examples} test examples alone leave the best {said.label} ({said.text(best.value)}) "
+        f"between {said.text(interval.low)} and "
+        f"{said.text(interval.high)} (95%, Wilson); {beside} of the other {len(cells) - 1} "
         f"settings {'lies' if beside == 1 else 'lie'} above the lower limit.",
+    ]
+
+
+def _unlike(cells: Sequence[Cell]) -> list[str]:
+    columns = axes(cells)
+    named = [
+        f"{len(set(columns[name]))} {words}" for name, words in UNLIKE.items() if name in columns
+    ]
+    if not named:
+        return []
+    return [
+        f"These runs are of {' and '.join(named)}, which every name and line says: a score on one "
+        "is not compared with a score on another, so there is no map over the grid."
     ]
 
 
@@ -101,28 +125,28 @@ def _on_examples(tests: Sequence[ExampleTest]) -> list[str]:
     ]
 
 
-def _contrast(one: LevelTest) -> str:
-    better, worse, sign = (
-        (one.first, one.second, 1) if one.test.difference > 0 else (one.second, one.first, -1)
-    )
-    low, high = sorted((sign * 100 * one.test.low, sign * 100 * one.test.high))
-    wins = one.wins if sign > 0 else one.matched - one.wins
+def _contrast(one: LevelTest, said: Measure) -> str:
+    first_wins = said.merit(one.test.difference) > 0
+    better, worse = (one.first, one.second) if first_wins else (one.second, one.first)
+    low, high = sorted((one.test.low, one.test.high), key=abs)
+    wins = one.wins if first_wins else one.matched - one.wins
     return (
-        f"{_axis(one.axis)} **{better}** beats {worse} by {abs(100 * one.test.difference):.2f} "
-        f"points (95% interval {low:.2f} to {high:.2f}; "
+        f"{_axis(one.axis)} **{better}** beats {worse} by "
+        f"{said.difference(abs(one.test.difference), '')}{said.points} (95% interval "
+        f"{said.difference(abs(low), '')} to {said.difference(abs(high), '')}; "
         f"{_p(one.adjusted)} after correction), on average over "
         f"{_count(one.matched, 'matched setting')}, {wins} of which agree, "
         f"and {_count(one.test.count, 'seed')}."
     )
 
 
-def _best(cells: Sequence[Cell], tests: Sequence[CellTest]) -> list[str]:
+def _best(cells: Sequence[Cell], tests: Sequence[CellTest], said: Measure) -> list[str]:
     beaten = [one for one in tests if one.adjusted < LEVEL]
     if not beaten:
         return []
     best = beaten[0].best
     return [
-        f"The setting with the highest mean, **{best.name}** ({100 * best.accuracy:.1f}%), beats "
+        f"The setting with the {said.best} mean, **{best.name}** ({said.text(best.value)}), beats "
         f"{len(beaten)} of the {len(cells) - 1} "
         "others under the same seeds, corrected for all pairs of settings."
     ]
@@ -140,13 +164,14 @@ def _near_best(tests: Sequence[CellTest]) -> list[str]:
     ]
 
 
-def _undecided(contrasts: Sequence[LevelTest]) -> list[str]:
+def _undecided(contrasts: Sequence[LevelTest], said: Measure) -> list[str]:
     open_ones = [one for one in contrasts if not one.adjusted < LEVEL]
     sentences = []
     for one in open_ones[:6]:
         known = not math.isnan(one.test.low)
         limits = (
-            f" (95% interval {100 * one.test.low:+.2f} to {100 * one.test.high:+.2f} points)"
+            f" (95% interval {said.difference(one.test.low)} to {said.difference(one.test.high)}"
+            f"{said.points})"
             if known
             else ""
         )
@@ -161,17 +186,19 @@ def _undecided(contrasts: Sequence[LevelTest]) -> list[str]:
     return sentences
 
 
-def _few_seeds(cells: Sequence[Cell]) -> list[str]:
+def _few_seeds(cells: Sequence[Cell], said: Measure) -> list[str]:
     deviation = seed_deviation(cells)
     seeds = statistics.median(cell.seeds for cell in cells)
-    if deviation is None:
+    # Seeds that all agree to the last digit, or a single one in most settings, show no spread.
+    if not deviation or seeds < 2:
         return []
+
     smallest = detectable_difference(math.sqrt(2) * deviation, int(seeds))
     text = (
-        f"Two single settings must differ by about {100 * smallest:.1f} points to be told apart "
+        f"Two single settings must differ by about {said.number(smallest)}{said.points} to be told apart "
         f"four times in five with {int(seeds)} seeds, before "
-        "any correction: within a setting, accuracy has a standard deviation of "
-        f"{100 * deviation:.2f} points over seeds."
+        f"any correction: within a setting, {said.label} has a standard deviation of "
+        f"{said.difference(deviation, '')}{said.points} over seeds."
     )
     if seeds < 5:
         text += " With fewer than five seeds the tests lean on the assumption that differences are normal."

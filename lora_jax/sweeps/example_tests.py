@@ -38,12 +38,13 @@ class ExampleTest:
 
 
 def on_examples(cells: Sequence[Cell]) -> list[ExampleTest]:
-    """The cell with the highest accuracy against every other whose runs kept their answers to the
-    same examples; nearest first.
+    """The best cell against every other whose runs kept their answers to the same examples; nearest
+    first. Nothing where answers are not simply right or wrong, as in a regression.
     """
-    if len(cells) < 2:
+    if len(cells) < 2 or not _right_or_wrong(cells[0]):
         return []
-    best = max(cells, key=lambda cell: cell.accuracy)
+
+    best = max(cells, key=lambda cell: cell.merit)
     ours = _answers(best)
     found = []
     for other in cells if ours else ():
@@ -63,6 +64,11 @@ def on_examples(cells: Sequence[Cell]) -> list[ExampleTest]:
     )
 
 
+def _right_or_wrong(cell: Cell) -> bool:
+    accuracy = cell.runs[0].result.scores["test"].get("accuracy")
+    return accuracy is not None and accuracy.share
+
+
 def _answers(cell: Cell) -> dict[int, tuple[list[str], np.ndarray]]:
     """{seed: (ids of the examples, which were right)} of the cell's runs that kept them."""
     found = {seed_of(run): _read(run) for run in cell.runs}
@@ -73,7 +79,7 @@ def _read(run: RunRecord) -> tuple[list[str], np.ndarray] | None:
     rows = [
         row
         for row in read_lines(run.folder / "predictions" / "test.jsonl")[0]
-        if "id" in row and row.get("units") == 1
+        if row.get("units") == 1 and isinstance(row.get("correct"), (int, float)) and "id" in row
     ]
     return (
         ([row["id"] for row in rows], np.array([row["correct"] for row in rows], float))

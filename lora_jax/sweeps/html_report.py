@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lora_jax.statistics.variance import REST
 from lora_jax.sweeps.findings import Findings
+from lora_jax.sweeps.measure import Measure
 
 _ASSETS = Path(__file__).parent / "assets"
 MOST_ROWS = 500  # of a table; more are in the CSV files beside the page
@@ -25,6 +26,7 @@ def page(
     findings: Findings,
     headings: Sequence[str],
     rows: Sequence[Sequence[str]],
+    tests: tuple[Sequence[str], Sequence[Sequence[str]]],
     notes: str,
     pictures: Mapping[str, str],
     failed: Sequence[tuple[str, str]],
@@ -63,11 +65,11 @@ def page(
         if name == "Where the spread comes from":
             parts.append(table("spread", *spread_table(findings)))
         if name == "Paired differences":
-            parts.append(table("tests", *tests_table(findings)))
+            parts.append(table("tests", *tests))
     if "Paired differences" not in pictures and findings.between_levels:
         parts += [
             "<h2>Paired differences</h2>",
-            table("tests", *tests_table(findings)),
+            table("tests", *tests),
             '<p class="muted">One seed: no intervals, no p-values.</p>',
         ]
     if failed:
@@ -154,7 +156,7 @@ def spread_table(findings: Findings) -> tuple[Sequence[str], list[list[str]]]:
     return headings, rows
 
 
-def tests_table(findings: Findings) -> tuple[Sequence[str], list[list[str]]]:
+def tests_table(findings: Findings, said: Measure) -> tuple[Sequence[str], list[list[str]]]:
     """(headings, rows) of the paired tests: levels of each axis first, then the best cell against
     the others.
     """
@@ -162,7 +164,7 @@ def tests_table(findings: Findings) -> tuple[Sequence[str], list[list[str]]]:
         "what",
         "first",
         "second",
-        "difference, points",
+        f"difference,{said.points}" if said.points else "difference",
         "low",
         "high",
         "pairs of seeds",
@@ -181,14 +183,14 @@ def tests_table(findings: Findings) -> tuple[Sequence[str], list[list[str]]]:
     ]
     by_examples = [
         [
-            "best cell, on examples", one.best.name, one.other.name, f"{100 * one.difference:+.2f}", "n/a", "n/a", str(one.seeds), "1",
+            "best cell, on examples", one.best.name, one.other.name, f"{100 * one.difference:+.2f} points right", "n/a", "n/a", str(one.seeds), "1",
             _text(one.p, ".2g"), "n/a", _text(one.adjusted, ".2g"),
         ]
         for one in findings.on_examples[:100]
     ]  # fmt: skip
     rows = [
         [
-            what, first, second, f"{100 * test.difference:+.2f}", _text(100 * test.low, "+.2f"), _text(100 * test.high, "+.2f"),
+            what, first, second, said.difference(test.difference), said.difference(test.low), said.difference(test.high),
             str(test.count), matched, _text(test.p, ".2g"), _text(test.p_signs, ".2g"), _text(adjusted, ".2g"),
         ]
         for what, first, second, test, matched, adjusted in named

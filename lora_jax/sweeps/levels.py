@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_jax.sweeps.cells import Cell, settings_of
+from lora_jax.sweeps.cells import Cell
+from lora_jax.sweeps.settings import differing, settings_of
 
 # Settings that a cell itself carries, with the words of a report.
 _OWN = ("rank", "format", "targets")
@@ -14,9 +15,8 @@ _WORDS = {
     "optim.learning_rate": "learning rate", "quant.block_size": "block size", "lora.init": "initialisation", "model.name": "model",
     "data.name": "data", "lora.alpha": "alpha", "quant.double": "double quantisation", "lora.variant": "variant",
 }  # fmt: skip
-# the level of a setting that a run does not read, such as the block size of a base that is not
-# quantised
-NOT_READ = "–"
+# Axes over whose levels a mean says nothing, and what to call several of them.
+UNLIKE = {"data": "data sets", "model": "models"}
 
 
 def axes(cells: Sequence[Cell]) -> dict[str, list[Any]]:
@@ -25,24 +25,10 @@ def axes(cells: Sequence[Cell]) -> dict[str, list[Any]]:
     """
     own = {name: [getattr(cell, name) for cell in cells] for name in _OWN}
     settings = [settings_of(cell.runs[0].config)[1] for cell in cells]
-    keys = [
-        key
-        for key in dict.fromkeys(key for setting in settings for key in setting)
-        if key not in _OWN_KEYS
-    ]
-    columns = {key: [setting.get(key, NOT_READ) for setting in settings] for key in keys}
-    varied = {key: column for key, column in columns.items() if len(set(map(str, column))) > 1}
-    # Follows the learning rate unless it was set: then it would be the same axis twice.
-    if varied.get("optim.head_learning_rate") == columns.get("optim.learning_rate"):
-        varied.pop("optim.head_learning_rate", None)
-    if "format" in own and len(set(own["format"])) > 1:
-        varied = {
-            key: column
-            for key, column in varied.items()
-            if not _says_only_quantised(key, column, own["format"])
-        }
+    varied = differing(settings, [cell.format != "fp32" for cell in cells])
+    others = {key: column for key, column in varied.items() if key not in _OWN_KEYS}
     found = {name: column for name, column in own.items() if len(set(column)) > 1}
-    return found | {_word(key, varied): column for key, column in varied.items()}
+    return found | {_word(key, others): column for key, column in others.items()}
 
 
 def levels(column: Sequence[Any]) -> list[Any]:
@@ -59,12 +45,6 @@ def levels(column: Sequence[Any]) -> list[Any]:
 def shown(level: Any) -> str:
     """A level as people write it."""
     return f"{level:g}" if isinstance(level, float) else str(level)
-
-
-def _says_only_quantised(key: str, column: Sequence[Any], formats: Sequence[Any]) -> bool:
-    """Whether a quantisation setting differs only in that unquantised cells lack it."""
-    read = {str(level) for level, format in zip(column, formats, strict=True) if format != "fp32"}
-    return key.startswith("quant.") and len(read) < 2
 
 
 def _word(key: str, others: Mapping[str, Any]) -> str:

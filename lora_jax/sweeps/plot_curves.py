@@ -1,4 +1,4 @@
-"""Curves of a report: accuracy against rank and any other axis, loss against steps."""
+"""Curves of a report: the score against rank and any other axis, loss against steps."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lora_jax.statistics.interval import over_seeds
-from lora_jax.sweeps.cells import Cell, order
-from lora_jax.sweeps.levels import axes, levels, shown
+from lora_jax.sweeps.cells import Cell, measure, order
+from lora_jax.sweeps.levels import UNLIKE, axes, levels, shown
 from lora_jax.sweeps.plot_style import (
     BASELINES,
     COLOURS,
@@ -36,13 +36,15 @@ _RANK_STYLES = ("-", "--", "-.", ":")
 
 
 def rank_curve(cells: Sequence[Cell]) -> Figure | None:
-    """Test accuracy against rank: a panel for each target set, a line for each format, baselines
+    """Test score against rank: a panel for each target set, a line for each format, baselines
     across; None with one rank.
     """
     adapters = [cell for cell in cells if cell.rank is not None]
     ranks = sorted({cell.rank for cell in adapters})
     if len(ranks) < 2:
         return None
+
+    said = measure(cells)
     shown_panels = list(dict.fromkeys(cell.targets for cell in adapters))
     lines = list(dict.fromkeys(_line_name(cell) for cell in sorted(adapters, key=order)))
     left_out = ""
@@ -59,30 +61,30 @@ def rank_curve(cells: Sequence[Cell]) -> Figure | None:
             # hide each other.
             x = [cell.rank * 2 ** (0.09 * (index - (len(lines) - 1) / 2)) for cell in points]
             _with_intervals(axis, x, points, label=line, **_look(line, index))
-        baseline_lines(axis, cells, lambda cell: 100 * cell.accuracy)
+        baseline_lines(axis, cells, said)
         axis.set_xscale("log", base=2)
         axis.set_xticks(ranks, [str(rank) for rank in ranks])
         axis.minorticks_off()
         axis.set(
             xlabel="LoRA rank (log scale)", title=f"Targets: {textwrap.shorten(str(targets), 46)}"
         )
-    drawn[0].set_ylabel("Test accuracy (%)")
+    drawn[0].set_ylabel(said.axis)
     plain_numbers(drawn[0].yaxis)
     finish(
         figure,
         drawn[0],
-        f"Test accuracy by LoRA rank and format of the frozen base\n{bars_say(adapters)}{left_out}",
+        f"{said.title} by LoRA rank and format of the frozen base\n{bars_say(adapters)}{left_out}",
         "base",
     )
     return figure
 
 
 def axis_curves(cells: Sequence[Cell]) -> Figure | None:
-    """Test accuracy along every other axis (learning rate, block size, initialisation, ...), a
+    """Test score along every other axis (learning rate, block size, initialisation, ...), a
     panel each; None if there is none.
 
-    A line for each format (or, with one format, for each target set), the mean over all cells that
-    share the level.
+    A line for each data set or model where they differ, else for each format (or, with one format,
+    for each target set): the mean over all cells that share the level.
     """
     adapters = [cell for cell in cells if cell.rank is not None]
     columns = axes(adapters)
@@ -94,12 +96,14 @@ def axis_curves(cells: Sequence[Cell]) -> Figure | None:
     }
     if not plain:
         return None
+
+    said = measure(cells)
     figure, drawn = panels(len(plain), width=4.2, height=3.6, sharex=False)
     for axis, (name, column) in zip(drawn, plain.items(), strict=True):
         split = next(
             (
                 other
-                for other in ("format", "targets", "rank")
+                for other in (*UNLIKE, "format", "targets", "rank")
                 if other in columns and other != name
             ),
             None,
@@ -110,7 +114,7 @@ def axis_curves(cells: Sequence[Cell]) -> Figure | None:
             isinstance(level, (int, float)) and not isinstance(level, bool) and level > 0
             for level in steps
         )
-        split = None if name in ("format", "targets") else split
+        split = None if name in ("format", "targets") and split not in UNLIKE else split
         groups = groups if split else [""] * len(adapters)
         x_of = dict(zip(steps, steps if numeric else range(len(steps))))
         for index, group in enumerate(levels(groups)):
@@ -123,7 +127,10 @@ def axis_curves(cells: Sequence[Cell]) -> Figure | None:
                 ]
                 if members:
                     points.append(
-                        (x_of[level], 100 * sum(cell.accuracy for cell in members) / len(members))
+                        (
+                            x_of[level],
+                            said.factor * sum(cell.value for cell in members) / len(members),
+                        )
                     )
             look = (
                 {
@@ -156,9 +163,9 @@ def axis_curves(cells: Sequence[Cell]) -> Figure | None:
                 axis="x", rotation=20 if max(len(shown(level)) for level in steps) > 8 else 0
             )
         axis.set_xlabel(f"{name[0].upper()}{name[1:]}{' (log scale)' if numeric else ''}")
-    drawn[0].set_ylabel("Test accuracy (%)")
+    drawn[0].set_ylabel(said.axis)
     plain_numbers(drawn[0].yaxis)
-    finish(figure, drawn, "Test accuracy along the other axes\nmean over all cells with the level")
+    finish(figure, drawn, f"{said.title} along the other axes\nmean over all cells with the level")
     return figure
 
 
@@ -195,7 +202,7 @@ def learning_curves(cells: Sequence[Cell]) -> Figure | None:
     for axis in drawn:
         axis.set_xlabel("Optimiser step")
         axis.label_outer()
-    figure.supylabel("Cross-entropy (nats)", fontsize=10, x=0.012)
+    figure.supylabel("Loss", fontsize=10, x=0.012)
     plain_numbers(drawn[0].yaxis)
     kind = (
         "validation loss"
@@ -215,15 +222,19 @@ def bars_say(cells: Sequence[Cell]) -> str:
     """What the bars are."""
     if any(cell.seeds > 1 for cell in cells):
         return "bars: 95% confidence interval of the mean over seeds (Student)"
-    errors = [100 * cell.standard_error for cell in cells]
-    return f"one seed; binomial standard error of the test set about {sum(errors) / len(errors):.1f} points"
+    said, errors = measure(cells), [cell.standard_error for cell in cells]
+    if not said.score.share:
+        return "one seed: the spread over seeds is not known"
+    error = said.number(sum(errors) / len(errors))
+    return f"one seed; binomial standard error of the test set about {error} points"
 
 
 def interval_of(cell: Cell) -> tuple[float, float]:
-    """Distances in points from the cell's mean down and up to its 95% limits over seeds; 0 with one
+    """Distances, in the unit of the axis, from the cell's mean down and up to its 95% limits over seeds; 0 with one
     seed.
     """
-    found = over_seeds([100 * run.result.value("test", "accuracy") for run in cell.runs])
+    factor = measure([cell]).factor
+    found = over_seeds([factor * value for value in cell.by_seed.values()])
     return (0.0, 0.0) if found.runs < 2 else (found.mean - found.low, found.high - found.mean)
 
 
@@ -232,7 +243,13 @@ def _with_intervals(axis: Any, x: Sequence[float], points: Sequence[Cell], **loo
     several = any(low or high for low, high in bars)
     errors = list(zip(*bars)) if several else None
     axis.errorbar(
-        x, [100 * cell.accuracy for cell in points], yerr=errors, capsize=3, lw=1.6, ms=6.5, **look
+        x,
+        [measure(points).factor * cell.value for cell in points],
+        yerr=errors,
+        capsize=3,
+        lw=1.6,
+        ms=6.5,
+        **look,
     )
 
 
@@ -240,7 +257,7 @@ def _best_lines(adapters: Sequence[Cell]) -> list[str]:
     """The line of each format whose cells have the best mean."""
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell in sorted(adapters, key=order):
-        scores[cell.format][_line_name(cell)].append(cell.accuracy)
+        scores[cell.format][_line_name(cell)].append(cell.merit)
     return [
         max(lines, key=lambda line: sum(lines[line]) / len(lines[line]))
         for lines in scores.values()
@@ -254,9 +271,9 @@ def _drawable(cells: Sequence[Cell]) -> tuple[list[Cell], str]:
     best: dict[tuple[Any, ...], Cell] = {}
     for cell in cells:
         key = (cell.method, cell.format, cell.rank, cell.targets)
-        if key not in best or cell.accuracy > best[key].accuracy:
+        if key not in best or cell.merit > best[key].merit:
             best[key] = cell
-    chosen = sorted(best.values(), key=lambda cell: (cell.rank is not None, -cell.accuracy))[
+    chosen = sorted(best.values(), key=lambda cell: (cell.rank is not None, -cell.merit))[
         :MOST_CURVES
     ]
     text = (

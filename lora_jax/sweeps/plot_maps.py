@@ -1,4 +1,4 @@
-"""Maps of a report: heat maps over the grid, accuracy against memory and time, sources of spread,
+"""Maps of a report: heat maps over the grid, the score against memory and time, sources of spread,
 differences with intervals.
 """
 
@@ -13,8 +13,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lora_jax.statistics.variance import REST, Decomposition
-from lora_jax.sweeps.cells import Cell, order
+from lora_jax.sweeps.cells import Cell, front, measure, order
 from lora_jax.sweeps.comparisons import CellTest, LevelTest
+from lora_jax.sweeps.levels import UNLIKE, axes
+from lora_jax.sweeps.measure import Measure
 from lora_jax.sweeps.plot_style import (
     FAINT,
     FIXED_DARK,
@@ -35,8 +37,8 @@ _MOST_BARS = 14
 
 
 def heat_maps(cells: Sequence[Cell]) -> Figure | None:
-    """Test accuracy of rank × format, a panel for each target set, one colour scale; None without a
-    grid of two axes.
+    """Test score of rank × format, a panel for each target set, one colour scale; None without a grid
+    of two axes, and where cells are of several data sets or models, whose mean says nothing.
 
     Cells that share all three are averaged.
     """
@@ -44,8 +46,12 @@ def heat_maps(cells: Sequence[Cell]) -> Figure | None:
     ranks = sorted({cell.rank for cell in adapters})
     formats = list(dict.fromkeys(cell.format for cell in sorted(adapters, key=order)))
     targets = list(dict.fromkeys(cell.targets for cell in adapters))
-    if sum(len(axis) > 1 for axis in (ranks, formats, targets)) < 2:
+    if sum(len(axis) > 1 for axis in (ranks, formats, targets)) < 2 or UNLIKE.keys() & axes(
+        adapters
+    ):
         return None
+
+    said = measure(cells)
     by_targets = len(formats) == 1  # then targets are the second axis, in one panel
     rows = targets if by_targets else formats
     shown_panels = [None] if by_targets else targets
@@ -54,7 +60,7 @@ def heat_maps(cells: Sequence[Cell]) -> Figure | None:
         for row, name in enumerate(rows):
             for column, rank in enumerate(ranks):
                 found = [
-                    cell.accuracy
+                    cell.value
                     for cell in adapters
                     if cell.rank == rank
                     and (
@@ -64,7 +70,7 @@ def heat_maps(cells: Sequence[Cell]) -> Figure | None:
                     )
                 ]
                 if found:
-                    values[panel, row, column] = 100 * sum(found) / len(found)
+                    values[panel, row, column] = sum(found) / len(found)
     low, high = np.nanmin(values), np.nanmax(values)
     figure, drawn = panels(
         len(shown_panels),
@@ -84,7 +90,7 @@ def heat_maps(cells: Sequence[Cell]) -> Figure | None:
             axis.text(
                 column + 0.5,
                 row + 0.5,
-                f"{value:.1f}",
+                said.number(value),
                 ha="center",
                 va="center",
                 color=FIXED_DARK if dark else FIXED_LIGHT,
@@ -108,7 +114,7 @@ def heat_maps(cells: Sequence[Cell]) -> Figure | None:
         figure,
         None,
         (
-            "Test accuracy (%) over the grid\nmean over "
+            f"{said.axis} over the grid\nmean over "
             f"seeds{' and over all other axes' if several else ''}; one colour scale"
         ),
     )
@@ -128,26 +134,27 @@ def heat_maps(cells: Sequence[Cell]) -> Figure | None:
     )
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
-    bar.set_label("test accuracy (%)", fontsize=9)
+    bar.set_label(said.axis, fontsize=9)
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{said.factor * value:g}")
     return figure
 
 
 def memory_front(cells: Sequence[Cell]) -> Figure | None:
-    """Test accuracy against the bytes of base and adapter, the Pareto front joined and named."""
+    """Test score against the bytes of base and adapter, the Pareto front joined and named."""
     return _front(
         cells, lambda cell: None if cell.stored_bytes is None else cell.stored_bytes / 1e6,
-        "Test accuracy against stored size\nrimmed: no smaller cell is as accurate", "Base + adapter, as stored (MB = 10⁶ bytes)",
+        "against stored size\nrimmed: no smaller cell is as good", "Base + adapter, as stored (MB = 10⁶ bytes)",
     )  # fmt: skip
 
 
 def time_front(cells: Sequence[Cell]) -> Figure | None:
-    """Test accuracy against the time of a run, without its compilation, the Pareto front joined and
+    """Test score against the time of a run, without its compilation, the Pareto front joined and
     named.
     """
     return _front(
         cells, training_seconds,
         (
-            "Test accuracy against time of a run\nrimmed: no faster cell is as accurate; without "
+            "against time of a run\nrimmed: no faster cell is as good; without "
             "compilation, mean over seeds"
         ),
         "Time of a run without compilation (s)",
@@ -160,16 +167,6 @@ def training_seconds(cell: Cell) -> float | None:
     """
     seconds = cell.mean("seconds")
     return None if seconds is None else seconds - (cell.mean("compile_seconds") or 0.0)
-
-
-def front(cells: Sequence[Cell], cost: Callable[[Cell], float | None]) -> list[Cell]:
-    """The cells that no other beats in cost without losing accuracy, from cheap to dear."""
-    found: list[Cell] = []
-    known = [cell for cell in cells if cost(cell) is not None]
-    for cell in sorted(known, key=lambda cell: (cost(cell), -cell.accuracy)):
-        if not found or cell.accuracy > found[-1].accuracy:
-            found.append(cell)
-    return found
 
 
 def spread_bars(table: Decomposition | None) -> Figure | None:
@@ -204,7 +201,7 @@ def spread_bars(table: Decomposition | None) -> Figure | None:
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
     axis.set(
-        xlabel="Share of the sum of squares of test accuracy (%)",
+        xlabel="Share of the sum of squares of test scores (%)",
         xlim=(0, 1.2 * 100 * max(source.share for source in sources) + 8),
     )
     plain_numbers(axis.xaxis)
@@ -217,7 +214,9 @@ def spread_bars(table: Decomposition | None) -> Figure | None:
     return figure
 
 
-def difference_plot(tests: Sequence[CellTest], contrasts: Sequence[LevelTest]) -> Figure | None:
+def difference_plot(
+    tests: Sequence[CellTest], contrasts: Sequence[LevelTest], said: Measure
+) -> Figure | None:
     """Differences with 95% intervals: the best cell against the nearest others, and levels of each
     axis; None with one seed.
     """
@@ -231,19 +230,20 @@ def difference_plot(tests: Sequence[CellTest], contrasts: Sequence[LevelTest]) -
     chosen = [one for one in chosen if not np.isnan(one[1].low)]
     if not chosen:
         return None
+
     figure = new_figure(9.2, 0.34 * len(chosen) + 1.6)
     axis = figure.subplots()
     for place, (_, test, adjusted) in enumerate(chosen):
         colour = "#0072B2" if adjusted < 0.05 else MUTED
         axis.plot(
-            [100 * test.low, 100 * test.high],
+            [said.factor * test.low, said.factor * test.high],
             [place, place],
             color=colour,
             lw=1.8,
             solid_capstyle="butt",
         )
         axis.plot(
-            100 * test.difference,
+            said.factor * test.difference,
             place,
             color=colour,
             marker="o",
@@ -256,7 +256,8 @@ def difference_plot(tests: Sequence[CellTest], contrasts: Sequence[LevelTest]) -
     )
     axis.set_ylim(len(chosen) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
-    axis.set(xlabel="Difference of test accuracy (points), same seeds")
+    unit = " (points)" if said.points else ""
+    axis.set(xlabel=f"Difference of test {said.label}{unit}, same seeds")
     plain_numbers(axis.xaxis)
     finish(
         figure,
@@ -275,17 +276,18 @@ def _front(
     known = [cell for cell in cells if cost(cell) is not None]
     if len(known) < 2:
         return None
+
+    said = measure(cells)
+    height = lambda cell: said.factor * cell.value
     figure = new_figure(9, 5.4)
     axis = figure.subplots()
     targets = list(dict.fromkeys(cell.targets for cell in known if cell.targets))
     best = front(known, cost)
-    axis.plot([cost(cell) for cell in best], [100 * cell.accuracy for cell in best], color=FAINT, lw=1.2, zorder=1, drawstyle="steps-post", label="Pareto front")  # fmt: skip
+    axis.plot([cost(cell) for cell in best], [height(cell) for cell in best], color=FAINT, lw=1.2, zorder=1, drawstyle="steps-post", label="Pareto front")  # fmt: skip
     on_front = set(map(id, best))
     looks: dict[tuple[bool, str, str], list[tuple[float, float]]] = defaultdict(list)
     for cell in known:
-        looks[id(cell) in on_front, *cell_look(cell, targets)].append(
-            (cost(cell), 100 * cell.accuracy)
-        )
+        looks[id(cell) in on_front, *cell_look(cell, targets)].append((cost(cell), height(cell)))
     for (is_best, colour, marker), points in sorted(looks.items()):
         rim, width = (INK, 1.4) if is_best else (PAPER, 0.5)
         axis.scatter(
@@ -298,7 +300,7 @@ def _front(
             linewidth=width,
         )
     axis.margins(x=0.16, y=0.12)
-    axis.set(xlabel=label, ylabel="Test accuracy (%)")
+    axis.set(xlabel=label, ylabel=said.axis)
     formats = {
         cell.format: cell_look(cell, targets)[0]
         for cell in sorted(known, key=order)
@@ -311,12 +313,12 @@ def _front(
         axis.scatter(
             [], [], facecolor="none", edgecolor=INK, marker=marker, label=textwrap.shorten(name, 30)
         )
-    finish(figure, axis, title)
+    finish(figure, axis, f"{said.title} {title}")
     plain_numbers(axis.yaxis)
     named = [*best, *(cell for cell in known if cell.rank is None and id(cell) not in on_front)][
         :12
     ]
-    at = {id(cell): (cost(cell), 100 * cell.accuracy) for cell in known}
+    at = {id(cell): (cost(cell), height(cell)) for cell in known}
     name_points(
         axis,
         [(cell.name, *at[id(cell)]) for cell in named],

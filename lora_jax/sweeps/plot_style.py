@@ -8,7 +8,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 from lora_jax.sweeps.cells import Cell
+from lora_jax.sweeps.measure import Measure
 from lora_jax.sweeps.store import StoreError
 
 # Okabe and Ito's palette: told apart with every common colour blindness, and in print.
@@ -122,7 +123,7 @@ def cell_look(cell: Cell, targets: Sequence[str]) -> tuple[str, str]:
     ]
 
 
-def baseline_lines(axis: Axes, cells: Iterable[Cell], height: Callable[[Cell], float]) -> None:
+def baseline_lines(axis: Axes, cells: Iterable[Cell], said: Measure) -> None:
     """A line across for each baseline among the cells; one far outside of what is drawn is only
     named, so that the rest stays readable.
     """
@@ -135,7 +136,7 @@ def baseline_lines(axis: Axes, cells: Iterable[Cell], height: Callable[[Cell], f
                 cell.method, cell.method.replace("_", " ")
             )
             label = f"{label} {cell.variant}".strip()
-            value = height(cell)
+            value = said.factor * cell.value
             if low - room <= value <= high + room:
                 axis.axhline(value, color=colour, ls=dashes, lw=1.4, zorder=1, label=label)
             else:
@@ -145,7 +146,7 @@ def baseline_lines(axis: Axes, cells: Iterable[Cell], height: Callable[[Cell], f
                     color=colour,
                     ls=dashes,
                     lw=1.4,
-                    label=f"{label}: {value:.1f} ({'below' if value < low else 'above'})",
+                    label=f"{label}: {said.number(cell.value)} ({'below' if value < low else 'above'})",
                 )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from lora_jax.sweeps.cells import Cell
+from lora_jax.sweeps.cells import Cell, measure
 from lora_jax.sweeps.findings import Findings, findings_of
 from lora_jax.sweeps.plot_curves import axis_curves, learning_curves, rank_curve
 from lora_jax.sweeps.plot_maps import (
@@ -24,16 +24,19 @@ from lora_jax.sweeps.plot_maps import (
 from lora_jax.sweeps.plot_style import MUTED, STYLE, save_png, svg_text
 from lora_jax.sweeps.store import StoreError
 
+# {} is the metric's name; the files are called alike whatever it is.
 _PICTURES: dict[str, tuple[str, Callable[[Sequence[Cell], Findings], Figure | None]]] = {
-    "Accuracy over the grid": ("heat_maps", lambda cells, found: heat_maps(cells)),
-    "Accuracy against rank": ("rank_curve", lambda cells, found: rank_curve(cells)),
-    "Accuracy along the other axes": ("axis_curves", lambda cells, found: axis_curves(cells)),
-    "Accuracy against memory": ("pareto", lambda cells, found: memory_front(cells)),
-    "Accuracy against time": ("pareto_time", lambda cells, found: time_front(cells)),
+    "{} over the grid": ("heat_maps", lambda cells, found: heat_maps(cells)),
+    "{} against rank": ("rank_curve", lambda cells, found: rank_curve(cells)),
+    "{} along the other axes": ("axis_curves", lambda cells, found: axis_curves(cells)),
+    "{} against memory": ("pareto", lambda cells, found: memory_front(cells)),
+    "{} against time": ("pareto_time", lambda cells, found: time_front(cells)),
     "Where the spread comes from": ("spread", lambda cells, found: spread_bars(found.spread)),
     "Paired differences": (
         "differences",
-        lambda cells, found: difference_plot(found.against_best, found.between_levels),
+        lambda cells, found: difference_plot(
+            found.against_best, found.between_levels, measure(cells)
+        ),
     ),
     "Learning curves": ("learning_curves", lambda cells, found: learning_curves(cells)),
 }
@@ -76,10 +79,12 @@ def draw(
     """
     written = {}
     with matplotlib.rc_context(STYLE):
-        for title, (name, picture) in _PICTURES.items():
+        for words, (name, picture) in _PICTURES.items():
             drawn = picture(cells, found)
             if drawn is None:
                 continue
+
+            title = words.format(measure(cells).name)
             svg = svg_text(drawn, title)
             width, height = drawn.get_size_inches()
             drawn.text(

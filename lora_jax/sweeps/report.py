@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,26 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from lora_jax.config import ADAPTERS
-from lora_jax.sweeps.cells import Cell, cells_of, gather, pareto
+from lora_jax.sweeps.cells import Cell, cells_of, gather, measure, pareto, seed_of
 from lora_jax.sweeps.files import without_collection
 from lora_jax.sweeps.findings import Findings, findings_of
 from lora_jax.sweeps.grid import shown_targets
 from lora_jax.sweeps.html_report import page, spread_table, tests_table
+from lora_jax.sweeps.measure import Measure
 from lora_jax.sweeps.store import RunRecord, write_text
 
-_RUN_FIELDS = (
-    "run_id", "method", "format", "rank", "targets", "seed", "test_accuracy", "test_loss", "validation_accuracy",
-    "validation_loss", "steps", "trainable_parameters", "base_bytes", "base_bits_per_weight", "adapter_bytes", "peak_bytes",
-    "peak_rss_bytes", "tokens_per_second", "seconds", "compile_seconds", "padding_fraction",
-)  # fmt: skip
-_MEANS = _RUN_FIELDS[_RUN_FIELDS.index("test_loss") :]
-_HEADINGS = (
-    "method", "base", "targets", "rank", "test accuracy, %", "seeds", "trainable", "base, MB", "bits a weight",
-    "adapter, MB", "peak, MB", "tokens/s", "time, s",
-)  # fmt: skip
+_IDENTITY = ("run_id", "method", "format", "rank", "targets", "seed")
+_LEFT = ("method", "base", "targets")  # columns of words
 
 
 _MOST_TESTS = 40
@@ -64,7 +59,7 @@ def write_and_summarise(
     roots: str | Path | Sequence[str | Path], out_dir: str | Path | None = None
 ) -> tuple[Path, Table]:
     """`write_report`, and its table of cells for a terminal; the runs are read once."""
-    from lora_jax.sweeps import plots  # matplotlib is slow to import
+    import lora_jax.sweeps.plots as plots  # matplotlib is slow to import
 
     folders = _folders(roots)
     records, pending = gather(folders)
@@ -73,18 +68,16 @@ def write_and_summarise(
         raise ValueError(_nothing_finished(folders, records))
     out = Path(out_dir) if out_dir is not None else folders[0] / "report"
     plots.make_folder(out)
-    write_text(
-        out / "report.csv",
-        _csv(_RUN_FIELDS, [_run_row(record) for record in records if record.result]),
-    )
-    write_text(out / "cells.csv", _csv(_cell_row(cells[0]), [_cell_row(cell) for cell in cells]))
+
+    _write_table(out / "report.csv", [_run_row(record) for record in records if record.result])
+    _write_table(out / "cells.csv", [_cell_row(cell) for cell in cells])
     found = findings_of(
         cells, missing=len(pending) + sum(record.status != "done" for record in records)
     )
-    headings, rows = tests_table(found)
-    write_text(
-        out / "tests.csv", _csv(headings, [dict(zip(headings, row, strict=True)) for row in rows])
-    )
+    headings, rows = tests_table(found, measure(cells))
+    tests = [dict(zip(headings, row, strict=True)) for row in rows]
+    _write_table(out / "tests.csv", tests, headings)
+
     pictures = plots.draw(cells, found, out, footnote(cells))
     made = _Page(cells, found, records, pending, _commands(folders, out_dir, records))
     write_text(
@@ -97,15 +90,21 @@ def write_and_summarise(
 
 
 def summary_table(cells: Sequence[Cell]) -> Table:
-    """A rich table with a row for each cell, the best accuracy in bold."""
+    """A rich table with a row for each cell, the best score in bold."""
+    said = measure(cells)
     table = Table(
-        title="Mean test accuracy ± standard error", caption=_error_kind(cells), header_style="bold"
+        title=f"Mean test {said.label} ± standard error",
+        caption=_error_kind(cells),
+        header_style="bold",
     )
-    for heading in _HEADINGS:
-        table.add_column(heading, justify="left" if heading in _HEADINGS[:3] else "right")
-    best = max(cell.accuracy for cell in cells)
+    for heading in _headings(said):
+        table.add_column(heading, justify="left" if heading in _LEFT else "right")
+
+    best = max(cell.merit for cell in cells)
     for cell in cells:
-        table.add_row(*_row(cell), style="bold" if cell.accuracy == best else "")
+        # Names are a user's texts: rich would read brackets in them as its markup.
+        row = map(escape, _row(cell, said))
+        table.add_row(*row, style="bold" if cell.merit == best else "")
     return table
 
 
@@ -113,19 +112,34 @@ def headline(cells: Sequence[Cell]) -> str:
     """The answer in two or three sentences: the best adapter, the cheapest that is as good, and the
     baselines.
     """
+    said = measure(cells)
     adapters = [cell for cell in cells if cell.rank is not None] or list(cells)
-    best = max(adapters, key=lambda cell: cell.accuracy)
-    text = f"**{best.name}** has the highest test accuracy, {_percent(best)}{_size(best)}."
-    close = [
-        cell for cell in pareto(adapters) if cell.accuracy >= best.accuracy - best.standard_error
-    ]
+    best = max(adapters, key=lambda cell: cell.merit)
+    ties = sum(cell.merit == best.merit for cell in adapters) - 1
+    # The first of a tie is the first in the table, and no better than the others.
+    shared = (
+        f" (so {'has' if ties == 1 else 'have'} {ties} other{'s' * (ties > 1)})" if ties else ""
+    )
+    text = (
+        f"**{best.name}** has the {said.best} test {said.label}, "
+        f"{_with_error(best, said)}{shared}{_size(best)}."
+    )
+
+    error = 0.0 if math.isnan(best.standard_error) else best.standard_error
+    close = [cell for cell in pareto(adapters) if cell.merit >= best.merit - error]
     if close and close[0] is not best:
         cheapest = close[0]
-        text += f" The smallest within one standard error of it is **{cheapest.name}**, {_percent(cheapest)}{_size(cheapest)}."
-    elif close:
+        within = "within one standard error of it" if error else "with the same score"
+        text += (
+            f" The smallest {within} is **{cheapest.name}**, "
+            f"{_with_error(cheapest, said)}{_size(cheapest)}."
+        )
+    elif close and error:
         text += " No smaller cell is within one standard error of it."
     baselines = [
-        f"{cell.name} {_percent(cell)}" for cell in cells if cell.rank is None and cell is not best
+        f"{cell.name} {_with_error(cell, said)}"
+        for cell in cells
+        if cell.rank is None and cell is not best
     ]
     return text + (f" For comparison: {', '.join(baselines)}." if baselines else "")
 
@@ -141,7 +155,7 @@ def footnote(cells: Sequence[Cell]) -> str:
         f"{'-'.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seed{'s' if seeds[-1] > 1 else ''} a cell",
         _distinct((config.get("model") or {}).get("name") for config in configs),
         _distinct((config.get("data") or {}).get("name") for config in configs),
-        f"{_distinct(str(run.result.examples['test']) for run in runs)} test examples",
+        _tested(runs),
         _distinct(devices),
         f"commit {_distinct(commits)}",
     ]
@@ -152,16 +166,34 @@ def _folders(roots: str | Path | Sequence[str | Path]) -> list[Path]:
     return [Path(root) for root in ([roots] if isinstance(roots, (str, Path)) else roots)]
 
 
+def _tested(runs: Sequence[RunRecord]) -> str:
+    """How large the test set is, in records, and in what the score was counted on."""
+    examples = _distinct(run.result.examples.get("test") for run in runs)
+    score = runs[0].result.score("test")
+    counted = (
+        "" if score.unit == "records" or not score.count else f", {score.count:,} {score.unit}"
+    )
+    return f"{examples} test examples{counted}"
+
+
 def _error_kind(cells: Sequence[Cell]) -> str:
-    if all(cell.seeds > 1 for cell in cells):
-        return "± standard error of the mean over seeds"
-    if all(cell.seeds == 1 for cell in cells):
-        return "± binomial standard error of the test set (b): one seed, so the spread between seeds is not known"
-    return "± standard error of the mean over seeds; (b) one seed: binomial standard error of the test set"
+    kinds = {cell.error_kind for cell in cells}
+    says = {
+        "seeds": "± standard error of the mean over seeds",
+        "binomial": "(b) one seed: binomial standard error of the test set, so the spread between "
+        "seeds is not known",
+        "unknown": "no ±: one seed, and this score has no error of its own",
+    }
+    return "; ".join(says[kind] for kind in says if kind in kinds)
 
 
-def _percent(cell: Cell) -> str:
-    return f"{100 * cell.accuracy:.1f} ± {100 * cell.standard_error:.1f}{' (b)' if cell.seeds == 1 else ''} %"
+def _with_error(cell: Cell, said: Measure, unit: bool = True) -> str:
+    """'81.2 ± 0.4 %', '0.613 ± 0.012'; (b) marks a binomial error."""
+    text = said.number(cell.value)
+    if cell.error_kind != "unknown":
+        text += f" ± {said.number(cell.standard_error)}"
+    text += " (b)" if cell.error_kind == "binomial" else ""
+    return f"{text} %" if unit and said.score.share else text
 
 
 def _size(cell: Cell) -> str:
@@ -172,15 +204,22 @@ def _size(cell: Cell) -> str:
     )
 
 
-def _row(cell: Cell) -> list[str]:
-    """The texts of a table row, under _HEADINGS."""
+def _headings(said: Measure) -> tuple[str, ...]:
+    return (
+        *_LEFT, "rank", said.heading, "seeds", "trainable", "base, MB", "bits a weight", "adapter, MB", "peak, MB",
+        "tokens/s", "time, s",
+    )  # fmt: skip
+
+
+def _row(cell: Cell, said: Measure) -> list[str]:
+    """The texts of a table row, under `_headings`."""
     megabytes = {key: _number(cell.mean(key), 1e6, 1) for key in ("base_bytes", "peak_bytes")}
     return [
         " ".join((cell.method, cell.variant)).strip(),
         cell.format,
         cell.targets or "",
         "" if cell.rank is None else str(cell.rank),
-        _percent(cell).removesuffix(" %"),
+        _with_error(cell, said, unit=False),
         str(cell.seeds),
         _number(cell.mean("trainable_parameters"), 1, 0),
         megabytes["base_bytes"],
@@ -197,30 +236,35 @@ def _number(value: float | None, unit: float, digits: int) -> str:
 
 
 def _cell_row(cell: Cell) -> dict[str, Any]:
-    """A row of cells.csv: fractions and bytes, not rounded."""
+    """A row of cells.csv: fractions and bytes, not rounded; every score that all its seeds have."""
+    row = cell.runs[0].result.row()
     return {
         "cell": cell.name, "method": cell.method, "format": cell.format, "rank": cell.rank, "targets": cell.targets,
-        "seeds": cell.seeds, "test_accuracy": cell.accuracy, "standard_error": cell.standard_error,
-        "standard_error_kind": "seeds" if cell.seeds > 1 else "binomial", **{key: cell.mean(key) for key in _MEANS},
+        "seeds": cell.seeds, "metric": cell.score.name, "value": cell.value,
+        "standard_error": None if cell.error_kind == "unknown" else cell.standard_error,
+        "standard_error_kind": cell.error_kind,
+        **{key: cell.mean(key) for key, value in row.items() if not isinstance(value, str)},
     }  # fmt: skip
 
 
 def _run_row(record: RunRecord) -> dict[str, Any]:
+    """A row of report.csv: which run it is, and all that its result holds."""
     config = record.config
-    adapter = config["method"] in ADAPTERS
-    return {
-        "run_id": record.run_id, "method": config["method"], "seed": config["train"]["seed"],
-        "format": config["quant"]["format"] if adapter else None, "rank": config["lora"]["rank"] if adapter else None,
-        "targets": shown_targets(config["lora"]["targets"]) if adapter else None, **record.result.row(),
-    }  # fmt: skip
+    row = dict.fromkeys(_IDENTITY) | {"run_id": record.run_id, "method": config["method"]}
+    row["seed"] = seed_of(record)
+    if config["method"] in ADAPTERS:
+        row |= {"format": config["quant"]["format"], "rank": config["lora"]["rank"]}
+        row["targets"] = shown_targets(config["lora"]["targets"])
+    return row | record.result.row()
 
 
-def _csv(fields: Sequence[str] | Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]], fields: Sequence[str] = ()) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(fields), extrasaction="ignore", lineterminator="\n")
+    columns = fields or dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue()
+    write_text(path, text.getvalue())
 
 
 @dataclass(frozen=True)
@@ -234,6 +278,10 @@ class _Page:
     commands: Sequence[tuple[str, str]]
 
     @property
+    def said(self) -> Measure:
+        return measure(self.cells)
+
+    @property
     def state(self) -> str:
         counts = Counter(record.status for record in self.records)
         text = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
@@ -242,7 +290,7 @@ class _Page:
     @property
     def notes(self) -> str:
         return (
-            f"{_error_kind(self.cells)}. The best cell was chosen on the test set, so its accuracy "
+            f"{_error_kind(self.cells)}. The best cell was chosen on the test set, so its score "
             "is a little optimistic. MB are 10^6 bytes. "
             "Base: bytes of the arrays as stored. Peak: arguments, outputs and temporaries of the "
             "compiled training step. "
@@ -303,7 +351,9 @@ def _markdown(made: _Page, pictures: Mapping[str, str]) -> str:
     lines += [
         "## Cells",
         "",
-        *_table(_HEADINGS, [_row(cell) for cell in made.cells], left=3),
+        *_table(
+            _headings(made.said), [_row(cell, made.said) for cell in made.cells], left=len(_LEFT)
+        ),
         made.notes,
         "",
     ]
@@ -311,7 +361,7 @@ def _markdown(made: _Page, pictures: Mapping[str, str]) -> str:
         lines += [f"## {title}", "", f"![{title}]({name})", ""]
         if title == "Where the spread comes from":
             lines += _table(*spread_table(made.found))
-    tests = tests_table(made.found)
+    tests = tests_table(made.found, made.said)
     if tests[1]:
         more = (
             f"The first {_MOST_TESTS} of {len(tests[1])}; all are in tests.csv. "
@@ -351,8 +401,9 @@ def _html(made: _Page, pictures: Mapping[str, str]) -> str:
         headline=headline(made.cells),
         state=made.state,
         findings=made.found,
-        headings=_HEADINGS,
-        rows=[_row(cell) for cell in made.cells],
+        headings=_headings(made.said),
+        rows=[_row(cell, made.said) for cell in made.cells],
+        tests=tests_table(made.found, made.said),
         notes=made.notes,
         pictures=pictures,
         failed=made.failed,

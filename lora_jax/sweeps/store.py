@@ -35,9 +35,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lora_jax.sweeps.index as index
 from lora_jax.config import Config, config_hash, flatten, from_config_dict, to_dict
 from lora_jax.io.contents import changed_contents
-from lora_jax.sweeps import index
 from lora_jax.sweeps.files import StoreError, disk, turns, write_json, write_text
 from lora_jax.sweeps.lock import Lock, RunLocked
 from lora_jax.sweeps.provenance import environment, version

@@ -96,7 +96,7 @@ def scores_of(predictions: Predictions, primary: Primary) -> list[Score]:
         Score("loss", loss.sum() / units.sum(), False, primary.unit, count, per_example=loss / one)
     ]
     if not np.isnan(correct).any():
-        share = primary.unit == "records"
+        share = primary.is_right_or_wrong
         value, each = correct.sum() / units.sum(), correct / one
         found.append(Score("accuracy", value, True, primary.unit, count, share, each))
 

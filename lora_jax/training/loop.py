@@ -343,10 +343,9 @@ def _scores(
 def loss_and_accuracy(task: Task, score: Mapping[str, float]) -> dict[str, Score]:
     """The scores that the sums of an evaluation give, with what they were counted on."""
     unit, count = task.primary.unit, int(score["examples"])
+    share = task.primary.is_right_or_wrong
     return {
-        "accuracy": Score(
-            "accuracy", score["accuracy"], unit=unit, count=count, share=unit == "records"
-        ),
+        "accuracy": Score("accuracy", score["accuracy"], unit=unit, count=count, share=share),
         "loss": Score("loss", score["loss"], higher_is_better=False, unit=unit, count=count),
     }
 

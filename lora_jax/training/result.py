@@ -193,7 +193,7 @@ def _old_scores(
             name not in _LOWER_IS_BETTER,
             counted,
             counts.get(split, 0),
-            share=name == "accuracy" and counted == "records",
+            share=name == "accuracy" and counted == "records" and "pearson" not in names,
         )
     return found
 

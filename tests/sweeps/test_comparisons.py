@@ -197,7 +197,7 @@ def keep_answers(cell, folder, right, ids=None):
 
 def test_answers_that_were_kept_are_compared_example_by_example(tmp_path):
     one, two, three = sorted(
-        cells(tmp_path, seeds=1, formats=("none",), noise=0.0), key=lambda cell: -cell.accuracy
+        cells(tmp_path, seeds=1, formats=("none",), noise=0.0), key=lambda cell: -cell.value
     )
     one = keep_answers(one, tmp_path, [True] * 90 + [False] * 10)
     two = keep_answers(two, tmp_path, [True] * 60 + [False] * 40)
@@ -227,7 +227,7 @@ def test_answers_to_other_examples_are_not_compared(tmp_path):
 def test_with_several_seeds_an_example_counts_once(tmp_path):
     one, two = sorted(
         cells(tmp_path, seeds=3, formats=("none",), ranks=(1, 4), noise=0.0),
-        key=lambda cell: -cell.accuracy,
+        key=lambda cell: -cell.value,
     )
     first, second = [True] * 15 + [False] * 5, [True] * 10 + [False] * 10
     (found,) = on_examples(

@@ -34,8 +34,8 @@ def test_every_cell_of_the_grid_is_a_row_with_its_numbers(finished, written):
     with (finished.root / "report" / "cells.csv").open() as file:
         rows = {row["cell"]: row for row in csv.DictReader(file)}
     for cell in cells:
-        assert float(rows[cell.name]["test_accuracy"]) == pytest.approx(cell.accuracy)
-        assert f"{100 * cell.accuracy:.1f} ± {100 * cell.standard_error:.1f} (b)" in written
+        assert float(rows[cell.name]["test_accuracy"]) == pytest.approx(cell.value)
+        assert f"{100 * cell.value:.1f} ± {100 * cell.standard_error:.1f} (b)" in written
     with (finished.root / "report" / "report.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 20
 
@@ -48,7 +48,7 @@ def test_pictures_are_written_and_shown(finished, written, picture):
 
 def test_one_seed_gives_the_binomial_error_and_several_give_that_of_the_mean(tmp_path, finished):
     (single, *_) = cells_of(gather([finished.root])[0])
-    p = single.accuracy
+    p = single.value
     assert single.standard_error == pytest.approx(math.sqrt(p * (1 - p) / 1066))
     store = RunStore(tmp_path)
     fill(
@@ -62,7 +62,7 @@ def test_one_seed_gives_the_binomial_error_and_several_give_that_of_the_mean(tmp
     cell = cells_of(gather([tmp_path])[0])[-1]
     values = [run.result.value("test") for run in cell.runs]
     mean = sum(values) / 3
-    assert cell.seeds == 3 and cell.accuracy == pytest.approx(mean)
+    assert cell.seeds == 3 and cell.value == pytest.approx(mean)
     assert cell.standard_error == pytest.approx(
         math.sqrt(sum((value - mean) ** 2 for value in values) / 2 / 3)
     )
@@ -72,8 +72,8 @@ def test_one_seed_gives_the_binomial_error_and_several_give_that_of_the_mean(tmp
 def test_headline_names_the_best_adapter_and_the_smallest_within_one_standard_error(finished):
     cells = cells_of(gather([finished.root])[0])
     adapters = [cell for cell in cells if cell.rank]
-    best = max(adapters, key=lambda cell: cell.accuracy)
-    close = [cell for cell in adapters if cell.accuracy >= best.accuracy - best.standard_error]
+    best = max(adapters, key=lambda cell: cell.value)
+    close = [cell for cell in adapters if cell.value >= best.value - best.standard_error]
     cheapest = min(close, key=lambda cell: cell.stored_bytes)
     text = report.headline(cells)
     assert f"**{best.name}**" in text and f"**{cheapest.name}**" in text and "head 6" in text
@@ -83,12 +83,8 @@ def test_no_cell_beats_one_of_the_pareto_front(finished):
     cells = cells_of(gather([finished.root])[0])
     front = pareto(cells)
     for cell in cells:
-        assert not any(
-            cell.stored_bytes <= f.stored_bytes and cell.accuracy > f.accuracy for f in front
-        )
-        assert any(
-            f.stored_bytes <= cell.stored_bytes and f.accuracy >= cell.accuracy for f in front
-        )
+        assert not any(cell.stored_bytes <= f.stored_bytes and cell.value > f.value for f in front)
+        assert any(f.stored_bytes <= cell.stored_bytes and f.value >= cell.value for f in front)
 
 
 def test_cells_that_differ_in_a_learning_rate_are_not_averaged_and_say_so(tmp_path):

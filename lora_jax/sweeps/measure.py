@@ -1,0 +1,95 @@
+"""How a report writes the metric that its runs name: in percent and points where it is a share of
+right answers, else as a plain number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lora_jax.metrics.score import Score
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The primary metric of the runs of a report, by one of its scores on the test split."""
+
+    score: Score
+
+    @property
+    def label(self) -> str:
+        """'accuracy', 'loss (nats a token)'."""
+        return self.score.label
+
+    @property
+    def title(self) -> str:
+        """'Test accuracy', 'Test loss (nats a token)', for the head of a picture."""
+        return f"Test {self.label}"
+
+    @property
+    def name(self) -> str:
+        """'Accuracy', 'Loss': the title without the split and the unit."""
+        plain = self.label.partition(" (")[0]
+        return plain[0].upper() + plain[1:]
+
+    @property
+    def axis(self) -> str:
+        """The title with the unit in which values are drawn."""
+        return f"{self.title} (%)" if self.score.share else self.title
+
+    @property
+    def heading(self) -> str:
+        """The head of a column of a table."""
+        return f"test {self.label}, %" if self.score.share else f"test {self.label}"
+
+    @property
+    def factor(self) -> float:
+        """What a value is multiplied by to be written: 100 for a share."""
+        return 100.0 if self.score.share else 1.0
+
+    @property
+    def points(self) -> str:
+        """The unit of a difference with a blank before it, nothing for a plain number."""
+        return " points" if self.score.share else ""
+
+    @property
+    def best(self) -> str:
+        """'highest' or 'lowest': which is the best one."""
+        return "highest" if self.score.higher_is_better else "lowest"
+
+    def merit(self, value: float) -> float:
+        """A number that is larger for the better of two values."""
+        return value if self.score.higher_is_better else -value
+
+    def number(self, value: float) -> str:
+        """The value in its unit, without the unit: '81.2', '0.613'."""
+        return (
+            "n/a"
+            if math.isnan(value)
+            else f"{value * self.factor:.{1 if self.score.share else 3}f}"
+        )
+
+    def text(self, value: float) -> str:
+        """The value with its unit: '81.2%', '0.613'."""
+        return self.number(value) + ("%" if self.score.share else "")
+
+    def difference(self, value: float, sign: str = "+") -> str:
+        """A difference in points, or as a plain number with one digit more than a value."""
+        digits = 2 if self.score.share else 4
+        return "n/a" if math.isnan(value) else f"{value * self.factor:{sign}.{digits}f}"
+
+
+def measure_of(scores: Iterable[Score]) -> Measure:
+    """The measure of scores of one metric.
+
+    Raises:
+        ValueError: there is none, or they are of several metrics.
+    """
+    found = {(score.name, score.unit): score for score in scores}
+    if len(found) != 1:
+        named = ", ".join(score.label for score in found.values()) or "no score"
+        raise ValueError(
+            f"Runs are compared by one metric, got {named}. Make a report of each by itself."
+        )
+    return Measure(*found.values())

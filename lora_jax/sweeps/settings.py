@@ -1,0 +1,85 @@
+"""The settings that decide a run but for its seed, and those in which several runs differ."""
+
+from __future__ import annotations
+
+import functools
+import json
+import marshal
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_jax.config import canonical, from_config_dict
+
+# A setting that a run does not read, such as the block size of a base that is not quantised.
+NOT_READ = "–"
+
+
+def settings_of(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """(a key, {dotted setting: value}) of what decides a run but for its seed; the key is equal for
+    runs of one cell.
+    """
+    train = {key: value for key, value in (config.get("train") or {}).items() if key != "seed"}
+    # marshal writes ten times as fast as json, and a report asks this of every run; its version 2
+    # writes equal values to equal bytes.
+    return _settings(marshal.dumps({**config, "train": train, "out": "", "sweep": {}}, 2))
+
+
+def differing(
+    settings: Sequence[Mapping[str, Any]], quantised: Sequence[bool]
+) -> dict[str, list[Any]]:
+    """{dotted setting: its value in each} of the settings that are not the same in all, without
+    those that follow another. `quantised` says which of them have a quantised base.
+    """
+    keys = dict.fromkeys(key for setting in settings for key in setting)
+    columns = {key: [setting.get(key, NOT_READ) for setting in settings] for key in keys}
+    varied = {key: column for key, column in columns.items() if len(set(map(str, column))) > 1}
+
+    # Each of these says nothing new where it follows another: the head's rate the rate, unless it
+    # was set; alpha the rank, in a sweep over ranks at one scale.
+    if varied.get("optim.head_learning_rate") == columns.get("optim.learning_rate"):
+        varied.pop("optim.head_learning_rate", None)
+    if "lora.alpha" in varied and _proportional(
+        columns["lora.alpha"], columns.get("lora.rank", [])
+    ):
+        del varied["lora.alpha"]
+
+    # Runs without a quantised base lack its settings: that is the format, not another difference.
+    for key in [key for key in varied if key.startswith("quant.")]:
+        read = {str(value) for value, has in zip(varied[key], quantised, strict=True) if has}
+        if len(read) < 2:
+            del varied[key]
+    return varied
+
+
+@functools.lru_cache(maxsize=100_000)
+def _settings(config: bytes) -> tuple[str, Mapping[str, Any]]:
+    values = marshal.loads(config)
+    # The seed that stands in for all; the keys that were emptied keep their defaults.
+    setting = _without_seed(
+        {key: value for key, value in values.items() if key not in ("out", "sweep")}
+    )
+    return json.dumps(setting, sort_keys=True), setting
+
+
+def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        setting = canonical(from_config_dict(config))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        # Written by another version: its own keys still tell its runs apart.
+        setting = _flat({key: config[key] for key in config if key not in ("out", "sweep")})
+    return {key: value for key, value in setting.items() if key != "train.seed"}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(
+            _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        )
+    return flat
+
+
+def _proportional(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    pairs = [(a, b) for a, b in zip(some, others) if a != NOT_READ]
+    numbers = all(isinstance(value, (int, float)) and value for pair in pairs for value in pair)
+    return numbers and len({a / b for a, b in pairs}) == 1
