@@ -3,6 +3,7 @@ trees.
 """
 
 import ast
+import graphlib
 import statistics
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "lora_jax").rglob("*.py"))
+
+MODULE_OF = {
+    path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in FILES
+}
+MODULES = set(MODULE_OF.values())
 
 # Each package with all that it may import of ours. Settings are plain data checked against two
 # tables of names.
@@ -107,6 +114,39 @@ def test_a_file_imports_only_what_lies_below_it(path: Path) -> None:
         if not any(f"{name}.".startswith(f"{allowed}.") for allowed in ALLOWED[package])
     ]
     assert wrong == [], f"{package} imports {wrong}"
+
+
+def ours(path: Path) -> set[str]:
+    """The modules of ours that a file imports."""
+    found = set()
+    for name, _ in imports(path):
+        while name not in MODULES and "." in name:
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return (found & set(MODULES)) - {"lora_jax", MODULE_OF[path]}
+
+
+@pytest.mark.parametrize("depth", [None, 2], ids=["files", "packages"])
+def test_there_is_no_circle_of_imports(depth: int | None) -> None:
+    graph: dict[str, set[str]] = {}
+    for path in FILES:
+        if path.parent == ROOT / "lora_jax" and depth:
+            continue  # The root's names and the command line stand above all packages.
+        short = lambda name: ".".join(name.split(".")[:depth])
+        one = short(MODULE_OF[path])
+        graph.setdefault(one, set()).update({short(name) for name in ours(path)} - {one})
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # A circle is an error that names it.
+
+
+def test_what_kind_a_model_is_is_asked_in_models_io_and_tasks_alone() -> None:
+    kinds = {"Encoder", "Decoder", "T5"}
+    for path in FILES:
+        if package_of(path) in ("models", "io", "tasks"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+                names = {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)}
+                assert not names & kinds, f"{path}:{node.lineno}"
 
 
 def test_nothing_below_imports_the_commands() -> None:

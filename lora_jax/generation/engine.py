@@ -64,8 +64,8 @@ class Generator:
         unroll: bool | None = None,
     ) -> None:
         self._apart = (
-            isinstance(model, Decoder)
-            and model.scan
+            model.scan
+            and not model.writes_targets
             and (jax.default_backend() == "cpu" if unroll is None else unroll)
         )
         self.model = model.clone(scan=False) if self._apart else model

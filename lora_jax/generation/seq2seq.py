@@ -77,7 +77,7 @@ class PairGenerator(Generator):
 
 def generator_for(model: Decoder | T5) -> type[Generator]:
     """The class that continues texts with a decoder, or writes targets with an encoder-decoder."""
-    return PairGenerator if isinstance(model, T5) else Generator
+    return PairGenerator if model.writes_targets else Generator
 
 
 def _with_row(cache: T5Cache) -> T5Cache:

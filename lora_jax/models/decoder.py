@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,8 @@ class Decoder(nn.Module):
     host memory. Weights are float32 unless loaded otherwise, products in `dtype`, softmax and norms
     in float32.
     """
+
+    writes_targets: ClassVar[bool] = False  # it continues its prompt
 
     config: DecoderConfig
     scan: bool = True

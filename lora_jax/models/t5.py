@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +85,8 @@ class T5(nn.Module):
     with `offload` from an input that waits in host memory. Products in `dtype`, softmax and norms
     in float32.
     """
+
+    writes_targets: ClassVar[bool] = True  # of sources; a decoder continues its prompt
 
     config: T5Config
     scan: bool = True

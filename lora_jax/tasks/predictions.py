@@ -133,7 +133,9 @@ def task_name(task: Task, split: str, index: int) -> str | None:
 
 
 def example_id(encoded: Any, index: int) -> str:
-    """16 hex digits of the sha256 of an example's tokens (of all its choices)."""
+    """16 hex digits of the sha256 of an example's tokens (of all its choices), or of its arrays."""
+    if hasattr(encoded, "identity"):
+        return hashlib.sha256(encoded.identity(index)).hexdigest()[:16]
     choices = getattr(encoded, "choices", 1)
     parts = encoded.tokens[index * choices : (index + 1) * choices]
     return hashlib.sha256(

@@ -14,7 +14,8 @@ from lora_jax.training.compile import wait_on_cpu
 def evaluate(
     step: Callable[..., Sums], frozen: Any, trainable: Any, batches: Iterable[Any]
 ) -> dict[str, float]:
-    """Mean loss (nats), accuracy and number of examples over all batches; filler rows do not count.
+    """Mean loss (nats), accuracy and number of examples over all batches; filler rows do not count,
+    and there is no accuracy where nothing is right or wrong.
 
     Raises:
         ValueError: there is no real example in the batches.
@@ -30,8 +31,7 @@ def evaluate(
     weight = sum(float(sums.weight) for sums in host)
     if not weight:
         raise ValueError("Cannot evaluate: every row of every batch is filler.")
-    return {
-        "loss": sum(float(sums.loss) for sums in host) / weight,
-        "accuracy": sum(float(sums.correct) for sums in host) / weight,
-        "examples": int(weight),
-    }
+    scores = {"loss": sum(float(sums.loss) for sums in host) / weight}
+    if host[0].correct is not None:
+        scores["accuracy"] = sum(float(sums.correct) for sums in host) / weight
+    return scores | {"examples": int(weight)}

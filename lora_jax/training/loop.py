@@ -343,11 +343,12 @@ def _scores(
 def loss_and_accuracy(task: Task, score: Mapping[str, float]) -> dict[str, Score]:
     """The scores that the sums of an evaluation give, with what they were counted on."""
     unit, count = task.primary.unit, int(score["examples"])
-    share = task.primary.is_right_or_wrong
-    return {
-        "accuracy": Score("accuracy", score["accuracy"], unit=unit, count=count, share=share),
-        "loss": Score("loss", score["loss"], higher_is_better=False, unit=unit, count=count),
-    }
+    options: dict[str, Any] = dict(unit=unit, count=count)
+    found = {"loss": Score("loss", score["loss"], higher_is_better=False, **options)}
+    if "accuracy" in score:
+        share = task.primary.is_right_or_wrong
+        found["accuracy"] = Score("accuracy", score["accuracy"], share=share, **options)
+    return found
 
 
 def _evaluate(

@@ -1,0 +1,288 @@
+"""A task of one's own: any Linen module, any loss, and arrays."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Int
+
+from lora_jax.adapters.apply import apply
+from lora_jax.adapters.sites import find_sites
+from lora_jax.adapters.surgery import adapt
+from lora_jax.config import ADAPTERS, Config
+from lora_jax.core.fingerprint import fingerprint
+from lora_jax.core.lowrank import LoraSpec
+from lora_jax.core.paths import Rules
+from lora_jax.core.quantize import QuantSpec
+from lora_jax.core.trainable import Trainables
+from lora_jax.data.batches import BatchIterator
+from lora_jax.metrics.table import Primary
+from lora_jax.tasks.losses import Losses
+from lora_jax.tasks.opened import Opened
+from lora_jax.tasks.specs import lora_spec, quant_spec
+from lora_jax.tasks.task import Trees
+
+_ENDLESS_EPOCHS = 2**31  # sources have a length
+
+
+@dataclass(frozen=True)
+class CustomLosses:
+    """The loss of any module, row by row: see `PerExample`.
+
+    `loss(model, batch)` gives the loss of every row, (rows,), or a scalar, their mean; `model(...)`
+    runs the module with its adapters.
+    """
+
+    model: nn.Module
+    loss: Callable[..., jax.Array]
+
+    def __call__(
+        self, frozen: Any, trainable: Trainables, batch: Any, key: jax.Array | None = None
+    ) -> Losses:
+        """The losses of a batch.
+
+        Raises:
+            ValueError: the loss has another shape.
+        """
+        run = functools.partial(apply, self.model, frozen, trainable, key=key)
+        weight = batch["weight"]
+        found = jnp.asarray(self.loss(run, batch), jnp.float32)
+        if found.shape not in ((), weight.shape):
+            raise ValueError(
+                f"A task's loss needs to be a scalar or one number a row {weight.shape}, got "
+                f"{found.shape}. Take the mean over the other axes."
+            )
+        # A mean over the batch is every row's: there are no filler rows among them.
+        each = jnp.broadcast_to(found, weight.shape) * weight
+        return Losses(total=each.sum(), loss=each, correct=None, weight=weight)
+
+
+class Arrays:
+    """A split as arrays by name, whose first axis counts examples.
+
+    Raises:
+        ValueError: there is none, or they differ in their number of examples.
+    """
+
+    def __init__(self, arrays: Mapping[str, Any]) -> None:
+        self.arrays = {name: np.asarray(array) for name, array in arrays.items()}
+        sizes = {name: len(array) for name, array in self.arrays.items()}
+        if len(set(sizes.values())) != 1 or 0 in sizes.values():
+            raise ValueError(
+                f"A split needs arrays with one and the same number of examples, got {sizes}."
+            )
+        self._count = next(iter(sizes.values()))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def rows(self, indices: Int[np.ndarray, " rows"]) -> dict[str, np.ndarray]:
+        """A batch of these examples; `weight` is 1 unless there is an array of that name."""
+        batch = {name: array[indices] for name, array in self.arrays.items()}
+        ones = np.ones(len(indices), np.float32)
+        # Speed counts what the mask counts: examples, unless there are tokens.
+        return {"weight": ones, "mask": ones[:, None] > 0} | batch
+
+    def identity(self, index: int) -> bytes:
+        """The bytes of an example: equal ones are equal examples."""
+        return b"|".join(
+            np.ascontiguousarray(self.arrays[name][index]).tobytes() for name in sorted(self.arrays)
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 (hex) of all arrays."""
+        return fingerprint(self.arrays)
+
+
+class PlannedRows(NamedTuple):
+    """The examples of a batch; `length` is how many, the one size that changes."""
+
+    indices: Int[np.ndarray, " rows"]
+    length: int
+
+
+class ArrayBatches:
+    """The batches of a split, epoch after epoch; a source as `Batches` is one.
+
+    Shuffled epochs leave out what does not fill a batch, each epoch something else; in order, the
+    last batch is shorter. No row is filler.
+
+    Raises:
+        ValueError: a shuffled epoch has no whole batch.
+    """
+
+    padding_fraction = 0.0
+    threads, prefetch = 1, 8
+
+    def __init__(
+        self, arrays: Arrays, batch_size: int, *, seed: int, shuffle: bool, epochs: int | None
+    ) -> None:
+        if shuffle and len(arrays) < batch_size:
+            raise ValueError(
+                f"A batch of {batch_size} examples needs as many, and there are {len(arrays)}. "
+                "Lower config.train.batch_size."
+            )
+        self.arrays, self.batch_size, self.seed, self.shuffle = arrays, batch_size, seed, shuffle
+        self.plan = lru_cache(maxsize=2)(self._plan)
+        self.steps_per_epoch = len(self.plan(0))
+        self._steps = self.steps_per_epoch * (_ENDLESS_EPOCHS if epochs is None else epochs)
+
+    def _plan(self, epoch: int) -> list[PlannedRows]:
+        order, size = np.arange(len(self.arrays)), self.batch_size
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, epoch)).permutation(order)
+            order = order[: len(order) // size * size]
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        return [PlannedRows(part, len(part)) for part in parts]
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        epoch, position = divmod(int(step), self.steps_per_epoch)
+        return self.arrays.rows(self.plan(epoch)[position].indices)
+
+    def __iter__(self) -> BatchIterator:
+        return BatchIterator(self)
+
+    def fingerprint(self) -> str:
+        """The sha256 (hex) of all that decides which batch comes at which step."""
+        settings = (self.arrays.fingerprint, self.batch_size, self.seed, self.shuffle)
+        return hashlib.sha256(repr(settings).encode()).hexdigest()
+
+
+@dataclass(eq=False)
+class CustomTask(Opened):
+    """Any Linen module with a loss of one's own; `custom_task` makes one. Methods are those of
+    `Task`.
+    """
+
+    loss: Callable[..., jax.Array] | None = None
+    lora: Rules[LoraSpec] | None = None
+    quant: Rules[QuantSpec] | None = None
+    whole: Sequence[str] = ()
+
+    metrics: ClassVar[tuple[str, ...]] = ()
+    primary: ClassVar[Primary] = Primary("loss", False, "records")
+
+    @property
+    def per_example(self) -> CustomLosses:
+        """See `Task`."""
+        return CustomLosses(self.model, self.loss)
+
+    def batches(
+        self,
+        split: str,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        epochs: int | None = None,
+        accumulate: int = 1,
+        packed: bool = True,
+    ) -> ArrayBatches:
+        """See `Task.batches`."""
+        return ArrayBatches(
+            self.split(split), batch_size, seed=seed, shuffle=shuffle, epochs=epochs
+        )
+
+    def examples_of(self, planned: PlannedRows) -> list[int]:
+        """See `Task.examples_of`."""
+        return planned.indices.tolist()
+
+    def answer(self, split: str, example: int, said: Any) -> tuple[Any, Any]:
+        """There is no answer: the loss alone is known."""
+        raise NotImplementedError("A task of one's own has no answers, its loss alone is known.")
+
+    def _select(
+        self, config: Config, params: Any, key: jax.Array, rules: Rules[LoraSpec] | None = None
+    ) -> Trees:
+        options: dict[str, Any] = dict(key=key, sites=self.sites)
+        if config.method == "full":
+            return adapt(self.model, params, (), whole=[".*"], **options)
+        if config.method not in ADAPTERS:
+            raise ValueError(
+                f"config.method {config.method!r} is for the encoders of this library. For a "
+                "module of one's own use 'lora', 'qlora' or 'full'."
+            )
+        quant: Any = []
+        if config.method == "qlora":
+            quant = self.quant or [(self.targets(config.quant.targets), quant_spec(config))]
+        if rules is None:
+            rules = self.lora or [(self.targets(config.lora.targets), lora_spec(config))]
+        return adapt(
+            self.model,
+            params,
+            (),
+            lora=rules,
+            quant=quant,
+            whole=self.whole,
+            bias=config.lora.bias,
+            statistics=self._measured(config, params, rules),
+            **options,
+        )
+
+
+def custom_task(
+    model: nn.Module,
+    params: Mapping[str, Any],
+    loss: Callable[..., jax.Array],
+    splits: Mapping[str, Mapping[str, Any]],
+    *,
+    inputs: Sequence[Any],
+    lora: Rules[LoraSpec] | None = None,
+    quant: Rules[QuantSpec] | None = None,
+    whole: Sequence[str] = (),
+    note: str = "",
+) -> CustomTask:
+    """A task for any Linen module, which `lora_jax.train(config, folder, task=...)` takes.
+
+    >>> def loss(model, batch):  # doctest: +SKIP
+    ...     logits = model(batch["x"])
+    ...     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+    >>> task = custom_task(module, params, loss, splits, inputs=(x,))  # doctest: +SKIP
+
+    Args:
+        params: the pretrained weights.
+        loss: `(model, batch)` to the loss of every row, or to their mean; `model(...)` runs the
+            module with its adapters.
+        splits: train, validation and test, each arrays by name whose first axis counts examples.
+            `weight` (examples,) weighs them, if it is there.
+        inputs: positional arguments of the module, arrays or jax.ShapeDtypeStruct, to find its
+            weights with.
+        lora, quant: rules on paths, instead of those of a run's config.
+        whole: patterns of weights that are trained whole beside adapters, such as a new head.
+
+    Raises:
+        ValueError: a split is missing, or its arrays differ in their number of examples.
+    """
+    missing = [name for name in ("train", "validation", "test") if name not in splits]
+    if missing:
+        raise ValueError(
+            f"A task needs the splits train, validation and test; {', '.join(missing)} is missing. "
+            "Give some examples of another split, if there are none."
+        )
+    return CustomTask(
+        model=model,
+        params=params,
+        sites=find_sites(model, *inputs),
+        splits={name: Arrays(arrays) for name, arrays in splits.items()},
+        buckets=(),
+        label_names=(),
+        note=note,
+        base=fingerprint(params),
+        loss=loss,
+        lora=lora,
+        quant=quant,
+        whole=whole,
+    )
