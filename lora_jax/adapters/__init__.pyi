@@ -22,6 +22,8 @@ from .many import make_bank as make_bank
 from .many import replace_adapter as replace_adapter
 from .merge import MergeReport as MergeReport
 from .merge import merge_quantized as merge_quantized
+from .products import factored_product as factored_product
+from .rules import register_rule as register_rule
 from .sites import Site as Site
 from .stacking import pad as pad
 from .stacking import stack as stack

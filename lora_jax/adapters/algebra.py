@@ -20,7 +20,7 @@ import numpy as np
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.matrix import to_matrix
 from lora_jax.core.paths import flatten, nearest
-from lora_jax.core.trainable import Trainables
+from lora_jax.core.trainable import Trainable, Trainables
 from lora_jax.core.trained_weight import TrainedWeight
 
 Index = tuple[int, ...]
@@ -50,7 +50,7 @@ def weighted_sum(
     weights: Sequence[float] | None = None,
     *,
     base: Mapping[str, Any] | None = None,
-) -> dict[str, LowRank | TrainedWeight]:
+) -> dict[str, Trainable]:
     """The adapter whose update is the weighted sum of the updates, exactly: factors side by side,
     ranks added.
 
@@ -70,9 +70,9 @@ def weighted_sum(
     weights = _weights(adapters, weights)
     if len(adapters) == 1 and weights == [1.0]:
         return dict(adapters[0])
-    out: dict[str, LowRank | TrainedWeight] = {}
+    out: dict[str, Trainable] = {}
     for path, found in _by_path(adapters, weights).items():
-        if any(isinstance(leaf, TrainedWeight) for leaf, _ in found):
+        if found[0][0].replaces:
             out[path] = _whole_sum(path, found, base)
         else:
             out[path] = _concatenated([(plain_lora(path, leaf), weight) for leaf, weight in found])
@@ -81,7 +81,7 @@ def weighted_sum(
 
 def compress(
     trainable: Trainables, *, rank: int | None = None, tolerance: float | None = None
-) -> tuple[dict[str, LowRank | TrainedWeight], Truncation]:
+) -> tuple[dict[str, Trainable], Truncation]:
     """The nearest adapter of lower rank at every site, and what it lost; the dense update is never
     formed.
 
@@ -105,10 +105,10 @@ def compress(
             f"Give a rank of at least 1 or a tolerance in [0, 1), and not both; got rank={rank}, "
             f"tolerance={tolerance}."
         )
-    out: dict[str, LowRank | TrainedWeight] = {}
+    out: dict[str, Trainable] = {}
     lost: dict[str, tuple[float, float]] = {}
     for path, leaf in trainable.items():
-        if isinstance(leaf, TrainedWeight):
+        if leaf.replaces:
             out[path] = leaf
             continue
         low = plain_lora(path, leaf)
@@ -128,7 +128,7 @@ def ties(
     rank: int,
     sign: str = "total",
     base: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, LowRank | TrainedWeight], Truncation]:
+) -> tuple[dict[str, Trainable], Truncation]:
     """TIES merging of updates (Yadav et al. 2023, arXiv 2306.01708, section 3), brought back to
     `rank`, and what that lost.
 
@@ -166,7 +166,7 @@ def dare(
     rank: int,
     key: jax.Array,
     base: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, LowRank | TrainedWeight], Truncation]:
+) -> tuple[dict[str, Trainable], Truncation]:
     """DARE (Yu et al. 2024, arXiv 2311.03099): entries of each update are dropped at random, the
     rest scaled up, and summed by weight.
 
@@ -191,7 +191,7 @@ def dare(
 
 def factorize(
     base: Mapping[str, Any], tuned: Mapping[str, Any], *, rank: int, like: Trainables
-) -> tuple[dict[str, LowRank | TrainedWeight], Truncation]:
+) -> tuple[dict[str, Trainable], Truncation]:
     """The adapter of a rank nearest to a fully fine-tuned model's change, at the sites of `like`,
     and what it lost (a task vector).
 
@@ -199,10 +199,10 @@ def factorize(
         KeyError: a model lacks a site.
     """
     first, second = flatten(base), flatten(tuned)
-    out: dict[str, LowRank | TrainedWeight] = {}
+    out: dict[str, Trainable] = {}
     lost: dict[str, tuple[float, float]] = {}
     for path, leaf in like.items():
-        if isinstance(leaf, TrainedWeight):
+        if leaf.replaces:
             out[path] = TrainedWeight(value=jnp.asarray(second[path]))
             continue
         if path not in first or path not in second:
@@ -227,7 +227,7 @@ def plain_lora(path: str, leaf: Any) -> LowRank:
         ValueError: it has a magnitude (DoRA), so that its effect is no sum of base and update, or
             it is another kind of leaf.
     """
-    if not isinstance(leaf, LowRank):
+    if not leaf.rank:
         raise ValueError(
             f"{path!r} is a {type(leaf).__name__}, whose effect is no update of a weight: it "
             "cannot be added or truncated."
@@ -273,11 +273,9 @@ def _by_path(
 
 
 def _shape(leaf: Any) -> tuple[Any, ...]:
-    if isinstance(leaf, TrainedWeight):
-        return ("whole", tuple(leaf.value.shape))
-    if not isinstance(leaf, LowRank):
-        return (type(leaf).__name__,)
-    return ("factors", tuple(leaf.a.shape[:-2]), leaf.rows, leaf.b.shape[-1], tuple(leaf.in_axes))
+    if not leaf.rank:
+        return (leaf.kind, *(getattr(leaf, name).shape for name in leaf.trained_fields()))
+    return (leaf.kind, tuple(leaf.a.shape[:-2]), leaf.rows, leaf.b.shape[-1], tuple(leaf.in_axes))
 
 
 def _whole_sum(
@@ -315,14 +313,14 @@ def _in_dense_form(
     combine: Callable[[str, Index, list[np.ndarray], list[float]], np.ndarray],
     rank: int,
     base: Mapping[str, Any] | None,
-) -> tuple[dict[str, LowRank | TrainedWeight], Truncation]:
+) -> tuple[dict[str, Trainable], Truncation]:
     """Dense updates of one matrix at a time, combined and brought back to `rank`; whole weights go
     as in `weighted_sum`.
     """
-    out: dict[str, LowRank | TrainedWeight] = {}
+    out: dict[str, Trainable] = {}
     lost: dict[str, tuple[float, float]] = {}
     for path, found in sorted(_by_path(adapters, _weights(adapters, weights)).items()):
-        if any(isinstance(leaf, TrainedWeight) for leaf, _ in found):
+        if found[0][0].replaces:
             out[path] = _whole_sum(path, found, base)
             continue
         lows, factors = (

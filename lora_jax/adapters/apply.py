@@ -5,7 +5,6 @@ with factored products.
 from __future__ import annotations
 
 import functools
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +12,14 @@ import jax
 from flax import linen as nn
 
 from lora_jax.adapters import rules
+from lora_jax.adapters.einsum import experts_product, fits_experts
+from lora_jax.adapters.products import Call
 from lora_jax.core.aux_modules import AuxModule, Prefix, WithAuxModule, readable
 from lora_jax.core.boxes import Boxed
-from lora_jax.core.lowrank import Adapted, LowRank
+from lora_jax.core.lowrank import Adapted
 from lora_jax.core.paths import flatten, nearest, unflatten
-from lora_jax.core.rows import Rows, WithRows
-from lora_jax.core.trainable import Trainables
+from lora_jax.core.rows import WithRows
+from lora_jax.core.trainable import Trainables, refuse_gradients_of_data
 from lora_jax.core.trained_weight import TrainedWeight
 
 
@@ -34,26 +35,21 @@ def join(
     Raises:
         KeyError: an adapter names a weight that is not there.
         ValueError: an adapter's factors do not fit its weight.
+        TypeError: what is not trained of an adapter (its scale, say) is differentiated: see
+            `lora_jax.partition`.
     """
     params = flatten(frozen)
     # Auxiliary modules last: the weight that carries one may itself be adapted.
-    for path, update in sorted(trainable.items(), key=lambda item: isinstance(item[1], AuxModule)):
-        if isinstance(update, TrainedWeight):
-            params[path] = update
-            continue
-        path, _, _ = path.partition("#")
-        if path not in params:
+    for name, update in sorted(trainable.items(), key=lambda item: "#" in item[0]):
+        path, _, _ = name.partition("#")
+        if path not in params and not update.replaces:
             raise KeyError(
                 f"The adapter has factors for {path!r}, and the base has no such weight. Nearest: "
                 f"{', '.join(nearest(path, params))}. "
                 "It was made for another model, or for another layout (scan on or off) of this one."
             )
-        if isinstance(update, Rows):
-            params[path] = update.onto(params[path])
-        elif isinstance(update, AuxModule):
-            params[path] = WithAuxModule(base=params[path], aux=update)
-        else:
-            params[path] = _adapted(path, params[path], update, key)
+        update = refuse_gradients_of_data(name, update)
+        params[path] = update.onto(params.get(path), path, key)
     return unflatten(params)
 
 
@@ -65,7 +61,7 @@ def split(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     trainable: dict[str, Any] = {}
     for path, leaf in flatten(params).items():
         while isinstance(leaf, WithAuxModule):
-            trainable[f"{path}#{leaf.aux.name}"], leaf = leaf.aux, leaf.base
+            trainable[f"{path}#{leaf.aux.kind}"], leaf = leaf.aux, leaf.base
         if isinstance(leaf, Adapted):
             frozen[path], trainable[path] = leaf.base, leaf.lora
         elif isinstance(leaf, WithRows):
@@ -132,14 +128,14 @@ def _aux_modules(module: nn.Module) -> list[AuxModule]:
 
 def _computed(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
     module = context.module
-    call = rules.Call(args, kwargs)
+    call = Call(args, kwargs)
     rule = rules.RULES.get((type(module), context.method_name))
     if rule is not None and module.has_variable("params", rule.weight):
         leaf = module.get_variable("params", rule.weight)
         while isinstance(leaf, WithAuxModule):
             leaf = leaf.base
-        if rules.fits_experts(module, leaf, context.method_name, call):
-            return rules.experts_product(module, leaf, call)
+        if fits_experts(module, leaf, context.method_name, call):
+            return experts_product(module, leaf, call)
         # Other factors with stack axes left (the experts of a raw parameter) are read as a dense
         # weight.
         stacked = isinstance(leaf, Adapted) and leaf.lora.a.ndim > 2
@@ -148,32 +144,6 @@ def _computed(next_fun: Any, args: Any, kwargs: Any, context: nn.module.Intercep
         )
         if isinstance(leaf, Boxed) and not dense and not stacked and rule.fits(module, call):
             return rule.product(module, leaf, call)
-        if isinstance(leaf, jax.Array) and (y := rule.plain(module, leaf, call)) is not None:
-            return y
+        if rule.plain and isinstance(leaf, jax.Array) and rule.fits(module, call):
+            return rule.plain(module, leaf, call)
     return next_fun(*args, **kwargs)
-
-
-def _adapted(path: str, base: Any, low: LowRank, key: jax.Array | None) -> Adapted:
-    stack = low.a.shape[:-2]
-    kernel_shape = base.shape[len(stack) :]
-    rows = 1
-    for axis in low.in_axes:
-        rows *= kernel_shape[axis] if axis < len(kernel_shape) else 0
-    columns = 1
-    for axis, size in enumerate(kernel_shape):
-        columns *= 1 if axis in low.in_axes else size
-    if tuple(base.shape[: len(stack)]) != tuple(stack) or (rows, columns) != (
-        low.rows,
-        low.b.shape[-1],
-    ):
-        raise ValueError(
-            f"The adapter of {path!r} does not fit: factors {tuple(low.a.shape)} and "
-            f"{tuple(low.b.shape)} for a weight of shape "
-            f"{tuple(base.shape)}. It was made for another model or another layout of this one."
-        )
-    if key is None or low.dropout is None:
-        return Adapted(base=base, lora=low)
-    site_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-    return Adapted(
-        base=base, lora=low, key=jax.random.split(site_key, stack) if stack else site_key
-    )

@@ -9,7 +9,6 @@ Full fine-tuning, the head alone and BitFit are `whole` rules of `adapt` ('.*', 
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,8 +17,9 @@ import jax.numpy as jnp
 
 from lora_jax.adapters.sites import Site
 from lora_jax.core.aux_modules import Bottleneck, Gain, Prefix
-from lora_jax.core.paths import flatten, match
-from lora_jax.core.rows import Rows, rows_of
+from lora_jax.core.paths import flatten, key_for, match
+from lora_jax.core.rows import rows_of
+from lora_jax.core.trainable import Trainable
 from lora_jax.core.trained_weight import TrainedWeight
 
 _LAYER = r"layers(_\d+)?"
@@ -64,7 +64,7 @@ def bottlenecks(
         if on is None:
             continue
         d = site.columns if site.is_matrix else site.shape[-1]
-        keys = jax.random.fold_in(key, zlib.crc32(path.encode()))
+        keys = key_for(key, path)
         zeros = lambda *shape, stack=site.stack: jnp.zeros((*stack, *shape), jnp.float32)
         found[f"{path}#bottleneck"] = Bottleneck(
             down=_DOWN_SCALE * jax.random.normal(keys, (*site.stack, d, size), jnp.float32),
@@ -139,9 +139,7 @@ def prefix_layers(
         if not site.stack and _index(path) == last:
             continue
         shape = (*site.stack, prefix + infix, site.shape[-1])
-        value = 0.02 * jax.random.normal(
-            jax.random.fold_in(key, zlib.crc32(path.encode())), shape, jnp.float32
-        )
+        value = 0.02 * jax.random.normal(key_for(key, path), shape, jnp.float32)
         on = (
             (jnp.arange(site.stack[0]) < site.stack[0] - 1).astype(jnp.float32)
             if site.stack
@@ -153,7 +151,7 @@ def prefix_layers(
 
 def top_layers(
     sites: Mapping[str, Site], params: Mapping[str, Any], count: int
-) -> dict[str, TrainedWeight | Rows]:
+) -> dict[str, Trainable]:
     """The last `count` blocks trained whole.
 
     Raises:

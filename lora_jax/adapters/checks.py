@@ -19,9 +19,8 @@ from lora_jax.adapters.apply import apply
 from lora_jax.adapters.sites import Site
 from lora_jax.core.blockwise import restored
 from lora_jax.core.lowrank import LoraSpec, LowRank
-from lora_jax.core.paths import Rules, match
+from lora_jax.core.paths import Rules, layer_of, match
 from lora_jax.core.trainable import Trainables
-from lora_jax.core.trained_weight import TrainedWeight
 
 # An update is 0 if its norm is below this part of the product of its factors' norms: float32
 # factors that cancel leave about 1e-7.
@@ -33,18 +32,14 @@ def update_norms(trainable: Trainables) -> dict[str, np.ndarray]:
     """The Frobenius norm of each layer's update, (*stack), from products of rank times rank
     entries.
     """
-    return {path: _norm(leaf)[0] for path, leaf in trainable.items() if isinstance(leaf, LowRank)}
+    return {path: _norm(leaf)[0] for path, leaf in trainable.items() if leaf.rank}
 
 
 def without_effect(trainable: Trainables) -> list[str]:
     """Sites with factors that change nothing: an update of 0 in every layer, and no magnitude that
     has moved.
     """
-    return [
-        path
-        for path, leaf in trainable.items()
-        if isinstance(leaf, LowRank) and not _moves(leaf).any()
-    ]
+    return [path for path, leaf in trainable.items() if leaf.rank and not _moves(leaf).any()]
 
 
 def check_effect(trainable: Trainables) -> None:
@@ -67,7 +62,7 @@ def check_start(trainable: Trainables) -> None:
     Looks at the factors alone. With `start_gap` the same is measured on a sample.
     """
     for path, leaf in trainable.items():
-        if isinstance(leaf, LowRank) and _moves(leaf).any():
+        if leaf.rank and _moves(leaf).any():
             layers = np.argwhere(np.atleast_1d(_moves(leaf))).ravel().tolist()
             raise ValueError(
                 f"{path!r} does not start as the base: its update has norm "
@@ -82,7 +77,7 @@ def start_gap(
     """The largest difference that the factors make to the model's output on a sample; weights
     trained whole are in both.
     """
-    whole = {path: leaf for path, leaf in trainable.items() if isinstance(leaf, TrainedWeight)}
+    whole = {path: leaf for path, leaf in trainable.items() if leaf.replaces}
     first, second = (
         jax.tree.leaves(apply(model, frozen, adapter, *inputs)) for adapter in (whole, trainable)
     )
@@ -103,7 +98,7 @@ def gradient_flags(
     """
     flags: Flags = {}
     for path, leaf in trainable.items():
-        stack = leaf.scale.ndim - 1 if isinstance(leaf, LowRank) else 0
+        stack = leaf.scale.ndim - 1 if leaf.rank else 0
         for field in leaf.trained_fields():
             gradient = getattr(gradients[path], field)
             reached = np.asarray(
@@ -132,11 +127,7 @@ def unreached(trainable: Trainables, seen: Flags) -> list[str]:
     found = []
     for path, fields in seen.items():
         leaf = trainable[path]
-        used = (
-            np.any(np.asarray(leaf.scale) != 0, axis=-1)
-            if isinstance(leaf, LowRank)
-            else np.ones((), bool)
-        )
+        used = np.any(np.asarray(leaf.scale) != 0, axis=-1) if leaf.rank else np.ones((), bool)
         for field, reached in fields.items():
             silent = used & ~reached
             if silent.any():
@@ -180,12 +171,12 @@ def coverage(trainable: Trainables) -> Coverage:
     """
     rows: dict[str, dict[int | None, int]] = {}
     for path, leaf in sorted(trainable.items()):
-        if not isinstance(leaf, LowRank):
-            label, layer = _layer(path)
-            rows.setdefault(f"{label} ({type(leaf).__name__.lower()})", {})[layer] = 1
+        if not leaf.rank:
+            label, layer = layer_of(path)
+            rows.setdefault(f"{label} ({leaf.kind})", {})[layer] = 1
             continue
         ranks = np.count_nonzero(np.asarray(leaf.scale), axis=-1)
-        label, layer = _layer(path)
+        label, layer = layer_of(path)
         cells = (
             {layer: int(ranks)}
             if not ranks.ndim
@@ -212,7 +203,7 @@ def rule_coverage(rules: Rules[LoraSpec], sites: Mapping[str, Site]) -> Coverage
         )
         if spec is None:
             continue
-        layer = _layer(path)[1]
+        layer = layer_of(path)[1]
         layers: Sequence[int | None] = (
             (spec.layers if spec.layers is not None else range(site.stack[0]))
             if site.stack
@@ -227,18 +218,6 @@ def _coverage(what: str, rows: Mapping[str, Mapping[int | None, int]]) -> Covera
     seen = {layer for cells in rows.values() for layer in cells}
     last = max([layer for layer in seen if layer is not None], default=-1)
     return Coverage(what, (*range(last + 1), *([None] if None in seen else [])), rows)
-
-
-def _layer(path: str) -> tuple[str, int | None]:
-    """The path with its layer's number as '*', and the number; layers are numbered 'layers_3' or
-    'h/3' where they are not stacked.
-    """
-    found = re.search(r"(?<=[_/])(\d+)(?=/)", path)
-    return (
-        (path, None)
-        if found is None
-        else (f"{path[: found.start()]}*{path[found.end() :]}", int(found.group(1)))
-    )
 
 
 def _norm(leaf: LowRank) -> tuple[np.ndarray, np.ndarray]:

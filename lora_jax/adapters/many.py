@@ -12,8 +12,7 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from lora_jax.adapters.apply import apply
-from lora_jax.adapters.stacking import pad, stack
-from lora_jax.core.lowrank import LowRank
+from lora_jax.adapters.stacking import pad, widest
 from lora_jax.core.paths import flatten
 from lora_jax.core.trainable import Trainables
 from lora_jax.core.trained_weight import TrainedWeight
@@ -23,7 +22,7 @@ NONE = -1  # the id of no adapter
 
 class Bank(struct.PyTreeNode):
     """Adapters of different ranks, scales and sites in one tree, with a leading axis; its last
-    entry is no adapter at all.
+    entry, at `count`, is no adapter at all.
 
     A bank is an argument of a compiled program: exchanging an adapter in it (`replace_adapter`)
     recompiles nothing.
@@ -38,10 +37,12 @@ class Bank(struct.PyTreeNode):
 
 
 def make_bank(
-    adapters: Sequence[Trainables],
+    adapters: Sequence[Trainables] = (),
     *,
     base: Mapping[str, Any] | None = None,
     rank: int | None = None,
+    like: Trainables | None = None,
+    places: int | None = None,
 ) -> Bank:
     """The adapters as one bank, padded to a common rank and to the sites of all together. Dropout
     is left out.
@@ -51,41 +52,39 @@ def make_bank(
             are what an example without an adapter gets, and what an adapter has that did not train
             that weight.
         rank: at least this rank at every site, to leave room for adapters that come later.
+        like: an adapter with all sites that later ones may have; its values are not used.
+        places: how many adapters there is room for, by default as many as there are. Those that are
+            empty hold no adapter (`replace_adapter` with `{}` empties one).
 
     Raises:
-        ValueError: there are no adapters; a weight trained whole has no base; some adapters have
-            DoRA at a site and others not; shapes differ.
+        ValueError: there are neither adapters nor `like`, or more adapters than places; a weight
+            trained whole has no base; some adapters have DoRA at a site and others not; shapes
+            differ.
     """
-    plain = [{path: _bare(leaf) for path, leaf in trainable.items()} for trainable in adapters]
-    _check_kinds(plain)
-    weights = {} if base is None else flatten(base)
-    whole = {
-        path
-        for trainable in plain
-        for path, leaf in trainable.items()
-        if isinstance(leaf, TrainedWeight)
-    }
-    if missing := sorted(whole - set(weights)):
+    plain = [_at_rest(trainable) for trainable in adapters]
+    known = plain if like is None else [*plain, _at_rest(like)]
+    places = len(plain) if places is None else places
+    if not known or len(plain) > places:
         raise ValueError(
-            f"{missing[0]!r} is trained whole by an adapter, and an example without an adapter "
-            "needs the base's. Pass base=..., the "
-            "pretrained weights."
+            f"A bank needs an adapter, or one that it is `like`, and places for all: came "
+            f"{len(plain)} adapters for {places} places."
         )
-    own = {path: TrainedWeight(value=jnp.asarray(weights[path])) for path in whole}
-    full = [{**own, **trainable} for trainable in [*plain, {}]]
-    stacked = stack(full)
+    _check_kinds(known)
+    wide = widest(known)
     if rank is not None:
-        stacked = {
-            path: leaf
-            if isinstance(leaf, TrainedWeight) or leaf.rank >= rank
-            else jax.vmap(lambda low: low.pad(rank))(leaf)
-            for path, leaf in stacked.items()
+        wide = {
+            path: leaf.with_rank(max(rank, leaf.rank)) if leaf.rank else leaf
+            for path, leaf in wide.items()
         }
-    return Bank(trainable=stacked)
+    own = _of_base([path for path, leaf in wide.items() if leaf.replaces], base)
+
+    empty = [{}] * (places - len(plain) + 1)
+    full = [pad({**own, **trainable}, wide) for trainable in [*plain, *empty]]
+    return Bank(trainable=jax.tree.map(lambda *leaves: jnp.stack(leaves), *full))
 
 
 def replace_adapter(bank: Bank, index: int, trainable: Trainables) -> Bank:
-    """The bank with another adapter at `index`, in the same shapes.
+    """The bank with another adapter at `index`, in the same shapes; `{}` is no adapter.
 
     Raises:
         IndexError: there is no such place.
@@ -96,8 +95,8 @@ def replace_adapter(bank: Bank, index: int, trainable: Trainables) -> Bank:
             f"The bank has adapters 0 to {bank.count - 1}, and {index} is to be replaced."
         )
     none = jax.tree.map(lambda leaf: leaf[-1], bank.trainable)
-    own = {path: leaf for path, leaf in none.items() if isinstance(leaf, TrainedWeight)}
-    one = pad({**own, **{path: _bare(leaf) for path, leaf in trainable.items()}}, none)
+    own = {path: leaf for path, leaf in none.items() if leaf.replaces}
+    one = pad({**own, **_at_rest(trainable)}, none)
     if jax.tree.structure(one) != jax.tree.structure(none):
         raise ValueError(
             "The adapter has other arrays than those in the bank (DoRA, a variant): make a new "
@@ -157,31 +156,40 @@ def apply_many(
     return jax.vmap(one)(own, *args)
 
 
-def _bare(leaf: Any) -> LowRank | TrainedWeight:
-    if isinstance(leaf, TrainedWeight):
-        return leaf
-    if not isinstance(leaf, LowRank):
+def _at_rest(trainable: Trainables) -> dict[str, Any]:
+    for leaf in trainable.values():
+        if not leaf.rank and not leaf.replaces:
+            raise ValueError(
+                "A bank holds factors and weights trained whole, and "
+                f"{type(leaf).__name__} is neither."
+            )
+    return {path: leaf.at_rest() for path, leaf in trainable.items()}
+
+
+def _of_base(paths: Sequence[str], base: Mapping[str, Any] | None) -> dict[str, TrainedWeight]:
+    weights = {} if base is None else flatten(base)
+    if missing := sorted(set(paths) - set(weights)):
         raise ValueError(
-            f"A bank holds factors and weights trained whole, and {type(leaf).__name__} is neither."
+            f"{missing[0]!r} is trained whole by an adapter, and an example without an adapter "
+            "needs the base's. Pass base=..., the pretrained weights."
         )
-    return leaf.plain().replace(dropout=None, base_square=None)
+    return {path: TrainedWeight(value=jnp.asarray(weights[path])) for path in paths}
 
 
 def _check_kinds(adapters: Sequence[Trainables]) -> None:
     kinds: dict[str, tuple[Any, ...]] = {}
     for trainable in adapters:
         for path, leaf in trainable.items():
-            kind = (
-                ("whole",)
-                if isinstance(leaf, TrainedWeight)
-                else (
-                    "DoRA" if leaf.magnitude is not None else "LoRA",
-                    leaf.a.shape[:-1],
-                    leaf.b.shape[-1],
-                )
-            )
+            kind = _kind(leaf)
             if kinds.setdefault(path, kind) != kind:
                 raise ValueError(
                     f"{path!r} is {kinds[path]} in one adapter and {kind} in another. One bank "
                     "holds adapters of one kind a site."
                 )
+
+
+def _kind(leaf: Any) -> tuple[Any, ...]:
+    if leaf.replaces:
+        return (leaf.kind,)
+    name = "LoRA" if leaf.magnitude is None else "DoRA"
+    return (name, leaf.a.shape[:-1], leaf.b.shape[-1])

@@ -23,7 +23,6 @@ from lora_jax.core.lowrank import Adapted
 from lora_jax.core.paths import flatten, nearest, unflatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
 from lora_jax.core.trainable import Trainables
-from lora_jax.core.trained_weight import TrainedWeight
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def merge(
             figures.add(path, leaf, exact, plain[path])
         else:
             weight = meta.unbox(leaf)
-            if isinstance(leaf, TrainedWeight) and not bool(jnp.isfinite(weight).all()):
+            if path in trainable and not bool(jnp.isfinite(weight).all()):
                 raise ValueError(_not_finite(path))
             plain[path] = weight.astype(dtype) if dtype is not None and is_boxed(leaf) else weight
     merged = unflatten(plain)

@@ -16,6 +16,7 @@ from flax import struct
 from flax.core import meta
 
 from lora_jax.adapters import rules
+from lora_jax.adapters.products import Call
 from lora_jax.core.boxes import Boxed
 from lora_jax.core.paths import flatten, unflatten
 
@@ -111,7 +112,7 @@ def find_sites(
     def interceptor(
         next_fun: Any, args: Any, kw: Any, context: nn.module.InterceptorContext
     ) -> Any:
-        _note_readers(context, rules.Call(args, kw), seen)
+        _note_readers(context, Call(args, kw), seen)
         return next_fun(*args, **kw)
 
     def run(params: Mapping[str, Any], others: Mapping[str, Any], *args: Any) -> Any:
@@ -146,9 +147,10 @@ def find_sites(
     return {path: _site(path, value, seen) for path, value in full.items()}
 
 
-def _note_readers(context: nn.module.InterceptorContext, call: rules.Call, seen: _Seen) -> None:
+def _note_readers(context: nn.module.InterceptorContext, call: Call, seen: _Seen) -> None:
     module = context.module
-    if type(module) in rules.RULED_KINDS and (type(module), context.method_name) not in rules.RULES:
+    ruled = any(kind is type(module) for kind, _ in rules.RULES)
+    if ruled and (type(module), context.method_name) not in rules.RULES:
         # A method that its own __call__ calls on the way, such as Einsum's computation of a bias
         # shape.
         return

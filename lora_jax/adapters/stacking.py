@@ -11,9 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.core.lowrank import LowRank
-from lora_jax.core.trainable import Trainables
-from lora_jax.core.trained_weight import TrainedWeight
+from lora_jax.core.trainable import Trainable, Trainables
 
 
 def pad(trainable: Trainables, like: Trainables) -> dict[str, Any]:
@@ -37,10 +35,7 @@ def pad(trainable: Trainables, like: Trainables) -> dict[str, Any]:
 
 def trim(trainable: Trainables) -> dict[str, Any]:
     """The adapter without the columns and sites that padding added."""
-    trimmed = {
-        path: leaf if isinstance(leaf, TrainedWeight) else leaf.trim()
-        for path, leaf in trainable.items()
-    }
+    trimmed = {path: leaf.trim() for path, leaf in trainable.items()}
     return {path: leaf for path, leaf in trimmed.items() if leaf is not None}
 
 
@@ -48,11 +43,7 @@ def used_columns(trainable: Trainables) -> dict[str, np.ndarray]:
     """The columns of each site's factors that some layer uses: those that `trim` keeps. None are
     used where padding added the site.
     """
-    leaves = {path: leaf for path, leaf in trainable.items() if isinstance(leaf, LowRank)}
-    return {
-        path: np.flatnonzero(np.any(np.asarray(leaf.scale).reshape(-1, leaf.rank) != 0, axis=0))
-        for path, leaf in leaves.items()
-    }
+    return {path: leaf.used_columns() for path, leaf in trainable.items() if leaf.rank}
 
 
 def stack(adapters: Sequence[Trainables]) -> dict[str, Any]:
@@ -64,17 +55,22 @@ def stack(adapters: Sequence[Trainables]) -> dict[str, Any]:
     """
     if not adapters:
         raise ValueError("Cannot stack no adapters: needed at least one.")
-    wide: dict[str, Any] = {}
-    for trainable in adapters:
-        for path, leaf in trainable.items():
-            known = wide.get(path)
-            if known is None or (
-                isinstance(leaf, LowRank) and isinstance(known, LowRank) and leaf.rank > known.rank
-            ):
-                wide[path] = leaf
+    wide = widest(adapters)
     return jax.tree.map(
         lambda *leaves: jnp.stack(leaves), *[pad(trainable, wide) for trainable in adapters]
     )
+
+
+def widest(adapters: Sequence[Trainables]) -> dict[str, Any]:
+    """By path, the entry of the largest rank among the adapters: what all of them can be padded
+    to.
+    """
+    wide: dict[str, Any] = {}
+    for trainable in adapters:
+        for path, leaf in trainable.items():
+            if path not in wide or leaf.rank > wide[path].rank:
+                wide[path] = leaf
+    return wide
 
 
 def unstack(trainable: Trainables) -> list[dict[str, Any]]:
@@ -89,18 +85,20 @@ def unstack(trainable: Trainables) -> list[dict[str, Any]]:
     return [trim(jax.tree.map(lambda leaf, n=n: leaf[n], dict(trainable))) for n in range(count)]
 
 
-def _padded(path: str, leaf: Any, wide: Any) -> Any:
-    if not isinstance(wide, LowRank):
-        if leaf is None:
-            raise ValueError(
-                f"Cannot pad: {path!r} is trained whole by one adapter and not at all by another."
-            )
-        return leaf
-    if leaf is None:
-        return jax.tree.map(jnp.zeros_like, wide)
-    if (leaf.dropout is None) != (wide.dropout is None):
+def _padded(path: str, leaf: Trainable | None, wide: Trainable) -> Any:
+    if leaf is not None and type(leaf) is not type(wide):
         raise ValueError(
-            f"Cannot pad: {path!r} has dropout in one adapter and none in another. Give both a "
-            "rate (0.0 is one)."
+            f"Cannot pad: {path!r} is a {type(leaf).__name__} in one adapter and a "
+            f"{type(wide).__name__} in another."
         )
-    return leaf.pad(wide.rank)
+    if leaf is not None:
+        try:
+            return leaf.pad(wide)
+        except ValueError as error:
+            raise ValueError(f"Cannot pad {path!r}: {error}") from None
+    if not wide.rank:
+        raise ValueError(
+            f"Cannot pad: {path!r} is trained whole by one adapter and not at all by another."
+        )
+    # Zero factors and, in the columns that it would use, a scale of 0: no update.
+    return jax.tree.map(jnp.zeros_like, wide)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,10 +16,10 @@ from lora_jax.core.host import StoredWeight, to_device
 from lora_jax.core.init import initialize, initialize_with_base, initializer_named, with_magnitude
 from lora_jax.core.lowrank import LoraSpec, LowRank
 from lora_jax.core.matrix import to_matrix
-from lora_jax.core.paths import Rules, flatten, match, nearest, unflatten
+from lora_jax.core.paths import Rules, flatten, key_for, match, nearest, unflatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec, quantize
-from lora_jax.core.rows import Rows, rows_of
-from lora_jax.core.trainable import Trainables
+from lora_jax.core.rows import rows_of
+from lora_jax.core.trainable import Trainable, Trainables
 from lora_jax.core.trained_weight import TrainedWeight
 
 
@@ -38,7 +37,7 @@ def adapt(
     experts: Sequence[str] = (),
     statistics: Mapping[str, Any] | None = None,
     rows: Mapping[str, Sequence[int]] | None = None,
-) -> tuple[dict[str, Any], dict[str, LowRank | TrainedWeight | Rows]]:
+) -> tuple[dict[str, Any], dict[str, Trainable]]:
     """The frozen weights, quantised where a rule says so, and what is trained, by path.
 
     Three selections that do not depend on each other: `quant` (what is quantised, and how), `lora`
@@ -80,7 +79,7 @@ def adapt(
     rows = rows or {}
     _check_selection(sites, flat, adapted, quantized, trained, rows)
     frozen = {}
-    out: dict[str, LowRank | TrainedWeight | Rows] = {}
+    out: dict[str, Trainable] = {}
     for path, weight in flat.items():
         if path in trained:
             continue
@@ -183,7 +182,7 @@ def _factors(
     if low is None:
         needs_weight = initializer_named(spec.init).reads != "shape"
         low = initialize(
-            jax.random.fold_in(key, zlib.crc32(site.path.encode())),
+            key_for(key, site.path),
             site.stack,
             site.rows,
             site.columns,
@@ -218,7 +217,7 @@ def _stored(
         return quantize(w, format, kernel_ndim=len(site.shape), in_axes=site.in_axes), None
     matrix, site_key = (
         to_matrix(w, len(site.shape), site.in_axes),
-        jax.random.fold_in(key, zlib.crc32(site.path.encode())),
+        key_for(key, site.path),
     )
     low, base = initialize_with_base(site_key, matrix, spec, format, in_axes=site.in_axes)
     return base.replace(

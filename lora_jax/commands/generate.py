@@ -155,12 +155,7 @@ def _generator(arguments: argparse.Namespace) -> Any:
     if not adapters:
         return TextGenerator(model, params, tokenizer)
     like = {path: leaf for trainable in adapters.values() for path, leaf in trainable.items()}
-    rank = max(
-        leaf.rank
-        for trainable in adapters.values()
-        for leaf in trainable.values()
-        if hasattr(leaf, "rank")
-    )
+    rank = max(leaf.rank for trainable in adapters.values() for leaf in trainable.values())
     texts = TextGenerator(
         model, params, tokenizer, max_adapters=len(adapters), max_rank=rank, like=like
     )

@@ -15,5 +15,9 @@ from .quantize import QuantizedArray as QuantizedArray
 from .quantize import bytes_by_path as bytes_by_path
 from .rows import Rows as Rows
 from .rows import rows_of as rows_of
+from .shapes import summary as summary
+from .trainable import Trainable as Trainable
+from .trainable import trainable_labels as trainable_labels
+from .trainable import trainable_mask as trainable_mask
 from .trained_weight import TrainedWeight as TrainedWeight
 from .variants import VARIANTS as VARIANTS

@@ -19,26 +19,36 @@ from flax import struct
 from flax.core import meta
 from jaxtyping import Array
 
-from lora_jax.core.boxes import Wrapping
+from lora_jax.core.boxes import Boxed, Wrapping
+from lora_jax.core.trainable import WithoutColumns
 
 _READABLE: contextvars.ContextVar[bool] = contextvars.ContextVar("readable", default=False)
 
 
-class AuxModule(struct.PyTreeNode):
+class AuxModule(WithoutColumns, struct.PyTreeNode, repr=False):
     """A small trained module that changes the input or the output of the module whose weight carries
     it.
+
+    `on`, where a kind has it, is 1 in the layers (*stack) that have one of their own, else 0.
     """
 
-    label = "module"
-    name = "module"
+    kind = "module"
+    on = None
 
-    def trained_fields(self) -> tuple[str, ...]:
-        """Names of the arrays that are trained."""
-        raise NotImplementedError
+    def label(self, field: str) -> str:
+        """'module', for every array."""
+        return "module"
 
     def active_parameters(self) -> int:
-        """Number of trained entries."""
-        return sum(getattr(self, name).size for name in self.trained_fields())
+        """Number of trained entries, in layers that have one."""
+        every = super().active_parameters()
+        if self.on is None or not self.on.ndim:
+            return every
+        return int(every // self.on.size * float(self.on.sum()))
+
+    def onto(self, base: Any, path: str, key: jax.Array | None = None) -> Boxed:
+        """The weight, carrying this."""
+        return WithAuxModule(base=base, aux=self)
 
     def before(self, x: Array) -> Array:
         """What the module gets in place of its input."""
@@ -48,16 +58,8 @@ class AuxModule(struct.PyTreeNode):
         """What the model gets in place of the module's output."""
         return y
 
-    def pad(self, rank: int) -> AuxModule:
-        """Itself: there is no rank to pad."""
-        return self
 
-    def trim(self) -> AuxModule:
-        """Itself."""
-        return self
-
-
-class Bottleneck(AuxModule):
+class Bottleneck(AuxModule, repr=False):
     """`y + up(relu(down(y)))`, with a layer norm of its own before `down` if there is one; `up`
     starts at 0.
 
@@ -73,22 +75,12 @@ class Bottleneck(AuxModule):
     norm_scale: Any = None
     norm_bias: Any = None
     on: Any = None
-    name = "bottleneck"
+    kind = "bottleneck"
 
     def trained_fields(self) -> tuple[str, ...]:
         """Names of the arrays that are trained."""
-        return ("down", "down_bias", "up", "up_bias") + (
-            () if self.norm_scale is None else ("norm_scale", "norm_bias")
-        )
-
-    def active_parameters(self) -> int:
-        """Number of trained entries in layers that have it."""
-        every = super().active_parameters()
-        return (
-            every
-            if self.on is None or not self.on.ndim
-            else int(every // self.on.size * float(self.on.sum()))
-        )
+        norm = () if self.norm_scale is None else ("norm_scale", "norm_bias")
+        return ("down", "down_bias", "up", "up_bias", *norm)
 
     def after(self, y: Array) -> Array:
         """The output with the bottleneck's added."""
@@ -102,7 +94,7 @@ class Bottleneck(AuxModule):
         return y + (change if self.on is None else change * self.on.astype(y.dtype))
 
 
-class Gain(AuxModule):
+class Gain(AuxModule, repr=False):
     """IA3's vector l, starting at 1: multiplies the output of keys and values, or the input of the
     last feed-forward product.
 
@@ -112,11 +104,7 @@ class Gain(AuxModule):
 
     value: Any
     where: Literal["input", "output"] = struct.field(pytree_node=False, default="output")
-    name = "gain"
-
-    def trained_fields(self) -> tuple[str, ...]:
-        """Names of the arrays that are trained."""
-        return ("value",)
+    kind = "gain"
 
     def before(self, x: Array) -> Array:
         """The input, multiplied if that is asked for."""
@@ -127,7 +115,7 @@ class Gain(AuxModule):
         return y * self.value.astype(y.dtype) if self.where == "output" else y
 
 
-class Prefix(AuxModule):
+class Prefix(AuxModule, repr=False):
     """Trained states in place of those at the inserted positions: `prefix` after the first token,
     `infix` at the end.
 
@@ -141,19 +129,7 @@ class Prefix(AuxModule):
     prefix: int = struct.field(pytree_node=False, default=0)
     infix: int = struct.field(pytree_node=False, default=0)
     inserts: bool = struct.field(pytree_node=False, default=False)
-    name = "prefix"
-
-    def trained_fields(self) -> tuple[str, ...]:
-        """Names of the arrays that are trained."""
-        return ("value",)
-
-    def active_parameters(self) -> int:
-        """Number of trained entries in layers whose states are replaced."""
-        return (
-            self.value.size
-            if self.on is None or not self.on.ndim
-            else int(self.value.size // self.on.size * float(self.on.sum()))
-        )
+    kind = "prefix"
 
     def after(self, y: Array) -> Array:
         """The output (batch, time, d) with its inserted positions replaced."""
@@ -171,8 +147,10 @@ class Prefix(AuxModule):
         return (self._widened(tokens, 0), self._widened(mask, True), *types, *rest[1:])
 
     def _widened(self, x: Array, fill: Any) -> Array:
-        pad = lambda count: jnp.full((x.shape[0], count), fill, x.dtype)
-        return jnp.concatenate([x[:, :1], pad(self.prefix), x[:, 1:], pad(self.infix)], 1)
+        prefix, infix = (
+            jnp.full((x.shape[0], count), fill, x.dtype) for count in (self.prefix, self.infix)
+        )
+        return jnp.concatenate([x[:, :1], prefix, x[:, 1:], infix], 1)
 
 
 class WithAuxModule(Wrapping):
@@ -188,7 +166,7 @@ class WithAuxModule(Wrapping):
         """
         if not _READABLE.get():
             raise ValueError(
-                f"This {self.shape} weight carries a trained {self.aux.name}, which is no change "
+                f"This {self.shape} weight carries a trained {self.aux.kind}, which is no change "
                 "of the weight: it cannot be merged or "
                 "read as an array. Use lora_jax.apply(model, frozen, trainable, ...)."
             )

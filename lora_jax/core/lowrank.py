@@ -15,7 +15,9 @@ from jaxtyping import Array, Float
 
 from lora_jax.core.boxes import Wrapping
 from lora_jax.core.matrix import from_matrix, to_matrix
+from lora_jax.core.paths import key_for
 from lora_jax.core.quantize import QuantizedArray
+from lora_jax.core.shapes import ShapesRepr
 from lora_jax.core.variants import VARIANTS, variant_named
 
 # Axis of each array that counts ranks. What is not here has none.
@@ -91,7 +93,7 @@ class LoraSpec:
         return self.rank * (1 if self.parts is None else sum(self.parts))
 
 
-class LowRank(struct.PyTreeNode):
+class LowRank(ShapesRepr, struct.PyTreeNode, repr=False):
     """The update `(a * scale) @ b` of one weight, seen as a matrix (in, out), and what its variants
     add to it.
 
@@ -132,6 +134,8 @@ class LowRank(struct.PyTreeNode):
     in_axes: tuple[int, ...] = struct.field(pytree_node=False, default=(0,))
     group: int = struct.field(pytree_node=False, default=1)
     fixed: tuple[str, ...] = struct.field(pytree_node=False, default=())
+    kind = "lora"
+    replaces = False
 
     @property
     def rank(self) -> int:
@@ -227,16 +231,67 @@ class LowRank(struct.PyTreeNode):
         used = (self.scale != 0).any(-1)[..., None] & (norm > 0)
         return jnp.where(used, self.magnitude / jnp.where(used, norm, 1.0), 1.0)
 
-    def pad(self, rank: int) -> LowRank:
+    def described(self) -> tuple[tuple[int, ...], str]:
+        """Shape of the update, and the rank with the variant's other arrays, for a table."""
+        others = [name for name in _TRAINED[2:] if getattr(self, name) is not None]
+        shape = (*self.a.shape[:-2], self.rows, self.b.shape[-1])
+        return shape, " ".join([f"rank {self.rank}", *others])
+
+    def label(self, field: str) -> str:
+        """'a' and 'b' for themselves, 'vector' for magnitudes and gains."""
+        return field if field in ("a", "b") else "vector"
+
+    def at_rest(self) -> LowRank:
+        """`plain`, without dropout, and with the base's norms to be summed anew."""
+        return self.plain().replace(dropout=None, base_square=None)
+
+    def onto(self, base: Any, path: str, key: jax.Array | None = None) -> Adapted:
+        """The weight's box with this update; `key` is that of the whole model's dropout.
+
+        Raises:
+            ValueError: the factors do not fit the weight.
+        """
+        stack = self.a.shape[:-2]
+        kernel_shape = tuple(base.shape[len(stack) :])
+        sides = {
+            axis: kernel_shape[axis] if axis < len(kernel_shape) else 0 for axis in self.in_axes
+        }
+        rows, size = math.prod(sides.values()), math.prod(kernel_shape)
+        fits = rows == self.rows and size == rows * self.b.shape[-1]
+        if tuple(base.shape[: len(stack)]) != tuple(stack) or not fits:
+            raise ValueError(
+                f"The adapter of {path!r} does not fit: factors {tuple(self.a.shape)} and "
+                f"{tuple(self.b.shape)} for a weight of shape "
+                f"{tuple(base.shape)}. It was made for another model or another layout of this one."
+            )
+
+        if key is None or self.dropout is None:
+            return Adapted(base=base, lora=self)
+        key = key_for(key, path)
+        return Adapted(base=base, lora=self, key=jax.random.split(key, stack) if stack else key)
+
+    def pad(self, like: LowRank) -> LowRank:
+        """The same update with zero columns up to the rank of `like`.
+
+        Raises:
+            ValueError: `like` has fewer columns, or one of the two has dropout.
+        """
+        if (self.dropout is None) != (like.dropout is None):
+            raise ValueError(
+                "it has dropout in one adapter and none in another. Give both a rate (0.0 is one)."
+            )
+        return self.with_rank(like.rank)
+
+    def with_rank(self, rank: int) -> LowRank:
         """The same update with zero columns up to `rank`.
 
         Raises:
-            ValueError: the adapter's rank is larger.
+            ValueError: it has more columns.
         """
         if rank < self.rank:
             raise ValueError(
-                f"Cannot pad an adapter of rank {self.rank} to rank {rank}: the target must not be "
-                "smaller."
+                f"an adapter of rank {self.rank} cannot be padded to rank {rank}: the target must not "
+                "be smaller."
             )
         extra = rank - self.rank
 
@@ -245,9 +300,13 @@ class LowRank(struct.PyTreeNode):
 
         return self._along_rank(widen)
 
+    def used_columns(self) -> np.ndarray:
+        """The columns that some layer uses."""
+        return np.flatnonzero(np.any(np.asarray(self.scale).reshape(-1, self.rank) != 0, axis=0))
+
     def trim(self) -> LowRank | None:
         """The same update without columns that no layer uses; None if no column is used."""
-        used = np.flatnonzero(np.any(np.asarray(self.scale).reshape(-1, self.rank) != 0, axis=0))
+        used = self.used_columns()
         if not used.size:
             return None
         return self._along_rank(lambda x, axis: jnp.take(x, used, axis=axis))

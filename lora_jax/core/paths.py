@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import difflib
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import jax
 from flax import traverse_util
 
 S = TypeVar("S")
@@ -25,6 +27,23 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The nested dictionaries that `flatten` came from."""
     return traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def key_for(key: jax.Array, path: str) -> jax.Array:
+    """A random key of the path's own, whatever other paths there are."""
+    return jax.random.fold_in(key, zlib.crc32(path.encode()))
+
+
+def layer_of(path: str) -> tuple[str, int | None]:
+    """The path with its layer's number as '*', and the number; layers are numbered 'layers_3' or
+    'h/3' where they are not stacked.
+    """
+    found = re.search(r"(?<=[_/])(\d+)(?=/)", path)
+    return (
+        (path, None)
+        if found is None
+        else (f"{path[: found.start()]}*{path[found.end() :]}", int(found.group(1)))
+    )
 
 
 def nearest(name: str, known: Iterable[str], count: int = 4) -> list[str]:

@@ -75,7 +75,7 @@ class QuantSpec:
         return codebooks.format_named(self.format).bits
 
 
-class QuantizedArray(Boxed):
+class QuantizedArray(Boxed, repr=False):
     """A weight in k-bit codes. Reading it gives the dequantised weight.
 
     The weight is seen as a matrix (in, out): `in_axes` names which of its axes (stack axes not
@@ -93,6 +93,7 @@ class QuantizedArray(Boxed):
     kernel_shape: tuple[int, ...] = struct.field(pytree_node=False)
     in_axes: tuple[int, ...] = struct.field(pytree_node=False)
     dtype: Any = struct.field(pytree_node=False)
+    kind = "quantised"
     zero: Shaped[Array, "*stack blocks out"] | DoubleQuantized | None = None
     in_scale: Float[Array, "*stack in"] | None = None
 
@@ -115,6 +116,18 @@ class QuantizedArray(Boxed):
     def rows(self) -> int:
         """Inputs of the weight as a matrix."""
         return math.prod(self.kernel_shape[axis] for axis in self.in_axes)
+
+    def __repr__(self) -> str:
+        shape, format = self.described()
+        return f"QuantizedArray({format}, {list(shape)}, {bytes_of(self):,} bytes)"
+
+    def described(self) -> tuple[tuple[int, ...], str]:
+        """Shape of the weight and its format, for a table: `nf4/64 double`."""
+        spec = self.spec
+        block = "column" if spec.block_size is None else spec.block_size
+        extra = ["double" if spec.double else spec.scale_dtype]
+        extra += [] if self.in_scale is None else ["in_scale"]
+        return self.shape, " ".join([f"{spec.format}/{block}", *extra])
 
     def matrix(self, dtype: Any = None) -> Float[Array, "*stack in out"]:
         """The dequantised weight as matrices, computed in float32 and rounded once to `dtype` (its

@@ -11,10 +11,11 @@ from flax.core import meta
 from jaxtyping import Array
 
 from lora_jax.core.boxes import Boxed, Wrapping
+from lora_jax.core.trainable import WithoutColumns
 from lora_jax.core.trained_weight import TrainedWeight
 
 
-class Rows(struct.PyTreeNode):
+class Rows(WithoutColumns, struct.PyTreeNode, repr=False):
     """New values (k, ...) of the rows `index` (k,) along a weight's first axis; the other rows stay
     frozen.
 
@@ -25,25 +26,9 @@ class Rows(struct.PyTreeNode):
     value: Any
     index: Any
     layers: bool = struct.field(pytree_node=False, default=False)
-    label = "whole"
+    kind = "rows"
 
-    def trained_fields(self) -> tuple[str, ...]:
-        """Names of the arrays that are trained."""
-        return ("value",)
-
-    def active_parameters(self) -> int:
-        """Number of trained entries."""
-        return self.value.size
-
-    def pad(self, rank: int) -> Rows:
-        """Itself: there is no rank to pad."""
-        return self
-
-    def trim(self) -> Rows:
-        """Itself."""
-        return self
-
-    def onto(self, base: Any) -> Boxed:
+    def onto(self, base: Any, path: str, key: jax.Array | None = None) -> Boxed:
         """The box of the whole weight.
 
         Raises:
@@ -54,7 +39,7 @@ class Rows(struct.PyTreeNode):
             or self.index.shape != self.value.shape[:1]
         ):
             raise ValueError(
-                f"Trained rows of shape {self.value.shape} do not fit a weight of shape "
+                f"Trained rows of shape {self.value.shape} do not fit {path!r} of shape "
                 f"{tuple(base.shape)}."
             )
         if self.layers:

@@ -1,28 +1,146 @@
-"""The trainable tree: what is trained, by the path of the weight that it changes."""
+"""The trainable tree: what is trained, by the path of the weight that it changes.
+
+A trained thing has arrays that an optimiser moves and arrays that go with them: alpha's scale, a
+rate of dropout, the rows of an embedding. `partition` tells them apart, so that any optimiser, with
+weight decay or without, sees the first alone:
+
+    trained, fixed = partition(trainable)
+    grads = jax.grad(lambda trained: loss(frozen, combine(trained, fixed), batch))(trained)
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array
+
+from lora_jax.core.shapes import ShapesRepr
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """What is trained of one weight, or of the module that reads it: an entry of a trainable tree.
+
+    A frozen dataclass that is a pytree (`flax.struct.PyTreeNode`). In every array, stack axes
+    (layers of a scan, adapters side by side) come first. `WithoutColumns` has what a kind without
+    factors answers; such a kind says `trained_fields` and `onto`, and what differs.
+    """
+
+    @property
+    def kind(self) -> str:
+        """A word for it, as in 'lora', 'whole', 'rows': in tables, files and errors."""
+
+    @property
+    def rank(self) -> int:
+        """Columns of its factors, padding included; 0 if it has no factors."""
+
+    @property
+    def replaces(self) -> bool:
+        """Whether it stands in the weight's place: the weight is then not in the frozen tree."""
+
+    def trained_fields(self) -> tuple[str, ...]:
+        """Names of the arrays that are trained. All others are data, and no optimiser's business."""
+
+    def label(self, field: str) -> str:
+        """Which learning rate a trained array has: 'a', 'b', 'vector', 'whole' or 'module'."""
+
+    def active_parameters(self) -> int:
+        """Number of trained entries, without padding and without layers that are left out."""
+
+    def onto(self, base: Any, path: str, key: jax.Array | None = None) -> Any:
+        """The box that a module reads in place of `base`, the frozen weight or a box of it (None if
+        this `replaces` it). `path` is the weight's name; `key` turns dropout on.
+
+        Raises:
+            ValueError: the shapes do not fit.
+        """
+
+    def delta(self) -> Array | None:
+        """The dense update as float32 matrices (*stack, in, out); None if it is no fixed sum that
+        can be told without the base.
+        """
+
+    def at_rest(self) -> Any:
+        """The same where nothing is trained: ordinary factors, no dropout, nothing precomputed."""
+
+    def pad(self, like: Any) -> Any:
+        """The same function in the arrays that `like` has: columns of zeros up to its rank.
+
+        Raises:
+            ValueError: it has more columns, or `like` has other arrays.
+        """
+
+    def trim(self) -> Any:
+        """The same function without the columns that no layer uses; None if nothing is left."""
+
 
 # By path of the weight; auxiliary modules (bottlenecks, gains, prefixes) by `path#name`.
-Trainables = Mapping[str, Any]
+Trainables = Mapping[str, Trainable]
+
+
+class WithoutColumns(ShapesRepr):
+    """The answers of a `Trainable` that has no factors: nothing to pad, and no update of its own."""
+
+    rank = 0
+    replaces = False
+
+    def trained_fields(self) -> tuple[str, ...]:
+        """Names of the arrays that are trained."""
+        return ("value",)
+
+    def label(self, field: str) -> str:
+        """The same for every array."""
+        return "whole"
+
+    def active_parameters(self) -> int:
+        """Number of trained entries."""
+        return sum(getattr(self, name).size for name in self.trained_fields())
+
+    def delta(self) -> None:
+        """None: what it adds cannot be told without the base."""
+
+    def at_rest(self) -> Any:
+        """Itself."""
+        return self
+
+    def pad(self, like: Any) -> Any:
+        """Itself: there are no columns."""
+        return self
+
+    def trim(self) -> Any:
+        """Itself."""
+        return self
+
+
+def trainable_mask(trainable: Trainables) -> dict[str, Any]:
+    """The tree with True for each array that is trained and False for the data that go with it: an
+    optax mask.
+    """
+    return {
+        path: leaf.replace(**{name: name in leaf.trained_fields() for name in given_fields(leaf)})
+        for path, leaf in trainable.items()
+    }
 
 
 def partition(trainable: Trainables) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arrays that are trained and those that are not (scale, dropout, fixed factors), each with
     None where the other has one.
+
+    Gradients and optimisers belong on the first: `apply` and `join` refuse to differentiate the
+    second, since weight decay would change it without a word.
     """
-    trained = {
-        path: leaf.replace(**dict.fromkeys(set(array_fields(leaf)) - set(leaf.trained_fields())))
-        for path, leaf in trainable.items()
-    }
-    fixed = {
-        path: leaf.replace(**dict.fromkeys(leaf.trained_fields()))
-        for path, leaf in trainable.items()
-    }
-    return trained, fixed
+    mask = trainable_mask(trainable)
+
+    def part(wanted: bool) -> dict[str, Any]:
+        return jax.tree.map(lambda on, x: x if on is wanted else None, mask, dict(trainable))
+
+    return part(True), part(False)
 
 
 def combine(trained: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,6 +151,53 @@ def combine(trained: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, A
         )
         for path, leaf in fixed.items()
     }
+
+
+def trainable_labels(trained: Trainables) -> dict[str, Any]:
+    """'a', 'b', 'vector' (magnitudes and gains), 'whole' or 'module' for each trained array, for
+    `optax.multi_transform` and masks.
+    """
+    return {
+        path: leaf.replace(**{name: leaf.label(name) for name in given_fields(leaf)})
+        for path, leaf in trained.items()
+    }
+
+
+def refuse_gradients_of_data(path: str, leaf: Any) -> Any:
+    """The same leaf; differentiating what is not trained of it is an error.
+
+    A gradient of 0 would look harmless, and `optax.adamw` would still decay the scale.
+    """
+    fixed = [name for name in given_fields(leaf) if name not in leaf.trained_fields()]
+    return leaf.replace(
+        **{
+            name: _data(f"{name!r} of {path!r}", value)
+            for name in fixed
+            # Only a traced array can be differentiated.
+            if isinstance(value := getattr(leaf, name), jax.core.Tracer)
+            and jnp.issubdtype(value.dtype, jnp.inexact)
+        }
+    )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _data(name: str, x: Array) -> Array:
+    return x
+
+
+def _data_jvp(name: str, primals: tuple[Array], tangents: tuple[Any]) -> tuple[Array, Any]:
+    if not isinstance(tangents[0], SymbolicZero):
+        raise TypeError(
+            f"{name} is not trained, it is data that goes with what is, and here it is "
+            "differentiated: an optimiser on this tree would change it (weight decay does). "
+            "Differentiate the trained arrays alone: trained, fixed = "
+            "lora_jax.partition(trainable), then the gradient of trained -> loss(frozen, "
+            "lora_jax.combine(trained, fixed), ...)."
+        )
+    return primals[0], tangents[0]
+
+
+_data.defjvp(_data_jvp, symbolic_zeros=True)
 
 
 def array_fields(leaf: Any) -> tuple[str, ...]:

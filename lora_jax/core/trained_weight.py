@@ -1,4 +1,4 @@
-"""A weight that is trained itself."""
+"""A weight that is trained itself: a head, a norm, everything in full fine-tuning."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Any
 import jax
 
 from lora_jax.core.boxes import Boxed
+from lora_jax.core.trainable import WithoutColumns
 
 
-class TrainedWeight(Boxed):
-    """A weight that is trained whole (a head, a norm, everything in full fine-tuning)."""
+class TrainedWeight(WithoutColumns, Boxed, repr=False):
+    """The weight (*stack, ...) in its own shape, and the box of itself: it stands in the frozen
+    weight's place.
+    """
 
     value: Any
+    kind = "whole"
+    replaces = True
+
+    def onto(self, base: Any, path: str, key: jax.Array | None = None) -> Boxed:
+        """Itself; there is no base."""
+        return self
 
     def unbox(self) -> jax.Array:
         """The array."""
         return self.value
-
-    def trained_fields(self) -> tuple[str, ...]:
-        """Names of the arrays that are trained."""
-        return ("value",)
-
-    def active_parameters(self) -> int:
-        """Number of trained entries."""
-        return self.value.size

@@ -20,8 +20,7 @@ class Variant:
     fixed: factors that are not trained, and have neither gradient nor optimiser state. gain,
     out_gain: their first values, None where the variant has none. scaled: whether alpha / rank
     applies. grouped: inputs are pooled in groups. shared: the factors are random and the same at
-    every site. small: `a` and `b` start as normal numbers with this deviation. any_init: whether
-    `LoraSpec.init` chooses the factors' first values.
+    every site. small: `a` and `b` start as normal numbers with this deviation.
     """
 
     name: str
@@ -32,13 +31,6 @@ class Variant:
     grouped: bool = False
     shared: bool = False
     small: float | None = None
-
-    @property
-    def any_init(self) -> bool:
-        """Whether every initialiser makes sense: else only the variant's own, or the random ones
-        that pooling allows.
-        """
-        return not (self.grouped or self.shared or self.small)
 
     def check(self, spec: Any) -> None:
         """Nothing, if the specification's other fields go with the variant.

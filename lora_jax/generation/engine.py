@@ -16,8 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.adapters.apply import apply
 from lora_jax.core.host import to_device
-from lora_jax.core.lowrank import LowRank
-from lora_jax.core.paths import flatten
 from lora_jax.generation.layers import adapters_apart, frozen_apart
 from lora_jax.generation.sampling import Sampling, choose
 from lora_jax.models.decoder import Cache, Decoder, empty_cache
@@ -38,13 +36,19 @@ class GenerationState(struct.PyTreeNode):
     keys: jax.Array
 
 
+class PerText(struct.PyTreeNode):
+    """Adapters of which every text of a batch has its own: all arrays count texts first."""
+
+    trainable: Any
+
+
 class Generator:
     """Continues token ids. Prompts and results are padded to sizes that repeat, so that programs
     are compiled once.
 
     `frozen` and `trainable` are what `lora_jax.adapt` or a loader gives; `trainable` may be empty,
-    or a stack with a leading axis (`lora_jax.adapters.stack`), out of which every text takes the
-    entry that `adapters` names.
+    or a stack with a leading axis (`lora_jax.adapters.stack`, or a bank's), out of which every text takes
+    the entry that `adapters` names.
 
     With `unroll` (by default on a CPU), stacked layers of a decoder are taken apart, since a scan
     copies each layer's weights for every token. That is a second copy of them for as long as the
@@ -140,7 +144,7 @@ class Generator:
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         key: jax.Array | None = None,
         adapters: Sequence[int] | None = None,
-    ) -> tuple[GenerationState, Mapping[str, Any]]:
+    ) -> tuple[GenerationState, Mapping[str, Any] | PerText]:
         """The state after the prompts, and the adapters of these texts."""
         if not prompts or max_new < 1:
             raise ValueError(
@@ -165,11 +169,11 @@ class Generator:
         tokens, mask = left_padded(prompts, self.pad_id, self._multiple)
         trainable = self.trainable
         if adapters is not None:
-            trainable = jax.tree.map(
-                lambda leaf: leaf[jnp.asarray(adapters, jnp.int32)], self.trainable
-            )
+            chosen = jnp.asarray(adapters, jnp.int32)
+            trainable = jax.tree.map(lambda leaf: leaf[chosen], trainable)
         if self._apart:
-            trainable = self._arrange(trainable, axis=int(is_stacked(self.frozen, trainable)))
+            trainable = self._arrange(trainable, axis=int(adapters is not None))
+        trainable = trainable if adapters is None else PerText(trainable)
         keys = jax.random.split(jax.random.key(0) if key is None else key, len(prompts))
         slots = -(-(tokens.shape[1] + max_new) // self._multiple) * self._multiple
         state = self._start(
@@ -191,9 +195,7 @@ class Generator:
         mask: Bool[Array, "batch time"],
         cache: Cache,
     ) -> tuple[Array, Cache]:
-        """Logits of the last token's successor, and the cache; each text with its own adapter if
-        they are stacked.
-        """
+        """Logits of the last token's successor, and the cache; `trainable` may be `PerText`."""
 
         def run(trainable: Any, tokens: Array, mask: Array, cache: Cache) -> tuple[Array, Cache]:
             x, cache = apply(
@@ -203,7 +205,7 @@ class Generator:
             # array.
             return apply(self.model, frozen, trainable, x[:, -1], method="logits"), cache
 
-        if not is_stacked(frozen, trainable):
+        if not isinstance(trainable, PerText):
             return run(trainable, tokens, mask, cache)
         axes = Cache(k=cache.batch_axis, v=cache.batch_axis, positions=0, filled=0, index=None)
 
@@ -214,7 +216,7 @@ class Generator:
             return logits[0], cache.change_rows(jnp.squeeze)
 
         return jax.vmap(one, in_axes=(0, 0, 0, axes), out_axes=(0, axes))(
-            trainable, tokens, mask, cache
+            trainable.trainable, tokens, mask, cache
         )
 
     def _start_fn(
@@ -300,16 +302,3 @@ def left_padded(
 
 def _until_end(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
     return next((tokens[: n + 1] for n, token in enumerate(tokens) if token in eos_ids), tokens)
-
-
-def is_stacked(frozen: Any, trainable: Mapping[str, Any]) -> bool:
-    """Whether the adapters have an axis before the axes of their weights."""
-    weights = flatten(frozen)
-    for path, leaf in trainable.items():
-        if isinstance(leaf, LowRank):
-            apart = (
-                path not in weights
-            )  # The adapter's layers are still in one array, the weight's no longer.
-            base = weights[path.replace("layers/", "layers_0/", 1) if apart else path]
-            return leaf.a.ndim - 2 > base.ndim - 2 + apart
-    return False

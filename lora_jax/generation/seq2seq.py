@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lora_jax.adapters.apply import apply
-from lora_jax.generation.engine import GenerationState, Generator, is_stacked
+from lora_jax.generation.engine import GenerationState, Generator, PerText
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.t5 import T5, T5Cache
 
@@ -29,20 +29,20 @@ class PairGenerator(Generator):
     def forward(
         self, frozen: Any, trainable: Any, tokens: Array, mask: Array, cache: T5Cache
     ) -> tuple[Array, T5Cache]:
-        """Logits of the last token's successor, and the cache; each text with its own adapter if
-        they are stacked.
-        """
+        """Logits of the last token's successor, and the cache; `trainable` may be `PerText`."""
         del mask  # Texts that have ended go on unread: no other text sees them.
 
         def run(trainable: Any, tokens: Array, cache: T5Cache) -> tuple[Array, T5Cache]:
             return apply(self.model, frozen, trainable, tokens, cache, method="step")
 
-        if not is_stacked(frozen, trainable):
+        if not isinstance(trainable, PerText):
             return run(trainable, tokens, cache)
-        one = lambda trainable, tokens, cache: _without_row(
-            *run(trainable, tokens[None], _with_row(cache))
-        )
-        return jax.vmap(one, in_axes=(0, 0, _AXES), out_axes=(0, _AXES))(trainable, tokens, cache)
+
+        def one(trainable: Any, tokens: Array, cache: T5Cache) -> tuple[Array, T5Cache]:
+            return _without_row(*run(trainable, tokens[None], _with_row(cache)))
+
+        every = jax.vmap(one, in_axes=(0, 0, _AXES), out_axes=(0, _AXES))
+        return every(trainable.trainable, tokens, cache)
 
     def _start_fn(
         self,
@@ -61,11 +61,12 @@ class PairGenerator(Generator):
             # The start token takes a slot, and the last token that is made needs none.
             return apply(self.model, frozen, trainable, tokens, mask, new + 1, method="start")
 
-        if is_stacked(frozen, trainable):
-            one = lambda trainable, tokens, mask: _without_row(
-                *run(trainable, tokens[None], mask[None])
-            )
-            logits, cache = jax.vmap(one, out_axes=(0, _AXES))(trainable, tokens, mask)
+        def one(trainable: Any, tokens: Array, mask: Array) -> tuple[Array, T5Cache]:
+            return _without_row(*run(trainable, tokens[None], mask[None]))
+
+        if isinstance(trainable, PerText):
+            every = jax.vmap(one, out_axes=(0, _AXES))
+            logits, cache = every(trainable.trainable, tokens, mask)
         else:
             logits, cache = run(trainable, tokens, mask)
         seen = jnp.zeros((batch, config.vocab_size), bool).at[:, config.start_id].set(True)

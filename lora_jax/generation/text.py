@@ -8,12 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from lora_jax.adapters.stacking import pad
-from lora_jax.core.lowrank import LowRank
+from lora_jax.adapters.many import Bank, make_bank, replace_adapter
 from lora_jax.core.paths import nearest
-from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.data.text_tokenizers import Message, TextTokenizer
 from lora_jax.generation.sampling import Sampling
 from lora_jax.generation.seq2seq import generator_for
@@ -67,14 +64,12 @@ class TextGenerator:
             )
         self.tokenizer = tokenizer
         self._names: dict[str, int] = {}
-        self._template: dict[str, Any] | None = None
+        self._bank: Bank | None = None
         if max_adapters:
-            self._template = {path: _zeros(path, leaf, max_rank) for path, leaf in like.items()}
-            # Place 0 is no adapter: all of its scales are 0.
-            trainable = jax.tree.map(
-                lambda leaf: jnp.zeros((max_adapters + 1, *leaf.shape), leaf.dtype), self._template
-            )
-            self._free = list(range(max_adapters, 0, -1))
+            _check_factors_alone(like)
+            self._bank = make_bank(like=like, places=max_adapters, rank=max_rank)
+            self._free = list(range(max_adapters))[::-1]
+            trainable = self._bank.trainable
         self.engine = generator_for(model)(
             model,
             frozen,
@@ -96,7 +91,7 @@ class TextGenerator:
             ValueError: no place is free, or the adapter has a site or a rank that there is no room
                 for.
         """
-        if self._template is None:
+        if self._bank is None:
             raise ValueError(
                 "This generator has no places for adapters. Make it with max_adapters, max_rank "
                 "and like."
@@ -106,20 +101,10 @@ class TextGenerator:
                 f"All {len(self._names)} places are taken by {', '.join(self._names)}. Remove one, "
                 "or make max_adapters larger."
             )
-        padded = pad(
-            {
-                path: leaf.replace(dropout=None) if isinstance(leaf, LowRank) else leaf
-                for path, leaf in trainable.items()
-            },
-            self._template,
-        )
-        place = self._names[name] if name in self._names else self._free.pop()
-        self.engine.trainable = jax.tree.map(
-            lambda all_, one: all_.at[place].set(one.astype(all_.dtype)),
-            self.engine.trainable,
-            padded,
-        )
-        self._names[name] = place
+        place = self._names.get(name, self._free[-1] if self._free else None)
+        self._put(place, trainable)
+        if name not in self._names:
+            self._names[name] = self._free.pop()
 
     def remove(self, name: str) -> None:
         """Empties an adapter's place.
@@ -127,11 +112,12 @@ class TextGenerator:
         Raises:
             KeyError: there is no adapter of that name.
         """
-        place = self._place(name)
-        self.engine.trainable = jax.tree.map(
-            lambda all_: all_.at[place].set(0), self.engine.trainable
-        )
+        self._put(self._place(name), {})
         self._free.append(self._names.pop(name))
+
+    def _put(self, place: int, trainable: Mapping[str, Any]) -> None:
+        self._bank = replace_adapter(self._bank, place, trainable)
+        self.engine.trainable = self._bank.trainable
 
     def generate(
         self,
@@ -181,12 +167,13 @@ class TextGenerator:
         ids = [self._encode(prompt) for prompt in prompts]
         places = (
             None
-            if self._template is None
+            if self._bank is None
             else [
-                0 if name is None else self._place(name) for name in adapters or [None] * len(ids)
+                self._bank.count if name is None else self._place(name)
+                for name in adapters or [None] * len(ids)
             ]
         )
-        if self._template is None and adapters is not None and any(adapters):
+        if self._bank is None and adapters is not None and any(adapters):
             raise ValueError(
                 "This generator has no places for adapters. Make it with max_adapters, max_rank "
                 "and like."
@@ -255,11 +242,10 @@ class _Writer:
         return piece
 
 
-def _zeros(path: str, leaf: Any, rank: int) -> LowRank:
-    if isinstance(leaf, TrainedWeight):
-        raise ValueError(
-            f"{path!r} is trained whole; only adapters of factors alone share a base. Train "
-            "without it, or merge it."
-        )
-    wide = leaf.pad(max(rank, leaf.rank)).replace(dropout=None)
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), wide)
+def _check_factors_alone(like: Mapping[str, Any]) -> None:
+    for path, leaf in like.items():
+        if not leaf.rank:
+            raise ValueError(
+                f"{path!r} is trained whole; only adapters of factors alone share a base. Train "
+                "without it, or merge it."
+            )

@@ -22,7 +22,7 @@ from lora_jax.io import safetensors
 
 FILE = "adapter.safetensors"
 _FORMAT = "lora_jax-adapter-1"
-_KINDS: dict[str, type] = {"rows": Rows, "bottleneck": Bottleneck, "gain": Gain, "prefix": Prefix}
+_KINDS: dict[str, type] = {kind.kind: kind for kind in (Rows, Bottleneck, Gain, Prefix)}
 _DERIVED = ("base_square",)  # follows from the base: recomputed, not stored
 
 
@@ -50,7 +50,7 @@ def save_adapter(
     for path, leaf in trainable.items():
         parts = (
             {"whole": leaf.value}
-            if isinstance(leaf, TrainedWeight)
+            if leaf.replaces
             else {name: getattr(leaf, name) for name in array_fields(leaf) if name not in _DERIVED}
         )
         tensors |= {
@@ -60,7 +60,7 @@ def save_adapter(
         }
     if wrong := _not_finite(tensors):
         raise ValueError(f"{wrong} holds a NaN or an infinity; the adapter was not saved.")
-    axes = {path: leaf.in_axes for path, leaf in trainable.items() if isinstance(leaf, LowRank)}
+    axes = {path: leaf.in_axes for path, leaf in trainable.items() if leaf.rank}
     metadata = {
         "format": _FORMAT,
         "base": base,
@@ -146,9 +146,7 @@ def _not_finite(tensors: Mapping[str, np.ndarray]) -> str | None:
 
 def _static(leaf: Any) -> dict[str, Any]:
     """What a leaf says besides its arrays: its kind, and fields that differ from their defaults."""
-    if isinstance(leaf, TrainedWeight):
-        return {}
-    kind = next(({"kind": name} for name, cls in _KINDS.items() if isinstance(leaf, cls)), {})
+    kind = {"kind": leaf.kind} if leaf.kind in _KINDS else {}
     arrays = {*array_fields(leaf), "in_axes"}
     fields = [field for field in dataclasses.fields(leaf) if field.name not in arrays]
     return kind | {

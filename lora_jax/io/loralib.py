@@ -12,6 +12,7 @@ import numpy as np
 
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import nearest
+from lora_jax.core.trainable import Trainable
 from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.io import safetensors
 from lora_jax.io.names import Index, Name, Names
@@ -19,7 +20,7 @@ from lora_jax.io.names import Index, Name, Names
 
 def load_loralib(
     path: Path | str, names: Names, *, alpha: float, enabled: Sequence[bool] = (True, False, True)
-) -> dict[str, LowRank | TrainedWeight]:
+) -> dict[str, Trainable]:
     """The adapter in a loralib checkpoint, converted to safetensors; scale alpha / r, as loralib
     computes it.
 
@@ -54,7 +55,7 @@ def from_loralib(
     *,
     alpha: float,
     enabled: Sequence[bool] = (True, False, True),
-) -> dict[str, LowRank | TrainedWeight]:
+) -> dict[str, Trainable]:
     """`load_loralib` of tensors by name."""
     left = dict(tensors)
     for key, value in tensors.items():
@@ -63,7 +64,7 @@ def from_loralib(
                 f"{key} holds a NaN or an infinity, or is no floating number (dtype {value.dtype})."
             )
     root = _root(names, tensors)
-    trainable: dict[str, LowRank | TrainedWeight] = {}
+    trainable: dict[str, Trainable] = {}
     for path, name in names.items():
         layers: dict[Index, tuple[np.ndarray, np.ndarray]] = {}
         whole: dict[Index, np.ndarray] = {}

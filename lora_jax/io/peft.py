@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_jax.core.lowrank import LowRank
-from lora_jax.core.rows import Rows
-from lora_jax.core.trained_weight import TrainedWeight
+from lora_jax.core.trainable import Trainable, Trainables
 from lora_jax.io import safetensors
 from lora_jax.io.names import Names
 from lora_jax.io.peft_export import PeftAdapter, to_peft
@@ -22,7 +20,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 def save_peft(
     folder: Path | str,
-    trainable: Mapping[str, LowRank | TrainedWeight | Rows],
+    trainable: Trainables,
     names: Names,
     *,
     base_model: str | None = None,
@@ -68,7 +66,7 @@ def load_peft(
     adapter: str = "default",
     base: str | None = None,
     frozen: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, LowRank | TrainedWeight | Rows], PeftAdapter]:
+) -> tuple[dict[str, Trainable], PeftAdapter]:
     """The adapter in a folder that PEFT saved, in our paths and layout, and what the file said.
 
     Args:

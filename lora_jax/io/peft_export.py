@@ -13,6 +13,7 @@ import numpy as np
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import nearest
 from lora_jax.core.rows import Rows
+from lora_jax.core.trainable import Trainables
 from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.io.names import Name, Names, is_suffix
 
@@ -54,7 +55,7 @@ class Factors:
 
 
 def to_peft(
-    trainable: Mapping[str, LowRank | TrainedWeight | Rows],
+    trainable: Trainables,
     names: Names,
     *,
     base_model: str | None = None,
@@ -172,7 +173,7 @@ def _plain(path: str, leaf: Any, notes: list[str]) -> LowRank:
     return plain
 
 
-def _check(trainable: Mapping[str, LowRank | TrainedWeight | Rows], names: Names) -> None:
+def _check(trainable: Trainables, names: Names) -> None:
     for path, leaf in trainable.items():
         if path not in names:
             raise KeyError(
@@ -216,9 +217,7 @@ def _check(trainable: Mapping[str, LowRank | TrainedWeight | Rows], names: Names
                 )
 
 
-def _by_module(
-    trainable: Mapping[str, LowRank | TrainedWeight | Rows], names: Names
-) -> dict[str, dict[int, Factors]]:
+def _by_module(trainable: Trainables, names: Names) -> dict[str, dict[int, Factors]]:
     """The used columns of every adapted layer, by module and by part of a fused module, with the
     scale still in a vector.
     """
@@ -327,7 +326,7 @@ def _uses_dora(adapted: Mapping[str, Factors]) -> bool:
 
 
 def _whole(
-    trainable: Mapping[str, LowRank | TrainedWeight | Rows],
+    trainable: Trainables,
     names: Names,
     adapted: Mapping[str, Factors],
 ) -> tuple[str, list[str], dict[str, np.ndarray]]:
@@ -454,9 +453,7 @@ def _all_biases(parameters: set[str]) -> bool:
     return all(parameter.endswith("bias") for parameter in parameters)
 
 
-def _dropout(
-    trainable: Mapping[str, LowRank | TrainedWeight | Rows], wanted: float | None
-) -> float:
+def _dropout(trainable: Trainables, wanted: float | None) -> float:
     if wanted is not None:
         return wanted
     rates: dict[float, str] = {}

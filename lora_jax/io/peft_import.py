@@ -14,6 +14,7 @@ import numpy as np
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten, nearest
 from lora_jax.core.rows import Rows
+from lora_jax.core.trainable import Trainable, Trainables
 from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.io.names import Index, Name, Names
 from lora_jax.io.peft_config import PeftConfig, read_config
@@ -22,7 +23,7 @@ from lora_jax.io.peft_export import PREFIX, ROWS, PeftAdapter
 
 def from_peft(
     found: PeftAdapter, names: Names, *, frozen: Mapping[str, Any] | None = None
-) -> dict[str, LowRank | TrainedWeight | Rows]:
+) -> dict[str, Trainable]:
     """The adapter in our layout: layers stacked, ranks padded to the largest of a site, scales as
     PEFT computes them.
 
@@ -49,7 +50,7 @@ def from_peft(
     expected = _expected(config, names, module_of)
     _check_keys(expected, tensors, names, module_of, frozen)
     scales = found.recorded.get("scale", {})
-    trainable: dict[str, LowRank | TrainedWeight | Rows] = {}
+    trainable: dict[str, Trainable] = {}
     for path, name in names.items():
         leaf = (
             _site(path, name, module_of, config, tensors, scales) if name.kind != "vector" else None
@@ -294,7 +295,7 @@ def _check_copy(
         )
 
 
-def _check_effect(trainable: Mapping[str, LowRank | TrainedWeight | Rows]) -> None:
+def _check_effect(trainable: Trainables) -> None:
     low = {path: leaf for path, leaf in trainable.items() if isinstance(leaf, LowRank)}
     if (
         len(low) == len(trainable)

@@ -65,6 +65,6 @@ def with_baseline(
     kept = {
         path: leaf
         for path, leaf in flatten(frozen).items()
-        if not isinstance(added.get(path), TrainedWeight)
+        if path not in added or not added[path].replaces
     }
     return unflatten(kept), trained | added

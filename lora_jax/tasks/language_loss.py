@@ -14,8 +14,7 @@ from jaxtyping import Array
 
 from lora_jax.adapters.apply import apply
 from lora_jax.adapters.head import frozen_head
-from lora_jax.core.lowrank import LowRank
-from lora_jax.core.trainable import Trainables
+from lora_jax.core.trainable import Trainables, combine, given_fields, partition
 from lora_jax.kernels.vocab_loss import CHUNK, vocabulary_loss
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.t5 import T5
@@ -56,16 +55,18 @@ class TokenLosses:
         loss, correct = (part.reshape(weight.shape) for part in each)
         return Losses(total=total, loss=loss, correct=correct, weight=weight)
 
-    def _head(self, frozen: Any, trainable: Trainables) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The frozen and the trained weights of the output head."""
+    def _head(self, frozen: Any, trainable: Trainables) -> tuple[Any, dict[str, Any]]:
+        """The output head's (frozen weights, data of what is trained), and what is trained."""
         head = self.model.output_head.module
         trained = {path: leaf for path, leaf in trainable.items() if path.startswith(f"{head}/")}
-        if any(isinstance(leaf, LowRank) and leaf.dropout is not None for leaf in trained.values()):
+        if any("dropout" in given_fields(leaf) for leaf in trained.values()):
             raise ValueError(
                 "LoRA dropout on head/kernel is not supported: the head runs in chunks. Give it a "
                 "rule with dropout=0.0."
             )
-        return {head: frozen.get(head, {})}, trained
+        # What is trained alone is differentiated, so the data that go with it stand with the frozen.
+        trained, fixed = partition(trained)
+        return ({head: frozen.get(head, {})}, fixed), trained
 
 
 def language_loss(model: Decoder | T5, *, chunk: int = CHUNK) -> Summed:
@@ -84,5 +85,6 @@ def hidden_inputs(batch: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _logits(model: Decoder | T5, frozen: Any, trained: Any, hidden: Array) -> Array:
-    return apply(model, frozen, trained, hidden, method="logits")
+def _logits(model: Decoder | T5, untrained: Any, trained: Any, hidden: Array) -> Array:
+    frozen, fixed = untrained
+    return apply(model, frozen, combine(trained, fixed), hidden, method="logits")

@@ -16,28 +16,10 @@ from jaxtyping import Array, Float, Int
 
 from lora_jax.config import OptimConfig
 from lora_jax.core.host import can_offload
-from lora_jax.core.lowrank import LowRank
-from lora_jax.core.trainable import given_fields
+from lora_jax.core.trainable import given_fields, trainable_labels
 from lora_jax.training.adam8bit import scale_by_adam8bit
 from lora_jax.training.offload import in_host_memory
 from lora_jax.training.variants import adalora, precondition_b
-
-
-def labels(trained: Mapping[str, Any]) -> Any:
-    """'a', 'b', 'vector' (magnitudes and gains), 'whole' or 'module' for each trained array: the
-    handle for learning rates and masks.
-    """
-    return {
-        path: leaf.replace(**{name: label_of(leaf, name) for name in given_fields(leaf)})
-        for path, leaf in trained.items()
-    }
-
-
-def label_of(leaf: Any, name: str) -> str:
-    """The label of one array of a trainable leaf."""
-    if isinstance(leaf, LowRank):
-        return name if name in ("a", "b") else "vector"
-    return getattr(leaf, "label", "whole")
 
 
 def decay_mask(trained: Mapping[str, Any]) -> Any:
@@ -54,7 +36,7 @@ def decay_mask(trained: Mapping[str, Any]) -> Any:
 
 
 def _is_matrix(leaf: Any, name: str) -> bool:
-    label = label_of(leaf, name)
+    label = leaf.label(name)
     return name in ("down", "up") if label == "module" else label != "vector"
 
 
@@ -109,7 +91,7 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
         _from_number(config.weight_decay, decay),
         _scheduled(config, total_steps),
         optax.partition(
-            {label: scale(learning_rate=rate) for label, rate in rates.items()}, labels
+            {label: scale(learning_rate=rate) for label, rate in rates.items()}, trainable_labels
         ),
     )
 

@@ -13,7 +13,6 @@ import jax
 from lora_jax.adapters.checks import check_effect
 from lora_jax.config import Config, from_config_dict
 from lora_jax.core.init import initializer_named
-from lora_jax.core.lowrank import LowRank
 from lora_jax.data.completions import Completions, EncodedCompletions, read_completions
 from lora_jax.io.adapter import load_adapter
 from lora_jax.io.contents import changed_contents, contents
@@ -62,7 +61,7 @@ class SavedRun:
             ValueError: training changed weights of the base itself, or added a head: there is no
                 such model.
         """
-        whole = [path for path, leaf in self.trainable.items() if not isinstance(leaf, LowRank)]
+        whole = [path for path, leaf in self.trainable.items() if not leaf.rank]
         if whole:
             raise ValueError(
                 f"The model before training cannot be scored: {len(whole)} weights were trained "

@@ -9,7 +9,8 @@ from flax import linen as nn
 from user_models import build
 
 from lora_jax import LoraSpec, QuantSpec, adapt
-from lora_jax.adapters.rules import Call, _equation
+from lora_jax.adapters.einsum import equation_of
+from lora_jax.adapters.products import Call
 
 UP = r"block_\d/up/kernel"
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -125,5 +126,56 @@ def test_a_wrong_specification_is_an_error(field: str, value: Any, message: str)
 def test_an_einsum_is_a_matrix_product_or_is_left_alone(text: str, is_matmul: bool) -> None:
     ndim = text.index(",") if "..." not in text else 3
     call = Call((jnp.zeros((2,) * ndim),), {})
-    equation = _equation(nn.Einsum((2,), text), call)
+    equation = equation_of(nn.Einsum((2,), text), call)
     assert equation.is_matmul == is_matmul
+
+
+class Gated(nn.Module):
+    """A module kind of the user's own, with one weight: `tanh(x @ kernel) * x.mean()`."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        return jnp.tanh(x @ kernel) * x.mean(-1, keepdims=True)
+
+
+class OwnKind(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return Gated(6, name="gated")(x)
+
+
+def test_a_module_kind_of_ones_own_gets_a_factored_product(monkeypatch) -> None:
+    import lora_jax
+    from lora_jax.adapters import rules
+
+    monkeypatch.setattr(rules, "RULES", dict(rules.RULES))
+    x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+    model = OwnKind()
+    params = model.init(jax.random.key(1), x)["params"]
+    make = lambda dropout: adapt(
+        model, params, (x,), lora=[("gated/kernel", LoraSpec(2, dropout=dropout))],
+        quant=[("gated/kernel", QuantSpec("nf4", 8, double=False))], key=jax.random.key(2),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="no factored product to drop the input of"):
+        make(0.5)
+
+    def product(module, leaf, call):
+        (x,) = call.args
+        return jnp.tanh(lora_jax.adapters.factored_product(x, leaf)) * x.mean(-1, keepdims=True)
+
+    lora_jax.adapters.register_rule(Gated, "kernel", product)
+    assert lora_jax.find_sites(model, x)["gated/kernel"].has_rule
+    frozen, trainable = make(0.5)
+    low = trainable["gated/kernel"]
+    trainable = {"gated/kernel": low.replace(b=low.b + 0.3)}
+    dense = model.apply({"params": lora_jax.join(frozen, trainable)}, x)
+    run = lambda key=None: lora_jax.apply(model, frozen, trainable, x, key=key)
+    assert jnp.allclose(run(), dense, atol=1e-6)
+    assert float(jnp.abs(run(jax.random.key(3)) - dense).max()) > 1e-2  # Dropout acts.
+    # Two thin products and the frozen one, and none of the update's size.
+    assert str(jax.make_jaxpr(run)()).count("dot_general[") == 3
+    with pytest.raises(ValueError, match="Gated.__call__ has a factored product already"):
+        lora_jax.adapters.register_rule(Gated, "kernel", product)

@@ -179,7 +179,7 @@ def test_padding_changes_nothing_and_is_undone_by_trimming(name):
         model, params, inputs, lora=[("layers.*/kernel", SPECS[name])], key=jax.random.key(2)
     )
     trainable = zoo.moved(trainable, 0.1)
-    wide = {path: leaf.pad(leaf.rank + 3) for path, leaf in trainable.items()}
+    wide = {path: leaf.with_rank(leaf.rank + 3) for path, leaf in trainable.items()}
     for path in trainable:
         weights = [flatten(join(frozen, one))[path].unbox() for one in (wide, trainable)]
         np.testing.assert_allclose(*weights, rtol=1e-6, atol=1e-6)

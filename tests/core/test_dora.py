@@ -129,8 +129,8 @@ def test_peft_agrees_on_output_gradients_and_merged_weight():
 
 
 def test_bfloat16_products_keep_small_changes_of_the_magnitude():
-    from lora_jax.adapters.rules import _rescaled
+    from lora_jax.adapters.products import rescaled
 
     y, moved = jnp.full((4, 8), 255.0, jnp.bfloat16), jnp.full(8, 1.003)
     assert float((y * moved.astype(jnp.bfloat16))[0, 0]) == 255.0  # 1.003 is 1 in bfloat16
-    assert float(_rescaled(y, moved)[0, 0]) == 256.0
+    assert float(rescaled(y, moved)[0, 0]) == 256.0

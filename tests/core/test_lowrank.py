@@ -45,7 +45,7 @@ def test_the_update_is_a_times_scale_times_b() -> None:
 
 def test_padding_keeps_the_update_and_trimming_undoes_it() -> None:
     low = random()
-    wide = low.pad(6)
+    wide = low.with_rank(6)
     assert (
         wide.rank == 6
         and np.array_equal(wide.delta(), low.delta())
@@ -56,12 +56,12 @@ def test_padding_keeps_the_update_and_trimming_undoes_it() -> None:
         np.array_equal(x, y)
         for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(low), strict=True)
     )
-    assert np.array_equal(low.pad(2).a, low.a)
+    assert np.array_equal(low.with_rank(2).a, low.a)
     with pytest.raises(
         ValueError,
-        match="Cannot pad an adapter of rank 2 to rank 1: the target must not be smaller",
+        match="an adapter of rank 2 cannot be padded to rank 1: the target must not be smaller",
     ):
-        low.pad(1)
+        low.with_rank(1)
 
 
 def test_trimming_keeps_a_column_that_one_layer_uses_and_gives_none_if_none_does() -> None:

@@ -10,6 +10,7 @@ from lora_jax.adapters.surgery import adapt
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantSpec, bytes_of
+from lora_jax.core.trainable import combine, partition
 from lora_jax.models.encoder import Encoder, EncoderConfig
 from lora_jax.tasks.heads import classifier_loss
 from lora_jax.training.compile import Program
@@ -47,8 +48,12 @@ def test_step_holds_the_codes_and_one_dense_layer(spec):
     loss = classifier_loss(model)
 
     def step(frozen, trainable, batch):
-        gradients = jax.grad(lambda trainable: loss(frozen, trainable, batch, None)[0])(trainable)
-        return jax.tree.map(lambda value, gradient: value - 0.1 * gradient, trainable, gradients)
+        trained, fixed = partition(trainable)
+        gradients = jax.grad(lambda tree: loss(frozen, combine(tree, fixed), batch, None)[0])(
+            trained
+        )
+        moved = jax.tree.map(lambda value, gradient: value - 0.1 * gradient, trained, gradients)
+        return combine(moved, fixed)
 
     memory = Program(step, donate=(1,)).compile(frozen, trainable, batch).memory_analysis()
     base, layer = bytes_of(dense), bytes_of(dense) // CONFIG.num_layers

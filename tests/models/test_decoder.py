@@ -15,6 +15,7 @@ from lora_jax.adapters.sites import find_sites
 from lora_jax.adapters.surgery import adapt
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.quantize import QuantSpec
+from lora_jax.core.trainable import combine, partition
 from lora_jax.io.weights import load_decoder
 from lora_jax.models.decoder import Decoder, positions_of
 from lora_jax.models.decoder_config import DecoderConfig, Experts
@@ -145,12 +146,13 @@ def temporaries(layers: int, remat: bool) -> int:
     rules = [("layers/.*kernel", LoraSpec(rank=2))]
     make = lambda params: adapt(model, params, (tokens,), lora=rules, key=jax.random.key(0))
     frozen, trainable = jax.eval_shape(make, params)
-    loss = lambda frozen, trainable, tokens: (
-        apply(model, frozen, trainable, tokens, method="hidden")[0] ** 2
+    trained, fixed = partition(trainable)
+    loss = lambda trained, frozen, fixed, tokens: (
+        apply(model, frozen, combine(trained, fixed), tokens, method="hidden")[0] ** 2
     ).sum()
     return (
-        jax.jit(jax.grad(loss, argnums=1))
-        .lower(frozen, trainable, tokens)
+        jax.jit(jax.grad(loss))
+        .lower(trained, frozen, fixed, tokens)
         .compile()
         .memory_analysis()
         .temp_size_in_bytes

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from lora_jax import LoraSpec, QuantSpec, adapt, apply
 from lora_jax.core.paths import flatten
+from lora_jax.core.trainable import combine, partition
 from lora_jax.io import load_encoder
 from lora_jax.models import Encoder, EncoderConfig
 from lora_jax.models.encoder_parts import ACTIVATIONS
@@ -150,12 +151,13 @@ def temporaries(layers: int) -> int:
         ),
         params,
     )
-    loss = lambda frozen, trainable, tokens: (
-        apply(model, frozen, trainable, tokens, mask)[0] ** 2
+    trained, fixed = partition(trainable)
+    loss = lambda trained, frozen, fixed, tokens: (
+        apply(model, frozen, combine(trained, fixed), tokens, mask)[0] ** 2
     ).sum()
     return (
-        jax.jit(jax.grad(loss, argnums=1))
-        .lower(frozen, trainable, tokens)
+        jax.jit(jax.grad(loss))
+        .lower(trained, frozen, fixed, tokens)
         .compile()
         .memory_analysis()
         .temp_size_in_bytes

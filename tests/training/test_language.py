@@ -13,6 +13,7 @@ from tiny_language import write_completions, write_tiny_model
 from lora_jax.adapters.surgery import adapt
 from lora_jax.config import from_config_dict, to_dict
 from lora_jax.core.lowrank import LoraSpec
+from lora_jax.core.trainable import combine, partition
 from lora_jax.data.completions import encode_completions, read_completions
 from lora_jax.data.token_packing import PackedBatches
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
@@ -54,27 +55,31 @@ def test_packed_equals_unpacked_and_plain(folder, data, targets):
     trainable = {
         path: low.replace(b=low.b + 0.1, a=low.a + 0.05) for path, low in trainable.items()
     }
+    trained, fixed = partition(trainable)
     loss = language_loss(model, chunk=5)
     (packed, unpacked) = (
         jax.jit(
-            jax.value_and_grad(lambda trainable, b: loss(frozen, trainable, b, None), has_aux=True)
-        )(trainable, b)
+            jax.value_and_grad(
+                lambda trained, b: loss(frozen, combine(trained, fixed), b, None), has_aux=True
+            )
+        )(trained, b)
         for b in batches
     )
     assert float(packed[0][1].weight) == float(unpacked[0][1].weight) == 48
     for a, b in zip(jax.tree.leaves(packed[1]), jax.tree.leaves(unpacked[1]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(1, np.abs(b).max()))
 
-    def plain(trainable):
+    def plain(trained):
         from lora_jax.adapters.apply import apply
 
+        trainable = combine(trained, fixed)
         logits = apply(model, frozen, trainable, batches[1]["tokens"], batches[1]["segments"])
         return (
             optax.softmax_cross_entropy_with_integer_labels(logits, batches[1]["labels"])
             * batches[1]["loss_weight"]
         ).sum()
 
-    value, gradient = jax.jit(jax.value_and_grad(plain))(trainable)
+    value, gradient = jax.jit(jax.value_and_grad(plain))(trained)
     np.testing.assert_allclose(value, unpacked[0][0], rtol=1e-5)
     for path in trainable:
         for name in "ab":

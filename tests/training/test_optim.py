@@ -15,8 +15,8 @@ from small_task import PLAIN, make
 
 from lora_jax.config import OptimConfig
 from lora_jax.core import TrainedWeight
-from lora_jax.core.trainable import combine, partition
-from lora_jax.training.optim import Schedule, decay_mask, labels, make_optimizer, structure_of
+from lora_jax.core.trainable import combine, partition, trainable_labels
+from lora_jax.training.optim import Schedule, decay_mask, make_optimizer, structure_of
 
 
 def factors(config: OptimConfig, total: int, steps: int) -> list[float]:
@@ -63,9 +63,9 @@ def test_partition_and_combine_are_inverse_and_tell_trained_leaves_from_fixed_on
     )
     assert len(jax.tree.leaves(trained)) == 2 * 2 + 2 and len(jax.tree.leaves(fixed)) == 2
     assert (
-        labels(trained)["up/kernel"].a == "a"
-        and labels(trained)["up/kernel"].b == "b"
-        and labels(trained)["head/bias"].value == "whole"
+        trainable_labels(trained)["up/kernel"].a == "a"
+        and trainable_labels(trained)["up/kernel"].b == "b"
+        and trainable_labels(trained)["head/bias"].value == "whole"
     )
 
 

@@ -155,5 +155,5 @@ def test_padded_columns_do_not_disturb_the_scaling():
             .b
         )
 
-    np.testing.assert_allclose(scaled(low.pad(4))[:, :2], scaled(low), rtol=1e-5)
-    assert not np.any(scaled(low.pad(4))[:, 2:])
+    np.testing.assert_allclose(scaled(low.with_rank(4))[:, :2], scaled(low), rtol=1e-5)
+    assert not np.any(scaled(low.with_rank(4))[:, 2:])

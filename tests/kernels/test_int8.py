@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax.core.int8 import int8_matmul
 from lora_jax.core.quantize import QuantSpec, quantize
+from lora_jax.kernels.int8 import int8_matmul
 
 SPEC = QuantSpec("int8", None, double=False)
 

@@ -1,0 +1,221 @@
+"""Factored products of Linen's modules: `base(x) + ((x @ a) * scale) @ b` without ever forming the
+dense update.
+
+Each gets the module, the leaf in place of its weight (quantised, adapted or both), and the call.
+With DoRA the sum's columns are rescaled; a bias is added after that. In training with dropout the
+base term sees the whole input, as the paper has it; PEFT drops the input there, too, in the part of
+the base that the magnitude adds or takes away.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.core import meta
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array, Float
+
+from lora_jax.adapters.recording import Recorded, record
+from lora_jax.core.lowrank import Adapted, LowRank
+from lora_jax.core.rows import WithRows
+from lora_jax.kernels.matmul import frozen_matmul, head_matmul, lowrank_matmul
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of an intercepted method."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def factored_product(x: Float[Array, "*batch in"], leaf: Any) -> Float[Array, "*batch out"]:
+    """`x @ weight` for a weight (in, ...) in whatever form it is: dense, quantised, adapted. The
+    outputs are flat.
+
+    Frozen weights have no gradient, are dequantised again in the backward pass, and the update is
+    `((x @ a) * scale) @ b`, with dropout and DoRA where the adapter has them.
+    """
+    return _product(x.reshape(-1, x.shape[-1]), leaf).reshape(*x.shape[:-1], -1)
+
+
+def dense(module: nn.Module, leaf: Any, call: Call) -> Array:
+    """`nn.Dense`."""
+    (x,) = call.args
+    bias = bias_of(module)
+    x = x.astype(_dtype(module, x, leaf, bias))
+    y = _product(x.reshape(-1, x.shape[-1]), leaf).reshape(*x.shape[:-1], module.features)
+    return y if bias is None else y + bias.astype(y.dtype)
+
+
+def dense_general(module: nn.Module, leaf: Any, call: Call) -> Array:
+    """`nn.DenseGeneral`: a matrix product of what is contracted with what is made."""
+    (x,) = call.args
+    bias = bias_of(module)
+    axes = sorted(
+        axis % x.ndim for axis in as_tuple(module.axis)
+    )  # Linen sorts them, whatever order they are given in.
+    kept = [axis for axis in range(x.ndim) if axis not in axes]
+    features = as_tuple(module.features)
+    flat = x.transpose(*kept, *axes).astype(_dtype(module, x, leaf, bias))
+    rows = math.prod(x.shape[axis] for axis in axes)
+    y = _product(flat.reshape(-1, rows), leaf).reshape(*(x.shape[axis] for axis in kept), *features)
+    return y if bias is None else y + bias.astype(y.dtype)
+
+
+def conv(module: nn.Module, leaf: Any, call: Call) -> Array:
+    """`nn.Conv`: a convolution to `rank` channels, and a product."""
+    if not isinstance(leaf, Adapted):
+        return frozen_call(module, leaf, call)
+    factors = leaf.factors()
+    y = frozen_call(module, leaf, call, bias=factors is None)
+    x = _drop(call.args[0], leaf).astype(y.dtype)
+
+    def update(low: LowRank) -> Array:
+        kernel = low.a.reshape(*leaf.kernel_shape[:-1], low.rank)
+        into = module.clone(features=low.rank, use_bias=False, parent=None)
+        hidden = into.apply({"params": {"kernel": kernel.astype(y.dtype)}}, x) * low.scale.astype(
+            y.dtype
+        )
+        return hidden @ low.b.astype(y.dtype)
+
+    y = rescaled(y + over_terms(update, leaf), factors)
+    return y if factors is None or not module.use_bias else y + bias_of(module).astype(y.dtype)
+
+
+def embed(module: nn.Module, leaf: Any, call: Call) -> Array:
+    """`nn.Embed`: rows of `a`, times `b`."""
+    y = frozen_call(module, leaf, call, weight="embedding")
+    if isinstance(leaf, WithRows):
+        return leaf.look_up(call.args[0], y)
+    if not isinstance(leaf, Adapted):
+        return y
+
+    def update(low: LowRank) -> Array:
+        return (jnp.take(low.a, call.args[0], axis=0) * low.scale) @ low.b
+
+    return rescaled(y + over_terms(update, leaf).astype(y.dtype), leaf.factors())
+
+
+def attend(module: nn.Module, leaf: Any, call: Call) -> Array:
+    """`nn.Embed.attend`: the transposed factors."""
+    if isinstance(leaf, WithRows):
+        return leaf.logits(
+            call.args[0], frozen_call(module, leaf, call, method="attend", weight="embedding")
+        )
+    if not isinstance(leaf, Adapted):
+        return frozen_call(module, leaf, call, method="attend", weight="embedding")
+    # Columns of the embedding are inputs here, so their factors act on the query.
+    query = rescaled(call.args[0], leaf.factors())
+    y = frozen_call(module, leaf, Call((query,), call.kwargs), method="attend", weight="embedding")
+    query = query.astype(y.dtype)
+
+    def update(low: LowRank) -> Array:
+        return ((query @ low.b.T.astype(y.dtype)) * low.scale.astype(y.dtype)) @ low.a.T.astype(
+            y.dtype
+        )
+
+    return y + over_terms(update, leaf)
+
+
+def plain_attend(module: nn.Module, embedding: Array, call: Call) -> Array:
+    """`attend` as a product with the embedding as it lies. (`embedding.T` of one row of float32 is
+    copied by XLA before it is multiplied, of 16 bits to float32.)
+    """
+    query, embedding = promote_dtype(call.args[0], embedding, dtype=module.dtype, inexact=False)
+    if query.dtype.itemsize == 2:
+        return head_matmul(query, embedding).astype(query.dtype)
+    return jax.lax.dot_general(query, embedding, (((query.ndim - 1,), (1,)), ((), ())))
+
+
+def _product(x: Array, leaf: Any) -> Array:
+    if isinstance(leaf, Recorded):
+        return frozen_matmul(record(x, leaf.probe), leaf.base)
+    if not isinstance(leaf, Adapted):
+        return frozen_matmul(x, leaf)
+    return rescaled(frozen_matmul(x, leaf.base) + update_product(x, leaf), leaf.factors())
+
+
+def update_product(x: Array, leaf: Adapted) -> Array:
+    """The update's part of `x @ weight`, for the rows of x."""
+    x = _drop(x, leaf)
+    return over_terms(lambda low: lowrank_matmul(x, low.a, low.b, low.scale), leaf)
+
+
+def over_terms(update: Callable[[LowRank], Array], leaf: Adapted) -> Array:
+    """The update's product, less that of the start that an initialiser took out of the base."""
+    low, start = leaf.lora.moving(), leaf.lora.start()
+    # Two products, not one of twice the rank: equal factors cancel exactly, and step 0 is the base
+    # bit for bit.
+    return update(low) if start is None else update(low) - update(start)
+
+
+def rescaled(y: Array, factors: Array | None) -> Array:
+    """`y * factors` along the last axis, in float32: a magnitude that has moved by less than
+    bfloat16's grain must count.
+    """
+    return y if factors is None else (y.astype(jnp.float32) * factors).astype(y.dtype)
+
+
+def _drop(x: Array, leaf: Adapted) -> Array:
+    rate = leaf.lora.dropout
+    if leaf.key is None or rate is None:
+        return x
+    keep = 1 - rate
+    return jnp.where(
+        jax.random.bernoulli(leaf.key, keep, x.shape),
+        x / keep.astype(x.dtype),
+        jnp.zeros((), x.dtype),
+    )
+
+
+def frozen_call(
+    module: nn.Module,
+    leaf: Any,
+    call: Call,
+    *,
+    method: str = "__call__",
+    weight: str = "kernel",
+    bias: bool = True,
+) -> Array:
+    """The module's own computation on the frozen weight, which is dequantised again in the backward
+    pass, not saved.
+    """
+    base = leaf.base if isinstance(leaf, (Adapted, WithRows)) else leaf
+    others = {
+        key: meta.unbox(value)
+        for key, value in module.variables["params"].items()
+        if key != weight and (bias or key != "bias")
+    }
+    detached = module.clone(parent=None) if bias else module.clone(parent=None, use_bias=False)
+    x, *static = call.args  # What may follow x is an einsum's equation.
+
+    def run(base: Any, rest: dict[str, Array], x: Array) -> Array:
+        return detached.apply(
+            {"params": {**rest, weight: meta.unbox(base)}}, x, *static, method=method, **call.kwargs
+        )
+
+    return jax.checkpoint(run)(base, others, x)
+
+
+def bias_of(module: nn.Module) -> Array | None:
+    """The module's bias, or None."""
+    return meta.unbox(module.get_variable("params", "bias")) if module.use_bias else None
+
+
+def _dtype(module: nn.Module, x: Array, leaf: Any, bias: Array | None) -> Any:
+    """The dtype that Linen would compute in: the module's, else what its operands promote to."""
+    return module.dtype or jnp.result_type(
+        x.dtype, leaf.dtype, *([] if bias is None else [bias.dtype])
+    )
+
+
+def as_tuple(value: Any) -> tuple[int, ...]:
+    """Linen's axes and features, which may be one number, as a tuple."""
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
