@@ -82,8 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints what follows each prompt."""
     import jax
 
+    from lora_jax.core.heap import release_freed_memory
     from lora_jax.generation.sampling import Sampling
-    from lora_jax.training.allocator import release_freed_memory
 
     sampling = Sampling(
         arguments.temperature,

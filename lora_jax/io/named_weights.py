@@ -12,10 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lora_jax.core.heap import release_freed_memory
 from lora_jax.core.host import aligned, closed, filled, to_device
 from lora_jax.core.paths import Rules, match, nearest
 from lora_jax.core.quantize import QuantizedArray, QuantSpec, quantize
 from lora_jax.io.names import Index, Name, Names
+
+_LARGE = 1 << 20  # bytes of a matrix whose quantisation leaves room worth giving back
 
 
 class Tensors(Protocol):
@@ -98,21 +101,19 @@ def read_leaf(
     if spec is None:
         return filled((*name.stack, *name.shape), dtype_of(name, dtype), parts_of(name, tensors))
 
-    def stored(part: np.ndarray) -> QuantizedArray:
-        weight = jnp.asarray(np.asarray(part, np.float32))
-        made = quantize(weight, spec, kernel_ndim=len(name.shape), in_axes=name.in_axes)
-        # Else the temporaries of many matrices are alive at once.
-        return jax.block_until_ready(made.replace(dtype=jnp.dtype(dtype)))
-
-    if not name.stack:
-        ((_, part),) = parts_of(name, tensors)
-        return stored(part)
+    # Copied out of the program's memory, which is free for the next matrix then; what is kept lies
+    # between, so that it is given back, or it would fall apart.
     buffers: list[np.ndarray] = []
     for index, part in parts_of(name, tensors):
-        leaves, structure = jax.tree.flatten(stored(part))
-        buffers = buffers or [aligned((*name.stack, *leaf.shape), leaf.dtype) for leaf in leaves]
+        weight = jnp.asarray(np.asarray(part, np.float32))
+        made = quantize(weight, spec, kernel_ndim=len(name.shape), in_axes=name.in_axes)
+        leaves, structure = jax.tree.flatten(made.replace(dtype=jnp.dtype(dtype)))
+        buffers = buffers or [aligned((*name.stack, *x.shape), x.dtype) for x in leaves]
         for buffer, leaf in zip(buffers, leaves, strict=True):
             buffer[index] = leaf
+        if part.nbytes >= _LARGE:
+            del weight, made, leaves, leaf
+            release_freed_memory()
     return jax.tree.unflatten(structure, [to_device(closed(buffer)) for buffer in buffers])
 
 

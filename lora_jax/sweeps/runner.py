@@ -163,7 +163,7 @@ class _Sweep:
 
     def alone(self, pack: Pack, run: Config) -> None:
         """Trains one run, in the shapes of its group."""
-        from lora_jax.training.allocator import release_freed_memory
+        from lora_jax.core.heap import release_freed_memory
         from lora_jax.training.interrupted import Interrupted
         from lora_jax.training.loop import train
 
@@ -195,7 +195,7 @@ class _Sweep:
 
     def side_by_side(self, pack: Pack, left: Sequence[Config]) -> None:
         """Trains runs in one program, each recorded when it is finished."""
-        from lora_jax.training.allocator import release_freed_memory
+        from lora_jax.core.heap import release_freed_memory
         from lora_jax.training.interrupted import Interrupted
         from lora_jax.training.stacked import Job, Stopped, train_stacked
 

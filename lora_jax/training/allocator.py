@@ -4,11 +4,10 @@ and are faulted in again.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
+
+from lora_jax.core.heap import glibc, release_freed_memory
 
 _budget: int | None = None
 _kept = False
@@ -29,7 +28,7 @@ def keep_freed_memory() -> bool:
     would do as well, but they wait for each other in it: compiling took 1.4 times as long.) Nothing
     is lost, as steps on a CPU do not wait in line (`training/loop.py`).
     """
-    mallopt = _glibc("mallopt")
+    mallopt = glibc("mallopt")
     if mallopt is None:
         return False
     import jax
@@ -43,15 +42,6 @@ def keep_freed_memory() -> bool:
 def keeps_freed_memory() -> bool:
     """Whether `keep_freed_memory` was called, and could."""
     return _kept
-
-
-def release_freed_memory() -> None:
-    """Gives all freed memory back to the system: between runs, so that one run's peak does not stay
-    with the next.
-    """
-    malloc_trim = _glibc("malloc_trim")
-    if malloc_trim is not None:
-        malloc_trim(0)
 
 
 def release_above(limit: int) -> None:
@@ -88,13 +78,3 @@ def resident_bytes() -> int:
     except (OSError, ValueError, IndexError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _glibc(name: str) -> Callable[..., int] | None:
-    """A function of the C library; None where that is not glibc."""
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        return getattr(ctypes.CDLL(None), name)
-    except (OSError, AttributeError):
-        return None

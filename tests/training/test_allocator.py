@@ -26,7 +26,7 @@ print(int(kept), faults, resident)
 """
 
 
-@pytest.mark.skipif(allocator._glibc("mallopt") is None, reason="needs glibc")
+@pytest.mark.skipif(allocator.glibc("mallopt") is None, reason="needs glibc")
 def test_kept_memory_is_not_faulted_in_again_and_can_be_given_back():
     def run(how: str) -> list[int]:
         done = subprocess.run(
@@ -43,7 +43,7 @@ def test_kept_memory_is_not_faulted_in_again_and_can_be_given_back():
     assert resident < 200e6
 
 
-@pytest.mark.skipif(allocator._glibc("mallopt") is None, reason="needs glibc")
+@pytest.mark.skipif(allocator.glibc("mallopt") is None, reason="needs glibc")
 def test_programs_run_in_the_thread_that_calls_them():
     """And not in one with an arena of 64 MB; so what a call gives is there when it returns."""
     code = """
