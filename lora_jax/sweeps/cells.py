@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ _FORMAT_ORDER = ("fp32", "int8", "fp4", "nf4", "int4")
 # Settings that a cell's name says in its own way, and words for those that it adds.
 _NAMED = ("method", "lora.rank", "lora.targets", "quant.format")
 _SHORT = {"data.name": "data", "model.name": "model"}
+_PARTS = re.compile(r"(\d+\.?\d*(?:e-?\d+)?)|([^\d]+)")
 # A baseline is named by these as soon as any runs differ in them, also if it has none of its kind
 # to differ from: next to runs of other data it must not stand without a word.
 _SHARED = ("data.", "model.", "train.", "optim.")
@@ -237,6 +239,8 @@ def order(cell: Cell) -> tuple[Any, ...]:
         cell.targets or "",
         format,
         cell.rank or 0,
+        # Numbers by size: 0.001 before 0.01, 8 before 64.
+        [(float(number or 0), word) for number, word in _PARTS.findall(cell.variant)],
     )
 
 
@@ -305,7 +309,8 @@ def _variants(cells: Sequence[Cell], settings: Sequence[Mapping[str, Any]]) -> l
             words[place] = " ".join(
                 f"{short[key]}={setting[key]}"
                 for key in keys
-                if setting.get(key, NOT_READ) != NOT_READ
+                # None is "not given": the others say what they have instead.
+                if setting.get(key, NOT_READ) not in (NOT_READ, None)
             )
     return words
 

@@ -1,0 +1,166 @@
+"""Runs that are unlike are never pooled without a word, and one odd record does not end a report."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from made_up_sweep import fill, grid, result_of
+
+from lora_jax.config import Config, LoraConfig, TrainConfig
+from lora_jax.sweeps import plots, watch
+from lora_jax.sweeps.cells import cells_of, gather
+from lora_jax.sweeps.findings import findings_of
+from lora_jax.sweeps.grid import expand
+from lora_jax.sweeps.report import headline, write_report
+from lora_jax.sweeps.store import RunStore
+
+
+def ranks(*values: int, seeds=(0,), **changes) -> list[Config]:
+    runs = []
+    for rank in values:
+        for seed in seeds:
+            run = replace(Config(), lora=LoraConfig(rank=rank), train=TrainConfig(seed=seed))
+            for group, settings in changes.items():
+                run = replace(run, **{group: replace(getattr(run, group), **settings)})
+            runs.append(run)
+    return runs
+
+
+def names(*stores: RunStore) -> set[str]:
+    return {cell.name for cell in cells_of(gather([store.root for store in stores])[0])}
+
+
+def test_two_stores_of_two_data_sets_are_named_by_their_data(tmp_path):
+    """One rank curve through both, 76 to 100 to 78, was what a report drew of these."""
+    one, other = RunStore(tmp_path / "one"), RunStore(tmp_path / "other")
+    fill(one, ranks(1, 16))
+    fill(other, [*ranks(4, 8, data=dict(name="imdb")), replace(Config(), method="full")])
+    assert names(one, other) == {
+        "fp32 r1 all-linear data=rotten_tomatoes", "fp32 r16 all-linear data=rotten_tomatoes",
+        "fp32 r4 all-linear data=imdb", "fp32 r8 all-linear data=imdb", "full data=rotten_tomatoes",
+    }  # fmt: skip
+    found = cells_of(gather([one.root, other.root])[0])
+    curve = plots.figure("rank_curve", found)
+    lines = [text.get_text() for text in curve.legends[0].get_texts()]
+    assert {"fp32 data=rotten_tomatoes", "fp32 data=imdb"} <= set(lines)
+    text = write_report([one.root, other.root], tmp_path / "report").read_text()
+    assert "These runs are of 2 data sets, which every name and line says" in text
+    assert (
+        "inf" not in text.replace("info", "") and not (tmp_path / "report/heat_maps.png").exists()
+    )
+
+
+def test_no_map_averages_over_data_sets(tmp_path):
+    store = RunStore(tmp_path)
+    runs = expand(grid())
+    fill(store, [*runs, *(replace(run, data=replace(run.data, name="imdb")) for run in runs)])
+    found = cells_of(gather([tmp_path])[0])
+    assert plots.figure("heat_maps", found) is None
+    assert plots.figure("heat_maps", [cell for cell in found if "imdb" in cell.name]) is not None
+
+
+def test_one_rank_that_was_trained_otherwise_says_so(tmp_path):
+    store = RunStore(tmp_path)
+    other = dict(optim=dict(learning_rate=0.01), train=dict(total_steps=6000))
+    fill(store, [*ranks(1, 4), *ranks(16, **other)])
+    (odd,) = [name for name in names(store) if " r16 " in name]
+    assert "learning_rate=0.01" in odd and "total_steps=6000" in odd
+    assert "fp32 r1 all-linear learning_rate=0.001 epochs=1.0" in names(store)
+
+
+def test_alpha_that_follows_the_rank_is_no_axis_and_one_that_does_not_is(tmp_path):
+    store = RunStore(tmp_path)
+    runs = [replace(run, lora=replace(run.lora, alpha=2.0 * run.lora.rank)) for run in ranks(1, 4)]
+    fill(store, runs)
+    assert names(store) == {"fp32 r1 all-linear", "fp32 r4 all-linear"}
+    fill(store, ranks(16, lora=dict(rank=16, alpha=3.0)))
+    assert "fp32 r16 all-linear alpha=3.0" in names(store)
+
+
+def test_a_tie_is_called_one_and_seeds_that_agree_promise_nothing(tmp_path):
+    store = RunStore(tmp_path)
+    perfect = result_of(Config())
+    score = replace(perfect.score("test"), value=1.0)
+    perfect = replace(perfect, scores={"test": {"accuracy": score}})
+    fill(store, ranks(1, 4, 16, seeds=(0, 1)), lambda run: perfect)
+    found = cells_of(gather([tmp_path])[0])
+    assert "100.0 ± 0.0 % (so have 2 others)" in headline(found)
+    assert not any("must differ by" in text for text in findings_of(found).conclusions.unsupported)
+
+
+ODD_RESULTS = [
+    {"test_accuracy": "x"}, {"test_accuracy": None}, {}, {"test_accuracy": 0.5, "examples": 5},
+    {"test_accuracy": 0.5, "seconds": "long"}, [], 7, {"version": 2, "primary": "bleu", "scores": {"test": []}},
+]  # fmt: skip
+ODD_CONFIGS = [
+    {"lora": {"rank": "4"}}, {"train": {"seed": None}}, {"train": {"seed": "0"}}, {"train": 5}, {"quant": []},
+    {"method": None}, {"lora": None}, {"optim": 1}, {"data": "x"}, {"train": {"seed": True}},
+]  # fmt: skip
+
+
+def odd_store(tmp_path):
+    """A store of six good runs and the folder of a seventh, whose files a test breaks."""
+    store = RunStore(tmp_path)
+    fill(store, expand(grid())[:7])
+    folder = store.runs()[3].folder
+    (tmp_path / "index.jsonl").unlink()
+    return store, folder
+
+
+def check(store, folder, text="cannot be read"):
+    """List, report and watch go on, and name the run and the reason."""
+    (bad,) = [record for record in store.runs() if record.folder == folder]
+    page = write_report(store.root).read_text()
+    assert f"`{bad.run_id}`: " in page and "Runs: 6 done, 1 failed" in page
+    line = next(line for line in page.splitlines() if line.startswith(f"- `{bad.run_id}`"))
+    assert text in line
+    assert watch.look(store.root).best is not None
+
+
+@pytest.mark.parametrize("content", ODD_RESULTS, ids=json.dumps)
+def test_an_odd_result_is_a_failed_run_with_a_reason(tmp_path, content):
+    store, folder = odd_store(tmp_path)
+    (folder / "result.json").write_text(json.dumps(content))
+    check(store, folder, "")
+
+
+@pytest.mark.parametrize("change", ODD_CONFIGS, ids=json.dumps)
+def test_an_odd_config_is_a_failed_run_with_a_reason(tmp_path, change):
+    store, folder = odd_store(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in change.items():
+        config[key] = config[key] | value if isinstance(value, dict) else value
+    (folder / "config.json").write_text(json.dumps(config))
+    check(store, folder, "config.json")
+
+
+@pytest.mark.parametrize("name", ["result.json", "config.json", "environment.json", "status.json"])
+def test_a_file_that_is_nested_too_deeply_is_one(tmp_path, name):
+    store, folder = odd_store(tmp_path)
+    (folder / name).write_text('{"a":' * 100_000)
+    check(store, folder)
+
+
+@pytest.mark.parametrize("status", [[], None, 5, "done?", {}], ids=str)
+def test_an_odd_status_is_one(tmp_path, status):
+    store, folder = odd_store(tmp_path)
+    (folder / "status.json").write_text(json.dumps({"status": status}))
+    check(store, folder)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"run_id": 5, "files": 3}', '{"run_id": "NAME", "files": 3}', '{"is": 4, "environment": []}', "[1]", '{"a":' * 50_000,
+        '{"run_id": "NAME", "files": FILES, "status": [], "error": 1, "config": 1, "environment": 1, "result": 1, "time": "x"}',
+    ],
+)  # fmt: skip
+def test_an_odd_line_of_the_index_is_passed_over(tmp_path, line):
+    from lora_jax.sweeps.index import signature
+
+    store, folder = odd_store(tmp_path)
+    before = store.runs()
+    line = line.replace("NAME", folder.name).replace("FILES", json.dumps(signature(folder)))
+    with (tmp_path / "index.jsonl").open("a") as index:
+        index.write(line + "\n")
+    assert RunStore(tmp_path).runs() == before
