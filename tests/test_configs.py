@@ -61,7 +61,7 @@ def test_every_config_says_what_it_said(name, capsys):
 
 
 def test_every_file_is_tested_here():
-    assert {path.name for path in CONFIGS.glob("*.py")} == {
+    assert {path.name for path in CONFIGS.glob("*.py")} - {"common.py"} == {
         spec.partition(":")[0] for spec in [*SPECS, *LANGUAGE_SPECS]
     }
 

@@ -2,7 +2,6 @@
 docstrings promise.
 """
 
-import importlib.util
 import re
 from collections import Counter
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lora_jax.config import load_config
+from lora_jax.config.load import run_file
 from lora_jax.sweeps.grid import expand
 from lora_jax.sweeps.search import read_space
 
@@ -25,10 +25,7 @@ def runs_of(spec):
 
 
 def docstring(file):
-    module_spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    return module.__doc__
+    return run_file(file).__doc__
 
 
 def test_every_preset_is_tested_here():

@@ -24,60 +24,38 @@ always says so matches half.
 
 import ml_collections
 
+from configs.common import SHORT, chosen, gemma3, minilm
+
 
 def get_config(data: str = "evals") -> ml_collections.ConfigDict:
     """The config on records that a package ships ('evals'), or on a public data set ('public')."""
-    if data not in ("evals", "public"):
-        raise ValueError(f"the argument must be evals or public, got {data!r}")
-    if data == "public":
-        return ml_collections.ConfigDict(
-            dict(
-                model=dict(name="minilm-l6", scan=False),
-                data=dict(
-                    name="hf:zeroshot/twitter-financial-news-sentiment",
-                    recipe="classification",
-                    max_length=96,
-                ),
-                method="lora",
-                lora=dict(rank=8, alpha=16.0, targets="all-linear"),
-                optim=dict(
-                    learning_rate=1e-3, weight_decay=0.01, schedule="linear", warmup_fraction=0.06
-                ),
-                train=dict(epochs=3.0, batch_size=32, eval_batch_size=64),
-                out="runs/domains/finance_public",
-            )
-        )
-    return ml_collections.ConfigDict(
-        dict(
-            model=dict(name="gemma3-270m"),
-            data=dict(
-                task="completion",
-                name="evals-ner-finance/samples.jsonl",
-                recipe="completion",
-                fields=dict(prompt="input.-1.content", completion="ideal"),
-                prompt="{prompt}\nEntities:",
-                metrics=("exact_match", "squad_f1"),
-                decoding=dict(max_new=48, stop=("\n",)),
-                max_length=128,
-            ),
-            method="qlora",
-            lora=dict(rank=8, alpha=16.0, targets="all-linear"),
-            quant=dict(format="nf4", block_size=64, double=True),
-            optim=dict(
-                learning_rate=1e-3,
-                weight_decay=0.0,
-                schedule="linear",
-                warmup_fraction=0.1,
-                clip_norm=1.0,
-            ),
-            train=dict(
-                total_steps=30,
-                batch_size=8,
-                eval_batch_size=8,
-                eval_examples=16,
-                log_every=5,
-                checkpoint_every=30,
-            ),
-            out="runs/domains/finance",
-        )
+    return chosen(data, {"evals": _evals, "public": _public})()
+
+
+def _evals() -> ml_collections.ConfigDict:
+    return gemma3(
+        data=dict(
+            name="evals-ner-finance/samples.jsonl",
+            recipe="completion",
+            fields=dict(prompt="input.-1.content", completion="ideal"),
+            prompt="{prompt}\nEntities:",
+            metrics=("exact_match", "squad_f1"),
+            decoding=dict(max_new=48, stop=("\n",)),
+            max_length=128,
+        ),
+        optim=SHORT,
+        train=dict(total_steps=30, eval_examples=16, log_every=5, checkpoint_every=30),
+        out="runs/domains/finance",
+    )
+
+
+def _public() -> ml_collections.ConfigDict:
+    return minilm(
+        data=dict(
+            name="hf:zeroshot/twitter-financial-news-sentiment",
+            recipe="classification",
+            max_length=96,
+        ),
+        train=dict(epochs=3.0),
+        out="runs/domains/finance_public",
     )

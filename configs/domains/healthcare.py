@@ -1,4 +1,4 @@
-"""Healthcare: does a patient with these findings have a heart disease? MiniLM-L6, LoRA rank 8
+r"""Healthcare: does a patient with these findings have a heart disease? MiniLM-L6, LoRA rank 8
 against the head alone.
 
 918 patients of five hospitals, findings as a sentence (the UCI heart disease data as joined by
@@ -6,9 +6,10 @@ Soriano Palacios 2021), as OpenAI's evals ship them (heart-disease; MIT). A benc
 on numbers: no medical device. With an argument `public`: questions of the US medical licence
 (GBaker/MedQA-USMLE-4-options on the hub, MIT), multiple choice.
 
-lora-jax train --config configs/domains/healthcare.py lora-jax train --config
-configs/domains/healthcare.py --config.method=head --config.optim.learning_rate=1e-2 lora-jax
-evaluate RUN --against HEAD_RUN
+lora-jax train --config configs/domains/healthcare.py
+lora-jax train --config configs/domains/healthcare.py --config.method=head \
+    --config.optim.learning_rate=1e-2
+lora-jax evaluate RUN --against HEAD_RUN
 
 | seed 0, 728 / 96 / 94 records | test accuracy | F1 | Matthews | time |
 |---|---|---|---|---|
@@ -18,6 +19,8 @@ evaluate RUN --against HEAD_RUN
 """
 
 import ml_collections
+
+from configs.common import chosen, minilm
 
 
 def get_config(data: str = "evals") -> ml_collections.ConfigDict:
@@ -37,20 +40,8 @@ def get_config(data: str = "evals") -> ml_collections.ConfigDict:
             max_length=384,
         ),
     }
-    if data not in sets:
-        raise ValueError(f"the argument must be one of {', '.join(sets)}, got {data!r}")
-    return ml_collections.ConfigDict(
-        dict(
-            model=dict(name="minilm-l6", scan=False),
-            data=sets[data],
-            method="lora",
-            lora=dict(rank=8, alpha=16.0, targets="all-linear"),
-            optim=dict(
-                learning_rate=1e-3, weight_decay=0.01, schedule="linear", warmup_fraction=0.06
-            ),
-            train=dict(
-                epochs=4.0, batch_size=32, eval_batch_size=64, log_every=5, checkpoint_every=100
-            ),
-            out=f"runs/domains/healthcare_{data}",
-        )
+    return minilm(
+        data=chosen(data, sets),
+        train=dict(epochs=4.0, log_every=5),
+        out=f"runs/domains/healthcare_{data}",
     )

@@ -1,14 +1,16 @@
-"""Legal: to which field of law does a Brazilian bill belong? MiniLM-L6, LoRA rank 8 against the
+r"""Legal: to which field of law does a Brazilian bill belong? MiniLM-L6, LoRA rank 8 against the
 head alone.
 
 1,000 summaries of bills with their subjects (open data of the Câmara dos Deputados), as OpenAI's
 evals ship them (brazilian_laws; MIT). Bills with several subjects are left out and counted, as are
-the few held-out ones whose only subject training never saw. The model
-was pretrained on English: what it learns of Portuguese, it learns here. With an argument `public`:
-clauses of contracts to their 100 kinds (coastalcph/lex_glue, ledgar, on the hub; CC BY 4.0).
+the few held-out ones whose only subject training never saw. The model was pretrained on English:
+what it learns of Portuguese, it learns here. With an argument `public`: clauses of contracts to
+their 100 kinds (coastalcph/lex_glue, ledgar, on the hub; CC BY 4.0).
 
-lora-jax train --config configs/domains/legal.py lora-jax train --config configs/domains/legal.py
---config.method=head --config.optim.learning_rate=1e-2 lora-jax evaluate RUN --against HEAD_RUN
+lora-jax train --config configs/domains/legal.py
+lora-jax train --config configs/domains/legal.py --config.method=head \
+    --config.optim.learning_rate=1e-2
+lora-jax evaluate RUN --against HEAD_RUN
 
 | seed 0, 488 / 66 / 57 records (389 with several subjects left out) | test accuracy | macro F1 | Matthews | time |
 |---|---|---|---|---|
@@ -18,6 +20,8 @@ lora-jax train --config configs/domains/legal.py lora-jax train --config configs
 """
 
 import ml_collections
+
+from configs.common import chosen, minilm
 
 
 def get_config(data: str = "evals") -> ml_collections.ConfigDict:
@@ -34,20 +38,9 @@ def get_config(data: str = "evals") -> ml_collections.ConfigDict:
             name="hf:coastalcph/lex_glue/ledgar", recipe="classification", max_length=256
         ),
     }
-    if data not in sets:
-        raise ValueError(f"the argument must be one of {', '.join(sets)}, got {data!r}")
-    return ml_collections.ConfigDict(
-        dict(
-            model=dict(name="minilm-l6", scan=False),
-            data=sets[data],
-            method="lora",
-            lora=dict(rank=8, alpha=16.0, targets="all-linear"),
-            optim=dict(
-                learning_rate=2e-3, weight_decay=0.01, schedule="linear", warmup_fraction=0.06
-            ),
-            train=dict(
-                epochs=8.0, batch_size=32, eval_batch_size=64, log_every=5, checkpoint_every=100
-            ),
-            out=f"runs/domains/legal_{data}",
-        )
+    return minilm(
+        data=chosen(data, sets),
+        optim=dict(learning_rate=2e-3),
+        train=dict(epochs=8.0, log_every=5),
+        out=f"runs/domains/legal_{data}",
     )

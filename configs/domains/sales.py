@@ -1,11 +1,13 @@
-"""Sales: do two offers describe the same product? MiniLM-L6, LoRA rank 8 against the head alone.
+r"""Sales: do two offers describe the same product? MiniLM-L6, LoRA rank 8 against the head alone.
 
 433 pairs of offers of web shops, 50 of them equal (a sample of WDC Products, Peeters & Bizer 2023),
 as OpenAI's evals ship them (product-matching; MIT). So few equal pairs make wide intervals. With an
 argument `public`: 77 intents of customers of a bank (mteb/banking77 on the hub; MIT).
 
-lora-jax train --config configs/domains/sales.py lora-jax train --config configs/domains/sales.py
---config.method=head --config.optim.learning_rate=1e-2 lora-jax evaluate RUN --against HEAD_RUN
+lora-jax train --config configs/domains/sales.py
+lora-jax train --config configs/domains/sales.py --config.method=head \
+    --config.optim.learning_rate=1e-2
+lora-jax evaluate RUN --against HEAD_RUN
 
 | seed 0, 347 / 46 / 40 records (92.5 % of test unequal) | test F1 | accuracy | time |
 |---|---|---|---|
@@ -14,10 +16,12 @@ lora-jax train --config configs/domains/sales.py lora-jax train --config configs
 | LoRA, rate 3e-3, 16 epochs | 0.000 (likewise) | 0.925 | 348 s, likewise |
 
 A negative result: with 42 equal pairs to learn from, neither learns to say Yes (test loss 0.285,
-    0.274 and 0.279).
+0.274 and 0.279).
 """
 
 import ml_collections
+
+from configs.common import chosen, minilm
 
 
 def get_config(data: str = "evals") -> ml_collections.ConfigDict:
@@ -38,20 +42,8 @@ def get_config(data: str = "evals") -> ml_collections.ConfigDict:
             max_length=96,
         ),
     }
-    if data not in sets:
-        raise ValueError(f"the argument must be one of {', '.join(sets)}, got {data!r}")
-    return ml_collections.ConfigDict(
-        dict(
-            model=dict(name="minilm-l6", scan=False),
-            data=sets[data],
-            method="lora",
-            lora=dict(rank=8, alpha=16.0, targets="all-linear"),
-            optim=dict(
-                learning_rate=1e-3, weight_decay=0.01, schedule="linear", warmup_fraction=0.06
-            ),
-            train=dict(
-                epochs=8.0, batch_size=32, eval_batch_size=64, log_every=5, checkpoint_every=100
-            ),
-            out=f"runs/domains/sales_{data}",
-        )
+    return minilm(
+        data=chosen(data, sets),
+        train=dict(epochs=8.0, log_every=5),
+        out=f"runs/domains/sales_{data}",
     )

@@ -4,11 +4,10 @@ lora-jax train --config configs/papers/qlora.py:table4-7b-alpaca-nf4
 lora-jax train --config configs/papers/qlora.py:table5-7b-oasst1:script
 
 Names: table3-MODEL-FORMAT (bf16, int8, fp4, nf4), table4-SIZE-DATA-FORMAT and table5-SIZE-DATA.
-Settings are those of the paper's
-Table 9: rank 64, alpha 16, all linear layers, constant rate, gradients clipped at 0.3. `:script` is
-what the released finetune_guanaco_7b.sh says. The score is 5-shot MMLU (Tables 4 and 5), which is
-another tool's to measure; of Table 3's T5 models it is RougeL, which `lora-jax evaluate RUN
---generate` gives. Ours: not run.
+Settings are those of the paper's Table 9: rank 64, alpha 16, all linear layers, constant rate,
+gradients clipped at 0.3. `:script` is what the released finetune_guanaco_7b.sh says. The score is
+5-shot MMLU (Tables 4 and 5), which is another tool's to measure; of Table 3's T5 models it is
+RougeL, which `lora-jax evaluate RUN --generate` gives. Ours: not run.
 """
 
 import ml_collections

@@ -16,35 +16,17 @@ lora-jax sweep --config configs/sweeps/bits.py
 
 import ml_collections
 
+from configs.common import rotten_tomatoes
+
 
 def get_config() -> ml_collections.ConfigDict:
     """The grid over formats of the frozen base."""
-    return ml_collections.ConfigDict(
-        dict(
-            model=dict(name="minilm-l6", scan=False),
-            data=dict(name="rotten_tomatoes", text="text", label="label", max_length=128),
-            method="lora",
-            lora=dict(rank=8, alpha=16.0, scaling="standard", targets="all-linear"),
-            quant=dict(block_size=64, double=True),
-            optim=dict(
-                learning_rate=1e-3,
-                weight_decay=0.0,
-                schedule="linear",
-                warmup_fraction=0.1,
-                clip_norm=1.0,
-            ),
-            train=dict(
-                total_steps=100,
-                batch_size=32,
-                eval_batch_size=64,
-                log_every=10,
-                checkpoint_every=50,
-            ),
-            sweep=dict(
-                format=("none", "int8", "int4", "fp4", "fp4_e2m1", "nf4"),
-                axes=("quant.double = true, false if quant.format in (int4, fp4, fp4_e2m1, nf4)",),
-                seeds=(0, 1, 2),
-            ),
-            out="runs/bits",
-        )
+    return rotten_tomatoes(
+        quant=dict(block_size=64, double=True),
+        sweep=dict(
+            format=("none", "int8", "int4", "fp4", "fp4_e2m1", "nf4"),
+            axes=("quant.double = true, false if quant.format in (int4, fp4, fp4_e2m1, nf4)",),
+            seeds=(0, 1, 2),
+        ),
+        out="runs/bits",
     )

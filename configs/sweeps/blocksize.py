@@ -9,43 +9,24 @@ as a fifth bit; best 64 to 128 at 4 bits. QLoRA takes 64. Error of a Gaussian we
 blocks of 32, 0.092 at 64, 0.096 at 128.
 
 Expect: accuracy falls with the block, least for nf4; stored size falls by 16 / block bits and more
-a weight. After tuning most of the
-difference is gone. Ours: not run yet. Time: not measured yet.
+a weight. After tuning most of the difference is gone. Ours: not run yet. Time: not measured yet.
 
 lora-jax sweep --config configs/sweeps/blocksize.py
 """
 
 import ml_collections
 
+from configs.common import rotten_tomatoes
+
 
 def get_config() -> ml_collections.ConfigDict:
     """The grid over block size and 4-bit format."""
-    return ml_collections.ConfigDict(
-        dict(
-            model=dict(name="minilm-l6", scan=False),
-            data=dict(name="rotten_tomatoes", text="text", label="label", max_length=128),
-            method="lora",
-            lora=dict(rank=8, alpha=16.0, scaling="standard", targets="all-linear"),
-            quant=dict(double=False),
-            optim=dict(
-                learning_rate=1e-3,
-                weight_decay=0.0,
-                schedule="linear",
-                warmup_fraction=0.1,
-                clip_norm=1.0,
-            ),
-            train=dict(
-                total_steps=100,
-                batch_size=32,
-                eval_batch_size=64,
-                log_every=10,
-                checkpoint_every=50,
-            ),
-            sweep=dict(
-                format=("nf4", "fp4", "int4"),
-                axes=("quant.block_size = 16, 32, 64, 128, 384",),
-                seeds=(0, 1, 2),
-            ),
-            out="runs/blocksize",
-        )
+    return rotten_tomatoes(
+        quant=dict(double=False),
+        sweep=dict(
+            format=("nf4", "fp4", "int4"),
+            axes=("quant.block_size = 16, 32, 64, 128, 384",),
+            seeds=(0, 1, 2),
+        ),
+        out="runs/blocksize",
     )

@@ -9,14 +9,15 @@ quantised: LoRA's start, LoftQ and QPiSSA over nf4 and nf2; 18 runs. LoftQ (Phi-
 0.7 at 4 bits where QLoRA has 60.2 ± 0.6, and at 2 bits it converges where QLoRA sometimes does not.
 
 Expect: lower loss at steps 10 to 20 for pissa, olora and lora_ga; a gap between loftq and kaiming
-at nf2, hardly one at nf4. One learning rate
-for all: a difference at the end is not one of the best of each. Ours: not run yet. Time: not
-    measured yet.
+at nf2, hardly one at nf4. One learning rate for all: a difference at the end is not one of the best
+of each. Ours: not run yet. Time: not measured yet.
 
 lora-jax sweep --config configs/sweeps/initialisation.py:fp32
 """
 
 import ml_collections
+
+from configs.common import chosen, rotten_tomatoes
 
 _GRIDS = {
     "fp32": dict(
@@ -31,26 +32,9 @@ def get_config(base: str = "fp32") -> ml_collections.ConfigDict:
     """The grid over initialisers: 'fp32', or 'quantised' for those that choose the codes of the
     base with the factors.
     """
-    if base not in _GRIDS:
-        raise ValueError(f"the argument must be one of {', '.join(_GRIDS)}, got {base!r}")
-    return ml_collections.ConfigDict(
-        dict(
-            model=dict(name="minilm-l6", scan=False),
-            data=dict(name="rotten_tomatoes", text="text", label="label", max_length=128),
-            method="lora",
-            lora=dict(rank=8, alpha=16.0, scaling="standard", targets="all-linear"),
-            quant=dict(block_size=64, double=True),
-            optim=dict(
-                learning_rate=1e-3,
-                weight_decay=0.0,
-                schedule="linear",
-                warmup_fraction=0.1,
-                clip_norm=1.0,
-            ),
-            train=dict(
-                total_steps=100, batch_size=32, eval_batch_size=64, log_every=5, checkpoint_every=50
-            ),
-            sweep=dict(**_GRIDS[base], seeds=(0, 1, 2)),
-            out=f"runs/initialisation_{base}",
-        )
+    return rotten_tomatoes(
+        quant=dict(block_size=64, double=True),
+        train=dict(log_every=5),
+        sweep=dict(**chosen(base, _GRIDS), seeds=(0, 1, 2)),
+        out=f"runs/initialisation_{base}",
     )

@@ -9,39 +9,28 @@ rate searched. LoRA Without Regret: the best rate of LoRA is about 10 times that
 rank 4 to 512.
 
 Expect: the best rate of ranks 8 and 64 is the same, and 5 to 20 times that of full fine-tuning.
-    Ours: not run yet. Time: not measured yet.
+Ours: not run yet. Time: not measured yet.
 
 lora-jax sweep --config configs/sweeps/learning_rate.py
 """
 
 import ml_collections
 
+from configs.common import rotten_tomatoes
+
 
 def get_config() -> ml_collections.ConfigDict:
     """The grid over learning rate and rank, and full fine-tuning's own rates."""
-    return ml_collections.ConfigDict(
-        dict(
-            model=dict(name="minilm-l6", scan=False),
-            data=dict(name="rotten_tomatoes", text="text", label="label", max_length=128),
-            method="lora",
-            lora=dict(alpha=16.0, scaling="standard", targets="all-linear"),
-            optim=dict(weight_decay=0.0, schedule="constant", warmup_fraction=0.0, clip_norm=1.0),
-            train=dict(
-                total_steps=100,
-                batch_size=32,
-                eval_batch_size=64,
-                log_every=10,
-                checkpoint_every=50,
+    return rotten_tomatoes(
+        optim=dict(schedule="constant", warmup_fraction=0.0),
+        sweep=dict(
+            rank=(1, 8, 64),
+            axes=(
+                "optim.learning_rate = 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2 if method == lora",
+                "optim.learning_rate = 1e-5, 3e-5, 1e-4, 3e-4, 1e-3 if method == full",
             ),
-            sweep=dict(
-                rank=(1, 8, 64),
-                axes=(
-                    "optim.learning_rate = 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2 if method == lora",
-                    "optim.learning_rate = 1e-5, 3e-5, 1e-4, 3e-4, 1e-3 if method == full",
-                ),
-                baselines=("full",),
-                seeds=(0, 1, 2),
-            ),
-            out="runs/learning_rate",
-        )
+            baselines=("full",),
+            seeds=(0, 1, 2),
+        ),
+        out="runs/learning_rate",
     )

@@ -8,15 +8,17 @@ table18: rank 1 to 256 on query and value; 27 runs. The paper (GPT-2 medium, E2E
 1.23 at rank 1, 1.16 from 16 to 512, 1.17 at 1024. MiniLM's matrices have 384 rows, so the ranks end
 at 256.
 figure4: rank 8 to 256 on all linear layers over an nf4 base; 18 runs. QLoRA (LLaMA-7B, Alpaca):
-    RougeL is flat in the rank.
+RougeL is flat in the rank.
 
 Expect: query and value flat in the rank within what seeds do, and above the query alone. Ours: not
-    run yet. Time: not measured yet.
+run yet. Time: not measured yet.
 
 lora-jax sweep --config configs/sweeps/rank.py:table6
 """
 
 import ml_collections
+
+from configs.common import chosen, rotten_tomatoes
 
 _QUERY = r"layers(_\d+)?/attn/q/kernel"
 _GRIDS = {
@@ -32,29 +34,7 @@ _GRIDS = {
 
 def get_config(table: str = "table6") -> ml_collections.ConfigDict:
     """The grid of one table: 'table6', 'table18' or 'figure4'."""
-    if table not in _GRIDS:
-        raise ValueError(f"the argument must be one of {', '.join(_GRIDS)}, got {table!r}")
-    return ml_collections.ConfigDict(
-        dict(
-            model=dict(name="minilm-l6", scan=False),
-            data=dict(name="rotten_tomatoes", text="text", label="label", max_length=128),
-            method="lora",
-            lora=dict(alpha=16.0, scaling="standard"),  # the scale is alpha / rank, as in the paper
-            optim=dict(
-                learning_rate=1e-3,
-                weight_decay=0.0,
-                schedule="linear",
-                warmup_fraction=0.1,
-                clip_norm=1.0,
-            ),
-            train=dict(
-                total_steps=100,
-                batch_size=32,
-                eval_batch_size=64,
-                log_every=10,
-                checkpoint_every=50,
-            ),
-            sweep=dict(**_GRIDS[table], seeds=(0, 1, 2)),
-            out=f"runs/rank_{table}",
-        )
+    # The scale is alpha / rank with one alpha, as in the paper.
+    return rotten_tomatoes(
+        sweep=dict(**chosen(table, _GRIDS), seeds=(0, 1, 2)), out=f"runs/rank_{table}"
     )

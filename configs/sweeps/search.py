@@ -6,45 +6,36 @@ and those that are among the worse half after 50 steps are stopped there. A grid
 setting would have 3,125 runs. Needs the extra: pip install "lora_jax[search]".
 
 Expect: the best trials have a rate near 2e-3 and all linear layers; rank hardly matters. Ours: not
-    run yet. Time: not measured yet.
+run yet. Time: not measured yet.
 
-lora-jax sweep --config configs/sweeps/search.py lora-jax sweep --config configs/sweeps/search.py
---config.sweep.search.trials=48      (goes on where 24 ended)
+lora-jax sweep --config configs/sweeps/search.py
+# goes on where 24 ended
+lora-jax sweep --config configs/sweeps/search.py --config.sweep.search.trials=48
 """
 
 import ml_collections
 
+from configs.common import rotten_tomatoes
+
 
 def get_config() -> ml_collections.ConfigDict:
     """The space and what is trained at each point."""
-    return ml_collections.ConfigDict(
-        dict(
-            model=dict(name="minilm-l6", scan=False),
-            data=dict(name="rotten_tomatoes", text="text", label="label", max_length=128),
-            method="qlora",
-            quant=dict(format="nf4"),
-            optim=dict(weight_decay=0.0, schedule="linear", warmup_fraction=0.1, clip_norm=1.0),
-            train=dict(
-                total_steps=100,
-                batch_size=32,
-                eval_batch_size=64,
-                log_every=10,
-                checkpoint_every=50,
-            ),
-            sweep=dict(
-                stack=4,
-                halving=dict(rungs=(50,), factor=2),
-                search=dict(
-                    trials=24,
-                    space=(
-                        "optim.learning_rate = log 1e-4 .. 2e-2",
-                        "lora.rank = log 1 .. 64",
-                        "lora.alpha = log 4.0 .. 64.0",
-                        "lora.dropout = 0.0 .. 0.2",
-                        "lora.targets = query+value, all-linear",
-                    ),
+    return rotten_tomatoes(
+        method="qlora",
+        quant=dict(format="nf4"),
+        sweep=dict(
+            stack=4,
+            halving=dict(rungs=(50,), factor=2),
+            search=dict(
+                trials=24,
+                space=(
+                    "optim.learning_rate = log 1e-4 .. 2e-2",
+                    "lora.rank = log 1 .. 64",
+                    "lora.alpha = log 4.0 .. 64.0",
+                    "lora.dropout = 0.0 .. 0.2",
+                    "lora.targets = query+value, all-linear",
                 ),
             ),
-            out="runs/search",
-        )
+        ),
+        out="runs/search",
     )

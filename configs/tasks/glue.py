@@ -13,6 +13,8 @@ hyperparameters for them are in configs/papers.
 
 import ml_collections
 
+from configs.common import chosen, minilm
+
 # task: (recipe, columns of text, text_pair and target, metrics)
 TASKS = {
     "cola": ("classification", "sentence", None, ("matthews", "accuracy")),
@@ -29,28 +31,16 @@ TASKS = {
 
 def get_config(task: str = "sst2") -> ml_collections.ConfigDict:
     """The config of one task."""
-    if task not in TASKS:
-        raise ValueError(f"the argument must be one of {', '.join(TASKS)}, got {task!r}")
-    recipe, text, pair, metrics = TASKS[task]
-    fields = (
-        dict(text=text)
-        | (dict(text_pair=pair) if pair else {})
-        | (dict(score="label") if task == "stsb" else dict(label="label"))
-    )
-    return ml_collections.ConfigDict(
-        dict(
-            model=dict(name="minilm-l6", scan=False),
-            data=dict(
-                name=f"glue/{task}", recipe=recipe, fields=fields, metrics=metrics, max_length=128
-            ),
-            method="lora",
-            lora=dict(rank=8, alpha=16.0, targets="query+value"),
-            optim=dict(
-                learning_rate=5e-4, weight_decay=0.1, schedule="linear", warmup_fraction=0.06
-            ),
-            train=dict(
-                epochs=3.0, batch_size=32, eval_batch_size=64, log_every=50, checkpoint_every=500
-            ),
-            out=f"runs/glue/{task}",
-        )
+    recipe, text, pair, metrics = chosen(task, TASKS)
+    fields = {"text": text, "score" if task == "stsb" else "label": "label"}
+    if pair:
+        fields["text_pair"] = pair
+    return minilm(
+        data=dict(
+            name=f"glue/{task}", recipe=recipe, fields=fields, metrics=metrics, max_length=128
+        ),
+        lora=dict(targets="query+value"),
+        optim=dict(learning_rate=5e-4, weight_decay=0.1),
+        train=dict(epochs=3.0, log_every=50, checkpoint_every=500),
+        out=f"runs/glue/{task}",
     )

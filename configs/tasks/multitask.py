@@ -23,6 +23,8 @@ share their input with the training set.
 
 import ml_collections
 
+from configs.common import SHORT, chosen, gemma3
+
 PARTS = {
     "sql": dict(name="evals-sql/spider_sql.jsonl", fields=dict(prompt="input", completion="ideal")),
     "titles": dict(
@@ -37,38 +39,21 @@ PARTS = {
 
 def get_config(task: str = "shared") -> ml_collections.ConfigDict:
     """The config of the shared adapter, or of one of the three."""
-    if task not in ("shared", *PARTS):
-        raise ValueError(f"the argument must be one of shared, {', '.join(PARTS)}, got {task!r}")
-    data = (
-        dict(mixture=tuple(PARTS.values()), mixture_temperature=2.0)
-        if task == "shared"
-        else dict(recipe="completion", **PARTS[task])
-    )
-    return ml_collections.ConfigDict(
-        dict(
-            model=dict(name="gemma3-270m"),
-            data=dict(task="completion", max_length=512, **data),
-            method="qlora",
-            lora=dict(
-                rank=24 if task == "shared" else 8,
-                alpha=48.0 if task == "shared" else 16.0,
-                targets="all-linear",
-            ),
-            quant=dict(format="nf4", block_size=64, double=True),
-            optim=dict(
-                learning_rate=1e-3,
-                weight_decay=0.0,
-                schedule="linear",
-                warmup_fraction=0.1,
-                clip_norm=1.0,
-            ),
-            train=dict(
-                total_steps=90 if task == "shared" else 30,
-                batch_size=12,
-                eval_batch_size=12,
-                log_every=5,
-                checkpoint_every=30,
-            ),
-            out=f"runs/multitask/{task}",
-        )
+    apart = {name: dict(recipe="completion", **part) for name, part in PARTS.items()}
+    together = dict(mixture=tuple(PARTS.values()), mixture_temperature=2.0)
+    data = chosen(task, {"shared": together, **apart})
+    # The shared adapter has the parameters, and takes the steps, of the three.
+    times = 3 if task == "shared" else 1
+    return gemma3(
+        data=dict(max_length=512, **data),
+        lora=dict(rank=8 * times, alpha=16.0 * times),
+        optim=SHORT,
+        train=dict(
+            total_steps=30 * times,
+            batch_size=12,
+            eval_batch_size=12,
+            log_every=5,
+            checkpoint_every=30,
+        ),
+        out=f"runs/multitask/{task}",
     )

@@ -1,4 +1,4 @@
-"""Your own records: a CSV, TSV, JSONL, JSON or Parquet file, a folder of splits, a TFDS name, or
+r"""Your own records: a CSV, TSV, JSONL, JSON or Parquet file, a folder of splits, a TFDS name, or
 'hf:org/name'. Argument: the recipe.
 
 Recipes for an encoder (MiniLM-L6, LoRA rank 8): classification, pair_classification, regression,
@@ -6,15 +6,19 @@ pair_regression, token_classification, qa, multiple_choice. For a language model
 QLoRA nf4): instruction, chat, summarisation, translation, code, creative, table_to_text,
 completion; and each of the others as RECIPE@decoder, its answer written as text.
 
-lora-jax data preview --config configs/tasks/my_data.py:classification --config.data.name=a.csv
---config.data.fields.text=review lora-jax train --config configs/tasks/my_data.py:classification
---config.data.name=a.csv --config.data.fields.text=review lora-jax evaluate RUN
+lora-jax data preview --config configs/tasks/my_data.py:classification --config.data.name=a.csv \
+    --config.data.fields.text=review
+lora-jax train --config configs/tasks/my_data.py:classification --config.data.name=a.csv \
+    --config.data.fields.text=review
+lora-jax evaluate RUN
 
 Every role of a recipe has a column of its own name unless --config.data.fields.ROLE names another,
 or a path such as input.-1.content.
 """
 
 import ml_collections
+
+from configs.common import gemma3, minilm
 
 ENCODER = (
     "classification",
@@ -46,34 +50,14 @@ def get_config(recipe: str = "classification") -> ml_collections.ConfigDict:
             f"seven with @decoder, got {recipe!r}"
         )
     if name in DECODER or model:
-        return ml_collections.ConfigDict(
-            dict(
-                model=dict(name="gemma3-270m"),
-                data=dict(task="completion", name="my_data.jsonl", recipe=name, max_length=512),
-                method="qlora",
-                lora=dict(rank=8, alpha=16.0, targets="all-linear"),
-                quant=dict(format="nf4", block_size=64, double=True),
-                optim=dict(
-                    learning_rate=5e-4, weight_decay=0.0, schedule="cosine", warmup_fraction=0.05
-                ),
-                train=dict(
-                    epochs=1.0, batch_size=8, eval_batch_size=8, log_every=5, checkpoint_every=50
-                ),
-                out=f"runs/my_data/{name}",
-            )
-        )
-    return ml_collections.ConfigDict(
-        dict(
-            model=dict(name="minilm-l6", scan=False),
-            data=dict(name="my_data.csv", recipe=name, max_length=384 if name == "qa" else 128),
-            method="lora",
-            lora=dict(rank=8, alpha=16.0, targets="all-linear"),
-            optim=dict(
-                learning_rate=1e-3, weight_decay=0.01, schedule="linear", warmup_fraction=0.06
-            ),
-            train=dict(
-                epochs=3.0, batch_size=32, eval_batch_size=64, log_every=10, checkpoint_every=100
-            ),
+        return gemma3(
+            data=dict(name="my_data.jsonl", recipe=name, max_length=512),
+            optim=dict(learning_rate=5e-4, schedule="cosine", warmup_fraction=0.05, clip_norm=1.0),
+            train=dict(epochs=1.0, log_every=5, checkpoint_every=50),
             out=f"runs/my_data/{name}",
         )
+    return minilm(
+        data=dict(name="my_data.csv", recipe=name, max_length=384 if name == "qa" else 128),
+        train=dict(epochs=3.0),
+        out=f"runs/my_data/{name}",
     )

@@ -10,34 +10,20 @@ measured yet, TFDS has to download the data.
 
 import ml_collections
 
+from configs.common import gemma3
+
 
 def get_config() -> ml_collections.ConfigDict:
     """QLoRA, rank 8, of Gemma-3-270M; another model with --config.model.name."""
-    return ml_collections.ConfigDict(
-        dict(
-            model=dict(name="gemma3-270m"),
-            data=dict(
-                task="completion",
-                name="gem/web_nlg_en",
-                recipe="table_to_text",
-                fields=dict(table="input", text="target", references="references"),
-                metrics=("lowercase_bleu", "meteor", "chrf", "ter"),
-                decoding=dict(length_penalty=0.8, max_new=128),
-                max_length=384,
-            ),
-            method="qlora",
-            lora=dict(rank=8, alpha=16.0, targets="all-linear"),
-            quant=dict(format="nf4", block_size=64, double=True),
-            optim=dict(
-                learning_rate=2e-4,
-                weight_decay=0.0,
-                schedule="linear",
-                warmup_fraction=0.03,
-                clip_norm=0.3,
-            ),
-            train=dict(
-                epochs=5.0, batch_size=8, eval_batch_size=8, log_every=10, checkpoint_every=100
-            ),
-            out="runs/webnlg",
-        )
+    return gemma3(
+        data=dict(
+            name="gem/web_nlg_en",
+            recipe="table_to_text",
+            fields=dict(table="input", text="target", references="references"),
+            metrics=("lowercase_bleu", "meteor", "chrf", "ter"),
+            decoding=dict(length_penalty=0.8, max_new=128),
+            max_length=384,
+        ),
+        train=dict(epochs=5.0),
+        out="runs/webnlg",
     )

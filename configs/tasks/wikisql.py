@@ -10,33 +10,19 @@ not measured yet, the hub's files have to be downloaded.
 
 import ml_collections
 
+from configs.common import gemma3
+
 
 def get_config() -> ml_collections.ConfigDict:
     """QLoRA, rank 8, of Gemma-3-270M; another model with --config.model.name."""
-    return ml_collections.ConfigDict(
-        dict(
-            model=dict(name="gemma3-270m"),
-            data=dict(
-                task="completion",
-                name="hf:Salesforce/wikisql",
-                recipe="code",
-                fields=dict(task="table.header+question", code="sql.human_readable"),
-                decoding=dict(max_new=96),
-                max_length=384,
-            ),
-            method="qlora",
-            lora=dict(rank=8, alpha=16.0, targets="all-linear"),
-            quant=dict(format="nf4", block_size=64, double=True),
-            optim=dict(
-                learning_rate=2e-4,
-                weight_decay=0.0,
-                schedule="linear",
-                warmup_fraction=0.03,
-                clip_norm=0.3,
-            ),
-            train=dict(
-                epochs=1.0, batch_size=8, eval_batch_size=8, log_every=10, checkpoint_every=100
-            ),
-            out="runs/wikisql",
-        )
+    return gemma3(
+        data=dict(
+            name="hf:Salesforce/wikisql",
+            recipe="code",
+            fields=dict(task="table.header+question", code="sql.human_readable"),
+            decoding=dict(max_new=96),
+            max_length=384,
+        ),
+        train=dict(epochs=1.0),
+        out="runs/wikisql",
     )
