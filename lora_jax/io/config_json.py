@@ -25,10 +25,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}). Fetch the model again.") from None
+        raise ValueError(f"{path} is not JSON ({error}). Fetch it, or save it, again.") from None
     if not isinstance(raw, dict):
         raise ValueError(
-            f"{path} needs a JSON object, and is not a JSON object. Fetch the model again."
+            f"{path} needs a JSON object, and is not a JSON object. Fetch it, or save it, again."
         )
     return raw
 

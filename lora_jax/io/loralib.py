@@ -4,10 +4,9 @@ configuration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.core.lowrank import LowRank
@@ -16,6 +15,7 @@ from lora_jax.core.trainable import Trainable
 from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.io import safetensors
 from lora_jax.io.names import Index, Name, Names
+from lora_jax.io.trained_layers import fitted, low_rank, trained_weight
 
 
 def load_loralib(
@@ -76,13 +76,14 @@ def from_loralib(
                 left.pop(f"{module}.lora_A", None)
                 left.pop(f"{module}.lora_B", None)
             if parameter in tensors:
-                whole[index] = _fitted(parameter, tensors[parameter], name.from_theirs)
+                whole[index] = fitted(parameter, tensors[parameter], name.from_theirs)
                 left.pop(parameter, None)
         layers = {index: pair for index, pair in layers.items() if pair[1].size}
         if layers:
-            trainable[path] = _stacked(name, layers, alpha)
+            scaled = {index: (a, b, alpha / b.shape[0]) for index, (a, b) in layers.items()}
+            trainable[path] = low_rank(name, scaled)
         elif whole:
-            trainable[path] = _whole(path, name, whole)
+            trainable[path] = trained_weight(path, name, whole)
     if left:
         known = [root + parameter for name in names.values() for _, parameter in name.layers()]
         raise ValueError(
@@ -109,7 +110,7 @@ def _factors(
         )
     a, b = (np.asarray(tensors[f"{module}.lora_{half}"], np.float32) for half in "AB")
     if name.part is None:
-        return _fitted(f"{module}.lora_A", a, name.a_from_theirs), _fitted(
+        return fitted(f"{module}.lora_A", a, name.a_from_theirs), fitted(
             f"{module}.lora_B", b, name.b_from_theirs
         )
     part, sizes = name.part
@@ -140,35 +141,6 @@ def _factors(
     )
 
 
-def _stacked(
-    name: Name, layers: Mapping[Index, tuple[np.ndarray, np.ndarray]], alpha: float
-) -> LowRank:
-    rank = max(b.shape[0] for _, b in layers.values())
-    a = np.zeros((*name.stack, name.rows, rank), np.float32)
-    b = np.zeros((*name.stack, rank, name.columns), np.float32)
-    scale = np.zeros((*name.stack, rank), np.float32)
-    for index, (own_a, own_b) in layers.items():
-        own = own_b.shape[0]
-        a[index][:, :own], b[index][:own], scale[index][:own] = own_a, own_b, alpha / own
-    return LowRank(
-        a=jnp.asarray(a), b=jnp.asarray(b), scale=jnp.asarray(scale), in_axes=name.in_axes
-    )
-
-
-def _whole(path: str, name: Name, found: Mapping[Index, np.ndarray]) -> TrainedWeight:
-    indices = [index for index, _ in name.layers()]
-    if missing := [index for index in indices if index not in found]:
-        raise ValueError(
-            f"{path!r} is there for {len(found)} of {len(indices)} layers, and not for "
-            f"{missing[0]}. The checkpoint is incomplete."
-        )
-    return TrainedWeight(
-        value=jnp.asarray(
-            np.stack([found[index] for index in indices]).reshape(*name.stack, *name.shape)
-        )
-    )
-
-
 def _root(names: Names, tensors: Mapping[str, np.ndarray]) -> str:
     """What the checkpoint's names begin with and ours do not, such as 'module.'."""
     ours = [module for name in names.values() for _, module in name.modules()]
@@ -179,10 +151,3 @@ def _root(names: Names, tensors: Mapping[str, np.ndarray]) -> str:
         ):
             return module.removesuffix(max(found, key=len))
     return ""
-
-
-def _fitted(key: str, value: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    try:
-        return convert(np.asarray(value, np.float32))
-    except ValueError as error:
-        raise ValueError(f"{key} does not fit the model: {error}.") from None

@@ -67,7 +67,7 @@ def check_named(
     ]
     if not missing and not extra and not wrong:
         return
-    lines = [f"  missing    {name}{_near(name, extra)}" for name in missing]
+    lines = [f"  missing    {name}{perhaps(name, extra)}" for name in missing]
     lines += [f"  left over  {name}" for name in extra]
     lines += [
         f"  shape      {name}: {tensors.shape(name)}, {by} says {wanted[name]}" for name in wrong
@@ -180,6 +180,7 @@ def named_tensors(
         yield parameter, np.ascontiguousarray(tensor.astype(dtype))
 
 
-def _near(name: str, extra: list[str]) -> str:
+def perhaps(name: str, extra: list[str]) -> str:
+    """What a missing name may be called among those that are left over, for an error's line."""
     close = nearest(name, extra, 1) if extra else []
     return f"  (perhaps {close[0]!r})" if close else ""

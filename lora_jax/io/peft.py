@@ -11,6 +11,7 @@ from typing import Any
 
 from lora_jax.core.trainable import Trainable, Trainables
 from lora_jax.io import safetensors
+from lora_jax.io.config_json import read_json
 from lora_jax.io.names import Names
 from lora_jax.io.peft_export import PeftAdapter, to_peft
 from lora_jax.io.peft_import import from_peft
@@ -83,17 +84,7 @@ def load_peft(
             represented here (see `from_peft`).
     """
     folder = _folder(Path(folder), adapter)
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{folder / CONFIG} is not JSON ({error}). Save the adapter again."
-        ) from None
-    if not isinstance(config, dict):
-        raise ValueError(
-            f"{folder / CONFIG} needs a JSON object, but holds a {type(config).__name__}. Save the "
-            "adapter again."
-        )
+    config = read_json(folder / CONFIG)
     if not (folder / WEIGHTS).is_file() and (
         pickled := [*folder.glob("*.bin"), *folder.glob("*.pt")]
     ):

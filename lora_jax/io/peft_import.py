@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.core.lowrank import LowRank
-from lora_jax.core.paths import flatten, nearest
+from lora_jax.core.paths import flatten
 from lora_jax.core.rows import Rows
 from lora_jax.core.trainable import Trainable, Trainables
 from lora_jax.core.trained_weight import TrainedWeight
+from lora_jax.io.named_weights import perhaps
 from lora_jax.io.names import Index, Name, Names
 from lora_jax.io.peft_config import PeftConfig, read_config
 from lora_jax.io.peft_export import PREFIX, ROWS, PeftAdapter
+from lora_jax.io.trained_layers import fitted, low_rank, trained_weight
 
 
 def from_peft(
@@ -81,7 +83,7 @@ def _site(
         if keys[0] not in tensors:
             continue
         a, b = (
-            _shaped(key, tensors[key], convert)
+            fitted(key, tensors[key], convert)
             for key, convert in zip(keys, (name.a_from_theirs, name.b_from_theirs))
         )
         rank, scale = config.rank(module), config.scale(module)
@@ -108,21 +110,12 @@ def _site(
             magnitude[index] = tensors[_magnitude_key(module, tensors)].reshape(-1)[name.outputs()]
     if not layers:
         return None
-    rank = max(b.shape[0] for _, b, _ in layers.values())
-    all_a = np.zeros((*name.stack, name.rows, rank), np.float32)
-    all_b = np.zeros((*name.stack, rank, name.columns), np.float32)
-    all_scale = np.zeros((*name.stack, rank), np.float32)
-    for index, (a, b, scale) in layers.items():
-        own = b.shape[0]
-        all_a[index][:, :own], all_b[index][:own], all_scale[index][:own] = a, b, scale
     drops = config.lora_dropout and name.kind != "embedding"
-    return LowRank(
-        a=jnp.asarray(all_a),
-        b=jnp.asarray(all_b),
-        scale=jnp.asarray(all_scale),
+    return low_rank(
+        name,
+        layers,
         dropout=jnp.full(name.stack, config.lora_dropout, jnp.float32) if drops else None,
         magnitude=jnp.asarray(magnitude) if config.use_dora else None,
-        in_axes=name.in_axes,
     )
 
 
@@ -164,18 +157,8 @@ def _whole(
         module, _, last = parameter.rpartition(".")
         for key in (f"{module_of[module]}.{last}", f"{module_of[module]}.base_layer.{last}"):
             if key in tensors and not (last == "weight" and ".base_layer." in key):
-                found[index] = _shaped(key, tensors[key], name.from_theirs)
-    if not found:
-        return None
-    indices = [index for index, _ in name.layers()]
-    if missing := [index for index in indices if index not in found]:
-        raise ValueError(
-            f"{path!r} is trained whole for {len(found)} of {len(indices)} layers (not for "
-            f"{missing[0]}), and a stack of layers is trained "
-            "whole or not at all. Load it into the layout without a scan."
-        )
-    value = np.stack([found[index] for index in indices]).reshape(*name.stack, *name.shape)
-    return TrainedWeight(value=jnp.asarray(value))
+                found[index] = fitted(key, tensors[key], name.from_theirs)
+    return trained_weight(path, name, found) if found else None
 
 
 def _check_said(config: PeftConfig, names: Names, module_of: Mapping[str, str]) -> None:
@@ -243,7 +226,7 @@ def _check_keys(
         _check_copy(key, tensors[key], path, names[path], frozen)
     extra = [key for key in extra if key not in copies]
     if missing or extra:
-        lines = [f"  missing     {key}{_near(key, extra)}" for key in missing] + [
+        lines = [f"  missing     {key}{perhaps(key, extra)}" for key in missing] + [
             f"  unexpected  {key}" for key in extra
         ]
         raise ValueError(
@@ -389,17 +372,3 @@ def _factor_keys(name: Name, module: str) -> tuple[str, str]:
 def _magnitude_key(module: str, tensors: Mapping[str, np.ndarray]) -> str:
     key = f"{module}.lora_magnitude_vector"
     return key if key in tensors else f"{key}.weight"
-
-
-def _shaped(key: str, value: np.ndarray, convert: Any) -> np.ndarray:
-    try:
-        return convert(np.asarray(value, np.float32))
-    except ValueError as error:
-        raise ValueError(
-            f"{key} does not fit the model: {error}. The adapter is for another model."
-        ) from None
-
-
-def _near(key: str, extra: list[str]) -> str:
-    close = nearest(key, extra, 1) if extra else []
-    return f"  (perhaps {close[0]!r})" if close else ""

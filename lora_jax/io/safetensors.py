@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from lora_jax.io.tensor_files import ModelFolder, SafetensorsFile
+from lora_jax.io.tensor_files import SafetensorsFile
 
 
 def read(path: Path | str) -> dict[str, np.ndarray]:
@@ -36,17 +36,6 @@ def read_metadata(path: Path | str) -> dict[str, str]:
         FileNotFoundError, ValueError: as `read`.
     """
     return dict(SafetensorsFile(path).metadata)
-
-
-def read_folder(folder: Path | str) -> dict[str, np.ndarray]:
-    """All tensors of a model folder, as views of the mapped files: model.safetensors, or the shards
-    that its index lists.
-
-    Raises:
-        FileNotFoundError: neither is there, or a shard is missing.
-        ValueError: a file is damaged, or the shards do not hold what the index says.
-    """
-    return dict(ModelFolder(folder))
 
 
 def write(

@@ -19,6 +19,7 @@ from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.quantize import QuantSpec
 from lora_jax.io import safetensors
 from lora_jax.io.peft import load_peft, save_peft
+from lora_jax.io.tensor_files import ModelFolder
 from lora_jax.io.weights import encoder_names, load_encoder, save_encoder
 from lora_jax.models.deberta import DebertaConfig, relative_rows
 from lora_jax.models.encoder import Encoder
@@ -71,7 +72,7 @@ def test_distances_share_rows_as_published():
 def test_saving_gives_the_same_tensors_and_config_back(form, tmp_path):
     config, params = load_encoder(GOLDEN / form, num_classes=3)
     save_encoder(tmp_path, config, params)
-    ours, theirs = safetensors.read_folder(tmp_path), safetensors.read_folder(GOLDEN / form)
+    ours, theirs = dict(ModelFolder(tmp_path)), dict(ModelFolder(GOLDEN / form))
     assert (
         set(ours)
         == set(theirs)
@@ -83,9 +84,7 @@ def test_saving_gives_the_same_tensors_and_config_back(form, tmp_path):
 
 def test_every_tensor_is_used_and_of_the_right_shape(tmp_path):
     shutil.copy(GOLDEN / "v3" / "config.json", tmp_path)
-    stored = {
-        name: np.array(tensor) for name, tensor in safetensors.read_folder(GOLDEN / "v3").items()
-    }
+    stored = {name: np.array(tensor) for name, tensor in ModelFolder(GOLDEN / "v3").items()}
     broken = dict(stored)
     broken["deberta.encoder.layer.0.attention.self.query_pro.weight"] = broken.pop(
         "deberta.encoder.layer.0.attention.self.query_proj.weight"
@@ -105,7 +104,7 @@ def test_a_pretrained_file_gets_a_new_head_and_its_pretraining_parts_are_not_rea
     shutil.copy(GOLDEN / "v3" / "config.json", tmp_path)
     stored = {
         name: np.array(tensor)
-        for name, tensor in safetensors.read_folder(GOLDEN / "v3").items()
+        for name, tensor in ModelFolder(GOLDEN / "v3").items()
         if name.startswith("deberta.")
     }
     stored["deberta.embeddings.position_embeddings.weight"] = np.ones(

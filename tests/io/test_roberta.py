@@ -13,6 +13,7 @@ from tiny_tasks import write_task
 
 from lora_jax.config import from_config_dict
 from lora_jax.io import safetensors
+from lora_jax.io.tensor_files import ModelFolder
 from lora_jax.io.weights import encoder_names, load_encoder, save_encoder
 from lora_jax.models.encoder import Encoder
 from lora_jax.training.loop import train
@@ -42,7 +43,7 @@ def test_hidden_states_and_logits_equal_transformers(scan):
 def test_saving_gives_the_same_tensors_and_config_back(tmp_path):
     config, params = load_encoder(GOLDEN, num_classes=3)
     save_encoder(tmp_path, config, params)
-    ours, theirs = safetensors.read_folder(tmp_path), safetensors.read_folder(GOLDEN)
+    ours, theirs = dict(ModelFolder(tmp_path)), dict(ModelFolder(GOLDEN))
     assert (
         set(ours)
         == set(theirs)
@@ -55,7 +56,7 @@ def test_saving_gives_the_same_tensors_and_config_back(tmp_path):
 def test_a_pretrained_file_without_pooler_but_with_its_language_head_gets_a_new_head(tmp_path):
     tensors = {
         name: np.array(tensor)
-        for name, tensor in safetensors.read_folder(GOLDEN).items()
+        for name, tensor in ModelFolder(GOLDEN).items()
         if not name.startswith("classifier.")
     }
     tensors["lm_head.dense.weight"] = np.zeros((16, 16), np.float32)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from lora_jax.io import safetensors
+from lora_jax.io.tensor_files import ModelFolder
 
 TENSORS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -62,7 +63,7 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, how: str) -> N
     for read in (
         safetensors.read,
         safetensors.read_metadata,
-        lambda p: safetensors.read_folder(p.parent),
+        lambda p: dict(ModelFolder(p.parent)),
     ):
         with pytest.raises(
             ValueError,
@@ -98,40 +99,40 @@ def shards(folder: Path, index: Any = None) -> Path:
 
 
 def test_shards_are_read_together(tmp_path: Path) -> None:
-    read = safetensors.read_folder(shards(tmp_path))
+    read = dict(ModelFolder(shards(tmp_path)))
     assert set(read) == {"a", "b", "c", "e"} and np.array_equal(read["a"], TENSORS["a"])
 
 
 def test_shards_that_are_not_what_the_index_says_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lack 1 tensors that .*index.json lists, such as 'z'"):
-        safetensors.read_folder(shards(tmp_path / "1", {"z": "two.safetensors"}))
+        dict(ModelFolder(shards(tmp_path / "1", {"z": "two.safetensors"})))
     with pytest.raises(
         ValueError, match=r"one.safetensors holds 'a', which .* places in 'two.safetensors'"
     ):
-        safetensors.read_folder(shards(tmp_path / "2", {"a": "two.safetensors"}))
+        dict(ModelFolder(shards(tmp_path / "2", {"a": "two.safetensors"})))
     with pytest.raises(
         FileNotFoundError, match="no file .*three.safetensors. .*one.safetensors, two.safetensors"
     ):
-        safetensors.read_folder(shards(tmp_path / "3", {"z": "three.safetensors"}))
+        dict(ModelFolder(shards(tmp_path / "3", {"z": "three.safetensors"})))
     for text in ("{", "[]", "{}", '{"weight_map": 3}'):
         (shards(tmp_path / "4") / "model.safetensors.index.json").write_text(text)
         with pytest.raises(ValueError, match="needs a JSON object with a weight_map"):
-            safetensors.read_folder(tmp_path / "4")
+            dict(ModelFolder(tmp_path / "4"))
 
 
 def test_a_folder_without_weights_says_what_it_holds(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match="but holds nothing. Give the folder of a Hugging Face model"
     ):
-        safetensors.read_folder(tmp_path)
+        dict(ModelFolder(tmp_path))
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(
         FileNotFoundError,
         match="holds pytorch_model.bin. Pickled weights are not read, since loading them can run code",
     ):
-        safetensors.read_folder(tmp_path)
+        dict(ModelFolder(tmp_path))
     with pytest.raises(FileNotFoundError, match="holds no such folder"):
-        safetensors.read_folder(tmp_path / "nowhere")
+        dict(ModelFolder(tmp_path / "nowhere"))
 
 
 # --- writing -------------------------------------------------------------------------------------------------------

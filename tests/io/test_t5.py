@@ -20,6 +20,7 @@ from lora_jax.core.quantize import QuantSpec
 from lora_jax.generation.seq2seq import PairGenerator
 from lora_jax.io import safetensors
 from lora_jax.io.peft import load_peft, save_peft
+from lora_jax.io.tensor_files import ModelFolder
 from lora_jax.io.weights import kind_of, load_decoder, load_encoder, load_t5, save_t5, t5_names
 from lora_jax.models.t5 import T5, T5Config, position_bucket
 
@@ -84,7 +85,7 @@ def test_distances_share_rows_as_published():
 def test_saving_gives_the_same_tensors_and_config_back(form, tmp_path):
     config, params = load_t5(GOLDEN / form)
     save_t5(tmp_path, config, params)
-    ours, theirs = safetensors.read_folder(tmp_path), safetensors.read_folder(GOLDEN / form)
+    ours, theirs = dict(ModelFolder(tmp_path)), dict(ModelFolder(GOLDEN / form))
     assert (
         set(ours)
         == set(theirs)
@@ -96,9 +97,7 @@ def test_saving_gives_the_same_tensors_and_config_back(form, tmp_path):
 
 def test_every_tensor_is_used_and_copies_of_the_embedding_are_compared(tmp_path):
     shutil.copy(GOLDEN / "v1_0" / "config.json", tmp_path)
-    stored = {
-        name: np.array(tensor) for name, tensor in safetensors.read_folder(GOLDEN / "v1_0").items()
-    }
+    stored = {name: np.array(tensor) for name, tensor in ModelFolder(GOLDEN / "v1_0").items()}
     copies = dict.fromkeys(
         ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
         stored["shared.weight"],

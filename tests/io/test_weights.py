@@ -13,6 +13,7 @@ from tiny_encoder import CONFIG, save_tiny_encoder
 
 from lora_jax.core.paths import flatten
 from lora_jax.io import load_encoder, safetensors, save_encoder
+from lora_jax.io.tensor_files import ModelFolder
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def edit(folder: Path, change: Any) -> None:
 def test_every_tensor_of_minilm_is_used_exactly_once(minilm_folder: Path) -> None:
     stored = {
         name: t
-        for name, t in safetensors.read_folder(minilm_folder).items()
+        for name, t in ModelFolder(minilm_folder).items()
         if name != "embeddings.position_ids"
     }
     for scan in (True, False):
