@@ -364,7 +364,7 @@ def _family_of(raw: Raw, kind: str | None) -> Family:
     if kind not in (None, family.kind):
         raise ValueError(
             f"model_type {name!r} is {_an(family.kind)}, and needed here is {_an(str(kind))}. Load "
-            f"it with lora_jax.{_DOORS[family.kind]}."
+            f"it with lora_jax.io.{_DOORS[family.kind]}."
         )
     return family
 
