@@ -12,7 +12,6 @@ import numpy as np
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import nearest
 from lora_jax.core.trainable import Trainable
-from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.io import safetensors
 from lora_jax.io.names import Index, Name, Names
 from lora_jax.io.trained_layers import fitted, low_rank, trained_weight
