@@ -50,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         return _main(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:  # In the first seconds, too, while modules are imported.
+        print("lora-jax: stopped.", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # The reader of a pipe, such as head, has read enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -109,9 +112,6 @@ def _guarded(run: object, parsed: argparse.Namespace) -> int:
         return run(parsed)
     except Interrupted as stop:
         print(f"lora-jax: {stop}", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print("lora-jax: stopped.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         raise

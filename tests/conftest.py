@@ -45,9 +45,9 @@ def few_programs() -> Iterator[None]:
     yield
     import jax
 
-    from lora_jax.training.loop import programs_for
+    from lora_jax.training.programs import forget_programs
 
-    programs_for.cache_clear()
+    forget_programs()
     jax.clear_caches()
     gc.collect()
 

@@ -11,8 +11,8 @@ from lab.protocol import Claim, Finding, Reason, with_
 from lora_jax import make_optimizer, make_train_step
 from lora_jax.tasks.losses import Summed
 from lora_jax.tasks.opening import open_task
-from lora_jax.training.loop import initial_state
 from lora_jax.training.optim import structure_of
+from lora_jax.training.run import initial_state
 
 CLAIM = Claim(
     id="C41",

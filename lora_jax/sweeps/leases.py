@@ -111,20 +111,35 @@ class Leases:
         except RunLocked as lost:
             self.elsewhere.append(name)
             self.say(str(lost))
+        except FileNotFoundError as removed:
+            self.failed.append(name)
+            self.say(f"{name}: failed: {removed}")
         else:
             self.done.append(name)
             self.say(summary)
 
     def fail(self, name: str, error: BaseException, title: str) -> None:
         """Records the failure of a claimed run; the rest can go on. On a disk that takes nothing
-        more, at least it is said.
+        more, at least it is said. A run that another process has taken over is that one's to record.
         """
+        if isinstance(error, RunLocked):
+            self.elsewhere.append(name)
+            self.say(str(error))
+            return
         self.failed.append(name)
         self.say(f"{title}: failed: {error}")
         try:
             self.store.fail(name, error)
         except StoreError as unwritten:
             self.say(f"{title}: and the failure could not be recorded: {unwritten}")
+
+    def progressed(self, name: str) -> None:
+        """Notes that a claimed run has written a checkpoint: whoever died on it before, it goes on.
+
+        Raises:
+            RunLocked: it is no longer ours.
+        """
+        self.store.progressed(name)
 
     def release(self, name: str) -> None:
         """Gives a claimed run back, to be gone on with by the next launcher."""

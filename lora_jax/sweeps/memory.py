@@ -35,13 +35,9 @@ def predicted(tasks: LastTask, wide: Config, slots: int) -> Predicted:
     """What `slots` runs in the shapes of `wide` need. Compiles one training step; the same program
     then trains.
     """
-    from lora_jax.training.loop import (
-        one_batch_a_shape,
-        programs_for,
-        steps_of,
-        structure_of_steps,
-    )
     from lora_jax.training.optim import make_optimizer
+    from lora_jax.training.programs import one_batch_a_shape, programs_for
+    from lora_jax.training.run import steps_of
     from lora_jax.training.step import create_state
 
     task = tasks.of(wide)
@@ -58,11 +54,9 @@ def predicted(tasks: LastTask, wide: Config, slots: int) -> Predicted:
         batch["tokens"].shape[1]: _abstract(dict(batch)) for batch in one_batch_a_shape(batches)
     }
     longest = shapes[max(shapes)]
-    if slots == 1:
-        program = programs_for(task.per_example, *structure_of_steps(wide, steps)).train
-        args: tuple[Any, ...] = (state, frozen, longest)
-    else:
-        program = programs_for(task.per_example, *structure_of_steps(wide, steps), slots).train
+    program = programs_for(task.per_example, wide, steps, slots).train
+    args: tuple[Any, ...] = (state, frozen, longest)
+    if slots > 1:
         state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((slots, *x.shape), x.dtype), state)
         args = (state, frozen, longest, {})
     lengths = [planned.length for planned in batches.plan(0)]

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_jax.config import ADAPTERS, Config
+from lora_jax.core.heap import release_freed_memory
 from lora_jax.sweeps.grid import expand, run_id, shown_format, shown_targets
 from lora_jax.sweeps.halving import Halving
 from lora_jax.sweeps.leases import Leases
@@ -18,7 +20,10 @@ from lora_jax.sweeps.provenance import environment
 from lora_jax.sweeps.side_by_side import Pack, packs
 from lora_jax.sweeps.store import RunStore
 from lora_jax.tasks.opening import LastTask
+from lora_jax.training.interrupted import Interrupted, stop_signals
+from lora_jax.training.loop import Stopped, fit
 from lora_jax.training.result import RunResult
+from lora_jax.training.run import Run
 from lora_jax.training.sharing import can_stack
 
 
@@ -57,13 +62,26 @@ def run_sweep(
             runs, as nearly in this order as packs allow.
         since: runs that failed after this time (seconds since 1970) are not tried again; see
             `Leases`.
-
         tasks: holds the task of the last run, if its caller has opened it already.
 
     Raises:
         Interrupted: a signal came.
         StoreError: the store cannot be written.
     """
+    with stop_signals() as stopped:
+        return _run_sweep(config, runs, since, command, say, quiet, tasks or LastTask(), stopped)
+
+
+def _run_sweep(
+    config: Config,
+    runs: Sequence[Config] | None,
+    since: float | None,
+    command: Sequence[str],
+    say: Callable[[str], None] | None,
+    quiet: bool,
+    tasks: LastTask,
+    stopped: threading.Event,
+) -> Outcome:
     planned = expand(config)
     store = RunStore(config.out)
     store.write_plan([run_id(run) for run in planned])
@@ -72,20 +90,21 @@ def run_sweep(
         store, surroundings, say or (lambda text: print(text, file=sys.stderr, flush=True)), since
     )
     place = {run_id(run): number for number, run in enumerate(planned if runs is None else runs, 1)}
-    tasks = tasks or LastTask()
     sweep = _Sweep(config, leases, quiet, place, tasks)
     found = packs(planned, config.sweep, predict=functools.partial(predicted, tasks))
     # Packed as the whole sweep, whichever runs are chosen: a run that another launcher goes on with
     # must find its checkpoint's shapes.
     for pack, chosen in _chosen(found, None if runs is None else place):
         left = [run for run in chosen if not sweep.ended(run)]
-        if (pack.slots > 1 and len(left) > 1) or (
-            sweep.halving.on and left and can_stack(pack.runs[0])
-        ):
-            sweep.side_by_side(pack, left)
+        stackable = can_stack(pack.runs[0])
+        if (pack.slots > 1 and len(left) > 1) or (sweep.halving.on and left and stackable):
+            together = [(left, config.sweep.halving.rungs)]
         else:
-            for run in left:
-                sweep.alone(pack, run)
+            together = [([run], ()) for run in left]
+        for group, rungs in together:
+            sweep.train(pack, group, rungs)
+            if stopped.is_set():
+                raise Interrupted(None)
     return Outcome(
         tuple(leases.done),
         tuple(leases.kept),
@@ -161,86 +180,53 @@ class _Sweep:
         self.stopped.append(run_id(run))
         self.leases.say(f"{self.title(run)}: {error}")
 
-    def alone(self, pack: Pack, run: Config) -> None:
-        """Trains one run, in the shapes of its group."""
-        from lora_jax.core.heap import release_freed_memory
-        from lora_jax.training.interrupted import Interrupted
-        from lora_jax.training.loop import train
-
-        name, title = run_id(run), self.title(run)
-        folder = self.leases.claim(name, run, title)
-        if folder is None:
-            return
-        try:
-            self.finish(
-                run,
-                train(
-                    run,
-                    folder,
-                    task=self.tasks.of(run),
-                    wide=pack.wide,
-                    quiet=self.quiet,
-                    title=title,
-                ),
-            )
-        except Interrupted:
-            self.leases.release(name)
-            raise
-        except (Exception, KeyboardInterrupt) as error:
-            self.leases.fail(name, error, title)
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            return
-        release_freed_memory()
-
-    def side_by_side(self, pack: Pack, left: Sequence[Config]) -> None:
-        """Trains runs in one program, each recorded when it is finished."""
-        from lora_jax.core.heap import release_freed_memory
-        from lora_jax.training.interrupted import Interrupted
-        from lora_jax.training.stacked import Job, Stopped, train_stacked
-
+    def train(self, pack: Pack, group: Sequence[Config], rungs: tuple[int, ...]) -> None:
+        """Trains runs side by side, or a single one, in the shapes of their pack; each is recorded
+        when it is finished.
+        """
         started: dict[str, Config] = {}
 
-        def jobs() -> Iterator[Job]:
-            for run in left:
-                folder = self.leases.claim(run_id(run), run, self.title(run))
+        def runs() -> Iterator[Run]:
+            for config in group:
+                folder = self.leases.claim(run_id(config), config, self.title(config))
                 if folder is not None:
-                    started[run_id(run)] = run
-                    yield Job(run, folder, self.config.sweep.halving.rungs)
+                    started[run_id(config)] = config
+                    yield Run(config, folder, rungs)
 
-        def judge(job: Job, step: int, score: dict[str, float]) -> bool:
-            return self.halving.keep(run_id(job.config), step, score["loss"])
+        def judge(run: Run, step: int, score: dict[str, float]) -> bool:
+            return self.halving.keep(run_id(run.config), step, score["loss"])
 
-        def finished(job: Job, outcome: RunResult | Exception) -> None:
-            run = started.pop(run_id(job.config))
+        def finished(run: Run, outcome: RunResult | Exception) -> None:
+            config = started.pop(run_id(run.config))
             if isinstance(outcome, Stopped):
-                self.stop(run, outcome)
+                self.stop(config, outcome)
             elif isinstance(outcome, Exception):
-                self.leases.fail(run_id(run), outcome, self.title(run))
+                self.leases.fail(run_id(config), outcome, self.title(config))
             else:
-                self.finish(run, outcome)
+                self.finish(config, outcome)
 
-        slots = max(1, min(pack.slots, len(left)))
+        slots = max(1, min(pack.slots, len(group)))
+        many = len(group) > 1
         try:
-            wide = pack.wide or pack.runs[0]
-            train_stacked(
-                jobs(),
+            fit(
+                runs(),
                 finished,
-                wide=wide,
+                task_of=self.tasks.of,
+                wide=pack.wide,
                 slots=slots,
-                task=self.tasks.of(wide),
                 judge=judge,
+                saved=lambda run: self.leases.progressed(run_id(run.config)),
                 quiet=self.quiet,
-                title=f"{len(left)} runs, {slots} at a time",
+                title=f"{len(group)} runs, {slots} at a time" if many else self.title(group[0]),
             )
-        except Interrupted:
+        except (Interrupted, KeyboardInterrupt):
             for name in started:
                 self.leases.release(name)
             raise
-        except (Exception, KeyboardInterrupt) as error:
-            for name, run in started.items():
-                self.leases.fail(name, error, self.title(run))
-            if isinstance(error, (KeyboardInterrupt, OSError)):
+        except Exception as error:
+            for name, config in started.items():
+                self.leases.fail(name, error, self.title(config))
+            if isinstance(error, OSError):
                 raise
         release_freed_memory()
 

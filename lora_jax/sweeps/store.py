@@ -151,24 +151,43 @@ class RunStore:
             raise
         return folder
 
+    def progressed(self, run_id: str) -> None:
+        """Forgets the processes that died on the run: it has a checkpoint from this one.
+
+        Raises:
+            RunLocked, FileNotFoundError: as `finish`.
+        """
+        self._check_mine(run_id)
+        if read_state(self.folder(run_id)).attempts > 1:
+            self._set_state(run_id, State("running", attempts=1))
+
     def finish(self, run_id: str, result: RunResult) -> None:
         """Writes the result, then status 'done', and gives the claim back.
 
         Raises:
             RunLocked: another machine has taken the run over, because this one did not answer for
                 so long: its result counts.
+            FileNotFoundError: the run's folder was removed.
         """
-        if run_id in self._locks and not self._locks[run_id].is_mine():
-            self._unlock(run_id)
-            raise RunLocked(
-                f"Run {run_id} was taken over by another process while this one did not answer; "
-                "this result is dropped."
-            )
+        self._check_mine(run_id)
         write_json(self.folder(run_id) / "result.json", result.to_json())
         self._set_state(run_id, State("done"))
         self._log(run_id, "done")
         self._note_final(run_id)
         self._unlock(run_id)
+
+    def _check_mine(self, run_id: str) -> None:
+        lock = self._locks.get(run_id)
+        if lock is None or lock.is_mine():
+            return
+        owner = lock.owner()
+        self._unlock(run_id)
+        if not owner:
+            raise FileNotFoundError(f"{self.folder(run_id)} was removed while the run was trained.")
+        raise RunLocked(
+            f"Run {run_id} was taken over by another process while this one did not answer; "
+            "this result is dropped."
+        )
 
     def fail(self, run_id: str, exception: BaseException) -> None:
         """Records the exception in status.json, appends its traceback to log.txt, and gives the

@@ -1,6 +1,6 @@
 from .evaluation import evaluate as evaluate
-from .loop import Diverged as Diverged
 from .memory import fit_budget as fit_budget
 from .result import RunResult as RunResult
+from .run import Diverged as Diverged
 from .step import TrainState as TrainState
 from .variants import prune as prune

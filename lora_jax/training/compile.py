@@ -92,16 +92,3 @@ def wait_on_cpu(results: Any) -> None:
     """
     if jax.default_backend() == "cpu":
         jax.block_until_ready(results)
-
-
-def lanes_for(slots: int) -> int:
-    """How many adapters go through the model at once: all on an accelerator, one on a CPU.
-
-    At once, every product with the frozen base is one product of the flattened batch, and the base
-    is dequantised once: what an accelerator needs to be busy. A CPU is busy with one adapter, whose
-    activations stay in its caches: four at once took 1.4 times the processor time of four alone
-    (MiniLM, rank 8, 32 x 24 tokens), 1.3 times with the thin products one by one. One after another
-    inside the program they took 0.95 times: what is the same for all (the dequantised base,
-    embeddings, the first layer's frozen products of a common batch) is still computed once.
-    """
-    return 1 if jax.default_backend() == "cpu" else slots

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,24 +14,38 @@ from lora_jax.training.compile import wait_on_cpu
 def evaluate(
     step: Callable[..., Sums], frozen: Any, trainable: Any, batches: Iterable[Any]
 ) -> dict[str, float]:
-    """Mean loss (nats), accuracy and number of examples over all batches; filler rows do not count,
-    and there is no accuracy where nothing is right or wrong.
+    """Mean loss (nats), accuracy and number of examples over all batches; filler rows do not count.
 
     Raises:
         ValueError: there is no real example in the batches.
     """
-    totals: list[Sums] = []
+    return means(sums_of(step, frozen, trainable, batches))
+
+
+def sums_of(
+    step: Callable[..., Any], frozen: Any, trainable: Any, batches: Iterable[Any]
+) -> list[Any]:
+    """What the step gives of each batch, on the host."""
+    found: list[Any] = []
     for batch in batches:
-        wait_on_cpu(totals[-1:])
-        totals.append(step(frozen, trainable, batch))
-    if not totals:
-        raise ValueError("Cannot evaluate on no batches: the split is empty.")
+        wait_on_cpu(found[-1:])
+        found.append(step(frozen, trainable, batch))
     # Fetched once: every fetch waits for the device.
-    host = jax.device_get(totals)
-    weight = sum(float(sums.weight) for sums in host)
+    return jax.device_get(found)
+
+
+def means(sums: Sequence[Sums]) -> dict[str, float]:
+    """Mean loss, accuracy and number of examples from the sums of batches.
+
+    Raises:
+        ValueError: there is no real example in them.
+    """
+    if not sums:
+        raise ValueError("Cannot evaluate on no batches: the split is empty.")
+    weight = sum(float(one.weight) for one in sums)
     if not weight:
         raise ValueError("Cannot evaluate: every row of every batch is filler.")
-    scores = {"loss": sum(float(sums.loss) for sums in host) / weight}
-    if host[0].correct is not None:
-        scores["accuracy"] = sum(float(sums.correct) for sums in host) / weight
-    return scores | {"examples": int(weight)}
+    found = {"loss": sum(float(one.loss) for one in sums) / weight}
+    if sums[0].correct is not None:
+        found["accuracy"] = sum(float(one.correct) for one in sums) / weight
+    return found | {"examples": int(weight)}

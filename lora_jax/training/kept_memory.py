@@ -6,11 +6,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from lora_jax.core.heap import release_freed_memory
 from lora_jax.training.allocator import (
     keeps_freed_memory,
     make_room,
     release_above,
-    release_freed_memory,
     resident_bytes,
 )
 from lora_jax.training.compile import Program

@@ -1,66 +1,54 @@
-"""One training run from a configuration to a result: resumable at any step, with every figure
-measured.
+"""The training loop: runs side by side on one frozen base, resumable at any step, with every figure
+measured. A single run is a list of one.
 """
 
 from __future__ import annotations
 
-import functools
-import resource
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from lora_jax.adapters.checks import check_start, flags_of_optimizer, unreached
-from lora_jax.adapters.stacking import pad, trim
-from lora_jax.adapters.surgery import trainable_parameters
-from lora_jax.config import Config, OptimConfig, config_hash
-from lora_jax.core.init import initializer_named
-from lora_jax.core.paths import flatten
-from lora_jax.core.quantize import QuantizedArray, bytes_of
-from lora_jax.data import total_steps
-from lora_jax.io.adapter import save_adapter
+from lora_jax.config import Config
 from lora_jax.metrics.score import Score
-from lora_jax.tasks.losses import PerExample, Summed
 from lora_jax.tasks.opening import open_task
-from lora_jax.tasks.predictions import metric_scores
 from lora_jax.tasks.task import Task
-from lora_jax.training.checkpoint import Checkpoints
-from lora_jax.training.compile import Program, lanes_for, wait_on_cpu
-from lora_jax.training.evaluation import evaluate
+from lora_jax.training.checkpoint import DamagedCheckpoint
 from lora_jax.training.interrupted import Interrupted, stop_signals
-from lora_jax.training.kept_memory import program_for
-from lora_jax.training.metrics import MetricsLog
-from lora_jax.training.optim import make_optimizer, structure_of
+from lora_jax.training.programs import programs_for
 from lora_jax.training.progress import TrainingBar
 from lora_jax.training.result import RunResult
-from lora_jax.training.step import (
-    TrainState,
-    create_state,
-    make_eval_step,
-    make_stacked_eval_step,
-    make_stacked_step,
-    make_train_step,
+from lora_jax.training.run import (
+    Run,
+    check_finite,
+    evaluation_batches,
+    initial_state,
+    sizes,
+    steps_of,
 )
+from lora_jax.training.sharing import differences, stack_key
+from lora_jax.training.slots import Slots
+from lora_jax.training.step import TrainState
 
 
-class Diverged(FloatingPointError):
-    """The loss is no longer finite."""
+class Stopped(Exception):
+    """A run was stopped by the judge of a sweep, with a checkpoint at `step`."""
+
+    def __init__(self, step: int, score: dict[str, float]) -> None:
+        super().__init__(
+            f"Stopped at step {step} with validation loss {score['loss']:.4f}: others were better. "
+            "A checkpoint was written."
+        )
+        self.step, self.score = step, score
 
 
-@dataclass(frozen=True)
-class Programs:
-    """The compiled training and evaluation steps that runs of one structure share."""
-
-    train: Program
-    evaluate: Program
+Finished = Callable[[Run, "RunResult | Exception"], None]
+Judge = Callable[[Run, int, dict[str, float]], bool]
 
 
 def train(
@@ -80,352 +68,386 @@ def train(
 
     Args:
         config: one run, without a sweep.
-        wide: a run with the largest rank and all targets of a group. The adapter is padded with
-            zeros to its shapes, so that the whole group runs one compiled program; the padding is
-            not trained, counted or saved.
         task: the config's, which its caller holds for the next run; without one it is opened here.
+        wide: a run with the largest rank and all targets of a group; see `fit`.
 
     Raises:
         Diverged: the loss is NaN or infinite; the message says since which step.
         Interrupted: SIGTERM or SIGINT came.
         ValueError: the configuration does not fit the model or the data.
     """
-    start = time.perf_counter()
-    task = open_task(config) if task is None else task
-    steps = steps_of(config, task)
-    options = dict(seed=config.train.seed, accumulate=config.train.accumulate)
-    batches = task.batches("train", config.train.batch_size, **options)
-    frozen, state = jax.block_until_ready(initial_state(config, task, steps, wide=wide))
-    programs = programs_for(task.per_example, *structure_of_steps(config, steps))
-    compile_before = programs.train.compile_seconds
-    checkpoints = Checkpoints(folder / "checkpoints", base=task.base, run=config_hash(config))
-    log = MetricsLog(folder)
-    try:
-        iterator = iter(batches)
-        if checkpoints.latest() is not None:
-            state, position = checkpoints.restore(state)
-            iterator.set_state(position)
-        elif initializer_named(config.lora.init).reads != "format":
-            # What chooses codes starts nearer to the base before quantisation than the frozen one.
-            check_start(state.trainable)
-        log.resume(int(state.step), steps)
-        speed = Speed(programs.train)
-        with (
-            TrainingBar(title, steps, int(state.step), quiet=quiet) as bar,
-            stop_signals() as stopped,
-        ):
-            state = _run_steps(
-                config,
-                task,
-                programs,
-                frozen,
-                state,
-                iterator,
-                steps,
-                checkpoints,
-                log,
-                speed,
-                bar,
-                stopped,
-            )
-        check_reached(state)
-        scores = _scores(config, task, programs, frozen, state, log, steps)
-        save_adapter(
-            folder / "adapter",
-            trim(state.trainable),
-            base=task.base,
-            model=config.model.name,
-            label_names=task.label_names,
-        )
-    finally:
-        checkpoints.close()
-        log.close()
-    return RunResult(
-        scores=scores,
-        primary=task.primary.name,
-        examples={split: len(encoded) for split, encoded in task.splits.items()},
-        steps=steps,
-        **sizes(frozen, state.trainable),
-        peak_bytes=_peak_bytes(programs.train, state, frozen, batches),
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        tokens_per_second=speed.total(),
-        compile_seconds=round(programs.train.compile_seconds - compile_before, 3),
-        padding_fraction=round(batches.padding_fraction, 4),
-        seconds=round(time.perf_counter() - start, 3),
-        note=task.note,
+    outcomes: list[RunResult | Exception] = []
+    fit(
+        [Run(config, folder)],
+        lambda run, outcome: outcomes.append(outcome),
+        task_of=open_task if task is None else lambda config: task,
+        wide=wide,
+        quiet=quiet,
+        title=title,
     )
+    if not outcomes:
+        raise Interrupted(0)
+    if isinstance(outcomes[0], Exception):
+        raise outcomes[0]
+    return outcomes[0]
 
 
-def check_reached(state: TrainState) -> None:
-    """Warns of trained arrays that no gradient ever reached: they cost memory, and what they were
-    to learn was not learnt.
+def fit(
+    runs: Iterable[Run],
+    finished: Finished,
+    *,
+    task_of: Callable[[Config], Task] = open_task,
+    wide: Config | None = None,
+    slots: int = 1,
+    judge: Judge | None = None,
+    saved: Callable[[Run], None] | None = None,
+    quiet: bool = False,
+    title: str = "training",
+) -> None:
+    """Trains runs side by side, `slots` at a time, and gives each one's result, or its error, to
+    `finished` as soon as it is known.
+
+    Every run gets the losses, factors, files, scores and result that it gets alone, up to the order
+    of sums: figures of memory and time are its share. A run that diverges or cannot be written
+    fails by itself and its slot goes to the next. Each goes on from its newest checkpoint that can
+    be read; runs that were interrupted together go on together, bit for bit.
+
+    Args:
+        runs: taken one by one as slots become free.
+        task_of: gives the runs' task, and is asked when the first one is there.
+        wide: a run into whose rank and targets all fit (`lora_jax.training.sharing.widest`); needed
+            for more than one slot. Each adapter is padded with zeros to its shapes, so that all run
+            one compiled program; the padding is not trained, counted or saved.
+        judge: asked at each run's rungs with the scores on the validation split; False stops the
+            run.
+        saved: called with each run that has written a checkpoint. What it raises ends the run.
+
+    Raises:
+        Interrupted: SIGTERM or SIGINT came; all runs have checkpoints.
     """
-    seen = flags_of_optimizer(state.trainable, state.opt_state)
-    silent = [] if seen is None or int(state.step) < 2 else unreached(state.trainable, seen)
-    if silent:
-        named = ", ".join(silent[:5])
-        warnings.warn(
-            (
-                f"{len(silent)} trained arrays never had a gradient other than 0, such as {named}: "
-                "they did not learn."
-            ),
-            stacklevel=3,
-        )
+    with stop_signals() as stopped:
+        group = Group(iter(runs), finished, task_of, wide, slots, judge, stopped)
+        try:
+            group.fill()
+            if stopped.is_set() and group.runs:
+                raise Interrupted(group.last_step)
+            most = max((run.steps for run in group.runs), default=0)
+            with TrainingBar(title, most, group.last_step, quiet=quiet) as bar:
+                while group.runs:
+                    advance(group)
+                    after_step(group, bar, saved)
+                    group.fill()
+        finally:
+            group.close()
 
 
-def steps_of(config: Config, task: Task) -> int:
-    """Optimiser steps of the run."""
-    if config.train.total_steps is not None:
-        return config.train.total_steps
-    return total_steps(len(task.splits["train"]), config.train.batch_size, config.train.epochs)
+def advance(group: Group) -> None:
+    """One step of every run. Metrics stay on the device until they are logged."""
+    # What fixes the next batch: runs that agree in it read one.
+    orders = {(run.config.train.seed, run.step) for run in group.runs}
+    batches = {run.slot: run.next_batch() for run in group.runs}
+    metrics = group.slots.step(batches, alike=len(orders) == 1)
+    for run in group.runs:
+        run.step += 1
+    group.pending.append(([(run, run.step) for run in group.runs], metrics))
 
 
-def initial_state(
-    config: Config, task: Task, steps: int, *, wide: Config | None = None
-) -> tuple[dict[str, Any], TrainState]:
-    """The frozen weights and the state before the first step; everything random in them follows
-    from the run's seed.
+def after_step(group: Group, bar: TrainingBar, saved: Callable[[Run], None] | None = None) -> None:
+    """What is due after a step: rows of the log, evaluations, checkpoints, judgements and ends.
+
+    Raises:
+        Interrupted: a signal has come; every run has a checkpoint.
     """
-    key, run_key = jax.random.split(jax.random.key(config.train.seed))
-    frozen, trainable = task.trainable(config, key)
-    if wide is not None:
-        trainable = pad(trainable, task.widest(wide))
-    return frozen, create_state(trainable, make_optimizer(config.optim, steps), run_key)
+    stop = group.stopped.is_set()
+    every = group.runs[0].config.train
+    evaluating = [run for run in group.runs if run.is_at(every.eval_every) and not run.is_over]
+    saving = [
+        run
+        for run in group.runs
+        if stop or run.is_at(every.checkpoint_every) or run.is_over or run.is_judged
+    ]
+
+    if evaluating or saving or any(run.is_at(every.log_every) for run in group.runs):
+        write_log(group, bar)
+    # Before the checkpoint: a run that is killed between the two must not lose the row.
+    evaluate(group, evaluating)
+    save(group, saving, saved)
+    if stop and group.runs:
+        raise Interrupted(group.last_step)
+    ask_judge(group, group.runs)
+    finish(group, group.runs)
 
 
-@functools.lru_cache(maxsize=8)
-def programs_for(
-    per_example: PerExample,
-    optim: OptimConfig,
-    steps: int,
-    accumulate: int,
-    slots: int | None = None,
-    lanes: int | None = None,
-) -> Programs:
-    """The programs of runs that agree in these; see `structure_of_steps`. With `slots`, of so many
-    runs side by side.
+def write_log(group: Group, bar: TrainingBar) -> None:
+    """Fetches and writes the metrics since the last time. A run whose loss is not finite leaves:
+    the others are not touched by it.
     """
-    loss = Summed(per_example)
-    step, score = (
-        make_train_step(loss, make_optimizer(optim, steps), accumulate=accumulate),
-        make_eval_step(loss),
-    )
-    if slots is not None:
-        lanes = lanes_for(slots) if lanes is None else lanes
-        step, score = (
-            make_stacked_step(step, slots, lanes),
-            make_stacked_eval_step(score, slots, lanes),
-        )
-    return Programs(program_for(step, donate=(0,)), program_for(score))
+    losses: dict[Run, float] = {}
+
+    def write(run: Run, step: int, row: dict[str, float]) -> None:
+        check_finite(step, row)
+        run.log.write(step, "train", row)
+
+    for stepped, metrics in jax.device_get(group.pending):
+        for run, step in stepped:
+            row = {name: float(x) for name, x in group.slots.of(metrics, run.slot).items()}
+            group.each([run], lambda run, step=step, row=row: write(run, step, row))
+            losses[run] = row["loss"]
+    group.pending.clear()
+
+    group.share_time(training=True)
+    if losses and group.runs:
+        clocks = [run.clock for run in group.runs]
+        seconds = max(sum(clock.training for clock in clocks), 1e-9)
+        rate = sum(clock.tokens for clock in clocks) / seconds
+        bar.update(max(run.step for run in losses), float(np.mean(list(losses.values()))), rate)
 
 
-def structure_of_steps(config: Config, steps: int) -> tuple[OptimConfig, int, int]:
-    """What a run's training program depends on besides its model and shapes: the optimiser without
-    what is data to it, the number of steps if a rank budget is spread over them (else 1), and the
-    micro-batches.
+def evaluate(group: Group, runs: Sequence[Run]) -> None:
+    """Writes the runs' scores on the validation split."""
+    if runs := group.still(runs):
+        scores = group.scores("validation")
+        group.each(runs, lambda run: run.log.write(run.step, "validation", scores[run.slot]))
+        group.share_time()
+
+
+def save(group: Group, runs: Sequence[Run], saved: Callable[[Run], None] | None = None) -> None:
+    """Writes the runs' checkpoints."""
+
+    def write(run: Run) -> None:
+        run.save(group.slots.take(run.slot))
+        if saved is not None:
+            saved(run)
+
+    if runs := group.still(runs):
+        group.each(runs, write)
+        group.share_time()
+
+
+def ask_judge(group: Group, runs: Sequence[Run]) -> None:
+    """Asks the judge about those of the runs that stand at a rung, and stops those that are to
+    stop.
     """
-    return (
-        structure_of(config.optim),
-        steps if config.optim.adalora.target_rank is not None else 1,
-        config.train.accumulate,
-    )
+    runs = [run for run in runs if run.is_judged]
+    if group.judge is None or not runs:
+        return
+    scores = group.scores("validation")
+    group.share_time()
+    for run in runs:
+        if not group.judge(run, run.step, scores[run.slot]):
+            group.leave(run, Stopped(run.step, scores[run.slot]))
 
 
-def sizes(frozen: Mapping[str, Any], trainable: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes measured from the stored arrays.
+def finish(group: Group, runs: Sequence[Run]) -> None:
+    """Scores those of the runs that have taken their last step, writes their adapters, and lets
+    them leave with their results.
 
-    trainable_parameters: entries that are trained. base_bytes: what is kept of the base (nothing
-    under full fine-tuning: then all of it is trained). base_bits_per_weight: bits a weight of those
-    that are quantised, 32 (or 16) if none is.
+    Raises:
+        Interrupted: a signal has come; every run has a checkpoint.
     """
-    leaves = list(flatten(frozen).values())
-    quantized = [leaf for leaf in leaves if isinstance(leaf, QuantizedArray)]
-    bits = [(bytes_of(leaf), leaf.size) for leaf in quantized or leaves]
-    trimmed = trim(trainable)
-    return {
-        "trainable_parameters": trainable_parameters(trimmed),
-        "base_bytes": bytes_of(frozen),
-        "base_bits_per_weight": round(8 * sum(b for b, _ in bits) / sum(n for _, n in bits), 4)
-        if bits
-        else None,
-        "adapter_bytes": sum(
-            bytes_of([getattr(leaf, name) for name in leaf.trained_fields()])
-            for leaf in trimmed.values()
-        ),
-    }
-
-
-def _run_steps(
-    config: Config,
-    task: Task,
-    programs: Programs,
-    frozen: Any,
-    state: TrainState,
-    iterator: Any,
-    steps: int,
-    checkpoints: Checkpoints,
-    log: MetricsLog,
-    speed: Speed,
-    bar: TrainingBar,
-    stopped: threading.Event,
-) -> TrainState:
-    train, pending = config.train, []
-    for step in range(int(state.step), steps):
-        batch = next(iterator)
-        wait_on_cpu(pending[-1:])
-        state, metrics = programs.train(state, frozen, batch)
-        pending.append((step + 1, metrics))
-        speed.count(int(batch["mask"][batch["weight"] > 0].sum()))
-        done, stop = step + 1, stopped.is_set()
-        evaluates = train.eval_every is not None and done % train.eval_every == 0 and done < steps
-        saves = done % train.checkpoint_every == 0 or done == steps or stop
-        if done % train.log_every == 0 or done == steps or saves or evaluates:
-            _flush(pending, log, speed, bar)
-        # Before the checkpoint: a run that is killed between the two must not lose the row.
-        if evaluates:
-            with speed.paused():
-                log.write(
-                    done,
-                    "validation",
-                    _evaluate(config, task, programs, frozen, state, "validation"),
-                )
-        if saves:
-            with speed.paused():
-                checkpoints.save(state, iterator.get_state())
-        if stop:
-            raise Interrupted(done)
-    return state
-
-
-def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
-    """Raises Diverged if a step's loss or gradient is not finite."""
-    if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"]):
-        raise Diverged(
-            f"The loss at step {step} is {metrics['loss']} and its gradient's norm "
-            f"{metrics['grad_norm']}: training diverged. Lower "
-            "optim.learning_rate, or set optim.clip_norm; with compute_dtype bfloat16, try float32."
-        )
-
-
-def _flush(pending: list[tuple[int, Any]], log: MetricsLog, speed: Speed, bar: TrainingBar) -> None:
-    """Fetches and writes the metrics of the steps since the last time; they stay on the device
-    until then.
-    """
-    for step, metrics in jax.device_get(pending):
-        check_finite(step, metrics)
-        log.write(step, "train", {name: float(value) for name, value in metrics.items()})
-    step, loss = pending[-1][0], float(metrics["loss"])
-    pending.clear()
-    bar.update(step, loss, speed.recent())
-
-
-def _scores(
-    config: Config,
-    task: Task,
-    programs: Programs,
-    frozen: Any,
-    state: TrainState,
-    log: MetricsLog,
-    steps: int,
-) -> dict[str, dict[str, Score]]:
-    """Validation and test scores after training, by split and name."""
-    found: dict[str, dict[str, Score]] = {}
+    ending = [run for run in runs if run.is_over]
+    if not ending:
+        return
+    scored: dict[Run, dict[str, Any]] = {run: {} for run in ending}
     for split in ("validation", "test"):
-        score = _evaluate(config, task, programs, frozen, state, split)
-        log.write(steps, split, score)
-        found[split] = loss_and_accuracy(task, score)
-    found["test"] |= metric_scores(
-        task, frozen, state.trainable, batch_size=config.train.eval_batch_size
-    )
-    return found
+        try:
+            scores = group.scores(split, until_stopped=True)
+        except Interrupted:
+            save(group, [run for run in group.runs if run.step])
+            raise
+
+        def note(run: Run, split: str = split, scores: Any = scores) -> None:
+            scored[run][split] = scores[run.slot]
+            run.log.write(run.steps, split, scores[run.slot])
+
+        group.each(ending, note)
+
+    def conclude(run: Run) -> None:
+        state = group.slots.take(run.slot)
+        scored[run] = run.conclude(group.slots.frozen, state, scored[run])
+
+    group.each(ending, conclude)
+    group.share_time()
+    for run in group.still(ending):
+        group.leave(run, group.result(run, scored[run]))
 
 
-def loss_and_accuracy(task: Task, score: Mapping[str, float]) -> dict[str, Score]:
-    """The scores that the sums of an evaluation give, with what they were counted on."""
-    unit, count = task.primary.unit, int(score["examples"])
-    options: dict[str, Any] = dict(unit=unit, count=count)
-    found = {"loss": Score("loss", score["loss"], higher_is_better=False, **options)}
-    if "accuracy" in score:
-        share = task.primary.is_right_or_wrong
-        found["accuracy"] = Score("accuracy", score["accuracy"], share=share, **options)
-    return found
+class Group:
+    """The runs in slots, the states that they have there, and those that wait for a slot."""
 
+    def __init__(
+        self,
+        waiting: Iterator[Run],
+        finished: Finished,
+        task_of: Callable[[Config], Task],
+        wide: Config | None,
+        slots: int,
+        judge: Judge | None,
+        stopped: threading.Event,
+    ) -> None:
+        self._waiting, self._finished, self._task_of = waiting, finished, task_of
+        self._wide, self._count = wide, slots
+        self.judge, self.stopped = judge, stopped
+        self.runs: list[Run] = []
+        self.pending: list[tuple[list[tuple[Run, int]], Any]] = []
+        self.slots: Slots | None = None  # made for the first run
+        self._clock, self._compiled = time.perf_counter(), 0.0
 
-def _evaluate(
-    config: Config, task: Task, programs: Programs, frozen: Any, state: TrainState, split: str
-) -> dict[str, float]:
-    return evaluate(
-        programs.evaluate, frozen, state.trainable, evaluation_batches(config, task, split)
-    )
+    @property
+    def last_step(self) -> int:
+        """The step of the run that is farthest."""
+        return max((run.step for run in self.runs), default=0)
 
+    # --- Runs come and go.
 
-def evaluation_batches(config: Config, task: Task, split: str) -> Iterator[Any]:
-    """The batches that a split's scores are computed on: all, or for a capped validation split so
-    many, spread evenly over all lengths.
-    """
-    batches = task.batches(split, config.train.eval_batch_size, shuffle=False, epochs=1)
-    limit = config.train.eval_examples if split == "validation" else None
-    count = (
-        len(batches)
-        if limit is None
-        else min(len(batches), -(-limit // config.train.eval_batch_size))
-    )
-    # Batches come longest first: the first of them alone would be a sample of long texts.
-    return (
-        batches[index]
-        for index in np.linspace(0, len(batches) - 1, count).round().astype(int).tolist()
-    )
+    def fill(self) -> None:
+        """Puts the next runs into the free slots, each at its newest checkpoint."""
+        while firsts := self._next_runs():
+            try:
+                states = self._restored(firsts)
+            except BaseException:
+                for run in firsts:
+                    run.close()
+                raise
+            if not states:
+                continue
+            self.slots.put({run.slot: state for run, state in states.items()})
+            new = list(states)
+            del firsts, states
+            self.runs += new
+            self.share_time()
+            # A run that was killed after its last step was not scored, and one that was killed at
+            # its rung not judged there.
+            finish(self, new)
+            ask_judge(self, self.still(new))
 
+    def leave(self, run: Run, outcome: RunResult | Exception) -> None:
+        """The run's slot is free again, and its outcome known."""
+        self.runs.remove(run)
+        run.close()
+        self._finished(run, outcome)
 
-def _peak_bytes(program: Program, state: TrainState, frozen: Any, batches: Any) -> int | None:
-    peaks = [program.peak_bytes(state, frozen, batch) for batch in one_batch_a_shape(batches)]
-    return None if None in peaks else max(peaks)
+    def still(self, runs: Sequence[Run]) -> list[Run]:
+        """Those of the runs that have not left."""
+        return [run for run in runs if run in self.runs]
 
+    def each(self, runs: Sequence[Run], act: Callable[[Run], None]) -> None:
+        """Does something for each of the runs that have not left; one for which it fails leaves."""
+        for run in self.still(runs):
+            try:
+                act(run)
+            except Exception as error:
+                self.leave(run, error)
 
-def one_batch_a_shape(batches: Any) -> Iterator[Any]:
-    """The first batch of each shape of an epoch."""
-    seen = set()
-    for index, planned in enumerate(batches.plan(0)):
-        if planned.length not in seen:
-            seen.add(planned.length)
-            yield batches[index]
+    def close(self) -> None:
+        """Closes the files of runs that have not left."""
+        for run in self.runs:
+            run.close()
 
+    def _next_runs(self) -> dict[Run, TrainState]:
+        """Opened runs for the free slots, with their states before the first step."""
+        found: dict[Run, TrainState] = {}
+        taken = {run.slot for run in self.runs}
+        for slot in range(self._count):
+            while slot not in taken and not self.stopped.is_set():
+                if (run := next(self._waiting, None)) is None:
+                    return found
+                try:
+                    found[run] = self._opened(run, slot)
+                    taken.add(slot)
+                except Exception as error:
+                    self._finished(run, error)
+        return found
 
-class Speed:
-    """Real tokens a second, without the time that compilation, checkpoints and evaluation take."""
+    def _opened(self, run: Run, slot: int) -> TrainState:
+        if self.slots is None:
+            self._begin(run.config)
+        if stack_key(run.config) != stack_key(self._first):
+            raise ValueError(
+                f"{run.folder.name} cannot be trained beside the others: "
+                f"{'; '.join(differences(run.config, self._first))}."
+            )
+        steps = steps_of(run.config, self._task)
+        made = initial_state(
+            run.config, self._task, steps, like=self._like, frozen=self.slots.frozen
+        )
+        self.slots.frozen, first = jax.block_until_ready(made)
+        run.open(self._task, slot)
+        return first
 
-    def __init__(self, program: Program) -> None:
-        self._program = program
-        self._paused_seconds = 0.0
-        self._tokens = 0
-        self._marks = [self._mark()]
+    def _begin(self, first: Config) -> None:
+        """What the first run fixes for all: the task, the programs, and the shapes that each is
+        padded to.
+        """
+        self._first, self._task = first, self._task_of(first)
+        self._like = None if self._wide is None else self._task.widest(self._wide)
+        steps = steps_of(first, self._task)
+        self.slots = Slots(programs_for(self._task.per_example, first, steps, self._count))
+        self._compiled = self.slots.programs.compile_seconds
 
-    def count(self, tokens: int) -> None:
-        """Counts a batch's real tokens."""
-        self._tokens += tokens
+    def _restored(self, firsts: dict[Run, TrainState]) -> dict[Run, TrainState]:
+        """The states of the newest checkpoints that can be read. Of runs that were interrupted in
+        the midst of writing theirs, of the newest that all have.
+        """
+        there = {run: {0, *run.checkpoints.steps()} for run in firsts}
+        while True:
+            newest = {run: max(steps) for run, steps in there.items()}
+            common = max(set.intersection(*there.values()))
+            every = self._first.train.checkpoint_every
+            near = max(newest.values()) - common <= every
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time spent inside does not count."""
-        start = time.perf_counter()
-        yield
-        self._paused_seconds += time.perf_counter() - start
+            states: dict[Run, TrainState] = {}
+            for run in list(there):
+                step = common if near else newest[run]
+                try:
+                    states[run] = run.restore(firsts[run], step)
+                except DamagedCheckpoint as error:
+                    aside = run.checkpoints.pass_over(step)
+                    there[run].remove(step)
+                    warnings.warn(
+                        f"{error}. It was moved to {aside}, and the one before it is used.",
+                        stacklevel=2,
+                    )
+                except Exception as error:
+                    del there[run]
+                    run.close()
+                    self._finished(run, error)
+            if len(states) == len(there):
+                return states
 
-    def recent(self) -> float | None:
-        """Since the last call."""
-        self._marks.append(self._mark())
-        return self._rate(self._marks[-2], self._marks[-1])
+    # --- What is done for all slots at once.
 
-    def total(self) -> float | None:
-        """Since the start, up to the last call of `recent`."""
-        return self._rate(self._marks[0], self._marks[-1])
+    def scores(self, split: str, *, until_stopped: bool = False) -> list[dict[str, float]]:
+        """Loss and accuracy of every slot on a split."""
 
-    def _mark(self) -> tuple[float, int]:
-        return (
-            time.perf_counter() - self._paused_seconds - self._program.compile_seconds,
-            self._tokens,
+        def batches() -> Iterator[Any]:
+            for batch in evaluation_batches(self._first, self._task, split):
+                if until_stopped and self.stopped.is_set():
+                    raise Interrupted(self.last_step)
+                yield batch
+
+        return self.slots.evaluate(batches())
+
+    def result(self, run: Run, scores: dict[str, dict[str, Score]]) -> RunResult:
+        """The run's result; figures of memory are what it would take alone."""
+        stacked = self._count if self._count > 1 else None
+        trainable = self.slots.take(run.slot).trainable
+        return run.result(
+            scores,
+            **sizes(self.slots.frozen, trainable),
+            peak_bytes=self.slots.peak_bytes(),
+            stacked=stacked,
         )
 
-    def _rate(self, old: tuple[float, int], new: tuple[float, int]) -> float | None:
-        seconds = new[0] - old[0]
-        return round((new[1] - old[1]) / seconds, 1) if seconds > 0 and new[1] > old[1] else None
+    def share_time(self, *, training: bool = False) -> None:
+        """The time since the last call in equal parts to the runs; `training` is whether it was
+        that of training steps, but for what compiling took.
+        """
+        now, compiled = time.perf_counter(), self.slots.programs.compile_seconds
+        spent, compiling = now - self._clock, compiled - self._compiled
+        self._clock, self._compiled = now, compiled
+        for run in self.runs:
+            run.clock.seconds += spent / len(self.runs)
+            run.clock.compiling += compiling / len(self.runs)
+            if training:
+                run.clock.training += max(spent - compiling, 0.0) / len(self.runs)

@@ -14,13 +14,9 @@ import jax
 from lora_jax.config import ADAPTERS, NO_FORMAT, Config
 from lora_jax.tasks.task import Task
 from lora_jax.training import allocator
-from lora_jax.training.loop import (
-    one_batch_a_shape,
-    programs_for,
-    steps_of,
-    structure_of_steps,
-)
 from lora_jax.training.optim import make_optimizer
+from lora_jax.training.programs import forget_programs, one_batch_a_shape, programs_for
+from lora_jax.training.run import steps_of
 from lora_jax.training.step import create_state
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -78,7 +74,7 @@ def fit_budget(
     for candidate in _formats(replace(config, memory_budget=None)):
         choices = list(_choices(candidate))
         smallest = estimate(choices[-1], task, resident)
-        programs_for.cache_clear()  # Programs that are not taken shall not be counted with others.
+        forget_programs()  # Programs that are not taken shall not be counted with others.
         if least is None or smallest < least[0]:
             least = smallest, describe_choice(choices[-1])
         if smallest > budget:
@@ -97,7 +93,7 @@ def fit_budget(
                 )
                 return choice, said
             said.append(f"{describe_choice(choice)} would need {_mib(need)} MiB")
-            programs_for.cache_clear()
+            forget_programs()
         least = min(least, (need, describe_choice(choices[-1])))
     raise ValueError(
         f"config.memory_budget is {_mib(budget)} MiB, and the least that was found to need memory "
@@ -121,7 +117,7 @@ def estimate(
     """
     task = replace(task, model=task.model.clone(remat=config.model.remat))
     steps, train = steps_of(config, task), config.train
-    programs = programs_for(task.per_example, *structure_of_steps(config, steps))
+    programs = programs_for(task.per_example, config, steps)
     # Shapes alone: nothing is quantised or copied to find out.
     frozen, trainable = task.shapes(config)
     tx, key = make_optimizer(config.optim, steps), jax.random.key(0)

@@ -17,7 +17,7 @@ class MetricsLog:
     def __init__(self, folder: Path) -> None:
         from tensorboardX import SummaryWriter
 
-        self._path = Path(folder) / "metrics.jsonl"
+        self.path = Path(folder) / "metrics.jsonl"
         self._events = Path(folder) / "tensorboard"
         self._writer_type = SummaryWriter
         self._file = None
@@ -27,11 +27,12 @@ class MetricsLog:
         """Opens the log after `step`: what comes again is dropped, which is rows of later steps and
         the final scores.
         """
+        self.close()
         kept = self._rows_up_to(step, total_steps) if step else []
-        temporary = self._path.with_suffix(".tmp")
+        temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
-        os.replace(temporary, self._path)
-        self._file = self._path.open("a")
+        os.replace(temporary, self.path)
+        self._file = self.path.open("a")
         self._writer = self._writer_type(str(self._events), purge_step=step + 1 if step else None)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
@@ -51,10 +52,10 @@ class MetricsLog:
 
     def _rows_up_to(self, step: int, total_steps: int) -> list[str]:
         """The lines that stay. A run that was killed may have left half of one, a disk worse."""
-        if not self._path.exists():
+        if not self.path.exists():
             return []
         kept = []
-        for line in self._path.read_text(errors="replace").split("\n"):
+        for line in self.path.read_text(errors="replace").split("\n"):
             try:
                 row = json.loads(line)
                 stays = row["step"] <= step and (

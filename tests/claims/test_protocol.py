@@ -14,8 +14,8 @@ from lab.examples import example_losses
 from lab.protocol import FACTOR, Arm, Lab, Reason, Run, compare, with_
 from lora_jax.config import Config, from_config_dict
 from lora_jax.training import loop
-from lora_jax.training.loop import Diverged
 from lora_jax.training.result import RunResult
+from lora_jax.training.run import Diverged
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_arms_are_compared_example_by_example(tmp_path):
 def test_padded_and_sorted_batches_give_each_classified_example_its_own_loss(tiny):
     from lora_jax.config import load_config
     from lora_jax.tasks.opening import open_task
-    from lora_jax.training.loop import initial_state
+    from lora_jax.training.run import initial_state
 
     default = Path(__file__).parents[2] / "configs" / "default.py"
     config = load_config(str(default), [f"{key}={value}" for key, value in tiny.items()])

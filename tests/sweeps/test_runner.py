@@ -11,7 +11,7 @@ from lora_jax.sweeps import plan as planning
 from lora_jax.sweeps import runner
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.store import RunStore
-from lora_jax.training import loop
+from lora_jax.training import programs
 from lora_jax.training.sharing import groups
 
 CONFIG = Path(__file__).parents[2] / "configs" / "default.py"
@@ -30,7 +30,7 @@ def tiny_sweep(tiny: dict[str, str], out: Path, **more: str):
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory):
     """A sweep, its outcome, and how many programs it compiled for training."""
-    loop.programs_for.cache_clear()
+    programs.forget_programs()
     config = tiny_sweep(tiny, tmp_path_factory.mktemp("sweep"))
     outcome = runner.run_sweep(config, quiet=True, say=lambda text: None)
     return config, outcome
@@ -88,7 +88,7 @@ def test_a_run_inside_a_group_equals_the_run_alone(finished, tmp_path):
 def test_finished_runs_are_kept(finished, monkeypatch):
     config, _ = finished
     monkeypatch.setattr(
-        loop, "train", lambda *args, **kwargs: pytest.fail("a finished run was trained again")
+        runner, "fit", lambda *args, **kwargs: pytest.fail("a finished run was trained again")
     )
     outcome = runner.run_sweep(config, quiet=True, say=lambda text: None)
     assert len(outcome.kept) == 9 and outcome.done == ()

@@ -4,6 +4,7 @@ bit, and divergence is named.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,14 @@ from user_models import same_bits
 from lora_jax import load_adapter, load_run
 from lora_jax.config import Config, from_config_dict, to_dict
 from lora_jax.tasks.opening import open_task
-from lora_jax.training.interrupted import Interrupted
-from lora_jax.training.loop import Diverged, train
+from lora_jax.training import loop
+from lora_jax.training.checkpoint import Checkpoints
+from lora_jax.training.compile import Program
+from lora_jax.training.interrupted import Interrupted, stop_signals
+from lora_jax.training.loop import train
 from lora_jax.training.metrics import MetricsLog
+from lora_jax.training.programs import forget_programs
+from lora_jax.training.run import Diverged
 
 STEPS = 24
 
@@ -154,6 +160,121 @@ def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(
     assert same_bits(load_adapter(folder / "adapter")[0], load_adapter(reference / "adapter")[0])
 
 
+def stopping(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, when: Any) -> None:
+    """A SIGINT at the end of the first call for which `when` says so."""
+    call, sent = getattr(owner, name), []
+
+    def spy(*args: Any, **options: Any) -> Any:
+        result = call(*args, **options)
+        if not sent and when(*args):
+            sent.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(owner, name, spy)
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "method", "when", "said"),
+    [
+        ("loading", loop, "initial_state", lambda *args: True, "before the first step"),
+        ("compiling", Program, "_shape", lambda *args: True, "at step 1; a checkpoint"),
+        (
+            "evaluating",
+            MetricsLog,
+            "write",
+            lambda log, step, split, _: (step, split) == (10, "validation"),
+            "at step 11; a checkpoint",
+        ),
+        (
+            "last checkpoint",
+            Checkpoints,
+            "save",
+            lambda _, state, data: int(state.step) == STEPS,
+            f"at step {STEPS}; a checkpoint",
+        ),
+        (
+            "last evaluation",
+            MetricsLog,
+            "write",
+            lambda log, step, split, _: (step, split) == (STEPS, "validation"),
+            f"at step {STEPS}; a checkpoint",
+        ),
+    ],
+)
+def test_a_signal_at_any_moment_stops_the_run_and_nothing_is_lost(
+    where: Path, name: str, owner: Any, method: str, when: Any, said: str,
+    uninterrupted: tuple[Config, Path, Any], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    config, reference, expected = uninterrupted
+    folder = where / name
+    forget_programs()
+    stopping(monkeypatch, owner, method, when)
+    with pytest.raises(Interrupted, match=f"Stopped {said}"):
+        train(config, folder, quiet=True)
+    monkeypatch.undo()
+    result = train(config, folder, quiet=True)
+    for split in ("train", "validation", "test"):
+        assert rows(folder, split) == rows(reference, split)
+    assert result.value("test", "loss") == expected.value("test", "loss")
+
+
+def test_a_signal_that_comes_when_all_is_done_goes_to_whoever_was_asked_before(
+    where: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping(monkeypatch, loop.Group, "result", lambda *args: True)
+    with pytest.raises(KeyboardInterrupt):
+        train(config_of(where, "head"), where / "done", quiet=True)
+    assert (where / "done" / "adapter").is_dir()
+    stopping(monkeypatch, loop.Group, "result", lambda *args: True)
+    with stop_signals() as stopped, pytest.raises(Interrupted):
+        train(config_of(where, "head"), where / "done", quiet=True)
+        assert stopped.is_set()
+        raise Interrupted(None)
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    where: Path,
+    damaged: int,
+    uninterrupted: tuple[Config, Path, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, reference, _ = uninterrupted
+    folder = where / f"damaged {damaged}"
+    stopping(monkeypatch, MetricsLog, "write", lambda log, step, *_: step == 12)
+    with pytest.raises(Interrupted):
+        train(config, folder, quiet=True)
+    for step in (13, 10)[:damaged]:
+        for path in (folder / "checkpoints" / str(step) / "state").rglob("*"):
+            if path.is_file():
+                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with (folder / "metrics.jsonl").open("r+") as file:
+        lines = file.read().splitlines()
+        file.seek(0)
+        file.write("\n".join([*lines[:12], "{broken", *lines[12:], ""]))
+    with pytest.warns(UserWarning, match="/13 is damaged: .*, and the one before it is used"):
+        train(config, folder, quiet=True)
+    assert rows(folder) == rows(reference) and rows(folder, "test") == rows(reference, "test")
+    assert same_bits(load_adapter(folder / "adapter")[0], load_adapter(reference / "adapter")[0])
+
+
+def test_a_run_whose_folder_is_removed_ends_and_leaves_no_half_of_one(
+    where: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, write = where / "removed", MetricsLog.write
+
+    def remove_at_7(self: MetricsLog, step: int, split: str, values: Any) -> None:
+        write(self, step, split, values)
+        if step == 7:
+            shutil.rmtree(folder)
+
+    monkeypatch.setattr(MetricsLog, "write", remove_at_7)
+    with pytest.raises(FileNotFoundError, match="removed was removed while the run was trained"):
+        train(config_of(where, "head"), folder, quiet=True)
+    assert not folder.exists()
+
+
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
@@ -164,7 +285,7 @@ write = MetricsLog.write
 def kill_at_12(self, step, split, values):
     write(self, step, split, values)
     if step == 12:
-        with open(self._path, "a") as file:
+        with open(self.path, "a") as file:
             file.write('{"step": 13, "sp')  # what a kill in the middle of a write leaves
         os.kill(os.getpid(), signal.SIGKILL)
 MetricsLog.write = kill_at_12
@@ -254,7 +375,7 @@ def test_a_run_padded_to_a_wider_one_has_the_losses_of_the_unpadded_run(where: P
     # Zero columns are summed in another order; Adam magnifies that over the steps.
     assert ours == pytest.approx(theirs, rel=1e-4)
     for figure in ("trainable_parameters", "adapter_bytes", "base_bytes"):
-        assert alone[figure] == padded[figure]
+        assert getattr(alone, figure) == getattr(padded, figure)
     one, two = (load_adapter(where / name / "adapter")[0] for name in ("alone", "padded"))
     assert jax.tree.map(np.shape, one) == jax.tree.map(np.shape, two)
 

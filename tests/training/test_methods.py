@@ -20,7 +20,8 @@ from lora_jax.data import Encoded
 from lora_jax.io.adapter import load_adapter
 from lora_jax.models.encoder import Encoder, EncoderConfig
 from lora_jax.tasks.encoder import EncoderTask, example_inputs
-from lora_jax.training import loop
+from lora_jax.training.loop import train
+from lora_jax.training.run import initial_state
 
 SIZES = EncoderConfig(
     vocab_size=30,
@@ -158,11 +159,11 @@ def _base(frozen, trained, head):
 @pytest.mark.parametrize("name", ["dora", "adalora", "loftq", "prefix_layers"])
 def test_a_run_trains_saves_and_resumes_bit_for_bit(name, tmp_path):
     run = config(**COUNTS[name][0])
-    result = loop.train(run, tmp_path / "whole", task=task(), quiet=True)
+    result = train(run, tmp_path / "whole", task=task(), quiet=True)
     shutil.copytree(
         tmp_path / "whole" / "checkpoints" / "2", tmp_path / "part" / "checkpoints" / "2"
     )
-    again = loop.train(run, tmp_path / "part", task=task(), quiet=True)
+    again = train(run, tmp_path / "part", task=task(), quiet=True)
     assert (
         again.value("test", "loss") == result.value("test", "loss")
         and result.trainable_parameters == COUNTS[name][1]
@@ -242,8 +243,8 @@ def test_padded_to_a_wider_run_it_selects_and_counts_the_same():
             config(lora=lora(**fields)),
             config(lora=lora(rank=4, targets="all-linear", **fields)),
         )
-        _, state = loop.initial_state(narrow, task(), 4, wide=wide)
-        _, alone = loop.initial_state(narrow, task(), 4)
+        _, state = initial_state(narrow, task(), 4, like=task().widest(wide))
+        _, alone = initial_state(narrow, task(), 4)
         assert (
             set(state.trainable) > set(alone.trainable)
             and trainable_parameters(state.trainable) > 0

@@ -14,17 +14,18 @@ import jax
 import numpy as np
 import pytest
 from tiny_encoder import save_tiny_encoder, write_reviews
+from tiny_tasks import write_task
 from user_models import same_bits
 
 from lora_jax import load_adapter, load_run
 from lora_jax.config import Config, from_config_dict, to_dict
-from lora_jax.training import stacked
+from lora_jax.training import programs
 from lora_jax.training.interrupted import Interrupted
-from lora_jax.training.loop import Diverged, train
+from lora_jax.training.loop import Stopped, fit, train
 from lora_jax.training.metrics import MetricsLog
 from lora_jax.training.result import RunResult
+from lora_jax.training.run import Diverged, Run
 from lora_jax.training.sharing import widest
-from lora_jax.training.stacked import Job, Stopped, train_stacked
 
 # What the issue promises: float32 sums in another order, magnified by training.
 CLOSE = 1e-5
@@ -79,11 +80,9 @@ def side_by_side(runs: list[Config], folder: Path, **more: Any) -> dict[int, Any
     """What became of each run, by its number; its folder is that number."""
     folders = [folder / str(n) for n in range(len(runs))]
     outcomes: dict[int, Any] = {}
-    jobs = [Job(run, where) for run, where in zip(runs, folders, strict=True)]
+    jobs = [Run(run, where) for run, where in zip(runs, folders, strict=True)]
     settings = dict(wide=widest(runs), slots=len(runs), quiet=True) | more
-    train_stacked(
-        jobs, lambda job, outcome: outcomes.update({int(job.folder.name): outcome}), **settings
-    )
+    fit(jobs, lambda job, outcome: outcomes.update({int(job.folder.name): outcome}), **settings)
     return outcomes
 
 
@@ -158,14 +157,39 @@ def check_runs(runs: list[Config], folder: Path, **more: Any) -> None:
         assert mine.value("test", "loss") == pytest.approx(
             result.value("test", "loss"), rel=CLOSE
         ) and mine.value("test", "accuracy") == result.value("test", "accuracy")
+        assert mine.primary == result.primary and set(mine.row()) == set(result.row())
+        for split, named in result.scores.items():
+            assert set(mine.scores[split]) == set(named)
+            for name, score in named.items():
+                assert mine.value(split, name) == pytest.approx(score.value, rel=CLOSE), name
 
 
 @pytest.mark.parametrize(("method", "lanes"), [("lora", 1), ("qlora", 3)])
 def test_runs_side_by_side_equal_the_runs_alone(
     where: Path, tmp_path: Path, method: str, lanes: int, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(stacked, "lanes_for", lambda slots: lanes)
+    monkeypatch.setattr(programs, "lanes_for", lambda slots: lanes)
     check_runs([run_of(where, method, **fields) for fields in MIXED], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "metrics"),
+    [("classification", ("matthews", "accuracy")), ("regression", ("pearson", "spearman"))],
+)
+def test_the_metrics_of_a_recipe_are_those_of_the_run_alone(
+    where: Path, tmp_path: Path, recipe: str, metrics: tuple[str, ...]
+) -> None:
+    """As CoLA and STS-B of GLUE have them."""
+    file = write_task(tmp_path / "a.jsonl", recipe)
+    data = dict(name=str(file), recipe=recipe, metrics=metrics, max_length=24, buckets=(24,))
+    runs = [
+        run_of(where, lora=dict(rank=rank), optim=dict(learning_rate=2e-2), data=data)
+        for rank in (1, 3)
+    ]
+    check_runs(runs, tmp_path)
+    (result,) = side_by_side(runs[:1], tmp_path / "stacked", slots=2).values()
+    assert result.primary == metrics[0] and set(metrics) <= set(result.scores["test"])
+    assert abs(result.value("test")) > 0.01
 
 
 def test_runs_of_different_seeds_read_their_own_data_in_their_own_order(
@@ -297,7 +321,7 @@ def test_a_run_that_does_not_fit_is_an_error_that_names_the_settings(
         run_of(where, train=dict(batch_size=8)),
     ]
     outcomes = side_by_side(runs, tmp_path, wide=runs[0])
-    assert isinstance(outcomes[0], dict)
+    assert isinstance(outcomes[0], RunResult)
     assert "cannot be trained beside the others: lora.dora: True, False" in str(outcomes[1])
     assert "train.batch_size: 8, 16" in str(outcomes[2])
 
@@ -359,7 +383,7 @@ def test_runs_that_were_killed_before_their_scores_train_no_step_more(
     before = [rows(uninterrupted / number) for number in "01"]
     outcomes = side_by_side(runs, uninterrupted)
     assert [rows(uninterrupted / number) for number in "01"] == before
-    assert all(outcome["tokens_per_second"] is None for outcome in outcomes.values())
+    assert all(outcome.tokens_per_second is None for outcome in outcomes.values())
 
 
 KILLED = """
@@ -368,7 +392,8 @@ from pathlib import Path
 from lora_jax.config import from_config_dict
 from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.sharing import widest
-from lora_jax.training.stacked import Job, train_stacked
+from lora_jax.training.loop import fit
+from lora_jax.training.run import Run
 save, saved = Checkpoints.save, []
 def kill_between(self, state, data):
     save(self, state, data)
@@ -377,8 +402,8 @@ def kill_between(self, state, data):
         os.kill(os.getpid(), signal.SIGKILL)
 Checkpoints.save = kill_between
 runs = [from_config_dict(values) for values in json.loads(sys.argv[1])]
-jobs = [Job(run, Path(sys.argv[2]) / str(n)) for n, run in enumerate(runs)]
-train_stacked(jobs, print, wide=widest(runs), slots=2, quiet=True)
+jobs = [Run(run, Path(sys.argv[2]) / str(n)) for n, run in enumerate(runs)]
+fit(jobs, print, wide=widest(runs), slots=2, quiet=True)
 """
 
 
@@ -427,14 +452,14 @@ def test_a_judge_stops_runs_at_their_rungs_and_the_survivors_are_as_alone(
     runs = [run_of(where, lora=dict(rank=rank)) for rank in (1, 2, 3, 4)]
     asked: list[tuple[str, int]] = []
 
-    def judge(job: Job, step: int, score: dict[str, float]) -> bool:
+    def judge(job: Run, step: int, score: dict[str, float]) -> bool:
         asked.append((job.folder.name, step))
         assert score["loss"] > 0 and score["examples"] > 0
         return job.folder.name in ("1", "3")
 
     outcomes: dict[str, Any] = {}
-    jobs = [Job(run, tmp_path / str(n), rungs=(4, 7)) for n, run in enumerate(runs)]
-    train_stacked(
+    jobs = [Run(run, tmp_path / str(n), rungs=(4, 7)) for n, run in enumerate(runs)]
+    fit(
         jobs,
         lambda job, outcome: outcomes.update({job.folder.name: outcome}),
         wide=widest(runs),

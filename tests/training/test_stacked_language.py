@@ -8,10 +8,10 @@ from tiny_language import write_completions, write_tiny_model
 from lora_jax.config import from_config_dict, to_dict
 from lora_jax.sweeps.grid import expand
 from lora_jax.sweeps.plan import plan
-from lora_jax.training import stacked
-from lora_jax.training.loop import train
+from lora_jax.training import programs
+from lora_jax.training.loop import fit, train
+from lora_jax.training.run import Run
 from lora_jax.training.sharing import widest
-from lora_jax.training.stacked import Job, train_stacked
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +40,15 @@ def config(tmp_path_factory):
 
 @pytest.mark.parametrize(("seeds", "lanes"), [((0, 0), 2), ((0, 1), 1)])
 def test_completions_side_by_side_equal_each_alone(config, tmp_path, seeds, lanes, monkeypatch):
-    monkeypatch.setattr(stacked, "lanes_for", lambda slots: lanes)
+    monkeypatch.setattr(programs, "lanes_for", lambda slots: lanes)
     values = [
         dict(lora=dict(rank=rank), train=dict(seed=seed))
         for rank, seed in zip((1, 2), seeds, strict=True)
     ]
     runs = [from_config_dict(merged(config, value)) for value in values]
     outcomes = {}
-    jobs = [Job(run, tmp_path / str(n)) for n, run in enumerate(runs)]
-    train_stacked(
+    jobs = [Run(run, tmp_path / str(n)) for n, run in enumerate(runs)]
+    fit(
         jobs,
         lambda job, outcome: outcomes.update({job.folder.name: outcome}),
         wide=widest(runs),

@@ -39,7 +39,7 @@ def starts(run: Run) -> dict[str, np.ndarray]:
     """The factors `a` before the first step, (layers, in, r) by path: made again from the run's
     seed.
     """
-    from lora_jax.training.loop import initial_state
+    from lora_jax.training.run import initial_state
 
     trainable = initial_state(run.config, open_task(run.config), 1)[1].trainable
     return {

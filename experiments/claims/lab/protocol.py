@@ -307,7 +307,8 @@ class Lab:
         Raises:
             RuntimeError: it failed for another reason.
         """
-        from lora_jax.training.loop import Diverged, train
+        from lora_jax.training.loop import train
+        from lora_jax.training.run import Diverged
 
         name = run_id(config)
         folder = self.store.folder(name)

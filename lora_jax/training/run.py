@@ -1,0 +1,283 @@
+"""A run: a config that is trained in a folder, with its place in the data, its files and its share
+of the clock.
+"""
+
+from __future__ import annotations
+
+import resource
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lora_jax.adapters.checks import check_start, flags_of_optimizer, unreached
+from lora_jax.adapters.stacking import pad, trim
+from lora_jax.adapters.surgery import trainable_parameters
+from lora_jax.config import Config, config_hash
+from lora_jax.core.init import initializer_named
+from lora_jax.core.paths import flatten
+from lora_jax.core.quantize import QuantizedArray, bytes_of
+from lora_jax.data import total_steps
+from lora_jax.io.adapter import save_adapter
+from lora_jax.metrics.score import Score
+from lora_jax.tasks.predictions import metric_scores
+from lora_jax.tasks.task import Task
+from lora_jax.training.checkpoint import Checkpoints
+from lora_jax.training.metrics import MetricsLog
+from lora_jax.training.optim import make_optimizer
+from lora_jax.training.result import RunResult
+from lora_jax.training.step import TrainState, create_state
+
+
+class Diverged(FloatingPointError):
+    """The loss is no longer finite."""
+
+
+@dataclass
+class Clock:
+    """What a run has used, in seconds and real tokens; of runs side by side, an equal share.
+
+    seconds: in all. compiling: of these, until programs were compiled. training: of these, in
+    training steps that were compiled already.
+    """
+
+    seconds: float = 0.0
+    compiling: float = 0.0
+    training: float = 0.0
+    tokens: int = 0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Over the time in training steps; None before the first."""
+        return round(self.tokens / self.training, 1) if self.training and self.tokens else None
+
+
+@dataclass(eq=False)
+class Run:
+    """A config and the folder that it is trained in. `rungs` are the steps at which it is judged.
+
+    `open` gives it a slot, its files, and its place in the data: `step` of `steps` optimiser steps
+    are taken.
+    """
+
+    config: Config
+    folder: Path
+    rungs: tuple[int, ...] = ()
+    slot: int = 0
+    step: int = 0
+    steps: int = 0
+    clock: Clock = field(default_factory=Clock)
+
+    def open(self, task: Task, slot: int) -> None:
+        """Opens its files and its iterator over the training batches, at step 0.
+
+        Raises:
+            OSError: its folder cannot be written.
+        """
+        train = self.config.train
+        self.task, self.slot = task, slot
+        self.step, self.steps = 0, steps_of(self.config, task)
+        self.batches = task.batches(
+            "train", train.batch_size, seed=train.seed, accumulate=train.accumulate
+        )
+        self.iterator = iter(self.batches)
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints", base=task.base, run=config_hash(self.config)
+        )
+        self.log = MetricsLog(self.folder)
+
+    def restore(self, first: TrainState, step: int) -> TrainState:
+        """The state of the checkpoint at `step` (0: the first state itself), to go on from.
+
+        Raises:
+            DamagedCheckpoint: it cannot be read.
+            ValueError: it is another run's, or the adapter's start is not that of the base.
+        """
+        state = first
+        self.iterator = iter(self.batches)
+        if step:
+            state, position = self.checkpoints.restore(first, step)
+            self.iterator.set_state(position)
+        elif initializer_named(self.config.lora.init).reads != "format":
+            # What chooses codes starts nearer to the base before quantisation than the frozen one.
+            check_start(first.trainable)
+        self.step = step
+        self.log.resume(step, self.steps)
+        return state
+
+    def is_at(self, every: int | None) -> bool:
+        """Whether its step is a multiple of `every`."""
+        return every is not None and self.step % every == 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has taken its last step."""
+        return self.step >= self.steps
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether it stands at a rung."""
+        return self.step in self.rungs and not self.is_over
+
+    def next_batch(self) -> Any:
+        """Its next batch; the clock counts its real tokens."""
+        batch = next(self.iterator)
+        self.clock.tokens += int(batch["mask"][batch["weight"] > 0].sum())
+        return batch
+
+    def save(self, state: TrainState) -> None:
+        """Writes a checkpoint at its step.
+
+        Raises:
+            FileNotFoundError: its folder is gone.
+        """
+        if not self.log.path.exists():
+            # A new folder with this checkpoint alone would go on without the rows so far.
+            raise FileNotFoundError(f"{self.folder} was removed while the run was trained.")
+        self.checkpoints.save(state, self.iterator.get_state())
+
+    def conclude(
+        self,
+        frozen: Mapping[str, Any],
+        state: TrainState,
+        means: Mapping[str, Mapping[str, float]],
+    ) -> dict[str, dict[str, Score]]:
+        """Writes the adapter; the scores of each split: those of its sums, and on the test split
+        the task's other metrics.
+        """
+        check_reached(state)
+        task, size = self.task, self.config.train.eval_batch_size
+        scores = {split: _scores_of(task, found) for split, found in means.items()}
+        scores["test"] |= metric_scores(task, frozen, state.trainable, batch_size=size)
+        save_adapter(
+            self.folder / "adapter",
+            trim(state.trainable),
+            base=task.base,
+            model=self.config.model.name,
+            label_names=task.label_names,
+        )
+        return scores
+
+    def result(self, scores: Mapping[str, Mapping[str, Score]], **sizes: Any) -> RunResult:
+        """What a run that is over leaves: its scores, its sizes, and what its clock says."""
+        return RunResult(
+            scores=scores,
+            primary=self.task.primary.name,
+            examples={split: len(encoded) for split, encoded in self.task.splits.items()},
+            steps=self.steps,
+            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            tokens_per_second=self.clock.tokens_per_second,
+            seconds=round(self.clock.seconds, 3),
+            compile_seconds=round(self.clock.compiling, 3),
+            training_seconds=round(self.clock.training, 3),
+            padding_fraction=round(self.batches.padding_fraction, 4),
+            note=self.task.note,
+            **sizes,
+        )
+
+    def close(self) -> None:
+        """Closes its files."""
+        self.checkpoints.close()
+        self.log.close()
+
+
+def steps_of(config: Config, task: Task) -> int:
+    """Optimiser steps of the run."""
+    if config.train.total_steps is not None:
+        return config.train.total_steps
+    return total_steps(len(task.splits["train"]), config.train.batch_size, config.train.epochs)
+
+
+def initial_state(
+    config: Config,
+    task: Task,
+    steps: int,
+    *,
+    like: Mapping[str, Any] | None = None,
+    frozen: Mapping[str, Any] | None = None,
+) -> tuple[Mapping[str, Any], TrainState]:
+    """The frozen weights and the state before the first step; everything random in them follows
+    from the run's seed.
+
+    Args:
+        like: shapes to which what is trained is padded (`Task.widest`).
+        frozen: the base of another run that stores it in the same way; it is returned as it is.
+    """
+    key, run_key = jax.random.split(jax.random.key(config.train.seed))
+    frozen, trainable = task.trainable(config, key, frozen=frozen)
+    if like is not None:
+        trainable = pad(trainable, like)
+    return frozen, create_state(trainable, make_optimizer(config.optim, steps), run_key)
+
+
+def evaluation_batches(config: Config, task: Task, split: str) -> Iterator[Any]:
+    """The batches that a split's scores are computed on: all, or for a capped validation split so
+    many, spread evenly over all lengths.
+    """
+    size, count = config.train.eval_batch_size, None
+    batches = task.batches(split, size, shuffle=False, epochs=1)
+    if split == "validation" and config.train.eval_examples is not None:
+        count = -(-config.train.eval_examples // size)
+    # Batches come longest first: the first of them alone would be a sample of long texts.
+    places = np.linspace(0, len(batches) - 1, min(len(batches), count or len(batches)))
+    return (batches[index] for index in places.round().astype(int).tolist())
+
+
+def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
+    """Raises Diverged if a step's loss or gradient is not finite."""
+    if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"]):
+        raise Diverged(
+            f"The loss at step {step} is {metrics['loss']} and its gradient's norm "
+            f"{metrics['grad_norm']}: training diverged. Lower "
+            "optim.learning_rate, or set optim.clip_norm; with compute_dtype bfloat16, try float32."
+        )
+
+
+def check_reached(state: TrainState) -> None:
+    """Warns of trained arrays that no gradient ever reached: they cost memory, and what they were
+    to learn was not learnt.
+    """
+    seen = flags_of_optimizer(state.trainable, state.opt_state)
+    silent = [] if seen is None or int(state.step) < 2 else unreached(state.trainable, seen)
+    if silent:
+        named = ", ".join(silent[:5])
+        warnings.warn(
+            f"{len(silent)} trained arrays never had a gradient other than 0, such as {named}: "
+            "they did not learn.",
+            stacklevel=3,
+        )
+
+
+def sizes(frozen: Mapping[str, Any], trainable: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes measured from the stored arrays.
+
+    trainable_parameters: entries that are trained. base_bytes: what is kept of the base (nothing
+    under full fine-tuning: then all of it is trained). base_bits_per_weight: bits a weight of those
+    that are quantised, 32 (or 16) if none is.
+    """
+    leaves = list(flatten(frozen).values())
+    quantized = [leaf for leaf in leaves if isinstance(leaf, QuantizedArray)] or leaves
+    weights = sum(leaf.size for leaf in quantized)
+    bits = round(8 * bytes_of(quantized) / weights, 4) if weights else None
+    trimmed = trim(trainable)
+    trained = [getattr(x, name) for x in trimmed.values() for name in x.trained_fields()]
+    return {
+        "trainable_parameters": trainable_parameters(trimmed),
+        "base_bytes": bytes_of(frozen),
+        "base_bits_per_weight": bits,
+        "adapter_bytes": bytes_of(trained),
+    }
+
+
+def _scores_of(task: Task, means: Mapping[str, float]) -> dict[str, Score]:
+    """What the sums of a split's batches give, with what they were counted on."""
+    options: dict[str, Any] = dict(unit=task.primary.unit, count=int(means["examples"]))
+    found = {"loss": Score("loss", means["loss"], higher_is_better=False, **options)}
+    if "accuracy" in means:
+        share = task.primary.is_right_or_wrong
+        found["accuracy"] = Score("accuracy", means["accuracy"], share=share, **options)
+    return found

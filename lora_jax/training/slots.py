@@ -1,0 +1,119 @@
+"""The states of runs side by side, stepped and scored by one program."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lora_jax.core.quantize import bytes_of
+from lora_jax.training.compile import wait_on_cpu
+from lora_jax.training.evaluation import means, sums_of
+from lora_jax.training.programs import Programs, lanes_for
+from lora_jax.training.step import TrainState
+
+
+class Slots:
+    """Training states on one frozen base, each in a slot of its own.
+
+    Every array of the state has a leading axis of slots. A slot is filled by a run, and by the next
+    one when that has left: nothing is compiled again. One slot has no axis: its state and its
+    programs are those of a run alone.
+    """
+
+    def __init__(self, programs: Programs) -> None:
+        self.programs = programs
+        self.frozen: Mapping[str, Any] | None = None
+        self._state: TrainState | None = None
+        self._last_metrics: Any = None
+
+    def __len__(self) -> int:
+        return self.programs.slots
+
+    def put(self, states: Mapping[int, TrainState]) -> None:
+        """Puts states into slots. They are the slots' from now on: a step reuses their memory."""
+        if len(self) == 1:
+            (self._state,) = states.values()
+        elif self._state is None:
+            # A slot without a run does what the first one does, and nobody looks.
+            anyone = next(iter(states.values()))
+            self._state = _stack([states.get(slot, anyone) for slot in range(len(self))])
+        else:
+            for slot, state in states.items():
+                self._state = _put(self._state, slot, state)
+
+    def take(self, slot: int) -> TrainState:
+        """The state in a slot, until the next step."""
+        return self._state if len(self) == 1 else _take(self._state, slot)
+
+    def step(self, batches: Mapping[int, Any], *, alike: bool) -> Any:
+        """One training step of all slots; its metrics, still on the device, for `of`.
+
+        Args:
+            batches: by slot; a slot without one does as another does.
+            alike: whether all are the same batch, which is then read once.
+        """
+        if len(self) == 1:
+            arguments = tuple(batches.values())
+        elif alike:
+            arguments = dict(next(iter(batches.values()))), {}
+        else:
+            arguments = {}, _side_by_side(batches, len(self))
+        wait_on_cpu(self._last_metrics)
+        self._state, metrics = self.programs.train(self._state, self.frozen, *arguments)
+        self._last_metrics = metrics
+        return metrics
+
+    def of(self, values: Any, slot: int) -> Any:
+        """The slot's part of what a step or an evaluation gave."""
+        return values if len(self) == 1 else jax.tree.map(lambda x: x[slot], values)
+
+    def evaluate(self, batches: Iterable[Any]) -> list[dict[str, float]]:
+        """Loss and accuracy of every slot on the same batches."""
+        found = sums_of(self.programs.evaluate, self.frozen, self._state.trainable, batches)
+        return [means([self.of(sums, slot) for sums in found]) for slot in range(len(self))]
+
+    def peak_bytes(self) -> int | None:
+        """What a run alone takes at the peak of its largest step so far: the base, its own state,
+        and the temporaries of one adapter. None where the compiler does not say.
+        """
+        memory, base = self.programs.train.largest(), bytes_of(self.frozen)
+        if memory is None:
+            return None
+        own = (memory.arguments - base + memory.new_results) // len(self)
+        return base + own + memory.temporaries // lanes_for(len(self))
+
+
+def _side_by_side(batches: Mapping[int, Any], slots: int) -> dict[str, np.ndarray]:
+    """The slots' batches as one with a leading axis; short ones are padded to the longest."""
+    anyone = next(iter(batches.values()))
+    every = [batches.get(slot, anyone) for slot in range(slots)]
+    found = {}
+    for name in anyone:
+        arrays = [np.asarray(batch[name]) for batch in every]
+        shape = np.max([array.shape for array in arrays], 0)
+        found[name] = np.stack(
+            [
+                np.pad(array, [(0, to - has) for to, has in zip(shape, array.shape)])
+                for array in arrays
+            ]
+        )
+    return found
+
+
+def _stack(states: Sequence[TrainState]) -> TrainState:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(state: TrainState, slot: Any, one: TrainState) -> TrainState:
+    return jax.tree.map(lambda all, new: all.at[slot].set(new), state, one)
+
+
+@jax.jit
+def _take(state: TrainState, slot: Any) -> TrainState:
+    return jax.tree.map(lambda all: all[slot], state)
