@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.core.quantize import bytes_of
-from lora_jax.training.compile import wait_on_cpu
+from lora_jax.training.compile import Memory, wait_on_cpu
 from lora_jax.training.evaluation import means, sums_of
 from lora_jax.training.programs import Programs, lanes_for
 from lora_jax.training.step import TrainState
@@ -30,6 +30,7 @@ class Slots:
         self.frozen: Mapping[str, Any] | None = None
         self._state: TrainState | None = None
         self._last_metrics: Any = None
+        self._largest: Memory | None = None  # of the steps so far
 
     def __len__(self) -> int:
         return self.programs.slots
@@ -63,6 +64,8 @@ class Slots:
             arguments = dict(next(iter(batches.values()))), {}
         else:
             arguments = {}, _side_by_side(batches, len(self))
+        needs = self.programs.train.memory(self._state, self.frozen, *arguments)
+        self._largest = max(filter(None, (self._largest, needs)), key=sum, default=None)
         wait_on_cpu(self._last_metrics)
         self._state, metrics = self.programs.train(self._state, self.frozen, *arguments)
         self._last_metrics = metrics
@@ -79,9 +82,10 @@ class Slots:
 
     def peak_bytes(self) -> int | None:
         """What a run alone takes at the peak of its largest step so far: the base, its own state,
-        and the temporaries of one adapter. None where the compiler does not say.
+        and the temporaries of one adapter. None where the compiler does not say, or
+        no step was taken.
         """
-        memory, base = self.programs.train.largest(), bytes_of(self.frozen)
+        memory, base = self._largest, bytes_of(self.frozen)
         if memory is None:
             return None
         own = (memory.arguments - base + memory.new_results) // len(self)

@@ -1,6 +1,8 @@
 """Sweeps share compiled programs, keep finished runs, record failed ones, and stop and go on."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,9 @@ from lora_jax.sweeps import plan as planning
 from lora_jax.sweeps import runner
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.store import RunStore
+from lora_jax.tasks.opening import LastTask
 from lora_jax.training import programs
+from lora_jax.training.interrupted import Interrupted
 from lora_jax.training.sharing import groups
 
 CONFIG = Path(__file__).parents[2] / "configs" / "default.py"
@@ -126,3 +130,37 @@ def test_the_plan_predicts_the_bytes_that_runs_measure(finished, tmp_path):
     assert not any(done for group in groups for done in group.done)
     assert all(done for group in planning.plan(config) for done in group.done)
     assert planning.plan_table(groups).row_count == 9
+
+
+def test_a_signal_at_a_runs_end_stops_the_whole_sweep(tiny, tmp_path, monkeypatch):
+    config = tiny_sweep(tiny, tmp_path, **{"config.sweep.format": "none"})
+    finish = RunStore.finish
+
+    def finish_and_ask(self: RunStore, *args: object) -> None:
+        finish(self, *args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunStore, "finish", finish_and_ask)
+    with pytest.raises(Interrupted, match="Stopped between two runs"):
+        runner.run_sweep(config, quiet=True, say=lambda text: None)
+    statuses = [record.status for record in RunStore(tmp_path).runs()]
+    assert statuses == ["done"]
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_signal_while_a_task_is_opened_leaves_the_run_interrupted(
+    tiny, tmp_path, monkeypatch, signals
+):
+    config = tiny_sweep(tiny, tmp_path, **{"config.sweep.format": "none"})
+    opened = LastTask.of
+
+    def ask(self: LastTask, run: object) -> object:
+        for _ in range(signals):
+            os.kill(os.getpid(), signal.SIGINT)
+        return opened(self, run)
+
+    monkeypatch.setattr(LastTask, "of", ask)
+    with pytest.raises(Interrupted if signals == 1 else KeyboardInterrupt):
+        runner.run_sweep(config, quiet=True, say=lambda text: None)
+    (record,) = RunStore(tmp_path).runs()
+    assert record.status == "interrupted" and record.error is None

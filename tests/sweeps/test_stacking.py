@@ -14,6 +14,7 @@ from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.memory import predicted
 from lora_jax.sweeps.plan import plan, plan_table
 from lora_jax.sweeps.store import RunStore
+from lora_jax.tasks.opening import LastTask
 from lora_jax.training.sharing import widest
 
 CONFIG = Path(__file__).parents[2] / "configs" / "default.py"
@@ -193,6 +194,7 @@ def test_halving_stops_the_worse_runs_and_leaves_the_survivors_as_they_are_alone
 def test_the_peak_of_a_stack_grows_with_its_slots(tiny, tmp_path):
     config = sweep_of(tiny, tmp_path)
     wide = widest([made for made in expand(config) if made.quant.format == "nf4"])
-    two, four = predicted(wide, 2), predicted(wide, 4)
+    tasks = LastTask()
+    two, four = predicted(tasks, wide, 2), predicted(tasks, wide, 4)
     assert four.trained_bytes == 2 * two.trained_bytes and four.base_bytes == two.base_bytes
     assert four.peak_bytes - two.peak_bytes >= (four.trained_bytes - two.trained_bytes)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -255,6 +256,33 @@ def test_a_run_that_kills_its_process_again_and_again_counts_as_failed(tmp_path)
     assert Leases(store, ENVIRONMENT, said.append, since=0.0).claim("a", Config(), "a run") is None
     assert Leases(store, ENVIRONMENT, said.append).claim("a", Config(), "a run") is not None
     store.release("a")
+
+
+def test_a_checkpoint_forgives_the_deaths_before_it(tmp_path):
+    store, said = RunStore(tmp_path), []
+    store.start("a", Config(), ENVIRONMENT)
+    store.release("a")
+    left = {"status": "running", "error": None, "updated": 1.0, "attempts": MOST_ATTEMPTS - 1}
+    write_json(tmp_path / "a" / "status.json", left)
+    leases = Leases(store, ENVIRONMENT, said.append)
+    assert leases.claim("a", Config(), "a run") is not None
+    assert store.state("a").attempts == MOST_ATTEMPTS
+    leases.progressed("a")
+    assert store.state("a").attempts == 1 and store.status("a") == "running"
+    store.release("a")
+
+
+def test_a_run_whose_folder_was_removed_has_failed(tmp_path):
+    store, said = RunStore(tmp_path), []
+    leases = Leases(store, ENVIRONMENT, said.append)
+    for name in ("a", "b"):
+        assert leases.claim(name, Config(), name) is not None
+        shutil.rmtree(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="a was removed while the run was trained"):
+        leases.progressed("a")
+    leases.finish("b", RunResult.from_json({"test_accuracy": 0.1}), "done")
+    assert leases.failed == ["b"] and "was removed" in said[-1] and leases.done == []
+    assert store.status("b") == "pending"
 
 
 def test_a_run_stopped_on_purpose_is_no_death(tmp_path):

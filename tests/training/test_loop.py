@@ -222,15 +222,19 @@ def test_a_signal_at_any_moment_stops_the_run_and_nothing_is_lost(
 def test_a_signal_that_comes_when_all_is_done_goes_to_whoever_was_asked_before(
     where: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopping(monkeypatch, loop.Group, "result", lambda *args: True)
-    with pytest.raises(KeyboardInterrupt):
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        stopping(monkeypatch, loop.Group, "result", lambda *args: True)
         train(config_of(where, "head"), where / "done", quiet=True)
-    assert (where / "done" / "adapter").is_dir()
-    stopping(monkeypatch, loop.Group, "result", lambda *args: True)
-    with stop_signals() as stopped, pytest.raises(Interrupted):
-        train(config_of(where, "head"), where / "done", quiet=True)
-        assert stopped.is_set()
-        raise Interrupted(None)
+        assert asked == [signal.SIGINT]
+        stopping(monkeypatch, loop.Group, "result", lambda *args: True)
+        with stop_signals() as stopped, pytest.raises(Interrupted):
+            train(config_of(where, "head"), where / "done", quiet=True)
+            assert stopped.is_set() and len(asked) == 1
+            raise Interrupted(None)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("damaged", [1, 2])

@@ -134,8 +134,7 @@ def test_a_worker_that_is_killed_is_replaced_and_only_its_steps_are_lost(tiny, t
         # steps.
         reached = len(store.metrics(run_id(run)).rows)
         while time.monotonic() < deadline and (
-            store.state(run_id(run)).attempts < 2
-            or len(store.metrics(run_id(run)).rows) < reached + 20
+            starts(store)[run_id(run)] < 2 or len(store.metrics(run_id(run)).rows) < reached + 20
         ):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
