@@ -1,5 +1,7 @@
+from .custom import custom_task as custom_task
 from .generated import generate_predictions as generate_predictions
 from .heads import classifier_loss as classifier_loss
+from .losses import Losses as Losses
 from .opening import open_task as open_task
 from .predictions import predict as predict
 from .task import Task as Task
