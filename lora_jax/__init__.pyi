@@ -3,7 +3,6 @@ from . import analysis as analysis
 from . import config as config
 from . import core as core
 from . import data as data
-from . import evaluation as evaluation
 from . import generation as generation
 from . import io as io
 from . import metrics as metrics

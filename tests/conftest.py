@@ -31,7 +31,7 @@ install_import_hook(
         "lora_jax.metrics",
         "lora_jax.tasks",
         "lora_jax.training",
-        "lora_jax.evaluation",
+        "lora_jax.statistics.bootstrap",
     ],
     "beartype.beartype",
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lora_jax.evaluation.comparison import compare, intervals
+from lora_jax.metrics.comparison import compare, intervals
 from lora_jax.metrics.predictions import Predictions
 from lora_jax.tasks.predictions import predict
 

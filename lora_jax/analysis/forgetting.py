@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from lora_jax.evaluation.comparison import compare, intervals
+from lora_jax.metrics.comparison import compare, intervals
 from lora_jax.tasks.language import DecoderTask
 from lora_jax.tasks.predictions import predict
 

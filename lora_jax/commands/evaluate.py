@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints loss (nats a unit), accuracy, number of examples, intervals and comparisons as
     JSON.
     """
-    from lora_jax.evaluation.comparison import compare, intervals, verdict
+    from lora_jax.metrics.comparison import compare, intervals, verdict
     from lora_jax.metrics.predictions import save_predictions
     from lora_jax.tasks.opening import LastTask
     from lora_jax.training.saved import load_run
@@ -122,7 +122,7 @@ def _over_seeds(
     found: dict[str, Any], arguments: argparse.Namespace, options: dict[str, Any], tasks: Any
 ) -> dict[str, Any]:
     """Mean, deviation and interval of every score over the named runs."""
-    from lora_jax.evaluation.comparison import intervals
+    from lora_jax.metrics.comparison import intervals
     from lora_jax.statistics.interval import over_seeds
     from lora_jax.training.saved import load_run
 
@@ -169,7 +169,7 @@ def _predictions(loaded: Any, arguments: argparse.Namespace, *, adapter: bool) -
 def _perplexity(loaded: Any, arguments: argparse.Namespace, ours: Any) -> dict[str, float]:
     """Perplexities of a language model whose completions were not cut."""
     from lora_jax.data.completions import Completions
-    from lora_jax.evaluation.comparison import perplexities
+    from lora_jax.metrics.comparison import perplexities
 
     records = loaded.task.records.get(arguments.split)
     if not isinstance(records, Completions) or loaded.task.splits[arguments.split].truncated:
@@ -184,7 +184,7 @@ def _contamination(
 ) -> dict[str, Any]:
     from lora_jax.data.contamination import find_contamination
     from lora_jax.data.preview import texts_of
-    from lora_jax.evaluation.comparison import intervals
+    from lora_jax.metrics.comparison import intervals
     from lora_jax.metrics.predictions import Predictions
 
     records = loaded.task.records

@@ -1,3 +1,5 @@
+from .comparison import compare as compare
+from .comparison import intervals as intervals
 from .predictions import Prediction as Prediction
 from .predictions import Predictions as Predictions
 from .predictions import load_predictions as load_predictions

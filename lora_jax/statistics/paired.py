@@ -63,7 +63,7 @@ def paired_test(first: Sequence[float], second: Sequence[float], level: float = 
             f"{other.shape}."
         )
     differences = one - other
-    mean = over_seeds(differences, level=level)
+    mean = over_seeds(differences.tolist(), level=level)
     if mean.runs == 1:
         return PairedTest(mean.mean, mean.low, mean.high, float("nan"), float("nan"), 1)
 

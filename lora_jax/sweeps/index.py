@@ -4,6 +4,11 @@ their files.
 One JSON object a line, appended and never changed. It holds nothing that the run folders do not
 hold: a line counts only while the files that it was made from have the size and the time that it
 notes, otherwise the folder is read. Deleting the file loses nothing but time.
+
+It is no SQLite file, although that would do the listing: stores lie on network file systems, where
+SQLite's locks are not to be relied on and a write-ahead log does not work at all, and several machines
+write to one store. An append of one short line needs no lock but that of the append, a damaged line
+costs one look into a folder, and any text tool reads it.
 `pandas.read_json("index.jsonl", lines=True)` reads it.
 
     {"time", "run_id", "status", "error"}                                            a change that

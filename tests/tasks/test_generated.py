@@ -12,7 +12,7 @@ from tiny_language import write_completions, write_tiny_model
 from lora_jax import cli
 from lora_jax.config import from_config_dict, to_dict
 from lora_jax.data.recipes import Decoding
-from lora_jax.evaluation.comparison import aligned, compare
+from lora_jax.metrics.comparison import aligned, compare
 from lora_jax.metrics.predictions import Predictions
 from lora_jax.tasks.generated import cut_at_stop, generate_predictions
 from lora_jax.tasks.predictions import predict

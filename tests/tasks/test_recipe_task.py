@@ -11,7 +11,7 @@ from tiny_encoder import save_tiny_encoder
 from tiny_tasks import HEADS, write_task
 
 from lora_jax.config import from_config_dict, to_dict
-from lora_jax.evaluation.comparison import compare, intervals
+from lora_jax.metrics.comparison import compare, intervals
 from lora_jax.metrics.predictions import load_predictions, save_predictions
 from lora_jax.tasks.heads import best_span
 from lora_jax.tasks.predictions import predict

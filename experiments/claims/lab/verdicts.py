@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from lora_jax.statistics.bootstrap import paired_means
 from lora_jax.statistics.interval import Interval
 
@@ -25,7 +27,9 @@ def paired_losses(
     Raises:
         ValueError: the shapes differ, or an entry is not finite.
     """
-    found = paired_means(first, second, weights, resamples=resamples, seed=seed)
+    one, other = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    weights = None if weights is None else np.asarray(weights, np.float64)
+    found = paired_means(one, other, weights, resamples=resamples, seed=seed)
     if not math.isfinite(found.value):
         raise ValueError(
             "A loss is not finite: an arm that diverged has no interval. Record it as diverged."

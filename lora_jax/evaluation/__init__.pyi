@@ -1,2 +1,0 @@
-from .comparison import compare as compare
-from .comparison import intervals as intervals
