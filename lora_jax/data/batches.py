@@ -40,19 +40,18 @@ def make_batch(encoded: Encoded, planned: PlannedBatch) -> Batch:
     return Batch(**encoded.arrays(rows, planned.length), weight=real.astype(np.float32))
 
 
-class Batches:
+class EpochBatches:
     """The batches of an encoded split, epoch after epoch.
 
-    Batch k is a pure function of the examples, buckets, batch size, seed and k. This is a
-    random-access source in Grain's sense (`len`, `[k]`). Iterating gives a `BatchIterator` at batch
-    0, whose threads make batches ahead of time. `epochs` is a whole number, or None for as many as
-    are asked for.
+    Batch k is a pure function of the examples, the settings and k. This is a random-access source
+    in Grain's sense (`len`, `[k]`). Iterating gives a `BatchIterator` at batch 0, whose threads
+    make batches ahead of time. `epochs` is a whole number, or None for as many as are asked for. A
+    subclass says what an epoch's batches are made of, and how one is made.
     """
 
     def __init__(
         self,
-        encoded: Encoded,
-        buckets: Sequence[int],
+        encoded: Any,
         batch_size: int,
         *,
         seed: int = 0,
@@ -63,16 +62,15 @@ class Batches:
     ) -> None:
         if epochs is not None and epochs < 1:
             raise ValueError(
-                f"batches need epochs of 1 or more, or None for endless ones, but {epochs} came. "
+                f"Batches need epochs of 1 or more, or None for endless ones, but {epochs} came. "
                 "Correct it."
             )
         if threads < 0 or prefetch < 1:
             raise ValueError(
-                f"batches need threads >= 0 and prefetch >= 1, but threads={threads}, "
+                f"Batches need threads >= 0 and prefetch >= 1, but threads={threads}, "
                 f"prefetch={prefetch} came. Correct them."
             )
         self.encoded = encoded
-        self.buckets = tuple(int(bucket) for bucket in buckets)
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
@@ -84,8 +82,39 @@ class Batches:
         self.steps_per_epoch = steps_per_epoch(len(encoded), batch_size)
         self._steps = self.steps_per_epoch * (_ENDLESS_EPOCHS if epochs is None else epochs)
 
-    def _plan(self, epoch: int) -> list[PlannedBatch]:
+    def _plan(self, epoch: int) -> list[Any]:
         """The planned batches of one epoch (as `plan`, which remembers two epochs)."""
+        raise NotImplementedError
+
+    def _make(self, planned: Any) -> Any:
+        """The arrays of a planned batch."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """The sha256 (hex) of all that decides which batch comes at which step."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> Any:
+        epoch, position = divmod(int(step), self.steps_per_epoch)
+        return self._make(self.plan(epoch)[position])
+
+    def __iter__(self) -> "BatchIterator":
+        return BatchIterator(self)
+
+
+class Batches(EpochBatches):
+    """The batches of an encoder's texts, each padded to one of `buckets`; see `EpochBatches`."""
+
+    def __init__(
+        self, encoded: Encoded, buckets: Sequence[int], batch_size: int, **options: Any
+    ) -> None:
+        self.buckets = tuple(int(bucket) for bucket in buckets)
+        super().__init__(encoded, batch_size, **options)
+
+    def _plan(self, epoch: int) -> list[PlannedBatch]:
         return plan_epoch(
             self.encoded.lengths,
             self.buckets,
@@ -95,15 +124,8 @@ class Batches:
             shuffle=self.shuffle,
         )
 
-    def __len__(self) -> int:
-        return self._steps
-
-    def __getitem__(self, step: int) -> Batch:
-        epoch, position = divmod(int(step), self.steps_per_epoch)
-        return make_batch(self.encoded, self.plan(epoch)[position])
-
-    def __iter__(self) -> "BatchIterator":
-        return BatchIterator(self)
+    def _make(self, planned: PlannedBatch) -> Batch:
+        return make_batch(self.encoded, planned)
 
     @property
     def shapes(self) -> tuple[int, ...]:
@@ -116,7 +138,7 @@ class Batches:
         return padding_fraction(self.plan(0), self.encoded.lengths)
 
     def fingerprint(self) -> str:
-        """The sha256 (hex) of all that decides which batch comes at which step."""
+        """See `EpochBatches.fingerprint`."""
         settings = (
             self.encoded.fingerprint,
             self.encoded.max_length,
@@ -142,7 +164,7 @@ class BatchIterator(Iterator[Batch]):
     come, in this process or another.
     """
 
-    def __init__(self, batches: Any) -> None:
+    def __init__(self, batches: EpochBatches) -> None:
         import grain
 
         self._fingerprint = batches.fingerprint()
@@ -167,16 +189,14 @@ class BatchIterator(Iterator[Batch]):
         """
         if not isinstance(state, dict) or set(state) != {"grain", "batches"}:
             raise ValueError(
-                "a batch iterator needs a state with the keys 'grain' and 'batches', but "
+                "A batch iterator needs a state with the keys 'grain' and 'batches', but "
                 f"{state!r} came. Give what get_state returned."
             )
         if state["batches"] != self._fingerprint:
             raise ValueError(
-                "a batch iterator needs a state saved over the same examples, buckets, batch size "
-                "and "
-                f"seed (fingerprint {self._fingerprint[:12]}), but this one was saved over others "
-                f"({str(state['batches'])[:12]}). Restore the run's own configuration and data, or "
-                "start "
-                "a new run."
+                "A batch iterator needs a state saved over the same examples, buckets, batch size "
+                f"and seed (fingerprint {self._fingerprint[:12]}), but this one was saved over "
+                f"others ({str(state['batches'])[:12]}). Restore the run's own configuration and "
+                "data, or start a new run."
             )
         self._iterator.set_state(state["grain"])

@@ -46,12 +46,10 @@ def choose_buckets(
     sizes = np.asarray(lengths, np.int64)
     if not sizes.size or sizes.min() < 1 or min(max_shapes, multiple, batch_size) < 1:
         raise ValueError(
-            "buckets need at least one length of 1 or more, and max_shapes, multiple and "
-            "batch_size of 1 "
-            f"or more, but {sizes.size} lengths{f' from {sizes.min()}' if sizes.size else ''}, "
+            "Buckets need at least one length of 1 or more, and max_shapes, multiple and "
+            f"batch_size of 1 or more, but {sizes.size} lengths{f' from {sizes.min()}' if sizes.size else ''}, "
             f"max_shapes={max_shapes}, multiple={multiple} and batch_size={batch_size} came. "
-            "Correct "
-            "them."
+            "Correct them."
         )
     steps = -(-int(sizes.max()) // multiple)
     # longer[j]: the batches that hold an example of more than j * multiple tokens, as `plan_epoch`
@@ -128,7 +126,7 @@ def total_steps(examples: int, batch_size: int, epochs: float | int) -> int:
     """
     if not epochs > 0:
         raise ValueError(
-            f"training needs a number of epochs above 0, but {epochs} came. Set train.epochs, or "
+            f"Training needs a number of epochs above 0, but {epochs} came. Set train.epochs, or "
             "train.total_steps."
         )
     # Rounded first: 0.1 * 30 is 3.0000000000000004, which is three steps, not four.
@@ -151,24 +149,22 @@ def _require_plan(
 ) -> None:
     if not len(lengths):
         raise ValueError(
-            "a batch plan needs at least one example, but none came. Check the split and its cap."
+            "A batch plan needs at least one example, but none came. Check the split and its cap."
         )
     if not len(edges) or edges[0] < 1 or np.any(np.diff(edges) <= 0):
         raise ValueError(
-            f"buckets need to be ascending lengths of 1 or more, but {edges.tolist()} came. Sort "
+            f"Buckets need to be ascending lengths of 1 or more, but {edges.tolist()} came. Sort "
             "them, or let choose_buckets choose."
         )
     if lengths.max() > edges[-1]:
         longest = int(np.argmax(lengths))
         raise ValueError(
-            f"the last bucket needs to hold the longest example, but example {longest} has "
+            f"The last bucket needs to hold the longest example, but example {longest} has "
             f"{lengths[longest]} tokens and the buckets are {edges.tolist()}. Lower "
-            "data.max_length to "
-            f"{edges[-1]}, or add a larger bucket."
+            f"data.max_length to {edges[-1]}, or add a larger bucket."
         )
     if batch_size < 1 or seed < 0 or epoch < 0:
         raise ValueError(
-            "a batch plan needs batch_size >= 1, seed >= 0 and epoch >= 0, but "
-            f"batch_size={batch_size}, "
-            f"seed={seed}, epoch={epoch} came. Correct them."
+            "A batch plan needs batch_size >= 1, seed >= 0 and epoch >= 0, but "
+            f"batch_size={batch_size}, seed={seed}, epoch={epoch} came. Correct them."
         )

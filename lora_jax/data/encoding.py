@@ -4,8 +4,7 @@ a text a choice.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,84 +78,68 @@ def _texts(
         inputs: list[Any] = [(value["text"], value["text_pair"]) for value in values]
     else:
         inputs = [value["text"] for value in values]
-
-    tokens, types, truncated = [], [], 0
-    with _truncation(tokenizer, max_length, "longest_first"):
-        for start in range(0, len(inputs), _CHUNK):
-            for found in tokenizer.backend.encode_batch_fast(inputs[start : start + _CHUNK]):
-                tokens.append(np.asarray(found.ids, np.int32))
-                types.append(np.asarray(found.type_ids, np.int32))
-                truncated += bool(found.overflowing)
-    return Encoded(
-        tokens, types, labels, max_length, tokenizer.pad_id, truncated, tokenizer.fingerprint
-    )
+    return Encoded(labels=labels, **_ids(tokenizer, inputs, max_length))
 
 
 def _tags(
     data: Dataset, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
 ) -> EncodedTags:
     ids = {name: n for n, name in enumerate(data.label_names)}
-    tokens, types, labels, truncated = [], [], [], 0
-    with _truncation(tokenizer, max_length, "longest_first"):
-        for example in examples:
-            found = tokenizer.backend.encode(example.values["words"], is_pretokenized=True)
-            words, tags = found.word_ids, example.values["tags"]
-            first = [word is not None and word not in words[:n] for n, word in enumerate(words)]
-            labels.append(
-                np.array(
-                    [ids[tags[word]] if new else NO_LABEL for word, new in zip(words, first)],
-                    np.int32,
-                )
+    labels: list[np.ndarray] = []
+
+    def look(found: Any) -> None:
+        tags = examples[len(labels)].values["tags"]
+        before = [None, *found.word_ids]
+        # A word's tag is at its first token.
+        labels.append(
+            np.array(
+                [
+                    NO_LABEL if word is None or word == last else ids[tags[word]]
+                    for word, last in zip(found.word_ids, before)
+                ],
+                np.int32,
             )
-            tokens.append(np.asarray(found.ids, np.int32))
-            types.append(np.asarray(found.type_ids, np.int32))
-            truncated += bool(found.overflowing)
-    return EncodedTags(
-        tokens, types, labels, max_length, tokenizer.pad_id, truncated, tokenizer.fingerprint
-    )
+        )
+
+    inputs = [example.values["words"] for example in examples]
+    common = _ids(tokenizer, inputs, max_length, look=look, is_pretokenized=True)
+    return EncodedTags(labels=labels, **common)
 
 
 def _spans(
     data: Dataset, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
 ) -> EncodedSpans:
-    tokens, types, labels, offsets, truncated = [], [], [], [], 0
-    with _truncation(tokenizer, max_length, "only_second"):
-        for example in examples:
-            values = example.values
-            try:
-                found = tokenizer.backend.encode(values["question"], values["context"])
-            except Exception as error:  # The package raises bare Exception.
-                raise ValueError(
-                    f"{example.place}: a question needs to leave room for its context within "
-                    f"max_length {max_length}, but this one does not ({error}). Raise "
-                    "data.max_length, or take the question out."
-                ) from None
-            places = np.array(
-                [
-                    place if part == 1 else (-1, -1)
-                    for part, place in zip(found.sequence_ids, found.offsets)
-                ],
-                np.int32,
+    labels: list[tuple[int, int]] = []
+    offsets: list[np.ndarray] = []
+
+    def look(found: Any) -> None:
+        values = examples[len(labels)].values
+        places = [
+            place if part == 1 else (-1, -1)
+            for part, place in zip(found.sequence_ids, found.offsets)
+        ]
+        offsets.append(np.array(places, np.int32))
+        text, start = values["answers"][0]["text"], values["answers"][0]["start"]
+        start = start if start >= 0 else values["context"].find(text)
+        labels.append(_token_span(offsets[-1], start, start + len(text)))
+
+    pairs = [(example.values["question"], example.values["context"]) for example in examples]
+    _require_room(examples, tokenizer, max_length)
+    common = _ids(tokenizer, pairs, max_length, "only_second", look=look)
+    return EncodedSpans(labels=np.array(labels, np.int32), offsets=tuple(offsets), **common)
+
+
+def _require_room(examples: Sequence[Example], tokenizer: Tokenizer, max_length: int) -> None:
+    """Nothing, if every question leaves room for a token of its context."""
+    special = tokenizer.backend.num_special_tokens_to_add(True)
+    for example in examples:
+        question = tokenizer.backend.encode(example.values["question"], add_special_tokens=False)
+        if len(question.ids) + special >= max_length:
+            raise ValueError(
+                f"{example.place}: a question needs to leave room for its context, but has "
+                f"{len(question.ids)} tokens, with {special} special ones and max_length "
+                f"{max_length}. Raise data.max_length, or take the record out."
             )
-            answer = values["answers"][0]
-            start = (
-                answer["start"] if answer["start"] >= 0 else values["context"].find(answer["text"])
-            )
-            labels.append(_token_span(places, start, start + len(answer["text"])))
-            tokens.append(np.asarray(found.ids, np.int32))
-            types.append(np.asarray(found.type_ids, np.int32))
-            offsets.append(places)
-            truncated += bool(found.overflowing)
-    return EncodedSpans(
-        tokens,
-        types,
-        np.asarray(labels, np.int32),
-        max_length,
-        tokenizer.pad_id,
-        truncated,
-        tokenizer.fingerprint,
-        tuple(offsets),
-    )
 
 
 def _token_span(places: np.ndarray, start: int, end: int) -> tuple[int, int]:
@@ -178,34 +161,47 @@ def _choices(
             f"A multiple-choice head needs equally many choices in every example, but "
             f"{data.name!r} has {sorted(counts)}. Take the others out, or use a decoder."
         )
-    (choices,) = counts
+    pairs = [
+        (example.values["question"], choice)
+        for example in examples
+        for choice in example.values["choices"]
+    ]
+    labels = np.array([example.values["answer"] for example in examples], np.int32)
+    return EncodedChoices(labels=labels, choices=counts.pop(), **_ids(tokenizer, pairs, max_length))
+
+
+def _ids(
+    tokenizer: Tokenizer,
+    inputs: Sequence[Any],
+    max_length: int,
+    strategy: str = "longest_first",
+    *,
+    look: Callable[[Any], None] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """What all kinds of `Encoded` have, of texts or pairs that are cut as `strategy` says. `look` is
+    shown the tokenizer's encoding of each.
+    """
+    backend = tokenizer.backend
+    # The fast one leaves out where tokens stand in the text, which `look` wants to know.
+    encode_some = backend.encode_batch if look else backend.encode_batch_fast
     tokens, types, truncated = [], [], 0
-    with _truncation(tokenizer, max_length, "longest_first"):
-        for example in examples:
-            for found in tokenizer.backend.encode_batch(
-                [(example.values["question"], choice) for choice in example.values["choices"]]
-            ):
+    backend.enable_truncation(max_length, strategy=strategy)
+    try:
+        for start in range(0, len(inputs), _CHUNK):
+            for found in encode_some(inputs[start : start + _CHUNK], **options):
                 tokens.append(np.asarray(found.ids, np.int32))
                 types.append(np.asarray(found.type_ids, np.int32))
                 truncated += bool(found.overflowing)
-    labels = np.array([example.values["answer"] for example in examples], np.int32)
-    return EncodedChoices(
-        tokens,
-        types,
-        labels,
-        max_length,
-        tokenizer.pad_id,
-        truncated,
-        tokenizer.fingerprint,
-        choices,
-    )
-
-
-@contextlib.contextmanager
-def _truncation(tokenizer: Tokenizer, max_length: int, strategy: str) -> Iterator[None]:
-    """Inside, the tokenizer cuts texts to `max_length` as `strategy` says."""
-    tokenizer.backend.enable_truncation(max_length, strategy=strategy)
-    try:
-        yield
+                if look is not None:
+                    look(found)
     finally:
-        tokenizer.backend.no_truncation()
+        backend.no_truncation()
+    return dict(
+        tokens=tokens,
+        types=types,
+        max_length=max_length,
+        pad_id=tokenizer.pad_id,
+        truncated=truncated,
+        fingerprint=tokenizer.fingerprint,
+    )

@@ -132,11 +132,10 @@ class PairBatches(PackedBatches):
     def __init__(
         self, encoded: EncodedPairs, batch_size: int, *, length_multiple: int = 16, **options: Any
     ) -> None:
-        if not len(encoded):
-            raise ValueError("There are no examples to make batches of.")
         self._sizes = (encoded.prompt_lengths, encoded.lengths - encoded.prompt_lengths)
         source, target = (
-            -(-int(sizes.max()) // length_multiple) * length_multiple for sizes in self._sizes
+            -(-int(sizes.max(initial=1)) // length_multiple) * length_multiple
+            for sizes in self._sizes
         )
         self.lengths = (source, target)
         super().__init__(encoded, batch_size, length=source + target, length_multiple=1, **options)
@@ -144,6 +143,5 @@ class PairBatches(PackedBatches):
     def _pack(self, members: Int[np.ndarray, " examples"]) -> list[list[int]]:
         return pack(np.stack([sizes[members] for sizes in self._sizes], axis=1), self.lengths)
 
-    def __getitem__(self, step: int) -> Any:
-        epoch, position = divmod(int(step), self.steps_per_epoch)
-        return pair_batch(self.encoded, self.plan(epoch)[position], self.lengths)
+    def _make(self, planned: PlannedRows) -> PairBatch:
+        return pair_batch(self.encoded, planned, self.lengths)

@@ -100,10 +100,16 @@ class Recipe:
                 f"{len(out['words'])} words need as many tags, but {len(out['tags'])} came.",
             )
         for answer in out.get("answers", ()) if self.head == "span" else ():
-            if answer["text"] not in out["context"]:
+            text, start = answer["text"], answer["start"]
+            if text not in out["context"]:
                 raise Unfit(
                     "an answer outside its context",
-                    f"the answer {answer['text'][:60]!r} does not stand in the context.",
+                    f"the answer {text[:60]!r} does not stand in the context.",
+                )
+            if start >= 0 and not out["context"].startswith(text, start):
+                raise Unfit(
+                    "an answer at another place",
+                    f"the answer {text[:60]!r} does not stand at letter {start} of the context.",
                 )
         return out
 

@@ -6,17 +6,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from .batches import BatchIterator
+from .batches import EpochBatches
 from .completions import EncodedCompletions
 from .mixture import mixture_order
-
-_ENDLESS_EPOCHS = 2**31
 
 
 class PackedBatch(TypedDict):
@@ -70,7 +67,7 @@ def pack(
         if (own > whole).any():
             raise ValueError(
                 f"An example of {' and '.join(map(str, own))} tokens does not fit a row of "
-                f"{' and '.join(map(str, whole))}."
+                f"{' and '.join(map(str, whole))}. Lower data.max_length, or make rows longer."
             )
         fits = (room[: len(rows)] >= own).all(1)
         row = int(fits.argmax()) if fits.any() else len(rows)
@@ -107,9 +104,8 @@ def packed_batch(encoded: EncodedCompletions, planned: PlannedRows) -> PackedBat
     )
 
 
-class PackedBatches:
-    """The batches of encoded completions, `batch_size` examples each, epoch after epoch; a source
-    as `Batches` is one.
+class PackedBatches(EpochBatches):
+    """The batches of encoded completions, `batch_size` examples each; see `EpochBatches`.
 
     Rows are `length` tokens long, by default as the longest example, rounded up to
     `length_multiple`. All batches of an epoch have the same number of rows, a multiple of
@@ -121,33 +117,21 @@ class PackedBatches:
         encoded: EncodedCompletions,
         batch_size: int,
         *,
-        seed: int = 0,
-        shuffle: bool = True,
-        epochs: int | None = None,
         length: int | None = None,
         length_multiple: int = 16,
         row_multiple: int = 1,
         packed: bool = True,
-        threads: int = 1,
-        prefetch: int = 8,
+        **options: Any,
     ) -> None:
         if not len(encoded):
-            raise ValueError("There are no examples to make batches of.")
-        self.encoded = encoded
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle = shuffle
-        self.threads = threads
-        self.prefetch = prefetch
+            raise ValueError(
+                "Batches need at least one example, but none came. Check the split and its cap."
+            )
         self.packed = packed
-        self.length = (
-            -(-(length or int(encoded.lengths.max())) // length_multiple) * length_multiple
-        )
+        longest = length or int(encoded.lengths.max())
+        self.length = -(-longest // length_multiple) * length_multiple
         self._row_multiple = row_multiple
-        self.plan = lru_cache(maxsize=2)(self._plan)
-        self.plan(0)
-        self.steps_per_epoch = -(-len(encoded) // batch_size)
-        self._steps = self.steps_per_epoch * (_ENDLESS_EPOCHS if epochs is None else epochs)
+        super().__init__(encoded, batch_size, **options)
 
     def _plan(self, epoch: int) -> list[PlannedRows]:
         order = np.arange(len(self.encoded))
@@ -168,15 +152,8 @@ class PackedBatches:
     def _pack(self, members: Int[np.ndarray, " examples"]) -> list[list[int]]:
         return pack(self.encoded.lengths[members], self.length)
 
-    def __len__(self) -> int:
-        return self._steps
-
-    def __getitem__(self, step: int) -> PackedBatch:
-        epoch, position = divmod(int(step), self.steps_per_epoch)
-        return packed_batch(self.encoded, self.plan(epoch)[position])
-
-    def __iter__(self) -> BatchIterator:
-        return BatchIterator(self)
+    def _make(self, planned: PlannedRows) -> Any:
+        return packed_batch(self.encoded, planned)
 
     @property
     def padding_fraction(self) -> float:
@@ -185,7 +162,7 @@ class PackedBatches:
         return 1 - int(self.encoded.lengths.sum()) / slots
 
     def fingerprint(self) -> str:
-        """The sha256 (hex) of all that decides which batch comes at which step."""
+        """See `EpochBatches.fingerprint`."""
         settings: tuple[Any, ...] = (
             self.encoded.fingerprint,
             self.length,

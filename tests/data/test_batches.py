@@ -95,7 +95,7 @@ def test_no_more_shapes_are_chosen_than_help() -> None:
         one | dict(max_shapes=0),
         one | dict(batch_size=0),
     ):
-        with pytest.raises(ValueError, match="buckets need at least one length"):
+        with pytest.raises(ValueError, match="Buckets need at least one length"):
             choose_buckets(**wrong)
 
 
@@ -248,5 +248,5 @@ def test_wrong_options_stop_before_a_thread_starts() -> None:
     with pytest.raises(ValueError, match="example 1 has 90 tokens"):
         Batches(encoded, (16, 64), 2)
     for wrong in (dict(epochs=0), dict(threads=-1), dict(prefetch=0)):
-        with pytest.raises(ValueError, match="batches need"):
+        with pytest.raises(ValueError, match="Batches need"):
             Batches(encoded, (16, 96), 2, **wrong)
