@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from lora_jax.metrics.comparison import compare, intervals
-from lora_jax.tasks.language import DecoderTask
 from lora_jax.tasks.predictions import predict
 
 
@@ -31,7 +30,7 @@ def measure_forgetting(
         ValueError: the run is no language model's, or a domain's texts do not fit its window.
     """
     task = run.task
-    if not isinstance(task, DecoderTask):
+    if task.generator is None:
         raise ValueError(
             "Forgetting is measured by a language model's loss on other texts; this run is an "
             "encoder with a head, which has "

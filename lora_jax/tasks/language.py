@@ -4,7 +4,8 @@ targets.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,13 +32,16 @@ from lora_jax.generation.seq2seq import PairGenerator
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.io.hub import resolve
 from lora_jax.io.weights import kind_of, open_model
+from lora_jax.metrics.score import Score
 from lora_jax.metrics.table import Primary
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.t5 import T5
 from lora_jax.tasks.base import params_of
 from lora_jax.tasks.building import build_options, check_sizes
+from lora_jax.tasks.generated import generate_predictions
 from lora_jax.tasks.language_loss import TokenLosses
 from lora_jax.tasks.opened import Opened
+from lora_jax.tasks.predictions import predict, scores_of
 from lora_jax.tasks.reading import completions_of, recipe_of
 from lora_jax.tasks.specs import lora_spec, quant_spec
 from lora_jax.tasks.task import Trees
@@ -53,12 +57,9 @@ _STACK_TARGETS = {
 
 @dataclass(eq=False)
 class DecoderTask(Opened):
-    """A decoder that continues prompts. Methods are those of `Task`.
+    """A decoder that continues prompts. Methods are those of `Task`."""
 
-    `generator` writes its texts, `beams` says whether beam search can.
-    """
-
-    generator: ClassVar[type[Generator]] = Generator
+    generator: ClassVar[type[Generator] | None] = Generator
     beams: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ()
     primary: ClassVar[Primary] = Primary("loss", False, "tokens")
@@ -93,6 +94,22 @@ class DecoderTask(Opened):
     def answer(self, split: str, example: int, said: Any) -> tuple[Any, Any]:
         """A language model's texts are generated: see `generate_predictions`."""
         raise NotImplementedError("A language model's answers are generated, not read off a batch.")
+
+    def scores(
+        self,
+        frozen: Mapping[str, Any],
+        trainable: Mapping[str, Any],
+        split: str,
+        *,
+        generate: bool = False,
+        **options: Any,
+    ) -> list[Score]:
+        """See `Task.scores`."""
+        scored = predict(self, frozen, trainable, split, **options)
+        if generate:
+            made = generate_predictions(self, frozen, trainable, split, scored=scored, **options)
+            scored = replace(scored, metrics=made.metrics, rows=made.rows)
+        return scores_of(scored, self.primary)
 
     def encode(self, records: Completions, data: DataConfig) -> EncodedCompletions:
         """Prompts and completions as the model reads them: one text."""
@@ -133,7 +150,7 @@ class Seq2SeqTask(DecoderTask):
     target.
     """
 
-    generator: ClassVar[type[Generator]] = PairGenerator
+    generator: ClassVar[type[Generator] | None] = PairGenerator
     beams: ClassVar[bool] = False
 
     def batches(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -17,6 +17,7 @@ from lora_jax.core.init import initializer_named
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules, flatten, match, unflatten
 from lora_jax.data import Recipe
+from lora_jax.generation.engine import Generator
 from lora_jax.metrics.score import Score
 from lora_jax.tasks.base import shapes_of
 from lora_jax.tasks.losses import Summed
@@ -44,6 +45,9 @@ class Opened:
     records: Mapping[str, Any] = field(default_factory=dict)
     recipe: Recipe | None = None
     tokenizer: Any = None
+
+    generator: ClassVar[type[Generator] | None] = None
+    beams: ClassVar[bool] = False
     data: str = ""
 
     def trainable(

@@ -11,6 +11,7 @@ from flax import linen as nn
 from lora_jax.adapters.sites import Site
 from lora_jax.config import Config
 from lora_jax.data import Recipe
+from lora_jax.generation.engine import Generator
 from lora_jax.metrics.score import Score
 from lora_jax.metrics.table import Primary
 from lora_jax.tasks.losses import PerExample
@@ -32,6 +33,8 @@ class Task(Protocol):
         records: what the splits were encoded from, by split.
         recipe: the kind of task, None for a mixture of several.
         data: the fingerprint of the examples of all splits and of the names of their classes.
+        generator: the class that writes texts with the model, None where it writes none.
+        beams: whether beam search can write them.
     """
 
     model: nn.Module
@@ -43,6 +46,8 @@ class Task(Protocol):
     records: Mapping[str, Any]
     recipe: Recipe | None
     tokenizer: Any
+    generator: type[Generator] | None
+    beams: bool
     data: str
 
     @property
@@ -121,5 +126,7 @@ class Task(Protocol):
     def scores(
         self, frozen: Mapping[str, Any], trainable: Mapping[str, Any], split: str, **options: Any
     ) -> list[Score]:
-        """Every score of a split: loss (nats a unit), accuracy a unit, and the recipe's metrics."""
+        """Every score of a split: loss (nats a unit), accuracy a unit where answers are right or
+        wrong, and the recipe's metrics; of a language model those of its texts with generate=True.
+        """
         ...

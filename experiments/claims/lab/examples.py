@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 
-from lora_jax.adapters.apply import apply
 from lora_jax.data import Batches, Encoded
 from lora_jax.data.buckets import FILLER
 from lora_jax.data.completions import EncodedCompletions
 from lora_jax.data.token_packing import PackedBatches
+from lora_jax.tasks.heads import HeadLosses
+from lora_jax.tasks.language_loss import TokenLosses
+from lora_jax.tasks.predictions import row_losses
 
 
 def example_losses(
@@ -42,32 +41,11 @@ def example_losses(
     else:
         batches = Batches(encoded, tuple(buckets), batch_size, shuffle=False, epochs=1)
         indices = [planned.indices for planned in batches.plan(0)]
-    step = _language if language else _classifier
+    step = row_losses(TokenLosses(model) if language else HeadLosses(model))
     losses, weights = np.zeros(len(encoded)), np.zeros(len(encoded))
     for index, chosen in enumerate(indices):
-        total, weight = jax.device_get(step(model, frozen, dict(trainable), batches[index]))
+        rows = jax.device_get(step(frozen, dict(trainable), batches[index]))
         real = np.flatnonzero(chosen != FILLER)
-        losses[chosen[real]] = total[real] / np.maximum(weight[real], 1)
-        weights[chosen[real]] = weight[real]
+        weights[chosen[real]] = rows["units"][real]
+        losses[chosen[real]] = rows["loss"][real] / np.maximum(rows["units"][real], 1)
     return losses, weights
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _language(
-    model: nn.Module, frozen: Any, trainable: Any, batch: Any
-) -> tuple[jax.Array, jax.Array]:
-    logits = apply(model, frozen, trainable, batch["tokens"], batch["segments"])
-    each = optax.softmax_cross_entropy_with_integer_labels(
-        logits.astype(jnp.float32), batch["labels"]
-    )
-    return (each * batch["loss_weight"]).sum(1), batch["loss_weight"].sum(1)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _classifier(
-    model: nn.Module, frozen: Any, trainable: Any, batch: Any
-) -> tuple[jax.Array, jax.Array]:
-    logits = apply(model, frozen, trainable, batch["tokens"], batch["mask"], batch["types"])
-    return optax.softmax_cross_entropy_with_integer_labels(
-        logits.astype(jnp.float32), batch["labels"]
-    ), batch["weight"]
