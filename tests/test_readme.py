@@ -8,6 +8,7 @@ import pytest
 
 from lora_jax import cli
 from lora_jax.config import load_config
+from lora_jax.sweeps.grid import expand
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -33,7 +34,8 @@ def test_its_commands_name_commands_files_and_settings_that_exist(line, monkeypa
     assert command in cli.COMMANDS
     if "--config" in words:
         overrides = [word for word in words if word.startswith("--config.")]
-        load_config(words[words.index("--config") + 1], overrides)
+        config = load_config(words[words.index("--config") + 1], overrides)
+        assert config.sweep.search.trials or expand(config)
 
 
 def test_ci_runs_the_commands_that_it_gives():

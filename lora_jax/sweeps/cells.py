@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.config import ADAPTERS, NO_FORMAT
+from lora_jax.io.contents import changed_contents
 from lora_jax.metrics.score import Score
 from lora_jax.sweeps.grid import shown_format, shown_targets
 from lora_jax.sweeps.measure import Measure, measure_of
-from lora_jax.sweeps.settings import NOT_READ, differing, settings_of
+from lora_jax.sweeps.settings import NOT_READ, differing, names_of, settings_of
 from lora_jax.sweeps.store import RunRecord, RunStore, is_run, read_run
 
 _FORMAT_ORDER = ("fp32", "int8", "fp4", "nf4", "int4")
@@ -126,9 +127,10 @@ def gather(roots: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
     """(every run in the folders, ids that are planned and not started); a run found twice counts
     once, if done as done.
 
-    A run counts as failed, with an error that says so, if it is of another folder with the id of
-    one before and other settings, if its score is no number, or if it names another metric than
-    most runs do.
+    Runs of one id whose data or model had other contents are two runs, the second called by its
+    folder. A run counts as failed, with an error that says so, if it is of another folder with the
+    id of one before and other settings, if its score is no number, or if it names another metric
+    than most runs do.
 
     A root is a store of runs, or the folder of a single run.
 
@@ -146,12 +148,16 @@ def gather(roots: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
         found = [read_run(root)] if is_run(root) else RunStore(root).runs()
         planned += [] if is_run(root) else RunStore(root).planned()
         for record in found:
-            if record.run_id in records and _differ(records[record.run_id], record):
+            before = records.get(record.run_id)
+            if before is None:
+                records[record.run_id] = record
+            elif _differ(before, record):
                 records[str(record.folder)] = _left_out(
-                    record,
-                    f"{records[record.run_id].folder} holds a run of this id with other settings",
+                    record, f"{before.folder} holds a run of this id with other settings"
                 )
-            elif record.run_id not in records or record.status == "done":
+            elif changed_contents(_contents(before), _contents(record)):
+                records[str(record.folder)] = replace(record, run_id=str(record.folder))
+            elif record.status == "done":
                 records[record.run_id] = record
     if not records:
         there = sorted(path.name for root in roots for path in root.iterdir())[:8]
@@ -161,7 +167,7 @@ def gather(roots: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
             "configs/default.py."
         )
     waiting = [name for name in dict.fromkeys(planned) if name not in records]
-    return _comparable(list(records.values())), waiting
+    return _comparable(_with_contents(list(records.values()))), waiting
 
 
 def _comparable(records: Sequence[RunRecord]) -> list[RunRecord]:
@@ -204,11 +210,33 @@ def _left_out(record: RunRecord, why: str) -> RunRecord:
 
 
 def _differ(one: RunRecord, other: RunRecord) -> bool:
-    """Whether two runs of one id are different runs."""
-    return (
-        bool(one.config and other.config)
-        and settings_of(one.config)[0] != settings_of(other.config)[0]
-    )
+    """Whether two runs of one id are runs of other settings."""
+    keys = [settings_of(replace(run, environment={}))[0] for run in (one, other)]
+    return bool(one.config and other.config) and keys[0] != keys[1]
+
+
+def _contents(record: RunRecord) -> Mapping[str, str]:
+    return record.environment.get("contents") or {}
+
+
+def _with_contents(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The records; one from before contents were recorded is taken to be of the content that a name
+    has in all the others, if that is one.
+    """
+    seen: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        for name, content in _contents(record).items():
+            seen[name].add(str(content))
+    agreed = {name: content for name, (content, *others) in seen.items() if not others}
+
+    def completed(record: RunRecord) -> RunRecord:
+        if not agreed or record.environment.get("contents") is not None:
+            return record
+        names = {name for group in names_of(record.config).values() for name in group}
+        known = {name: agreed[name] for name in names if name in agreed}
+        return replace(record, environment={**record.environment, "contents": known})
+
+    return [completed(record) for record in records]
 
 
 def cells_of(records: Iterable[RunRecord]) -> list[Cell]:
@@ -219,7 +247,7 @@ def cells_of(records: Iterable[RunRecord]) -> list[Cell]:
     settings: dict[str, Mapping[str, Any]] = {}
     for record in records:
         if record.status == "done":
-            key, settings[key] = settings_of(record.config)
+            key, settings[key] = settings_of(record)
             groups[key].append(record)
 
     keys = list(groups)

@@ -13,10 +13,15 @@ _OWN = ("rank", "format", "targets")
 _OWN_KEYS = {"lora.rank", "quant.format", "lora.targets", "method"}
 _WORDS = {
     "optim.learning_rate": "learning rate", "quant.block_size": "block size", "lora.init": "initialisation", "model.name": "model",
-    "data.name": "data", "lora.alpha": "alpha", "quant.double": "double quantisation", "lora.variant": "variant",
+    "data.name": "data", "data.content": "data content", "model.content": "model content", "lora.alpha": "alpha", "quant.double": "double quantisation", "lora.variant": "variant",
 }  # fmt: skip
 # Axes over whose levels a mean says nothing, and what to call several of them.
-UNLIKE = {"data": "data sets", "model": "models"}
+UNLIKE = {
+    "data": "data sets",
+    "model": "models",
+    "data content": "contents of the data",
+    "model content": "contents of the model",
+}
 
 
 def axes(cells: Sequence[Cell]) -> dict[str, list[Any]]:
@@ -24,7 +29,7 @@ def axes(cells: Sequence[Cell]) -> dict[str, list[Any]]:
     targets first, in this order.
     """
     own = {name: [getattr(cell, name) for cell in cells] for name in _OWN}
-    settings = [settings_of(cell.runs[0].config)[1] for cell in cells]
+    settings = [settings_of(cell.runs[0])[1] for cell in cells]
     varied = differing(settings, [cell.format != "fp32" for cell in cells])
     others = {key: column for key, column in varied.items() if key not in _OWN_KEYS}
     found = {name: column for name, column in own.items() if len(set(column)) > 1}

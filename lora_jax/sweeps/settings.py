@@ -9,19 +9,40 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_jax.config import canonical, from_config_dict
+from lora_jax.sweeps.records import RunRecord
 
 # A setting that a run does not read, such as the block size of a base that is not quantised.
 NOT_READ = "–"
 
 
-def settings_of(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+def settings_of(run: RunRecord) -> tuple[str, Mapping[str, Any]]:
     """(a key, {dotted setting: value}) of what decides a run but for its seed; the key is equal for
-    runs of one cell.
+    runs of one cell. What its data and its model were made of counts as two settings,
+    data.content and model.content, where it was recorded.
     """
+    config = run.config
     train = {key: value for key, value in (config.get("train") or {}).items() if key != "seed"}
     # marshal writes ten times as fast as json, and a report asks this of every run; its version 2
     # writes equal values to equal bytes.
-    return _settings(marshal.dumps({**config, "train": train, "out": "", "sweep": {}}, 2))
+    key, settings = _settings(marshal.dumps({**config, "train": train, "out": "", "sweep": {}}, 2))
+    made_of = run.environment.get("contents") or {}
+    names = names_of(config)
+    content = {
+        f"{group}.content": " ".join(str(made_of[name]) for name in names[group])
+        for group in names
+        if all(name in made_of for name in names[group])
+    }
+    return f"{key} {content}", settings | content
+
+
+def names_of(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The names of a run's data sets, under 'data', and of its model, under 'model'."""
+    data, model = config.get("data") or {}, config.get("model") or {}
+    parts = data.get("mixture") or [data]
+    return {
+        "data": [str(part.get("name")) for part in parts if isinstance(part, Mapping)],
+        "model": [str(model.get("name"))],
+    }
 
 
 def differing(

@@ -1,25 +1,26 @@
 """The result store: one folder a run, written so that a kill at any moment loses no more than a
 line.
 
-    RUNS/store.json            {"format", "lora_jax"}: which layout this is; a store of another
-    layout is refused RUNS/plan.json             ids of all runs that sweeps have planned here
-    RUNS/index.jsonl           every change of a status, so that thousands of runs are listed fast;
-    see sweeps/index.py RUNS/<run_id>/
-        config.json            all settings, nested
-        environment.json       versions, device, git commit, command, contents of data and model
-        status.json            {"status", "error", "updated", "attempts"}
-        metrics.jsonl          a row a logged step and split: {"step", "split", "loss", ..., "time"}
-        result.json            the scores and sizes, once the run is done
-        log.txt                who started it, how it ended, tracebacks
+    RUNS/store.json         {"format", "lora_jax"}: which layout this is; a newer one is refused
+    RUNS/plan.json          ids of all runs that sweeps have planned here
+    RUNS/index.jsonl        every change of a status: thousands of runs are listed fast (index.py)
+    RUNS/renamed.json       old and new names, in a store that was brought up (renaming.py)
+    RUNS/<run_id>/
+        config.json         all settings, nested
+        environment.json    versions, device, git commit, command, contents of data and model
+        status.json         {"status", "error", "updated", "attempts"}
+        metrics.jsonl       a row a logged step and split: {"step", "split", "loss", ..., "time"}
+        result.json         the scores and sizes, once the run is done
+        log.txt             who started it, how it ended, tracebacks
         adapter/ checkpoints/ tensorboard/
-        lock                   the claim of the process that runs it; see sweeps/lock.py
+        lock                the claim of the process that runs it (lock.py)
 
 Files are replaced in one step or appended to, never edited; the run folders are the truth, and
 index.jsonl can be made again from them (`RunStore.rebuild_index`). A run that was killed is left
 with status 'running' and the lock of a dead process: it reads as 'interrupted', and the next
 launcher goes on from its newest checkpoint. With pandas: `read_json("index.jsonl", lines=True)`,
-`read_json(".../metrics.jsonl", lines=True)`, or flat tables of everything by `lora-jax export RUNS
---out runs.csv`.
+`read_json(".../metrics.jsonl", lines=True)`, or flat tables of everything by
+`lora-jax export RUNS --out runs.csv`.
 """
 
 from __future__ import annotations

@@ -4,13 +4,14 @@ import json
 from dataclasses import replace
 
 import pytest
-from made_up_sweep import fill, grid, result_of
+from made_up_sweep import ENVIRONMENT, fill, grid, result_of
 
 from lora_jax.config import Config, LoraConfig, TrainConfig
 from lora_jax.sweeps import plots, watch
 from lora_jax.sweeps.cells import cells_of, gather
 from lora_jax.sweeps.findings import findings_of
-from lora_jax.sweeps.grid import expand
+from lora_jax.sweeps.grid import expand, run_id
+from lora_jax.sweeps.levels import axes
 from lora_jax.sweeps.report import headline, write_report
 from lora_jax.sweeps.store import RunStore
 
@@ -164,3 +165,40 @@ def test_an_odd_line_of_the_index_is_passed_over(tmp_path, line):
     with (tmp_path / "index.jsonl").open("a") as index:
         index.write(line + "\n")
     assert RunStore(tmp_path).runs() == before
+
+
+def stores_of(tmp_path, *contents):
+    """A run of one seed in a store each, made of these contents of its data; None = not known."""
+    stores = []
+    for seed, content in enumerate(contents):
+        store = RunStore(tmp_path / f"runs_{seed}")
+        run = replace(Config(), train=replace(Config().train, seed=seed))
+        known = {} if content is None else {"contents": {"rotten_tomatoes": content}}
+        store.start(run_id(run), run, {**ENVIRONMENT, **known})
+        store.finish(run_id(run), result_of(run))
+        stores.append(store)
+    return stores
+
+
+def test_runs_of_edited_data_are_not_averaged(tmp_path):
+    found = cells_of(gather([s.root for s in stores_of(tmp_path, "a1", "a1", "b2")])[0])
+    assert {cell.name.rpartition(" ")[2]: cell.seeds for cell in found} == {
+        "content=a1": 2, "content=b2": 1,
+    }  # fmt: skip
+    assert axes(found) == {"data content": [cell.name[-2:] for cell in found]}
+
+
+def test_runs_from_before_contents_were_recorded_join_the_others_where_those_agree(tmp_path):
+    (cell,) = cells_of(gather([s.root for s in stores_of(tmp_path, None, "a1", "a1")])[0])
+    assert cell.seeds == 3 and "content" not in cell.name
+    stores = stores_of(tmp_path / "more", None, "a1", "b2")
+    assert [cell.seeds for cell in cells_of(gather([s.root for s in stores])[0])] == [1, 1, 1]
+
+
+def test_two_stores_of_one_run_on_other_data_lose_none(tmp_path):
+    (one,), (other,) = stores_of(tmp_path / "a", "a1"), stores_of(tmp_path / "b", "b2")
+    records, _ = gather([one.root, other.root])
+    assert [record.status for record in records] == ["done", "done"]
+    assert len({record.run_id for record in records}) == 2 and len(cells_of(records)) == 2
+    (copy,) = stores_of(tmp_path / "c", "a1")
+    assert len(gather([one.root, copy.root])[0]) == 1
