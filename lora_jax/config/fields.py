@@ -132,7 +132,8 @@ class DataConfig:
 
     # completion: a decoder learns to continue prompts, T5 to answer them.
     task: Literal["classification", "completion"] = "classification"
-    # A known name, a TFDS catalogue name such as glue/sst2, or a .csv or .jsonl file.
+    # A known name, a TFDS name such as glue/sst2, hf:org/name, or a .csv, .tsv, .jsonl, .json or
+    # .parquet file or a folder of them.
     name: Name = "rotten_tomatoes"
     text: str = "text"  # column of the text, or of the prompt
     text_pair: str | None = None  # column of a second text; None = one text an example
@@ -144,10 +145,10 @@ class DataConfig:
     # Tokens: a batch is padded to the first bucket that holds its texts. None = chosen from the
     # data's lengths.
     buckets: tuple[Count, ...] | None = None
-    train_examples: Count | None = None  # cap of the training set; None = all
+    train_examples: Count | None = None  # cap of the training set alone; None = all
     # What the fields mean, how a prompt is made of them, what scores and decodes an answer. With
-    # it, text, text_pair and label are not read: `fields` names the columns. None = the plain
-    # loaders.
+    # it, text, text_pair and label are not read: `fields` names the columns. None = completion,
+    # pair_classification or classification, as task and text_pair say, scored by accuracy alone.
     recipe: Annotated[str, one_of(RECIPES)] | None = None
     fields: Columns = Columns()
     # Template over the recipe's roles, such as 'Review: {text}'; None = the recipe's.
@@ -163,7 +164,7 @@ class DataConfig:
     mixture: tuple[MixturePart, ...] = ()
     # 1 = every example alike, large = every task alike.
     mixture_temperature: Annotated[float, at_least(1)] = 1.0
-    # A wrong row: an error, or left out and counted (with a recipe).
+    # A wrong row: an error, or left out and counted.
     on_error: Literal["stop", "skip"] = "stop"
 
     @property

@@ -177,6 +177,16 @@ WRONG = [
         "an answer outside its context",
     ),
     (
+        "qa",
+        {
+            "context": "a Bob",
+            "question": "b",
+            "answers": {"text": ["Bob"], "answer_start": [0]},
+        },
+        "does not stand at letter 0",
+        "an answer at another place",
+    ),
+    (
         "multiple_choice",
         {"question": "q", "choices": ["one", "two"], "answer": "E"},
         "one of 2 choices",
@@ -308,6 +318,17 @@ def test_completions_have_a_fingerprint_of_their_texts(tmp_path):
 def test_repeated_inputs_are_kept_where_nothing_is_split(tmp_path):
     path = write(tmp_path / "a.jsonl", [*rows("completion"), rows("completion")[3]])
     assert len(read_examples(path, "completion")) == 61
+
+
+def test_rows_in_memory_are_a_source(tmp_path):
+    given = rows("classification")
+    data = load(given)
+    path = write(tmp_path / "a.jsonl", given)
+    assert data.fingerprint == load(path).fingerprint and data["test"][0].place.startswith("all[")
+    parts = load({"train": given, "test": [dict(text="new", label="good")]})
+    assert [row.values["text"] for row in parts["test"]] == ["new"]
+    with pytest.raises(ValueError, match="train at least, but 'tset' came"):
+        load({"tset": given})
 
 
 # --- values --------------------------------------------------------------------------------------

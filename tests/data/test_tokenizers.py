@@ -137,3 +137,10 @@ def test_separators_of_unicode_inside_vocab_txt_move_no_id(tmp_path: Path) -> No
     (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8", newline="")
     tokenizer = load_tokenizer(tmp_path)
     assert encode(records("film"), tokenizer, 8).tokens[0].tolist() == [2, 6, 3]
+
+
+def test_a_question_that_fills_the_window_is_named(minilm_folder: Path) -> None:
+    values = dict(question="hello " * 20, context="world", answers=[dict(text="world", start=0)])
+    data = Dataset("given", RECIPES["qa"], {"train": (Example("a:1", values),)}, (), "", "")
+    with pytest.raises(ValueError, match="a:1: a question needs to leave room .* has 20 tokens"):
+        encode(data, load_tokenizer(minilm_folder), 16)
