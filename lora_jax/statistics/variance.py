@@ -12,6 +12,11 @@ import numpy as np
 from scipy import linalg, stats
 
 REST = "rest"
+# A number with more levels than this, such as a learning rate that a search drew, is one column: its
+# trend. A column for each level, and for each pair of levels of two such factors, would be more
+# columns than runs and more memory than there is.
+_MOST_LEVELS = 12
+_MOST_COLUMNS = 400  # of all interactions together; the largest are left out first
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class Decomposition:
 
     `levels` is {factor: number of its levels}. `replicated`: whether the rest holds repeats of
     equal settings, so that it is the luck of the draw and not only interactions of three and more
-    factors.
+    factors. `trends` are the factors of which only a straight line was fitted, in the logarithm where
+    all levels are above 0; `left_out` the pairs of factors that have too many levels to be looked at.
     """
 
     sources: tuple[Source, ...]
@@ -48,6 +54,8 @@ class Decomposition:
     count: int
     levels: Mapping[str, int]
     replicated: bool
+    trends: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Source:
         return next(source for source in self.sources if source.name == name)
@@ -77,8 +85,16 @@ def decompose(
             f"Each factor needs a level for each of two or more runs, got {y.size} runs and "
             f"{ {k: len(v) for k, v in factors.items()} }."
         )
+    counts = {name: len(set(map(_key, column))) for name, column in factors.items()}
+    trends = tuple(
+        name
+        for name, column in factors.items()
+        if counts[name] > _MOST_LEVELS and name not in blocks and _are_numbers(column)
+    )
     coded = {
-        name: _codes(column) for name, column in factors.items() if len(set(map(_key, column))) > 1
+        name: _trend(column) if name in trends else _codes(column)
+        for name, column in factors.items()
+        if counts[name] > 1
     }
     if not coded:
         raise ValueError(
@@ -86,7 +102,16 @@ def decompose(
         )
     crossed = [name for name in coded if name not in blocks]
     terms: dict[tuple[str, ...], np.ndarray] = {(name,): matrix for name, matrix in coded.items()}
+    room, left_out = _MOST_COLUMNS, []
+    # By size, then as they come: what is left out are the largest.
+    size = lambda pair: coded[pair[0]].shape[1] * coded[pair[1]].shape[1]
+    kept = set()
+    for pair in sorted(itertools.combinations(crossed, 2), key=size):
+        room -= size(pair)
+        (kept.add if room >= 0 else left_out.append)(pair)
     for one, other in itertools.combinations(crossed, 2):
+        if (one, other) not in kept:
+            continue
         products = coded[one][:, :, None] * coded[other][:, None, :]
         terms[one, other] = products.reshape(y.size, -1)
     model = _Model(terms, y)
@@ -120,8 +145,10 @@ def decompose(
         overlap=1 - sum(source.share for source in (*found, rest)) if model.total else 0.0,
         total=model.total,
         count=y.size,
-        levels={name: matrix.shape[1] + 1 for name, matrix in coded.items()},
+        levels={name: counts[name] for name in coded},
         replicated=len(settings) < y.size,
+        trends=trends,
+        left_out=tuple(" × ".join(pair) for pair in left_out),
     )
 
 
@@ -202,6 +229,19 @@ def _codes(column: Sequence[object]) -> np.ndarray:
     matrix = np.zeros((len(column), len(levels)))
     matrix[np.arange(len(column)), [place[_key(level)] for level in column]] = 1
     return matrix[:, :-1] - matrix[:, -1:]
+
+
+def _are_numbers(column: Sequence[object]) -> bool:
+    return all(isinstance(level, (int, float)) and not isinstance(level, bool) for level in column)
+
+
+def _trend(column: Sequence[object]) -> np.ndarray:
+    """One column: the number, or its logarithm where all are above 0, with mean 0 and deviation
+    1.
+    """
+    values = np.asarray(column, np.float64)
+    values = np.log(values) if (values > 0).all() else values
+    return ((values - values.mean()) / values.std())[:, None]
 
 
 def _key(level: object) -> tuple[str, str]:

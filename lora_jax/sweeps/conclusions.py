@@ -57,6 +57,16 @@ def conclude(
             unsupported.append(
                 "No axis explains more of the spread between runs than chance would."
             )
+    if table is not None and table.trends:
+        unsupported.append(
+            f"Of {', '.join(table.trends)} only a straight line is looked at in the spread between "
+            "runs, as there are many different values: a best value in their middle would not show."
+        )
+    if table is not None and table.left_out:
+        unsupported.append(
+            f"What {', '.join(table.left_out)} do together is not told apart from the rest: they "
+            "have too many levels."
+        )
     supported += _on_examples(examples)
     unsupported += _unlike(cells)
     if missing:

@@ -136,3 +136,36 @@ def test_what_cannot_be_decomposed_is_an_error():
 def test_equal_scores_have_nothing_to_explain():
     found = decompose({"a": [0, 0, 1, 1]}, [0.5] * 4)
     assert found.total == 0 and found["a"].share == 0 and found.overlap == 0
+
+
+def test_a_search_of_many_settings_costs_a_column_each_and_finds_the_one_that_matters():
+    """Four settings drawn anew for each of 100 trials: a column a level was 26 GiB."""
+    random = np.random.default_rng(5)
+    factors = {name: list(10 ** random.uniform(-4, -2, 100)) for name in "abcd"}
+    values = np.log10(factors["a"]) + 0.1 * random.standard_normal(100)
+    found = decompose({name: factors[name] for name in "abcd"}, list(values))
+    assert found.trends == tuple("abcd") and found.levels["a"] == 100 and found.left_out == ()
+    # Its own share, without what chance lets the other columns say of it.
+    assert found["a"].share > 0.8 and found["a"].p < 1e-6 and found["b"].share < 0.02
+    assert found["a"].freedom == found["a × b"].freedom == 1
+
+
+def test_a_trend_is_the_line_of_least_squares_in_the_logarithm():
+    random = np.random.default_rng(6)
+    rates = list(10 ** random.uniform(-4, -2, 30))
+    values = np.log(rates) + random.standard_normal(30)
+    found = decompose({"rate": rates}, list(values))["rate"]
+    reference = stats.linregress(np.log(rates), values)
+    assert (found.share, found.p) == pytest.approx(
+        (reference.rvalue**2, reference.pvalue), rel=1e-8
+    )
+
+
+def test_seeds_are_never_a_trend_and_words_with_many_levels_have_no_interaction():
+    many = [f"w{n}" for n in range(30)] * 2
+    other = [f"v{n % 29}" for n in range(60)]
+    random = np.random.default_rng(7)
+    factors = {"a": many, "b": other, "seed": [n // 2 for n in range(60)]}
+    found = decompose(factors, list(random.standard_normal(60)), blocks=("seed",))
+    assert found.trends == () and found.left_out == ("a × b",)
+    assert found.levels["seed"] == 30

@@ -237,3 +237,13 @@ def test_with_several_seeds_an_example_counts_once(tmp_path):
     assert found.p == pytest.approx(
         stats.ttest_rel(np.array(first, float), np.array(second, float)).pvalue
     )
+
+
+def test_a_setting_of_many_values_is_looked_at_as_a_line_and_the_report_says_so(tmp_path):
+    rates = [1e-4 * 1.2**n for n in range(20)]
+    found = findings_of(cells(tmp_path, seeds=2, ranks=(1, 4), formats=("nf4",), rates=rates))
+    assert found.spread.trends == ("learning rate",) and found.spread["learning rate"].freedom == 1
+    assert any(
+        "Of learning rate only a straight line is looked at" in text
+        for text in found.conclusions.unsupported
+    )
