@@ -305,8 +305,8 @@ def kind_of(path: Path | str) -> str | None:
         raw = read_json(Path(path) / "config.json")
     except (FileNotFoundError, ValueError):
         return None
-    family = FAMILIES.get(raw.get("model_type", ""))
-    return None if family is None else family.kind
+    name = raw.get("model_type", "bert")
+    return FAMILIES[name].kind if isinstance(name, str) and name in FAMILIES else None
 
 
 def gguf_file(path: Path) -> Path | None:
@@ -347,9 +347,9 @@ def _family_of(raw: Raw, kind: str | None) -> Family:
     Raises:
         ValueError: it is unknown, or of another kind.
     """
-    name = raw.get("model_type", "bert" if kind == "encoder" else None)
+    name = raw.get("model_type", "bert" if kind in (None, "encoder") else None)
     known = [family.name for family in FAMILIES.values() if kind in (None, family.kind)]
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(
             f"model_type {name!r} is not supported. Nearest: {nearest(str(name), known, 2)}; "
             f"known: {', '.join(known)}."

@@ -22,7 +22,7 @@ from lora_jax.io.gguf_decoder import gguf_config
 from lora_jax.io.gguf_write import Planned, gguf_names, header_of
 from lora_jax.io.named_weights import named_tensors
 from lora_jax.io.tensor_files import ModelFolder
-from lora_jax.io.weights import load_model, names_of, open_model, save_model
+from lora_jax.io.weights import kind_of, load_model, names_of, open_model, save_model
 from lora_jax.models.kinds import example_inputs, model_of, shapes_of
 from lora_jax.models.rotary import Rotary
 
@@ -283,3 +283,14 @@ def test_a_family_that_is_written_in_the_wrong_shape_is_refused():
     with pytest.raises(ValueError, match="head/kernel has shape"):
         dict(named_tensors(names_of(config), flat))
     assert shapes_of(config)["head/kernel"] == (16, 40)
+
+
+@pytest.mark.parametrize("name", [[], {}, 3, None, "x"])
+def test_a_model_type_that_is_none_is_of_no_kind_and_is_named(name, tmp_path):
+    shutil.copytree(GOLDEN / "roberta", tmp_path / "a")
+    raw = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert kind_of(tmp_path / "a") == "encoder"
+    (tmp_path / "a" / "config.json").write_text(json.dumps(raw | {"model_type": name}))
+    assert kind_of(tmp_path / "a") is None
+    with pytest.raises(ValueError, match="model_type .* is not supported"):
+        open_model(tmp_path / "a")
