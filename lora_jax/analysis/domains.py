@@ -29,6 +29,11 @@ def adapter_matrix(
     """
     first = next(iter(runs.values()))
     for name, run in runs.items():
+        if run.start:
+            raise ValueError(
+                f"One base serves adapters that were trained on it, but {name!r} chose the codes of "
+                f"its own (lora.init={run.config.lora.init!r}). Train it with another initialiser."
+            )
         if (run.task.base, run.config.quant, run.config.model) != (
             first.task.base,
             first.config.quant,

@@ -107,6 +107,19 @@ def test_generated_texts_are_scored_against_their_references(folder, beams):
     assert right(made.rows) > right(base.rows)
 
 
+def test_a_tasks_scores_hold_those_of_its_texts_when_they_are_asked_for(folder):
+    run = load_run(folder)
+    options = dict(batch_size=4, examples=2)
+    plain, written = (
+        run.task.scores(run.frozen, run.trainable, "test", generate=generate, **options)
+        for generate in (False, True)
+    )
+    assert [one.name for one in plain] == ["loss", "accuracy"] and written[:2] == plain
+    score = written[2]
+    assert (score.name, score.unit, score.count) == ("exact_match", "records", 2)
+    assert score.value == pytest.approx(score.per_example.mean())
+
+
 def test_texts_end_before_the_first_stop_string_and_a_leading_one_is_skipped():
     assert (
         cut_at_stop("\n\nyes\nno", ["\n"]) == "yes"

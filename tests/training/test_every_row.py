@@ -16,6 +16,7 @@ from tiny_tasks import HEADS, records
 
 from lora_jax.adapters.checks import check_effect
 from lora_jax.adapters.sites import find_sites
+from lora_jax.analysis.domains import adapter_matrix
 from lora_jax.config import from_config_dict, to_dict
 from lora_jax.config.fields import BaselineConfig, Method, OptimConfig
 from lora_jax.core.codebooks import FORMATS
@@ -178,3 +179,5 @@ def test_the_model_before_training_is_the_chosen_codes_with_their_factors(init, 
     for path, low in start.items():
         error = dequantize(frozen[path]) - base[path]
         assert jnp.linalg.norm(error + low.delta()) < jnp.linalg.norm(error), path
+    with pytest.raises(ValueError, match="chose the codes of its own"):
+        adapter_matrix({"one": run})
