@@ -84,7 +84,7 @@ def _settings(config: bytes) -> tuple[str, Mapping[str, Any]]:
 
 def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        setting = canonical(from_config_dict(config))
+        setting = _flat(canonical(from_config_dict(config)))
     except (KeyError, TypeError, ValueError, AttributeError):
         # Written by another version: its own keys still tell its runs apart.
         setting = _flat({key: config[key] for key in config if key not in ("out", "sweep")})
@@ -92,11 +92,13 @@ def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value}; a list is its text, as levels of an axis are looked up by value."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat.update(
-            _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-        )
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = json.dumps(value) if isinstance(value, list) else value
     return flat
 
 

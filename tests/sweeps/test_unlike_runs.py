@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 from made_up_sweep import ENVIRONMENT, fill, grid, result_of
 
-from lora_jax.config import Config, LoraConfig, TrainConfig
+from lora_jax.config import Config, LoraConfig, TrainConfig, from_config_dict
 from lora_jax.sweeps import plots, watch
 from lora_jax.sweeps.cells import cells_of, gather
 from lora_jax.sweeps.findings import findings_of
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.levels import axes
 from lora_jax.sweeps.report import headline, write_report
+from lora_jax.sweeps.settings import settings_of
 from lora_jax.sweeps.store import RunStore
 
 
@@ -202,3 +203,20 @@ def test_two_stores_of_one_run_on_other_data_lose_none(tmp_path):
     assert len({record.run_id for record in records}) == 2 and len(cells_of(records)) == 2
     (copy,) = stores_of(tmp_path / "c", "a1")
     assert len(gather([one.root, copy.root])[0]) == 1
+
+
+def test_settings_that_are_lists_or_columns_are_axes_as_any(tmp_path):
+    store = RunStore(tmp_path)
+    changes = [{}, {"lora": {"layers": [0, 1]}}, {"lora": {"layers": [1]}}]
+    fill(store, [from_config_dict(changed) for changed in changes])
+    found = cells_of(gather([tmp_path])[0])
+    assert {cell.name for cell in found} == {
+        "fp32 r8 all-linear", "fp32 r8 all-linear layers=[0, 1]", "fp32 r8 all-linear layers=[1]",
+    }  # fmt: skip
+    write_report([tmp_path], tmp_path / "report")
+
+    named = {"recipe": "classification", "fields": {"text": "review"}}
+    (run, *_) = store.runs()
+    settings = settings_of(replace(run, config={**run.config, "data": named}))[1]
+    assert settings["data.fields.text"] == "review"
+    assert all(isinstance(value, (str, int, float, type(None))) for value in settings.values())
