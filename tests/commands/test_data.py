@@ -64,6 +64,18 @@ def test_an_encoders_preview_shows_classes_and_lengths(tmp_path, capsys):
     )
 
 
+def test_a_config_without_a_recipe_is_shown_as_one_with(tmp_path, capsys):
+    data = tmp_path / "a.csv"
+    data.write_text("words,sort\n" + "\n".join(f"film {n},{n % 2}" for n in range(80)) + "\n")
+    (tmp_path / "config.py").write_text(
+        f"def get_config():\n    return dict(model=dict(name={str(save_tiny_encoder(tmp_path / 'model'))!r}), "
+        f"data=dict(name={str(data)!r}, text='words', label='sort', max_length=20))\n"
+    )
+    assert cli.main(["data", "preview", "--config", str(tmp_path / "config.py")]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"classes of train: 0 \d+, 1 \d+", out) and f"({data}:2)" in out
+
+
 def test_a_wrong_field_is_one_paragraph(tmp_path, capsys):
     data = write_task(tmp_path / "a.jsonl", "classification", 40)
     model = save_tiny_encoder(tmp_path / "model")
