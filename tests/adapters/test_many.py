@@ -183,3 +183,19 @@ def test_what_does_not_fit_in_a_bank_is_refused() -> None:
         make_bank([adapters[0], dora])
     with pytest.raises(ValueError, match="other arrays|rank"):
         replace_adapter(bank, 0, dora)
+
+
+def test_an_empty_bank_has_room_for_adapters_like_one_that_come_and_go() -> None:
+    model, params, (x,), adapters = three()
+    like = {**adapters[0], **adapters[1], **adapters[2]}
+    bank = make_bank(like=like, places=2, rank=4)
+    full = replace_adapter(replace_adapter(bank, 0, adapters[2]), 1, adapters[0])
+    out = together(model, params, full, [1, 0, -1, 0], x)
+    for row, own in enumerate([adapters[0], adapters[2], {}, adapters[2]]):
+        np.testing.assert_allclose(out[row], alone(model, params, own, x, row), atol=CLOSE)
+    emptied = replace_adapter(full, 0, {})
+    jax.tree.map(np.testing.assert_array_equal, replace_adapter(emptied, 1, {}), bank)
+    with pytest.raises(ValueError, match="came 3 adapters for 2 places"):
+        make_bank(adapters, places=2)
+    with pytest.raises(ValueError, match="or one that it is `like`"):
+        make_bank(places=2)
