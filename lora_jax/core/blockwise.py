@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, UInt8
 
 from lora_jax.core import codebooks
 
-BLOCK = 256  # bitsandbytes' size of a block of optimiser state
+BLOCK = 256  # bitsandbytes' size, of optimiser state and of scales: its kernels take no other
 
 
 class Blockwise(struct.PyTreeNode):
@@ -33,10 +33,10 @@ class Blockwise(struct.PyTreeNode):
     def restore(self) -> Float[Array, "*axes"]:
         """The float32 numbers."""
         table = jnp.asarray(codebooks.dynamic_map(self.signed))
-        values = _blocked(
+        values = blocked(
             table.at[self.codes.astype(jnp.int32)].get(mode="promise_in_bounds"), self.axis
         )
-        return _flat(
+        return flat(
             values * jnp.expand_dims(self.absmax, self.axis), self.codes.shape[self.axis], self.axis
         )
 
@@ -70,32 +70,38 @@ def quantize_blocks(x: Float[Array, "*axes"], *, axis: int, signed: bool) -> Blo
     >>> quantize_blocks(jnp.ones((600, 8)), axis=-2, signed=True).absmax.shape
     (3, 8)
     """
-    blocked = _blocked(x.astype(jnp.float32), axis)
-    absmax = jnp.abs(blocked).max(axis)
-    unit = blocked * jnp.expand_dims(jnp.where(absmax > 0, 1.0 / absmax, 0.0), axis)
-    codes = _nearest(unit, signed)
+    blocks = blocked(x.astype(jnp.float32), axis)
+    absmax = jnp.abs(blocks).max(axis)
+    unit = blocks * jnp.expand_dims(jnp.where(absmax > 0, 1.0 / absmax, 0.0), axis)
+    codes = nearest_dynamic(unit, signed=signed)
     if not signed:
         # A second moment of 0 beside a first that is not would make a step of 1 / eps.
         codes = jnp.where(unit > 0, jnp.maximum(codes, 1), codes)
     return Blockwise(
-        codes=_flat(codes, x.shape[axis], axis), absmax=absmax, axis=axis, signed=signed
+        codes=flat(codes, x.shape[axis], axis), absmax=absmax, axis=axis, signed=signed
     )
 
 
-def _nearest(unit: Float[Array, "*axes"], signed: bool) -> UInt8[Array, "*axes"]:
-    """How many midpoints lie below each number of [-1, 1]: its code.
+def nearest_dynamic(
+    unit: Float[Array, "*axes"], *, signed: bool, ties: codebooks.Ties = "lower"
+) -> UInt8[Array, "*axes"]:
+    """The code of the level of a dynamic map that is nearest to each number of [-1, 1].
 
-    The upper half of a float32's bits names a cell in which there is one midpoint at most, so a
-    table and one comparison give what a binary search does in eight steps, to the last bit.
+    That is how many thresholds lie below it. The upper half of a float32's bits names a cell in
+    which there is one threshold at most, so a table and one comparison give what a binary search
+    does in eight steps, to the last bit.
     """
-    below, inside = _cells(signed)
+    below, inside = _cells(signed, ties)
     bits = jax.lax.bitcast_convert_type(unit, jnp.uint32)
     cell = jnp.clip(
         ((bits & 0x7FFFFFFF) >> 16).astype(jnp.int32) - _FIRST_CELL, 0, _LAST_CELL - _FIRST_CELL
     )
     if signed:
         cell = 2 * cell + (bits >> 31).astype(jnp.int32)
-    take = lambda table: jnp.asarray(table).at[cell].get(mode="promise_in_bounds")
+
+    def take(table: np.ndarray) -> Array:
+        return jnp.asarray(table).at[cell].get(mode="promise_in_bounds")
+
     return take(below) + (unit > take(inside)).astype(jnp.uint8)
 
 
@@ -104,39 +110,40 @@ _FIRST_CELL, _LAST_CELL = (127 - 25) << 7, 127 << 7
 
 
 @functools.cache
-def _cells(signed: bool) -> tuple[np.ndarray, np.ndarray]:
-    """For each cell how many midpoints lie below it, and the one inside or infinity; cells of
+def _cells(signed: bool, ties: codebooks.Ties) -> tuple[np.ndarray, np.ndarray]:
+    """For each cell how many thresholds lie below it, and the one inside or infinity; cells of
     negative numbers stand after their twins.
 
     The first cell begins at 0.
     """
-    midpoints = codebooks.midpoints(codebooks.dynamic_map(signed))
+    levels = tuple(map(float, codebooks.dynamic_map(signed)))
+    _, thresholds = codebooks.Format("dynamic", 8, levels, ties=ties).search()
+
     upper = np.arange(_FIRST_CELL, _LAST_CELL + 1, dtype=np.uint32) << 16
-    smallest, largest = (
-        np.where(upper == upper[0], 0, upper).view(np.float32),
-        (upper | 0xFFFF).view(np.float32),
-    )
+    smallest = np.where(upper == upper[0], 0, upper).view(np.float32)
+    largest = (upper | 0xFFFF).view(np.float32)
     if signed:
         smallest, largest = (
             np.stack([x, -y], 1).ravel() for x, y in ((smallest, largest), (largest, smallest))
         )
-    below, up_to = (np.searchsorted(midpoints, edge, "left") for edge in (smallest, largest))
-    return below.astype(np.uint8), np.where(
-        up_to > below, np.append(midpoints, np.float32(np.inf))[below], np.float32(np.inf)
-    )
+
+    below, up_to = (np.searchsorted(thresholds, edge, "left") for edge in (smallest, largest))
+    inside = np.append(thresholds, np.float32(np.inf))[below]
+    return below.astype(np.uint8), np.where(up_to > below, inside, np.float32(np.inf))
 
 
-def _blocked(x: Array, axis: int) -> Array:
-    """The array with `axis` cut into blocks, (blocks, 256) in its place, the last block filled with
-    zeros.
+def blocked(x: Array, axis: int, fill: float = 0.0) -> Array:
+    """The array with `axis` cut into blocks, (blocks, 256) in its place, the last block completed
+    with `fill`.
     """
     at = x.ndim + axis
-    x = jnp.pad(x, [(0, -x.shape[at] % BLOCK if i == at else 0) for i in range(x.ndim)])
+    short = [(0, -x.shape[at] % BLOCK if i == at else 0) for i in range(x.ndim)]
+    x = jnp.pad(x, short, constant_values=fill)
     return x.reshape(*x.shape[:at], -1, BLOCK, *x.shape[at + 1 :])
 
 
-def _flat(blocked: Array, length: int, axis: int) -> Array:
-    """The inverse of `_blocked`; of `blocked`, `axis` counts the numbers of a block."""
+def flat(blocked: Array, length: int, axis: int) -> Array:
+    """The inverse of `blocked`; of its argument, `axis` counts the numbers of a block."""
     at = blocked.ndim + axis
     whole = blocked.reshape(*blocked.shape[: at - 1], -1, *blocked.shape[at + 1 :])
     return jax.lax.slice_in_dim(whole, 0, length, axis=at - 1)

@@ -13,8 +13,8 @@ from flax import struct
 from jaxtyping import Array, Float, UInt8
 
 from lora_jax.core import codebooks
+from lora_jax.core.blockwise import BLOCK, blocked, flat, nearest_dynamic
 
-SCALES_PER_BLOCK = 256  # fixed by bitsandbytes: its kernels take no other size of the second level
 SCALE_DTYPES = ("float32", "bfloat16", "e8m0")
 SECOND_LEVELS = ("mean", "log")
 
@@ -39,9 +39,9 @@ class DoubleQuantized(struct.PyTreeNode):
     def restore(self) -> Float[Array, "*stack n"]:
         """The float32 numbers."""
         n = self.codes.shape[-1]
-        step = jnp.repeat(self.absmax, SCALES_PER_BLOCK, axis=-1)[..., :n]
+        step = jnp.repeat(self.absmax, BLOCK, axis=-1)[..., :n]
         if self.level == "log":
-            low = jnp.repeat(self.offset, SCALES_PER_BLOCK, axis=-1)[..., :n]
+            low = jnp.repeat(self.offset, BLOCK, axis=-1)[..., :n]
             return jnp.where(
                 self.codes == 0, 0.0, jnp.exp2(low + (self.codes.astype(jnp.float32) - 1) * step)
             )
@@ -98,13 +98,11 @@ def quantize_scales(scales: Float[Array, "*stack n"]) -> DoubleQuantized:
     equal scales has code 0.
     """
     offset = mean(scales)
-    grouped = _grouped(scales - offset[..., None])
+    grouped = blocked(scales - offset[..., None], -1)
     absmax = jnp.abs(grouped).max(-1)
     unit = grouped * jnp.where(absmax > 0, 1.0 / absmax, jnp.nan)[..., None]
-    _, thresholds = _DYNAMIC.search()
-    codes = jnp.searchsorted(jnp.asarray(thresholds), unit, side="left")
-    codes = jnp.where(jnp.isnan(unit), 0, codes)
-    return DoubleQuantized(codes=_flat(codes, scales), absmax=absmax, offset=offset)
+    codes = jnp.where(jnp.isnan(unit), 0, nearest_dynamic(unit, signed=True, ties="even"))
+    return DoubleQuantized(codes=flat(codes, scales.shape[-1], -1), absmax=absmax, offset=offset)
 
 
 def quantize_logs(scales: Float[Array, "*stack n"]) -> DoubleQuantized:
@@ -112,14 +110,15 @@ def quantize_logs(scales: Float[Array, "*stack n"]) -> DoubleQuantized:
     group.
     """
     logs = jnp.log2(jnp.where(scales > 0, scales, jnp.nan))
-    grouped = _grouped(logs, jnp.nan)
+    grouped = blocked(logs, -1, jnp.nan)
     none = jnp.isnan(grouped).all(-1)
     low = jnp.where(none, 0.0, jnp.where(jnp.isnan(grouped), jnp.inf, grouped).min(-1))
     high = jnp.where(none, 0.0, jnp.where(jnp.isnan(grouped), -jnp.inf, grouped).max(-1))
     step = (high - low) / 254
     codes = 1 + jnp.round((grouped - low[..., None]) / jnp.where(step > 0, step, 1.0)[..., None])
-    codes = jnp.where(jnp.isnan(grouped), 0, jnp.clip(codes, 1, 255))
-    return DoubleQuantized(codes=_flat(codes, scales), absmax=step, offset=low, level="log")
+    codes = jnp.where(jnp.isnan(grouped), 0, jnp.clip(codes, 1, 255)).astype(jnp.uint8)
+    codes = flat(codes, scales.shape[-1], -1)
+    return DoubleQuantized(codes=codes, absmax=step, offset=low, level="log")
 
 
 @jax.jit
@@ -171,18 +170,3 @@ def _sum_in_order(rows: Array) -> Array:
     for row in rows:
         total = total + row
     return total
-
-
-def _grouped(numbers: Array, fill: float = 0.0) -> Array:
-    short = -numbers.shape[-1] % SCALES_PER_BLOCK
-    padded = jnp.pad(numbers, [(0, 0)] * (numbers.ndim - 1) + [(0, short)], constant_values=fill)
-    return padded.reshape(*numbers.shape[:-1], -1, SCALES_PER_BLOCK)
-
-
-def _flat(codes: Array, scales: Array) -> UInt8[Array, "*stack n"]:
-    return codes.astype(jnp.uint8).reshape(*scales.shape[:-1], -1)[..., : scales.shape[-1]]
-
-
-_DYNAMIC = codebooks.Format(
-    "dynamic", 8, tuple(float(value) for value in codebooks.dynamic_map()), ties="even"
-)

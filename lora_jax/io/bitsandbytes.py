@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lora_jax.core import codebooks, scales
+from lora_jax.core import blockwise, codebooks, scales
 from lora_jax.core.quantize import DoubleQuantized, QuantizedArray, QuantSpec, decode, quantize
 from lora_jax.io import safetensors
 
@@ -168,7 +168,7 @@ def to_tensors(name: str, q: QuantizedArray) -> dict[str, np.ndarray]:
             f"{name}.nested_quant_map": codebooks.dynamic_map(),
         }
         state |= {
-            "nested_blocksize": scales.SCALES_PER_BLOCK,
+            "nested_blocksize": blockwise.BLOCK,
             "nested_dtype": "float32",
             "nested_offset": float(scale.offset),
         }
@@ -236,7 +236,7 @@ def from_tensors(
             "nested_absmax",
             parts["nested_absmax"],
             "float32",
-            -(-blocks // scales.SCALES_PER_BLOCK),
+            -(-blocks // blockwise.BLOCK),
         )
         _check(name, "nested_quant_map", parts["nested_quant_map"], "float32", 256)
         if not np.array_equal(parts["nested_quant_map"], codebooks.dynamic_map()):
@@ -358,7 +358,7 @@ def _state(name: str, packed: np.ndarray, kind: str) -> dict[str, Any]:
         if "nested_offset" in state:
             nested = state["nested_blocksize"], state["nested_dtype"], state["nested_offset"]
             if (
-                nested[:2] != (scales.SCALES_PER_BLOCK, "float32")
+                nested[:2] != (blockwise.BLOCK, "float32")
                 or not isinstance(nested[2], float)
                 or not math.isfinite(nested[2])
             ):
@@ -437,9 +437,7 @@ def _as_on_cpu(flat: np.ndarray, kind: str, block: int, double: bool) -> tuple[A
         return packed, jnp.asarray(absmax[:, None])
     offset = np.asarray(scales.mean(jnp.asarray(absmax)))
     centred = absmax - offset
-    groups = np.pad(centred, (0, -centred.size % scales.SCALES_PER_BLOCK)).reshape(
-        -1, scales.SCALES_PER_BLOCK
-    )
+    groups = np.pad(centred, (0, -centred.size % blockwise.BLOCK)).reshape(-1, blockwise.BLOCK)
     largest = np.abs(groups).max(1)
     # A group of zeros has code 0, not the code of 0.
     inverse = np.where(

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from lora_jax.core import bit_packing, codebooks, scales
+from lora_jax.core import bit_packing, blockwise, codebooks
 from lora_jax.core.paths import flatten, unflatten
 from lora_jax.core.quantize import DoubleQuantized, QuantizedArray, QuantSpec, block_sizes
 from lora_jax.io import safetensors
@@ -159,7 +159,7 @@ def _box(box: Mapping[str, Any], parts: dict[str, jax.Array]) -> QuantizedArray:
         if (value is None) != (name == "zero" and not codebooks.format_named(spec.format).offset):
             raise ValueError(f"{name} is missing or left over")
         if isinstance(value, DoubleQuantized):
-            groups = -(-blocks * out // scales.SCALES_PER_BLOCK)
+            groups = -(-blocks * out // blockwise.BLOCK)
             _expect(f"{name}.codes", value.codes, (blocks * out,), np.uint8)
             _expect(f"{name}.absmax", value.absmax, (groups,), np.float32)
             _expect(
