@@ -6,8 +6,8 @@ import functools
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ class QuantSpec:
     stored in 8 bits, 256 to a group, by `second_level`: 'mean' is QLoRA's, 'log' is safe where some
     blocks are far larger than others. scale_dtype: of scales that are not double
     quantised: 'float32', 'bfloat16', or 'e8m0', the power-of-two scales of MX (with block size 32
-        and an MX format).
+    and an MX format). kernel: what multiplies with the weight, see `lora_jax.kernels.choice`.
     """
 
     format: str = "nf4"
@@ -42,6 +42,8 @@ class QuantSpec:
     double: bool = True
     scale_dtype: str = "float32"
     second_level: str = "mean"
+    # No part of what is stored, so in no file and no fingerprint; but part of a program's key.
+    kernel: Literal["auto", "reference", "pallas"] = field(default="auto", repr=False)
 
     def __post_init__(self) -> None:
         format = codebooks.format_named(self.format)
@@ -53,7 +55,11 @@ class QuantSpec:
                 "block_size must be an even number of weights or None (one block a column), got "
                 f"{size!r}."
             )
-        for name, known in (("scale_dtype", SCALE_DTYPES), ("second_level", SECOND_LEVELS)):
+        for name, known in (
+            ("scale_dtype", SCALE_DTYPES),
+            ("second_level", SECOND_LEVELS),
+            ("kernel", ("auto", "reference", "pallas")),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}."

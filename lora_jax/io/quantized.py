@@ -54,7 +54,7 @@ def save_quantized(
         tensors |= {f"{path}#{name}": _contiguous(array) for name, array in _parts(leaf)}
         kind = next(kind for kind, box in _KINDS.items() if type(leaf) is box)
         boxes[path] = {
-            "kind": kind, "spec": dataclasses.asdict(leaf.spec), "kernel_shape": leaf.kernel_shape, "in_axes": leaf.in_axes,
+            "kind": kind, "spec": _stored(leaf.spec), "kernel_shape": leaf.kernel_shape, "in_axes": leaf.in_axes,
             "dtype": jnp.dtype(leaf.dtype).name,
             "levels": [getattr(part, "level", None) for part in (leaf.scale, leaf.zero)],
         }  # fmt: skip
@@ -139,6 +139,12 @@ def _parts(q: QuantizedArray) -> Iterator[tuple[str, Any]]:
             yield name, part
     if q.in_scale is not None:
         yield "in_scale", q.in_scale
+
+
+def _stored(spec: QuantSpec) -> dict[str, Any]:
+    fields = dataclasses.asdict(spec)
+    del fields["kernel"]  # It is the program's business.
+    return fields
 
 
 def _box(box: Mapping[str, Any], parts: dict[str, jax.Array]) -> QuantizedArray:

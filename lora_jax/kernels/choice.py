@@ -4,7 +4,6 @@ format, dtype and shape.
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal
 
 import jax
@@ -13,7 +12,6 @@ import jax.numpy as jnp
 from lora_jax.core.notice import say_once
 from lora_jax.core.quantize import QuantizedArray
 
-CHOICE = "LORA_JAX_MATMUL"  # environment: auto, reference or pallas
 Kernel = Literal["reference", "pallas"]
 # Largest number of tokens for which `auto` takes the fused kernel, by bits and dtype. It
 # dequantises a weight once for every 32 tokens and saves writing and reading it dense, so few
@@ -30,15 +28,12 @@ MOST_TOKENS: dict[tuple[int, str], int] = {
 def kernel_for(weight: QuantizedArray, tokens: int, dtype: Any) -> Kernel:
     """'pallas' where the fused kernel is to be used, else 'reference': dequantise, then multiply.
 
-    On a GPU, `auto` follows `MOST_TOKENS`; LORA_JAX_MATMUL=pallas asks for the fused kernel
-    wherever it works, and where it does not, the reason is printed once. On a CPU it is never used.
-
-    Raises:
-        ValueError: LORA_JAX_MATMUL is none of auto, reference and pallas.
+    The weight says it itself (`QuantSpec.kernel`), so that a program that was compiled for one
+    kernel is not taken for another. On a GPU, 'auto' follows `MOST_TOKENS`; 'pallas' asks for the
+    fused kernel wherever it works, and where it does not, the reason is printed once. On a CPU it
+    is never used.
     """
-    wanted = os.environ.get(CHOICE, "auto")
-    if wanted not in ("auto", "reference", "pallas"):
-        raise ValueError(f"{CHOICE} must be auto, reference or pallas, got {wanted!r}.")
+    wanted = weight.spec.kernel
     if wanted == "reference" or (wanted == "auto" and not _pays(weight, tokens, dtype)):
         return "reference"
     why = _why_not_here() or _why_not_pallas(weight)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.kernels.counted import cotangent_of_sum, counted_first, gather_rows
+from lora_jax.kernels.half import floats, to_cut
 
 # Tokens that pass the vocabulary together, and as many for what is left over: a pass costs more a
 # token, the fewer they are.
@@ -135,17 +136,14 @@ def word_losses(
     vocab = words.shape[head.axis]
     size = min(_block(), vocab)
     columns = jnp.arange(size, dtype=jnp.int32)
-    # jax 0.10 on a CPU copies all of a 16-bit array to float32 before it cuts or gathers; of
-    # integers it makes a copy of half that size.
-    short = words.dtype.itemsize == 2 and jax.__version_info__ < (0, 12)
-    bits = jax.lax.bitcast_convert_type(words, jnp.uint16) if short else words
-    read = lambda part: jax.lax.bitcast_convert_type(part, words.dtype) if short else part
+    stored = to_cut(words)
     State = tuple[Array, Array, Array, Array]
 
     def block(n: Array, state: State) -> State:
         largest, likeliest, total, summed = state
         start = jnp.minimum(n * size, vocab - size)
-        part = read(jax.lax.dynamic_slice_in_dim(bits, start, size, head.axis)).astype(hidden.dtype)
+        part = jax.lax.dynamic_slice_in_dim(stored, start, size, head.axis)
+        part = floats(part, words.dtype).astype(hidden.dtype)
         logits, slope = _capped(_product(hidden, part, 1 - head.axis), head.softcap)
         if vocab % size:  # The last block begins in the one before it, whose words count there.
             logits = jnp.where(start + columns < n * size, -jnp.inf, logits)
@@ -173,11 +171,8 @@ def word_losses(
         jnp.zeros((tokens, width)) if gradient else none,
     )
     largest, likeliest, total, summed = jax.lax.fori_loop(0, -(-vocab // size), block, state)
-    own = (
-        read(jnp.moveaxis(jnp.take(bits, labels, axis=head.axis, mode="clip"), head.axis, 0))
-        .astype(hidden.dtype)
-        .astype(jnp.float32)
-    )
+    own = jnp.moveaxis(jnp.take(stored, labels, axis=head.axis, mode="clip"), head.axis, 0)
+    own = floats(own, words.dtype).astype(hidden.dtype).astype(jnp.float32)
     picked, slope = _capped((hidden.astype(jnp.float32) * own).sum(-1), head.softcap)
     d_hidden = (
         summed / total[:, None] - (own if slope is None else own * slope[:, None])

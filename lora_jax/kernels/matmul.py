@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from lora_jax.core.order import zero_after
 from lora_jax.core.quantize import QuantizedArray
 from lora_jax.kernels.choice import kernel_for
+from lora_jax.kernels.half import contracted
 
 
 def _matrix(weight: Any, rows: int, x: Float[Array, "t n"]) -> Float[Array, "in out"]:
@@ -101,7 +102,7 @@ def head_matmul(
     x: Float[Array, "*batch in"], embedding: Float[Array, "vocab in"]
 ) -> Float[Array, "*batch vocab"]:
     """`x @ embedding.T` in float32 from 16-bit operands of one dtype, which are not copied to
-    float32 (see `_contracted`), in neither direction. Gradients are rounded to the operands' dtype
+    float32 (see `kernels.half.contracted`), in neither direction. Gradients are rounded to the operands' dtype
     before they are multiplied.
     """
     return jax.lax.dot_general(
@@ -125,22 +126,11 @@ head_matmul.defvjp(_head_forward, _head_backward)
 
 
 def _times(x: Float[Array, "t n"], w: Float[Array, "n m"]) -> Float[Array, "t m"]:
-    return _contracted(x, w, 0)
+    return contracted(x, w, 0)
 
 
 def _times_transposed(x: Float[Array, "t n"], w: Float[Array, "m n"]) -> Float[Array, "t m"]:
-    return _contracted(x, w, 1)
-
-
-def _contracted(x: Array, w: Array, axis: int) -> Array:
-    """The product in x's dtype. On a CPU, XLA (jax 0.10) first copies 16-bit operands to float32
-    unless the result is asked for in
-    float32: three times as long, and a float32 copy of the weight.
-    """
-    wide = jnp.float32 if x.dtype.itemsize == 2 and jax.default_backend() == "cpu" else None
-    return jax.lax.dot_general(
-        x, w, (((1,), (axis,)), ((), ())), preferred_element_type=wide
-    ).astype(x.dtype)
+    return contracted(x, w, 1)
 
 
 def _transposed_times(

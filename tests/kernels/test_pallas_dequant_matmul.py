@@ -3,6 +3,7 @@ CUDA; run on a GPU where there is one.
 """
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 from jax import export
 
-from lora_jax import QuantSpec, quantize
+from lora_jax import QuantSpec, fingerprint, quantize
 from lora_jax.core import QuantizedArray
 from lora_jax.core.notice import say_once
+from lora_jax.io import save_quantized
 from lora_jax.kernels import choice
 from lora_jax.kernels.choice import MOST_TOKENS, kernel_for
 from lora_jax.kernels.matmul import frozen_matmul
@@ -110,11 +112,14 @@ def test_the_kernels_are_lowered_for_cuda_without_a_gpu(name: str, dtype: str) -
         assert not re.search(r"tensor<10[12]x70xb?f", text)
 
 
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, **environment: str) -> None:
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(choice, "_why_not_here", lambda: None)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+
+
+def asking(kernel: str, dtype: Any = jnp.float32) -> QuantizedArray:
+    weight, *_ = case(SPECS["nf4"], (8, 64, 64), dtype)
+    return weight.replace(spec=replace(weight.spec, kernel=kernel))
 
 
 @pytest.mark.parametrize(
@@ -132,22 +137,32 @@ def test_the_frozen_product_of_a_gpu_program_follows_the_table(
     assert (tokens <= MOST_TOKENS.get((4, dtype), 0)) == bool(wanted)
 
 
-def test_the_choice_can_be_made_by_the_environment_and_says_once_why_it_is_not_followed(
+def test_a_weight_can_ask_for_a_kernel_and_it_is_said_once_why_it_is_not_followed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     say_once.cache_clear()
-    weight, *_ = case(SPECS["nf4"], (8, 64, 64), jnp.float32)
-    monkeypatch.setenv("LORA_JAX_MATMUL", "pallas")
+    weight = asking("pallas")
     assert kernel_for(weight, 8, jnp.float32) == kernel_for(weight, 8, jnp.float32) == "reference"
     printed = capsys.readouterr().err
     assert printed.count("lora_jax: ") == 1 and "the backend is 'cpu', not 'gpu'" in printed
     as_on_a_gpu(monkeypatch)
     assert kernel_for(weight, 4096, jnp.float32) == "pallas"
-    as_on_a_gpu(monkeypatch, LORA_JAX_MATMUL="reference")
-    assert kernel_for(weight, 8, jnp.bfloat16) == "reference"
-    monkeypatch.setenv("LORA_JAX_MATMUL", "triton")
-    with pytest.raises(ValueError, match="must be auto, reference or pallas, got 'triton'"):
-        kernel_for(weight, 8, jnp.float32)
+    assert kernel_for(asking("auto"), 8, jnp.bfloat16) == "pallas"
+    assert kernel_for(asking("reference"), 8, jnp.bfloat16) == "reference"
+    with pytest.raises(ValueError, match="kernel must be one of auto, reference, pallas.*'triton'"):
+        QuantSpec(kernel="triton")
+
+
+def test_weights_that_ask_for_other_kernels_share_no_program_and_are_stored_alike(tmp_path) -> None:
+    traces = []
+    step = jax.jit(lambda x, w: traces.append(w.spec.kernel) or frozen_matmul(x, w))
+    one, other = asking("auto"), asking("reference")
+    for weight in (one, other, one):
+        step(jnp.ones((2, 64)), weight)
+    assert traces == ["auto", "reference"]
+    assert fingerprint({"kernel": one}) == fingerprint({"kernel": other})
+    files = [save_quantized(tmp_path / w.spec.kernel, {"kernel": w}) for w in (one, other)]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_on_a_cpu_it_is_never_chosen_and_nothing_is_said(

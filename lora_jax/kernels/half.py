@@ -1,0 +1,40 @@
+"""16-bit arrays on a CPU, where XLA copies them to float32 without need: the ways around it, each
+with the jax that needs it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Shaped
+
+# Since jax 0.12 a slice and a gather of 16 bits are what they say. Before, XLA on a CPU copied all
+# of the array to float32 first; of integers it makes a copy of half that size.
+_CUTS_COPY = jax.__version_info__ < (0, 12)
+
+
+def contracted(x: Array, w: Array, axis: int) -> Array:
+    """The product of rows of x with `axis` of w, in x's dtype.
+
+    XLA on a CPU (jax 0.10) first copies 16-bit operands to float32 unless the result is asked for
+    in float32: three times as long, and a float32 copy of the weight.
+    """
+    wide = jnp.float32 if x.dtype.itemsize == 2 and jax.default_backend() == "cpu" else None
+    return jax.lax.dot_general(
+        x, w, (((1,), (axis,)), ((), ())), preferred_element_type=wide
+    ).astype(x.dtype)
+
+
+def to_cut(x: Shaped[Array, "*axes"]) -> Shaped[Array, "*axes"]:
+    """The array in a form that can be cut and gathered from without a float32 copy of all of it;
+    `floats` reads the parts.
+    """
+    short = _CUTS_COPY and x.dtype.itemsize == 2
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if short else x
+
+
+def floats(part: Shaped[Array, "*axes"], dtype: Any) -> Shaped[Array, "*axes"]:
+    """A part of what `to_cut` gave, of an array of this dtype."""
+    return part if part.dtype == dtype else jax.lax.bitcast_convert_type(part, dtype)
