@@ -105,6 +105,7 @@ def compress(
             f"Give a rank of at least 1 or a tolerance in [0, 1), and not both; got rank={rank}, "
             f"tolerance={tolerance}."
         )
+
     out: dict[str, Trainable] = {}
     lost: dict[str, tuple[float, float]] = {}
     for path, leaf in trainable.items():
@@ -151,6 +152,7 @@ def ties(
         kept = np.stack(
             [_largest(update, density) * factor for update, factor in zip(updates, factors)]
         )
+        # Updates of the other sign than the elected one are left out of the mean, not counted as 0.
         elected = np.sign((kept if sign == "total" else np.sign(kept)).sum(0))
         agrees = (np.sign(kept) == elected) & (kept != 0)
         return (kept * agrees).sum(0) / np.maximum(agrees.sum(0), 1)
@@ -183,8 +185,10 @@ def dare(
     def combine(
         path: str, index: Index, updates: list[np.ndarray], factors: list[float]
     ) -> np.ndarray:
-        drop = lambda update: update * (rng.random(update.shape) < density) / density
-        return sum(factor * drop(update) for update, factor in zip(updates, factors))
+        total = 0.0
+        for update, factor in zip(updates, factors):
+            total = total + factor * (update * (rng.random(update.shape) < density) / density)
+        return total
 
     return _in_dense_form(adapters, weights, combine, rank, base)
 
@@ -390,6 +394,7 @@ def _stacked(
         np.zeros((*stack, wide, out)),
         np.zeros((*stack, wide)),
     )
+
     lost = total = 0.0
     for index, (u, s, v) in layers.items():
         k = chosen[index]

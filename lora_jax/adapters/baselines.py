@@ -1,4 +1,4 @@
-"""The methods that LoRA's papers compare with, as trained weights and pieces of an encoder: what,
+"""The methods that LoRA's papers compare with, as trained weights and modules of an encoder: what,
 where, and how many parameters.
 
 Full fine-tuning, the head alone and BitFit are `whole` rules of `adapt` ('.*', 'classifier/.*',
@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from lora_jax.adapters.sites import Site
 from lora_jax.core.aux_modules import Bottleneck, Gain, Prefix
@@ -64,10 +65,13 @@ def bottlenecks(
         if on is None:
             continue
         d = site.columns if site.is_matrix else site.shape[-1]
-        keys = key_for(key, path)
-        zeros = lambda *shape, stack=site.stack: jnp.zeros((*stack, *shape), jnp.float32)
+
+        def zeros(*shape: int, stack: tuple[int, ...] = site.stack) -> Array:
+            return jnp.zeros((*stack, *shape), jnp.float32)
+
         found[f"{path}#bottleneck"] = Bottleneck(
-            down=_DOWN_SCALE * jax.random.normal(keys, (*site.stack, d, size), jnp.float32),
+            down=_DOWN_SCALE
+            * jax.random.normal(key_for(key, path), (*site.stack, d, size), jnp.float32),
             down_bias=zeros(size),
             up=zeros(size, d),
             up_bias=zeros(d),

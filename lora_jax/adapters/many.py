@@ -141,6 +141,7 @@ def apply_many(
             raise ValueError(
                 f"Adapter ids must be 0 to {bank.count - 1}, or -1 for none; got {wrong[:5]}."
             )
+
     # Out of range becomes NaN, never a neighbour: indices past the end are filled.
     place = jnp.where(
         ids == NONE, bank.count, jnp.where((ids < NONE) | (ids >= bank.count), bank.count + 1, ids)

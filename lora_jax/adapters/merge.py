@@ -106,6 +106,7 @@ def merge(
             if path in trainable and not bool(jnp.isfinite(weight).all()):
                 raise ValueError(_not_finite(path))
             plain[path] = weight.astype(dtype) if dtype is not None and is_boxed(leaf) else weight
+
     merged = unflatten(plain)
     return merged, figures.report(_compared(model, frozen, trainable, merged, sample))
 
@@ -157,6 +158,7 @@ def merge_quantized(
             figures.add(path, leaf, exact, meta.unbox(out[path]))
         else:
             out[path] = leaf if isinstance(leaf, QuantizedArray) else meta.unbox(leaf)
+
     merged = unflatten(out)
     return merged, figures.report(_compared(model, frozen, trainable, merged, sample))
 

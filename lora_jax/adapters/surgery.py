@@ -78,6 +78,7 @@ def adapt(
     )
     rows = rows or {}
     _check_selection(sites, flat, adapted, quantized, trained, rows)
+
     frozen = {}
     out: dict[str, Trainable] = {}
     for path, weight in flat.items():
@@ -88,9 +89,8 @@ def adapt(
                 sites[path], weight, quantized.get(path), adapted.get(path), key
             )
             if path in quantized:
-                jax.block_until_ready(
-                    frozen[path]
-                )  # Else the temporaries of many weights are alive at once.
+                # Else the temporaries of many weights are alive at once.
+                jax.block_until_ready(frozen[path])
             if path in rows:
                 out[path] = rows_of(jnp.asarray(meta.unbox(weight)), rows[path])
             if path in adapted:
@@ -105,6 +105,7 @@ def adapt(
                 )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
     # An array of its own: the training step donates what it trains, and must not free the caller's
     # weights.
     out |= {
@@ -178,7 +179,10 @@ def _factors(
     """The site's factors; `stored` is the weight as it is kept, `low` what has been chosen together
     with it.
     """
-    matrix = lambda w: to_matrix(jnp.asarray(meta.unbox(w)), len(site.shape), site.in_axes)
+
+    def matrix(w: Any) -> Any:
+        return to_matrix(jnp.asarray(meta.unbox(w)), len(site.shape), site.in_axes)
+
     if low is None:
         needs_weight = initializer_named(spec.init).reads != "shape"
         low = initialize(

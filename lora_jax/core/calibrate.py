@@ -124,6 +124,7 @@ def _search(w: Array, spec: QuantSpec, importance: Array, low: float, steps: int
     w = w.astype(jnp.float32)
     scale, zero = block_scales(w, spec)
     block, blocks, padded = block_sizes(w.shape[-2], spec.block_size)
+    # Each multiple is tried on exact scales; how they are stored comes after the choice.
     plain = QuantSpec(spec.format, spec.block_size, double=False)
 
     def error(factor: Array) -> Array:
@@ -155,11 +156,15 @@ def _gptq(
 ) -> tuple[Array, Array, Array | None]:
     rows = w.shape[0]
     block, blocks, padded = block_sizes(rows, spec.block_size)
+
+    # Row i of the Cholesky factor of the inverse moment says how later rows make up for what row i
+    # loses (GPTQ, algorithm 1): all that is asked of the inverse, computed once.
     diagonal = jnp.diag(moment)
     # An input that is always 0 can be rounded at no cost.
     fixed = moment + jnp.diag(jnp.where(diagonal > 0, damping * diagonal.mean(), 1.0))
     inverse = jnp.linalg.inv(fixed)
     upper = jnp.linalg.cholesky((inverse + inverse.T) / 2).T
+
     single = QuantSpec(spec.format, None, double=False, scale_dtype=spec.scale_dtype)
 
     def one_block(left: Array, start: Array) -> tuple[Array, tuple[Array, Array, Array | None]]:
@@ -176,14 +181,15 @@ def _gptq(
             row = left[index][None]
             packed = encode(row, used, used_zero, single)
             lost = (row - decode(packed, stored, stored_zero, single, 1)) / factors[index, index]
+
             later = jnp.arange(left.shape[0]) > index
-            return left - jnp.where(later, factors[index], 0.0)[:, None] * lost, bit_packing.unpack(
-                packed, spec.bits, 1
-            )[0]
+            left = left - jnp.where(later, factors[index], 0.0)[:, None] * lost
+            return left, bit_packing.unpack(packed, spec.bits, 1)[0]
 
         left, codes = jax.lax.scan(one_row, left, start + jnp.arange(block))
         return left, (codes, scale[0], None if zero is None else zero[0])
 
+    # Rows that complete the last block: the identity, so that they take and give nothing.
     factors = jnp.pad(upper, ((0, padded - rows), (0, padded - rows)))
     factors = factors + jnp.diag((jnp.arange(padded) >= rows).astype(jnp.float32))
     left = jnp.pad(w.astype(jnp.float32), ((0, padded - rows), (0, 0)))
@@ -209,6 +215,7 @@ def _awq(w: Array, moment: Array, spec: QuantSpec, steps: int) -> QuantizedArray
         return _energy(w.astype(jnp.float32) - q.matrix(jnp.float32), moment), q
 
     powers = jnp.linspace(0.0, 1.0, steps)
+    # One after the other: a weight of the largest layer is alive once, not `steps` times.
     errors = jax.lax.map(lambda power: trial(power)[0], powers)
     best = powers[jnp.argmin(errors, axis=0)]
     return trial(best[..., None])[1]

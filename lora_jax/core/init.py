@@ -107,6 +107,7 @@ def initialize(
     on = _layer_mask(stack, spec.layers)
     group = spec.group_size if variant.grouped else 1
     columns, inner = spec.columns, rows // group
+
     moves = False
     if variant.shared:
         a, b = _shared(key if shared_key is None else shared_key, inner, out, columns)
@@ -117,10 +118,12 @@ def initialize(
         b = variant.small * jax.random.normal(b_key, (*stack, columns, out), jnp.float32)
     else:
         a, b, moves = _by_initializer(init, key, stack, inner, out, spec, weight, data)
+
     mask = on[..., None, None]
     # A layer that is left out holds nothing; where `a` is fixed or shared it is left as it is, its
     # scale is 0 anyway.
     a, b = (a, b) if variant.shared else (a * mask, b * mask)
+
     return LowRank(
         a=a,
         b=b,
@@ -224,11 +227,14 @@ def _by_initializer(
                 "with lora_jax.adapters.calibration and "
                 "give adapt(..., statistics=...)."
             )
-        flat = lambda x: None if x is None else x.reshape(-1, *x.shape[len(stack) :])
-        every = jax.vmap(
-            lambda w, d, k: init.function(w, d, k, spec),
-            in_axes=(0, None if data is None else 0, 0),
-        )
+
+        def flat(x: Any) -> Any:
+            return None if x is None else x.reshape(-1, *x.shape[len(stack) :])
+
+        def one(w: Array, d: Any, k: jax.Array) -> Any:
+            return init.function(w, d, k, spec)
+
+        every = jax.vmap(one, in_axes=(0, None if data is None else 0, 0))
         args = (flat(weight), flat(data), keys)
         moves = jax.eval_shape(every, *args).residual is not None
         # Compiled without the residual: a dense one of the size of the base would be made for
@@ -246,8 +252,12 @@ def _shared(key: jax.Array, rows: int, out: int, rank: int) -> tuple[Array, Arra
     of inputs.
     """
     a_key, b_key = jax.random.split(key)
-    draw = lambda k: jax.random.uniform(k, (rank,), jnp.float32, -1.0, 1.0)
-    rows_of = lambda k, n: jax.vmap(lambda i: draw(jax.random.fold_in(k, i)))(jnp.arange(n))
+
+    def rows_of(k: jax.Array, n: int) -> Array:
+        # A key a row: a site with more rows has those of the smaller ones first.
+        keys = jax.vmap(lambda i: jax.random.fold_in(k, i))(jnp.arange(n))
+        return jax.vmap(lambda k: jax.random.uniform(k, (rank,), jnp.float32, -1.0, 1.0))(keys)
+
     return rows_of(a_key, rows) * math.sqrt(6 / rows), rows_of(b_key, out).T * math.sqrt(6 / rank)
 
 

@@ -423,8 +423,13 @@ def dequantize(tree: Any) -> Any:
     reads few tokens at a time, at the memory of the unquantised one. One weight at a time is
     dequantised.
     """
-    dense = lambda leaf: _dense(leaf) if isinstance(leaf, QuantizedArray) else leaf
-    return jax.tree.map(dense, tree, is_leaf=lambda leaf: isinstance(leaf, QuantizedArray))
+
+    def is_quantized(leaf: Any) -> bool:
+        return isinstance(leaf, QuantizedArray)
+
+    return jax.tree.map(
+        lambda leaf: _dense(leaf) if is_quantized(leaf) else leaf, tree, is_leaf=is_quantized
+    )
 
 
 _dense = jax.jit(QuantizedArray.unbox)

@@ -68,15 +68,22 @@ def loftq(
     plain codes and b = 0 (with `a` as `kaiming` has it).
     """
     w = w.astype(jnp.float32)
-    svd = lambda x: jnp.linalg.svd(x, full_matrices=False)
-    factors = lambda u, s, vt: from_svd(u, s, vt, spec)
+
+    def svd(x: Array) -> Any:
+        return jnp.linalg.svd(x, full_matrices=False)
+
+    def factors(u: Array, s: Array, vt: Array) -> Any:
+        return from_svd(u, s, vt, spec)
+
     for _ in range(w.ndim - 2):
         svd, factors = jax.vmap(svd), jax.vmap(factors)
+
     bound = 1 / jnp.sqrt(w.shape[-2])
     a = jax.random.uniform(key, (*w.shape[:-1], spec.rank), jnp.float32, -bound, bound)
     b = jnp.zeros((*w.shape[:-2], spec.rank, w.shape[-1]), jnp.float32)
     best = (a, b, quantize(w, data))
     error = _error(w, *best, spec)
+
     a = jnp.zeros_like(a)
     for _ in range(iterations):
         codes = quantize(residual_of(w, a, b, spec), data)
@@ -99,7 +106,10 @@ def qpissa(
     """PiSSA's factors and its residual, quantised (QPiSSA, Meng et al. 2024, section 4): less is
     lost, as the large part is not cut.
     """
-    one = lambda x: pissa(x, None, key, spec)
+
+    def one(x: Array) -> Start:
+        return pissa(x, None, key, spec)
+
     for _ in range(w.ndim - 2):
         one = jax.vmap(one)
     a, b, residual = one(w)
