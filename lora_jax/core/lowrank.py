@@ -252,12 +252,12 @@ class LowRank(ShapesRepr, struct.PyTreeNode, repr=False):
             ValueError: the factors do not fit the weight.
         """
         stack = self.a.shape[:-2]
-        kernel_shape = tuple(base.shape[len(stack) :])
+        kernel_shape = tuple(base.shape[len(stack) :]) if self.a.ndim > 1 else ()
         sides = {
             axis: kernel_shape[axis] if axis < len(kernel_shape) else 0 for axis in self.in_axes
         }
         rows, size = math.prod(sides.values()), math.prod(kernel_shape)
-        fits = rows == self.rows and size == rows * self.b.shape[-1]
+        fits = self.a.ndim > 1 and (rows, size) == (self.rows, rows * self.b.shape[-1])
         if tuple(base.shape[: len(stack)]) != tuple(stack) or not fits:
             raise ValueError(
                 f"The adapter of {path!r} does not fit: factors {tuple(self.a.shape)} and "

@@ -14,7 +14,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from lora_jax.adapters.apply import apply
+from lora_jax.adapters.apply import apply, join
 from lora_jax.core.host import to_device
 from lora_jax.generation.layers import adapters_apart, frozen_apart
 from lora_jax.generation.sampling import Sampling, choose
@@ -102,8 +102,8 @@ class Generator:
             adapters: for each prompt, its index in a stacked `trainable`.
 
         Raises:
-            ValueError: a prompt is empty, or with max_new longer than the model's window; or `key`
-                is missing.
+            ValueError: a prompt is empty, or with max_new longer than the model's window; `key` is
+                missing; or `adapters` does not name an entry of a stack for each prompt.
         """
         state, trainable = self.start(
             prompts, max_new=max_new, sampling=sampling, key=key, adapters=adapters
@@ -169,6 +169,7 @@ class Generator:
         tokens, mask = left_padded(prompts, self.pad_id, self._multiple)
         trainable = self.trainable
         if adapters is not None:
+            self._check_choice(adapters, len(prompts))
             chosen = jnp.asarray(adapters, jnp.int32)
             trainable = jax.tree.map(lambda leaf: leaf[chosen], trainable)
         if self._apart:
@@ -186,6 +187,28 @@ class Generator:
             new=max_new,
         )
         return state, trainable
+
+    def _check_choice(self, adapters: Sequence[int], prompts: int) -> None:
+        """Raises ValueError where an index would take another adapter, or a layer of one."""
+        sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(self.trainable)}
+        count = next(iter(sizes))[0] if len(sizes) == 1 and () not in sizes else 0
+        if len(adapters) != prompts or not all(0 <= n < max(count, 1) for n in adapters):
+            raise ValueError(
+                f"Needed an adapter from 0 to {count - 1} for each of {prompts} prompts, got "
+                f"{list(adapters)}."
+            )
+
+        def joined(frozen: Any, trainable: Any) -> Any:
+            one = jax.tree.map(lambda leaf: leaf[0], trainable)
+            return join(frozen, adapters_apart(one, 0) if self._apart else one)
+
+        try:
+            jax.eval_shape(joined, self.frozen, self.trainable)
+        except (KeyError, ValueError, IndexError) as error:
+            raise ValueError(
+                "`adapters` names entries of a stack, and these are no stack of adapters for this "
+                f"model (lora_jax.adapters.stack([first, second]) makes one): {error}"
+            ) from None
 
     def forward(
         self,

@@ -151,3 +151,19 @@ def test_impossible_requests_are_errors(call, said):
     model = generator("llama3")
     with pytest.raises(ValueError, match=said):
         model.generate(call.pop("prompts"), **call)
+
+
+@pytest.mark.parametrize("unroll", [True, False])
+def test_an_index_that_is_none_of_a_stack_is_refused(unroll):
+    model, frozen, one = adapted(seed=1, rank=2)
+    prompts = [prompts_of("llama3")[0]] * 2
+    # The layers' axis is not one of adapters.
+    alone = Generator(model, frozen, one, unroll=unroll)
+    with pytest.raises(ValueError, match="adapters"):
+        alone.generate(prompts, max_new=1, adapters=[0, 1])
+    two = Generator(model, frozen, stack([one, one]), unroll=unroll)
+    for wrong in ([0, 2], [0, -1], [0], [0, 1, 1]):
+        with pytest.raises(ValueError, match="from 0 to 1 for each of 2 prompts"):
+            two.generate(prompts, max_new=1, adapters=wrong)
+    with pytest.raises(ValueError, match="for each of 2 prompts"):
+        Generator(model, frozen, unroll=unroll).generate(prompts, max_new=1, adapters=[0, 0])
