@@ -89,7 +89,7 @@ def from_loralib(
             f"{len(left)} tensors belong to no weight of the model, such as {min(left)!r}. "
             f"Nearest: {', '.join(nearest(min(left), known))}."
         )
-    low = [leaf for leaf in trainable.values() if isinstance(leaf, LowRank)]
+    low = [leaf for leaf in trainable.values() if leaf.rank]
     if not low or not any(np.any(leaf.a) and np.any(leaf.b) for leaf in low):
         raise ValueError(
             f"The checkpoint has {len(low)} sites with factors, and they change nothing."

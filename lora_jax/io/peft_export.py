@@ -12,9 +12,7 @@ import numpy as np
 
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import nearest
-from lora_jax.core.rows import Rows
 from lora_jax.core.trainable import Trainables
-from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.io.names import Name, Names, is_suffix
 
 PREFIX = "base_model.model."
@@ -81,7 +79,7 @@ def to_peft(
     """
     notes: list[str] = []
     trainable = {
-        path: leaf if isinstance(leaf, (TrainedWeight, Rows)) else _plain(path, leaf, notes)
+        path: leaf if leaf.kind in ("whole", "rows") else _plain(path, leaf, notes)
         for path, leaf in trainable.items()
     }
     _check(trainable, names)
@@ -155,7 +153,7 @@ def _plain(path: str, leaf: Any, notes: list[str]) -> LowRank:
     """Ordinary factors of the same update, and a note if the leaf was a variant that PEFT's LoRA
     has not.
     """
-    if not isinstance(leaf, LowRank):
+    if not leaf.rank:
         raise ValueError(
             f"{path!r} is a {type(leaf).__name__}, which PEFT's LoRA has not. Save it with our own "
             "save_adapter."
@@ -181,14 +179,14 @@ def _check(trainable: Trainables, names: Names) -> None:
                 "Give names of this model."
             )
         name = names[path]
-        if isinstance(leaf, Rows):
+        if leaf.kind == "rows":
             if name.kind != "embedding" or leaf.layers:
                 raise ValueError(
                     f"PEFT trains single rows of embeddings, and {path!r} is none. Train it whole, "
                     "or save with save_adapter."
                 )
             shapes = [(tuple(leaf.value.shape[1:]), tuple(name.shape[1:]))]
-        elif isinstance(leaf, TrainedWeight):
+        elif leaf.replaces:
             if name.tied:
                 raise ValueError(
                     f"{path!r} is tied and trained whole: PEFT would train a copy for one of its "
@@ -223,7 +221,7 @@ def _by_module(trainable: Trainables, names: Names) -> dict[str, dict[int, Facto
     """
     modules: dict[str, dict[int, Factors]] = {}
     for path, leaf in trainable.items():
-        if not isinstance(leaf, LowRank):
+        if not leaf.rank:
             continue
         a, b, scale = (np.asarray(x, np.float32) for x in (leaf.a, leaf.b, leaf.scale))
         magnitude = None if leaf.magnitude is None else np.asarray(leaf.magnitude, np.float32)
@@ -331,11 +329,7 @@ def _whole(
     adapted: Mapping[str, Factors],
 ) -> tuple[str, list[str], dict[str, np.ndarray]]:
     """PEFT's bias mode, its modules_to_save, and the tensors of both."""
-    values = {
-        path: np.asarray(leaf.value)
-        for path, leaf in trainable.items()
-        if isinstance(leaf, TrainedWeight)
-    }
+    values = {path: np.asarray(leaf.value) for path, leaf in trainable.items() if leaf.replaces}
     theirs: dict[str, np.ndarray] = {}
     filled: dict[str, set[int]] = {}
     for path, value in values.items():
@@ -404,7 +398,7 @@ def _trained_rows(
     indices: dict[str, list[int]] = {}
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in trainable.items():
-        if isinstance(leaf, Rows):
+        if leaf.kind == "rows":
             (_, module), *_ = names[path].modules()
             if module in taken:
                 raise ValueError(
@@ -458,9 +452,7 @@ def _dropout(trainable: Trainables, wanted: float | None) -> float:
         return wanted
     rates: dict[float, str] = {}
     for path, leaf in trainable.items():
-        if isinstance(leaf, LowRank) and not path.endswith(
-            "embedding"
-        ):  # Nothing is dropped of an index.
+        if leaf.rank and not path.endswith("embedding"):  # Nothing is dropped of an index.
             used = np.any(np.asarray(leaf.scale) != 0, axis=-1)
             each = np.zeros(used.shape) if leaf.dropout is None else np.asarray(leaf.dropout)
             rates |= {float(f"{rate:.6g}"): path for rate in each[used]}

@@ -279,7 +279,7 @@ def _check_copy(
 
 
 def _check_effect(trainable: Trainables) -> None:
-    low = {path: leaf for path, leaf in trainable.items() if isinstance(leaf, LowRank)}
+    low = {path: leaf for path, leaf in trainable.items() if leaf.rank}
     if (
         len(low) == len(trainable)
         and all(not np.any(leaf.b) or not np.any(leaf.a) for leaf in low.values())
