@@ -153,7 +153,7 @@ def combine(trained: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def trainable_labels(trained: Trainables) -> dict[str, Any]:
+def trainable_labels(trained: Mapping[str, Any]) -> dict[str, Any]:
     """'a', 'b', 'vector' (magnitudes and gains), 'whole' or 'module' for each trained array, for
     `optax.multi_transform` and masks.
     """

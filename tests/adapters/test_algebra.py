@@ -309,20 +309,16 @@ def test_what_cannot_be_combined_is_refused() -> None:
 
 
 def test_leaves_that_are_no_update_of_a_weight_are_refused_by_their_kind() -> None:
-    from flax import struct
-
     from lora_jax.adapters import algebra, many
+    from lora_jax.core.aux_modules import Gain
     from lora_jax.io.names import Name
     from lora_jax.io.peft import to_peft
-
-    class Gain(struct.PyTreeNode):
-        value: jax.Array
 
     other = {"head/kernel": Gain(value=jnp.ones(3))}
     for function in (
         lambda: algebra.plain_lora("head/kernel", other["head/kernel"]),
         lambda: to_peft(other, {"head/kernel": Name("head.weight", (8, 5))}),
-        lambda: many._bare(other["head/kernel"]),
+        lambda: many.make_bank([other]),
     ):
         with pytest.raises(ValueError, match="Gain"):
             function()
