@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import nearest
 from lora_jax.core.trainable import Trainable
 from lora_jax.io import safetensors
