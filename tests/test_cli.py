@@ -54,12 +54,19 @@ def test_help_lists_every_command_and_none_is_no_success(capsys):
 
 
 def test_help_and_import_are_quick_and_touch_no_device():
-    code = "import sys, lora_jax, lora_jax.cli as c; c.main(['--help']); sys.exit(any(m in sys.modules for m in ('jax', 'flax', 'matplotlib')))"
+    code = f"""
+import contextlib, sys
+import lora_jax.cli as cli
+cli.main(["--help"])
+for command in {list(cli.COMMANDS)}:
+    with contextlib.suppress(SystemExit):
+        cli.main([command, "--help"])
+sys.exit(any(name in sys.modules for name in ("jax", "flax", "numpy", "matplotlib", "ml_collections")))
+"""
     start = time.perf_counter()
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
-    assert (
-        time.perf_counter() - start < 5
-    )  # 0.1 s here; what is tested is that no heavy package is loaded
+    # 0.4 s here; what is tested is that no heavy package is loaded.
+    assert time.perf_counter() - start < 5
 
 
 def test_train_sweep_report_and_evaluate_agree(tiny, tmp_path, capsys):

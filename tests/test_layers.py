@@ -27,11 +27,18 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": {"kernels", "core"},
     "adapters": ADAPT,
     "models": {"models", "core.order", "core.notice"},
-    "data": {"data"},
-    "metrics": {"metrics", "statistics", "core.paths"},
+    "data": {"data", "core.extras"},
+    "metrics": {"metrics", "statistics", "core.extras", "core.paths"},
     "statistics": {"statistics"},
     "io": {"io", "core", "models", "data.text_tokenizers", "data.tokenizers"},
-    "config": {"config", "core.codebooks", "core.init", "core.variants", "data.recipes"},
+    "config": {
+        "config",
+        "core.extras",
+        "core.codebooks",
+        "core.init",
+        "core.variants",
+        "data.recipes",
+    },
     "generation": {"generation", "data", "io", "models"} | ADAPT,
     "tasks": {"tasks", "metrics", "statistics", "generation", "data", "io", "models"}
     | SETTINGS

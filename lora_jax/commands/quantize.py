@@ -21,8 +21,6 @@ from lora_jax.commands.tables import print_table
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax quantize`."""
-    from lora_jax.core.scales import SCALE_DTYPES, SECOND_LEVELS
-
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -45,10 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep the scales in --scale-dtype instead of 8 bits",
     )
     parser.add_argument(
-        "--scale-dtype", default="float32", choices=SCALE_DTYPES, help="with --no-double"
+        "--scale-dtype", default="float32", help="with --no-double: float32, bfloat16 or e8m0"
     )
     parser.add_argument(
-        "--second-level", default="mean", choices=SECOND_LEVELS, help="how scales become 8 bits"
+        "--second-level", default="mean", help="how scales become 8 bits: mean or log"
     )
     parser.add_argument(
         "--targets",

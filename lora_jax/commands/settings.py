@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
-from lora_jax.config import Config, describe, load_config
+if TYPE_CHECKING:
+    from lora_jax.config import Config
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -19,11 +21,15 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def read_config(arguments: argparse.Namespace) -> Config:
     """The checked config of the command line."""
+    from lora_jax.config import load_config
+
     return load_config(arguments.config, arguments.overrides)
 
 
 def show_settings(config: Config) -> None:
     """Prints every setting, one group a line, those that differ from the defaults marked with *."""
+    from lora_jax.config import describe
+
     groups: dict[str, list[str]] = {}
     for key, value, changed in describe(config):
         group, _, leaf = key.rpartition(".")

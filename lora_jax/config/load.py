@@ -13,13 +13,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import ml_collections
-from ml_collections.config_dict import FieldReference
-
 from lora_jax.config.fields import Config, flatten
 from lora_jax.config.limits import listed
 from lora_jax.config.rules import check_together
 from lora_jax.config.values import build, read_value
+from lora_jax.core.extras import needs
+
+with needs("training"):
+    import ml_collections
+    from ml_collections.config_dict import FieldReference
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:

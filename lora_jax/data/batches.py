@@ -10,6 +10,8 @@ from typing import Any, TypedDict
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from lora_jax.core.extras import needs
+
 from .buckets import FILLER, PlannedBatch, padding_fraction, plan_epoch, steps_per_epoch
 from .encoded import Encoded
 
@@ -165,7 +167,8 @@ class BatchIterator(Iterator[Batch]):
     """
 
     def __init__(self, batches: EpochBatches) -> None:
-        import grain
+        with needs("data"):
+            import grain
 
         self._fingerprint = batches.fingerprint()
         # Batches are made in this thread when threads is 0, which suits debuggers.

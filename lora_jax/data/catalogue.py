@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from lora_jax.core.extras import needs
+
 from .records import (
     MOVIE_REVIEWS,
     SPLIT_WORDS,
@@ -122,7 +124,8 @@ def _builder(name: str, data_dir: Path) -> Any:
     Raises:
         ValueError: TFDS knows no such data set or configuration; near names are listed.
     """
-    import tensorflow_datasets as tfds
+    with needs("data"):
+        import tensorflow_datasets as tfds
 
     # TFDS imports these groups only when all its data sets are listed; asked by name, 'glue' would
     # not be found.

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from lora_jax.core.extras import needs
+
 from .records import Problem, Problems, Record, near_names
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -224,14 +226,9 @@ def _not_utf_8(place: str, byte: int) -> Problem:
 
 def _parquet(path: Path, problems: Problems) -> Iterator[Record]:
     del problems  # A Parquet file is whole or not at all.
-    try:
+    with needs("parquet"):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(
-            "Parquet files need the package 'pyarrow', which is not installed. Install it with: "
-            "pip install 'lora-jax[tasks]'."
-        ) from error
     try:
         number = 0
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):

@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tensorflow_datasets as tfds
+from lora_jax.core.extras import needs
 
 from .records import SPLITS, near_names, split_of
+
+with needs("data"):
+    import tensorflow_datasets as tfds
+
 
 SourceCsv = Path | str | Callable[[], Path | str]
 

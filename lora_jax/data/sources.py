@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_jax.core.extras import needs
+
 from .files import SUFFIXES, read_file
 from .records import MOVIE_REVIEWS, SPLIT_WORDS, SPLITS, Record, Source, Stream, near_names, short
 
@@ -127,7 +129,8 @@ def _chain(paths: list[Path]) -> Stream:
 
 
 def _fetch(name: str) -> Path:
-    import huggingface_hub
+    with needs("data"):
+        import huggingface_hub
 
     repository, config = _hub_name(name)
     patterns = [f"*{suffix}" for suffix in SUFFIXES]

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 
+from lora_jax.core.extras import needs
+
 
 @contextlib.contextmanager
 def plain_files() -> Iterator[None]:
@@ -18,8 +20,9 @@ def plain_files() -> Iterator[None]:
     importlib_resources, which it does not require on Python >= 3.9. Both have an equal in the
     standard library for local files. Where TensorFlow is installed it is left in place.
     """
-    from tensorflow_datasets.core import dataset_builder
-    from tensorflow_datasets.core.download import extractor
+    with needs("data"):
+        from tensorflow_datasets.core import dataset_builder
+        from tensorflow_datasets.core.download import extractor
 
     gfile = SimpleNamespace(GFile=open)
     stand_ins: list[tuple[ModuleType, str, object]] = []
@@ -45,7 +48,8 @@ def silence() -> Iterator[None]:
     """Keeps TFDS from printing messages and progress bars, and leaves its progress setting as it
     was.
     """
-    from tensorflow_datasets.core.utils import tqdm_utils
+    with needs("data"):
+        from tensorflow_datasets.core.utils import tqdm_utils
 
     active = tqdm_utils._active  # TFDS has a setter for it, but no getter.
     tqdm_utils.disable_progress_bar()

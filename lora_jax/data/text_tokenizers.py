@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsInt
 
+from lora_jax.core.extras import needs
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -91,9 +93,10 @@ def render_chat(template: str, messages: Sequence[Message], **variables: Any) ->
     Raises:
         ValueError: the template is broken, or it refuses the messages (its own words are given).
     """
-    import jinja2
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    with needs("data"):
+        import jinja2
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
@@ -122,7 +125,8 @@ def read_text_tokenizer(folder: Path | str) -> TextTokenizer:
         FileNotFoundError: there is no tokenizer.json.
         ValueError: a file does not parse, or a special token is not in the vocabulary.
     """
-    import tokenizers
+    with needs("data"):
+        import tokenizers
 
     folder = Path(folder)
     path = folder / "tokenizer.json"
@@ -181,7 +185,8 @@ def save_text_tokenizer(folder: Path | str, tokenizer: TextTokenizer) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    from tokenizers import Tokenizer, processors
+    with needs("data"):
+        from tokenizers import Tokenizer, processors
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

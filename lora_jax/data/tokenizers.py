@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int
 
+from lora_jax.core.extras import needs
+
 from .records import near_names
 
 if TYPE_CHECKING:
@@ -49,7 +51,8 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         FileNotFoundError: neither file is there. ValueError: a file does not parse or lacks [PAD],
             [CLS] or [SEP] (RoBERTa: <pad>, <s> or </s>).
     """
-    import tokenizers
+    with needs("data"):
+        import tokenizers
 
     folder = Path(folder)
     if (folder / "tokenizer.json").is_file():
@@ -123,8 +126,9 @@ def tokenizer_fingerprint(tokenizer: Tokenizer | tokenizers.Tokenizer) -> str:
 
 def _from_vocabulary(path: Path) -> tokenizers.Tokenizer:
     """BERT's WordPiece tokenizer over a vocab.txt, a token a line; its line number is its id."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+    with needs("data"):
+        from tokenizers import Tokenizer as Backend
+        from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
     try:
         # Not splitlines: that cuts at U+2028 and U+0085 too, and moves the ids of all that follow.

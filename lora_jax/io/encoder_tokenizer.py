@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenizers import AddedToken, processors
-
+from lora_jax.core.extras import needs
 from lora_jax.data import tokenizers as plain
 from lora_jax.io.sentencepiece import sentencepiece_tokenizer
+
+with needs("data"):
+    from tokenizers import AddedToken, processors
+
 
 _SPM = "spm.model"
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lora_jax.core.extras import needs
 from lora_jax.core.paths import flatten
 from lora_jax.data.text_tokenizers import TextTokenizer, save_text_tokenizer
 from lora_jax.io.gguf_tables import experts_together
@@ -83,12 +84,8 @@ def export_gguf(
             words than the model.
         OSError: the file cannot be written; what was there is kept.
     """
-    try:
+    with needs("gguf"):
         import gguf
-    except ImportError as error:
-        raise ImportError(
-            "Writing GGUF needs the package gguf: pip install 'lora-jax[gguf]'."
-        ) from error
     arch = gguf_of(config).architecture
     metadata, factors = header_of(config)
     flat = flatten(params)

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
+from lora_jax.core.extras import needs
 from lora_jax.core.paths import nearest
 from lora_jax.data.text_tokenizers import TextTokenizer, read_text_tokenizer
 from lora_jax.io.gguf import GgufFile
@@ -15,6 +14,10 @@ from lora_jax.io.gguf_splits import SPLITS, Split
 from lora_jax.io.merges import merges_of
 from lora_jax.io.sentencepiece import sentencepiece_tokenizer
 from lora_jax.io.weights import gguf_file
+
+with needs("data"):
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
 
 CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 

@@ -14,6 +14,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_jax.core.extras import needs
 from lora_jax.core.paths import nearest
 from lora_jax.io.cache import cache_dir
 
@@ -136,7 +137,8 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
 
 
 def _from_hugging_face(name: str, revision: str | None) -> Path:
-    import huggingface_hub
+    with needs("hub"):
+        import huggingface_hub
 
     try:
         return Path(

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
-
+from lora_jax.core.extras import needs
 from lora_jax.data.text_tokenizers import TextTokenizer
 from lora_jax.io.merges import merges_of
+
+with needs("data"):
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _UNIGRAM, _BPE = 1, 2

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+
+from lora_jax.core.extras import needs
 
 _JAR = "meteor-1.5.jar"
 
@@ -68,17 +69,7 @@ def _clean(text: str) -> str:
 
 
 def _jar() -> Path:
-    spec = importlib.util.find_spec("pycocoevalcap")
-    folders = (
-        []
-        if spec is None
-        else [Path(folder) / "meteor" for folder in spec.submodule_search_locations or ()]
-    )
-    found = [folder / _JAR for folder in folders if (folder / _JAR).is_file()]
-    if not found:
-        raise ImportError(
-            "METEOR needs the package 'pycocoevalcap', which ships its program and tables (104 MB) "
-            "and is not installed. "
-            "Install it with: pip install 'lora-jax[meteor]'."
-        )
-    return found[0]
+    with needs("meteor"):
+        import pycocoevalcap
+
+    return next(Path(folder) / "meteor" / _JAR for folder in pycocoevalcap.__path__)

@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from lora_jax.core.extras import needs
+
 Kind = Literal["classes", "numbers", "texts"]
 
 
@@ -51,20 +53,14 @@ class Primary(NamedTuple):
         return self.unit == "records" and not numbers
 
 
-def library(name: str, *, extra: str = "tasks", package: str | None = None) -> ModuleType:
-    """The module, or an error that names what to install.
+def library(name: str, *, extra: str = "tasks") -> ModuleType:
+    """The module of that name, which `extra` installs.
 
     Raises:
         ModuleNotFoundError: it is not installed.
     """
-    try:
+    with needs(extra):
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"This metric needs the package {package or name.partition('.')[0]!r}, which is not "
-            f"installed. Install it with: pip install 'lora-jax[{extra}]'.",
-            name=error.name,
-        ) from error
 
 
 def metric(name: str) -> Metric:
@@ -196,7 +192,7 @@ def perplexity(loss: float, units: float | int) -> float:
 
 
 def _sklearn() -> ModuleType:
-    return library("sklearn.metrics", package="scikit-learn")
+    return library("sklearn.metrics")
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -306,7 +306,7 @@ def caption_words(text: str) -> list[str]:
     By nltk's Treebank rules, with what sets the Stanford tokenizer apart on ordinary English. On
     unusual text (e-mail addresses, prices with a dash, 'y'all') the two can differ.
     """
-    tokenizer = library("nltk.tokenize", package="nltk").TreebankWordTokenizer()
+    tokenizer = library("nltk.tokenize").TreebankWordTokenizer()
     text = re.sub(
         r"[\w.]+\.(?=\s)",
         lambda found: _split_stop(found.group()),
@@ -382,9 +382,7 @@ def _streams(references: References) -> list[list[str | None]]:
 
 def _rouge(predictions: Texts, references: References, name: str) -> np.ndarray:
     check_pairs(predictions, references)
-    scorer: Any = library("rouge_score.rouge_scorer", package="rouge-score").RougeScorer(
-        [name], use_stemmer=True
-    )
+    scorer: Any = library("rouge_score.rouge_scorer").RougeScorer([name], use_stemmer=True)
     return np.array(
         [
             scorer.score_multi(list(texts), text)[name].fmeasure

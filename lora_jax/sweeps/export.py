@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_jax.core.extras import needs
 from lora_jax.sweeps.files import write_text
 from lora_jax.sweeps.records import RunRecord, read_metrics
 from lora_jax.sweeps.store import RunStore, StoreError
@@ -89,13 +90,9 @@ def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _write_parquet(rows: list[dict[str, Any]], columns: list[str], out: Path) -> None:
-    try:
+    with needs("parquet"):
         import pyarrow
         from pyarrow import parquet
-    except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError(
-            "Parquet needs pyarrow: pip install 'lora-jax[parquet]', or export to a .csv file."
-        ) from missing
     table = pyarrow.table(
         {name: pyarrow.array(_one_kind([row.get(name) for row in rows])) for name in columns}
     )

@@ -7,10 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
+from lora_jax.core.extras import needs
 from lora_jax.statistics.interval import over_seeds
 from lora_jax.sweeps.cells import Cell, measure, order
 from lora_jax.sweeps.levels import UNLIKE, axes, levels, shown
@@ -28,6 +25,12 @@ from lora_jax.sweeps.plot_style import (
     plain_numbers,
 )
 from lora_jax.sweeps.store import read_metrics
+
+with needs("report"):
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
 
 MOST_LINES = 8  # of a panel that a reader still follows
 MOST_CURVES = 24  # cells whose loss curves are drawn

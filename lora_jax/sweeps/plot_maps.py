@@ -8,10 +8,9 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
+from lora_jax.core.extras import needs
 from lora_jax.statistics.variance import REST, Decomposition
 from lora_jax.sweeps.cells import Cell, front, measure, order
 from lora_jax.sweeps.comparisons import CellTest, LevelTest
@@ -32,6 +31,11 @@ from lora_jax.sweeps.plot_style import (
     panels,
     plain_numbers,
 )
+
+with needs("report"):
+    import matplotlib
+    from matplotlib.figure import Figure
+
 
 _MOST_BARS = 14
 

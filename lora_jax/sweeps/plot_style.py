@@ -12,18 +12,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
-from PIL import Image
 
+from lora_jax.core.extras import needs
 from lora_jax.sweeps.cells import Cell
 from lora_jax.sweeps.measure import Measure
 from lora_jax.sweeps.store import StoreError
+
+with needs("report"):
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+    from PIL import Image
+
 
 # Okabe and Ito's palette: told apart with every common colour blindness, and in print.
 COLOURS = {

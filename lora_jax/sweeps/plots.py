@@ -8,9 +8,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
-from matplotlib.figure import Figure
-
+from lora_jax.core.extras import needs
 from lora_jax.sweeps.cells import Cell, measure
 from lora_jax.sweeps.findings import Findings, findings_of
 from lora_jax.sweeps.plot_curves import axis_curves, learning_curves, rank_curve
@@ -23,6 +21,10 @@ from lora_jax.sweeps.plot_maps import (
 )
 from lora_jax.sweeps.plot_style import MUTED, STYLE, save_png, svg_text
 from lora_jax.sweeps.store import StoreError
+
+with needs("report"):
+    import matplotlib
+    from matplotlib.figure import Figure
 
 # {} is the metric's name; the files are called alike whatever it is.
 _PICTURES: dict[str, tuple[str, Callable[[Sequence[Cell], Findings], Figure | None]]] = {

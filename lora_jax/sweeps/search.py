@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.config import Config, SearchConfig, read_value, split_items
+from lora_jax.core.extras import needs
 from lora_jax.sweeps.axes import check_key
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.halving import Halving
@@ -182,14 +183,10 @@ def search(
 
 def _study(config: Config, root: Path) -> Any:
     """The store's study, made if there is none."""
-    try:
+    with needs("search"):
         import optuna
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'A search needs Optuna: pip install "lora_jax[search]".'
-        ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     root.mkdir(parents=True, exist_ok=True)
     wanted = config.sweep.search

@@ -20,8 +20,8 @@ from lora_jax.models.decoder import Decoder
 from lora_jax.tasks.continuations import score_continuations
 from lora_jax.tasks.generated import cut_greedily
 
-_MODEL = library("lm_eval.api.model", extra="harness", package="lm_eval")
-_UTILS = library("lm_eval.utils", extra="harness", package="lm_eval")
+_MODEL = library("lm_eval.api.model", extra="harness")
+_UTILS = library("lm_eval.utils", extra="harness")
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 

@@ -8,12 +8,15 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from lora_jax.adapters.stacking import used_columns
+from lora_jax.core.extras import needs
 from lora_jax.core.lowrank import RANK_AXIS
 from lora_jax.training.offload import like_placed
 from lora_jax.training.step import TrainState
+
+with needs("training"):
+    import orbax.checkpoint as ocp
 
 
 class DamagedCheckpoint(ValueError):

@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from lora_jax.core.extras import needs
+
 
 class MetricsLog:
     """Appends one JSON row a step and split, `{"step", "split", ..., "time"}`, and the same figures
@@ -15,7 +17,8 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path) -> None:
-        from tensorboardX import SummaryWriter
+        with needs("training"):
+            from tensorboardX import SummaryWriter
 
         self.path = Path(folder) / "metrics.jsonl"
         self._events = Path(folder) / "tensorboard"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from lora_jax.core.extras import needs
 from lora_jax.sweeps.executors.work import Launch, parse_options, work
 
 _OPTIONS = ("address", "cpus", "gpus")
@@ -30,12 +31,8 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
         ValueError: an option that there is not.
     """
     chosen = parse_options(options, _OPTIONS, "ray")
-    try:
+    with needs("ray"):
         import ray
-    except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError(
-            "The ray executor needs Ray: pip install 'lora-jax[ray]', or use --executor processes."
-        ) from missing
     ours = not ray.is_initialized()
     cpus, gpus = int(chosen.get("cpus", 1)), int(chosen.get("gpus", 0))
     variables = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}

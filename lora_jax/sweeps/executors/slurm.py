@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lora_jax.core.extras import needs
 from lora_jax.sweeps.executors.work import Launch, work
 
 
@@ -28,7 +29,8 @@ class Work:
 
     def checkpoint(self, number: int) -> Any:
         """The same job once more: its runs go on from their checkpoints."""
-        from submitit.helpers import DelayedSubmission
+        with needs("slurm"):
+            from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, number)
 
@@ -41,12 +43,8 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
         ValueError: an option that submitit does not know.
         RuntimeError: there is no SLURM here.
     """
-    try:
+    with needs("slurm"):
         import submitit
-    except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError(
-            "The slurm executor needs submitit: pip install 'lora-jax[slurm]'."
-        ) from missing
     chosen: dict[str, Any] = {
         name: int(value) if value.isdigit() else value for name, value in options.items()
     }
