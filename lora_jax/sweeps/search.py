@@ -237,7 +237,8 @@ def _runs(config: Config, settings: Mapping[str, Any]) -> list[str]:
 def _tell(
     study: Any, config: Config, number: int, settings: Mapping[str, Any], say: Callable[[str], None]
 ) -> None:
-    from optuna.trial import TrialState
+    with needs("search"):
+        from optuna.trial import TrialState
 
     store, halving = RunStore(config.out), Halving(config.out, config.sweep.halving)
     losses = []
