@@ -146,8 +146,8 @@ def test_coverage_shows_the_rank_of_every_site_and_layer() -> None:
     expected = {
         "layers/up/kernel": {0: 2, 2: 2},
         "layers/down/kernel": {0: 2, 2: 2},
-        "head/kernel (trainedweight)": {None: 1},
-        "head/bias (trainedweight)": {None: 1},
+        "head/kernel (whole)": {None: 1},
+        "head/bias (whole)": {None: 1},
     }
     table = coverage(built(layers=(0, 2))[2])
     assert dict(table.rows) == expected and table.layers == (0, 1, 2, None)
