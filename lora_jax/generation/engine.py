@@ -192,10 +192,10 @@ class Generator:
         """Raises ValueError where an index would take another adapter, or a layer of one."""
         sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(self.trainable)}
         count = next(iter(sizes))[0] if len(sizes) == 1 and () not in sizes else 0
-        if len(adapters) != prompts or not all(0 <= n < max(count, 1) for n in adapters):
+        if len(adapters) != prompts or not all(0 <= n < count for n in adapters):
+            known = f"from 0 to {count - 1}" if count else "of a stack (there is none)"
             raise ValueError(
-                f"Needed an adapter from 0 to {count - 1} for each of {prompts} prompts, got "
-                f"{list(adapters)}."
+                f"Needed an adapter {known} for each of {prompts} prompts, got {list(adapters)}."
             )
 
         def joined(frozen: Any, trainable: Any) -> Any:
