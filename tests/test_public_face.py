@@ -7,6 +7,7 @@ import functools
 import importlib
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -118,3 +119,11 @@ def resolves(dotted: str) -> bool:
             return False
         value = getattr(value, name)
     return True
+
+
+def test_a_users_program_passes_strict_type_checks(tmp_path):
+    program = ROOT / "tests" / "shared" / "typed_program.py"
+    check = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent"]
+    place = ["--cache-dir", str(tmp_path), "--config-file", os.devnull, str(program)]
+    ran = subprocess.run([*check, *place], capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -1,9 +1,11 @@
 """The README's commands and code are real."""
 
+import math
 import re
 import shlex
 from pathlib import Path
 
+import optax
 import pytest
 
 from lora_jax import cli
@@ -18,10 +20,24 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
-def test_its_python_runs(capsys):
-    (code,) = blocks("python")
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+def test_its_python_trains_saves_loads_and_merges(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, own_optimiser = blocks("python")
+    names = {"__name__": "readme"}
+    exec(compile(code, "README.md", "exec"), names)
     assert "up/kernel Dense (128, 256)" in capsys.readouterr().out
+    x, label = names["x"], names["x"].argmax(1) % 4
+    before = names["loss"](
+        names["frozen"], names["state"].trainable, {"x": x, "label": label}, None
+    )
+    after = optax.softmax_cross_entropy_with_integer_labels(
+        names["model"].apply({"params": names["merged"]}, x), label
+    ).mean()
+    # Sums in another order.
+    assert float(before) == pytest.approx(float(after), abs=1e-5) and float(after) < 0.5 * math.log(
+        4
+    )
+    exec(compile(own_optimiser, "README.md", "exec"), names)
 
 
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if "lora-jax" in line]
