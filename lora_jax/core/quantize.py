@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ class QuantSpec:
     scale_dtype: str = "float32"
     second_level: str = "mean"
     # No part of what is stored, so in no file and no fingerprint; but part of a program's key.
-    kernel: Literal["auto", "reference", "pallas"] = field(default="auto", repr=False)
+    kernel: str = field(default="auto", repr=False)
 
     def __post_init__(self) -> None:
         format = codebooks.format_named(self.format)
