@@ -402,12 +402,12 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def built(kind: type[T], settings: Any) -> T:
+def built(kind: type[T], settings: Any, *, without: tuple[str, ...] = ()) -> T:
     """The library's dataclass `kind` of the settings of the same names: a LoraSpec of
-    `config.lora`, a QuantSpec of `config.quant`.
+    `config.lora`, a QuantSpec of `config.quant`. Fields `without` a setting keep their defaults.
 
     Raises:
         AttributeError: `kind` has a field for which there is no setting.
     """
-    names = [field.name for field in dataclasses.fields(kind)]
+    names = [field.name for field in dataclasses.fields(kind) if field.name not in without]
     return kind(**{name: getattr(settings, name) for name in names})

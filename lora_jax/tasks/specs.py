@@ -11,7 +11,7 @@ from lora_jax.core.quantize import QuantSpec
 
 def quant_spec(config: Config) -> QuantSpec:
     """How the configuration stores the frozen base."""
-    return built(QuantSpec, config.quant)
+    return built(QuantSpec, config.quant, without=("kernel",))
 
 
 def lora_spec(config: Config) -> LoraSpec:
