@@ -2,7 +2,8 @@
 against the file's.
 
 Layout (ggml/docs/gguf.md): magic, version, counts, metadata, tensor headers, padding, tensor data;
-little-endian.
+little-endian. The package gguf reads such files, too; here it is not needed for reading, and a file
+that lies about its sizes is an error.
 """
 
 from __future__ import annotations

@@ -132,6 +132,8 @@ def rouge_l(predictions: Texts, references: References) -> float:
 
 
 # --- the E2E challenge's scorer (Dušek, Novikova & Rieser 2018): mteval-v13a and COCO's caption metrics ------------
+# Written here because no package gives that scorer's figures by itself: nltk's corpus_nist is another number (3.076, not
+# 3.427, on the texts of tests/golden/metrics.json), and pycocoevalcap cuts words with a Java program.
 
 
 def nist(predictions: Texts, references: References) -> float:
