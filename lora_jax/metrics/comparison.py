@@ -10,13 +10,14 @@ import numpy as np
 from lora_jax.metrics.predictions import Predictions
 from lora_jax.metrics.table import METRICS, perplexity
 from lora_jax.statistics.bootstrap import (
+    Difference,
     bootstrap,
     mean_interval,
     paired_bootstrap,
     paired_means,
 )
 from lora_jax.statistics.interval import Interval
-from lora_jax.statistics.paired import mcnemar
+from lora_jax.statistics.paired import McNemar, mcnemar
 
 
 def intervals(
@@ -37,12 +38,13 @@ def intervals(
         for name, column in (("loss", "loss"), ("accuracy", "correct"))
     }
     for name in predictions.metrics:
-        if name != "accuracy":
-            each = _each(predictions, name)
-            if each is not None:
-                out[name] = mean_interval(each, **options)
-            else:
-                out[name] = bootstrap(predictions.scored_by(name), len(predictions.rows), **options)
+        if name == "accuracy":
+            continue
+        each = predictions.each(name)
+        if each is not None:
+            out[name] = mean_interval(each, **options)
+        else:
+            out[name] = bootstrap(predictions.scored_by(name), len(predictions.rows), **options)
     return out
 
 
@@ -71,13 +73,11 @@ def aligned(first: Predictions, second: Predictions) -> tuple[Predictions, Predi
     if len(pairs) < min(len(first.rows), len(second.rows)) or not pairs:
         raise ValueError(
             f"A paired comparison needs the same examples, but of {len(first.rows)} and "
-            f"{len(second.rows)} only {len(pairs)} are equal. "
-            "Evaluate both runs on the same data, split, tokenizer and max_length."
+            f"{len(second.rows)} only {len(pairs)} are equal. Evaluate both runs on the same data, "
+            "split, tokenizer and max_length."
         )
-    pick = lambda source, rows: Predictions(
-        source.split, source.metrics, tuple(source.rows[n] for n in rows)
-    )
-    return pick(first, [a for a, _ in pairs]), pick(second, [b for _, b in pairs])
+    ours, theirs = zip(*pairs)
+    return first.at(ours), second.at(theirs)
 
 
 def compare(
@@ -97,25 +97,26 @@ def compare(
     first, second = aligned(first, second)
     options: dict[str, Any] = dict(resamples=resamples, level=level, seed=seed)
     units = first.column("units")
-    safe = np.maximum(units, 1e-9)
-    out: dict[str, dict[str, float | int]] = {}
+    found: dict[str, Difference | McNemar] = {}
     for name, column in (("loss", "loss"), ("accuracy", "correct")):
-        out[name] = paired_means(
-            first.column(column) / safe, second.column(column) / safe, units, **options
-        )._asdict()
-    for name in (name for name in first.metrics if name in second.metrics and name != "accuracy"):
-        ours, theirs = _each(first, name), _each(second, name)
-        if ours is not None and theirs is not None:
-            out[name] = paired_means(ours, theirs, **options)._asdict()
+        ours, theirs = (one.column(column) / np.maximum(units, 1e-9) for one in (first, second))
+        found[name] = paired_means(ours, theirs, units, **options)
+
+    for name in first.metrics:
+        if name not in second.metrics or name == "accuracy":
+            continue
+        ours, theirs = first.each(name), second.each(name)
+        if ours is not None:
+            found[name] = paired_means(ours, theirs, **options)
         else:
-            out[name] = paired_bootstrap(
-                first.scored_by(name), second.scored_by(name), len(first.rows), **options
-            )._asdict()
+            scores = first.scored_by(name), second.scored_by(name)
+            found[name] = paired_bootstrap(*scores, len(first.rows), **options)
+
+    # With other units, rows are right in part: there is no table of right and wrong.
     if (units == 1).all():
-        out["mcnemar"] = mcnemar(
-            first.column("correct") > 0.5, second.column("correct") > 0.5
-        )._asdict()
-    return out
+        right, too = (one.column("correct") > 0.5 for one in (first, second))
+        found["mcnemar"] = mcnemar(right, too)
+    return {name: one._asdict() for name, one in found.items()}
 
 
 def verdict(name: str, difference: float, p: float, *, level: float = 0.95) -> str:
@@ -127,13 +128,5 @@ def verdict(name: str, difference: float, p: float, *, level: float = 0.95) -> s
     if math.isnan(difference) or p > 1 - level:
         return f"cannot tell ({name} {difference:+.4g}, p {p:.2g})"
     higher = METRICS[name].higher_is_better if name in METRICS else name != "loss"
-    return f"{'first' if (difference > 0) == higher else 'second'} better ({name} {difference:+.4g}, p {p:.2g})"
-
-
-def _each(predictions: Predictions, name: str) -> np.ndarray | None:
-    by = METRICS[name].each
-    return (
-        None
-        if by is None
-        else by(predictions.column("predicted"), predictions.column("references"))
-    )
+    better = "first" if (difference > 0) == higher else "second"
+    return f"{better} better ({name} {difference:+.4g}, p {p:.2g})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -17,10 +18,14 @@ def meteor_score(predictions: Sequence[str], references: Sequence[Sequence[str]]
     (`-norm`, English).
 
     Raises:
-        ImportError: pycocoevalcap is not installed. FileNotFoundError: there is no `java`.
-            RuntimeError: the program failed.
+        ImportError: pycocoevalcap is not installed.
+        FileNotFoundError: there is no `java`.
+        RuntimeError: the program failed.
     """
-    jar = _jar()
+    with needs("meteor"):
+        import pycocoevalcap
+
+    jar = next(Path(folder) / "meteor" / _JAR for folder in pycocoevalcap.__path__)
     java = shutil.which("java")
     if java is None:
         raise FileNotFoundError(
@@ -42,34 +47,22 @@ def meteor_score(predictions: Sequence[str], references: Sequence[Sequence[str]]
         encoding="utf-8",
     ) as program:
         statistics = [_ask(program, line) for line in lines]
-        _ask(
-            program, " ||| ".join(("EVAL", *statistics))
-        )  # The first of as many scores as there are texts; the total is last.
+        # It answers with a score for each text, and the total last.
+        _ask(program, " ||| ".join(("EVAL", *statistics)))
         for _ in lines[1:]:
             program.stdout.readline()
         return float(program.stdout.readline())
 
 
 def _ask(program: subprocess.Popen, line: str) -> str:
-    try:
+    # A program that has ended takes no line, or answers with none.
+    with contextlib.suppress(BrokenPipeError):
         program.stdin.write(line + "\n")
         program.stdin.flush()
-    except BrokenPipeError:
-        raise RuntimeError(
-            "METEOR's program ended early. Does this Java have 2 GB of memory?"
-        ) from None
-    answer = program.stdout.readline().strip()
-    if not answer:
-        raise RuntimeError("METEOR's program ended early. Does this Java have 2 GB of memory?")
-    return answer
+        if answer := program.stdout.readline().strip():
+            return answer
+    raise RuntimeError("METEOR's program ended early. Does this Java have 2 GB of memory?")
 
 
 def _clean(text: str) -> str:
     return " ".join(text.replace("|||", " ").split())
-
-
-def _jar() -> Path:
-    with needs("meteor"):
-        import pycocoevalcap
-
-    return next(Path(folder) / "meteor" / _JAR for folder in pycocoevalcap.__path__)

@@ -1,26 +1,25 @@
-"""What a model says about each example of a split: kept, so that scores get intervals and two
-models can be compared.
-"""
+"""What a model says of each example, kept: scores get intervals, and models can be compared."""
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
-from lora_jax.metrics.table import Metric, metric
+from lora_jax.metrics.table import metric
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One example. `loss` is a sum in nats over `units` (1, or the tokens that count), `correct`
-    how many of these were right.
+    """What a model says of one example.
 
+    `loss` is a sum in nats over `units` (1, or the tokens that count), `correct` how many of these
+    were right.
     `id` is of the example's tokens: equal ids are equal examples. `predicted` and `references` are
     class names, numbers, tags or texts (references of texts: a list), None where only the loss was
     computed.
@@ -45,13 +44,16 @@ class Predictions:
 
     def by_task(self) -> dict[str, Predictions]:
         """The predictions of each task of a mixture; nothing outside one."""
-        names = dict.fromkeys(row.task for row in self.rows if row.task is not None)
+        tasks = [row.task for row in self.rows]
         return {
-            name: Predictions(
-                self.split, self.metrics, tuple(row for row in self.rows if row.task == name)
-            )
-            for name in names
+            name: self.at(place for place, task in enumerate(tasks) if task == name)
+            for name in dict.fromkeys(tasks)
+            if name is not None
         }
+
+    def at(self, places: Iterable[int]) -> Predictions:
+        """The predictions at these positions, in their order."""
+        return Predictions(self.split, self.metrics, tuple(self.rows[place] for place in places))
 
     def column(self, name: str) -> Any:
         """A field of all rows; numbers as an array."""
@@ -59,32 +61,28 @@ class Predictions:
         return np.array(values, float) if name in ("loss", "units", "correct") else values
 
     def scored_by(self, name: str) -> Callable[[Any], float]:
-        """The score of the examples at given positions, by a metric's name, or by loss or accuracy
+        """The score of the examples at given positions, by a metric's name, or by loss or correct
         (means over units).
         """
         if name in ("loss", "correct"):
             total, units = self.column(name), self.column("units")
             return lambda rows: float(total[rows].sum() / units[rows].sum())
-        return functools.partial(
-            _score, metric(name), self.column("predicted"), self.column("references")
-        )
+        score = metric(name).score
+        predicted, references = self.column("predicted"), self.column("references")
+        return lambda rows: score([predicted[n] for n in rows], [references[n] for n in rows])
 
-
-def _score(by: Metric, predicted: Sequence[Any], references: Sequence[Any], rows: Any) -> float:
-    return by.score([predicted[row] for row in rows], [references[row] for row in rows])
+    def each(self, name: str) -> Float[np.ndarray, " rows"] | None:
+        """The metric's score of each example; None where that of the set is not their mean."""
+        by = metric(name).each
+        return None if by is None else by(self.column("predicted"), self.column("references"))
 
 
 def save_predictions(path: Path, predictions: Predictions) -> Path:
     """Writes a line of JSON an example, after one that names split and metrics."""
     path.parent.mkdir(parents=True, exist_ok=True)
     head = json.dumps({"split": predictions.split, "metrics": predictions.metrics})
-    path.write_text(
-        "\n".join(
-            [head, *(json.dumps(asdict(row), ensure_ascii=False) for row in predictions.rows)]
-        )
-        + "\n",
-        encoding="utf-8",
-    )
+    rows = (json.dumps(asdict(row), ensure_ascii=False) for row in predictions.rows)
+    path.write_text("".join(f"{line}\n" for line in (head, *rows)), encoding="utf-8")
     return path
 
 
@@ -92,7 +90,8 @@ def load_predictions(path: Path) -> Predictions:
     """The predictions that `save_predictions` wrote.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: it is damaged.
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -100,9 +99,8 @@ def load_predictions(path: Path) -> Predictions:
         )
     try:
         head, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-        return Predictions(
-            head["split"], tuple(head["metrics"]), tuple(Prediction(**row) for row in rows)
-        )
+        found = tuple(Prediction(**row) for row in rows)
+        return Predictions(head["split"], tuple(head["metrics"]), found)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no file of predictions ({error}). Make it anew with: lora-jax evaluate RUN."

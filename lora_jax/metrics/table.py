@@ -1,6 +1,4 @@
-"""Scores of predictions against references, by name; the libraries that compute them are imported
-when they are used.
-"""
+"""Scores of predictions against references, by name; libraries are imported when they are used."""
 
 from __future__ import annotations
 
@@ -111,11 +109,9 @@ def f1(predictions: Sequence[int], references: Sequence[int]) -> float:
     """
     check_pairs(predictions, references)
     binary = set(predictions) | set(references) <= {0, 1}
-    return float(
-        _sklearn().f1_score(
-            references, predictions, average="binary" if binary else "macro", zero_division=0.0
-        )
-    )
+    if not binary:
+        return macro_f1(predictions, references)
+    return float(_sklearn().f1_score(references, predictions, zero_division=0.0))
 
 
 def macro_f1(predictions: Sequence[int], references: Sequence[int]) -> float:
@@ -201,15 +197,18 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float((a * b).sum() / scale) if scale else math.nan
 
 
-def _text(name: str) -> Callable[[Sequence[str], Sequence[Sequence[str]]], float]:
+def _text_metric(name: str, *, mean_of_each: bool = False, higher: bool = True) -> Metric:
+    """The score that text_metrics.py has by this name, or the mean of its scores `name`_each."""
+    if not mean_of_each:
+        return Metric(name, "texts", _text(name), None, higher)
+    each = _text(f"{name}_each")
+    return Metric(name, "texts", lambda *texts: float(each(*texts).mean()), each)
+
+
+def _text(name: str) -> Callable[..., Any]:
     """A function of text_metrics.py, imported at the first call."""
-    return lambda predictions, references: getattr(
-        importlib.import_module("lora_jax.metrics.text_metrics"), name
-    )(predictions, references)
-
-
-def _text_metric(name: str, each: str | None = None, higher: bool = True) -> Metric:
-    return Metric(name, "texts", _text(name), None if each is None else _text(each), higher)
+    where = "lora_jax.metrics.text_metrics"
+    return lambda *texts: getattr(importlib.import_module(where), name)(*texts)
 
 
 METRICS: dict[str, Metric] = {
@@ -222,17 +221,17 @@ METRICS: dict[str, Metric] = {
         Metric("pearson", "numbers", pearson),
         Metric("spearman", "numbers", spearman),
         Metric("token_f1", "classes", token_f1),
-        _text_metric("exact_match", "exact_match_each"),
-        _text_metric("squad_f1", "squad_f1_each"),
+        _text_metric("exact_match", mean_of_each=True),
+        _text_metric("squad_f1", mean_of_each=True),
         _text_metric("bleu"),
         _text_metric("lowercase_bleu"),
         _text_metric("nist"),
         _text_metric("chrf"),
         _text_metric("ter", higher=False),
-        _text_metric("rouge_1", "rouge_1_each"),
-        _text_metric("rouge_2", "rouge_2_each"),
-        _text_metric("rouge_l", "rouge_l_each"),
-        _text_metric("coco_rouge_l", "coco_rouge_l_each"),
+        _text_metric("rouge_1", mean_of_each=True),
+        _text_metric("rouge_2", mean_of_each=True),
+        _text_metric("rouge_l", mean_of_each=True),
+        _text_metric("coco_rouge_l", mean_of_each=True),
         _text_metric("cider"),
         _text_metric("meteor"),
     )

@@ -1,10 +1,12 @@
-"""Scores of generated texts against one or several right ones each. All functions take texts and,
-for each, a list of references.
+"""Scores of generated texts against one or several right ones each.
+
+All functions take texts and, for each, a list of references; those with `_each` give a score a text.
 """
 
 from __future__ import annotations
 
 import collections
+import itertools
 import math
 import re
 import string
@@ -23,7 +25,7 @@ _BETA = 1.2  # recall counts this much more than precision in COCO's ROUGE-L
 _SIGMA = 6.0  # of CIDEr-D's penalty on a difference in length
 
 
-# --- answers (Rajpurkar et al. 2016, SQuAD: evaluate-v1.1.py) ------------------------------------------------------
+# --- Answers (Rajpurkar et al. 2016, SQuAD: evaluate-v1.1.py).
 
 
 def normalize_answer(text: str) -> str:
@@ -36,9 +38,8 @@ def normalize_answer(text: str) -> str:
 
 def exact_match_each(predictions: Texts, references: References) -> Float[np.ndarray, " examples"]:
     """1 where a prediction is one of its references after `normalize_answer`."""
-    return _best(
-        predictions, references, lambda a, b: float(normalize_answer(a) == normalize_answer(b))
-    )
+    same = lambda a, b: float(normalize_answer(a) == normalize_answer(b))
+    return _best(predictions, references, same)
 
 
 def squad_f1_each(predictions: Texts, references: References) -> Float[np.ndarray, " examples"]:
@@ -54,51 +55,35 @@ def squad_f1_each(predictions: Texts, references: References) -> Float[np.ndarra
     return _best(predictions, references, score)
 
 
-def exact_match(predictions: Texts, references: References) -> float:
-    """The mean of `exact_match_each`, 0 to 1."""
-    return _mean(exact_match_each, predictions, references)
-
-
-def squad_f1(predictions: Texts, references: References) -> float:
-    """The mean of `squad_f1_each`, 0 to 1."""
-    return _mean(squad_f1_each, predictions, references)
-
-
-# --- sacrebleu and rouge-score -------------------------------------------------------------------------------------
+# --- sacrebleu and rouge-score.
 
 
 def bleu(predictions: Texts, references: References) -> float:
     """BLEU by sacrebleu's defaults (Post 2018), 0 to 100: mteval-v13a's tokens, letter case kept,
     four orders, exponential smoothing.
     """
-    return _bleu(predictions, references, lowercase=False)
+    return _sacrebleu("BLEU", predictions, references)
 
 
 def lowercase_bleu(predictions: Texts, references: References) -> float:
     """As `bleu`, letter case dropped: the BLEU of E2E's scorer (mteval-v13a), times 100, where
     every order has a match.
     """
-    return _bleu(predictions, references, lowercase=True)
+    return _sacrebleu("BLEU", predictions, references, lowercase=True)
 
 
 def chrf(predictions: Texts, references: References) -> float:
     """chrF2 by sacrebleu (Popović 2015), 0 to 100: F of character n-grams up to 6, recall twice as
     heavy.
     """
-    check_pairs(predictions, references)
-    return float(
-        library("sacrebleu").CHRF().corpus_score(list(predictions), _streams(references)).score
-    )
+    return _sacrebleu("CHRF", predictions, references)
 
 
 def ter(predictions: Texts, references: References) -> float:
     """Translation edit rate by sacrebleu (Snover et al. 2006), in percent, letter case dropped;
     lower is better.
     """
-    check_pairs(predictions, references)
-    return float(
-        library("sacrebleu").TER().corpus_score(list(predictions), _streams(references)).score
-    )
+    return _sacrebleu("TER", predictions, references)
 
 
 def rouge_1_each(predictions: Texts, references: References) -> Float[np.ndarray, " examples"]:
@@ -116,24 +101,10 @@ def rouge_l_each(predictions: Texts, references: References) -> Float[np.ndarray
     return _rouge(predictions, references, "rougeL")
 
 
-def rouge_1(predictions: Texts, references: References) -> float:
-    """The mean of `rouge_1_each`, 0 to 1."""
-    return _mean(rouge_1_each, predictions, references)
-
-
-def rouge_2(predictions: Texts, references: References) -> float:
-    """The mean of `rouge_2_each`, 0 to 1."""
-    return _mean(rouge_2_each, predictions, references)
-
-
-def rouge_l(predictions: Texts, references: References) -> float:
-    """The mean of `rouge_l_each`, 0 to 1."""
-    return _mean(rouge_l_each, predictions, references)
-
-
-# --- the E2E challenge's scorer (Dušek, Novikova & Rieser 2018): mteval-v13a and COCO's caption metrics ------------
-# Written here because no package gives that scorer's figures by itself: nltk's corpus_nist is another number (3.076, not
-# 3.427, on the texts of tests/golden/metrics.json), and pycocoevalcap cuts words with a Java program.
+# --- The E2E challenge's scorer (Dušek, Novikova & Rieser 2018): mteval-v13a, COCO's caption metrics.
+# Written here because no package gives that scorer's figures by itself: nltk's corpus_nist is
+# another number (3.076, not 3.427, on the texts of tests/golden/metrics.json), and pycocoevalcap
+# cuts words with a Java program.
 
 
 def nist(predictions: Texts, references: References) -> float:
@@ -143,14 +114,15 @@ def nist(predictions: Texts, references: References) -> float:
     check_pairs(predictions, references)
     tokens = library("sacrebleu.tokenizers.tokenizer_13a").Tokenizer13a()
     cut = lambda text: tuple(tokens(text.lower()).split())
-    ours, theirs = (
-        [cut(text) for text in predictions],
-        [[cut(text) for text in texts] for texts in references],
-    )
+    ours = [cut(text) for text in predictions]
+    theirs = [[cut(text) for text in texts] for texts in references]
+
     counts: collections.Counter = collections.Counter()
-    for text in (text for texts in theirs for text in texts):
+    for text in itertools.chain.from_iterable(theirs):
         counts[()] += len(text)
         counts.update(gram for n in range(1, 6) for gram in _grams(text, n))
+
+    # A match tells the more the rarer its last word is after the words before it.
     total = 0.0
     for n in range(1, 6):
         gained, made = 0.0, 0
@@ -161,13 +133,14 @@ def nist(predictions: Texts, references: References) -> float:
                     gained += hits * math.log2(counts[gram[:-1]] / counts[gram])
             made += len(text) - n + 1
         total += gained / made if made else 0.0
+
+    # Half the score at two thirds of the references' length.
     mean_length = sum(sum(map(len, texts)) / len(texts) for texts in theirs)
     ratio = sum(map(len, ours)) / mean_length if mean_length else 0.0
     if ratio <= 0:
         return 0.0
-    return total * (
-        1.0 if ratio >= 1 else math.exp(math.log(0.5) / math.log(1.5) ** 2 * math.log(ratio) ** 2)
-    )
+    shortness = math.log(min(ratio, 1.0)) ** 2
+    return total * math.exp(math.log(0.5) / math.log(1.5) ** 2 * shortness)
 
 
 def coco_rouge_l_each(predictions: Texts, references: References) -> Float[np.ndarray, " examples"]:
@@ -182,17 +155,9 @@ def coco_rouge_l_each(predictions: Texts, references: References) -> Float[np.nd
         common = [_longest_common(ours, other) for other in theirs]
         precision = max(common) / max(len(ours), 1)
         recall = max(n / max(len(other), 1) for n, other in zip(common, theirs))
-        out.append(
-            (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
-            if precision and recall
-            else 0.0
-        )
+        weighted = recall + _BETA**2 * precision
+        out.append((1 + _BETA**2) * precision * recall / weighted if precision and recall else 0.0)
     return np.array(out)
-
-
-def coco_rouge_l(predictions: Texts, references: References) -> float:
-    """The mean of `coco_rouge_l_each`, 0 to 1."""
-    return _mean(coco_rouge_l_each, predictions, references)
 
 
 def cider(predictions: Texts, references: References) -> float:
@@ -216,23 +181,18 @@ def cider(predictions: Texts, references: References) -> float:
     def likeness(a: list[dict], b: list[dict], gap: int) -> float:
         total = 0.0
         for first, second in zip(a, b):
-            norm = math.sqrt(
-                sum(x * x for x in first.values()) * sum(x * x for x in second.values())
-            )
-            product = sum(
-                min(x, second.get(gram, 0.0)) * second.get(gram, 0.0) for gram, x in first.items()
-            )
+            squares = [sum(x * x for x in vector.values()) for vector in (first, second)]
+            norm = math.sqrt(squares[0] * squares[1])
+            shared = [(x, second[gram]) for gram, x in first.items() if gram in second]
+            product = sum(min(x, y) * y for x, y in shared)
             total += product / norm if norm else product
         return total / 4 * math.exp(-(gap**2) / (2 * _SIGMA**2))
 
     scores = []
     for counts, texts in zip(ours, theirs, strict=True):
         mine, pairs = weigh(counts), _pairs(counts)
-        scores.append(
-            10
-            * sum(likeness(mine, weigh(other), pairs - _pairs(other)) for other in texts)
-            / len(texts)
-        )
+        total = sum(likeness(mine, weigh(other), pairs - _pairs(other)) for other in texts)
+        scores.append(10 * total / len(texts))
     return sum(scores) / len(scores)
 
 
@@ -240,8 +200,8 @@ def meteor(predictions: Texts, references: References) -> float:
     """METEOR 1.5 for English (Denkowski & Lavie 2014) by its own program, 0 to 1.
 
     Raises:
-        ImportError: pycocoevalcap, which ships the program, is not installed. FileNotFoundError:
-            there is no `java`.
+        ImportError: pycocoevalcap, which ships the program, is not installed.
+        FileNotFoundError: there is no `java`.
     """
     from lora_jax.metrics.meteor import meteor_score
 
@@ -256,48 +216,12 @@ def meteor(predictions: Texts, references: References) -> float:
 # Abbreviations whose full stop is part of the word, as the Stanford tokenizer of COCO's scorer has
 # them.
 _ABBREVIATIONS = {
-    "dr",
-    "mr",
-    "mrs",
-    "ms",
-    "prof",
-    "st",
-    "jr",
-    "sr",
-    "etc",
-    "vs",
-    "inc",
-    "co",
-    "corp",
-    "no",
-    "ave",
-    "fig",
-}
-_DROPPED = {
-    "''",
-    "'",
-    "``",
-    "`",
-    "-lrb-",
-    "-rrb-",
-    "-lcb-",
-    "-rcb-",
-    ".",
-    "?",
-    "!",
-    ",",
-    ":",
-    "-",
-    "--",
-    "...",
-    ";",
-}
-_KEPT_MARKS = {
-    "-lrb-",
-    "-rrb-",
-    "-lcb-",
-    "-rcb-",
-}  # The scorer drops these only in upper case, and its tokens are lower case.
+    "dr", "mr", "mrs", "ms", "prof", "st", "jr", "sr", "etc", "vs", "inc", "co", "corp", "no",
+    "ave", "fig",
+}  # fmt: skip
+# The scorer drops round and curly brackets in upper case alone, and its tokens are lower case: they
+# stay.
+_DROPPED = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "{": "-lcb-", "}": "-rcb-", "[": "-lsb-", "]": "-rsb-"}
 
 
@@ -309,27 +233,18 @@ def caption_words(text: str) -> list[str]:
     unusual text (e-mail addresses, prices with a dash, 'y'all') the two can differ.
     """
     tokenizer = library("nltk.tokenize").TreebankWordTokenizer()
-    text = re.sub(
-        r"[\w.]+\.(?=\s)",
-        lambda found: _split_stop(found.group()),
-        text.replace("£", "# ").replace("\n", " "),
-    )
+    text = text.replace("£", "# ").replace("\n", " ")
+    text = re.sub(r"[\w.]+\.(?=\s)", lambda found: _split_stop(found.group()), text)
     words = [_BRACKETS.get(word, word).lower() for word in tokenizer.tokenize(text)]
-    return [word for word in words if word in _KEPT_MARKS or word not in _DROPPED]
+    return [word for word in words if word not in _DROPPED]
 
 
 def _split_stop(word: str) -> str:
     """'end.' as 'end .'; abbreviations keep their stop."""
     bare = word[:-1]
-    return (
-        word
-        if not bare
-        or bare.endswith(".")
-        or "." in bare.strip(".")
-        and not bare[-1].isdigit()
-        or bare.lower() in _ABBREVIATIONS
-        else f"{bare} ."
-    )
+    initials = "." in bare.strip(".") and not bare[-1:].isdigit()
+    keeps = not bare or bare.endswith(".") or initials or bare.lower() in _ABBREVIATIONS
+    return word if keeps else f"{bare} ."
 
 
 def _all_grams(text: str) -> collections.Counter:
@@ -364,48 +279,24 @@ def _largest(counts: Sequence[collections.Counter]) -> collections.Counter:
     return total
 
 
-def _bleu(predictions: Texts, references: References, *, lowercase: bool) -> float:
+def _sacrebleu(name: str, predictions: Texts, references: References, **options: Any) -> float:
     check_pairs(predictions, references)
-    return float(
-        library("sacrebleu")
-        .BLEU(lowercase=lowercase)
-        .corpus_score(list(predictions), _streams(references))
-        .score
-    )
-
-
-def _streams(references: References) -> list[list[str | None]]:
-    """The n-th reference of every text, for each n, as sacrebleu wants them; None where a text has
-    fewer.
-    """
-    most = max(map(len, references))
-    return [[texts[n] if n < len(texts) else None for texts in references] for n in range(most)]
+    # The n-th reference of every text, for each n; None where a text has fewer.
+    streams = list(itertools.zip_longest(*references))
+    scorer = getattr(library("sacrebleu"), name)(**options)
+    return float(scorer.corpus_score(list(predictions), streams).score)
 
 
 def _rouge(predictions: Texts, references: References, name: str) -> np.ndarray:
     check_pairs(predictions, references)
     scorer: Any = library("rouge_score.rouge_scorer").RougeScorer([name], use_stemmer=True)
-    return np.array(
-        [
-            scorer.score_multi(list(texts), text)[name].fmeasure
-            for text, texts in zip(predictions, references, strict=True)
-        ]
-    )
+    pairs = zip(predictions, references, strict=True)
+    return np.array([scorer.score_multi(list(right), text)[name].fmeasure for text, right in pairs])
 
 
 def _best(
     predictions: Texts, references: References, score: Callable[[str, str], float]
 ) -> np.ndarray:
     check_pairs(predictions, references)
-    return np.array(
-        [
-            max(score(text, other) for other in texts)
-            for text, texts in zip(predictions, references, strict=True)
-        ]
-    )
-
-
-def _mean(
-    each: Callable[[Texts, References], np.ndarray], predictions: Texts, references: References
-) -> float:
-    return float(each(predictions, references).mean())
+    pairs = zip(predictions, references, strict=True)
+    return np.array([max(score(text, other) for other in right) for text, right in pairs])

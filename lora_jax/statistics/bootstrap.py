@@ -15,9 +15,8 @@ from jaxtyping import Float, Int
 
 from lora_jax.statistics.interval import Interval
 
-Statistic = Callable[
-    [Int[np.ndarray, " drawn"]], float
-]  # a score of the examples at these positions
+# A score of the examples at these positions.
+Statistic = Callable[[Int[np.ndarray, " drawn"]], float]
 
 
 class Difference(NamedTuple):
@@ -55,11 +54,12 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of any score of a set of examples (Efron & Tibshirani 1993, section
-    13.3).
+    """Percentile interval of any score of a set of examples.
 
     The interval says how much the score would vary over test sets of this size; not over training
     runs.
+
+    Reference: Efron & Tibshirani 1993, section 13.3.
     """
     values = np.array([statistic(rows) for rows in draws(examples, resamples, seed)])
     return Interval(float(statistic(np.arange(examples, dtype=np.int32))), *_bounds(values, level))
@@ -98,11 +98,8 @@ def paired_bootstrap(
     """
     everything = np.arange(examples, dtype=np.int32)
     observed = float(first(everything)) - float(second(everything))
-    return _difference(
-        observed,
-        np.array([first(rows) - second(rows) for rows in draws(examples, resamples, seed)]),
-        level,
-    )
+    resampled = [first(rows) - second(rows) for rows in draws(examples, resamples, seed)]
+    return _difference(observed, np.array(resampled), level)
 
 
 def paired_means(
@@ -123,38 +120,28 @@ def paired_means(
     one, other = (np.atleast_2d(np.asarray(scores, float)).mean(0) for scores in (first, second))
     if len(one) != len(other):
         raise ValueError(
-            "A paired test needs the same examples for both models, got "
-            f"{len(one)} and {len(other)}."
+            f"A paired test needs the same examples for both models, got {len(one)} and "
+            f"{len(other)}."
         )
 
     weights = np.ones(len(one)) if weights is None else np.asarray(weights, float)
     gap = one - other
-    return _difference(
-        _ratio((gap * weights).sum(), weights.sum()),
-        _resampled_means(gap, weights, resamples, seed),
-        level,
-    )
+    observed = _ratio((gap * weights).sum(), weights.sum())
+    return _difference(observed, _resampled_means(gap, weights, resamples, seed), level)
 
 
 def _resampled_means(
     values: np.ndarray, weights: np.ndarray, resamples: int, seed: int
 ) -> np.ndarray:
-    totals = values * weights
-    return np.array(
-        [
-            _ratio(totals[rows].sum(), weights[rows].sum())
-            for rows in draws(len(values), resamples, seed)
-        ]
-    )
+    totals, every = values * weights, draws(len(values), resamples, seed)
+    return np.array([_ratio(totals[rows].sum(), weights[rows].sum()) for rows in every])
 
 
 def _difference(observed: float, resampled: np.ndarray, level: float) -> Difference:
-    # A tolerance: resampled sums of equal differences differ from the observed one by rounding
-    # alone.
+    # A tolerance: resampled sums of equal differences differ from the observed one by rounding.
     far = np.abs(resampled - observed) >= abs(observed) - 1e-12
-    return Difference(
-        observed, *_bounds(resampled, level), float((1 + far.sum()) / (1 + len(resampled)))
-    )
+    p = float((1 + far.sum()) / (1 + len(resampled)))
+    return Difference(observed, *_bounds(resampled, level), p)
 
 
 def _bounds(values: np.ndarray, level: float) -> tuple[float, float]:

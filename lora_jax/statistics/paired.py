@@ -1,8 +1,8 @@
 """Tests of paired measurements, and what is left of them when many are made at once.
 
-The t-test, McNemar's and the quantiles are scipy's. Sign flips are not scipy.stats.permutation_test:
-a report makes hundreds of these tests over the same few seeds, and one matrix of signs serves them
-all (equal figures, by a test). scipy has no Holm correction.
+The t-test, McNemar's and the quantiles are scipy's. Sign flips are not
+scipy.stats.permutation_test: a report makes hundreds of these tests over the same few seeds, and one
+matrix of signs serves them all (equal figures, by a test). scipy has no Holm correction.
 """
 
 from __future__ import annotations
@@ -68,8 +68,7 @@ def paired_test(first: Sequence[float], second: Sequence[float], level: float = 
         return PairedTest(mean.mean, mean.low, mean.high, float("nan"), float("nan"), 1)
 
     signs = sign_flip_p(differences)
-    # Differences that are all alike to rounding leave no spread to judge by; their signs still
-    # count.
+    # Differences that are alike to rounding leave no spread to judge by; their signs still count.
     flat = mean.deviation <= 1e-12 * max(np.abs(one).max(), np.abs(other).max(), 1e-300)
     t = 0.0 if flat else mean.mean / (mean.deviation / np.sqrt(mean.runs))
     p = signs if flat else float(2 * stats.t.sf(abs(t), mean.runs - 1))
@@ -93,22 +92,22 @@ def mcnemar(first: Bool[np.ndarray, " examples"], second: Bool[np.ndarray, " oth
 
 
 def sign_flip_p(differences: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p of Fisher's randomisation test: every sign of every difference was as likely.
-    Exact up to 16, else by `draws`.
+    """Two-sided p of Fisher's randomisation test, which takes both signs of a difference for equally
+    likely: exact for up to 16 differences, else by `draws`.
     """
     array = np.asarray(differences, np.float64)
-    if array.size <= _MOST_EXACT:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=array.size)))
-        extreme = np.abs(signs @ array) >= abs(array.sum()) * (1 - 1e-9) - 1e-15
-        return float(extreme.mean())
-    signs = _random_signs(array.size, draws, seed)
+    is_exact = array.size <= _MOST_EXACT
+    signs = (
+        np.array(list(itertools.product((1.0, -1.0), repeat=array.size)))
+        if is_exact
+        else _random_signs(array.size, draws, seed)
+    )
     extreme = np.abs(signs @ array) >= abs(array.sum()) * (1 - 1e-9) - 1e-15
-    return float(
-        (extreme.sum() + 1) / (draws + 1)
-    )  # the observed signs are one of the draws: p is never 0
+    # The observed signs are one of the draws: p is never 0.
+    return float(extreme.mean() if is_exact else (extreme.sum() + 1) / (draws + 1))
 
 
-@functools.lru_cache(maxsize=4)  # a report tests hundreds of pairs over the same seeds
+@functools.lru_cache(maxsize=4)
 def _random_signs(count: int, draws: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).choice((1.0, -1.0), (draws, count))
 
@@ -118,9 +117,9 @@ def holm(p_values: Sequence[float], family: int | None = None) -> np.ndarray:
     confidence, whatever depends on what.
 
     Args:
-        p_values: any that are NaN stay NaN and do not count. family: how many comparisons could
-            have been made, if more than are given: those that were picked after a look at the data
-            belong to all that they were picked from.
+        p_values: any that are NaN stay NaN and do not count.
+        family: how many comparisons could have been made, if more than are given: those that were
+            picked after a look at the data belong to all that they were picked from.
 
     Raises:
         ValueError: `family` is less than the number of p-values.

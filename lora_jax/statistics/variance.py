@@ -1,10 +1,9 @@
-"""How much of the spread between runs each setting explains: analysis of variance, whole grids or
-not.
-"""
+"""How much of the spread between runs each setting explains: analysis of variance of any grid."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +11,8 @@ import numpy as np
 from scipy import linalg, stats
 
 REST = "rest"
-# A number with more levels than this, such as a learning rate that a search drew, is one column: its
-# trend. A column for each level, and for each pair of levels of two such factors, would be more
+# A number with more levels than this, such as a learning rate that a search drew, is one column:
+# its trend. A column for each level, and for each pair of levels of two such factors, would be more
 # columns than runs and more memory than there is.
 _MOST_LEVELS = 12
 _MOST_COLUMNS = 400  # of all interactions together; the largest are left out first
@@ -21,11 +20,11 @@ _MOST_COLUMNS = 400  # of all interactions together; the largest are left out fi
 
 @dataclass(frozen=True)
 class Source:
-    """One row of the table. `share` is of the total sum of squares; `corrected` is omega squared,
-    which chance does not raise.
+    """One row of the table.
 
-    `p` is NaN where nothing is left to judge by. `freedom` 0: this cannot be told from the other
-    sources.
+    `share` is of the total sum of squares; `corrected` is omega squared, which chance does not
+    raise. `p` is NaN where nothing is left to judge by. `freedom` 0: this cannot be told from
+    the other sources.
     """
 
     name: str
@@ -39,13 +38,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Sources with the rest last. `overlap` is the share of the spread that sources explain in
-    common: 0 in a whole grid.
+    """The sources of the spread, the rest last.
 
-    `levels` is {factor: number of its levels}. `replicated`: whether the rest holds repeats of
-    equal settings, so that it is the luck of the draw and not only interactions of three and more
-    factors. `trends` are the factors of which only a straight line was fitted, in the logarithm where
-    all levels are above 0; `left_out` the pairs of factors that have too many levels to be looked at.
+    `overlap` is the share of the spread that sources explain in common: 0 in a whole grid. `levels`
+    is {factor: number of its levels}. `replicated`: whether the rest holds repeats of equal
+    settings, so that it is the luck of the draw and not only interactions of three and more factors.
+    `trends` are the factors of which only a straight line was fitted, in the logarithm where all
+    levels are above 0; `left_out` the pairs of factors that have too many levels to be looked at.
     """
 
     sources: tuple[Source, ...]
@@ -72,9 +71,10 @@ def decompose(
     are the classical ones and add up to the total.
 
     Args:
-        factors: {name: the level of each run}. values: the score of each run. blocks: factors that
-            have no interactions, such as the seed: what it does differently from setting to setting
-            is the rest.
+        factors: {name: the level of each run}.
+        values: the score of each run.
+        blocks: factors that have no interactions, such as the seed: what it does differently from
+            setting to setting is the rest.
 
     Raises:
         ValueError: lengths differ, there are fewer than two runs, or no factor has two levels.
@@ -101,48 +101,30 @@ def decompose(
             "No factor differs between the runs: there is nothing to explain their spread by."
         )
     crossed = [name for name in coded if name not in blocks]
-    terms: dict[tuple[str, ...], np.ndarray] = {(name,): matrix for name, matrix in coded.items()}
-    room, left_out = _MOST_COLUMNS, []
-    # By size, then as they come: what is left out are the largest.
-    size = lambda pair: coded[pair[0]].shape[1] * coded[pair[1]].shape[1]
-    kept = set()
-    for pair in sorted(itertools.combinations(crossed, 2), key=size):
-        room -= size(pair)
-        (kept.add if room >= 0 else left_out.append)(pair)
-    for one, other in itertools.combinations(crossed, 2):
-        if (one, other) not in kept:
-            continue
-        products = coded[one][:, :, None] * coded[other][:, None, :]
-        terms[one, other] = products.reshape(y.size, -1)
-    model = _Model(terms, y)
-    mains = [term for term in terms if len(term) == 1]
-    pairs = [term for term in terms if len(term) == 2]
+    pairs, left_out = _pairs_that_fit(crossed, {name: coded[name].shape[1] for name in crossed})
+
+    mains = [(name,) for name in coded]
+    model = _Model({term: _columns(term, coded) for term in (*mains, *pairs)}, y)
     residual, used = model.residual([*mains, *pairs])
     rest_freedom = y.size - 1 - used
-    noise = residual / rest_freedom if rest_freedom > 0 else float("nan")
+    noise = residual / rest_freedom if rest_freedom > 0 else math.nan
+
     found = []
     for term in (*mains, *pairs):
-        others = [
-            other for other in (mains if len(term) == 1 else [*mains, *pairs]) if other != term
-        ]
+        beside = mains if len(term) == 1 else [*mains, *pairs]
+        others = [other for other in beside if other != term]
         without, fewer = model.residual(others)
         with_it, more = model.residual([*others, term])
-        found.append(
-            _source(
-                " × ".join(term),
-                more - fewer,
-                max(without - with_it, 0.0),
-                model.total,
-                noise,
-                rest_freedom,
-            )
-        )
+        squares = max(without - with_it, 0.0)
+        name = " × ".join(term)
+        found.append(_source(name, more - fewer, squares, model.total, noise, rest_freedom))
     share = residual / model.total if model.total else 0.0
-    rest = Source(REST, rest_freedom, residual, share, share, float("nan"), float("nan"))
+    found.append(Source(REST, rest_freedom, residual, share, share, math.nan, math.nan))
+
     settings = {tuple(_key(factors[name][run]) for name in crossed) for run in range(y.size)}
     return Decomposition(
-        sources=(*found, rest),
-        overlap=1 - sum(source.share for source in (*found, rest)) if model.total else 0.0,
+        sources=tuple(found),
+        overlap=1 - sum(source.share for source in found) if model.total else 0.0,
         total=model.total,
         count=y.size,
         levels={name: counts[name] for name in coded},
@@ -150,6 +132,29 @@ def decompose(
         trends=trends,
         left_out=tuple(" × ".join(pair) for pair in left_out),
     )
+
+
+def _pairs_that_fit(
+    crossed: Sequence[str], widths: Mapping[str, int]
+) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """The pairs of factors whose interactions are looked at, and those left out, the largest."""
+
+    def size(pair: tuple[str, ...]) -> int:
+        return widths[pair[0]] * widths[pair[1]]
+
+    pairs = list(itertools.combinations(crossed, 2))
+    by_size = sorted(pairs, key=size)
+    ends = itertools.accumulate(map(size, by_size))
+    left_out = [pair for pair, end in zip(by_size, ends) if end > _MOST_COLUMNS]
+    return [pair for pair in pairs if pair not in left_out], left_out
+
+
+def _columns(term: tuple[str, ...], coded: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The columns of a factor, or of a pair: all products of theirs."""
+    if len(term) == 1:
+        return coded[term[0]]
+    one, other = (coded[name] for name in term)
+    return (one[:, :, None] * other[:, None, :]).reshape(len(one), -1)
 
 
 class _Model:
@@ -172,14 +177,10 @@ class _Model:
         """(residual sum of squares, columns that count) of the terms."""
         key = frozenset(terms)
         if key not in self._known:
-            columns = (
-                np.sort(np.concatenate([self._where[term] for term in terms]))
-                if terms
-                else np.array([], int)
-            )
-            explained, freedom = _projection(
-                self._gram[np.ix_(columns, columns)], self._sides[columns]
-            )
+            places = [np.array([], int), *(self._where[term] for term in terms)]
+            columns = np.sort(np.concatenate(places))
+            gram = self._gram[np.ix_(columns, columns)]
+            explained, freedom = _projection(gram, self._sides[columns])
             self._known[key] = (max(self.total - explained, 0.0), freedom)
         return self._known[key]
 
@@ -202,22 +203,14 @@ def _source(
     name: str, freedom: int, squares: float, total: float, noise: float, rest_freedom: int
 ) -> Source:
     if not freedom or not total:
-        return Source(name, freedom, 0.0, 0.0, 0.0, float("nan"), float("nan"))
-    if not noise > 1e-14 * total:  # nothing is left to compare with, or nothing but rounding
-        return Source(
-            name, freedom, squares, squares / total, float("nan"), float("nan"), float("nan")
-        )
-    f = squares / freedom / noise
-    corrected = max((squares - freedom * noise) / (total + noise), 0.0)
-    return Source(
-        name,
-        freedom,
-        squares,
-        squares / total,
-        corrected,
-        f,
-        float(stats.f.sf(f, freedom, rest_freedom)),
-    )
+        return Source(name, freedom, 0.0, 0.0, 0.0, math.nan, math.nan)
+    corrected = f = p = math.nan
+    # Else nothing is left to compare with, or nothing but rounding.
+    if noise > 1e-14 * total:
+        f = squares / freedom / noise
+        corrected = max((squares - freedom * noise) / (total + noise), 0.0)
+        p = float(stats.f.sf(f, freedom, rest_freedom))
+    return Source(name, freedom, squares, squares / total, corrected, f, p)
 
 
 def _codes(column: Sequence[object]) -> np.ndarray:
