@@ -83,9 +83,8 @@ def _main(given: list[str]) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     command.add_arguments(parser)
     overrides, rest = _split_overrides(rest)
-    parsed = parser.parse_intermixed_args(
-        rest
-    )  # `claims run --again C3` as well as `claims run C3 --again`
+    # Intermixed: `claims run --again C3` as well as `claims run C3 --again`.
+    parsed = parser.parse_intermixed_args(rest)
     if overrides and not hasattr(parsed, "config"):
         return _complain(
             f"lora-jax {name} takes no settings, but {overrides[0]!r} came. See lora-jax {name} "
@@ -126,11 +125,9 @@ def _guarded(run: object, parsed: argparse.Namespace) -> int:
     ) as error:
         if parsed.debug:
             traceback.print_exc()
-        return _complain(
-            str(error.args[0])
-            if isinstance(error, KeyError) and error.args
-            else f"{error}" or type(error).__name__
-        )
+        # str() of a KeyError puts quotes around its text.
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        return _complain(str(text) or type(error).__name__)
 
 
 def _split_overrides(given: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -67,8 +67,9 @@ def _open_lab(given: str | None) -> Path:
     if not labs or folder is None or not folder.is_dir():
         missing = f"no folder {given}" if labs else "no experiments/claims/lab here"
         raise FileNotFoundError(
-            f"Claims are files of the project's checkout, not of the installed package, and there is {missing}. "
-            "Run this from the root of a checkout; --folder names another folder of claims."
+            "Claims are files of the project's checkout, not of the installed package, and there "
+            f"is {missing}. Run this from the root of a checkout; --folder names another folder of "
+            "claims."
         )
     sys.path.insert(0, str(labs[0]))
     return folder
@@ -104,9 +105,8 @@ def _run(arguments: argparse.Namespace, entries: dict, results: Path) -> int:
             result = ledger.run_claim(entry, lab, results=results, command=command)
         except Interrupted:
             raise
-        except (
-            Exception
-        ) as error:  # One claim that cannot be tested must not keep the others from it.
+        except Exception as error:
+            # One claim that cannot be tested must not keep the others from it.
             failed.append(claim.id)
             print(
                 f"{claim.id} could not be tested: {type(error).__name__}: {error}",

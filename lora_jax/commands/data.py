@@ -1,9 +1,9 @@
 """Look at a config's data before training on it: records, prompts as the model reads them, lengths,
 what the splits share.
 
-  lora-jax data preview --config configs/tasks/my_data.py:classification
-  --config.data.name=reviews.csv --config.data.fields.text=review lora-jax data preview --config
-  configs/domains/finance.py --records 3
+  lora-jax data preview --config configs/domains/finance.py --records 3
+  lora-jax data preview --config configs/tasks/my_data.py:classification \\
+      --config.data.name=reviews.csv --config.data.fields.text=review
 
 Between « and » stand the tokens that the loss counts. The model's tokenizer is loaded, its weights
 are not.

@@ -1,13 +1,16 @@
 """Score a trained run on a split, with intervals, from its saved adapter and the pretrained base.
 
-  lora-jax evaluate runs/default/qlora-nf4-r4-all_linear-s0-1a2b3c4d --split validation lora-jax
-  evaluate RUN --against OTHER_RUN             is the difference more than chance, on the same
-  examples? lora-jax evaluate RUN --against base --generate       a language model with its adapter
-  and without, by the texts it writes lora-jax evaluate RUN --forgetting other.jsonl        held-out
-  loss on texts of another domain, with the adapter and without lora-jax evaluate RUN
-  --contamination                 the score again without records that training records hold too
-  lora-jax evaluate RUN RUN RUN                         runs that differ in their seed: mean,
-  deviation and interval over them, too
+  lora-jax evaluate runs/default/qlora-nf4-r4-all_linear-s0-1a2b3c4d --split validation
+  lora-jax evaluate RUN --against OTHER_RUN
+      is the difference more than chance, on the same examples?
+  lora-jax evaluate RUN --against base --generate
+      a language model with its adapter and without, by the texts it writes
+  lora-jax evaluate RUN --forgetting other.jsonl
+      held-out loss on texts of another domain, with the adapter and without
+  lora-jax evaluate RUN --contamination
+      the score again without records that training records hold too
+  lora-jax evaluate RUN RUN RUN
+      runs that differ in their seed: mean, deviation and interval over them, too
 
 The base is loaded as the run's config names it, quantised as it was in training, and its
 fingerprint is checked. What the model said about each example is kept in

@@ -1,8 +1,9 @@
 """Continue prompts with a language model, and with adapters on it if any are named.
 
-  lora-jax generate gemma3-270m --prompt "The capital of France is" --max-new 20 lora-jax generate
-  MODEL --adapter sql=runs/sql/RUN/adapter --prompt "sql: List all singers" --prompt "Hello"
+  lora-jax generate gemma3-270m --prompt "The capital of France is" --max-new 20
   lora-jax generate MODEL --chat --prompt "What is LoRA?" --temperature 0.7 --top-p 0.9 --seed 1
+  lora-jax generate MODEL --adapter sql=runs/sql/RUN/adapter \\
+      --prompt "sql: List all singers" --prompt "Hello"
 
 MODEL is a name that lora_jax.io.resolve knows, a Hugging Face folder or id, or a .gguf file; a
 decoder, or an encoder-decoder (T5). With adapters, a prompt that begins with 'name: ' uses that

@@ -1,14 +1,15 @@
 """Train every run of a config's sweep, then write the report.
 
-  lora-jax sweep --config configs/default.py lora-jax sweep --config configs/default.py
-  --config.sweep.rank=1,2,4 --config.sweep.seeds=0,1,2 --config.out=runs/ranks
+  lora-jax sweep --config configs/default.py
+  lora-jax sweep --config configs/default.py --config.sweep.rank=1,2,4 \\
+      --config.sweep.seeds=0,1,2 --config.out=runs/ranks
 
 The grid is rank x format x targets x seeds, plus baselines x seeds, times sweep.axes, which may be
 over any setting. With --config.sweep.stack=8, up to 8 adapters are trained side by side in one
 program. Every run has an id made from its content: finished runs are never run again, a failed run
 is recorded and the rest goes on, and the same command continues after a stop. Several launchers may
 share one folder: a run is trained by one of them. With --workers N this command starts N itself, as
-    processes here, on Ray or on SLURM.
+processes here, on Ray or on SLURM.
 
 With --config.sweep.search.trials=N and lines of sweep.search.space, Optuna asks for the settings of
 N trials in place of a grid:

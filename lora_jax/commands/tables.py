@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 _PLAIN_WIDTH = 170  # columns of a file or a pipe, which has no width of its own
 
 
-def print_table(table: Table) -> None:
+def print_table(table: RenderableType) -> None:
     """Prints to standard output, in full where that is no terminal."""
     console = Console()
     (console if console.is_terminal else Console(width=_PLAIN_WIDTH)).print(table)

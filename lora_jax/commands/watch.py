@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.live import Live
 
+    from lora_jax.commands.tables import print_table
     from lora_jax.sweeps.watch import frame, is_over, look
 
     if not arguments.every > 0:
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     seen = look(arguments.store)
     if arguments.once or not console.is_terminal:
-        (console if console.is_terminal else Console(width=170)).print(frame(seen))
+        print_table(frame(seen))
         return 0
     with Live(frame(seen), console=console, refresh_per_second=4, screen=False) as live:
         while not is_over(seen):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lora_jax.core.extras import needs
 from lora_jax.sweeps.files import write_text
 from lora_jax.sweeps.records import RunRecord, read_metrics
+from lora_jax.sweeps.settings import flat
 from lora_jax.sweeps.store import RunStore, StoreError
 
 SUFFIXES = (".csv", ".parquet")
@@ -22,9 +22,10 @@ def export_runs(root: str | Path, out: str | Path, *, steps: bool = False) -> in
     with `steps`, `step_rows`.
 
     Raises:
-        FileNotFoundError: there is no such store. ValueError: another ending, or nothing to write.
+        FileNotFoundError: there is no such store.
+        ValueError: another ending, or nothing to write.
         ModuleNotFoundError: Parquet without pyarrow, which `lora-jax[parquet]` installs.
-            StoreError: `out` cannot be written.
+        StoreError: `out` cannot be written.
     """
     root, out = Path(root), Path(out)
     if out.suffix not in SUFFIXES:
@@ -38,10 +39,8 @@ def export_runs(root: str | Path, out: str | Path, *, steps: bool = False) -> in
     records = RunStore(root).runs()
     rows = list(step_rows(records) if steps else run_rows(records))
     if not rows:
-        raise ValueError(
-            f"There is nothing to export: {root} holds {len(records)} "
-            f"runs{' that logged no step' if records else ''}."
-        )
+        silent = " that logged no step" if records else ""
+        raise ValueError(f"There is nothing to export: {root} holds {len(records)} runs{silent}.")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     if out.suffix == ".csv":
         text = io.StringIO()
@@ -64,9 +63,9 @@ def run_rows(records: Iterable[RunRecord]) -> Iterable[dict[str, Any]]:
             "status": record.status,
             "error": record.error,
             "updated": record.updated,
-            **_flat({} if record.result is None else record.result.row(), "result."),
-            **_flat(record.config, "config."),
-            **_flat(record.environment, "environment."),
+            **flat({} if record.result is None else record.result.row(), "result."),
+            **flat(record.config, "config."),
+            **flat(record.environment, "environment."),
         }
 
 
@@ -77,16 +76,6 @@ def step_rows(records: Iterable[RunRecord]) -> Iterable[dict[str, Any]]:
     for record in records:
         for row in read_metrics(record.folder / "metrics.jsonl").rows:
             yield {"run_id": record.run_id, **row}
-
-
-def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = json.dumps(value) if isinstance(value, list) else value
-    return flat
 
 
 def _write_parquet(rows: list[dict[str, Any]], columns: list[str], out: Path) -> None:

@@ -23,8 +23,6 @@ from lora_jax.config import (
 from lora_jax.sweeps.axes import Axis, read_axes, reads
 
 _LONGEST_TARGETS = 24  # letters of a regex in a folder's name; the hash tells apart what this cuts
-
-
 MOST_CELLS = 20_000  # a store of so many runs is still listed and reported in seconds
 
 
@@ -46,21 +44,20 @@ def expand(config: Config) -> list[Config]:
     sweep = config.sweep
     axes = read_axes(sweep.axes)
     seeds = sweep.seeds or (config.train.seed,)
-    formats, targets = (
-        sweep.format or (config.quant.format,),
-        sweep.targets or (config.lora.targets,),
-    )
-    cell = (formats, targets, sweep.rank or (config.lora.rank,), seeds)
-    sides = dict(zip(("format", "targets", "rank", "seeds"), map(len, cell), strict=True))
+    grid = {
+        "format": sweep.format or (config.quant.format,),
+        "targets": sweep.targets or (config.lora.targets,),
+        "rank": sweep.rank or (config.lora.rank,),
+        "seeds": seeds,
+    }
+    sides = {name: len(values) for name, values in grid.items()}
     _check_count(math.prod(sides.values()) + len(sweep.baselines) * len(seeds), sides)
-    runs = [
-        _baseline(config, method, seed)
-        for method, seed in itertools.product(sweep.baselines, seeds)
-    ]
+
+    methods = sweep.baselines if config.method in ADAPTERS else (*sweep.baselines, config.method)
+    runs = [_baseline(config, method, seed) for method in methods for seed in seeds]
     if config.method in ADAPTERS:
-        runs += [_adapter_run(config, *values) for values in itertools.product(*cell)]
-    else:
-        runs += [_baseline(config, config.method, seed) for seed in seeds]
+        runs += [_adapter_run(config, *values) for values in itertools.product(*grid.values())]
+
     for axis in axes:
         sides[", ".join(axis.keys)] = len(axis.points)
         _check_count(sum(axis.count(run) for run in runs), sides)
@@ -112,12 +109,9 @@ def run_id(config: Config) -> str:
     """
     parts = [config.method]
     if config.method in ADAPTERS:
+        targets = re.sub(r"[^A-Za-z0-9]+", "_", shown_targets(config.lora.targets)).strip("_")
         parts += [shown_format(config.quant.format), f"r{config.lora.rank}"]
-        parts += [
-            re.sub(r"[^A-Za-z0-9]+", "_", shown_targets(config.lora.targets)).strip("_")[
-                :_LONGEST_TARGETS
-            ]
-        ]
+        parts.append(targets[:_LONGEST_TARGETS])
     return "-".join([*parts, f"s{config.train.seed}", config_hash(config)])
 
 

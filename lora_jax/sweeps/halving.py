@@ -29,9 +29,8 @@ class Halving:
         self._settings = {"factor": config.factor, "rungs": list(config.rungs)}
         self._scores: dict[int, dict[str, float]] = {}
         self.stopped: dict[str, int] = {}
-        if (
-            self.on and self._path.is_file()
-        ):  # Without rungs nothing is judged, and what was stopped goes on.
+        # Without rungs nothing is judged, and what was stopped goes on.
+        if self.on and self._path.is_file():
             self._read()
 
     @property
@@ -57,14 +56,8 @@ class Halving:
 
     def last(self, run_id: str) -> float | None:
         """The validation loss of the run at the last rung where it was, None if it was at none."""
-        return next(
-            (
-                self._scores[step][run_id]
-                for step in sorted(self._scores, reverse=True)
-                if run_id in self._scores[step]
-            ),
-            None,
-        )
+        losses = (self._scores[step].get(run_id) for step in sorted(self._scores, reverse=True))
+        return next((loss for loss in losses if loss is not None), None)
 
     def _write(self) -> None:
         scores = {

@@ -37,8 +37,10 @@ def page(
     texts, cell by cell.
 
     Args:
-        pictures: {title: <svg> element}. failed: (run id, error). waiting: (run id, status).
-            commands: (what it does, command line).
+        pictures: {title: <svg> element}.
+        failed: (run id, error).
+        waiting: (run id, status).
+        commands: (what it does, command line).
     """
     conclusions = findings.conclusions
     parts = [

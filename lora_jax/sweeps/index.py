@@ -6,15 +6,17 @@ hold: a line counts only while the files that it was made from have the size and
 notes, otherwise the folder is read. Deleting the file loses nothing but time.
 
 It is no SQLite file, although that would do the listing: stores lie on network file systems, where
-SQLite's locks are not to be relied on and a write-ahead log does not work at all, and several machines
-write to one store. An append of one short line needs no lock but that of the append, a damaged line
-costs one look into a folder, and any text tool reads it.
-`pandas.read_json("index.jsonl", lines=True)` reads it.
+SQLite's locks are not to be relied on and a write-ahead log does not work at all, and several
+machines write to one store. An append of one short line needs no lock but that of the append, a
+damaged line costs one look into a folder, and any text tool reads it, as does
+`pandas.read_json("index.jsonl", lines=True)`. There are three kinds of lines:
 
-    {"time", "run_id", "status", "error"}                                            a change that
-    is read from the folder again {"time", "run_id", "status", "error", "config", "environment",
-    "result", "files"}   done or failed: all that a list needs {"time", "environment", "is"}
+    a change of status; the rest is read from the folder again
+        {"time", "run_id", "status", "error"}
+    done or failed: all that a list needs, the environment by its digest
+        {"time", "run_id", "status", "error", "config", "environment", "result", "files"}
     an environment, once for all its runs
+        {"time", "environment", "is"}
 """
 
 from __future__ import annotations
@@ -99,9 +101,8 @@ def add_missing(root: Path, records: Iterable[RunRecord]) -> None:
     latest, environments = _latest(root)
     written = set(environments)
     for record in records:
-        if record.status in _FINAL and latest.get(record.run_id, {}).get("files") != signature(
-            record.folder
-        ):
+        known = latest.get(record.run_id, {}).get("files")
+        if record.status in _FINAL and known != signature(record.folder):
             note_final(root, record, written)
 
 
@@ -166,9 +167,15 @@ def _record(
 
 def _line(record: RunRecord) -> dict[str, Any]:
     return {
-        "time": record.updated, "run_id": record.run_id, "status": record.status, "error": record.error, "config": record.config,
-        "environment": _digest(record.environment), "result": None if record.result is None else record.result.to_json(), "files": signature(record.folder),
-    }  # fmt: skip
+        "time": record.updated,
+        "run_id": record.run_id,
+        "status": record.status,
+        "error": record.error,
+        "config": record.config,
+        "environment": _digest(record.environment),
+        "result": None if record.result is None else record.result.to_json(),
+        "files": signature(record.folder),
+    }
 
 
 def _environment_line(record: RunRecord) -> dict[str, Any]:
@@ -180,6 +187,5 @@ def _environment_line(record: RunRecord) -> dict[str, Any]:
 
 
 def _digest(environment: Any) -> str:
-    return hashlib.sha256(json.dumps(jsonable(environment), sort_keys=True).encode()).hexdigest()[
-        :12
-    ]
+    text = json.dumps(jsonable(environment), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -5,6 +5,7 @@ recorded.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,11 +83,8 @@ class Leases:
         if before.status == "done":
             self._keep(name, title)
             return True
-        if (
-            before.status == "failed"
-            and self.since is not None
-            and (before.updated or 0) >= self.since
-        ):
+        since = math.inf if self.since is None else self.since
+        if before.status == "failed" and (before.updated or 0) >= since:
             self.failed.append(name)
             return True
         return False
@@ -143,7 +141,6 @@ class Leases:
 
     def release(self, name: str) -> None:
         """Gives a claimed run back, to be gone on with by the next launcher."""
-        with contextlib.suppress(
-            StoreError
-        ):  # Without a word on the disk it reads as interrupted all the same.
+        # Without a word on the disk it reads as interrupted all the same.
+        with contextlib.suppress(StoreError):
             self.store.release(name)

@@ -4,6 +4,7 @@ another, share safely.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -49,7 +50,7 @@ class Lock:
         # already.
         with turns(self.path.with_name(".lock_turn")):
             if self.is_held():
-                owner = self._owner()
+                owner = self.owner()
                 raise RunLocked(
                     f"A run needs its folder for itself, but {self.path.parent} is held by process "
                     f"{owner.get('pid')} "
@@ -72,26 +73,28 @@ class Lock:
         """Whether this process holds it: another machine may have taken it if this one slept
         through its lease.
         """
-        return _same(self._owner(), _identity(os.getpid()))
+        return _same(self.owner(), _identity(os.getpid()))
 
     def is_held(self) -> bool:
         """Whether the owner may be alive. A lock file that is cut off was left by a process that
         died writing it.
         """
-        owner = self._owner()
+        owner = self.owner()
         if not owner:
             return False
         here = _identity(os.getpid())
-        if (owner.get("host"), owner.get("machine", here["machine"])) == (
-            here["host"],
-            here["machine"],
-        ):
+        is_here = owner.get("host") == here["host"]
+        if is_here and owner.get("machine", here["machine"]) == here["machine"]:
             return _same(owner, _identity(owner.get("pid", -1)))
         return "heartbeat" not in owner or self._age() < LEASE_SECONDS
 
     def owner(self) -> dict[str, Any]:
         """{"host", "pid", ...} of the process that wrote the lock; empty where there is none."""
-        return self._owner()
+        try:
+            owner = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return owner if isinstance(owner, dict) else {}
 
     def beat(self) -> None:
         """Says that the owner lives."""
@@ -113,13 +116,6 @@ class Lock:
             return now - self.path.stat().st_mtime
         except OSError:
             return float("inf")
-
-    def _owner(self) -> dict[str, Any]:
-        try:
-            owner = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            return {}
-        return owner if isinstance(owner, dict) else {}
 
 
 class _Heart:
@@ -149,12 +145,9 @@ class _Heart:
             with self._guard:
                 held = list(self._locks)
             for lock in held:
-                try:
+                # Deleted under us, or the disk is away for a moment: the next beat tries again.
+                with contextlib.suppress(OSError):
                     lock.beat()
-                except (
-                    OSError
-                ):  # deleted under us, or the disk is away for a moment: the next beat tries again
-                    continue
 
 
 _HEART = _Heart()

@@ -47,10 +47,8 @@ BASELINES = {
     "prefix_layers": ("#9970ab", (0, (3, 1, 1, 1))), "ia3": ("#35978f", (0, (2, 1))),
 }  # fmt: skip
 INK, MUTED, FAINT, GRID, PAPER = "#000000", "#555555", "#9a9a9a", "#e6e6e6", "#ffffff"
-FIXED_DARK, FIXED_LIGHT = (
-    "#010101",
-    "#fefefe",
-)  # text on a coloured ground, the same in light and dark pages
+# Text on a coloured ground, the same in light and dark pages.
+FIXED_DARK, FIXED_LIGHT = "#010101", "#fefefe"
 STYLE: dict[str, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": GRID,
     "axes.axisbelow": True, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 120, "axes.titlesize": 10,
@@ -122,9 +120,8 @@ def cell_look(cell: Cell, targets: Sequence[str]) -> tuple[str, str]:
     """(colour, marker) of a cell: colour is the format, marker the targets."""
     if cell.rank is None:
         return BASELINES[cell.method][0], "*" if cell.method == "full" else "X"
-    return COLOURS.get(cell.format, OTHER_COLOUR), TARGET_MARKERS[
-        targets.index(cell.targets) % len(TARGET_MARKERS)
-    ]
+    marker = TARGET_MARKERS[targets.index(cell.targets) % len(TARGET_MARKERS)]
+    return COLOURS.get(cell.format, OTHER_COLOUR), marker
 
 
 def baseline_lines(axis: Axes, cells: Iterable[Cell], said: Measure) -> None:
@@ -133,25 +130,18 @@ def baseline_lines(axis: Axes, cells: Iterable[Cell], said: Measure) -> None:
     """
     low, high = axis.get_ylim()
     room = 0.75 * (high - low)
-    for cell in cells:
-        if cell.rank is None:
-            colour, dashes = BASELINES[cell.method]
-            label = {"full": "full fine-tuning", "head": "head only"}.get(
-                cell.method, cell.method.replace("_", " ")
-            )
-            label = f"{label} {cell.variant}".strip()
-            value = said.factor * cell.value
-            if low - room <= value <= high + room:
-                axis.axhline(value, color=colour, ls=dashes, lw=1.4, zorder=1, label=label)
-            else:
-                axis.plot(
-                    [],
-                    [],
-                    color=colour,
-                    ls=dashes,
-                    lw=1.4,
-                    label=f"{label}: {said.number(cell.value)} ({'below' if value < low else 'above'})",
-                )
+    words = {"full": "full fine-tuning", "head": "head only"}
+    for cell in (cell for cell in cells if cell.rank is None):
+        colour, dashes = BASELINES[cell.method]
+        look = dict(color=colour, ls=dashes, lw=1.4)
+        name = words.get(cell.method, cell.method.replace("_", " "))
+        label = f"{name} {cell.variant}".strip()
+        value = said.factor * cell.value
+        if low - room <= value <= high + room:
+            axis.axhline(value, zorder=1, label=label, **look)
+        else:
+            where = "below" if value < low else "above"
+            axis.plot([], [], label=f"{label}: {said.number(cell.value)} ({where})", **look)
 
 
 # Where a name may stand, as steps from its point: rings of 24 places, wider than they are high.

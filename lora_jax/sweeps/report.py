@@ -26,14 +26,11 @@ from lora_jax.sweeps.store import RunRecord, write_text
 
 _IDENTITY = ("run_id", "method", "format", "rank", "targets", "seed")
 _LEFT = ("method", "base", "targets")  # columns of words
-
-
 _MOST_TESTS = 40
 _TESTS_NOTE = (
     "p: Student's paired t-test over seeds; p, signs: randomisation test; corrected: Holm, among "
-    "all pairs of levels, or among all pairs of "
-    "cells for the best cell, because it was picked by its score. n/a: one pair of seeds says "
-    "nothing about the spread."
+    "all pairs of levels, or among all pairs of cells for the best cell, because it was picked by "
+    "its score. n/a: one pair of seeds says nothing about the spread."
 )
 
 
@@ -44,7 +41,8 @@ def write_report(
     report.csv, cells.csv, tests.csv and pictures.
 
     Args:
-        roots: folders of sweeps, or of single runs. out_dir: by default `report` in the first root.
+        roots: folders of sweeps, or of single runs.
+        out_dir: by default `report` in the first root.
 
     Raises:
         FileNotFoundError: a root does not exist.

@@ -58,8 +58,8 @@ def run_sweep(
     between two steps, with a checkpoint; the same call goes on from there.
 
     Args:
-        config: the sweep, which is also the plan that the store notes. runs: only these of its
-            runs, as nearly in this order as packs allow.
+        config: the sweep, which is also the plan that the store notes.
+        runs: only these of its runs, as nearly in this order as packs allow.
         since: runs that failed after this time (seconds since 1970) are not tried again; see
             `Leases`.
         tasks: holds the task of the last run, if its caller has opened it already.

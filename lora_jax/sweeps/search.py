@@ -149,8 +149,8 @@ def search(
     the loss that it had there.
 
     Args:
-        train: runs a sweep into `config.out`, such as `run_sweep`. batch: trials that are asked
-        together: as many as are trained at once.
+        train: runs a sweep into `config.out`, such as `run_sweep`.
+        batch: trials that are asked together: as many as are trained at once.
         say: gets a line for every trial.
 
     Raises:

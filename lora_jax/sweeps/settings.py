@@ -84,22 +84,22 @@ def _settings(config: bytes) -> tuple[str, Mapping[str, Any]]:
 
 def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        setting = _flat(canonical(from_config_dict(config)))
+        setting = flat(canonical(from_config_dict(config)))
     except (KeyError, TypeError, ValueError, AttributeError):
         # Written by another version: its own keys still tell its runs apart.
-        setting = _flat({key: config[key] for key in config if key not in ("out", "sweep")})
+        setting = flat({key: config[key] for key in config if key not in ("out", "sweep")})
     return {key: value for key, value in setting.items() if key != "train.seed"}
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{dotted key: value}; a list is its text, as levels of an axis are looked up by value."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = json.dumps(value) if isinstance(value, list) else value
-    return flat
+            found[prefix + key] = json.dumps(value) if isinstance(value, list) else value
+    return found
 
 
 def _proportional(some: Sequence[Any], others: Sequence[Any]) -> bool:

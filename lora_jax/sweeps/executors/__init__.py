@@ -39,8 +39,10 @@ def run_on(
     there. Workers must see the store's folder under the same path.
 
     Args:
-        executor: a name in EXECUTORS. workers: how many. options: of the executor, see its module.
-            say: gets each worker's lines.
+        executor: a name in EXECUTORS.
+        workers: how many.
+        options: of the executor, see its module.
+        say: gets each worker's lines.
 
     Raises:
         ValueError: an unknown executor or option, or fewer than one worker.
