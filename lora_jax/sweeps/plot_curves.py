@@ -103,73 +103,59 @@ def axis_curves(cells: Sequence[Cell]) -> Figure | None:
     said = measure(cells)
     figure, drawn = panels(len(plain), width=4.2, height=3.6, sharex=False)
     for axis, (name, column) in zip(drawn, plain.items(), strict=True):
-        split = next(
-            (
-                other
-                for other in (*UNLIKE, "format", "targets", "rank")
-                if other in columns and other != name
-            ),
-            None,
-        )
-        groups = columns[split] if split else [""] * len(adapters)
+        others = (*UNLIKE, "format", "targets", "rank")
+        split = next((other for other in others if other in columns and other != name), None)
+        if name in ("format", "targets") and split not in UNLIKE:
+            split = None
         steps = levels(column)
-        numeric = all(
-            isinstance(level, (int, float)) and not isinstance(level, bool) and level > 0
-            for level in steps
-        )
-        split = None if name in ("format", "targets") and split not in UNLIKE else split
-        groups = groups if split else [""] * len(adapters)
-        x_of = dict(zip(steps, steps if numeric else range(len(steps))))
+        x_of = _places(axis, name, steps)
+
+        groups = columns[split] if split else [""] * len(adapters)
         for index, group in enumerate(levels(groups)):
-            points = []
-            for level in steps:
-                members = [
-                    cell
-                    for cell, has, kind in zip(adapters, column, groups)
-                    if has == level and kind == group
-                ]
-                if members:
-                    points.append(
-                        (
-                            x_of[level],
-                            said.factor * sum(cell.value for cell in members) / len(members),
-                        )
-                    )
-            look = (
-                {
-                    "color": SERIES[index % len(SERIES)],
-                    "marker": TARGET_MARKERS[index % len(TARGET_MARKERS)],
-                }
-                if split
-                else {"color": INK, "marker": "o"}
-            )
+            scores: dict[Any, list[float]] = {level: [] for level in steps}
+            for cell, level, own in zip(adapters, column, groups, strict=True):
+                if own == group:
+                    scores[level].append(cell.value)
+            colour = SERIES[index % len(SERIES)] if split else INK
             axis.plot(
-                *zip(*points),
+                [x_of[level] for level in steps if scores[level]],
+                [said.factor * sum(one) / len(one) for one in scores.values() if one],
+                color=colour,
+                marker=TARGET_MARKERS[index % len(TARGET_MARKERS)],
                 lw=1.6,
                 ms=6,
-                ls="-" if numeric else ":",
+                ls="-" if _is_log(steps) else ":",
                 label=f"{split} {shown(group)}" if split else "all cells",
-                **look,
             )
-        if numeric:
-            axis.set_xscale(
-                "log", base=2 if all(float(level).is_integer() for level in steps) else 10
-            )
-        axis.set_xticks(
-            [x_of[level] for level in steps],
-            [textwrap.shorten(shown(level), 16) for level in steps],
-        )
-        axis.minorticks_off()
-        if not numeric:
-            axis.margins(x=0.15)
-            axis.tick_params(
-                axis="x", rotation=20 if max(len(shown(level)) for level in steps) > 8 else 0
-            )
-        axis.set_xlabel(f"{name[0].upper()}{name[1:]}{' (log scale)' if numeric else ''}")
     drawn[0].set_ylabel(said.axis)
     plain_numbers(drawn[0].yaxis)
     finish(figure, drawn, f"{said.title} along the other axes\nmean over all cells with the level")
     return figure
+
+
+def _is_log(steps: Sequence[Any]) -> bool:
+    """Whether these levels stand at their values on a log scale: positive numbers do."""
+    return all(
+        isinstance(level, (int, float)) and not isinstance(level, bool) and level > 0
+        for level in steps
+    )
+
+
+def _places(axis: Any, name: str, steps: Sequence[Any]) -> dict[Any, float]:
+    """{level: where it stands}, with the ticks and the label of the axis set accordingly."""
+    numeric = _is_log(steps)
+    x_of = dict(zip(steps, steps if numeric else range(len(steps)), strict=True))
+    words = [shown(level) for level in steps]
+    if numeric:
+        whole = all(float(level).is_integer() for level in steps)
+        axis.set_xscale("log", base=2 if whole else 10)
+    axis.set_xticks(list(x_of.values()), [textwrap.shorten(text, 16) for text in words])
+    axis.minorticks_off()
+    if not numeric:
+        axis.margins(x=0.15)
+        axis.tick_params(axis="x", rotation=20 if max(map(len, words)) > 8 else 0)
+    axis.set_xlabel(f"{name[0].upper()}{name[1:]}{' (log scale)' if numeric else ''}")
+    return x_of
 
 
 def learning_curves(cells: Sequence[Cell]) -> Figure | None:
@@ -180,12 +166,12 @@ def learning_curves(cells: Sequence[Cell]) -> Figure | None:
     split, curves = _curves(chosen)
     if not curves:
         return None
+
     adapters = [cell for cell, _ in curves if cell.rank is not None]
-    shown_panels = list(dict.fromkeys((cell.targets, cell.format) for cell in adapters)) or [
-        (None, "baselines")
-    ]
+    shown_panels = list(dict.fromkeys((cell.targets, cell.format) for cell in adapters))
+    shown_panels = shown_panels or [(None, "baselines")]
     ranks = sorted({cell.rank for cell in adapters})
-    columns = max(1, len({format for _, format in shown_panels}))
+    columns = len({format for _, format in shown_panels})
     figure, drawn = panels(len(shown_panels), width=3.5, height=2.9, columns=min(columns, 4))
     shades = matplotlib.colormaps["viridis"]
     for axis, (targets, format) in zip(drawn, shown_panels, strict=True):
@@ -202,21 +188,15 @@ def learning_curves(cells: Sequence[Cell]) -> Figure | None:
             f"{format} base, {textwrap.shorten(str(targets), 26)}" if targets else format
         )
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    for axis in drawn:
         axis.set_xlabel("Optimiser step")
         axis.label_outer()
+
     figure.supylabel("Loss", fontsize=10, x=0.012)
     plain_numbers(drawn[0].yaxis)
-    kind = (
-        "validation loss"
-        if split == "validation"
-        else "training loss, running mean of 5 logged rows"
-    )
-    seeds = (
-        "seeds"
-        if max(cell.seeds for cell in chosen) <= MOST_SEEDS
-        else f"the first {MOST_SEEDS} seeds"
-    )
+    smoothed = "training loss, running mean of 5 logged rows"
+    kind = "validation loss" if split == "validation" else smoothed
+    few = max(cell.seeds for cell in chosen) <= MOST_SEEDS
+    seeds = "seeds" if few else f"the first {MOST_SEEDS} seeds"
     finish(figure, drawn[0], f"Learning curves: {kind}, mean over {seeds}{left_out}")
     return figure
 
@@ -233,8 +213,8 @@ def bars_say(cells: Sequence[Cell]) -> str:
 
 
 def interval_of(cell: Cell) -> tuple[float, float]:
-    """Distances, in the unit of the axis, from the cell's mean down and up to its 95% limits over seeds; 0 with one
-    seed.
+    """Distances, in the unit of the axis, from the cell's mean down and up to its 95% limits over
+    seeds; 0 with one seed.
     """
     factor = measure([cell]).factor
     found = over_seeds([factor * value for value in cell.by_seed.values()])
@@ -244,16 +224,9 @@ def interval_of(cell: Cell) -> tuple[float, float]:
 def _with_intervals(axis: Any, x: Sequence[float], points: Sequence[Cell], **look: Any) -> None:
     bars = [interval_of(cell) for cell in points]
     several = any(low or high for low, high in bars)
-    errors = list(zip(*bars)) if several else None
-    axis.errorbar(
-        x,
-        [measure(points).factor * cell.value for cell in points],
-        yerr=errors,
-        capsize=3,
-        lw=1.6,
-        ms=6.5,
-        **look,
-    )
+    heights = [measure(points).factor * cell.value for cell in points]
+    errors = list(zip(*bars, strict=True)) if several else None
+    axis.errorbar(x, heights, yerr=errors, capsize=3, lw=1.6, ms=6.5, **look)
 
 
 def _best_lines(adapters: Sequence[Cell]) -> list[str]:
@@ -276,15 +249,12 @@ def _drawable(cells: Sequence[Cell]) -> tuple[list[Cell], str]:
         key = (cell.method, cell.format, cell.rank, cell.targets)
         if key not in best or cell.merit > best[key].merit:
             best[key] = cell
-    chosen = sorted(best.values(), key=lambda cell: (cell.rank is not None, -cell.merit))[
-        :MOST_CURVES
-    ]
-    text = (
-        ""
-        if len(chosen) == len(cells)
-        else f"\nthe best variant of each cell{f', best {MOST_CURVES} cells' if len(best) > MOST_CURVES else ''}"
-    )
-    return sorted(chosen, key=order), text
+    ranked = sorted(best.values(), key=lambda cell: (cell.rank is not None, -cell.merit))
+    chosen = sorted(ranked[:MOST_CURVES], key=order)
+    if len(chosen) == len(cells):
+        return chosen, ""
+    cut = f", best {MOST_CURVES} cells" if len(best) > MOST_CURVES else ""
+    return chosen, f"\nthe best variant of each cell{cut}"
 
 
 def _curves(cells: Sequence[Cell]) -> tuple[str, list[tuple[Cell, tuple[list[int], list[float]]]]]:

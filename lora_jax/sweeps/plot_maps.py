@@ -7,6 +7,7 @@ from __future__ import annotations
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,15 +35,16 @@ from lora_jax.sweeps.plot_style import (
 
 with needs("report"):
     import matplotlib
+    from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
 
-
 _MOST_BARS = 14
+_MOST_NAMES = 12  # beside points of a front
 
 
 def heat_maps(cells: Sequence[Cell]) -> Figure | None:
-    """Test score of rank × format, a panel for each target set, one colour scale; None without a grid
-    of two axes, and where cells are of several data sets or models, whose mean says nothing.
+    """Test score of rank × format, a panel for each target set, one colour scale; None without a
+    grid of two axes, and where cells are of several data sets or models, whose mean says nothing.
 
     Cells that share all three are averaged.
     """
@@ -50,122 +52,103 @@ def heat_maps(cells: Sequence[Cell]) -> Figure | None:
     ranks = sorted({cell.rank for cell in adapters})
     formats = list(dict.fromkeys(cell.format for cell in sorted(adapters, key=order)))
     targets = list(dict.fromkeys(cell.targets for cell in adapters))
-    if sum(len(axis) > 1 for axis in (ranks, formats, targets)) < 2 or UNLIKE.keys() & axes(
-        adapters
-    ):
+    grid_axes = sum(len(axis) > 1 for axis in (ranks, formats, targets))
+    if grid_axes < 2 or UNLIKE.keys() & axes(adapters):
         return None
 
     said = measure(cells)
     by_targets = len(formats) == 1  # then targets are the second axis, in one panel
     rows = targets if by_targets else formats
     shown_panels = [None] if by_targets else targets
+    scores: dict[tuple[int, int, int], list[float]] = defaultdict(list)
+    for cell in adapters:
+        panel = 0 if by_targets else targets.index(cell.targets)
+        row = rows.index(cell.targets if by_targets else cell.format)
+        scores[panel, row, ranks.index(cell.rank)].append(cell.value)
     values = np.full((len(shown_panels), len(rows), len(ranks)), np.nan)
-    for panel, chosen in enumerate(shown_panels):
-        for row, name in enumerate(rows):
-            for column, rank in enumerate(ranks):
-                found = [
-                    cell.value
-                    for cell in adapters
-                    if cell.rank == rank
-                    and (
-                        cell.targets == name
-                        if by_targets
-                        else (cell.format, cell.targets) == (name, chosen)
-                    )
-                ]
-                if found:
-                    values[panel, row, column] = sum(found) / len(found)
-    low, high = np.nanmin(values), np.nanmax(values)
-    figure, drawn = panels(
-        len(shown_panels),
-        width=max(2.6, 0.75 * len(ranks) + 1.2),
-        height=max(1.9, 0.55 * len(rows) + 1.1),
-    )
-    shades = matplotlib.colormaps["viridis"]
+    for place, found in scores.items():
+        values[place] = sum(found) / len(found)
+
+    width, height = max(2.6, 0.75 * len(ranks) + 1.2), max(1.9, 0.55 * len(rows) + 1.1)
+    figure, drawn = panels(len(shown_panels), width=width, height=height)
+    limits = (np.nanmin(values), np.nanmax(values))
     for axis, panel, chosen in zip(drawn, values, shown_panels, strict=True):
-        image = axis.pcolormesh(
-            panel, cmap=shades, vmin=low, vmax=high, edgecolors=PAPER, linewidth=1.5
-        )
-        for (row, column), value in np.ndenumerate(panel):
-            if np.isnan(value):
-                axis.text(column + 0.5, row + 0.5, "–", ha="center", va="center", color=MUTED)
-                continue
-            dark = (value - low) / (high - low) > 0.6 if high > low else False
-            axis.text(
-                column + 0.5,
-                row + 0.5,
-                said.number(value),
-                ha="center",
-                va="center",
-                color=FIXED_DARK if dark else FIXED_LIGHT,
-                fontsize=9,
-            )
-        axis.grid(False)
-        axis.spines[:].set_visible(False)
-        axis.tick_params(length=0)
+        image = _heat_map(axis, panel, limits, said)
         axis.set_xticks(np.arange(len(ranks)) + 0.5, [str(rank) for rank in ranks])
-        axis.set_yticks(
-            np.arange(len(rows)) + 0.5, [textwrap.shorten(str(row), 24) for row in rows]
-        )
-        axis.set(
-            xlabel="LoRA rank",
-            title="" if chosen is None else f"Targets: {textwrap.shorten(str(chosen), 30)}",
-        )
+        names = [textwrap.shorten(str(row), 24) for row in rows]
+        axis.set_yticks(np.arange(len(rows)) + 0.5, names)
+        title = "" if chosen is None else f"Targets: {textwrap.shorten(str(chosen), 30)}"
+        axis.set(xlabel="LoRA rank", title=title)
     drawn[0].invert_yaxis()  # once: the panels share it
     drawn[0].set_ylabel("targets" if by_targets else "frozen base")
-    several = len(adapters) > np.count_nonzero(~np.isnan(values))
-    finish(
-        figure,
-        None,
-        (
-            f"{said.axis} over the grid\nmean over "
-            f"seeds{' and over all other axes' if several else ''}; one colour scale"
-        ),
+
+    averaged = " and over all other axes" if len(adapters) > len(scores) else ""
+    detail = f"mean over seeds{averaged}; one colour scale"
+    finish(figure, None, f"{said.axis} over the grid\n{detail}")
+    _colour_bar(figure, drawn, image, said)
+    return figure
+
+
+def _heat_map(
+    axis: Any, values: np.ndarray, limits: tuple[float, float], said: Measure
+) -> QuadMesh:
+    """Draws one panel with its scores written into the squares."""
+    low, high = limits
+    shades = matplotlib.colormaps["viridis"]
+    image = axis.pcolormesh(
+        values, cmap=shades, vmin=low, vmax=high, edgecolors=PAPER, linewidth=1.5
     )
-    width, height = figure.get_size_inches()
+    for (row, column), value in np.ndenumerate(values):
+        place, centred = (column + 0.5, row + 0.5), dict(ha="center", va="center")
+        if np.isnan(value):
+            axis.text(*place, "–", color=MUTED, **centred)
+            continue
+        is_light_ground = high > low and (value - low) / (high - low) > 0.6
+        colour = FIXED_DARK if is_light_ground else FIXED_LIGHT
+        axis.text(*place, said.number(value), color=colour, fontsize=9, **centred)
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    return image
+
+
+def _colour_bar(figure: Figure, drawn: Sequence[Any], image: QuadMesh, said: Measure) -> None:
+    """One colour scale at the right, from the lowest panel to the highest."""
+    width, _ = figure.get_size_inches()
     figure.subplots_adjust(right=1 - 1.15 / width)
-    box = drawn[-1].get_position()
-    bar = figure.colorbar(
-        image,
-        cax=figure.add_axes(
-            (
-                1 - 0.95 / width,
-                drawn[-1].get_position().y0,
-                0.16 / width,
-                drawn[0].get_position().y1 - box.y0,
-            )
-        ),
-    )
+    bottom, top = drawn[-1].get_position().y0, drawn[0].get_position().y1
+    ground = figure.add_axes((1 - 0.95 / width, bottom, 0.16 / width, top - bottom))
+    bar = figure.colorbar(image, cax=ground)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
     bar.set_label(said.axis, fontsize=9)
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{said.factor * value:g}")
-    return figure
 
 
 def memory_front(cells: Sequence[Cell]) -> Figure | None:
     """Test score against the bytes of base and adapter, the Pareto front joined and named."""
     return _front(
-        cells, lambda cell: None if cell.stored_bytes is None else cell.stored_bytes / 1e6,
-        "against stored size\nrimmed: no smaller cell is as good", "Base + adapter, as stored (MB = 10⁶ bytes)",
-    )  # fmt: skip
+        cells,
+        lambda cell: None if cell.stored_bytes is None else cell.stored_bytes / 1e6,
+        "against stored size\nrimmed: no smaller cell is as good",
+        "Base + adapter, as stored (MB = 10⁶ bytes)",
+    )
 
 
 def time_front(cells: Sequence[Cell]) -> Figure | None:
     """Test score against the time of a run, without its compilation, the Pareto front joined and
     named.
     """
+    detail = "rimmed: no faster cell is as good; without compilation, mean over seeds"
     return _front(
-        cells, training_seconds,
-        (
-            "against time of a run\nrimmed: no faster cell is as good; without "
-            "compilation, mean over seeds"
-        ),
+        cells,
+        _training_seconds,
+        f"against time of a run\n{detail}",
         "Time of a run without compilation (s)",
-    )  # fmt: skip
+    )
 
 
-def training_seconds(cell: Cell) -> float | None:
+def _training_seconds(cell: Cell) -> float | None:
     """Mean time of the cell's runs without compilation: which of several runs compiles is chance.
     None where it is not known.
     """
@@ -187,33 +170,25 @@ def spread_bars(table: Decomposition | None) -> Figure | None:
     for place, source in enumerate(sources):
         chance = source.name == REST or not source.p < 0.05
         axis.barh(place, 100 * source.share, height=0.68, color=FAINT if chance else "#0072B2")
-        mark = (
-            ""
-            if source.name == REST or np.isnan(source.p)
-            else f"   p = {source.p:.2g}"
-            if source.p >= 1e-4
-            else "   p < 0.0001"
-        )
-        axis.text(
-            100 * source.share + 0.8,
-            place,
-            f"{100 * source.share:.1f}%{mark}",
-            va="center",
-            fontsize=8.5,
-        )
-    axis.set_yticks(range(len(sources)), [_source_name(source.name, table) for source in sources])
+        text = f"{100 * source.share:.1f}%"
+        if source.name != REST and not np.isnan(source.p):
+            text += f"   p = {source.p:.2g}" if source.p >= 1e-4 else "   p < 0.0001"
+        axis.text(100 * source.share + 0.8, place, text, va="center", fontsize=8.5)
+
+    if table.replicated:
+        rest = "rest: luck of the seed in a setting"
+        judged = "blue: more than chance explains (F test, p < 0.05, not corrected)"
+    else:
+        rest = "rest: three axes and more"
+        judged = "one seed a setting: no source can be told from chance"
+    names = [rest if source.name == REST else source.name for source in sources]
+    axis.set_yticks(range(len(sources)), names)
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    axis.set(
-        xlabel="Share of the sum of squares of test scores (%)",
-        xlim=(0, 1.2 * 100 * max(source.share for source in sources) + 8),
-    )
+    longest = max(source.share for source in sources)
+    axis.set(xlabel="Share of the sum of squares of test scores (%)")
+    axis.set(xlim=(0, 1.2 * 100 * longest + 8))  # room for the text behind the longest bar
     plain_numbers(axis.xaxis)
-    judged = (
-        "blue: more than chance explains (F test, p < 0.05, not corrected)"
-        if table.replicated
-        else "one seed a setting: no source can be told from chance"
-    )
     finish(figure, None, f"Where the spread between runs comes from\n{judged}")
     return figure
 
@@ -238,39 +213,26 @@ def difference_plot(
     figure = new_figure(9.2, 0.34 * len(chosen) + 1.6)
     axis = figure.subplots()
     for place, (_, test, adjusted) in enumerate(chosen):
-        colour = "#0072B2" if adjusted < 0.05 else MUTED
-        axis.plot(
-            [said.factor * test.low, said.factor * test.high],
-            [place, place],
-            color=colour,
-            lw=1.8,
-            solid_capstyle="butt",
-        )
-        axis.plot(
-            said.factor * test.difference,
-            place,
-            color=colour,
-            marker="o",
-            ms=6,
-            mfc=colour if adjusted < 0.05 else PAPER,
-        )
+        shown = adjusted < 0.05
+        colour, filling = ("#0072B2", "#0072B2") if shown else (MUTED, PAPER)
+        limits = [said.factor * test.low, said.factor * test.high]
+        axis.plot(limits, [place, place], color=colour, lw=1.8, solid_capstyle="butt")
+        middle = said.factor * test.difference
+        axis.plot(middle, place, color=colour, marker="o", ms=6, mfc=filling)
+
     axis.axvline(0, color=INK, lw=1)
-    axis.set_yticks(
-        range(len(chosen)), [textwrap.shorten(name, 70) for name, *_ in chosen], fontsize=8.5
-    )
+    names = [textwrap.shorten(name, 70) for name, *_ in chosen]
+    axis.set_yticks(range(len(chosen)), names, fontsize=8.5)
     axis.set_ylim(len(chosen) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
     unit = " (points)" if said.points else ""
     axis.set(xlabel=f"Difference of test {said.label}{unit}, same seeds")
     plain_numbers(axis.xaxis)
-    finish(
-        figure,
-        None,
-        (
-            "Paired differences\n95% intervals, one at a time; filled blue: still below p = 0.05 "
-            "when corrected for many comparisons (Holm)"
-        ),
+    detail = (
+        "95% intervals, one at a time; filled blue: still below p = 0.05 when corrected for many "
+        "comparisons (Holm)"
     )
+    finish(figure, None, f"Paired differences\n{detail}")
     return figure
 
 
@@ -282,29 +244,26 @@ def _front(
         return None
 
     said = measure(cells)
-    height = lambda cell: said.factor * cell.value
     figure = new_figure(9, 5.4)
     axis = figure.subplots()
     targets = list(dict.fromkeys(cell.targets for cell in known if cell.targets))
+    at = {id(cell): (cost(cell), said.factor * cell.value) for cell in known}
     best = front(known, cost)
-    axis.plot([cost(cell) for cell in best], [height(cell) for cell in best], color=FAINT, lw=1.2, zorder=1, drawstyle="steps-post", label="Pareto front")  # fmt: skip
-    on_front = set(map(id, best))
+    best_ids = set(map(id, best))
+    on_front = [at[id(cell)] for cell in best]
+    steps = dict(drawstyle="steps-post", label="Pareto front")
+    axis.plot(*zip(*on_front, strict=True), color=FAINT, lw=1.2, zorder=1, **steps)
+
     looks: dict[tuple[bool, str, str], list[tuple[float, float]]] = defaultdict(list)
     for cell in known:
-        looks[id(cell) in on_front, *cell_look(cell, targets)].append((cost(cell), height(cell)))
+        looks[id(cell) in best_ids, *cell_look(cell, targets)].append(at[id(cell)])
     for (is_best, colour, marker), points in sorted(looks.items()):
         rim, width = (INK, 1.4) if is_best else (PAPER, 0.5)
-        axis.scatter(
-            *zip(*points),
-            s=58,
-            color=colour,
-            marker=marker,
-            zorder=3,
-            edgecolor=rim,
-            linewidth=width,
-        )
+        look = dict(color=colour, marker=marker, edgecolor=rim, linewidth=width)
+        axis.scatter(*zip(*points, strict=True), s=58, zorder=3, **look)
     axis.margins(x=0.16, y=0.12)
     axis.set(xlabel=label, ylabel=said.axis)
+
     formats = {
         cell.format: cell_look(cell, targets)[0]
         for cell in sorted(known, key=order)
@@ -314,27 +273,12 @@ def _front(
         axis.scatter([], [], color=colour, marker="s", label=f"{format} base")
     for name in targets:
         marker = TARGET_MARKERS[targets.index(name) % len(TARGET_MARKERS)]
-        axis.scatter(
-            [], [], facecolor="none", edgecolor=INK, marker=marker, label=textwrap.shorten(name, 30)
-        )
+        words = textwrap.shorten(name, 30)
+        axis.scatter([], [], facecolor="none", edgecolor=INK, marker=marker, label=words)
     finish(figure, axis, f"{said.title} {title}")
     plain_numbers(axis.yaxis)
-    named = [*best, *(cell for cell in known if cell.rank is None and id(cell) not in on_front)][
-        :12
-    ]
-    at = {id(cell): (cost(cell), height(cell)) for cell in known}
-    name_points(
-        axis,
-        [(cell.name, *at[id(cell)]) for cell in named],
-        list(at.values()),
-        [at[id(cell)] for cell in best],
-    )
+
+    baselines = [cell for cell in known if cell.rank is None and id(cell) not in best_ids]
+    named = [(cell.name, *at[id(cell)]) for cell in [*best, *baselines][:_MOST_NAMES]]
+    name_points(axis, named, list(at.values()), on_front)
     return figure
-
-
-def _source_name(name: str, table: Decomposition) -> str:
-    if name != REST:
-        return name
-    return (
-        "rest: luck of the seed in a setting" if table.replicated else "rest: three axes and more"
-    )
