@@ -25,7 +25,7 @@ class Batch(TypedDict):
     `mask` is True on real tokens; `types` are segment ids. A filler row (`weight` 0) repeats the
     batch's first example, so that it has real tokens to attend to; its weight keeps it out of
     losses, gradients and metrics. `labels` are class ids or scores; the batches of other heads (see
-    heads.py) have labels of tokens or spans, or an axis of choices before time.
+    encoded.py) have labels of tokens or spans, or an axis of choices before time.
     """
 
     tokens: Int[np.ndarray, "batch *choices time"]

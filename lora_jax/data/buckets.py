@@ -45,17 +45,21 @@ def choose_buckets(
     """
     sizes = np.asarray(lengths, np.int64)
     if not sizes.size or sizes.min() < 1 or min(max_shapes, multiple, batch_size) < 1:
+        least = f" from {sizes.min()}" if sizes.size else ""
         raise ValueError(
             "Buckets need at least one length of 1 or more, and max_shapes, multiple and "
-            f"batch_size of 1 or more, but {sizes.size} lengths{f' from {sizes.min()}' if sizes.size else ''}, "
-            f"max_shapes={max_shapes}, multiple={multiple} and batch_size={batch_size} came. "
-            "Correct them."
+            f"batch_size of 1 or more, but {sizes.size} lengths{least}, max_shapes={max_shapes}, "
+            f"multiple={multiple} and batch_size={batch_size} came. Correct them."
         )
+
     steps = -(-int(sizes.max()) // multiple)
     # longer[j]: the batches that hold an example of more than j * multiple tokens, as `plan_epoch`
     # fills them. The bucket over (i, j] then costs j * (longer[i] - longer[j]).
     fitting = np.searchsorted(np.sort(sizes), np.arange(steps + 1) * multiple, side="right")
     longer = -(-(sizes.size - fitting) // batch_size)
+
+    # cost[s, j]: the least padded tokens of examples up to j * multiple in s buckets, the last of
+    # which ends at j; cut[s, j]: where it begins.
     shapes = min(max_shapes, steps)
     cost = np.full((shapes + 1, steps + 1), np.inf)
     cut = np.zeros((shapes + 1, steps + 1), np.int64)
@@ -65,6 +69,7 @@ def choose_buckets(
             through = cost[used - 1, :j] + j * (longer[:j] - longer[j])
             cut[used, j] = np.argmin(through)
             cost[used, j] = through[cut[used, j]]
+
     used, j, edges = int(np.argmin(cost[:, steps])), steps, []
     while j > 0:
         edges.append(j * multiple)
@@ -101,15 +106,11 @@ def plan_epoch(
     bucket_of = np.searchsorted(edges, lengths[order], side="left")
     longest_first = np.argsort(-bucket_of, kind="stable")
     missing = -len(order) % batch_size
-    rows = (
-        np.concatenate([order[longest_first], np.full(missing, FILLER)])
-        .astype(np.int32)
-        .reshape(-1, batch_size)
-    )
+    filled = np.concatenate([order[longest_first], np.full(missing, FILLER)])
+    rows = filled.astype(np.int32).reshape(-1, batch_size)
+    # A batch is as long as the bucket of its first example, the longest.
     padded = edges[bucket_of[longest_first][::batch_size]]
-    plan = [
-        PlannedBatch(int(length), indices) for length, indices in zip(padded, rows, strict=True)
-    ]
+    plan = [PlannedBatch(int(length), row) for length, row in zip(padded, rows, strict=True)]
     return [plan[i] for i in rng.permutation(len(plan))] if shuffle else plan
 
 

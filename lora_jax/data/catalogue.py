@@ -5,6 +5,7 @@ access.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,12 +42,10 @@ def open_catalogue(name: str, data_dir: Path, source_csv: Any = None) -> Source:
         FileNotFoundError: it is neither prepared nor downloadable, or cannot be written.
         ValueError: no such data set or configuration, or one without a train split.
     """
-    if name in MOVIE_REVIEWS:
-        build = lambda: _movie_reviews(name, data_dir, source_csv)
-    else:
-        build = lambda: _builder(name, data_dir)
+    ours = name in MOVIE_REVIEWS
+    build = functools.partial(_movie_reviews, source_csv=source_csv) if ours else _builder
     # TFDS's messages and bars matter for long downloads alone.
-    return tfds_source(prepare(build, name, quietly=name in MOVIE_REVIEWS), name)
+    return tfds_source(prepare(lambda: build(name, data_dir), name, quietly=ours), name)
 
 
 def tfds_source(builder: Any, name: str) -> Source:
@@ -96,6 +95,7 @@ def tfds_source(builder: Any, name: str) -> Source:
 
 def tfds_dir() -> Path:
     """The folder of prepared data sets: $LORA_JAX_CACHE/tfds, or ~/.cache/lora_jax/tfds."""
+    # As io.cache has it, which nothing here may import.
     cache = os.environ.get("LORA_JAX_CACHE") or Path.home() / ".cache" / "lora_jax"
     return Path(cache).expanduser() / "tfds"
 

@@ -71,17 +71,15 @@ class EncodedCompletions:
     @cached_property
     def lengths(self) -> Int[np.ndarray, " examples"]:
         """Tokens of each example."""
-        return np.fromiter((len(tokens) for tokens in self.tokens), np.int32, len(self.tokens))
+        return np.fromiter(map(len, self.tokens), np.int32, len(self.tokens))
 
     @cached_property
     def fingerprint(self) -> str:
         """The sha256 (hex) of all ids and lengths."""
         digest = hashlib.sha256(repr((self.max_length, self.pad_id)).encode())
         if self.groups is not None:
-            digest.update(
-                repr(self.temperature).encode()
-                + np.ascontiguousarray(self.groups, np.int32).tobytes()
-            )
+            digest.update(repr(self.temperature).encode())
+            digest.update(np.ascontiguousarray(self.groups, np.int32).tobytes())
         for part in (self.lengths, self.prompt_lengths, *self.tokens):
             digest.update(np.ascontiguousarray(part, np.int32).tobytes())
         return digest.hexdigest()

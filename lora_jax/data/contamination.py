@@ -34,8 +34,8 @@ class Contamination:
     def __str__(self) -> str:
         return (
             f"{len(self.exact)} of {self.examples} held-out texts are in the training set, and "
-            f"{len(self.near)} more share at least "
-            f"{self.share:.0%} of their runs of {self.n} words with it."
+            f"{len(self.near)} more share at least {self.share:.0%} of their runs of {self.n} "
+            "words with it."
         )
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 NO_LABEL = -1  # a token that has no tag, or a span that is not in the window
 
@@ -36,7 +35,7 @@ class Encoded:
     @cached_property
     def lengths(self) -> Int[np.ndarray, " examples"]:
         """Tokens of each example, special tokens counted."""
-        return np.fromiter((len(tokens) for tokens in self.tokens), np.int32, len(self.tokens))
+        return np.fromiter(map(len, self.tokens), np.int32, len(self.tokens))
 
     def label_bytes(self) -> bytes:
         """All labels, for fingerprints."""
@@ -46,13 +45,17 @@ class Encoded:
         """tokens, types, mask and labels of the examples at `rows`, padded to `length` with the
         tokenizer's padding id.
         """
-        tokens, types, mask = pad_rows(
-            [self.tokens[row] for row in rows],
-            [self.types[row] for row in rows],
-            length,
-            self.pad_id,
-        )
-        return dict(tokens=tokens, types=types, mask=mask, labels=np.asarray(self.labels)[rows])
+        return self._padded(rows, length) | dict(labels=np.asarray(self.labels)[rows])
+
+    def _padded(self, texts: Int[np.ndarray, " texts"], length: int) -> dict[str, np.ndarray]:
+        """tokens, types and mask (texts, length) of the texts at these places of `tokens`."""
+        tokens = np.full((len(texts), length), self.pad_id, np.int32)
+        types, mask = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
+        for row, text in enumerate(texts):
+            size = len(self.tokens[text])
+            tokens[row, :size], types[row, :size] = self.tokens[text], self.types[text]
+            mask[row, :size] = True
+        return dict(tokens=tokens, types=types, mask=mask)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,16 +70,10 @@ class EncodedTags(Encoded):
 
     def arrays(self, rows: Int[np.ndarray, " batch"], length: int) -> dict[str, np.ndarray]:
         """As `Encoded.arrays`, with labels (batch, time)."""
-        tokens, types, mask = pad_rows(
-            [self.tokens[row] for row in rows],
-            [self.types[row] for row in rows],
-            length,
-            self.pad_id,
-        )
-        labels = np.full(tokens.shape, NO_LABEL, np.int32)
+        labels = np.full((len(rows), length), NO_LABEL, np.int32)
         for n, row in enumerate(rows):
             labels[n, : len(self.labels[row])] = self.labels[row]
-        return dict(tokens=tokens, types=types, mask=mask, labels=labels)
+        return self._padded(rows, length) | dict(labels=labels)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,32 +111,12 @@ class EncodedChoices(Encoded):
     @cached_property
     def lengths(self) -> Int[np.ndarray, " examples"]:
         """Tokens of each example's longest choice."""
-        return (
-            np.fromiter(map(len, self.tokens), np.int32, len(self.tokens))
-            .reshape(-1, self.choices)
-            .max(1)
-        )
+        lengths = np.fromiter(map(len, self.tokens), np.int32, len(self.tokens))
+        return lengths.reshape(-1, self.choices).max(1)
 
     def arrays(self, rows: Int[np.ndarray, " batch"], length: int) -> dict[str, np.ndarray]:
         """As `Encoded.arrays`, with tokens, types and mask (batch, choices, time)."""
         texts = (rows[:, None] * self.choices + np.arange(self.choices)).reshape(-1)
-        padded = pad_rows(
-            [self.tokens[n] for n in texts], [self.types[n] for n in texts], length, self.pad_id
-        )
-        tokens, types, mask = (part.reshape(len(rows), self.choices, length) for part in padded)
-        return dict(tokens=tokens, types=types, mask=mask, labels=np.asarray(self.labels)[rows])
-
-
-def pad_rows(
-    tokens: Sequence[np.ndarray], types: Sequence[np.ndarray], length: int, pad_id: int
-) -> tuple[
-    Int[np.ndarray, "rows time"], Int[np.ndarray, "rows time"], Bool[np.ndarray, "rows time"]
-]:
-    """Token ids, segment ids and the mask of real tokens, `length` long."""
-    out, kinds = (
-        np.full((len(tokens), length), pad_id, np.int32),
-        np.zeros((len(tokens), length), np.int32),
-    )
-    for row, (ids, segments) in enumerate(zip(tokens, types, strict=True)):
-        out[row, : len(ids)], kinds[row, : len(ids)] = ids, segments
-    return out, kinds, np.arange(length) < np.array([len(ids) for ids in tokens])[:, None]
+        shape = (len(rows), self.choices, length)
+        padded = {name: part.reshape(shape) for name, part in self._padded(texts, length).items()}
+        return padded | dict(labels=np.asarray(self.labels)[rows])

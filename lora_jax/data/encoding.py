@@ -26,13 +26,8 @@ def encode(data: Dataset, tokenizer: Tokenizer, max_length: int) -> dict[str, En
         ValueError: the recipe is for decoders alone, examples have different numbers of choices, or
             `max_length` leaves no room.
     """
-    make = {
-        "class": _texts,
-        "score": _texts,
-        "token": _tags,
-        "span": _spans,
-        "choice": _choices,
-    }.get(data.recipe.head)
+    makers = {"class": _texts, "score": _texts, "token": _tags, "span": _spans, "choice": _choices}
+    make = makers.get(data.recipe.head)
     if make is None:
         raise ValueError(
             "An encoder needs a recipe with a head, and this one writes text: it needs a decoder. "
@@ -91,15 +86,11 @@ def _tags(
         tags = examples[len(labels)].values["tags"]
         before = [None, *found.word_ids]
         # A word's tag is at its first token.
-        labels.append(
-            np.array(
-                [
-                    NO_LABEL if word is None or word == last else ids[tags[word]]
-                    for word, last in zip(found.word_ids, before)
-                ],
-                np.int32,
-            )
-        )
+        own = [
+            NO_LABEL if word is None or word == last else ids[tags[word]]
+            for word, last in zip(found.word_ids, before)
+        ]
+        labels.append(np.array(own, np.int32))
 
     inputs = [example.values["words"] for example in examples]
     common = _ids(tokenizer, inputs, max_length, look=look, is_pretokenized=True)

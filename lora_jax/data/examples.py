@@ -20,10 +20,11 @@ from .records import (
     Problems,
     Record,
     Source,
+    SourceCsv,
     near_names,
     split_of,
 )
-from .sources import Rows, SourceCsv, open_source
+from .sources import Rows, open_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,25 +112,26 @@ def load(
         split: tuple(_of_classes(rows, names, ids, problems)) for split, rows in parts.items()
     }
 
-    for split in SPLITS:
-        if not splits.get(split):
-            counts = ", ".join(f"{key} {len(rows)}" for key, rows in splits.items())
-            raise ValueError(
-                f"Data set {source.name!r} needs examples in every split, but {split!r} is empty "
-                f"({counts or 'no example at all'}). {problems or 'No row was left out.'} Give "
-                "more rows, or name the right fields with --config.data.fields."
-            )
+    _require_splits(splits, source.name, problems)
     note = " ".join(filter(None, (*notes, source.note)))
     return Dataset(
         source.name, recipe, {split: splits[split] for split in SPLITS}, names, note, str(problems)
     )
 
 
+def _require_splits(splits: Mapping[str, Sequence[Example]], name: str, problems: Problems) -> None:
+    for split in SPLITS:
+        if not splits.get(split):
+            counts = ", ".join(f"{key} {len(rows)}" for key, rows in splits.items())
+            raise ValueError(
+                f"Data set {name!r} needs examples in every split, but {split!r} is empty "
+                f"({counts or 'no example at all'}). {problems or 'No row was left out.'} Give "
+                "more rows, or name the right fields with --config.data.fields."
+            )
+
+
 def read_examples(
-    name: str,
-    recipe: Recipe | str,
-    *,
-    columns: Mapping[str, str] | None = None,
+    name: str, recipe: Recipe | str, *, columns: Mapping[str, str] | None = None
 ) -> tuple[Example, ...]:
     """All examples of a data set in their order, repeated ones too: nothing is split.
 

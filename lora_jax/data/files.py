@@ -42,11 +42,7 @@ def read_file(path: Path, problems: Problems) -> Iterator[Record]:
             _require_utf_8(path)
         yield from readers.get(suffix, _csv)(path, problems)
     except FileNotFoundError as error:
-        near = (
-            near_names(path.name, (entry.name for entry in path.parent.glob("*")))
-            if path.parent.is_dir()
-            else ""
-        )
+        near = near_names(path.name, (entry.name for entry in path.parent.glob("*")))
         raise FileNotFoundError(
             f"Data file {str(path)!r} does not exist. {near}Give the path of a file that does."
         ) from error

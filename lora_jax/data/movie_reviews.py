@@ -6,19 +6,17 @@ the two is asked for.
 
 import csv
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_jax.core.extras import needs
 
-from .records import SPLITS, near_names, split_of
+from .records import SPLITS, SourceCsv, near_names, split_of
 
 with needs("data"):
     import tensorflow_datasets as tfds
 
-
-SourceCsv = Path | str | Callable[[], Path | str]
 
 _COLUMNS = ("text", "label", "source")
 

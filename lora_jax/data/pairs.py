@@ -94,11 +94,8 @@ def pair_batch(encoded: EncodedPairs, planned: PlannedRows, lengths: tuple[int, 
     """The arrays of a planned batch, `lengths` long."""
     shapes = [(planned.count, length) for length in lengths]
     tokens, segments = np.full(shapes[0], encoded.pad_id, np.int32), np.zeros(shapes[0], np.int32)
-    target, target_segments = (
-        np.full(shapes[1], encoded.pad_id, np.int32),
-        np.zeros(shapes[1], np.int32),
-    )
-    labels = np.zeros(shapes[1], np.int32)
+    target = np.full(shapes[1], encoded.pad_id, np.int32)
+    target_segments, labels = np.zeros(shapes[1], np.int32), np.zeros(shapes[1], np.int32)
     for row, members in enumerate(planned.rows):
         at, to = 0, 0
         for number, index in enumerate(members, 1):

@@ -15,8 +15,8 @@ from .completions import Completions, EncodedCompletions
 from .contamination import find_contamination
 from .records import Example
 
-_BARS = 12
-_WIDTH = 40
+_BARS, _WIDTH = 12, 40  # of a histogram: lines at most, and letters of the longest
+_ANSWERS = ("label", "score", "tags", "answers", "answer")  # roles that are no inputs
 Records = Completions | Sequence[Example]
 
 
@@ -32,9 +32,6 @@ def texts_of(records: Records) -> list[str]:
         )
         for row in records
     ]
-
-
-_ANSWERS = ("label", "score", "tags", "answers", "answer")
 
 
 def show_records(records: Records, count: int) -> Iterator[str]:

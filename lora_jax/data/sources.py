@@ -5,19 +5,28 @@ hub.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_jax.core.extras import needs
 
 from .files import SUFFIXES, read_file
-from .records import MOVIE_REVIEWS, SPLIT_WORDS, SPLITS, Record, Source, Stream, near_names, short
+from .records import (
+    MOVIE_REVIEWS,
+    SPLIT_WORDS,
+    SPLITS,
+    Record,
+    Source,
+    SourceCsv,
+    Stream,
+    near_names,
+    short,
+)
 
 _HUB = "hf:"
 # '-00000-of-00003-0a1b2c3d4e5f6a7b' of a file that is one of several, '_2', or '-v1.1'.
 _NUMBER = re.compile(r"[-._]?v?\d+(\.\d+)*([-_]of[-_]\d+)?(-[0-9a-f]{8,})?$")
-SourceCsv = Path | str | Callable[[], Path | str]
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -88,7 +97,9 @@ def _folder(folder: Path, name: str) -> Source:
     parts: dict[str | None, list[Path]] = {}
     for path in files:
         parts.setdefault(_split_in(path.relative_to(folder)), []).append(path)
-    shown = lambda paths: ", ".join(str(path.relative_to(folder)) for path in paths[:8])
+
+    def shown(paths: list[Path]) -> str:
+        return ", ".join(str(path.relative_to(folder)) for path in paths[:8])
 
     if "train" in parts:
         kept = {split: parts[split] for split in SPLITS if split in parts}
@@ -133,11 +144,8 @@ def _fetch(name: str) -> Path:
         import huggingface_hub
 
     repository, config = _hub_name(name)
-    patterns = [f"*{suffix}" for suffix in SUFFIXES]
-    if config:
-        patterns = [f"{config}/*{suffix}" for suffix in SUFFIXES] + [
-            f"*/{config}/*{suffix}" for suffix in SUFFIXES
-        ]
+    places = (f"{config}/", f"*/{config}/") if config else ("",)
+    patterns = [f"{place}*{suffix}" for place in places for suffix in SUFFIXES]
     try:
         folder = Path(
             huggingface_hub.snapshot_download(
@@ -150,20 +158,19 @@ def _fetch(name: str) -> Path:
             "fetched. Check the name and the network, or copy its files here and give their "
             f"folder. The hub says: {short(error)}"
         ) from error
-    if config:
-        found = [
-            path for path in (folder / config, *sorted(folder.glob(f"*/{config}"))) if path.is_dir()
-        ]
-        if not found:
-            there = sorted(
-                {path.parent.name for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES}
-            )
-            raise FileNotFoundError(
-                f"The Hugging Face dataset {repository!r} has no folder {config!r}. "
-                f"{near_names(config, there)}Folders: {', '.join(there)}."
-            )
-        return found[0]
-    return folder
+    if not config:
+        return folder
+
+    for path in (folder / config, *sorted(folder.glob(f"*/{config}"))):
+        if path.is_dir():
+            return path
+    there = sorted(
+        {path.parent.name for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES}
+    )
+    raise FileNotFoundError(
+        f"The Hugging Face dataset {repository!r} has no folder {config!r}. "
+        f"{near_names(config, there)}Folders: {', '.join(there)}."
+    )
 
 
 def _hub_name(name: str) -> tuple[str, str]:

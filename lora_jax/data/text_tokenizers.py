@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, SupportsInt
 
 from lora_jax.core.extras import needs
 
+from .records import held_by
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -70,7 +72,10 @@ class TextTokenizer:
                 "This tokenizer has no chat template: the model was not trained on chats. Give a "
                 "plain text instead."
             )
-        token = lambda i: "" if i is None else self.backend.id_to_token(i)
+
+        def token(i: int | None) -> str:
+            return "" if i is None else self.backend.id_to_token(i)
+
         return render_chat(
             self.chat_template,
             messages,
@@ -131,14 +136,9 @@ def read_text_tokenizer(folder: Path | str) -> TextTokenizer:
     folder = Path(folder)
     path = folder / "tokenizer.json"
     if not path.is_file():
-        there = (
-            ", ".join(sorted(entry.name for entry in folder.iterdir())[:12])
-            if folder.is_dir()
-            else "no such folder"
-        )
         raise FileNotFoundError(
-            f"{str(folder)!r} needs tokenizer.json, but holds {there or 'nothing'}. Give the "
-            "model's tokenizer files."
+            f"{str(folder)!r} needs tokenizer.json, but holds {held_by(folder)}. Give the model's "
+            "tokenizer files."
         )
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
@@ -149,16 +149,15 @@ def read_text_tokenizer(folder: Path | str) -> TextTokenizer:
         ) from error
     backend.no_padding()
     backend.no_truncation()
-    settings, generation = (
-        _json(folder / "tokenizer_config.json"),
-        _json(folder / "generation_config.json"),
-    )
+
+    settings = _json(folder / "tokenizer_config.json")
     ids = {
         name: _id(backend, settings.get(f"{name}_token"), path) for name in ("bos", "eos", "pad")
     }
-    told = generation.get("eos_token_id")
+    told = _json(folder / "generation_config.json").get("eos_token_id")
     eos = [ids["eos"], *(told if isinstance(told, list) else [told])]
     eos_ids = tuple(dict.fromkeys(i for i in eos if i is not None))
+    # Where the settings do not say, the pipeline itself shows what it puts around a text.
     with_special = backend.encode("a").ids
     template = folder / "chat_template.jinja"
     return TextTokenizer(

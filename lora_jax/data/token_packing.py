@@ -59,9 +59,8 @@ def pack(
     whole = np.atleast_1d(length)
     sizes = np.reshape(lengths, (len(lengths), len(whole)))
     rows: list[list[int]] = []
-    room = np.empty_like(
-        sizes
-    )  # of the rows begun so far: all rows are looked at in one comparison, not one by one
+    # Of the rows begun so far: all are looked at in one comparison, not one by one.
+    room = np.empty_like(sizes)
     for index in np.argsort(-(sizes / whole).sum(1), kind="stable").tolist():
         own = sizes[index]
         if (own > whole).any():

@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from lora_jax.core.extras import needs
 
-from .records import near_names
+from .records import held_by, near_names
 
 if TYPE_CHECKING:
     import tokenizers
@@ -68,15 +68,9 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         path = folder / "vocab.txt"
         backend = _from_vocabulary(path)
     else:
-        came = "no such folder"
-        if folder.is_dir():
-            came = (
-                ", ".join(sorted(entry.name for entry in folder.iterdir())[:12])
-                or "an empty folder"
-            )
         raise FileNotFoundError(
             f"Model folder {str(folder)!r} needs tokenizer.json or vocab.txt, but holds neither "
-            f"({came}). Give a folder with the model's tokenizer files."
+            f"({held_by(folder)}). Give a folder with the model's tokenizer files."
         )
     backend.no_padding()
     backend.no_truncation()

@@ -145,8 +145,8 @@ def to_tensors(name: str, q: QuantizedArray) -> dict[str, np.ndarray]:
     elif rows % spec.block_size:
         raise ValueError(
             f"{name}: {rows} inputs are no multiple of the block size {spec.block_size}, and there "
-            "bitsandbytes' blocks run on into the "
-            "next row. Quantise the dense weight with lora_jax.io.bitsandbytes.quantize_4bit."
+            "bitsandbytes' blocks run on into the next row. Quantise the dense weight with "
+            "lora_jax.io.bitsandbytes.quantize_4bit."
         )
     else:
         codes = _bytes_of(_halves(np.asarray(q.codes), rows).T.reshape(-1))
@@ -213,8 +213,7 @@ def from_tensors(
     if set(parts) != needed:
         raise ValueError(
             f"{name}: missing tensors {sorted(needed - set(parts)) or 'none'}, left over "
-            f"{sorted(set(parts) - needed) or 'none'}. "
-            "Save the state dict again, whole."
+            f"{sorted(set(parts) - needed) or 'none'}. Save the state dict again, whole."
         )
     (out, rows), block = state["shape"], state["blocksize"]
     blocks = -(-out * rows // block)
@@ -366,9 +365,8 @@ def _state(name: str, packed: np.ndarray, kind: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{name}.{_STATE}{kind} needs a JSON object with quant_type, blocksize, dtype and "
-            "shape [out, in], and nested_blocksize 256, "
-            "nested_dtype 'float32' and nested_offset with double quantisation; it has "
-            f"{type(error).__name__}: {error}."
+            "shape [out, in], and nested_blocksize 256, nested_dtype 'float32' and nested_offset "
+            f"with double quantisation; it has {type(error).__name__}: {error}."
         ) from None
     _check_type(kind, state.get("blocksize"), name)
     return state
@@ -378,9 +376,8 @@ def _check_type(kind: str, block_size: Any, name: str) -> None:
     if kind not in _TYPES or block_size not in BLOCK_SIZES:
         raise ValueError(
             f"{name}: bitsandbytes has the formats {', '.join(_TYPES)} in blocks of "
-            f"{', '.join(map(str, BLOCK_SIZES))}, and int8 with one "
-            f"scale a row (block_size=None, double=False); got {kind!r} with block size "
-            f"{block_size!r}."
+            f"{', '.join(map(str, BLOCK_SIZES))}, and int8 with one scale a row (block_size=None, "
+            f"double=False); got {kind!r} with block size {block_size!r}."
         )
 
 

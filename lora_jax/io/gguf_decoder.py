@@ -201,9 +201,8 @@ def _experts(file: Header, keys: _Keys, family: Family) -> Experts | None:
     if len(shape) != 3 or shape[0] != count:
         raise ValueError(
             f"{file.path} claims {count!r} experts and needs {name!r} of shape ({count!r}, inner "
-            "size, hidden size), which is "
-            f"{shape or 'missing'}. Files of the first months of 2024 kept each expert apart: "
-            "convert the model again."
+            f"size, hidden size), which is {shape or 'missing'}. Files of the first months of 2024 "
+            "kept each expert apart: convert the model again."
         )
     return Experts(
         count,

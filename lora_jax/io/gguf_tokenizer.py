@@ -71,8 +71,8 @@ def gguf_tokenizer(keys: Mapping[str, Any], path: Path | str) -> TextTokenizer:
         if split is None:
             raise ValueError(
                 f"{path} splits texts as {name!r}, which is not supported. Nearest: "
-                f"{nearest(str(name), SPLITS, 1)[0]!r}; known: "
-                f"{', '.join(SPLITS)}. Give the tokenizer of the original model."
+                f"{nearest(str(name), SPLITS, 1)[0]!r}; known: {', '.join(SPLITS)}. Give the "
+                "tokenizer of the original model."
             )
         backend = _byte_level(path, tokens, keys, split)
     else:

@@ -48,8 +48,7 @@ def tokenizer_keys(
         if written.encode(text) != source.encode(text):
             raise ValueError(
                 f"GGUF cannot say how this tokenizer splits {text!r}: {source.encode(text)} would "
-                f"become {written.encode(text)}. "
-                "Give the tokenizer of a GGUF file of the model."
+                f"become {written.encode(text)}. Give the tokenizer of a GGUF file of the model."
             )
     return _filled(keys, vocab_size)
 
@@ -69,8 +68,7 @@ def _filled(keys: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
     if len(tokens) > vocab_size:
         raise ValueError(
             f"The tokenizer has {len(tokens)} words and the model's embedding {vocab_size}: they "
-            "do not belong together. Use the "
-            "tokenizer that the model was trained with."
+            "do not belong together. Use the tokenizer that the model was trained with."
         )
     more = vocab_size - len(tokens)
     if not more:
@@ -106,10 +104,9 @@ def _keys(tokenizer: TextTokenizer, arch: str) -> dict[str, Any]:
     else:
         raise ValueError(
             f"The tokenizer, of type {told['model']['type']!r} with the pre-tokenizer "
-            f"{_kind(told['pre_tokenizer'])}, cannot be written as "
-            "GGUF; a SentencePiece BPE, or a byte-level BPE that splits as GPT-2's, Llama 3's or "
-            "Qwen's can. Give the tokenizer of a GGUF "
-            "file of the model."
+            f"{_kind(told['pre_tokenizer'])}, cannot be written as GGUF; a SentencePiece BPE, or a "
+            "byte-level BPE that splits as GPT-2's, Llama 3's or Qwen's can. Give the tokenizer of "
+            "a GGUF file of the model."
         )
     keys = own | {
         "tokenizer.ggml.tokens": own.get("tokenizer.ggml.tokens", tokens),
@@ -162,8 +159,7 @@ def _sentencepiece(
     if made(merges_of({token: n for n, token in enumerate(tokens)}, rank)) != made(merges):
         raise ValueError(
             "The merges of this tokenizer are not all those that its vocabulary allows, and GGUF "
-            "has only the vocabulary. Give the tokenizer "
-            "of a GGUF file of the model."
+            "has only the vocabulary. Give the tokenizer of a GGUF file of the model."
         )
     unknown = told["model"].get("unk_token")
     kinds = [

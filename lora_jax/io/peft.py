@@ -90,9 +90,8 @@ def load_peft(
     ):
         raise FileNotFoundError(
             f"{folder} has {pickled[0].name} and no {WEIGHTS}. Pickled weights are not read, since "
-            "loading them can run code. Convert them "
-            "where you trust them: in PEFT, load the adapter and call save_pretrained(folder, "
-            "safe_serialization=True)."
+            "loading them can run code. Convert them where you trust them: in PEFT, load the "
+            "adapter and call save_pretrained(folder, safe_serialization=True)."
         )
     found = PeftAdapter(
         config, safetensors.read(folder / WEIGHTS), safetensors.read_metadata(folder / WEIGHTS), ()

@@ -160,8 +160,8 @@ class PeftConfig:
         if not targeted:
             raise ValueError(
                 f"target_modules {self.target_modules!r} selects none of the model's "
-                f"{len(modules)} modules, such as "
-                f"{', '.join(modules[:4])}. The adapter is for another model."
+                f"{len(modules)} modules, such as {', '.join(modules[:4])}. The adapter is for "
+                "another model."
             )
         for field_name, patterns in (
             ("rank_pattern", self.rank_pattern),
@@ -171,8 +171,8 @@ class PeftConfig:
                 if not any(_matches(pattern, module) for module in targeted):
                     raise ValueError(
                         f"{field_name} has {pattern!r}, which matches none of the {len(targeted)} "
-                        "adapted modules. Nearest: "
-                        f"{', '.join(nearest(pattern, targeted))}. Take it out, or correct it."
+                        f"adapted modules. Nearest: {', '.join(nearest(pattern, targeted))}. Take "
+                        "it out, or correct it."
                     )
 
 
@@ -198,8 +198,8 @@ def read_config(raw: Mapping[str, Any]) -> PeftConfig:
         if raw[name] not in (None, False, "", [], {}):
             raise ValueError(
                 f"adapter_config.json sets {name} to {raw[name]!r}, which is not known here, and "
-                "may change what the adapter computes. "
-                f"Known fields: {', '.join(sorted(DEFAULTS))}."
+                "may change what the adapter computes. Known fields: "
+                f"{', '.join(sorted(DEFAULTS))}."
             )
     values = {name: raw.get(name, default) for name, default in DEFAULTS.items()}
     _check_values(values)
@@ -229,12 +229,10 @@ def _check_values(values: Mapping[str, Any]) -> None:
     if any(init.startswith(name) for name in _BASE_CHANGED):
         raise ValueError(
             f"adapter_config.json sets init_lora_weights to {values['init_lora_weights']!r}: PEFT "
-            "took the first factors out of the base, so "
-            "the adapter is not right on the original base. Save it again in PEFT with "
-            "save_pretrained(..., "
+            "took the first factors out of the base, so the adapter is not right on the original "
+            "base. Save it again in PEFT with save_pretrained(..., "
             "path_initial_model_for_weight_conversion=...), which writes it as plain LoRA of twice "
-            "the rank (for loftq: on the base it was "
-            "trained on)."
+            "the rank (for loftq: on the base it was trained on)."
         )
     wanted = {
         "r": int,
@@ -270,16 +268,15 @@ def _check_values(values: Mapping[str, Any]) -> None:
     if values["target_modules"] == "all-linear":
         raise ValueError(
             "adapter_config.json has target_modules 'all-linear', which depends on the torch "
-            "model. PEFT saves the list of names that it "
-            "stands for; save the adapter from PEFT."
+            "model. PEFT saves the list of names that it stands for; save the adapter from PEFT."
         )
 
 
 def _unmatched(where: str, entry: str, modules: list[str]) -> str:
     return (
         f"{where} names {entry!r}, which is none of the model's {len(modules)} modules. Nearest: "
-        f"{', '.join(nearest(entry, modules))}. "
-        "The adapter is for another model; or take the entry out of the list."
+        f"{', '.join(nearest(entry, modules))}. The adapter is for another model; or take the "
+        "entry out of the list."
     )
 
 

@@ -89,9 +89,8 @@ def to_peft(
     if not adapted:
         raise ValueError(
             "Cannot write the adapter as PEFT's LoRA: no site has factors with a scale other than "
-            "0, and PEFT needs one. Weights trained "
-            "whole alone (head only, BitFit, full) are saved with save_encoder, or with our own "
-            "save_adapter."
+            "0, and PEFT needs one. Weights trained whole alone (head only, BitFit, full) are "
+            "saved with save_encoder, or with our own save_adapter."
         )
     tensors = _factor_tensors(adapted)
     dora = _uses_dora(adapted)
@@ -190,8 +189,8 @@ def _check(trainable: Trainables, names: Names) -> None:
             if name.tied:
                 raise ValueError(
                     f"{path!r} is tied and trained whole: PEFT would train a copy for one of its "
-                    "readers, and compute something else. Train "
-                    "some rows of it (rows=...), which PEFT ties, or merge."
+                    "readers, and compute something else. Train some rows of it (rows=...), which "
+                    "PEFT ties, or merge."
                 )
             shapes = [(tuple(leaf.value.shape), (*name.stack, *name.shape))]
         else:
@@ -204,8 +203,8 @@ def _check(trainable: Trainables, names: Names) -> None:
             if name.tied:
                 raise ValueError(
                     f"{path!r} is tied: the model reads it in two places, and the adapter acts in "
-                    "both. PEFT would adapt only one of them, "
-                    "so the file would compute something else. Merge it, or leave this site out."
+                    "both. PEFT would adapt only one of them, so the file would compute something "
+                    "else. Merge it, or leave this site out."
                 )
         for came, needed in shapes:
             if came != needed:
@@ -317,8 +316,8 @@ def _uses_dora(adapted: Mapping[str, Factors]) -> bool:
     if without and len(without) < len(adapted):
         raise ValueError(
             f"PEFT's use_dora is for all modules or none, and {len(without)} of {len(adapted)} "
-            f"have no magnitude, such as {without[0]!r}. "
-            "Merge the adapter, or train all its sites with dora=True."
+            f"have no magnitude, such as {without[0]!r}. Merge the adapter, or train all its sites "
+            "with dora=True."
         )
     return not without
 
@@ -362,8 +361,8 @@ def _whole(
         module = single[0].rpartition(".")[0]
         raise ValueError(
             f"{single[0]!r} is trained whole, and {sorted(members[module] - set(theirs))} of the "
-            "same module are not. PEFT's modules_to_save "
-            "stores whole modules: train all weights of the module or none."
+            "same module are not. PEFT's modules_to_save stores whole modules: train all weights "
+            "of the module or none."
         )
     for module in complete:
         if clash := [
@@ -437,9 +436,8 @@ def _bias_mode(
     lacking, extra = sorted(of_adapted - biases), sorted(biases - of_adapted)
     raise ValueError(
         "PEFT can store the biases of all modules ('all') or of the adapted ones ('lora_only'), "
-        f"and the adapter trains {len(biases)} that are "
-        f"neither: of the adapted modules it lacks {lacking[:3] or 'none'}, and has "
-        f"{extra[:3] or 'none'} besides."
+        f"and the adapter trains {len(biases)} that are neither: of the adapted modules it lacks "
+        f"{lacking[:3] or 'none'}, and has {extra[:3] or 'none'} besides."
     )
 
 

@@ -259,8 +259,8 @@ def _check_copy(
     if base is None:
         raise ValueError(
             f"the file holds {key!r}, a copy of a base weight (PEFT's save_embedding_layers). Pass "
-            "frozen=..., the base's weights, so that it "
-            "can be seen to be the base's own; or save with save_embedding_layers=False."
+            "frozen=..., the base's weights, so that it can be seen to be the base's own; or save "
+            "with save_embedding_layers=False."
         )
     if not hasattr(base, "__array__"):
         raise ValueError(
@@ -273,8 +273,8 @@ def _check_copy(
     ):
         raise ValueError(
             f"the file holds {key!r} of shape {value.shape}, which is not the base's {path!r} of "
-            f"shape {tuple(base.shape)}: the vocabulary was "
-            "resized or the base changed. Build the base with that embedding."
+            f"shape {tuple(base.shape)}: the vocabulary was resized or the base changed. Build the "
+            "base with that embedding."
         )
 
 
