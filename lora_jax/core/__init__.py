@@ -1,6 +1,4 @@
-"""Arrays and pytrees: paths, boxes, quantised weights, low-rank factors. Imports no Linen
-module.
-"""
+"""Arrays and pytrees: paths, boxes, quantised weights, low-rank factors; no Linen module."""
 
 import lazy_loader
 

@@ -1,5 +1,4 @@
-"""Trained modules beside a model's weights, for the baselines: bottleneck adapters, IA3's gains,
-prefix states.
+"""Trained modules beside a model's weights: bottleneck adapters, IA3's gains, prefix states.
 
 Each rides through scans on the weight of the module that it acts on (a box with a module attached),
 so no model is edited. They are no change of a weight, so they work with `lora_jax.apply` alone:
@@ -26,8 +25,7 @@ _READABLE: contextvars.ContextVar[bool] = contextvars.ContextVar("readable", def
 
 
 class AuxModule(WithoutColumns, struct.PyTreeNode, repr=False):
-    """A small trained module that changes the input or the output of the module whose weight carries
-    it.
+    """A small trained module on the input or the output of the module whose weight carries it.
 
     `on`, where a kind has it, is 1 in the layers (*stack) that have one of their own, else 0.
     """
@@ -86,9 +84,8 @@ class Bottleneck(AuxModule, repr=False):
         """The output with the bottleneck's added."""
         x = y
         if self.norm_scale is not None:
-            x = jax.nn.standardize(y, axis=-1, epsilon=1e-6) * self.norm_scale.astype(
-                y.dtype
-            ) + self.norm_bias.astype(y.dtype)
+            scale, bias = self.norm_scale.astype(y.dtype), self.norm_bias.astype(y.dtype)
+            x = jax.nn.standardize(y, axis=-1, epsilon=1e-6) * scale + bias
         hidden = jax.nn.relu(x @ self.down.astype(y.dtype) + self.down_bias.astype(y.dtype))
         change = hidden @ self.up.astype(y.dtype) + self.up_bias.astype(y.dtype)
         return y + (change if self.on is None else change * self.on.astype(y.dtype))
@@ -167,8 +164,8 @@ class WithAuxModule(Wrapping):
         if not _READABLE.get():
             raise ValueError(
                 f"This {self.shape} weight carries a trained {self.aux.kind}, which is no change "
-                "of the weight: it cannot be merged or "
-                "read as an array. Use lora_jax.apply(model, frozen, trainable, ...)."
+                "of the weight: it cannot be merged or read as an array. Use "
+                "lora_jax.apply(model, frozen, trainable, ...)."
             )
         return meta.unbox(self.base)
 

@@ -29,15 +29,15 @@ def packed_rows(n: int, bits: int) -> int:
 def pack(
     codes: UInt8[Array, "*stack n out"], bits: int, fill: int = 0
 ) -> UInt8[Array, "*stack packed out"]:
-    """The bytes of all planes, one plane after the other along axis -2; a short last byte is
-    completed with `fill`.
+    """The bytes of all planes, one plane after the other along axis -2.
+
+    A short last byte is completed with `fill`.
     """
     planes, below = [], bits
     for width in PLANES[bits]:
         below -= width
-        planes.append(
-            _pack_plane((codes >> below) & (2**width - 1), width, (fill >> below) & (2**width - 1))
-        )
+        mask = 2**width - 1
+        planes.append(_pack_plane((codes >> below) & mask, width, (fill >> below) & mask))
     return planes[0] if len(planes) == 1 else jnp.concatenate(planes, -2)
 
 

@@ -16,13 +16,13 @@ BLOCK = 256  # bitsandbytes' size, of optimiser state and of scales: its kernels
 
 
 class Blockwise(struct.PyTreeNode):
-    """`map[codes] * absmax`, with one `absmax` for every 256 numbers along one axis; the last block
-    of a row may be short.
+    """`map[codes] * absmax`, with one `absmax` for every 256 numbers along one axis.
 
-    `codes` has the array's shape, `absmax` too but for `axis`, which counts blocks. The axis is
-    negative: axes are counted from the right, so stack axes may come and go, and what is cut or
-    padded along another axis leaves every block as it is. `signed` says which dynamic map the codes
-    are of: the one with both signs, or the one from 0 up that has a digit more.
+    `codes` has the array's shape, `absmax` too but for `axis`, which counts blocks, of which the
+    last may be short. The axis is negative: axes are counted from the right, so stack axes may come
+    and go, and what is cut or padded along another axis leaves every block as it is. `signed` says
+    which dynamic map the codes are of: the one with both signs, or the one from 0 up that has a
+    digit more.
     """
 
     codes: UInt8[Array, "*axes"]
@@ -32,19 +32,13 @@ class Blockwise(struct.PyTreeNode):
 
     def restore(self) -> Float[Array, "*axes"]:
         """The float32 numbers."""
-        table = jnp.asarray(codebooks.dynamic_map(self.signed))
-        values = blocked(
-            table.at[self.codes.astype(jnp.int32)].get(mode="promise_in_bounds"), self.axis
-        )
-        return flat(
-            values * jnp.expand_dims(self.absmax, self.axis), self.codes.shape[self.axis], self.axis
-        )
+        levels = codebooks.look_up(codebooks.dynamic_map(self.signed), self.codes)
+        values = blocked(levels, self.axis) * jnp.expand_dims(self.absmax, self.axis)
+        return flat(values, self.codes.shape[self.axis], self.axis)
 
 
 def zero_blocks(shape: tuple[int, ...], *, axis: int, signed: bool) -> Blockwise:
-    """What `quantize_blocks` gives for zeros, without a search (a compiler would do it when it
-    compiles, for seconds).
-    """
+    """What `quantize_blocks` gives for zeros, without a search, which would cost compiling time."""
     blocks = list(shape)
     blocks[axis] = -(-shape[axis] // BLOCK)
     zero = int(np.searchsorted(codebooks.dynamic_map(signed), 0.0))
@@ -57,15 +51,14 @@ def zero_blocks(shape: tuple[int, ...], *, axis: int, signed: bool) -> Blockwise
 
 
 def quantize_blocks(x: Float[Array, "*axes"], *, axis: int, signed: bool) -> Blockwise:
-    """The 8-bit codes nearest to `x`, each block divided by its largest magnitude; ties go to the
-    lower level.
+    """The 8-bit codes nearest to `x`, each block divided by its largest magnitude; ties go down.
 
     Without a sign, what is above 0 stays above 0: it takes the lowest level that is. (The nearest
     level would be 0 below 1.6e-7 of the largest, as on bitsandbytes' CUDA backend; its CPU backend
     looks levels up in a table of cells 3e-5 wide, and never takes 0.)
 
-    Reference: 8-bit Optimizers via Block-wise Quantization, Dettmers et al. 2022, section 2 (arXiv
-        2110.02861).
+    Reference: 8-bit Optimizers via Block-wise Quantization, Dettmers et al. 2022, section 2
+    (arXiv 2110.02861).
 
     >>> quantize_blocks(jnp.ones((600, 8)), axis=-2, signed=True).absmax.shape
     (3, 8)
@@ -77,9 +70,12 @@ def quantize_blocks(x: Float[Array, "*axes"], *, axis: int, signed: bool) -> Blo
     if not signed:
         # A second moment of 0 beside a first that is not would make a step of 1 / eps.
         codes = jnp.where(unit > 0, jnp.maximum(codes, 1), codes)
-    return Blockwise(
-        codes=flat(codes, x.shape[axis], axis), absmax=absmax, axis=axis, signed=signed
-    )
+    codes = flat(codes, x.shape[axis], axis)
+    return Blockwise(codes=codes, absmax=absmax, axis=axis, signed=signed)
+
+
+# The upper halves of 2**-25, which is below every midpoint of both maps, and of 1.
+_FIRST_CELL, _LAST_CELL = (127 - 25) << 7, 127 << 7
 
 
 def nearest_dynamic(
@@ -93,28 +89,19 @@ def nearest_dynamic(
     """
     below, inside = _cells(signed, ties)
     bits = jax.lax.bitcast_convert_type(unit, jnp.uint32)
-    cell = jnp.clip(
-        ((bits & 0x7FFFFFFF) >> 16).astype(jnp.int32) - _FIRST_CELL, 0, _LAST_CELL - _FIRST_CELL
-    )
+    upper = ((bits & 0x7FFFFFFF) >> 16).astype(jnp.int32)
+    cell = jnp.clip(upper - _FIRST_CELL, 0, _LAST_CELL - _FIRST_CELL)
     if signed:
         cell = 2 * cell + (bits >> 31).astype(jnp.int32)
-
-    def take(table: np.ndarray) -> Array:
-        return jnp.asarray(table).at[cell].get(mode="promise_in_bounds")
-
-    return take(below) + (unit > take(inside)).astype(jnp.uint8)
-
-
-# Of 2**-25, below every midpoint of both maps, and of 1.
-_FIRST_CELL, _LAST_CELL = (127 - 25) << 7, 127 << 7
+    above = unit > codebooks.look_up(inside, cell)
+    return codebooks.look_up(below, cell) + above.astype(jnp.uint8)
 
 
 @functools.cache
 def _cells(signed: bool, ties: codebooks.Ties) -> tuple[np.ndarray, np.ndarray]:
-    """For each cell how many thresholds lie below it, and the one inside or infinity; cells of
-    negative numbers stand after their twins.
+    """For each cell how many thresholds lie below it, and the one inside or infinity.
 
-    The first cell begins at 0.
+    The first cell begins at 0; cells of negative numbers stand after their twins.
     """
     levels = tuple(map(float, codebooks.dynamic_map(signed)))
     _, thresholds = codebooks.Format("dynamic", 8, levels, ties=ties).search()
@@ -133,9 +120,7 @@ def _cells(signed: bool, ties: codebooks.Ties) -> tuple[np.ndarray, np.ndarray]:
 
 
 def blocked(x: Array, axis: int, fill: float = 0.0) -> Array:
-    """The array with `axis` cut into blocks, (blocks, 256) in its place, the last block completed
-    with `fill`.
-    """
+    """The array with (blocks, 256) in place of `axis`, the last block completed with `fill`."""
     at = x.ndim + axis
     short = [(0, -x.shape[at] % BLOCK if i == at else 0) for i in range(x.ndim)]
     x = jnp.pad(x, short, constant_values=fill)
@@ -151,8 +136,10 @@ def flat(blocked: Array, length: int, axis: int) -> Array:
 
 def restored(moments: object) -> object:
     """A tree with every `Blockwise` array in it restored to float32."""
+
+    def is_blockwise(leaf: object) -> bool:
+        return isinstance(leaf, Blockwise)
+
     return jax.tree.map(
-        lambda m: m.restore() if isinstance(m, Blockwise) else m,
-        moments,
-        is_leaf=lambda m: isinstance(m, Blockwise),
+        lambda leaf: leaf.restore() if is_blockwise(leaf) else leaf, moments, is_leaf=is_blockwise
     )

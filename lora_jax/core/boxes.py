@@ -42,9 +42,7 @@ class Boxed(struct.PyTreeNode, meta.AxisMetadata):
 
 
 class Wrapping(Boxed):
-    """A box around a weight, which may be a box itself; it has the shape and the dtype of that
-    weight.
-    """
+    """A box around a weight or a box of it, with that weight's shape and dtype."""
 
     base: Any
 

@@ -1,5 +1,4 @@
-"""Better codes than round-to-nearest, at the same bytes: scale search, GPTQ and activation-aware
-scaling (AWQ).
+"""Better codes than round-to-nearest, at the same bytes: scale search, GPTQ, AWQ.
 
 Pure functions of weights (*stack, in, out) and of what the layer's inputs look like; the results
 are ordinary boxes. Kernels with more axes are viewed as matrices first
@@ -29,19 +28,12 @@ from lora_jax.core.quantize import (
 
 
 def second_moment(x: Float[Array, "*batch in"]) -> Float[Array, "in in"]:
-    """The mean of x xᵀ over all rows of a layer's inputs, which `gptq` and `scale_search` need;
-    sums of parts may be averaged.
+    """The mean of x xᵀ over all rows of a layer's inputs, for `gptq`, `awq` and `scale_search`.
+
+    Means over batches of equal size may be averaged.
     """
     flat = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
     return flat.T @ flat / flat.shape[0]
-
-
-def output_error(
-    w: Float[Array, "in out"], q: QuantizedArray, moment: Float[Array, "in in"]
-) -> Float[Array, ""]:
-    """The root mean square of x (w - q) over that of x w, for inputs with this second moment."""
-    off = w.astype(jnp.float32) - q.matrix(jnp.float32)
-    return jnp.sqrt(_energy(off, moment) / _energy(w.astype(jnp.float32), moment))
 
 
 def scale_search(
@@ -52,13 +44,13 @@ def scale_search(
     low: float = 0.6,
     steps: int = 41,
 ) -> QuantizedArray:
-    """Each block's scale is the best of `steps` multiples, from `low` to 1, of its largest
-    magnitude.
+    """Codes whose block scales are the best of `steps` multiples of the block's largest magnitude.
 
-    The best one has the smallest sum of squared weight errors, each times the `importance` of its
-    input: the diagonal of `second_moment`, if given. The largest weights of a block are cut off
-    where that makes the others finer. Without `importance` the weights are always nearer, but the
-    layer's output need not be: in MiniLM's `mlp/down` its error grew by a third.
+    The multiples go from `low` to 1. The best one has the smallest sum of squared weight errors,
+    each times the `importance` of its input: the diagonal of `second_moment`, if given. The largest
+    weights of a block are cut off where that makes the others finer. Without `importance` the
+    weights are always nearer, but the layer's output need not be: in MiniLM's `mlp/down` its error
+    grew by a third.
     """
     _check(w, spec)
     weights = jnp.ones(w.shape[:-1], jnp.float32) if importance is None else importance
@@ -73,31 +65,21 @@ def gptq(
     *,
     damping: float = 0.01,
 ) -> QuantizedArray:
-    """Inputs are rounded one after another, and what each loses is made up for by those that are
-    still to come.
+    """Codes rounded input by input, where what each loses is made up for by those still to come.
 
     A block's scale is taken when its first row is reached, from the weights as they stand then.
     `damping` times the mean of the moment's diagonal is added to it. Reference: GPTQ, Frantar et
     al. 2022 (arXiv 2210.17323), section 3.3, without reordering.
     """
     _check(w, spec)
-    flat = w.reshape(-1, *w.shape[-2:])
-    parts = [
-        _gptq(matrix, one, spec, damping)
-        for matrix, one in zip(flat, moment.reshape(-1, *moment.shape[-2:]))
-    ]
+    matrices, moments = (x.reshape(-1, *x.shape[-2:]) for x in (w, moment))
+    parts = [_gptq(matrix, one, spec, damping) for matrix, one in zip(matrices, moments)]
     codes, scale, zero = (
         None if part[0] is None else jnp.stack(part).reshape(*w.shape[:-2], *part[0].shape)
         for part in zip(*parts)
     )
-    stored, stored_zero = store_scales(scale, zero, spec)
-    return _boxed(
-        w,
-        bit_packing.pack(codes, spec.bits, fill=codebooks.format_named(spec.format).zero),
-        stored,
-        stored_zero,
-        spec,
-    )
+    packed = bit_packing.pack(codes, spec.bits, fill=codebooks.format_named(spec.format).zero)
+    return _boxed(w, packed, *store_scales(scale, zero, spec), spec)
 
 
 def awq(
@@ -107,13 +89,12 @@ def awq(
     *,
     steps: int = 21,
 ) -> QuantizedArray:
-    """Inputs with large activations are scaled up before rounding and down after it, by their root
-    mean square to a power.
+    """Codes of a weight whose rows are scaled up where inputs are large, and down again when read.
 
-    The power is the best of `steps` between 0 (round to nearest) and 1, by the error of the layer's
-    output. The scales stay with the weight as `in_scale`, 32 bits an input. Reference: AWQ, Lin et
-    al. 2023 (arXiv 2306.00978), section 3.2, equation 5; there the mean of the magnitudes is used,
-    and the scales move into the layer before.
+    Inputs' scales are their root mean square to a power. The power is the best of `steps` between 0
+    (round to nearest) and 1, by the error of the layer's output. The scales stay with the weight as
+    `in_scale`, 32 bits an input. Reference: AWQ, Lin et al. 2023 (arXiv 2306.00978), section 3.2,
+    equation 5; there the mean of the magnitudes is used, and the scales move into the layer before.
     """
     _check(w, spec)
     return _awq(w, moment, spec, steps)
@@ -130,10 +111,8 @@ def _search(w: Array, spec: QuantSpec, importance: Array, low: float, steps: int
     def error(factor: Array) -> Array:
         tried, moved = _shrunk(scale, zero, spec, factor)
         off = decode(encode(w, tried, moved, plain), tried, moved, plain, w.shape[-2]) - w
-        weighted = jnp.pad(
-            off**2 * importance[..., None],
-            [(0, 0)] * (w.ndim - 2) + [(0, padded - w.shape[-2]), (0, 0)],
-        )
+        short = [(0, 0)] * (w.ndim - 2) + [(0, padded - w.shape[-2]), (0, 0)]
+        weighted = jnp.pad(off**2 * importance[..., None], short)
         return weighted.reshape(*w.shape[:-2], blocks, block, -1).sum(-2)
 
     def better(best: tuple[Array, Array], factor: Array) -> tuple[tuple[Array, Array], None]:
@@ -143,9 +122,8 @@ def _search(w: Array, spec: QuantSpec, importance: Array, low: float, steps: int
 
     # From 1 down, so that a tie keeps the plain scale.
     start = error(jnp.float32(1.0)), jnp.ones_like(scale)
-    (_, chosen), _ = jax.lax.scan(
-        better, start, jnp.linspace(1.0, low, steps, dtype=jnp.float32)[1:]
-    )
+    factors = jnp.linspace(1.0, low, steps, dtype=jnp.float32)[1:]
+    (_, chosen), _ = jax.lax.scan(better, start, factors)
     scale, zero = _shrunk(scale, zero, spec, chosen)
     return _finish(w, scale, zero, spec)
 
@@ -172,10 +150,8 @@ def _gptq(
         real = (start + jnp.arange(block) < rows)[:, None]
         scale, zero = block_scales(jnp.where(real, part, part[:1]), single)
         stored, stored_zero = store_scales(scale, zero, single)
-        used, used_zero = (
-            scales.load(stored, *scale.shape),
-            None if zero is None else scales.load(stored_zero, *scale.shape),
-        )
+        used = scales.load(stored, *scale.shape)
+        used_zero = None if zero is None else scales.load(stored_zero, *scale.shape)
 
         def one_row(left: Array, index: Array) -> tuple[Array, Array]:
             row = left[index][None]
@@ -209,9 +185,8 @@ def _awq(w: Array, moment: Array, spec: QuantSpec, steps: int) -> QuantizedArray
     def trial(power: Array) -> tuple[Array, QuantizedArray]:
         factor = jnp.broadcast_to(scaled(power), w.shape[:-1])
         wide = w.astype(jnp.float32) * factor[..., None]
-        q = _finish(wide, *block_scales(wide, spec), spec).replace(
-            in_scale=1 / factor, dtype=jnp.dtype(w.dtype)
-        )
+        q = _finish(wide, *block_scales(wide, spec), spec)
+        q = q.replace(in_scale=1 / factor, dtype=jnp.dtype(w.dtype))
         return _energy(w.astype(jnp.float32) - q.matrix(jnp.float32), moment), q
 
     powers = jnp.linspace(0.0, 1.0, steps)
@@ -247,9 +222,8 @@ def _shrunk(
     """Scales made smaller; with an offset, the range shrinks about its middle."""
     if zero is None:
         return scale * factor, None
-    return scale * factor, zero + scale * (1 - factor) * codebooks.format_named(
-        spec.format
-    ).limit / 2
+    limit = codebooks.format_named(spec.format).limit
+    return scale * factor, zero + scale * (1 - factor) * limit / 2
 
 
 def _energy(off: Array, moment: Array) -> Array:
@@ -257,11 +231,8 @@ def _energy(off: Array, moment: Array) -> Array:
 
 
 def _check(w: Array, spec: QuantSpec) -> None:
-    if (
-        w.ndim < 2
-        or not jnp.issubdtype(w.dtype, jnp.floating)
-        or not np.isfinite(np.asarray(w, np.float32)).all()
-    ):
+    floating = w.ndim >= 2 and jnp.issubdtype(w.dtype, jnp.floating)
+    if not floating or not np.isfinite(np.asarray(w, np.float32)).all():
         raise ValueError(
             f"Needed finite floating matrices (*stack, in, out), got {w.dtype} {w.shape} or a NaN "
             "or infinity in it."

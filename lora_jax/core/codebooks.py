@@ -1,5 +1,4 @@
-"""The quantisation formats, one table: bits, the level of every code, who wins a tie, where it was
-published.
+"""The quantisation formats, one table: bits, the level of every code, ties, where published.
 
 A format is a codebook (a level for each code) or a grid of integers. A block of weights is divided
 by its scale, the largest magnitude in it, and each quotient gets the code of the nearest level. A
@@ -18,10 +17,12 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from jaxtyping import Array
 
-from lora_jax.core.paths import nearest
+from lora_jax.core.paths import entry
 
 Ties = Literal["lower", "zero", "even"]
 
@@ -31,12 +32,11 @@ class Format:
     """How a number in [-1, 1] becomes a code of `bits` bits.
 
     levels: the level of each code, in any order and unit (the largest magnitude becomes 1); NaN
-    marks a code that is never
-    used. None is a grid: the integers from -limit to limit, stored as integer + limit + 1, rounded
-    half to even; with `offset` the integers from 0 to 2**bits - 1, counted from the smallest weight
-    of the block.
-    ties: which of two equally near levels is taken: the 'lower' one, the one nearer 'zero', or the
-    one with the 'even' code.
+        marks a code that is never used. None is a grid: the integers from -limit to limit, stored
+        as integer + limit + 1, rounded half to even; with `offset` the integers from 0 to
+        2**bits - 1, counted from the smallest weight of the block.
+    ties: which of two equally near levels is taken: the 'lower' one, the one nearer 'zero', or
+        the one with the 'even' code.
     zero_block: the code of a block of zeros: of 'zero', or the 'lowest' level, which also
         dequantises to 0.
     """
@@ -57,35 +57,28 @@ class Format:
     @property
     def top(self) -> float:
         """The largest magnitude of the levels, in their own unit."""
-        return (
-            float(np.nanmax(np.abs(self.levels))) if self.levels is not None else float(self.limit)
-        )
+        return float(self.limit if self.levels is None else np.nanmax(np.abs(self.levels)))
 
     def table(self, unit: float | None = None) -> np.ndarray:
-        """Float32 level of every code, shape (2**bits,), in units of `unit` (of `top`: levels
-        between -1 and 1).
-        """
+        """Float32 level of every code, (2**bits,), in units of `unit` (None: of `top`)."""
+        count = 2**self.bits
         if self.levels is not None:
             levels = np.asarray(self.levels, np.float64)
-            levels = np.pad(levels, (0, 2**self.bits - len(levels)), constant_values=np.nan)
+            levels = np.pad(levels, (0, count - len(levels)), constant_values=np.nan)
         else:
-            levels = np.arange(2**self.bits, dtype=np.float64) - (
-                0 if self.offset else self.limit + 1
-            )
+            levels = np.arange(count, dtype=np.float64) - (0 if self.offset else self.limit + 1)
         return (levels / (self.top if unit is None else unit)).astype(np.float32)
 
     def search(self, unit: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(codes by rising level, thresholds): x has the code at the number of thresholds that are
-        strictly below x.
-        """
+        """(codes by rising level, thresholds): x has the code at the number of thresholds < x."""
         table = self.table(unit)
         codes = [int(code) for code in np.flatnonzero(~np.isnan(table))]
         codes.sort(key=lambda code: (table[code], not np.signbit(table[code])))
+
         middle = midpoints(table[codes])
         for index, (low, high) in enumerate(zip(codes, codes[1:])):
             if table[low] == 0 == table[high]:
-                # -0 is below +0. Not the largest negative number: processors may flush numbers that
-                # small to 0.
+                # -0 is below +0. The largest negative number would do, but processors may flush it.
                 middle[index] = -np.finfo(np.float32).tiny
             elif (self.ties == "even" and low % 2) or (self.ties == "zero" and middle[index] < 0):
                 middle[index] = np.nextafter(middle[index], np.float32(-np.inf))
@@ -93,8 +86,13 @@ class Format:
 
     @property
     def zero(self) -> int:
-        """The code of the level nearest 0."""
+        """The code of the level nearest 0: of a grid, what is added to an integer."""
         return int(np.nanargmin(np.abs(self.table())))
+
+
+def look_up(table: np.ndarray, codes: Array) -> Array:
+    """The table's entry for each code, all of which it has."""
+    return jnp.asarray(table).at[codes.astype(jnp.int32)].get(mode="promise_in_bounds")
 
 
 def midpoints(levels: np.ndarray) -> np.ndarray:
@@ -120,8 +118,7 @@ def normal_float(bits: int) -> tuple[float, ...]:
 
 @functools.cache
 def dynamic_map(signed: bool = True) -> np.ndarray:
-    """The 256 sorted float32 values of a dynamic 8-bit map, in which block scales and the moments
-    of an optimiser are stored.
+    """The 256 sorted float32 values of the 8-bit map of block scales and of optimisers' moments.
 
     Signed, or from 0 up with twice as many values to a decade, for numbers that are never negative.
 
@@ -138,14 +135,11 @@ def dynamic_map(signed: bool = True) -> np.ndarray:
 
 
 def _float32_linspace(n: int) -> np.ndarray:
-    """`torch.linspace(0.1, 1, n)`, whose float32 steps are counted from both ends: bitsandbytes'
-    map to the last bit.
-    """
+    """`torch.linspace(0.1, 1, n)`, whose steps are counted from both ends, to the last bit."""
     first, last, index = np.float64(np.float32(0.1)), 1.0, np.arange(n)
     step = np.float64((np.float32(1) - np.float32(0.1)) / np.float32(n - 1))
-    return np.where(index < n // 2, first + step * index, last - step * (n - 1 - index)).astype(
-        np.float32
-    )
+    numbers = np.where(index < n // 2, first + step * index, last - step * (n - 1 - index))
+    return numbers.astype(np.float32)
 
 
 def _signed(*magnitudes: float) -> tuple[float, ...]:
@@ -159,29 +153,29 @@ def _float8(dtype: type) -> tuple[float, ...]:
 
 
 _NF4 = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
 _AF4 = (
-    -1.0, -0.69441008, -0.51243739, -0.3736951, -0.25607552, -0.14982478, -0.04934812, 0.0, 0.04273164, 0.12934483,
-    0.21961274, 0.31675666, 0.42563882, 0.55496234, 0.72424863, 1.0,
+    -1.0, -0.69441008, -0.51243739, -0.3736951, -0.25607552, -0.14982478, -0.04934812, 0.0,
+    0.04273164, 0.12934483, 0.21961274, 0.31675666, 0.42563882, 0.55496234, 0.72424863, 1.0,
 )  # fmt: skip
+_FP4 = _signed(0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
+_FP4_E2M1 = _signed(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_FP4_E3M0 = _signed(0.0, *(2.0**k for k in range(-2, 5)))
 _QLORA = "Dettmers et al. 2023 (QLoRA, arXiv 2305.14314)"
+_QA_LORA = "Xu et al. 2023 (QA-LoRA, arXiv 2309.14717)"
 _OCP = "OCP Microscaling Formats (MX) 1.0, 2023"
+_FP8 = f"{_OCP}; Micikevicius et al. 2022"
 
 FORMATS: dict[str, Format] = {
     format.name: format
     for format in (
         # bitsandbytes on CUDA divides a block of zeros by zero, and NaN is above no threshold.
         Format("nf4", 4, _NF4, zero_block="lowest", source=f"{_QLORA}, Appendix E"),
-        Format(
-            "fp4",
-            4,
-            _signed(0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0),
-            ties="zero",
-            source="bitsandbytes",
-        ),
+        Format("fp4", 4, _FP4, ties="zero", source="bitsandbytes"),
         Format("int8", 8, source="Dettmers et al. 2022 (LLM.int8(), arXiv 2208.07339), section 2"),
         Format("int4", 4, source=f"{_QLORA}, Table 2"),
         *(
@@ -189,37 +183,12 @@ FORMATS: dict[str, Format] = {
             for k in (2, 3, 5, 6, 7, 8)
         ),
         Format("af4", 4, _AF4, source="Yoshida 2023 (arXiv 2306.06965), block size 64"),
-        Format(
-            "fp4_e2m1", 4, _signed(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0), ties="even", source=_OCP
-        ),
-        Format(
-            "fp4_e3m0",
-            4,
-            _signed(0.0, *(2.0**k for k in range(-2, 5))),
-            ties="even",
-            source=f"{_QLORA}, Table 2",
-        ),
-        Format(
-            "fp8_e4m3",
-            8,
-            _float8(ml_dtypes.float8_e4m3fn),
-            ties="even",
-            source=f"{_OCP}; Micikevicius et al. 2022",
-        ),
-        Format(
-            "fp8_e5m2",
-            8,
-            _float8(ml_dtypes.float8_e5m2),
-            ties="even",
-            source=f"{_OCP}; Micikevicius et al. 2022",
-        ),
+        Format("fp4_e2m1", 4, _FP4_E2M1, ties="even", source=_OCP),
+        Format("fp4_e3m0", 4, _FP4_E3M0, ties="even", source=f"{_QLORA}, Table 2"),
+        Format("fp8_e4m3", 8, _float8(ml_dtypes.float8_e4m3fn), ties="even", source=_FP8),
+        Format("fp8_e5m2", 8, _float8(ml_dtypes.float8_e5m2), ties="even", source=_FP8),
         *(Format(f"int{k}", k, source=f"{_QLORA}, Table 2, at {k} bits") for k in (2, 3, 5, 6, 7)),
-        *(
-            Format(
-                f"int{k}_asym", k, offset=True, source="Xu et al. 2023 (QA-LoRA, arXiv 2309.14717)"
-            )
-            for k in (2, 3, 4, 8)
-        ),
+        *(Format(f"int{k}_asym", k, offset=True, source=_QA_LORA) for k in (2, 3, 4, 8)),
     )
 }
 
@@ -238,17 +207,15 @@ def register_format(format: Format) -> Format:
         )
     if not 2 <= format.bits <= 8:
         raise ValueError(f"Format {format.name!r} must have 2 to 8 bits, got {format.bits}.")
+
     if format.levels is not None:
         used = [level for level in format.levels if not math.isnan(level)]
-        if (
-            not 2 <= len(used) <= len(format.levels) <= 2**format.bits
-            or not all(map(math.isfinite, used))
-            or not any(used)
-        ):
+        fits = 2 <= len(used) <= len(format.levels) <= 2**format.bits
+        if not fits or not all(map(math.isfinite, used)) or not any(used):
             raise ValueError(
                 f"Format {format.name!r} with {format.bits} bits needs 2 to {2**format.bits} "
-                "finite levels, not all 0, got "
-                f"{len(format.levels)}. Write NaN for a code that is not used."
+                f"finite levels, not all 0, got {len(format.levels)}. Write NaN for a code that is "
+                "not used."
             )
         if format.offset:
             raise ValueError(
@@ -264,9 +231,4 @@ def format_named(name: str) -> Format:
     Raises:
         ValueError: there is none; near names are listed.
     """
-    if name not in FORMATS:
-        raise ValueError(
-            f"Unknown quantisation format {name!r}. Formats are {', '.join(FORMATS)}; nearest: "
-            f"{nearest(name, FORMATS, 1)[0]!r}."
-        )
-    return FORMATS[name]
+    return entry(FORMATS, name, "quantisation format")

@@ -15,9 +15,7 @@ Shape = tuple[int, ...]
 
 
 def fingerprint(tree: Mapping[str, Any]) -> str:
-    """Sixteen hexadecimal digits from the paths, dtypes, shapes and bytes of all stored arrays,
-    boxes included.
-    """
+    """Sixteen hexadecimal digits from paths, dtypes, shapes and bytes of all arrays, boxes' too."""
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten(tree).items()):
         digest.update(f"{path}:{jax.tree.structure(leaf)}".encode())

@@ -8,9 +8,7 @@ from collections.abc import Callable
 
 
 def release_freed_memory() -> None:
-    """Gives all freed memory back to the system: between runs and between large matrices, so that
-    the peak of one does not stay with the next.
-    """
+    """Gives freed memory back to the system, so that the peak of one run is not the next one's."""
     malloc_trim = glibc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)

@@ -1,5 +1,6 @@
-"""Host arrays that a jax.Array on a CPU can share instead of copying: aligned as XLA wants them,
-and closed to writing when they are full; mapped files, and weights that still lie in them.
+"""Host arrays that a jax.Array on a CPU can share instead of copying, and weights still in files.
+
+They are aligned as XLA wants them, and closed to writing when they are full.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ _ALIGNMENT = 64  # bytes; XLA on a CPU copies what is not aligned so
 def filled(
     shape: tuple[int, ...], dtype: Any, parts: Iterable[tuple[Any, np.ndarray]]
 ) -> np.ndarray:
-    """An array of these sizes made of `parts`, each put at its index as soon as it comes; nobody
-    writes to it afterwards. A part that is all of it, and closed already, is not copied.
+    """An array of these sizes made of `parts`, each put at its index as soon as it comes, `closed`.
+
+    A part that is all of it, and closed already, is not copied.
     """
     array, dtype = None, np.dtype(dtype)
     for index, part in parts:
@@ -113,9 +115,7 @@ def _is_ready(array: np.ndarray) -> bool:
 
 
 def _is_closed(array: Any) -> bool:
-    """Whether nobody can write to the array any more: it and all that it is a view of is closed,
-    and the last of these is no mapped file.
-    """
+    """Whether nobody can write to the array or what it views; a mapped file can change."""
     while isinstance(array, np.ndarray) and not array.flags.writeable:
         array = array.base
     return array is None
@@ -123,9 +123,7 @@ def _is_closed(array: Any) -> bool:
 
 @functools.cache
 def can_offload() -> bool:
-    """Whether the default device has a host memory to move arrays to; where it has none, that is
-    printed once, with the reason.
-    """
+    """Whether the default device has a host memory to move arrays to; if not, says why, once."""
     device = jax.devices()[0]
     kinds = sorted(memory.kind for memory in device.addressable_memories())
     if device.platform == "cpu":

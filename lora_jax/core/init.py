@@ -1,5 +1,4 @@
-"""First values of the factors: one table of initialisers, and `initialize`, which applies one to a
-stack of matrices.
+"""First values of the factors: one table of initialisers, and `initialize`, which applies one.
 
 The adapted model starts as the base whatever the initialiser, and the stored base is never changed
 by one: where an initialiser takes its start out of the base (PiSSA, OLoRA, LoRA-GA, CorDA), the
@@ -23,7 +22,7 @@ from jaxtyping import Array, Float
 
 from lora_jax.core.initializers import calibrated, random, spectral
 from lora_jax.core.lowrank import LoraSpec, LowRank
-from lora_jax.core.paths import nearest
+from lora_jax.core.paths import entry
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
 from lora_jax.core.variants import VARIANTS
 
@@ -65,12 +64,7 @@ def initializer_named(name: str) -> Initializer:
     """
     if found := re.fullmatch(r"pissa_niter_(\d+)", name):
         return Initializer(spectral.pissa_niter(int(found[1])), "weight")
-    if name not in INITIALIZERS:
-        raise ValueError(
-            f"Unknown LoRA init {name!r}. Known: {', '.join(INITIALIZERS)}; nearest: "
-            f"{nearest(name, INITIALIZERS, 1)[0]!r}."
-        )
-    return INITIALIZERS[name]
+    return entry(INITIALIZERS, name, "LoRA init")
 
 
 def initialize(
@@ -85,11 +79,10 @@ def initialize(
     weight: Float[Array, "*stack in out"] | None = None,
     data: Any = None,
 ) -> LowRank:
-    """New factors of a site whose weights are a stack of (rows, out) matrices; layers that `spec`
-    leaves out have scale 0.
+    """New factors of a site whose weights are a stack of (rows, out) matrices.
 
-    Every matrix of the stack has a key of its own. `magnitude` is not set here: see
-    `with_magnitude`.
+    Layers that `spec` leaves out have scale 0. Every matrix of the stack has a key of its own.
+    `magnitude` is not set here: see `with_magnitude`.
 
     Args:
         shared_key: of the random factors that all sites share (VeRA); `key` by default.
@@ -119,27 +112,22 @@ def initialize(
     else:
         a, b, moves = _by_initializer(init, key, stack, inner, out, spec, weight, data)
 
+    # A layer that is left out holds nothing, but for shared factors: its scale is 0 anyway.
     mask = on[..., None, None]
-    # A layer that is left out holds nothing; where `a` is fixed or shared it is left as it is, its
-    # scale is 0 anyway.
     a, b = (a, b) if variant.shared else (a * mask, b * mask)
 
+    def vector(value: float | None, size: int) -> Array | None:
+        return None if value is None else jnp.full((*stack, size), value, jnp.float32)
+
+    scale = jnp.broadcast_to(on[..., None] * spec.effective_scale, (*stack, columns))
     return LowRank(
         a=a,
         b=b,
-        scale=jnp.broadcast_to(on[..., None] * spec.effective_scale, (*stack, columns)).astype(
-            jnp.float32
-        ),
+        scale=scale.astype(jnp.float32),
         dropout=jnp.full(stack, spec.dropout, jnp.float32) if spec.dropout else None,
-        gain=None
-        if variant.gain is None
-        else jnp.full((*stack, columns), variant.gain, jnp.float32),
-        out_gain=None
-        if variant.out_gain is None
-        else jnp.full((*stack, out), variant.out_gain, jnp.float32),
-        parts=None
-        if spec.parts is None
-        else jnp.broadcast_to(_parts(spec), (*stack, columns, len(spec.parts))),
+        gain=vector(variant.gain, columns),
+        out_gain=vector(variant.out_gain, out),
+        parts=_parts(spec, stack),
         a0=jnp.array(a, copy=True) if moves else None,
         b0=jnp.array(b, copy=True) if moves else None,
         in_axes=in_axes,
@@ -156,8 +144,7 @@ def initialize_with_base(
     *,
     in_axes: tuple[int, ...] = (0,),
 ) -> tuple[LowRank, QuantizedArray]:
-    """New factors, and the quantised matrices that belong to them, for an initialiser that chooses
-    both (LoftQ, QPiSSA).
+    """New factors and the quantised matrices of an initialiser that chooses both (LoftQ, QPiSSA).
 
     Raises:
         ValueError: as `initialize`; or the initialiser chooses no base; or `spec.layers` leaves
@@ -172,23 +159,17 @@ def initialize_with_base(
             f"init={spec.init!r} stores another base in every layer, so layers={spec.layers} "
             "cannot leave layers out."
         )
-    low = initialize(
-        key,
-        weight.shape[:-2],
-        rows,
-        out,
-        dataclasses.replace(spec, init="kaiming"),
-        in_axes=in_axes,
-    )
+    plain = dataclasses.replace(spec, init="kaiming")
+    low = initialize(key, weight.shape[:-2], rows, out, plain, in_axes=in_axes)
     a, b, base = init.function(weight, format, key, spec)
     return low.replace(a=a, b=b), base
 
 
 def with_magnitude(low: LowRank, base: Float[Array, "*stack in out"]) -> LowRank:
-    """The same factors with DoRA's magnitude at its first value, the column norms of base + update:
-    the start is the base.
+    """The same factors with DoRA's magnitude at the column norms of base + update.
 
-    The base's squared column norms are kept (`base_square`), so that no step sums them again.
+    So the start is the base. The base's squared column norms are kept (`base_square`), so that no
+    step sums them again.
     """
     base = base.astype(jnp.float32)
     low = low.replace(base_square=(base * base).sum(-2))
@@ -211,42 +192,39 @@ def _by_initializer(
     if init.reads == "shape":
         shape = jax.ShapeDtypeStruct((rows, out), jnp.float32)
         start = jax.vmap(lambda k: init.function(shape, None, k, spec))(keys)
-    elif init.reads == "format":
+        return start.a.reshape(*stack, rows, -1), start.b.reshape(*stack, -1, out), False
+
+    if init.reads == "format":
         raise ValueError(
             f"init={spec.init!r} chooses the codes of a quantised base, and this site has no "
             "quantisation rule. Give it one."
         )
-    else:
-        if weight is None:
-            raise ValueError(
-                f"init={spec.init!r} decomposes the weight, and none was given (weight=...)."
-            )
-        if init.reads != "weight" and data is None:
-            raise ValueError(
-                f"init={spec.init!r} needs measurements of this site ({init.reads}). Measure them "
-                "with lora_jax.adapters.calibration and "
-                "give adapt(..., statistics=...)."
-            )
+    if weight is None:
+        raise ValueError(
+            f"init={spec.init!r} decomposes the weight, and none was given (weight=...)."
+        )
+    if init.reads != "weight" and data is None:
+        raise ValueError(
+            f"init={spec.init!r} needs measurements of this site ({init.reads}). Measure them "
+            "with lora_jax.adapters.calibration and give adapt(..., statistics=...)."
+        )
 
-        def flat(x: Any) -> Any:
-            return None if x is None else x.reshape(-1, *x.shape[len(stack) :])
+    def flat(x: Any) -> Any:
+        return None if x is None else x.reshape(-1, *x.shape[len(stack) :])
 
-        def one(w: Array, d: Any, k: jax.Array) -> Any:
-            return init.function(w, d, k, spec)
+    def one(w: Array, d: Any, k: jax.Array) -> Any:
+        return init.function(w, d, k, spec)
 
-        every = jax.vmap(one, in_axes=(0, None if data is None else 0, 0))
-        args = (flat(weight), flat(data), keys)
-        moves = jax.eval_shape(every, *args).residual is not None
-        # Compiled without the residual: a dense one of the size of the base would be made for
-        # nothing.
-        a, b = jax.jit(lambda *args: every(*args)[:2])(*args)
-        return a.reshape(*stack, rows, -1), b.reshape(*stack, -1, out), moves
-    return start.a.reshape(*stack, rows, -1), start.b.reshape(*stack, -1, out), False
+    every = jax.vmap(one, in_axes=(0, None if data is None else 0, 0))
+    args = (flat(weight), flat(data), keys)
+    moves = jax.eval_shape(every, *args).residual is not None
+    # Compiled without the residual: a dense one of the base's size would be made for nothing.
+    a, b = jax.jit(lambda *args: every(*args)[:2])(*args)
+    return a.reshape(*stack, rows, -1), b.reshape(*stack, -1, out), moves
 
 
 def _shared(key: jax.Array, rows: int, out: int, rank: int) -> tuple[Array, Array]:
-    """VeRA's frozen matrices: row i of `a` and column j of `b` are the same numbers at every site,
-    whatever its size.
+    """VeRA's frozen matrices: row i of `a` and column j of `b` are the same at sites of every size.
 
     Kaiming uniform as in PEFT, in +-sqrt(6 / in) and +-sqrt(6 / rank), with the site's own number
     of inputs.
@@ -261,13 +239,14 @@ def _shared(key: jax.Array, rows: int, out: int, rank: int) -> tuple[Array, Arra
     return rows_of(a_key, rows) * math.sqrt(6 / rows), rows_of(b_key, out).T * math.sqrt(6 / rank)
 
 
-def _parts(spec: LoraSpec) -> Float[Array, "r parts"]:
-    """Which part of a fused kernel each column writes to: `rank` columns for every adapted part, in
-    their order.
-    """
-    chosen = [index for index, on in enumerate(spec.parts) if on]
-    return jnp.repeat(
-        jax.nn.one_hot(jnp.asarray(chosen), len(spec.parts), dtype=jnp.float32), spec.rank, axis=0
+def _parts(spec: LoraSpec, stack: tuple[int, ...]) -> Float[Array, "*stack r parts"] | None:
+    """Which part of a fused kernel each column writes to: `rank` columns for each adapted part."""
+    if spec.parts is None:
+        return None
+    chosen = jnp.asarray([index for index, on in enumerate(spec.parts) if on])
+    one_hot = jax.nn.one_hot(chosen, len(spec.parts), dtype=jnp.float32)
+    return jnp.broadcast_to(
+        jnp.repeat(one_hot, spec.rank, axis=0), (*stack, spec.columns, len(spec.parts))
     )
 
 
@@ -282,16 +261,13 @@ def _check_sizes(rows: int, out: int, spec: LoraSpec) -> None:
         raise ValueError(
             f"group_size must divide the weight's {rows} inputs, got {spec.group_size}."
         )
-    side = min(
-        rows // (spec.group_size if variant.grouped else 1),
-        out // (1 if spec.parts is None else len(spec.parts)),
-    )
+    inner = rows // (spec.group_size if variant.grouped else 1)
+    side = min(inner, out // (1 if spec.parts is None else len(spec.parts)))
     # VeRA's rank counts shared random directions, of which there may be more than the weight has.
     if spec.rank > side and not variant.shared:
         raise ValueError(
             f"Rank {spec.rank} is larger than the smaller side of a {rows} x {out} weight: at most "
-            f"{side} columns can "
-            "differ. Lower the rank here, or give this site a rule of its own."
+            f"{side} columns can differ. Lower the rank here, or give this site a rule of its own."
         )
 
 

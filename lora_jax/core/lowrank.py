@@ -31,16 +31,19 @@ _EXACT = jax.lax.Precision.HIGHEST
 class LoraSpec:
     """The adapter of one site.
 
-    rank: columns of `a`. alpha: numerator of the scale. scaling: 'standard' is alpha / rank (LoRA,
-    Hu et al. 2021, section 4.1), 'rslora' is alpha / sqrt(rank) (Kalajdzievski 2023). dropout:
-    probability that an entry of the adapter's input is
-    dropped in training. init: a name that `lora_jax.core.init.initializer_named` knows. layers:
-    indices along the first stack axis that are adapted, None for all. dora: a trained magnitude for
-    each output column (Liu et al. 2024). variant: a name in `lora_jax.core.variants.VARIANTS`.
-    group_size: inputs that share a row of `a`, for variant 'qa_lora' alone. parts: for a kernel
-    that holds several projections side by side, such as (True, False, True) for the query and value
-    of a fused (in, 3 * d) kernel: each part that is True gets factors of its own, of this rank
-    (loralib's `enable_lora`).
+    rank: columns of `a`.
+    alpha: numerator of the scale.
+    scaling: 'standard' is alpha / rank (LoRA, Hu et al. 2021, section 4.1), 'rslora' is
+        alpha / sqrt(rank) (Kalajdzievski 2023).
+    dropout: probability that an entry of the adapter's input is dropped in training.
+    init: a name that `lora_jax.core.init.initializer_named` knows.
+    layers: indices along the first stack axis that are adapted, None for all.
+    dora: a trained magnitude for each output column (Liu et al. 2024).
+    variant: a name in `lora_jax.core.variants.VARIANTS`.
+    group_size: inputs that share a row of `a`, for variant 'qa_lora' alone.
+    parts: for a kernel that holds several projections side by side, such as (True, False, True)
+        for the query and value of a fused (in, 3 * d) kernel: each part that is True gets factors
+        of its own, of this rank (loralib's `enable_lora`).
     """
 
     rank: int = 8
@@ -80,9 +83,7 @@ class LoraSpec:
 
     @property
     def effective_scale(self) -> float:
-        """The number that multiplies `a @ b`: alpha / rank or alpha / sqrt(rank); 1 for VeRA, which
-        has no alpha.
-        """
+        """What multiplies `a @ b`: alpha / rank or alpha / sqrt(rank); of VeRA 1."""
         if not VARIANTS[self.variant].scaled:
             return 1.0
         return self.alpha / (self.rank if self.scaling == "standard" else math.sqrt(self.rank))
@@ -107,17 +108,17 @@ class LowRank(ShapesRepr, struct.PyTreeNode, repr=False):
 
         (repeat(a, group) * scale * gain) @ (b * parts) * out_gain  -  (a0 * scale) @ b0
 
-    magnitude: DoRA's length of each output column; the adapted weight is then `magnitude * (W +
-    update) / ||W + update||`.
-    gain: trained, one a column of `a` (VeRA's d, AdaLoRA's singular values). out_gain: trained, one
-    an output (VeRA's b).
-    parts: 1 where a column may write to that part of the outputs, else 0 (fused kernels). a0, b0:
-    first values of `a` and `b` that are subtracted, for initialisers that take their start out of
-    the base: the base itself is never changed.
+    magnitude: DoRA's length of each output column; the adapted weight is then
+        `magnitude * (W + update) / ||W + update||`.
+    gain: trained, one a column of `a` (VeRA's d, AdaLoRA's singular values).
+    out_gain: trained, one an output (VeRA's b).
+    parts: 1 where a column may write to that part of the outputs, else 0 (fused kernels).
+    a0, b0: first values of `a` and `b` that are subtracted, for initialisers that take their start
+        out of the base: the base itself is never changed.
     base_square: squared norms of the base's columns, kept so that DoRA need not sum them at each
-    step; None recomputes them.
-    group: rows of the weight that share a row of `a` (QA-LoRA). fixed: names of factors that are
-        not trained.
+        step; None recomputes them.
+    group: rows of the weight that share a row of `a` (QA-LoRA).
+    fixed: names of factors that are not trained.
     """
 
     a: Float[Array, "*stack grouped r"]
@@ -154,14 +155,11 @@ class LowRank(ShapesRepr, struct.PyTreeNode, repr=False):
         )
 
     def moving(self) -> LowRank:
-        """The trained term of the update as `a`, `b` and `scale` alone; without magnitude and
-        without the subtracted start.
-        """
+        """The trained term of the update as `a`, `b` and `scale` alone, without the start."""
         a, b = self.a, self.b
         if self.parts is not None:
-            b = b * jnp.repeat(self.parts, b.shape[-1] // self.parts.shape[-1], axis=-1).astype(
-                b.dtype
-            )
+            parts = jnp.repeat(self.parts, b.shape[-1] // self.parts.shape[-1], axis=-1)
+            b = b * parts.astype(b.dtype)
         if self.gain is not None:
             b = self.gain[..., None].astype(b.dtype) * b
         if self.out_gain is not None:
@@ -178,8 +176,7 @@ class LowRank(ShapesRepr, struct.PyTreeNode, repr=False):
         return LowRank(a=a0, b=b0, scale=self.scale, dropout=self.dropout, in_axes=self.in_axes)
 
     def plain(self) -> LowRank:
-        """Ordinary factors of the same update, as other tools know them, with the magnitude if
-        there is one.
+        """Ordinary factors of the same update, and the magnitude, as other tools know them.
 
         The rank doubles where a start is subtracted: [a, a0] and [b; -b0].
         """
@@ -193,13 +190,10 @@ class LowRank(ShapesRepr, struct.PyTreeNode, repr=False):
         return low.replace(magnitude=self.magnitude, base_square=self.base_square)
 
     def delta(self, dtype: Any = jnp.float32) -> Float[Array, "*stack in out"]:
-        """The dense update, formed in float32. The magnitude is no part of it: it acts on base and
-        update together.
-        """
+        """The dense update, formed in float32, without the magnitude, which acts on the sum."""
         low, start = self.moving(), self.start()
         update = _product(low)
-        # Two products, not one of twice the rank: equal factors cancel exactly, and step 0 is the
-        # base bit for bit.
+        # Two products, not one of twice the rank: equal factors cancel exactly at step 0.
         return (update if start is None else update - _product(start)).astype(dtype)
 
     def column_squares(self, base: Float[Array, "*stack in out"]) -> Float[Array, "*stack out"]:
@@ -212,6 +206,7 @@ class LowRank(ShapesRepr, struct.PyTreeNode, repr=False):
         plain = self.plain()
         a = plain.a.astype(jnp.float32) * plain.scale[..., None, :]
         b = plain.b.astype(jnp.float32)
+
         base = base.astype(jnp.float32)
         square = self.base_square if self.base_square is not None else (base * base).sum(-2)
         cross = jnp.einsum("...ir,...io->...ro", a, base, precision=_EXACT)
@@ -220,11 +215,10 @@ class LowRank(ShapesRepr, struct.PyTreeNode, repr=False):
         return jnp.maximum(square + ((2 * cross + own) * b).sum(-2), 0.0)
 
     def column_factors(self, base: Float[Array, "*stack in out"]) -> Float[Array, "*stack out"]:
-        """`magnitude / ||W + update||` for each output column, the norm held constant in gradients
-        (DoRA, Liu et al. 2024, arXiv 2402.09353, section 4.3).
+        """`magnitude / ||W + update||` for each output column, the norm constant in gradients.
 
-        1 where a layer has no active column (it is not adapted), and where the norm is 0 (there is
-        no direction to scale).
+        DoRA, Liu et al. 2024 (arXiv 2402.09353), section 4.3. 1 where a layer has no active column
+        (it is not adapted), and where the norm is 0 (there is no direction to scale).
         """
         held, base = jax.lax.stop_gradient((self, base))
         norm = jnp.sqrt(jax.lax.stop_gradient(held.column_squares(base)))
@@ -253,16 +247,15 @@ class LowRank(ShapesRepr, struct.PyTreeNode, repr=False):
         """
         stack = self.a.shape[:-2]
         kernel_shape = tuple(base.shape[len(stack) :]) if self.a.ndim > 1 else ()
-        sides = {
-            axis: kernel_shape[axis] if axis < len(kernel_shape) else 0 for axis in self.in_axes
-        }
-        rows, size = math.prod(sides.values()), math.prod(kernel_shape)
+        inputs = [kernel_shape[axis] for axis in self.in_axes if axis < len(kernel_shape)]
+        rows = math.prod(inputs) if len(inputs) == len(self.in_axes) else 0
+        size = math.prod(kernel_shape)
         fits = self.a.ndim > 1 and (rows, size) == (self.rows, rows * self.b.shape[-1])
         if tuple(base.shape[: len(stack)]) != tuple(stack) or not fits:
             raise ValueError(
                 f"The adapter of {path!r} does not fit: factors {tuple(self.a.shape)} and "
-                f"{tuple(self.b.shape)} for a weight of shape "
-                f"{tuple(base.shape)}. It was made for another model or another layout of this one."
+                f"{tuple(self.b.shape)} for a weight of shape {tuple(base.shape)}. It was made "
+                "for another model or another layout of this one."
             )
 
         if key is None or self.dropout is None:
@@ -290,8 +283,8 @@ class LowRank(ShapesRepr, struct.PyTreeNode, repr=False):
         """
         if rank < self.rank:
             raise ValueError(
-                f"an adapter of rank {self.rank} cannot be padded to rank {rank}: the target must not "
-                "be smaller."
+                f"an adapter of rank {self.rank} cannot be padded to rank {rank}: the target must "
+                "not be smaller."
             )
         extra = rank - self.rank
 
@@ -312,24 +305,22 @@ class LowRank(ShapesRepr, struct.PyTreeNode, repr=False):
         return self._along_rank(lambda x, axis: jnp.take(x, used, axis=axis))
 
     def _along_rank(self, change: Any) -> LowRank:
-        present = {
-            name: axis for name, axis in RANK_AXIS.items() if getattr(self, name) is not None
-        }
+        fields = {name: (getattr(self, name), axis) for name, axis in RANK_AXIS.items()}
         return self.replace(
-            **{name: change(getattr(self, name), axis) for name, axis in present.items()}
+            **{name: change(x, axis) for name, (x, axis) in fields.items() if x is not None}
         )
 
     def active_parameters(self) -> int:
-        """Number of trained entries: of columns whose scale is not 0, and of layers that have such
-        a column.
-        """
+        """Number of trained entries, of columns in use and of layers that have such a column."""
         used = np.asarray(self.scale) != 0
         columns, layers = int(used.sum()), int(used.any(-1).sum())
+
         out = self.b.shape[-1]
         written = columns * out
         if self.parts is not None:
             parts = np.asarray(self.parts)
             written = int((parts * used[..., None]).sum()) * (out // parts.shape[-1])
+
         counts = {
             "a": columns * self.a.shape[-2],
             "b": written,
@@ -380,9 +371,8 @@ class Adapted(Wrapping):
         if self.key is not None and self.lora.dropout is not None:
             raise ValueError(
                 "LoRA dropout needs the factored product, and the module that reads this "
-                f"{self.shape} weight has no rule for "
-                "it. Set dropout=0.0 for this site, or use lora_jax.apply with a module kind that "
-                "has a rule."
+                f"{self.shape} weight has no rule for it. Set dropout=0.0 for this site, or use "
+                "lora_jax.apply with a module kind that has a rule."
             )
         weight = self.base_matrix() + self.lora.delta()
         factors = self.factors()

@@ -1,6 +1,4 @@
-"""Weights seen as matrices (in, out): one law for dense, multi-axis, einsum and convolution
-kernels.
-"""
+"""Weights seen as matrices (in, out): dense, multi-axis, einsum and convolution kernels."""
 
 from __future__ import annotations
 
@@ -14,9 +12,7 @@ from jaxtyping import Array, Shaped
 def to_matrix(
     w: Shaped[Array | np.ndarray, "*axes"], kernel_ndim: int, in_axes: Sequence[int]
 ) -> Shaped[Array | np.ndarray, "*stack in out"]:
-    """The last `kernel_ndim` axes of `w` as (in, out): the kernel axes in `in_axes` first, the
-    others after them.
-    """
+    """The last `kernel_ndim` axes of `w` as (in, out): those in `in_axes`, then the others."""
     lead = w.ndim - kernel_ndim
     kernel_shape = w.shape[lead:]
     order = _order(kernel_ndim, in_axes)
@@ -36,9 +32,8 @@ def from_matrix(
     w = matrix.reshape(*matrix.shape[:lead], *(kernel_shape[axis] for axis in order))
     if order == tuple(range(len(kernel_shape))):
         return w
-    return w.transpose(
-        *range(lead), *(lead + order.index(axis) for axis in range(len(kernel_shape)))
-    )
+    back = (lead + order.index(axis) for axis in range(len(kernel_shape)))
+    return w.transpose(*range(lead), *back)
 
 
 def _order(kernel_ndim: int, in_axes: Sequence[int]) -> tuple[int, ...]:

@@ -23,6 +23,5 @@ def zero_after(x: Array) -> UInt8[Array, ""]:
 @zero_after.def_vmap
 def _zero_after_all(size: int, batched: list[bool], x: Array) -> tuple[UInt8[Array, ""], bool]:
     del size, batched  # `x` is: nothing else could be.
-    return zero_after(
-        x[0]
-    ), False  # One 0 for all: with one each, vmap would dequantise a shared weight for every entry.
+    # One 0 for all: with one each, vmap would dequantise a shared weight for every entry.
+    return zero_after(x[0]), False

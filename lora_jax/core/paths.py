@@ -1,5 +1,6 @@
-"""Names of parameters, `layers/attn/q/kernel`, and ordered rules on them: first full match wins, no
-rule may go unused.
+"""Names of parameters, `layers/attn/q/kernel`, and ordered rules on them.
+
+The first rule that matches the whole name wins, and no rule may go unused.
 """
 
 from __future__ import annotations
@@ -18,9 +19,7 @@ Rules = Sequence[tuple[str, S | None]]
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """`{'a/b/kernel': leaf}` for nested mappings; anything that is not a mapping (an array, a box)
-    is a leaf.
-    """
+    """`{'a/b/kernel': leaf}` for nested mappings; all else (an array, a box) is a leaf."""
     return traverse_util.flatten_dict(_plain(tree), sep="/") if tree else {}
 
 
@@ -35,32 +34,42 @@ def key_for(key: jax.Array, path: str) -> jax.Array:
 
 
 def layer_of(path: str) -> tuple[str, int | None]:
-    """The path with its layer's number as '*', and the number; layers are numbered 'layers_3' or
-    'h/3' where they are not stacked.
+    """The path with its layer's number as '*', and the number; itself and None if it has none.
+
+    Layers that are not stacked are numbered 'layers_3' or 'h/3'.
     """
     found = re.search(r"(?<=[_/])(\d+)(?=/)", path)
-    return (
-        (path, None)
-        if found is None
-        else (f"{path[: found.start()]}*{path[found.end() :]}", int(found.group(1)))
-    )
+    if found is None:
+        return path, None
+    return f"{path[: found.start()]}*{path[found.end() :]}", int(found.group(1))
 
 
 def nearest(name: str, known: Iterable[str], count: int = 4) -> list[str]:
-    """Up to `count` known names, the most similar first; some of the known names if none is
-    similar.
-    """
+    """Up to `count` known names, the most similar first; any of them if none is similar."""
     known = list(known)
     return difflib.get_close_matches(name, known, n=count, cutoff=0.4) or known[:count]
+
+
+def entry(table: Mapping[str, S], name: str, what: str) -> S:
+    """The table's entry of that name; `what` it is, in the error.
+
+    Raises:
+        ValueError: there is none; all names and the nearest are listed.
+    """
+    if name not in table:
+        raise ValueError(
+            f"Unknown {what} {name!r}. Known: {', '.join(table)}; nearest: "
+            f"{nearest(name, table, 1)[0]!r}."
+        )
+    return table[name]
 
 
 def match(
     rules: Rules[S], paths: Iterable[str], *, what: str, among: str = "sites"
 ) -> dict[str, S]:
-    """The value of the first rule whose regular expression matches the whole path, for each path
-    that has one.
+    """For each path, the value of the first rule whose regular expression matches all of it.
 
-    A value of None means "leave alone": it ends the search and the path is left out of the result.
+    Paths that no rule matches are left out, and so are those whose rule has the value None.
 
     Args:
         what: the name of the rules in errors, such as 'lora'.
@@ -77,6 +86,7 @@ def match(
     compiled = [(pattern, _compile(pattern, what), value) for pattern, value in rules]
     found: dict[str, S] = {}
     used: set[int] = set()
+
     for path in paths:
         index = next((i for i, (_, regex, _) in enumerate(compiled) if regex.fullmatch(path)), None)
         if index is None:
@@ -84,6 +94,7 @@ def match(
         used.add(index)
         if compiled[index][2] is not None:
             found[path] = compiled[index][2]
+
     for index, (pattern, regex, _) in enumerate(compiled):
         if index not in used:
             raise ValueError(_unused(pattern, regex, paths, what, among))
@@ -92,13 +103,15 @@ def match(
 
 def _unused(pattern: str, regex: re.Pattern[str], paths: list[str], what: str, among: str) -> str:
     if any(regex.fullmatch(path) for path in paths):
-        return f"{what} rule {pattern!r} is never reached: earlier rules match all that it matches. Put it before them, or delete it."
+        return (
+            f"{what} rule {pattern!r} is never reached: earlier rules match all that it matches. "
+            "Put it before them, or delete it."
+        )
     close = ", ".join(repr(path) for path in nearest(pattern, paths))
     return (
         f"{what} rule {pattern!r} matches none of {len(paths)} {among}. Nearest: "
-        f"{close or 'none (there are no ' + among + ')'}. "
-        "Rules are full-match regular expressions on paths; list them with "
-        "lora_jax.find_sites(model, *inputs)."
+        f"{close or 'none (there are no ' + among + ')'}. Rules are full-match regular "
+        "expressions on paths; list them with lora_jax.find_sites(model, *inputs)."
     )
 
 
@@ -113,6 +126,6 @@ def _compile(pattern: str, what: str) -> re.Pattern[str]:
 
 
 def _plain(tree: Any) -> Any:
-    return (
-        {name: _plain(value) for name, value in tree.items()} if isinstance(tree, Mapping) else tree
-    )
+    if not isinstance(tree, Mapping):
+        return tree
+    return {name: _plain(value) for name, value in tree.items()}

@@ -1,6 +1,4 @@
-"""QA-LoRA's merge: an update that is constant over each block of a quantised weight moves the
-block's zero-point, and no code.
-"""
+"""QA-LoRA's merge: an update that is constant over a block moves its zero-point, and no code."""
 
 from __future__ import annotations
 
@@ -13,8 +11,7 @@ from lora_jax.core.quantize import QuantizedArray
 
 
 def fold_into_zeros(stored: QuantizedArray, low: LowRank) -> QuantizedArray:
-    """The quantised weight whose dequantised value is that of `stored` plus the update of `low`;
-    codes and scales stay.
+    """The quantised weight of the same codes and scales that is `stored` plus the update of `low`.
 
     A weight of an asymmetric format is `code * scale + zero`, and QA-LoRA's update is the same
     number for all inputs of a group: added to the zeros of the group's blocks it is exact up to
@@ -24,7 +21,7 @@ def fold_into_zeros(stored: QuantizedArray, low: LowRank) -> QuantizedArray:
         ValueError: the format has no zeros, they are stored in fewer bits than float32, a group is
             no whole number of blocks, or the adapter has a magnitude.
     """
-    zero: Any = getattr(stored, "zero", None)
+    zero: Any = stored.zero
     if zero is None:
         raise ValueError(
             f"QA-LoRA folds into zero-points, and format {stored.spec.format!r} has none. Quantise "
@@ -35,23 +32,20 @@ def fold_into_zeros(stored: QuantizedArray, low: LowRank) -> QuantizedArray:
             "QA-LoRA folds into zeros that are stored in float32: quantise with double=False and "
             "scale_dtype='float32'."
         )
-    if (
-        getattr(stored, "in_scale", None) is not None
-        or low.magnitude is not None
-        or stored.in_axes != low.in_axes
-    ):
+    scaled = stored.in_scale is not None or low.magnitude is not None
+    if scaled or stored.in_axes != low.in_axes:
         raise ValueError(
             "QA-LoRA folds a plain update into plain zeros: no magnitude, no scaled inputs, and "
             "the weight's own input axes."
         )
-    blocks = zero.shape[-2]
+
     block = stored.spec.block_size or low.rows
     if low.group % block:
         raise ValueError(
             f"QA-LoRA needs groups of whole blocks: group_size {low.group} is no multiple of "
             f"block_size {block}. Use group_size={block}."
         )
-    grouped = low.replace(group=1).delta()  # one row a group: all rows of a group are equal
-    return stored.replace(
-        zero=zero + jnp.repeat(grouped, low.group // block, axis=-2)[..., :blocks, :]
-    )
+    # One row a group: all rows of a group are equal.
+    grouped = low.replace(group=1).delta()
+    moved = jnp.repeat(grouped, low.group // block, axis=-2)[..., : zero.shape[-2], :]
+    return stored.replace(zero=zero + moved)

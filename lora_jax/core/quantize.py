@@ -29,12 +29,14 @@ _DAMAGED = 0.05  # a scale is damaged when storing it in 8 bits moves it by more
 class QuantSpec:
     """How a weight is stored.
 
-    format: a name in `lora_jax.core.codebooks.FORMATS`. block_size: weights that share one scale,
-    along the input axis; None gives one scale for each output channel. double: the scales are
-    stored in 8 bits, 256 to a group, by `second_level`: 'mean' is QLoRA's, 'log' is safe where some
-    blocks are far larger than others. scale_dtype: of scales that are not double
-    quantised: 'float32', 'bfloat16', or 'e8m0', the power-of-two scales of MX (with block size 32
-    and an MX format). kernel: what multiplies with the weight, see `lora_jax.kernels.choice`.
+    format: a name in `lora_jax.core.codebooks.FORMATS`.
+    block_size: weights that share one scale, along the input axis; None gives one scale for each
+        output channel.
+    double: the scales are stored in 8 bits, 256 to a group, by `second_level`: 'mean' is QLoRA's,
+        'log' is safe where some blocks are far larger than others.
+    scale_dtype: of scales that are not double quantised: 'float32', 'bfloat16', or 'e8m0', the
+        power-of-two scales of MX (with block size 32 and an MX format).
+    kernel: what multiplies with the weight, see `lora_jax.kernels.choice`.
     """
 
     format: str = "nf4"
@@ -46,15 +48,14 @@ class QuantSpec:
     kernel: str = field(default="auto", repr=False)
 
     def __post_init__(self) -> None:
-        format = codebooks.format_named(self.format)
-        size = self.block_size
-        if size is not None and (
-            not isinstance(size, int) or isinstance(size, bool) or size < 2 or size % 2
-        ):
+        format, size = codebooks.format_named(self.format), self.block_size
+        counted = isinstance(size, int) and not isinstance(size, bool)
+        if size is not None and (not counted or size < 2 or size % 2):
             raise ValueError(
                 "block_size must be an even number of weights or None (one block a column), got "
                 f"{size!r}."
             )
+
         for name, known in (
             ("scale_dtype", SCALE_DTYPES),
             ("second_level", SECOND_LEVELS),
@@ -184,14 +185,14 @@ def quantize(
     if w.ndim < kernel_ndim or not 0 < len(in_axes) < kernel_ndim or not w.size:
         raise ValueError(
             f"Cannot quantise a weight of shape {w.shape} with {kernel_ndim} kernel axes, of which "
-            f"{in_axes} are inputs: needed at "
-            "least one input and one output axis, none of size 0."
+            f"{in_axes} are inputs: needed at least one input and one output axis, none of size 0."
         )
     if not jnp.issubdtype(w.dtype, jnp.floating):
         raise ValueError(
             f"Cannot quantise a weight of dtype {w.dtype}: needed a floating dtype. Leave it out "
             "of the quantisation rules."
         )
+
     codes, scale, zero, finite, damaged = _quantize_matrix(w, spec, kernel_ndim, in_axes)
     if not isinstance(finite, jax.core.Tracer):
         if not bool(finite):
@@ -202,19 +203,18 @@ def quantize(
         if damaged is not None and float(damaged) > 0.02:
             warnings.warn(
                 f"Double quantisation moves {100 * float(damaged):.1f} % of the scales of a matrix "
-                f"in a {w.shape} weight by more than "
-                f"{_DAMAGED:.0%}: some blocks are far larger than others. Use "
-                "QuantSpec(second_level='log') or double=False for it "
-                "(in a run's config: quant.second_level='log').",
+                f"in a {w.shape} weight by more than {_DAMAGED:.0%}: some blocks are far larger "
+                "than others. Use QuantSpec(second_level='log') or double=False for it (in a run's "
+                "config: quant.second_level='log').",
                 stacklevel=2,
             )
-    shape = tuple(w.shape[w.ndim - kernel_ndim :])
+
     return QuantizedArray(
         codes=codes,
         scale=scale,
         zero=zero,
         spec=spec,
-        kernel_shape=shape,
+        kernel_shape=tuple(w.shape[w.ndim - kernel_ndim :]),
         in_axes=tuple(in_axes),
         dtype=jnp.dtype(w.dtype),
     )
@@ -226,18 +226,16 @@ def encode(
     zero: Any,
     spec: QuantSpec,
 ) -> UInt8[Array, "*stack packed out"]:
-    """Packed codes of the levels that are nearest to a matrix under given float32 scales (and
-    zeros, for formats that have them).
-    """
+    """Packed codes of the levels nearest to a matrix under given float32 scales (and zeros)."""
     format = codebooks.format_named(spec.format)
     block, blocks, _ = block_sizes(matrix.shape[-2], spec.block_size)
     blocked = _blocked(matrix.astype(jnp.float32), block, blocks)
     if zero is not None:
         blocked = blocked - zero[..., None, :]
+
     empty = jnp.inf if format.zero_block == "lowest" else 0.0
     unit = format.limit if format.levels is None and not has_raw_levels(spec) else 1.0
-    # A product with the reciprocal, not a quotient, in float32: bitsandbytes' arithmetic, for 8
-    # bits torch's own `127.0 / scale`.
+    # A product with the reciprocal, not a quotient: bitsandbytes' arithmetic, also for 8 bits.
     inverse = jnp.where(scale > 0, (1.0 / scale) * np.float32(unit), empty)
     codes = nearest_code(blocked * inverse[..., None, :], format, raw=has_raw_levels(spec))
     codes = codes.reshape(*matrix.shape[:-2], blocks * block, -1)[..., : matrix.shape[-2], :]
@@ -250,41 +248,34 @@ def decode(
 ) -> Float[Array, "*stack in out"]:
     """The float32 matrix of packed codes and stored scales."""
     format = codebooks.format_named(spec.format)
-    block, blocks, padded = block_sizes(rows, spec.block_size)
+    block, blocks, _ = block_sizes(rows, spec.block_size)
     codes = bit_packing.unpack(codes, format.bits, rows)
+    raw, out = has_raw_levels(spec), codes.shape[-1]
     if format.levels is None:
-        values = codes.astype(jnp.float32) - (0 if format.offset else format.limit + 1)
+        values = codes.astype(jnp.float32) - format.zero
     else:
-        values = (
-            jnp.asarray(format.table(1.0 if has_raw_levels(spec) else None))
-            .at[codes.astype(jnp.int32)]
-            .get(mode="promise_in_bounds")
-        )
-    spread = functools.partial(_spread, shape=values.shape, block=block, blocks=blocks)
-    weight = spread(scales.load(scale, blocks, codes.shape[-1]), values, jnp.multiply)
-    if format.levels is None and not has_raw_levels(spec):
-        weight = weight * np.float32(
-            1 / format.limit
-        )  # after the scale, as bitsandbytes does for 8 bits
-    return (
-        weight
-        if zero is None
-        else spread(scales.load(zero, blocks, codes.shape[-1]), weight, jnp.add)
-    )
+        values = codebooks.look_up(format.table(1.0 if raw else None), codes)
+
+    spread = functools.partial(_spread, block=block, blocks=blocks)
+    weight = spread(scales.load(scale, blocks, out), values, jnp.multiply)
+    if format.levels is None and not raw:
+        # After the scale, as bitsandbytes does for 8 bits.
+        weight = weight * np.float32(1 / format.limit)
+    return weight if zero is None else spread(scales.load(zero, blocks, out), weight, jnp.add)
 
 
 def nearest_code(
     x: Float[Array, "*axes"], format: codebooks.Format, *, raw: bool = False
 ) -> UInt8[Array, "*axes"]:
-    """The code of the level nearest to each number; NaN gets the lowest level. With `raw`, levels
-    are in their own unit.
+    """The code of the level nearest to each number; NaN gets the lowest level.
+
+    With `raw`, levels are in their own unit.
     """
     if format.levels is None:
         low = 0 if format.offset else -format.limit
-        return (
-            jnp.clip(jnp.round(x), low, format.limit).astype(jnp.int32)
-            + (0 if format.offset else format.limit + 1)
-        ).astype(jnp.uint8)
+        integers = jnp.clip(jnp.round(x), low, format.limit).astype(jnp.int32)
+        return (integers + format.zero).astype(jnp.uint8)
+
     codes, thresholds = format.search(1.0 if raw else None)
     if len(codes) <= _CHAIN:
         # A search without a gather: one comparison a threshold, all in one pass.
@@ -292,20 +283,19 @@ def nearest_code(
         for threshold in thresholds:
             index = index + (x > threshold).astype(jnp.uint8)
     else:
-        index = jnp.searchsorted(
-            jnp.asarray(thresholds), x, side="left", method="scan_unrolled"
-        ).astype(jnp.uint8)
-        index = jnp.where(jnp.isnan(x), 0, index)
+        index = jnp.searchsorted(jnp.asarray(thresholds), x, side="left", method="scan_unrolled")
+        index = jnp.where(jnp.isnan(x), 0, index.astype(jnp.uint8))
     if np.array_equal(codes, np.arange(len(codes))):
         return index
-    return jnp.asarray(codes).at[index.astype(jnp.int32)].get(mode="promise_in_bounds")
+    return codebooks.look_up(codes, index)
 
 
 def block_scales(
     matrix: Float[Array, "*stack in out"], spec: QuantSpec
 ) -> tuple[Array, Array | None]:
-    """Float32 (scales, zeros), (*stack, blocks, out) each: largest magnitudes and None, or steps
-    and smallest weights.
+    """Float32 (scales, zeros), (*stack, blocks, out) each.
+
+    They are largest magnitudes and None; for formats with an offset, steps and smallest weights.
     """
     format = codebooks.format_named(spec.format)
     block, blocks, _ = block_sizes(matrix.shape[-2], spec.block_size)
@@ -339,25 +329,19 @@ def _quantize_matrix(
     if spec.double:
         damaged = _damaged(stored, stored_zero, scale, zero, spec).mean((-2, -1)).max()
     if zero is not None or spec.second_level == "log" or spec.scale_dtype != "float32":
-        # Codes that are nearest under the scale that will be read. QLoRA takes those of the exact
-        # scale.
+        # Codes are then nearest under the scale that will be read; QLoRA takes the exact one.
         scale = scales.load(stored, blocks, out)
         zero = None if zero is None else scales.load(stored_zero, blocks, out)
-    return (
-        encode(matrix, scale, zero, spec),
-        stored,
-        stored_zero,
-        jnp.isfinite(matrix).all(),
-        damaged,
-    )
+    codes = encode(matrix, scale, zero, spec)
+    return codes, stored, stored_zero, jnp.isfinite(matrix).all(), damaged
 
 
 def scale_damage(w: Float[Array, "*axes"], q: QuantizedArray) -> Float[Array, "*stack"]:
-    """The share of blocks whose stored scale is off by more than 5 %, or their zero by as much of
-    their range, for each matrix of the stack that `w` was quantised from.
+    """For each matrix of `w`, the share of blocks whose stored scale is off by more than 5 %.
 
-    Above a hundredth, double quantisation has met blocks of very different sizes:
-    `QuantSpec(second_level='log')` stores them.
+    A zero that is off by as much of its block's range counts as well. Above a hundredth, double
+    quantisation has met blocks of very different sizes: `QuantSpec(second_level='log')` stores
+    them.
     """
     scale, zero = block_scales(to_matrix(w, len(q.kernel_shape), q.in_axes), q.spec)
     return _damaged(q.scale, q.zero, scale, zero, q.spec).mean((-2, -1))
@@ -366,23 +350,18 @@ def scale_damage(w: Float[Array, "*axes"], q: QuantizedArray) -> Float[Array, "*
 def _damaged(
     stored: Any, stored_zero: Any, scale: Array, zero: Array | None, spec: QuantSpec
 ) -> Array:
-    # A block of less than a fifth of the average size may be off by more: what is lost is small
-    # against the matrix.
+    # A block of less than a fifth of the average may be off by more: that is little of the matrix.
     allowed = _DAMAGED * jnp.maximum(scale, 0.2 * scale.mean((-2, -1), keepdims=True))
     shape = scale.shape[-2:]
     off = jnp.abs(scales.load(stored, *shape) - scale) > allowed
     if zero is None:
         return off
-    return off | (
-        jnp.abs(scales.load(stored_zero, *shape) - zero)
-        > allowed * codebooks.format_named(spec.format).limit
-    )
+    allowed_of_zero = allowed * codebooks.format_named(spec.format).limit
+    return off | (jnp.abs(scales.load(stored_zero, *shape) - zero) > allowed_of_zero)
 
 
 def has_raw_levels(spec: QuantSpec) -> bool:
-    """Whether a scale is the size of a level of 1 in the format's own unit, rather than of the
-    largest level.
-    """
+    """Whether a scale is of a level of 1 in the format's own unit, not of the largest level."""
     return spec.scale_dtype == "e8m0" or codebooks.format_named(spec.format).offset
 
 
@@ -401,27 +380,19 @@ def _blocked(matrix: Array, block: int, blocks: int) -> Array:
     return matrix.reshape(*matrix.shape[:-2], blocks, block, matrix.shape[-1])
 
 
-def _spread(
-    per_block: Array,
-    values: Array,
-    combine: Any,
-    *,
-    shape: tuple[int, ...],
-    block: int,
-    blocks: int,
-) -> Array:
+def _spread(per_block: Array, values: Array, combine: Any, *, block: int, blocks: int) -> Array:
     """Values (*stack, in, out) combined with one number for each block of rows."""
-    if block * blocks == shape[-2]:
-        return combine(
-            values.reshape(*shape[:-2], blocks, block, shape[-1]), per_block[..., :, None, :]
-        ).reshape(shape)
-    return combine(values, jnp.repeat(per_block, block, axis=-2)[..., : shape[-2], :])
+    *stack, rows, out = values.shape
+    if block * blocks != rows:
+        return combine(values, jnp.repeat(per_block, block, axis=-2)[..., :rows, :])
+    blocked = values.reshape(*stack, blocks, block, out)
+    return combine(blocked, per_block[..., None, :]).reshape(values.shape)
 
 
 def dequantize(tree: Any) -> Any:
-    """The tree with every quantised weight dense, in its own dtype: the same model, faster where it
-    reads few tokens at a time, at the memory of the unquantised one. One weight at a time is
-    dequantised.
+    """The tree with every quantised weight dense, in its own dtype, one weight after the other.
+
+    The same model, faster where it reads few tokens at a time, at the unquantised one's memory.
     """
 
     def is_quantized(leaf: Any) -> bool:

@@ -16,8 +16,7 @@ from lora_jax.core.trained_weight import TrainedWeight
 
 
 class Rows(WithoutColumns, struct.PyTreeNode, repr=False):
-    """New values (k, ...) of the rows `index` (k,) along a weight's first axis; the other rows stay
-    frozen.
+    """New values (k, ...) of the rows `index` (k,) of a weight's first axis; others stay frozen.
 
     `layers` says that the first axis is a stack of layers that a scan slices, not an axis of the
     weight itself.
@@ -34,10 +33,8 @@ class Rows(WithoutColumns, struct.PyTreeNode, repr=False):
         Raises:
             ValueError: the rows do not fit the weight.
         """
-        if (
-            tuple(base.shape[1:]) != tuple(self.value.shape[1:])
-            or self.index.shape != self.value.shape[:1]
-        ):
+        count, *rest = self.value.shape
+        if [*base.shape[1:]] != rest or self.index.shape != (count,):
             raise ValueError(
                 f"Trained rows of shape {self.value.shape} do not fit {path!r} of shape "
                 f"{tuple(base.shape)}."
@@ -59,17 +56,13 @@ class WithRows(Wrapping):
         return base.at[self.rows.index].set(self.rows.value.astype(self.dtype))
 
     def look_up(self, ids: Array, frozen: Array) -> Array:
-        """`frozen`, the rows `ids` of the base, with the trained ones in place: no copy of the
-        embedding is made.
-        """
+        """`frozen`, the base's rows `ids`, with trained ones in place: no embedding is copied."""
         same = ids[..., None] == self.rows.index
         values = jnp.take(self.rows.value, same.argmax(-1), axis=0).astype(frozen.dtype)
         return jnp.where(same.any(-1, keepdims=True), values, frozen)
 
     def logits(self, query: Array, frozen: Array) -> Array:
-        """`frozen`, the products of `query` with the base's rows, with those of the trained rows in
-        place.
-        """
+        """`frozen`, the query's products with the base's rows, with trained rows' in place."""
         new = query.astype(frozen.dtype) @ self.rows.value.T.astype(frozen.dtype)
         return frozen.at[..., self.rows.index].set(new)
 

@@ -1,6 +1,4 @@
-"""The scales of blocks, as they are stored: float32, bfloat16, powers of two, or 8 bits (double
-quantisation).
-"""
+"""The scales of blocks, as stored: float32, bfloat16, powers of two, or 8 bits (double)."""
 
 from __future__ import annotations
 
@@ -42,15 +40,11 @@ class DoubleQuantized(struct.PyTreeNode):
         step = jnp.repeat(self.absmax, BLOCK, axis=-1)[..., :n]
         if self.level == "log":
             low = jnp.repeat(self.offset, BLOCK, axis=-1)[..., :n]
-            return jnp.where(
-                self.codes == 0, 0.0, jnp.exp2(low + (self.codes.astype(jnp.float32) - 1) * step)
-            )
-        values = (
-            jnp.asarray(codebooks.dynamic_map())
-            .at[self.codes.astype(jnp.int32)]
-            .get(mode="promise_in_bounds")
+            numbers = jnp.exp2(low + (self.codes.astype(jnp.float32) - 1) * step)
+            return jnp.where(self.codes == 0, 0.0, numbers)
+        return (
+            codebooks.look_up(codebooks.dynamic_map(), self.codes) * step + self.offset[..., None]
         )
-        return values * step + self.offset[..., None]
 
 
 def store(
@@ -79,11 +73,10 @@ def load(stored: Any, blocks: int, out: int) -> Float[Array, "*stack blocks out"
     """The float32 numbers that `store` was given, as it kept them."""
     if isinstance(stored, DoubleQuantized):
         numbers = stored.restore()
+        scale = jnp.swapaxes(numbers.reshape(*numbers.shape[:-1], out, blocks), -1, -2)
         # Without the barrier XLA computes each scale anew for every weight of its block, and
         # reading takes twice as long.
-        return jax.lax.optimization_barrier(
-            jnp.swapaxes(numbers.reshape(*numbers.shape[:-1], out, blocks), -1, -2)
-        )
+        return jax.lax.optimization_barrier(scale)
     if stored.dtype == jnp.uint8:
         # Bits of the exponent: exactly a power of two, which exp2 does not promise.
         return jax.lax.bitcast_convert_type(stored.astype(jnp.uint32) << 23, jnp.float32)
@@ -91,8 +84,7 @@ def load(stored: Any, blocks: int, out: int) -> Float[Array, "*stack blocks out"
 
 
 def quantize_scales(scales: Float[Array, "*stack n"]) -> DoubleQuantized:
-    """QLoRA's double quantisation (Dettmers et al. 2023, section 3): the mean removed, then the
-    8-bit dynamic map.
+    """QLoRA's double quantisation (Dettmers et al. 2023, section 3): less the mean, then 8 bits.
 
     Every byte as bitsandbytes on CUDA has it; ties of the map go to the even code, and a group of
     equal scales has code 0.
@@ -106,14 +98,13 @@ def quantize_scales(scales: Float[Array, "*stack n"]) -> DoubleQuantized:
 
 
 def quantize_logs(scales: Float[Array, "*stack n"]) -> DoubleQuantized:
-    """Logarithms of the scales on a grid of 255 points between the smallest and the largest of each
-    group.
-    """
+    """Logarithms of the scales on 255 points from each group's smallest to its largest."""
     logs = jnp.log2(jnp.where(scales > 0, scales, jnp.nan))
     grouped = blocked(logs, -1, jnp.nan)
     none = jnp.isnan(grouped).all(-1)
     low = jnp.where(none, 0.0, jnp.where(jnp.isnan(grouped), jnp.inf, grouped).min(-1))
     high = jnp.where(none, 0.0, jnp.where(jnp.isnan(grouped), -jnp.inf, grouped).max(-1))
+
     step = (high - low) / 254
     codes = 1 + jnp.round((grouped - low[..., None]) / jnp.where(step > 0, step, 1.0)[..., None])
     codes = jnp.where(jnp.isnan(grouped), 0, jnp.clip(codes, 1, 255)).astype(jnp.uint8)
@@ -123,8 +114,7 @@ def quantize_logs(scales: Float[Array, "*stack n"]) -> DoubleQuantized:
 
 @jax.jit
 def mean(x: Float[Array, "*stack n"]) -> Float[Array, "*stack"]:
-    """The mean along the last axis, added in torch's order: the offset of double quantisation is
-    equal to the last bit.
+    """The mean along the last axis, added in torch's order, to be equal to the last bit.
 
     torch sums a contiguous float32 row on a processor in 8 lanes of 4 accumulators each, sixteen at
     a time, then sixteens of those (aten/native/cpu/SumKernel.cpp, one thread). Above 32,768 numbers
@@ -135,15 +125,15 @@ def mean(x: Float[Array, "*stack n"]) -> Float[Array, "*stack"]:
     vectors, fours = n // lanes, n // lanes // 4
     parts = jnp.moveaxis(x[..., : fours * 4 * lanes].reshape(*x.shape[:-1], fours, 4, lanes), -3, 0)
     sums = _cascade(parts)
+
     first = sums[..., 0, :]
     for index in range(fours * 4, vectors):
         first = first + x[..., index * lanes : (index + 1) * lanes]
     for index in range(1, 4):
         first = first + sums[..., index, :]
-    last = [x[..., index] for index in range(vectors * lanes, n)] + [
-        first[..., lane] for lane in range(lanes)
-    ]
-    total = _sum_in_order(jnp.stack(last))
+
+    rest = [x[..., index] for index in range(vectors * lanes, n)]
+    total = _sum_in_order(jnp.stack([*rest, *(first[..., lane] for lane in range(lanes))]))
     # XLA divides by a constant, and a stack of numbers by any one number, by multiplying with its
     # reciprocal. No number has 128 bits, which it does not know.
     bits = jax.lax.population_count(jax.lax.bitcast_convert_type(total, jnp.uint32))
@@ -151,9 +141,7 @@ def mean(x: Float[Array, "*stack n"]) -> Float[Array, "*stack"]:
 
 
 def _cascade(rows: Array, levels: int = 4) -> Array:
-    """The sum along the first axis in torch's order: sums of sixteen, sums of sixteen of those, and
-    so on.
-    """
+    """The sum along the first axis in torch's order: of sixteen, of sixteen of those, and so on."""
     step = 2 ** max(4, (len(rows) - 1).bit_length() // levels) if len(rows) else 16
     total = None
     for level in range(levels):

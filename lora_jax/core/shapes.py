@@ -13,9 +13,10 @@ from lora_jax.core.paths import flatten, layer_of
 
 
 class ShapesRepr:
-    """A dataclass of arrays that prints as `LowRank(a=float32[64,8], b=float32[8,32], ...)`: no
-    numbers, and no field that is None or at its default. (With `repr=False`, or the dataclass
-    writes its own.)
+    """A dataclass of arrays that prints as `LowRank(a=float32[64,8], b=float32[8,32], ...)`.
+
+    No numbers, and no field that is None or at its default. (Its class needs `repr=False`, or the
+    dataclass writes its own.)
     """
 
     def __repr__(self) -> str:
@@ -37,9 +38,7 @@ def shape_of(x: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Weights of one kind: a path in which `*` stands for `count` numbers of layers, and the bytes
-    of all together.
-    """
+    """Equal weights of `count` layers, whose numbers are `*` in the path; bytes of all."""
 
     path: str
     count: int
@@ -68,20 +67,18 @@ class Summary:
             lines.append((row.path + times, row.kind, shape, row.format, f"{row.bytes:,}"))
         lines.append(("total", "", "", "", f"{self.bytes:,}"))
         widths = [max(map(len, column)) for column in zip(*lines)]
-        return "\n".join(
-            "  ".join(
-                [cell.ljust(width) for cell, width in zip(line[:-1], widths)]
-                + [line[-1].rjust(widths[-1])]
-            )
-            for line in lines
-        )
+
+        def text(line: tuple[str, ...]) -> str:
+            left = [cell.ljust(width) for cell, width in zip(line[:-1], widths)]
+            return "  ".join([*left, line[-1].rjust(widths[-1])])
+
+        return "\n".join(map(text, lines))
 
     __repr__ = __str__
 
 
 def summary(tree: Mapping[str, Any]) -> Summary:
-    """The table of a frozen or a trainable tree (or of params): path, kind, shape, format and bytes
-    of each weight. Prints as text.
+    """The table of a frozen or a trainable tree, or of params; it prints as text.
 
     Of factors, the shape is that of the update, (*stack, in, out), and the format their rank.
 
@@ -97,12 +94,10 @@ def summary(tree: Mapping[str, Any]) -> Summary:
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(leaf))
         name, _ = layer_of(path)
         key = (name, kind, shape, format)
-        known = rows.get(key)
-        rows[key] = (
-            Row(path, 1, kind, shape, format, size)
-            if known is None
-            else Row(name, known.count + 1, kind, shape, format, known.bytes + size)
-        )
+        if known := rows.get(key):
+            rows[key] = Row(name, known.count + 1, kind, shape, format, known.bytes + size)
+        else:
+            rows[key] = Row(path, 1, kind, shape, format, size)
     return Summary(tuple(rows.values()))
 
 

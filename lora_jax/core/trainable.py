@@ -45,7 +45,7 @@ class Trainable(Protocol):
         """Whether it stands in the weight's place: the weight is then not in the frozen tree."""
 
     def trained_fields(self) -> tuple[str, ...]:
-        """Names of the arrays that are trained. All others are data, and no optimiser's business."""
+        """Names of the arrays that are trained; all others are data."""
 
     def label(self, field: str) -> str:
         """Which learning rate a trained array has: 'a', 'b', 'vector', 'whole' or 'module'."""
@@ -54,17 +54,17 @@ class Trainable(Protocol):
         """Number of trained entries, without padding and without layers that are left out."""
 
     def onto(self, base: Any, path: str, key: jax.Array | None = None) -> Any:
-        """The box that a module reads in place of `base`, the frozen weight or a box of it (None if
-        this `replaces` it). `path` is the weight's name; `key` turns dropout on.
+        """The box that a module reads in place of `base`, the frozen weight or a box of it.
+
+        `base` is None where this `replaces` it; `path` is the weight's name; `key` turns dropout
+        on.
 
         Raises:
             ValueError: the shapes do not fit.
         """
 
     def delta(self) -> Array | None:
-        """The dense update as float32 matrices (*stack, in, out); None if it is no fixed sum that
-        can be told without the base.
-        """
+        """The dense update as float32 matrices (*stack, in, out); None if that takes the base."""
 
     def at_rest(self) -> Any:
         """The same where nothing is trained: ordinary factors, no dropout, nothing precomputed."""
@@ -85,7 +85,7 @@ Trainables = Mapping[str, Trainable]
 
 
 class WithoutColumns(ShapesRepr):
-    """The answers of a `Trainable` that has no factors: nothing to pad, and no update of its own."""
+    """The answers of a `Trainable` without factors: nothing to pad, and no update of its own."""
 
     rank = 0
     replaces = False
@@ -119,9 +119,7 @@ class WithoutColumns(ShapesRepr):
 
 
 def trainable_mask(trainable: Trainables) -> dict[str, Any]:
-    """The tree with True for each array that is trained and False for the data that go with it: an
-    optax mask.
-    """
+    """The tree with True for each trained array, False for the data with it: an optax mask."""
     return {
         path: leaf.replace(**{name: name in leaf.trained_fields() for name in given_fields(leaf)})
         for path, leaf in trainable.items()
@@ -129,11 +127,11 @@ def trainable_mask(trainable: Trainables) -> dict[str, Any]:
 
 
 def partition(trainable: Trainables) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arrays that are trained and those that are not (scale, dropout, fixed factors), each with
-    None where the other has one.
+    """The arrays that are trained and those that are not, each with None where the other has one.
 
-    Gradients and optimisers belong on the first: `apply` and `join` refuse to differentiate the
-    second, since weight decay would change it without a word.
+    Not trained are scale, dropout and fixed factors. Gradients and optimisers belong on the first:
+    `apply` and `join` refuse to differentiate the second, since weight decay would change it
+    without a word.
     """
     mask = trainable_mask(trainable)
 
@@ -145,18 +143,15 @@ def partition(trainable: Trainables) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def combine(trained: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `partition`."""
-    return {
-        path: leaf.replace(
-            **{name: getattr(trained[path], name) for name in given_fields(trained[path])}
-        )
-        for path, leaf in fixed.items()
-    }
+
+    def given(leaf: Any) -> dict[str, Any]:
+        return {name: getattr(leaf, name) for name in given_fields(leaf)}
+
+    return {path: leaf.replace(**given(trained[path])) for path, leaf in fixed.items()}
 
 
 def trainable_labels(trained: Mapping[str, Any]) -> dict[str, Any]:
-    """'a', 'b', 'vector' (magnitudes and gains), 'whole' or 'module' for each trained array, for
-    `optax.multi_transform` and masks.
-    """
+    """'a', 'b', 'vector', 'whole' or 'module' for each trained array (`optax.multi_transform`)."""
     return {
         path: leaf.replace(**{name: leaf.label(name) for name in given_fields(leaf)})
         for path, leaf in trained.items()

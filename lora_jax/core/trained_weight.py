@@ -11,9 +11,7 @@ from lora_jax.core.trainable import WithoutColumns
 
 
 class TrainedWeight(WithoutColumns, Boxed, repr=False):
-    """The weight (*stack, ...) in its own shape, and the box of itself: it stands in the frozen
-    weight's place.
-    """
+    """The weight (*stack, ...), and the box of itself: it stands in the frozen weight's place."""
 
     value: Any
     kind = "whole"

@@ -1,8 +1,7 @@
-"""The variants of the low-rank update, one table: which factors are trained, what they start from,
-what they go with.
+"""The variants of the low-rank update, one table: what is trained, its start, what it goes with.
 
 A variant is data: its arrays stand in `LowRank`, and everything that multiplies, merges, saves or
-    counts reads those arrays.
+counts reads those arrays.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lora_jax.core.paths import nearest
+from lora_jax.core.paths import entry
 
 
 @dataclass(frozen=True)
@@ -39,23 +38,21 @@ class Variant:
             ValueError: they do not.
         """
         own = self.shared or self.small is not None
+        drawn = spec.init in ("kaiming", "gaussian")
         if own and spec.init != "kaiming":
             raise ValueError(
                 f"LoRA variant {self.name!r} has first values of its own, and init={spec.init!r} "
                 "asks for others. Leave init at 'kaiming'."
             )
-        if self.grouped and spec.init not in ("kaiming", "gaussian"):
+        if self.grouped and not drawn:
             raise ValueError(
                 f"LoRA variant {self.name!r} pools its inputs: init must be 'kaiming' or "
                 f"'gaussian', got {spec.init!r}."
             )
-        if spec.parts is not None and (
-            own or self.grouped or spec.init not in ("kaiming", "gaussian")
-        ):
+        if spec.parts is not None and (own or self.grouped or not drawn):
             raise ValueError(
                 f"LoRA parts={spec.parts} (a fused kernel) needs variant 'lora' or 'lora_fa' and "
-                "init 'kaiming' or 'gaussian', got "
-                f"variant {self.name!r} and init {spec.init!r}."
+                f"init 'kaiming' or 'gaussian', got variant {self.name!r} and init {spec.init!r}."
             )
 
 
@@ -65,14 +62,11 @@ VARIANTS: dict[str, Variant] = {
         Variant("lora"),
         # Zhang et al. 2023 (arXiv 2308.03303): `a` stays as it was drawn.
         Variant("lora_fa", fixed=("a",)),
-        # Kopiczko et al. 2023 (arXiv 2310.11454): d starts at 0.1 and b at 0; the only trained
-        # arrays.
+        # Kopiczko et al. 2023 (arXiv 2310.11454): only d, from 0.1, and b, from 0, are trained.
         Variant("vera", fixed=("a", "b"), gain=0.1, out_gain=0.0, scaled=False, shared=True),
-        # Zhang et al. 2023 (arXiv 2303.10512): P diag(gain) Q; deviation 0.02 as in the authors'
-        # code.
+        # Zhang et al. 2023 (arXiv 2303.10512): P diag(gain) Q; 0.02 as in the authors' code.
         Variant("adalora", gain=0.0, small=0.02),
-        # Xu et al. 2023 (arXiv 2309.14717): `a` acts on group sums, so that the update is constant
-        # over a group of inputs.
+        # Xu et al. 2023 (arXiv 2309.14717): `a` acts on sums of a group of inputs.
         Variant("qa_lora", grouped=True),
     )
 }
@@ -84,9 +78,4 @@ def variant_named(name: str) -> Variant:
     Raises:
         ValueError: there is none; near names are listed.
     """
-    if name not in VARIANTS:
-        raise ValueError(
-            f"Unknown LoRA variant {name!r}. Variants are {', '.join(VARIANTS)}; nearest: "
-            f"{nearest(name, VARIANTS, 1)[0]!r}."
-        )
-    return VARIANTS[name]
+    return entry(VARIANTS, name, "LoRA variant")

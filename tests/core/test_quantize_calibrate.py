@@ -10,11 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax.core.calibrate import awq, gptq, output_error, scale_search, second_moment
+from lora_jax.core.calibrate import awq, gptq, scale_search, second_moment
 from lora_jax.core.quantize import QuantSpec, bytes_of, quantize
 
 SITES = ("layers_2/attn/q", "layers_3/mlp/up")
 SPEC = QuantSpec("int4", 64, double=False)
+
+
+def output_error(w, q, moment):
+    """The root mean square of x (w - q) over that of x w, for inputs with this second moment."""
+
+    def energy(off):
+        return jnp.einsum("io,ij,jo->", off, moment, off, optimize=True)
+
+    w = w.astype(jnp.float32)
+    return jnp.sqrt(energy(w - q.matrix(jnp.float32)) / energy(w))
 
 
 @pytest.fixture(scope="module")

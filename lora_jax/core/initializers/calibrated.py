@@ -1,5 +1,4 @@
-"""Initialisers that look at data: LoRA-GA (a gradient of W), EVA and CorDA (second moments of W's
-inputs).
+"""Initialisers that look at data: LoRA-GA (W's gradient), EVA and CorDA (its inputs' moments).
 
 `lora_jax.adapters.calibration` measures both over batches.
 """
@@ -79,8 +78,7 @@ def corda_kpm(
 def _corda(w: Array, data: Array, spec: LoraSpec, *, last: bool) -> Start:
     w = w.astype(jnp.float32)
     moment = data.astype(jnp.float32)
-    # The product a @ b does not depend on the moment's scale, the balance between a and b does: one
-    # unit for all sites.
+    # The balance between a and b depends on the moment's scale: one unit for all sites.
     moment = moment / jnp.maximum(jnp.trace(moment) / moment.shape[0], 1e-30)
     moment, inverse = _damped_inverse(moment)
     u, s, vt = jnp.linalg.svd(moment @ w, full_matrices=False)
@@ -91,10 +89,10 @@ def _corda(w: Array, data: Array, spec: LoraSpec, *, last: bool) -> Start:
 
 
 def _damped_inverse(moment: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
-    """The moment with 0.01 of its mean diagonal added, doubled until the inverse is one to within
-    0.05, and that inverse.
+    """The moment with 0.01 of its mean diagonal added, and its inverse.
 
-    As in PEFT and in the authors' code, with a limit of 20 doublings.
+    What is added is doubled until their product is the identity to within 0.05, as in PEFT and in
+    the authors' code, with a limit of 20 doublings.
     """
     eye = jnp.eye(moment.shape[0], dtype=moment.dtype)
     unit = jnp.trace(moment) / moment.shape[0]

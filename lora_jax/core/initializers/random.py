@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lora_jax.core.initializers.start import Start, shape_of
+from lora_jax.core.initializers.start import Start
 from lora_jax.core.lowrank import LoraSpec
 
 
@@ -18,7 +18,7 @@ def kaiming(w: Any, data: None, key: jax.Array, spec: LoraSpec) -> Start:
     """`a` uniform in +-1/sqrt(in): what PEFT and loralib do (Kaiming uniform with a = sqrt 5); `b`
     0.
     """
-    rows, out = shape_of(w)
+    rows, out = w.shape
     bound = 1 / math.sqrt(rows)
     a = jax.random.uniform(key, (rows, spec.rank), jnp.float32, -bound, bound)
     return Start(a, jnp.zeros((spec.rank, out), jnp.float32))
@@ -28,7 +28,7 @@ def gaussian(w: Any, data: None, key: jax.Array, spec: LoraSpec) -> Start:
     """`a` normal with standard deviation 1/rank (PEFT's `gaussian`; the LoRA paper gives no
     deviation); `b` 0.
     """
-    rows, out = shape_of(w)
+    rows, out = w.shape
     return Start(
         jax.random.normal(key, (rows, spec.rank), jnp.float32) / spec.rank,
         jnp.zeros((spec.rank, out), jnp.float32),
@@ -45,7 +45,7 @@ def orthogonal(w: Any, data: None, key: jax.Array, spec: LoraSpec) -> Start:
     Raises:
         ValueError: the rank is odd.
     """
-    rows, out = shape_of(w)
+    rows, out = w.shape
     if spec.rank % 2:
         raise ValueError(
             "init='orthogonal' needs an even rank (its two halves are orthogonal), got "

@@ -1,6 +1,4 @@
-"""Initialisers that decompose the weight: PiSSA, OLoRA, and those that store another quantised
-base, LoftQ and QPiSSA.
-"""
+"""Initialisers that decompose the weight: PiSSA, OLoRA; LoftQ and QPiSSA choose a base."""
 
 from __future__ import annotations
 
@@ -103,8 +101,9 @@ def loftq(
 def qpissa(
     w: Float[Array, "*stack in out"], data: QuantSpec, key: jax.Array, spec: LoraSpec
 ) -> tuple[Float[Array, "*stack in r"], Float[Array, "*stack r out"], QuantizedArray]:
-    """PiSSA's factors and its residual, quantised (QPiSSA, Meng et al. 2024, section 4): less is
-    lost, as the large part is not cut.
+    """PiSSA's factors and its residual, quantised (QPiSSA, Meng et al. 2024, section 4).
+
+    Less is lost than of W itself, since its largest part is in the factors.
     """
 
     def one(x: Array) -> Start:

@@ -12,11 +12,9 @@ from lora_jax.core.lowrank import LoraSpec
 
 
 class Start(NamedTuple):
-    """First factors of one matrix, and what the base has to become so that base + scale * a @ b is
-    the pretrained weight.
+    """First factors of one matrix, and what then remains of the pretrained weight.
 
-    residual: None where nothing is taken out of the base (`scale * a @ b` is 0); else `W - scale *
-        a @ b`, dense or quantised.
+    residual: `W - scale * a @ b`; None where nothing is taken out of the base (`a @ b` is 0).
     """
 
     a: Float[Array, "in r"]
@@ -24,16 +22,12 @@ class Start(NamedTuple):
     residual: Any = None
 
 
-def shape_of(w: Any) -> tuple[int, int]:
-    """Rows and columns of a matrix, or of its shape."""
-    return tuple(w.shape)
-
-
 def from_svd(
     u: Float[Array, "in n"], s: Float[Array, " n"], vt: Float[Array, "n out"], spec: LoraSpec
 ) -> tuple[Float[Array, "in r"], Float[Array, "r out"]]:
-    """Factors with `scale * a @ b = u diag(s) vt` for the first `rank` of n components, sqrt(s /
-    |scale|) in each.
+    """Factors with `scale * a @ b = u diag(s) vt` of the first `rank` of n components.
+
+    Each of the two gets sqrt(s / |scale|).
     """
     r, scale = spec.rank, spec.effective_scale
     root = jnp.sqrt(s[:r] / abs(scale))
