@@ -1,6 +1,4 @@
-"""Trained adapters on disk: adapter.safetensors with all that is needed to use them, and nothing of
-the base.
-"""
+"""Trained adapters on disk: adapter.safetensors has all that using them needs, nothing of the base."""
 
 from __future__ import annotations
 
@@ -60,6 +58,7 @@ def save_adapter(
         }
     if wrong := _not_finite(tensors):
         raise ValueError(f"{wrong} holds a NaN or an infinity; the adapter was not saved.")
+
     axes = {path: leaf.in_axes for path, leaf in trainable.items() if leaf.rank}
     metadata = {
         "format": _FORMAT,
@@ -89,6 +88,48 @@ def load_adapter(
     """
     path = Path(folder) / FILE
     tensors, metadata = safetensors.read(path), safetensors.read_metadata(path)
+    _check(path, tensors, metadata, base)
+
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        site, _, part = name.rpartition("#")
+        parts.setdefault(site, {})[part] = jnp.asarray(value)
+    axes = json.loads(metadata["in_axes"])
+    variants = json.loads(metadata.get("variants", "{}"))
+    trainable: dict[str, Any] = {}
+    for site, values in parts.items():
+        static = dict(variants.get(site, {}))
+        kind = _KINDS.get(static.pop("kind", ""))
+        if set(values) == {"whole"}:
+            trainable[site] = TrainedWeight(value=values["whole"])
+        elif kind is not None and set(values) <= set(array_fields(kind)):
+            trainable[site] = kind(**values, **static)
+        elif {"a", "b", "scale"} <= set(values) <= set(array_fields(LowRank)) and site in axes:
+            # JSON has lists where fields are tuples.
+            static = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in static.items()
+            }
+            trainable[site] = LowRank(**values, in_axes=tuple(axes[site]), **static)
+        else:
+            raise ValueError(
+                f"{path}: {site!r} has the parts {sorted(values)}; needed a, b and scale, or "
+                "whole. The file is incomplete."
+            )
+
+    if missing := sorted((set(axes) | set(variants)) - set(trainable)):
+        raise ValueError(
+            f"{path} lacks the factors of {len(missing)} sites that its metadata names, such as "
+            f"{missing[0]!r}."
+        )
+    if not trainable:
+        raise ValueError(f"{path} holds no adapter: it has no tensors.")
+    return trainable, metadata
+
+
+def _check(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], base: str | None
+) -> None:
     if metadata.get("format") != _FORMAT:
         raise ValueError(
             f"{path} is not an adapter of this library (format {metadata.get('format')!r}, needed "
@@ -105,39 +146,6 @@ def load_adapter(
         raise ValueError(
             f"{path}: {wrong} holds a NaN or an infinity. Train it again from a sound checkpoint."
         )
-    parts: dict[str, dict[str, Any]] = {}
-    for name, value in tensors.items():
-        site, _, part = name.rpartition("#")
-        parts.setdefault(site, {})[part] = jnp.asarray(value)
-    axes = json.loads(metadata["in_axes"])
-    variants = json.loads(metadata.get("variants", "{}"))
-    trainable: dict[str, Any] = {}
-    for site, values in parts.items():
-        static = dict(variants.get(site, {}))
-        kind = _KINDS.get(static.pop("kind", ""))
-        if set(values) == {"whole"}:
-            trainable[site] = TrainedWeight(value=values["whole"])
-        elif kind is not None and set(values) <= set(array_fields(kind)):
-            trainable[site] = kind(**values, **static)
-        elif {"a", "b", "scale"} <= set(values) <= set(array_fields(LowRank)) and site in axes:
-            static = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in static.items()
-            }
-            trainable[site] = LowRank(**values, in_axes=tuple(axes[site]), **static)
-        else:
-            raise ValueError(
-                f"{path}: {site!r} has the parts {sorted(values)}; needed a, b and scale, or "
-                "whole. The file is incomplete."
-            )
-    if missing := sorted((set(axes) | set(variants)) - set(trainable)):
-        raise ValueError(
-            f"{path} lacks the factors of {len(missing)} sites that its metadata names, such as "
-            f"{missing[0]!r}."
-        )
-    if not trainable:
-        raise ValueError(f"{path} holds no adapter: it has no tensors.")
-    return trainable, metadata
 
 
 def _not_finite(tensors: Mapping[str, np.ndarray]) -> str | None:

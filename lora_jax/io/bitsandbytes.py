@@ -1,5 +1,4 @@
-"""bitsandbytes' 4-bit and 8-bit weights: its bytes, and its safetensors state dicts, read and
-written.
+"""bitsandbytes' 4-bit and 8-bit weights: its bytes, and its state dicts in safetensors, both ways.
 
 bitsandbytes 0.50 stores a weight (out, in), row by row, in blocks that run on from one row to the
 next. Where in is a multiple of the block size, that is our own layout transposed. Elsewhere
@@ -130,8 +129,8 @@ def to_tensors(name: str, q: QuantizedArray) -> dict[str, np.ndarray]:
         integers = (np.asarray(q.codes).astype(np.int16) - 128).astype(np.int8)
         stem = name.removesuffix("weight")
         return {
-            name: _own(integers.T),
-            f"{stem}SCB": _own(np.asarray(q.scale)[0]),
+            name: np.asarray(integers.T, order="C"),
+            f"{stem}SCB": np.asarray(q.scale)[0],
             f"{stem}weight_format": np.zeros((), np.uint8),
         }
     _check_type(spec.format, spec.block_size, name)
@@ -173,7 +172,7 @@ def to_tensors(name: str, q: QuantizedArray) -> dict[str, np.ndarray]:
             "nested_offset": float(scale.offset),
         }
     tensors[f"{name}.{_STATE}{spec.format}"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
-    return {name: _own(codes)} | {key: _own(value) for key, value in tensors.items()}
+    return {key: np.asarray(value, order="C") for key, value in ({name: codes} | tensors).items()}
 
 
 def from_tensors(
@@ -196,6 +195,10 @@ def from_tensors(
         )
     if f"{stem}SCB" in tensors:
         return _from_8bit(name, stem, tensors, dtype)
+    return _from_4bit(name, tensors)
+
+
+def _from_4bit(name: str, tensors: Mapping[str, Any]) -> QuantizedArray:
     parts = {
         key.removeprefix(f"{name}."): np.asarray(value)
         for key, value in tensors.items()
@@ -228,42 +231,39 @@ def from_tensors(
     # FSDP stores the bytes as numbers of another dtype.
     codes = stored.reshape(-1).view(np.uint8)
     _check(name, "weight", codes, "uint8", -(-out * rows // 2))
-    scale: Any = parts["absmax"]
-    if double:
-        _check(
-            name,
-            "nested_absmax",
-            parts["nested_absmax"],
-            "float32",
-            -(-blocks // blockwise.BLOCK),
-        )
-        _check(name, "nested_quant_map", parts["nested_quant_map"], "float32", 256)
-        if not np.array_equal(parts["nested_quant_map"], codebooks.dynamic_map()):
-            raise ValueError(
-                f"{name}.nested_quant_map is not the signed dynamic map. Only that is read."
-            )
-        offset = jnp.float32(state["nested_offset"])
-        scale = DoubleQuantized(
-            codes=jnp.asarray(scale), absmax=jnp.asarray(parts["nested_absmax"]), offset=offset
-        )
-    spec = QuantSpec(kind, block, double)
+
+    scale: Any = _nested(name, parts, state["nested_offset"]) if double else parts["absmax"]
     common = {
-        "spec": spec,
+        "spec": QuantSpec(kind, block, double),
         "kernel_shape": (rows, out),
         "in_axes": (0,),
         "dtype": jnp.dtype(state["dtype"]),
     }
     if rows % block:
-        return FlatQuantized(
-            codes=jnp.asarray(codes[:, None]),
-            scale=scale if double else jnp.asarray(scale[:, None]),
-            **common,
-        )
+        scale = scale if double else jnp.asarray(scale[:, None])
+        return FlatQuantized(codes=jnp.asarray(codes[:, None]), scale=scale, **common)
+
+    # Blocks end with the rows: theirs, transposed, are ours.
     matrix = _halves(codes[:, None], out * rows).reshape(out, rows).T
+    scale = scale if double else jnp.asarray(scale.reshape(out, rows // block).T)
     return QuantizedArray(
-        codes=jnp.asarray((matrix[::2] << 4) | matrix[1::2]),
-        scale=scale if double else jnp.asarray(scale.reshape(out, rows // block).T),
-        **common,
+        codes=jnp.asarray((matrix[::2] << 4) | matrix[1::2]), scale=scale, **common
+    )
+
+
+def _nested(name: str, parts: Mapping[str, np.ndarray], offset: float) -> DoubleQuantized:
+    """The scales of a weight whose scales are quantised themselves."""
+    groups = -(-parts["absmax"].size // blockwise.BLOCK)
+    _check(name, "nested_absmax", parts["nested_absmax"], "float32", groups)
+    _check(name, "nested_quant_map", parts["nested_quant_map"], "float32", 256)
+    if not np.array_equal(parts["nested_quant_map"], codebooks.dynamic_map()):
+        raise ValueError(
+            f"{name}.nested_quant_map is not the signed dynamic map. Only that is read."
+        )
+    return DoubleQuantized(
+        codes=jnp.asarray(parts["absmax"]),
+        absmax=jnp.asarray(parts["nested_absmax"]),
+        offset=jnp.float32(offset),
     )
 
 
@@ -307,9 +307,8 @@ def write(path: Path | str, weights: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, np.ndarray] = {}
     for name, weight in weights.items():
-        tensors |= (
-            to_tensors(name, weight) if isinstance(weight, QuantizedArray) else {name: _own(weight)}
-        )
+        quantized = isinstance(weight, QuantizedArray)
+        tensors |= to_tensors(name, weight) if quantized else {name: np.asarray(weight)}
     safetensors.write(path, tensors, {"format": "pt"})
 
 
@@ -401,10 +400,6 @@ def _bytes_of(codes: np.ndarray) -> np.ndarray:
     return ((codes[::2] << 4) | codes[1::2])[:, None]
 
 
-def _own(array: Any) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(array)).reshape(np.shape(array))
-
-
 # --- What the CPU backend of bitsandbytes 0.50 does, to the byte.
 
 
@@ -419,33 +414,23 @@ def _as_on_cpu(flat: np.ndarray, kind: str, block: int, double: bool) -> tuple[A
         unit[-1] = padded[-1] / absmax[-1]
     table = codebooks.format_named(kind).table()
     order = np.lexsort((np.arange(16), table + 0.0))  # +0 before -0
-    codes = order.astype(np.uint8)[
-        np.searchsorted(
-            codebooks.midpoints(table[order]), np.clip(unit, -1, 1).reshape(-1)[:n], side="left"
-        )
-    ]
-    codes = (
-        np.append(codes, order[np.searchsorted(codebooks.midpoints(table[order]), 0.0)])
-        if n % 2
-        else codes
-    )
+    # The half of the last byte that is left over holds the code of 0.
+    filled = np.append(np.clip(unit, -1, 1).reshape(-1)[:n], np.zeros(n % 2, np.float32))
+    codes = order[np.searchsorted(codebooks.midpoints(table[order]), filled, side="left")]
     packed = jnp.asarray(_bytes_of(codes.astype(np.uint8)))
     if not double:
         return packed, jnp.asarray(absmax[:, None])
+
     offset = np.asarray(scales.mean(jnp.asarray(absmax)))
     centred = absmax - offset
     groups = np.pad(centred, (0, -centred.size % blockwise.BLOCK)).reshape(-1, blockwise.BLOCK)
     largest = np.abs(groups).max(1)
     # A group of zeros has code 0, not the code of 0.
-    inverse = np.where(
-        largest > 0, np.float32(1) / np.where(largest > 0, largest, np.float32(1)), 0
-    )
-    index = (
-        (groups * inverse[:, None] + np.float32(1)) * np.float32(32767.5) + np.float32(0.5)
-    ).astype(np.int64)
-    second = np.where(largest[:, None] > 0, _scale_table()[np.clip(index, 0, 65535)], 0).astype(
-        np.uint8
-    )
+    some = largest > 0
+    inverse = np.where(some, np.float32(1) / np.where(some, largest, np.float32(1)), 0)
+    place = (groups * inverse[:, None] + np.float32(1)) * np.float32(32767.5) + np.float32(0.5)
+    index = np.clip(place.astype(np.int64), 0, 65535)
+    second = np.where(some[:, None], _scale_table()[index], 0).astype(np.uint8)
     return packed, DoubleQuantized(
         codes=jnp.asarray(second.reshape(-1)[: centred.size]),
         absmax=jnp.asarray(largest),
@@ -456,6 +441,5 @@ def _as_on_cpu(flat: np.ndarray, kind: str, block: int, double: bool) -> tuple[A
 @functools.cache
 def _scale_table() -> np.ndarray:
     steps = (np.arange(65536) / 32767.5 - 1).astype(np.float32)
-    return np.searchsorted(codebooks.midpoints(codebooks.dynamic_map()), steps, side="left").astype(
-        np.uint8
-    )
+    between = codebooks.midpoints(codebooks.dynamic_map())
+    return np.searchsorted(between, steps, side="left").astype(np.uint8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from lora_jax.io.config_json import Raw, whole_numbers
@@ -148,51 +147,48 @@ def rotary(
             f"partial_rotary_factor {share!r} is not supported in a {raw.get('model_type')!r}, "
             "which transformers rotates whole; needed 1.0"
         )
-    common = dict(
+    return Rotary(
         base=_number("rope_theta", told.get("rope_theta", raw.get("rope_theta", base))),
         fraction=_number("partial_rotary_factor", fraction if share is None else share),
+        **({} if kind in ("default", None) else _scaled(kind, told, raw)),
     )
-    if kind in ("default", None):
-        return Rotary(**common)
-    whole = raw["max_position_embeddings"]
-    original = (
-        told.get("original_max_position_embeddings")
-        or raw.get("original_max_position_embeddings")
-        or whole
-    )
+
+
+def _scaled(kind: Any, told: Raw, raw: Raw) -> dict[str, Any]:
+    """How positions are scaled beyond those of the pretraining, as arguments of `Rotary`."""
     if kind == "linear":
-        return Rotary(**common, scaling="linear", factor=_of(told, "factor"))
+        return dict(scaling="linear", factor=_number("factor", told["factor"]))
+
+    longest = raw["max_position_embeddings"]
+    name = "original_max_position_embeddings"
+    original = told.get(name) or raw.get(name) or longest
     if kind == "llama3":
-        return Rotary(
-            **common,
+        return dict(
             scaling="llama3",
-            factor=_of(told, "factor"),
+            factor=_number("factor", told["factor"]),
             original_positions=int(original),
-            low_freq=_of(told, "low_freq_factor"),
-            high_freq=_of(told, "high_freq_factor"),
+            low_freq=_number("low_freq_factor", told["low_freq_factor"]),
+            high_freq=_number("high_freq_factor", told["high_freq_factor"]),
         )
+    stretched = {
+        "factor": _number("factor", told.get("factor") or longest / original),
+        "original_positions": int(original),
+        "attention_factor": told.get("attention_factor"),
+    }
     if kind == "yarn":
-        return Rotary(
-            **common,
+        return stretched | dict(
             scaling="yarn",
-            factor=_number("factor", told.get("factor") or whole / original),
-            original_positions=int(original),
             beta_fast=_number("beta_fast", told.get("beta_fast") or 32),
             beta_slow=_number("beta_slow", told.get("beta_slow") or 1),
             truncate=told.get("truncate", True),
             mscale=told.get("mscale"),
             mscale_all_dim=told.get("mscale_all_dim"),
-            attention_factor=told.get("attention_factor"),
         )
     if kind in ("longrope", "su"):
-        return Rotary(
-            **common,
+        return stretched | dict(
             scaling="longrope",
-            factor=_number("factor", told.get("factor") or whole / original),
-            original_positions=int(original),
             short_factors=tuple(map(float, told["short_factor"])),
             long_factors=tuple(map(float, told["long_factor"])),
-            attention_factor=told.get("attention_factor"),
         )
     raise ValueError(
         f"the rotary scaling {kind!r} is not supported; needed one of default, linear, llama3, "
@@ -235,10 +231,6 @@ def _scaling(rotary: Rotary) -> dict[str, Any]:
     if rotary.attention_factor is not None:
         out["attention_factor"] = rotary.attention_factor
     return out
-
-
-def _of(told: Mapping[str, Any], name: str) -> float:
-    return _number(name, told[name])
 
 
 def _number(name: str, value: Any) -> float:

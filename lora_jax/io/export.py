@@ -23,11 +23,8 @@ from lora_jax.io.names import in_layout
 from lora_jax.io.weights import save_decoder
 from lora_jax.models.decoder_config import DecoderConfig
 
-_KEPT = (
-    "ffn_gate_inp.weight",
-    "ffn_gate_inp_shexp.weight",
-    "position_embd.weight",
-)  # llama.cpp keeps these in F32
+# llama.cpp keeps these in F32.
+_KEPT = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight")
 
 
 def export_merged(
@@ -90,11 +87,7 @@ def export_gguf(
     metadata, factors = header_of(config)
     flat = flatten(params)
     told = tokenizer_keys(source, arch, config.vocab_size)
-    kinds = {
-        "F32": gguf.GGMLQuantizationType.F32,
-        "F16": gguf.GGMLQuantizationType.F16,
-        "Q8_0": gguf.GGMLQuantizationType.Q8_0,
-    }
+
     path = Path(path)
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     writer = gguf.GGUFWriter(str(new), arch)  # This writes general.architecture as well.
@@ -104,18 +97,16 @@ def export_gguf(
                 _add(writer, key, value)
         for name, factor in factors.items():
             writer.add_tensor(name, factor)
-        for name, tensor in experts_together(
-            named_tensors(in_layout(gguf_names(config), flat), flat)
-        ):
+        tensors = named_tensors(in_layout(gguf_names(config), flat), flat)
+        for name, tensor in experts_together(tensors):
             stored = _format_of(name, tensor, format)
             if stored == "F16" and np.abs(tensor).max() > np.finfo(np.float16).max:
                 raise ValueError(
                     f"{name} holds {np.abs(tensor).max():g}, more than float16 can. Use format "
                     "'F32'."
                 )
-            writer.add_tensor(
-                name, gguf.quants.quantize(tensor, kinds[stored]), raw_dtype=kinds[stored]
-            )
+            kind = gguf.GGMLQuantizationType[stored]
+            writer.add_tensor(name, gguf.quants.quantize(tensor, kind), raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -22,19 +22,7 @@ from lora_jax.io.gguf_blocks import FORMATS, OTHERS, BlockFormat
 
 _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
-_SCALARS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+_SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # as `struct` calls them
 _ROWS = 8 << 20  # weights that are dequantised at a time, so that temporaries stay small
 _MAX_DIMS = 4
 _MAX_DEPTH = 4  # arrays in arrays; files in use have none

@@ -102,26 +102,21 @@ def _four_bits(b: UInt8[np.ndarray, "n 128"]) -> np.ndarray:
 def _q4_k(b: np.ndarray) -> np.ndarray:
     scales, mins = _scales_and_mins(b[:, 4:16])
     codes = _four_bits(b[:, 16:144]).astype(np.float32)
-    return np.repeat(_half(b[:, :2]) * scales, 32, -1) * codes - np.repeat(
-        _half(b[:, 2:4]) * mins, 32, -1
-    )
+    least = np.repeat(_half(b[:, 2:4]) * mins, 32, -1)
+    return np.repeat(_half(b[:, :2]) * scales, 32, -1) * codes - least
 
 
 def _q5_k(b: np.ndarray) -> np.ndarray:
     scales, mins = _scales_and_mins(b[:, 4:16])
     fifth = (b[:, None, 16:48] >> np.arange(8, dtype=np.uint8).reshape(1, 8, 1)) & 1
     codes = (_four_bits(b[:, 48:176]) | (fifth.reshape(-1, _K) << 4)).astype(np.float32)
-    return np.repeat(_half(b[:, :2]) * scales, 32, -1) * codes - np.repeat(
-        _half(b[:, 2:4]) * mins, 32, -1
-    )
+    least = np.repeat(_half(b[:, 2:4]) * mins, 32, -1)
+    return np.repeat(_half(b[:, :2]) * scales, 32, -1) * codes - least
 
 
 def _q6_k(b: np.ndarray) -> np.ndarray:
     low = _nibbles(b[:, :128].reshape(-1, 2, 64)).reshape(-1, _K)
-    high = (
-        b[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
-    ) & 3
-    codes = (low | (high.reshape(-1, _K) << 4)).astype(np.float32) - 32
+    codes = (low | (_two_bits(b[:, 128:192]) << 4)).astype(np.float32) - 32
     scales = np.ascontiguousarray(b[:, 192:208]).view(np.int8).astype(np.float32)
     return np.repeat(_half(b[:, 208:210]) * scales, 16, -1) * codes
 

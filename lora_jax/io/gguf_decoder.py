@@ -15,12 +15,12 @@ from lora_jax.io.family import Family
 from lora_jax.models.decoder_config import DecoderConfig, Experts
 from lora_jax.models.rotary import Rotary
 
-FREQUENCIES, SHORT, LONG = (
+# Tensors that `gguf_config` reads, not the table.
+FREQUENCIES, SHORT, LONG = IGNORED = (
     "rope_freqs.weight",
     "rope_factors_short.weight",
     "rope_factors_long.weight",
 )
-IGNORED = (FREQUENCIES, SHORT, LONG)  # tensors that `gguf_config` reads, not the table
 # Keys that say how a model computes, of all that a file may say about its architecture.
 _TELLING = re.compile(r"(rope|attention)\..*|.*(softcapping|scale|expert).*")
 # Those of them that change nothing: sizes that the tensors show, notes, and values that stand for
@@ -99,11 +99,8 @@ def gguf_config(file: Header) -> DecoderConfig:
 
 
 def _config(file: Header, keys: _Keys, family: Family) -> DecoderConfig:
-    hidden, heads, layers = (
-        keys["embedding_length"],
-        keys["attention.head_count"],
-        keys["block_count"],
-    )
+    needed = ("embedding_length", "attention.head_count", "block_count")
+    hidden, heads, layers = (keys[name] for name in needed)
     if "token_embd.weight" not in file:
         raise ValueError(
             f"{file.path} has no tensor 'token_embd.weight'. Give the file of a language model."
@@ -128,6 +125,7 @@ def _config(file: Header, keys: _Keys, family: Family) -> DecoderConfig:
             f"{file.shape(attended) if attended in file else 'of none'}. If it is changed, fetch "
             "it again."
         )
+
     rms = keys.get("attention.layer_norm_rms_epsilon")
     sizes = dict(
         family=family.name,
@@ -234,18 +232,16 @@ def _rotary(file: Header, keys: _Keys, head_dim: int) -> Rotary:
         )
     if SHORT in file and LONG in file:
         short, long = (tuple(np.asarray(file[name], np.float64).tolist()) for name in (SHORT, LONG))
-        scaled = {
-            "factor": keys["context_length"] / original,
-            "attention_factor": keys.get("rope.scaling.attn_factor"),
-        }
         return Rotary(
             **common,
             scaling="longrope",
+            factor=keys["context_length"] / original,
             original_positions=original,
             short_factors=short,
             long_factors=long,
-            **scaled,
+            attention_factor=keys.get("rope.scaling.attn_factor"),
         )
+
     if kind == "linear" and factor:
         return Rotary(**common, scaling="linear", factor=float(factor))
     if kind == "yarn" and factor:

@@ -79,23 +79,7 @@ def gguf_tokenizer(keys: Mapping[str, Any], path: Path | str) -> TextTokenizer:
         raise ValueError(
             f"{path} has the tokenizer {kind!r}, which is not supported; needed 'llama' or 'gpt2'."
         )
-    types = keys.get("tokenizer.ggml.token_type") or []
-    known = backend.get_vocab()
-    named = [(token, type_) for token, type_ in zip(tokens, types) if token in known]
-    backend.add_special_tokens(
-        [
-            AddedToken(token, normalized=False, special=True)
-            for token, type_ in named
-            if type_ == CONTROL
-        ]
-    )
-    backend.add_tokens(
-        [
-            AddedToken(token, normalized=False, special=False)
-            for token, type_ in named
-            if type_ == USER_DEFINED
-        ]
-    )
+    _add_tokens(backend, tokens, keys.get("tokenizer.ggml.token_type") or [])
     if backend.get_vocab_size() != len(tokens):
         raise ValueError(
             f"{path} has {len(tokens)} tokens, of which {backend.get_vocab_size()} differ. Convert "
@@ -103,14 +87,9 @@ def gguf_tokenizer(keys: Mapping[str, Any], path: Path | str) -> TextTokenizer:
         )
     bos, eos, pad = (_id(path, keys, name, len(tokens)) for name in ("bos", "eos", "padding"))
     template = keys.get("tokenizer.chat_template")
-    ends = {
-        eos,
-        *(
-            backend.token_to_id(token)
-            for token in ("<end_of_turn>", "<|eot_id|>", "<|im_end|>")
-            if template and token in template
-        ),
-    }
+    # What ends a turn by the template ends an answer as well.
+    turns = ("<end_of_turn>", "<|eot_id|>", "<|im_end|>")
+    ends = {backend.token_to_id(token) for token in turns if token in (template or "")}
     eos_ids = tuple(dict.fromkeys(i for i in (eos, *sorted(ends - {None})) if i is not None))
     return TextTokenizer(
         backend,
@@ -125,15 +104,24 @@ def gguf_tokenizer(keys: Mapping[str, Any], path: Path | str) -> TextTokenizer:
     )
 
 
+def _add_tokens(backend: Tokenizer, tokens: list[str], types: list[int]) -> None:
+    """Says which tokens are found in a text before it is split."""
+    known = backend.get_vocab()
+    named = [(token, type_) for token, type_ in zip(tokens, types) if token in known]
+    for wanted, add in ((CONTROL, backend.add_special_tokens), (USER_DEFINED, backend.add_tokens)):
+        special = wanted == CONTROL
+        chosen = [token for token, type_ in named if type_ == wanted]
+        add([AddedToken(token, normalized=False, special=special) for token in chosen])
+
+
 def _sentencepiece(
     path: Path | str, tokens: list[str], keys: Mapping[str, Any], *, arch: str
 ) -> Tokenizer:
     gemma = arch.startswith("gemma")
     if gemma:  # Runs of spaces are kept as spaces in these files, and looked up as '▁'.
         tokens = ["▁" * len(token) if token and not token.strip(" ") else token for token in tokens]
-        rank = {
-            token: -n for n, token in enumerate(tokens)
-        }  # Gemma's merges follow the order of its tokens, not their scores.
+        # Gemma's merges follow the order of its tokens, not their scores.
+        rank = {token: -n for n, token in enumerate(tokens)}
     else:
         scores = keys.get("tokenizer.ggml.scores")
         if not isinstance(scores, list) or len(scores) != len(tokens):
@@ -157,9 +145,8 @@ def _sentencepiece(
     if gemma:
         backend.normalizer = normalizers.Replace(" ", "▁")
         backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    elif (
-        prefix and arch == "phi3"
-    ):  # Unlike in LLaMA's, a text that begins with a space gets the prefix as well.
+    elif prefix and arch == "phi3":
+        # Unlike in LLaMA's, a text that begins with a space gets the prefix as well.
         backend.normalizer = normalizers.Sequence(
             [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
         )

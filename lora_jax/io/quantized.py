@@ -49,9 +49,9 @@ def save_quantized(
     boxes: dict[str, Any] = {}
     for path, leaf in flatten(tree).items():
         if not isinstance(leaf, QuantizedArray):
-            tensors[path] = _contiguous(leaf)
+            tensors[path] = np.asarray(leaf)
             continue
-        tensors |= {f"{path}#{name}": _contiguous(array) for name, array in _parts(leaf)}
+        tensors |= {f"{path}#{name}": np.asarray(array) for name, array in _parts(leaf)}
         kind = next(kind for kind, box in _KINDS.items() if type(leaf) is box)
         boxes[path] = {
             "kind": kind, "spec": _stored(leaf.spec), "kernel_shape": leaf.kernel_shape, "in_axes": leaf.in_axes,
@@ -123,11 +123,6 @@ def load_quantized(folder: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
     return unflatten(flat), json.loads(text["metadata"])
 
 
-def _contiguous(array: Any) -> np.ndarray:
-    # numpy would make an array of one number of a number.
-    return np.ascontiguousarray(array).reshape(np.shape(array))
-
-
 def _parts(q: QuantizedArray) -> Iterator[tuple[str, Any]]:
     yield "codes", q.codes
     for name, part in (("scale", q.scale), ("zero", q.zero)):
@@ -158,7 +153,8 @@ def _box(box: Mapping[str, Any], parts: dict[str, jax.Array]) -> QuantizedArray:
     if parts:
         raise ValueError(f"left over: {sorted(parts)}")
     rows, out = q.rows, math.prod(kernel_shape) // q.rows
-    rows, out = (rows * out, 1) if isinstance(q, FlatQuantized) else (rows, out)
+    if isinstance(q, FlatQuantized):  # its blocks run on from row to row
+        rows, out = rows * out, 1
     blocks = block_sizes(rows, spec.block_size)[1]
     _expect("codes", q.codes, (bit_packing.packed_rows(rows, spec.bits), out), np.uint8)
     for name, value in (("scale", q.scale), ("zero", q.zero)):
@@ -168,19 +164,11 @@ def _box(box: Mapping[str, Any], parts: dict[str, jax.Array]) -> QuantizedArray:
             groups = -(-blocks * out // blockwise.BLOCK)
             _expect(f"{name}.codes", value.codes, (blocks * out,), np.uint8)
             _expect(f"{name}.absmax", value.absmax, (groups,), np.float32)
-            _expect(
-                f"{name}.offset",
-                value.offset,
-                (groups,) if value.level == "log" else (),
-                np.float32,
-            )
+            offsets = (groups,) if value.level == "log" else ()
+            _expect(f"{name}.offset", value.offset, offsets, np.float32)
         elif value is not None:
-            _expect(
-                name,
-                value,
-                (blocks, out),
-                np.uint8 if spec.scale_dtype == "e8m0" and name == "scale" else spec.scale_dtype,
-            )
+            powers = spec.scale_dtype == "e8m0" and name == "scale"
+            _expect(name, value, (blocks, out), np.uint8 if powers else spec.scale_dtype)
     return q
 
 

@@ -145,20 +145,14 @@ def _alternating(keys: Any, sizes: Mapping[str, Any], pattern: Any) -> dict[str,
     are local.
     """
     layers = sizes["num_layers"]
-    local = (
-        tuple(map(bool, pattern))
-        if isinstance(pattern, list)
-        else tuple(bool((n + 1) % pattern) for n in range(layers))
-    )
-    divisor = (
-        sizes["hidden_size"] / sizes["num_heads"]
-        if layers == _LARGEST[keys.architecture]
-        else sizes["head_dim"]
-    )
+    if not isinstance(pattern, list):
+        pattern = [(n + 1) % pattern for n in range(layers)]
+    largest = layers == _LARGEST[keys.architecture]
+    divisor = sizes["hidden_size"] / sizes["num_heads"] if largest else sizes["head_dim"]
     return _scaled(keys, sizes) | {
         "post_norms": True,
         "window": keys["attention.sliding_window"],
-        "local_layers": local,
+        "local_layers": tuple(map(bool, pattern)),
         "query_scale": divisor**-0.5,
     }
 

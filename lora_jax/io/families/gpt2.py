@@ -81,12 +81,7 @@ def _table(config: DecoderConfig) -> Table:
 _GGUF = Gguf(
     "gpt2",
     lambda config: {**MODULES, **fused(_QKV, "blk.{}.attn_qkv", config.qkv_sizes)},
-    said=lambda keys, sizes: {
-        "norm": "layer",
-        "gated": False,
-        "activation": "gelu_tanh",
-        "rotary": None,
-    },
+    said=lambda keys, sizes: dict(norm="layer", gated=False, activation="gelu_tanh", rotary=None),
 )
 FAMILIES = (
     Family(

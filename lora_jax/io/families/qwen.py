@@ -110,8 +110,7 @@ def _family(name: str, architecture: str, experts: bool | None = None) -> Family
     gguf = Gguf(
         architecture, lambda config: MODULES, said=lambda keys, sizes: norms, experts=experts
     )
-    table = lambda config: _TABLE
-    return Family(name, "decoder", _from_json, _to_json, table, gguf=gguf, **SHARED)
+    return Family(name, "decoder", _from_json, _to_json, lambda config: _TABLE, gguf=gguf, **SHARED)
 
 
 FAMILIES = (

@@ -43,20 +43,16 @@ def _from_json(raw: Raw) -> T5Config:
         activation=_ACTIVATIONS[activation],
         gated=gated == "gated",
         tied=tied,
-        scaled=raw.get(
-            "scale_decoder_outputs", tied
-        ),  # transformers 5 writes it apart from the tie
+        # transformers 5 writes it apart from the tie.
+        scaled=raw.get("scale_decoder_outputs", tied),
         start_id=raw.get("decoder_start_token_id") or 0,
     )
 
 
 def _to_json(config: T5Config) -> dict[str, Any]:
     activation = next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == config.activation)
-    form = (
-        "gated-gelu"
-        if config.gated and activation == "gelu_new"
-        else f"{'gated-' if config.gated else ''}{activation}"
-    )
+    if config.gated:
+        activation = "gated-gelu" if activation == "gelu_new" else f"gated-{activation}"
     return {
         "architectures": ["T5ForConditionalGeneration"],
         "model_type": "t5",
@@ -71,7 +67,7 @@ def _to_json(config: T5Config) -> dict[str, Any]:
         "relative_attention_num_buckets": config.buckets,
         "relative_attention_max_distance": config.max_distance,
         "layer_norm_epsilon": config.norm_eps,
-        "feed_forward_proj": form,
+        "feed_forward_proj": activation,
         "tie_word_embeddings": config.tied,
         "decoder_start_token_id": config.start_id,
         "pad_token_id": 0,
@@ -83,13 +79,10 @@ def _to_json(config: T5Config) -> dict[str, Any]:
 
 def _table(config: T5Config) -> Table:
     table = {"embed": "shared", "head": "lm_head"}
-    for stack, modules in (
-        ("encoder", {"attn": "SelfAttention", "mlp": "DenseReluDense"}),
-        (
-            "decoder",
-            {"attn": "SelfAttention", "cross": "EncDecAttention", "mlp": "DenseReluDense"},
-        ),
-    ):
+    # In the order in which a block has them.
+    of_decoder = {"attn": "SelfAttention", "cross": "EncDecAttention", "mlp": "DenseReluDense"}
+    of_encoder = {name: theirs for name, theirs in of_decoder.items() if name != "cross"}
+    for stack, modules in (("encoder", of_encoder), ("decoder", of_decoder)):
         # One table of relative positions, kept in the first block.
         first = f"{stack}.block.0.layer.0.SelfAttention"
         table |= {
