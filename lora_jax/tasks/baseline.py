@@ -39,8 +39,7 @@ def with_baseline(
         if longest + inserted > room:
             raise ValueError(
                 f"data.max_length {longest} and {inserted} inserted tokens need "
-                f"{longest + inserted} positions, and {config.model.name} has {room}. Lower one of "
-                "them."
+                f"{longest + inserted} positions, and {config.model.name} has {room}. Lower one."
             )
     added: dict[str, Any] = {}
     match config.method:

@@ -33,8 +33,8 @@ def check_sizes(
     if words > settings.vocab_size:
         raise ValueError(
             f"The tokenizer in {folder} has {words} words and the model's embedding "
-            f"{settings.vocab_size}: they do not "
-            "belong together. Use the tokenizer that the model was trained with."
+            f"{settings.vocab_size}: they do not belong together. Use the tokenizer that the model "
+            "was trained with."
         )
     if data.max_length > settings.max_positions:
         raise ValueError(

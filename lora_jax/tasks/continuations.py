@@ -40,31 +40,29 @@ def score_continuations(
         if not len(context) or not len(continuation) or len(continuation) > window:
             raise ValueError(
                 f"A continuation needs 1 to {window} tokens and a context before it, got "
-                f"{len(continuation)} after {len(context)}. "
-                "Begin an empty context with the model's bos token."
+                f"{len(continuation)} after {len(context)}. Begin an empty context with the "
+                "model's bos token."
             )
-    order = sorted(
-        range(len(requests)),
-        key=lambda n: -min(len(requests[n][0]) + len(requests[n][1]), window + 1),
-    )
+
+    # A token more than the window: the last one is predicted and never read.
+    texts = [[*context, *continuation][-(window + 1) :] for context, continuation in requests]
+    order = sorted(range(len(texts)), key=lambda n: -len(texts[n]))
     out: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
     for start in range(0, len(order), batch_size):
         members = order[start : start + batch_size]
-        whole = [(list(requests[n][0]) + list(requests[n][1]))[-(window + 1) :] for n in members]
-        longest = min(-(-(max(map(len, whole)) - 1) // multiple) * multiple, window)
+        longest = min(-(-(len(texts[members[0]]) - 1) // multiple) * multiple, window)
         tokens, labels = (np.full((batch_size, longest), pad_id, np.int32) for _ in range(2))
         mask, counted = (np.zeros((batch_size, longest), bool) for _ in range(2))
-        for row, (n, ids) in enumerate(zip(members, whole)):
-            size = len(ids) - 1
-            tokens[row, :size], labels[row, :size], mask[row, :size] = ids[:-1], ids[1:], True
-            counted[row, size - len(requests[n][1]) : size] = True
+        for row, n in enumerate(members):
+            size = len(texts[n]) - 1
+            tokens[row, :size], labels[row, :size] = texts[n][:-1], texts[n][1:]
+            mask[row, :size], counted[row, size - len(requests[n][1]) : size] = True, True
         mask[len(members) :, 0] = True  # Rows that fill up the batch attend to something.
+
         batch = dict(tokens=tokens, segments=mask.astype(np.int32), labels=labels)
         batch["loss_weight"] = counted.astype(np.float32)
         scores = jax.device_get(step(frozen, dict(trainable), batch))
         for row, n in enumerate(members):
-            out[n] = (
-                -float(scores["loss"][row]),
-                round(float(scores["correct"][row])) == len(requests[n][1]),
-            )
+            is_greedy = round(float(scores["correct"][row])) == len(requests[n][1])
+            out[n] = -float(scores["loss"][row]), is_greedy
     return out

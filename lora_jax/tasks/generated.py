@@ -1,10 +1,10 @@
-"""Texts that a language model writes for the prompts of a split, scored by the metrics of its
-recipe.
-"""
+"""Texts that a language model writes for the prompts of a split, beside their references."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,51 +54,40 @@ def generate_predictions(
     if decoding.beams > 1 and not task.beams:
         raise ValueError(
             f"The recipe decodes with {decoding.beams} beams, and beam search is for decoders; an "
-            "encoder-decoder decodes greedily. Set "
-            "config.data.decoding.beams to 1."
+            "encoder-decoder decodes greedily. Set config.data.decoding.beams to 1."
         )
-    count = min(len(encoded), len(encoded) if examples is None else examples)
     window = task.model.config.max_positions - decoding.max_new
     if window < 1:
         raise ValueError(
             f"An answer of {decoding.max_new} tokens does not fit the model's window of "
             f"{task.model.config.max_positions}."
         )
+
     prompts = [
-        _cut(encoded.tokens[n][: encoded.prompt_lengths[n]].tolist(), window, task.tokenizer)
-        for n in range(count)
+        _cut(tokens[:size].tolist(), window, task.tokenizer)
+        for tokens, size in zip(encoded.tokens[:examples], encoded.prompt_lengths[:examples])
     ]
-    ids = (
-        _beams(task, frozen, trainable, prompts, decoding)
-        if decoding.beams > 1
-        else _greedy(task, frozen, trainable, prompts, decoding, batch_size)
-    )
-    texts = [cut_at_stop(task.tokenizer.decode(tokens), decoding.stop) for tokens in ids]
-    records = task.records[split]
-    right = [
-        list(records.references[n]) if records.references else [records.completions[n]]
-        for n in range(count)
-    ]
+    if decoding.beams > 1:
+        ids = _beams(task, frozen, trainable, prompts, decoding)
+    else:
+        ids = _greedy(task, frozen, trainable, prompts, decoding, batch_size)
+    texts = [cut_at_stop(task.tokenizer.decode(tokens), decoding.stop).strip() for tokens in ids]
+
     known = {row.id: row for row in scored.rows} if scored else {}
-    rows = []
-    for n, (text, references) in enumerate(zip(texts, right, strict=True)):
-        row = known.get(example_id(encoded, n))
-        exact = float(any(text.strip() == reference.strip() for reference in references))
-        loss, units, correct = (
-            (row.loss, row.units, row.correct) if row else (float("nan"), 1.0, exact)
-        )
-        rows.append(
-            Prediction(
-                example_id(encoded, n),
-                loss,
-                units,
-                correct,
-                text.strip(),
-                references,
-                task_name(task, split, n),
-            )
-        )
+    rows = (_prediction(task, split, n, text, known) for n, text in enumerate(texts))
     return Predictions(split, recipe.text_metrics if recipe else _PLAIN, tuple(rows))
+
+
+def _prediction(
+    task: Task, split: str, example: int, text: str, known: Mapping[str, Prediction]
+) -> Prediction:
+    """The text beside its references, with the example's loss where it is known."""
+    records, id = task.records[split], example_id(task.splits[split], example)
+    right = list(records.references[example]) if records.references else [records.completions[example]]
+    is_exact = any(text == one.strip() for one in right)
+    scored = known.get(id, Prediction(id, math.nan, 1.0, float(is_exact)))
+    name = task_name(task, split, example)
+    return replace(scored, predicted=text, references=right, task=name)
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
@@ -128,9 +117,10 @@ def _greedy(
     """Batches of equal size, neighbours in length together, so that few programs are compiled and
     little is padding.
     """
-    engine = task.generator(
-        task.model, frozen, trainable, eos_ids=task.tokenizer.eos_ids, pad_id=task.tokenizer.pad_id
-    )
+    words = task.tokenizer
+    ids: dict[str, Any] = dict(eos_ids=words.eos_ids, pad_id=words.pad_id)
+    engine = task.generator(task.model, frozen, trainable, **ids)
+
     order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
     out: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):

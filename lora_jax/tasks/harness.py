@@ -29,7 +29,8 @@ class HarnessModel(_MODEL.TemplateLM):
     """A decoder as the harness sees a model.
 
     >>> run = load_run("runs/sql/RUN")  # doctest: +SKIP
-    >>> lm_eval.simple_evaluate(model=HarnessModel.of_run(run), tasks=["arc_easy"])  # doctest: +SKIP
+    >>> model = HarnessModel.of_run(run)  # doctest: +SKIP
+    >>> lm_eval.simple_evaluate(model=model, tasks=["arc_easy"])  # doctest: +SKIP
     """
 
     def __init__(
@@ -48,13 +49,8 @@ class HarnessModel(_MODEL.TemplateLM):
         a task does not say.
         """
         super().__init__()
-        self.model, self.frozen, self.trainable, self.tokenizer = (
-            model,
-            frozen,
-            dict(trainable or {}),
-            tokenizer,
-        )
-        self.batch_size = batch_size
+        self.model, self.frozen, self.trainable = model, frozen, dict(trainable or {})
+        self.tokenizer, self.batch_size = tokenizer, batch_size
         self.max_length = model.config.max_positions if max_length is None else max_length
         self.max_new = max_new
         self._key = jax.random.key(seed)
@@ -156,23 +152,21 @@ class HarnessModel(_MODEL.TemplateLM):
         (temperature, top_k, top_p).
         """
         out = [""] * len(requests)
+        # Requests of equal settings are drawn together.
         groups: dict[str, list[int]] = {}
         for n, request in enumerate(requests):
             groups.setdefault(repr(sorted(request.args[1].items())), []).append(n)
+
         for members in groups.values():
             settings = requests[members[0]].args[1]
-            max_new = int(
-                next(
-                    (settings[name] for name in _LENGTHS if settings.get(name) is not None),
-                    self.max_new,
-                )
-            )
+            lengths = [settings[name] for name in _LENGTHS if settings.get(name) is not None]
+            max_new = int([*lengths, self.max_new][0])
             until = settings.get("until") or []
             until = [until] if isinstance(until, str) else list(until)
+
             prompts = [self.tok_encode(requests[n].args[0]) for n in members]
-            for n, text in zip(
-                members, self._generate(prompts, max_new, _sampling(settings)), strict=True
-            ):
+            texts = self._generate(prompts, max_new, _sampling(settings))
+            for n, text in zip(members, texts, strict=True):
                 out[n] = cut_greedily(text, until)
                 self.cache_hook.add_partial("generate_until", requests[n].args, out[n])
         return out
@@ -180,10 +174,15 @@ class HarnessModel(_MODEL.TemplateLM):
     def _score(
         self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
     ) -> list[tuple[float, bool]]:
-        options = dict(
-            batch_size=self.batch_size, window=self.max_length, pad_id=self.tokenizer.pad_id
+        return score_continuations(
+            self.model,
+            self.frozen,
+            self.trainable,
+            pairs,
+            batch_size=self.batch_size,
+            window=self.max_length,
+            pad_id=self.tokenizer.pad_id,
         )
-        return score_continuations(self.model, self.frozen, self.trainable, pairs, **options)
 
     def _generate(self, prompts: list[list[int]], max_new: int, sampling: Sampling) -> list[str]:
         room = self.max_length - max_new
@@ -193,10 +192,11 @@ class HarnessModel(_MODEL.TemplateLM):
                 f"{self.max_length}. Lower max_gen_toks."
             )
         if self._engine is None:
-            ends, pad = self.tokenizer.eos_ids, self.tokenizer.pad_id
-            self._engine = Generator(
-                self.model, self.frozen, self.trainable, eos_ids=ends, pad_id=pad
+            ids: dict[str, Any] = dict(
+                eos_ids=self.tokenizer.eos_ids, pad_id=self.tokenizer.pad_id
             )
+            self._engine = Generator(self.model, self.frozen, self.trainable, **ids)
+
         order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
         texts = [""] * len(prompts)
         for start in range(0, len(order), self.batch_size):

@@ -101,9 +101,6 @@ def best_span(
     time = logits.shape[-1]
     begin, end = jnp.arange(time)[:, None], jnp.arange(time)[None, :]
     legal = (end >= begin) & (end < begin + longest)
-    best = (
-        jnp.where(legal, logits[:, 0, :, None] + logits[:, 1, None, :], -jnp.inf)
-        .reshape(len(logits), -1)
-        .argmax(-1)
-    )
+    both = logits[:, 0, :, None] + logits[:, 1, None, :]
+    best = jnp.where(legal, both, -jnp.inf).reshape(len(logits), -1).argmax(-1)
     return jnp.stack([best // time, best % time], -1)

@@ -1,6 +1,4 @@
-"""Tasks of language models: a decoder that continues prompts, an encoder-decoder that writes
-targets.
-"""
+"""Tasks of language models: a decoder continues prompts, an encoder-decoder writes targets."""
 
 from __future__ import annotations
 

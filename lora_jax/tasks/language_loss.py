@@ -1,6 +1,4 @@
-"""The loss of a language model, decoder or encoder-decoder, on chosen tokens, its vocabulary part
-in chunks.
-"""
+"""The loss of a language model on chosen tokens, its vocabulary part in chunks."""
 
 from __future__ import annotations
 
@@ -64,7 +62,7 @@ class TokenLosses:
                 "LoRA dropout on head/kernel is not supported: the head runs in chunks. Give it a "
                 "rule with dropout=0.0."
             )
-        # What is trained alone is differentiated, so the data that go with it stand with the frozen.
+        # Only what is trained is differentiated: the data that go with it stand with the frozen.
         trained, fixed = partition(trained)
         return ({head: frozen.get(head, {})}, fixed), trained
 

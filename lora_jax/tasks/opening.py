@@ -36,7 +36,3 @@ class LastTask:
             self._task = None  # Two bases are never in memory at once.
             self._task, self._key = open_task(config), key
         return self._task
-
-    def let_go(self) -> None:
-        """Forgets the task."""
-        self._task = self._key = None

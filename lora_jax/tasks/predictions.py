@@ -49,15 +49,12 @@ def predict(
         out = jax.device_get(step(frozen, trainable, batches[number]))
         for place, index in enumerate(members):
             numbers = {name: float(out[name][place]) for name in ("loss", "units", "correct")}
-            said = out.get("answer")
-            predicted, references = (
-                (None, None) if said is None else task.answer(split, index, said[place])
-            )
+            answer = task.answer(split, index, out["answer"][place]) if "answer" in out else ()
+            compared = dict(zip(("predicted", "references"), answer))
             rows[index] = Prediction(
-                example_id(encoded, index),
+                id=example_id(encoded, index),
                 **numbers,
-                predicted=predicted,
-                references=references,
+                **compared,
                 task=task_name(task, split, index),
             )
 
@@ -73,10 +70,9 @@ def row_losses(per_example: PerExample) -> Any:
 
     def step(frozen: Any, trainable: Any, batch: Any) -> dict[str, jax.Array]:
         losses = per_example(frozen, trainable, batch, None)
-        summed = lambda x: x.reshape(x.shape[0], -1).sum(1)
         correct = losses.loss * math.nan if losses.correct is None else losses.correct
         out = {"loss": losses.loss, "units": losses.weight, "correct": correct}
-        out = {name: summed(values) for name, values in out.items()}
+        out = {name: x.reshape(x.shape[0], -1).sum(1) for name, x in out.items()}
         return out if losses.answer is None else out | {"answer": losses.answer}
 
     return jax.jit(step)
@@ -90,29 +86,22 @@ def scores_of(predictions: Predictions, primary: Primary) -> list[Score]:
         raise ValueError(f"Cannot score no examples: the split {predictions.split!r} is empty.")
     everything, units = range(len(predictions.rows)), predictions.column("units")
     count = int(units.sum())
-    one = np.maximum(units, 1e-9)
     loss, correct = predictions.column("loss"), predictions.column("correct")
-    found = [
-        Score("loss", loss.sum() / units.sum(), False, primary.unit, count, per_example=loss / one)
-    ]
+
+    # A row without a unit has loss 0, not NaN.
+    each = np.maximum(units, 1e-9)
+    value = loss.sum() / units.sum()
+    found = [Score("loss", value, False, primary.unit, count, per_example=loss / each)]
     if not np.isnan(correct).any():
-        share = primary.is_right_or_wrong
-        value, each = correct.sum() / units.sum(), correct / one
-        found.append(Score("accuracy", value, True, primary.unit, count, share, each))
+        value, share = correct.sum() / units.sum(), primary.is_right_or_wrong
+        found.append(Score("accuracy", value, True, primary.unit, count, share, correct / each))
 
     for name in predictions.metrics:
         if name == "accuracy":
             continue
-        by = METRICS[name]
-        values = (
-            None
-            if by.each is None
-            else by.each(predictions.column("predicted"), predictions.column("references"))
-        )
-        value = predictions.scored_by(name)(everything)
-        found.append(
-            Score(name, value, by.higher_is_better, "records", len(everything), per_example=values)
-        )
+        value, values = predictions.scored_by(name)(everything), predictions.each(name)
+        higher = METRICS[name].higher_is_better
+        found.append(Score(name, value, higher, "records", len(everything), per_example=values))
     return found
 
 
@@ -138,6 +127,5 @@ def example_id(encoded: Any, index: int) -> str:
         return hashlib.sha256(encoded.identity(index)).hexdigest()[:16]
     choices = getattr(encoded, "choices", 1)
     parts = encoded.tokens[index * choices : (index + 1) * choices]
-    return hashlib.sha256(
-        b"|".join(np.ascontiguousarray(part, np.int32).tobytes() for part in parts)
-    ).hexdigest()[:16]
+    content = b"|".join(np.ascontiguousarray(part, np.int32).tobytes() for part in parts)
+    return hashlib.sha256(content).hexdigest()[:16]
