@@ -1,6 +1,6 @@
 """Scores of generated texts against one or several right ones each.
 
-All functions take texts and, for each, a list of references; those with `_each` give a score a text.
+All functions take texts and a list of references for each; those with `_each` give a score a text.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def rouge_l_each(predictions: Texts, references: References) -> Float[np.ndarray
     return _rouge(predictions, references, "rougeL")
 
 
-# --- The E2E challenge's scorer (Dušek, Novikova & Rieser 2018): mteval-v13a, COCO's caption metrics.
+# --- The E2E challenge's scorer (Dušek, Novikova & Rieser 2018): mteval-v13a and COCO's metrics.
 # Written here because no package gives that scorer's figures by itself: nltk's corpus_nist is
 # another number (3.076, not 3.427, on the texts of tests/golden/metrics.json), and pycocoevalcap
 # cuts words with a Java program.

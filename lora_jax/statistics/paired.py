@@ -1,8 +1,8 @@
 """Tests of paired measurements, and what is left of them when many are made at once.
 
 The t-test, McNemar's and the quantiles are scipy's. Sign flips are not
-scipy.stats.permutation_test: a report makes hundreds of these tests over the same few seeds, and one
-matrix of signs serves them all (equal figures, by a test). scipy has no Holm correction.
+scipy.stats.permutation_test: a report makes hundreds of these tests over the same few seeds, and
+one matrix of signs serves them all (equal figures, by a test). scipy has no Holm correction.
 """
 
 from __future__ import annotations
@@ -92,8 +92,9 @@ def mcnemar(first: Bool[np.ndarray, " examples"], second: Bool[np.ndarray, " oth
 
 
 def sign_flip_p(differences: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p of Fisher's randomisation test, which takes both signs of a difference for equally
-    likely: exact for up to 16 differences, else by `draws`.
+    """Two-sided p of Fisher's randomisation test: both signs of a difference were as likely.
+
+    It is exact for up to 16 differences, and an estimate from `draws` for more.
     """
     array = np.asarray(differences, np.float64)
     is_exact = array.size <= _MOST_EXACT

@@ -42,9 +42,10 @@ class Decomposition:
 
     `overlap` is the share of the spread that sources explain in common: 0 in a whole grid. `levels`
     is {factor: number of its levels}. `replicated`: whether the rest holds repeats of equal
-    settings, so that it is the luck of the draw and not only interactions of three and more factors.
-    `trends` are the factors of which only a straight line was fitted, in the logarithm where all
-    levels are above 0; `left_out` the pairs of factors that have too many levels to be looked at.
+    settings, so that it is the luck of the draw and not only interactions of three and more
+    factors. `trends` are the factors of which only a straight line was fitted, in the logarithm
+    where all levels are above 0; `left_out` the pairs of factors that have too many levels to be
+    looked at.
     """
 
     sources: tuple[Source, ...]

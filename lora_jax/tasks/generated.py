@@ -83,7 +83,9 @@ def _prediction(
 ) -> Prediction:
     """The text beside its references, with the example's loss where it is known."""
     records, id = task.records[split], example_id(task.splits[split], example)
-    right = list(records.references[example]) if records.references else [records.completions[example]]
+    right = (
+        list(records.references[example]) if records.references else [records.completions[example]]
+    )
     is_exact = any(text == one.strip() for one in right)
     scored = known.get(id, Prediction(id, math.nan, 1.0, float(is_exact)))
     name = task_name(task, split, example)

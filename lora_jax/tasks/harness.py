@@ -192,9 +192,7 @@ class HarnessModel(_MODEL.TemplateLM):
                 f"{self.max_length}. Lower max_gen_toks."
             )
         if self._engine is None:
-            ids: dict[str, Any] = dict(
-                eos_ids=self.tokenizer.eos_ids, pad_id=self.tokenizer.pad_id
-            )
+            ids: dict[str, Any] = dict(eos_ids=self.tokenizer.eos_ids, pad_id=self.tokenizer.pad_id)
             self._engine = Generator(self.model, self.frozen, self.trainable, **ids)
 
         order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))

@@ -1,6 +1,4 @@
-"""Adam with moments in 8 bits: a quarter of the optimiser's memory, by bitsandbytes' formulas and
-rules.
-"""
+"""Adam with moments in 8 bits, a quarter of the memory, by bitsandbytes' formulas and rules."""
 
 from __future__ import annotations
 
@@ -43,11 +41,9 @@ def block_axes(params: Any) -> Any:
 
 def _axes_of_leaf(path: str, leaf: Any) -> Any:
     if isinstance(leaf, LowRank):
-        axes = jax.tree.map(lambda x: 0, leaf)  # Gains and magnitudes are vectors.
-        large = {
-            name: axis for name, axis in (("a", -2), ("b", -1)) if _is_large(getattr(leaf, name))
-        }
-        return axes.replace(**large)
+        longer = (("a", -2), ("b", -1))  # Gains and magnitudes are vectors.
+        large = {name: axis for name, axis in longer if _is_large(getattr(leaf, name))}
+        return jax.tree.map(lambda x: 0, leaf).replace(**large)
     if isinstance(leaf, Rows) or path.rpartition("/")[2] == "embedding":
         return jax.tree.map(lambda x: 0, leaf)
     return jax.tree.map(_axis_of, leaf)
@@ -81,15 +77,18 @@ def scale_by_adam8bit(
     """
 
     def init(params: Any) -> optax.ScaleByAdamState:
-        zeros = lambda p, axis, signed: (
-            zero_blocks(p.shape, axis=axis, signed=signed)
-            if axis
-            else jnp.zeros(p.shape, jnp.float32)
+        def zeros(p: Array, axis: int, signed: bool) -> Any:
+            if not axis:
+                return jnp.zeros(p.shape, jnp.float32)
+            return zero_blocks(p.shape, axis=axis, signed=signed)
+
+        first, second = (
+            jax.tree.map(
+                lambda p, axis, signed=signed: zeros(p, axis, signed), params, axes(params)
+            )
+            for signed in (True, False)
         )
-        moments = lambda signed: jax.tree.map(
-            lambda p, axis: zeros(p, axis, signed), params, axes(params)
-        )
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), moments(True), moments(False))
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), first, second)
 
     def update(
         grads: Any, state: optax.ScaleByAdamState, params: Any = None
@@ -99,31 +98,22 @@ def scale_by_adam8bit(
 
         def one(g: Array, first: Any, second: Any) -> tuple[Array, Any, Any]:
             wide = g.astype(jnp.float32)
-            m, v = (
-                b1 * _loaded(first) + (1 - b1) * wide,
-                b2 * _loaded(second) + (1 - b2) * jnp.square(wide),
-            )
-            return (
-                (m / correction / (jnp.sqrt(v) / root + eps)).astype(g.dtype),
-                _as_before(m, first),
-                _as_before(v, second),
-            )
+            m = b1 * _loaded(first) + (1 - b1) * wide
+            v = b2 * _loaded(second) + (1 - b2) * jnp.square(wide)
+            step = m / correction / (jnp.sqrt(v) / root + eps)
+            return step.astype(g.dtype), _as_before(m, first), _as_before(v, second)
 
         leaves, tree = jax.tree.flatten(grads)
-        arrays = zip(
-            leaves, tree.flatten_up_to(state.mu), tree.flatten_up_to(state.nu), strict=True
-        )
-        updates, first, second = (
-            tree.unflatten(part) for part in zip(*_in_order(one, arrays), strict=True)
-        )
+        moments = (tree.flatten_up_to(moment) for moment in (state.mu, state.nu))
+        done = _in_order(one, zip(leaves, *moments, strict=True))
+        updates, first, second = map(tree.unflatten, zip(*done, strict=True))
         return updates, optax.ScaleByAdamState(count, first, second)
 
     return optax.GradientTransformation(init, update)
 
 
-_AT_ONCE = (
-    2**20
-)  # Numbers whose moments are in float32 at the same time, or one matrix's if it has more.
+# Numbers whose moments are in float32 at the same time, or one matrix's if it has more.
+_AT_ONCE = 2**20
 
 Leaf = tuple[Array, Any, Any]  # A gradient and its two moments.
 
@@ -141,9 +131,8 @@ def _in_order(one: Callable[..., Leaf], leaves: Iterable[Leaf]) -> Iterator[Leaf
         moments = [moment.replace(codes=moment.codes + done) for moment in moments]
         apply = _matrix_by_matrix(one) if g.size > _AT_ONCE and g.ndim > 2 else one
         update, *moments = apply(g, *moments)
-        done = sum(
-            (zero_after(x) for x in (update, *(moment.codes for moment in moments))), jnp.uint8(0)
-        )
+        written = (update, *(moment.codes for moment in moments))
+        done = sum(map(zero_after, written), jnp.uint8(0))
         yield update, *moments
 
 
@@ -161,8 +150,6 @@ def _loaded(moment: Any) -> Array:
 
 
 def _as_before(moment: Array, before: Any) -> Any:
-    return (
-        quantize_blocks(moment, axis=before.axis, signed=before.signed)
-        if isinstance(before, Blockwise)
-        else moment
-    )
+    if not isinstance(before, Blockwise):
+        return moment
+    return quantize_blocks(moment, axis=before.axis, signed=before.signed)

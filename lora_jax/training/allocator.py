@@ -1,6 +1,4 @@
-"""Keeping freed memory: on Linux, large buffers otherwise go back to the system after every step
-and are faulted in again.
-"""
+"""Keeping freed memory: Linux else takes large buffers back after each step, and faults them in."""
 
 from __future__ import annotations
 
@@ -20,8 +18,8 @@ def keep_freed_memory() -> bool:
     A training step of MiniLM (batch 32 x 24) on two CPU cores used 598 ms of processor time before
     and 494 ms after: the rest was 63,000 page faults a step. The process holds its peak until it
     ends or calls `release_freed_memory`; this is for programs that train, not for libraries, and
-    for their start: before JAX computes anything. Programs then see to it that what is kept does not
-    pile up (`training/kept_memory.py`).
+    for their start: before JAX computes anything. Programs then see to it that what is kept does
+    not pile up (`training/kept_memory.py`).
 
     Programs then run in the thread that calls them, whose heap grows without a limit: the C library
     gives other threads arenas of 64 MB and maps anew what is larger. (One arena for all threads

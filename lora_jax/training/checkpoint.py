@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.tree_util import keystr, tree_flatten_with_path
 
 from lora_jax.adapters.stacking import used_columns
 from lora_jax.core.extras import needs
@@ -91,22 +92,19 @@ class Checkpoints:
             raise self._damaged(step, error) from error
         for what in differs:
             raise ValueError(
-                f"The checkpoint at step {step} belongs to {what} {identity[what]}, "
-                f"and this run has {what} {self._identity[what]}. "
-                "Train in another folder (--config.out), or delete the run's folder to start "
-                "again."
+                f"The checkpoint at step {step} belongs to {what} {identity[what]}, and this run "
+                f"has {what} {self._identity[what]}. Train in another folder (--config.out), or "
+                "delete the run's folder to start again."
             )
-        template = _named(like)
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), template
-        )
+
         # Orbax itself would cut or fill arrays of other shapes without a word.
+        template = _named(like)
         if arrays != _described(template):
             raise ValueError(
                 f"The checkpoint at step {step} holds other arrays than this run trains: it was "
-                "written by another version. Delete the run's "
-                "folder to start it again."
+                "written by another version. Delete the run's folder to start it again."
             )
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), template)
         named = self._read(step, state=ocp.args.StandardRestore(abstract)).state
         return _unnamed(named, like), data
 
@@ -115,11 +113,8 @@ class Checkpoints:
         at its step; the folder that it is in then.
         """
         aside = self._folder.with_name(f"{self._folder.name}_damaged")
-        place = next(
-            place
-            for place in (aside / f"{damaged}{'_' * n}" for n in itertools.count())
-            if not place.exists()
-        )
+        places = (aside / f"{damaged}{'_' * n}" for n in itertools.count())
+        place = next(place for place in places if not place.exists())
         aside.mkdir(exist_ok=True)
         (self._folder / str(damaged)).rename(place)
         self._manager.reload()
@@ -150,12 +145,10 @@ def _named(state: TrainState) -> dict[str, np.ndarray]:
     named = {}
     for path, leaf in _leaves(state)[0]:
         columns, axis = _padding(path, used)
-        if columns is None:
-            named[jax.tree_util.keystr(path)] = np.asarray(leaf)
-        elif columns.size:
-            named[jax.tree_util.keystr(path)] = (
-                np.asarray(leaf) if axis is None else np.take(np.asarray(leaf), columns, axis)
-            )
+        if columns is not None and not columns.size:
+            continue
+        array = np.asarray(leaf)
+        named[keystr(path)] = array if axis is None else np.take(array, columns, axis)
     return named
 
 
@@ -170,25 +163,24 @@ def _unnamed(named: dict[str, Any], like: TrainState) -> TrainState:
     def padded(path: Any, wide: Any) -> Any:
         columns, axis = _padding(path, used)
         if columns is None or (columns.size and axis is None):
-            return named[jax.tree_util.keystr(path)]
+            return named[keystr(path)]
         array = np.zeros(wide.shape, wide.dtype)
         if columns.size:
-            np.moveaxis(array, axis, 0)[columns] = np.moveaxis(
-                np.asarray(named[jax.tree_util.keystr(path)]), axis, 0
-            )
+            narrow = np.asarray(named[keystr(path)])
+            np.moveaxis(array, axis, 0)[columns] = np.moveaxis(narrow, axis, 0)
         return array
 
-    # A copy owned by JAX: the step donates its state, and a donated buffer must not belong to the
-    # reader.
-    copy = lambda path, leaf: like_placed(jax.numpy.array(padded(path, leaf), copy=True), leaf)
-    state = jax.tree.unflatten(structure, [copy(path, leaf) for path, leaf in leaves])
-    return state.replace(
-        key=jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key))
-    )
+    def copied(path: Any, leaf: Any) -> jax.Array:
+        # Owned by JAX: the step donates its state, and a donated buffer must not be the reader's.
+        return like_placed(jax.numpy.array(padded(path, leaf), copy=True), leaf)
+
+    state = jax.tree.unflatten(structure, [copied(path, leaf) for path, leaf in leaves])
+    key = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key))
+    return state.replace(key=key)
 
 
 def _leaves(state: TrainState) -> tuple[list[tuple[Any, Any]], Any]:
-    return jax.tree_util.tree_flatten_with_path(state.replace(key=jax.random.key_data(state.key)))
+    return tree_flatten_with_path(state.replace(key=jax.random.key_data(state.key)))
 
 
 def _padding(path: Any, used: dict[str, np.ndarray]) -> tuple[np.ndarray | None, int | None]:

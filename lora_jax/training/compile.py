@@ -80,9 +80,10 @@ def _memory_of(compiled: Any) -> Memory | None:
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
-    new_results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return Memory(
-        int(analysis.argument_size_in_bytes), int(new_results), int(analysis.temp_size_in_bytes)
+        arguments=int(analysis.argument_size_in_bytes),
+        new_results=int(analysis.output_size_in_bytes - analysis.alias_size_in_bytes),
+        temporaries=int(analysis.temp_size_in_bytes),
     )
 
 

@@ -1,6 +1,4 @@
-"""Being asked to stop: the signals, and what training raises then; a file of its own, so that it is
-had without importing JAX.
-"""
+"""Being asked to stop: the signals, and what training raises then. It imports no JAX."""
 
 from __future__ import annotations
 
@@ -17,8 +15,9 @@ class Interrupted(Exception):
     """
 
     def __init__(self, step: int | None) -> None:
-        where = f"at step {step}; a checkpoint was written" if step else "before the first step"
-        where = "between two runs" if step is None else where
+        where = {None: "between two runs", 0: "before the first step"}.get(
+            step, f"at step {step}; a checkpoint was written"
+        )
         super().__init__(f"Stopped {where}. The same command goes on from there.")
         self.step = step
 

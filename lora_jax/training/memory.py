@@ -1,6 +1,4 @@
-"""A run that fits a stated amount of memory: format, micro-batches and recomputation chosen from
-what compiled steps need.
-"""
+"""A run that fits a stated amount of memory: format, micro-batches and recomputation are chosen."""
 
 from __future__ import annotations
 
@@ -71,6 +69,7 @@ def fit_budget(
     budget = parse_bytes(config.memory_budget)
     least: tuple[int, str] | None = None
     said = []
+
     for candidate in _formats(replace(config, memory_budget=None)):
         choices = list(_choices(candidate))
         smallest = estimate(choices[-1], task, resident)
@@ -83,6 +82,7 @@ def fit_budget(
                 f"{_mib(smallest)} MiB"
             )
             continue
+
         for choice in choices:
             need = smallest if choice is choices[-1] else estimate(choice, task, resident)
             if need <= budget:
@@ -95,11 +95,11 @@ def fit_budget(
             said.append(f"{describe_choice(choice)} would need {_mib(need)} MiB")
             forget_programs()
         least = min(least, (need, describe_choice(choices[-1])))
+
     raise ValueError(
         f"config.memory_budget is {_mib(budget)} MiB, and the least that was found to need memory "
-        f"is {_mib(least[0])} MiB ({least[1]}). "
-        "Raise it, shorten data.max_length, take a smaller model, or method qlora, with which the "
-        "base can be stored in few bits."
+        f"is {_mib(least[0])} MiB ({least[1]}). Raise it, shorten data.max_length, take a smaller "
+        "model, or method qlora, with which the base can be stored in few bits."
     )
 
 
@@ -122,6 +122,7 @@ def estimate(
     frozen, trainable = task.shapes(config)
     tx, key = make_optimizer(config.optim, steps), jax.random.key(0)
     state = jax.eval_shape(lambda trainable: create_state(trainable, tx, key), trainable)
+
     batches = _batches(task, "train", train.batch_size, train.accumulate, every_length)
     sizes = [programs.train.peak_bytes(state, frozen, batch) for batch in batches]
     sizes += [
@@ -147,13 +148,9 @@ def describe_choice(config: Config) -> str:
 def _formats(config: Config) -> Iterator[Config]:
     """The config with its own format, and with every smaller one if it trains adapters."""
     yield config
-    if config.method in ADAPTERS:
-        start = (
-            _FORMATS.index(config.quant.format) + 1
-            if config.quant.format in _FORMATS
-            else len(_FORMATS)
-        )
-        for name in _FORMATS[start:]:
+    own = config.quant.format
+    if config.method in ADAPTERS and own in _FORMATS:
+        for name in _FORMATS[_FORMATS.index(own) + 1 :]:
             yield replace(config, method="qlora", quant=replace(config.quant, format=name))
 
 
@@ -171,11 +168,8 @@ def _choices(config: Config) -> Iterator[Config]:
         )
         if parts == train.batch_size:
             return
-        parts = next(
-            n
-            for n in range(min(2 * parts, train.batch_size), train.batch_size + 1)
-            if train.batch_size % n == 0
-        )
+        more = range(min(2 * parts, train.batch_size), train.batch_size + 1)
+        parts = next(n for n in more if train.batch_size % n == 0)
 
 
 def _batches(

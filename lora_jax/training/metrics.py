@@ -61,9 +61,8 @@ class MetricsLog:
         for line in self.path.read_text(errors="replace").split("\n"):
             try:
                 row = json.loads(line)
-                stays = row["step"] <= step and (
-                    row["split"] == "train" or row["step"] < total_steps
-                )
+                is_final = row["split"] != "train" and row["step"] >= total_steps
+                stays = row["step"] <= step and not is_final
             except (ValueError, TypeError, KeyError):
                 continue
             if stays:

@@ -1,6 +1,4 @@
-"""Optimiser state and activations in host memory: slower, and the accelerator's memory is left to
-the model.
-"""
+"""Optimiser state in host memory: slower, and the accelerator's memory is left to the model."""
 
 from __future__ import annotations
 
@@ -25,19 +23,15 @@ def in_host_memory(tx: optax.GradientTransformation) -> optax.GradientTransforma
         updates, state = tx.update(grads, _moved(state, jax.memory.Space.Device), params, **extra)
         return updates, _moved(state, jax.memory.Space.Host)
 
-    return optax.GradientTransformationExtraArgs(
-        lambda params: _moved(tx.init(params), jax.memory.Space.Host), update
-    )
+    init = lambda params: _moved(tx.init(params), jax.memory.Space.Host)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def like_placed(array: jax.Array, like: Any) -> jax.Array:
     """The array in the memory where `like` is."""
     kind = like.sharding.memory_kind if isinstance(like, jax.Array) else None
-    return (
-        array
-        if kind in (None, array.sharding.memory_kind)
-        else jax.device_put(array, like.sharding)
-    )
+    is_there = kind in (None, array.sharding.memory_kind)
+    return array if is_there else jax.device_put(array, like.sharding)
 
 
 def _moved(state: Any, space: jax.memory.Space) -> Any:

@@ -1,6 +1,4 @@
-"""What is trained and how fast: labels on the trainable tree, and the optax transformation built on
-them.
-"""
+"""What is trained and how fast: the optax transformation of the trained tree."""
 
 from __future__ import annotations
 
@@ -29,9 +27,8 @@ def decay_mask(trained: Mapping[str, Any]) -> Any:
     out = {}
     for path, leaf in trained.items():
         decays = path.rpartition("/")[2] not in ("bias", "scale")
-        out[path] = leaf.replace(
-            **{name: decays and _is_matrix(leaf, name) for name in given_fields(leaf)}
-        )
+        fields = {name: decays and _is_matrix(leaf, name) for name in given_fields(leaf)}
+        out[path] = leaf.replace(**fields)
     return out
 
 
@@ -69,16 +66,11 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
     given, whatever config it was made from. So runs that differ in them share one compiled step,
     built from `structure_of(config)` with rates of 1, and each brings its own in its state.
     """
-    rates = {
-        "a": config.learning_rate,
-        "b": config.learning_rate * config.lora_plus_ratio,
-        "vector": config.learning_rate,
-        "module": config.learning_rate,
-        "whole": config.learning_rate
-        if config.head_learning_rate is None
-        else config.head_learning_rate,
-    }
+    rate, head = config.learning_rate, config.head_learning_rate
+    rates = dict(a=rate, b=rate * config.lora_plus_ratio, vector=rate, module=rate)
+    rates["whole"] = rate if head is None else head
     scale = optax.inject_hyperparams(optax.scale_by_learning_rate)
+    scales = {label: scale(learning_rate=one) for label, one in rates.items()}
 
     def decay(rate: Any) -> optax.GradientTransformation:
         return optax.add_decayed_weights(rate, decay_mask)
@@ -90,9 +82,7 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
         _ADAMS[config.name](config.beta1, config.beta2, config.eps),
         _from_number(config.weight_decay, decay),
         _scheduled(config, total_steps),
-        optax.partition(
-            {label: scale(learning_rate=rate) for label, rate in rates.items()}, trainable_labels
-        ),
+        optax.partition(scales, trainable_labels),
     )
 
     if config.adalora.target_rank is not None:

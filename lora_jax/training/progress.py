@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import (
@@ -30,8 +29,9 @@ class TrainingBar:
         self._terminal = sys.stderr.isatty() and not quiet
         self._last_line = time.monotonic()
         columns = (
-            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[news]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.fields[news]}"), TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn(),
         )  # fmt: skip
         self._progress = Progress(
             *columns, console=Console(stderr=True), transient=True, disable=not self._terminal
@@ -44,26 +44,15 @@ class TrainingBar:
         self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
     def update(self, step: int, loss: float, tokens_per_second: float | None) -> None:
         """Shows how far training is."""
         speed = "" if tokens_per_second is None else f"{tokens_per_second:,.0f} tok/s"
         self._progress.update(self._task, completed=step, news=f"loss {loss:.4f} {speed}")
-        if (
-            not self._terminal
-            and not self._quiet
-            and time.monotonic() - self._last_line >= _LINE_SECONDS
-        ):
-            self._last_line = time.monotonic()
-            print(
-                f"{self._title}: step {step} of {self._total}, loss {loss:.4f}, {speed}",
-                file=sys.stderr,
-                flush=True,
-            )
+        if self._terminal or self._quiet or time.monotonic() - self._last_line < _LINE_SECONDS:
+            return
+        self._last_line = time.monotonic()
+        line = f"{self._title}: step {step} of {self._total}, loss {loss:.4f}, {speed}"
+        print(line, file=sys.stderr, flush=True)

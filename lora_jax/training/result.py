@@ -108,14 +108,14 @@ class RunResult:
         version = content.get("version", 1)
         if version not in (1, VERSION):
             raise ValueError(
-                f"result.json has version {version!r}; this version of lora_jax reads 1 and {VERSION}"
+                f"result.json has version {version!r}; this version of lora_jax reads 1 and "
+                f"{VERSION}"
             )
-        scores = _old_scores(content, config or {}) if version == 1 else _scores(content)
-        primary = (
-            _old_primary(scores, config or {})
-            if version == 1
-            else _typed(content, "primary", str, None)
-        )
+        if version == 1:
+            scores = _old_scores(content, config or {})
+            primary = _old_primary(scores, config or {})
+        else:
+            scores, primary = _scores(content), _typed(content, "primary", str, None)
         if primary not in scores.get("test", {}):
             raise ValueError(f"result.json holds no test {primary}, which is to be reported")
         return cls(

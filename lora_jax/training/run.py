@@ -141,10 +141,7 @@ class Run:
         self.checkpoints.save(state, self.iterator.get_state())
 
     def conclude(
-        self,
-        frozen: Mapping[str, Any],
-        state: TrainState,
-        means: Mapping[str, Mapping[str, float]],
+        self, frozen: Any, state: TrainState, means: Mapping[str, Mapping[str, float]]
     ) -> dict[str, dict[str, Score]]:
         """Writes the adapter; the scores of each split: those of its sums, and on the test split
         the task's other metrics.
@@ -218,12 +215,13 @@ def evaluation_batches(config: Config, task: Task, split: str) -> Iterator[Any]:
     """The batches that a split's scores are computed on: all, or for a capped validation split so
     many, spread evenly over all lengths.
     """
-    size, count = config.train.eval_batch_size, None
-    batches = task.batches(split, size, shuffle=False, epochs=1)
-    if split == "validation" and config.train.eval_examples is not None:
-        count = -(-config.train.eval_examples // size)
+    train = config.train
+    batches = task.batches(split, train.eval_batch_size, shuffle=False, epochs=1)
+    count = len(batches)
+    if split == "validation" and train.eval_examples is not None:
+        count = min(count, -(-train.eval_examples // train.eval_batch_size))
     # Batches come longest first: the first of them alone would be a sample of long texts.
-    places = np.linspace(0, len(batches) - 1, min(len(batches), count or len(batches)))
+    places = np.linspace(0, len(batches) - 1, count)
     return (batches[index] for index in places.round().astype(int).tolist())
 
 
@@ -232,8 +230,8 @@ def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
     if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"]):
         raise Diverged(
             f"The loss at step {step} is {metrics['loss']} and its gradient's norm "
-            f"{metrics['grad_norm']}: training diverged. Lower "
-            "optim.learning_rate, or set optim.clip_norm; with compute_dtype bfloat16, try float32."
+            f"{metrics['grad_norm']}: training diverged. Lower optim.learning_rate, or set "
+            "optim.clip_norm; with compute_dtype bfloat16, try float32."
         )
 
 

@@ -27,8 +27,9 @@ from lora_jax.training.step import make_eval_step
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run's configuration, its task, and its weights: `apply(task.model, frozen, trainable, ...)` is
-    the trained model.
+    """A run's configuration, its task and its weights.
+
+    `apply(task.model, frozen, trainable, ...)` is the trained model.
     """
 
     config: Config
@@ -43,10 +44,6 @@ class SavedRun:
         Raises:
             ValueError: there is no such split.
         """
-        if split not in self.task.splits:
-            raise ValueError(
-                f"A split needs to be one of {', '.join(self.task.splits)}, got {split!r}."
-            )
         size = self.config.train.eval_batch_size
         batches = self.task.batches(split, size, shuffle=False, epochs=1)
         step = Program(make_eval_step(Summed(self.task.per_example)))
@@ -65,9 +62,8 @@ class SavedRun:
         if whole:
             raise ValueError(
                 f"The model before training cannot be scored: {len(whole)} weights were trained "
-                f"whole, such as {whole[0]!r} (a new head knows "
-                "nothing). Compare with another run instead, for a classifier with one of method "
-                "'head'."
+                f"whole, such as {whole[0]!r} (a new head knows nothing). Compare with another run "
+                "instead, for a classifier with one of method 'head'."
             )
         return dict(self.start)
 

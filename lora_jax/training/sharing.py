@@ -1,6 +1,4 @@
-"""What runs have to agree in to share a compiled program, or to be trained side by side in one on
-one frozen base.
-"""
+"""What runs have to agree in to share a compiled program, or to be trained side by side in one."""
 
 from __future__ import annotations
 
@@ -19,16 +17,15 @@ def program_key(run: Config) -> Config:
     Rank, targets, alpha, scaling, layers, the rate of dropout (where there is one), the optimiser's
     rates, decay, clipping and schedule, and the seed are data.
     """
-    lora = replace(
-        run.lora, alpha=1.0, scaling="standard", dropout=0.5 if run.lora.dropout else 0.0
-    )
+    dropout = 0.5 if run.lora.dropout else 0.0
+    # What is kept in 8 bits depends on the size of an array: runs of other ranks, padded to one,
+    # would be other runs.
+    rank = run.lora.rank if run.optim.name == "adamw8bit" else 1
+    lora = replace(run.lora, rank=rank, alpha=1.0, scaling="standard", dropout=dropout, layers=None)
     if initializer_named(run.lora.init).reads == "shape":  # All of them give arrays of one kind.
         lora = replace(lora, init="kaiming")
     if run.lora.bias != "lora_only":  # Which biases are trained whole follows from the targets.
         lora = replace(lora, targets="all-linear")
-    # What is kept in 8 bits depends on the size of an array: runs of other ranks, padded to one,
-    # would be other runs.
-    lora = replace(lora, rank=run.lora.rank if run.optim.name == "adamw8bit" else 1, layers=None)
     return replace(
         run,
         lora=lora,
@@ -44,8 +41,8 @@ def stack_key(run: Config) -> Config:
     shapes of what they draw at random.
 
     An initialiser that chooses the codes of the base ties the base to its rank, scale, targets and
-    seed. Dropout draws numbers for a batch's padded shape, which is common
-    to all: with dropout, only runs of one order of the data stand side by side.
+    seed. Dropout draws numbers for a batch's padded shape, which is common to all: with dropout,
+    only runs of one order of the data stand side by side.
     """
     key = program_key(run)
     if initializer_named(run.lora.init).reads == "format":
@@ -71,12 +68,11 @@ def differences(one: Config, two: Config) -> tuple[str, ...]:
     none if nothing does.
     """
     for run in (one, two):
+        if run.optim.offload:
+            return ("optim.offload: a run in host memory is trained alone",)
         if not can_stack(run):
-            return (
-                "optim.offload: a run in host memory is trained alone"
-                if run.optim.offload
-                else f"method: {run.method} is trained alone",
-            )
+            return (f"method: {run.method} is trained alone",)
+
     here, there = flatten(stack_key(one)), flatten(stack_key(two))
     mine, theirs = flatten(one), flatten(two)
     return tuple(

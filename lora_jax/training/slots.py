@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -42,7 +42,8 @@ class Slots:
         elif self._state is None:
             # A slot without a run does what the first one does, and nobody looks.
             anyone = next(iter(states.values()))
-            self._state = _stack([states.get(slot, anyone) for slot in range(len(self))])
+            every = [states.get(slot, anyone) for slot in range(len(self))]
+            self._state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
         else:
             for slot, state in states.items():
                 self._state = _put(self._state, slot, state)
@@ -82,8 +83,8 @@ class Slots:
 
     def peak_bytes(self) -> int | None:
         """What a run alone takes at the peak of its largest step so far: the base, its own state,
-        and the temporaries of one adapter. None where the compiler does not say, or
-        no step was taken.
+        and the temporaries of one adapter. None where the compiler does not say, or no step was
+        taken.
         """
         memory, base = self._largest, bytes_of(self.frozen)
         if memory is None:
@@ -100,24 +101,16 @@ def _side_by_side(batches: Mapping[int, Any], slots: int) -> dict[str, np.ndarra
     for name in anyone:
         arrays = [np.asarray(batch[name]) for batch in every]
         shape = np.max([array.shape for array in arrays], 0)
-        found[name] = np.stack(
-            [
-                np.pad(array, [(0, to - has) for to, has in zip(shape, array.shape)])
-                for array in arrays
-            ]
-        )
+        room = [[(0, to - has) for to, has in zip(shape, array.shape)] for array in arrays]
+        found[name] = np.stack(list(map(np.pad, arrays, room)))
     return found
-
-
-def _stack(states: Sequence[TrainState]) -> TrainState:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _put(state: TrainState, slot: Any, one: TrainState) -> TrainState:
-    return jax.tree.map(lambda all, new: all.at[slot].set(new), state, one)
+    return jax.tree.map(lambda every, new: every.at[slot].set(new), state, one)
 
 
 @jax.jit
 def _take(state: TrainState, slot: Any) -> TrainState:
-    return jax.tree.map(lambda all: all[slot], state)
+    return jax.tree.map(lambda every: every[slot], state)

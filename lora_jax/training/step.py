@@ -68,19 +68,10 @@ def make_train_step(
     count alike.)
     """
 
-    def gradients(
-        trained: Any, fixed: Any, frozen: Any, part: Any, key: jax.Array
-    ) -> tuple[Sums, Any]:
-        def total(tree: Any) -> tuple[Array, Sums]:
-            return _with_sums(loss_fn(frozen, combine(tree, fixed), part, key))
-
-        (_, sums), grads = jax.value_and_grad(total, has_aux=True)(trained)
-        return sums, grads
-
     def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         trained, fixed = partition(state.trainable)
         key = jax.random.fold_in(state.key, state.step)
-        of_part = functools.partial(gradients, trained, fixed, frozen)
+        of_part = functools.partial(_gradients, loss_fn, trained, fixed, frozen)
 
         if accumulate == 1:
             sums, grads = of_part(batch, key)
@@ -105,6 +96,16 @@ def make_train_step(
         return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
 
     return step
+
+
+def _gradients(
+    loss_fn: LossFn, trained: Any, fixed: Any, frozen: Any, batch: Any, key: jax.Array
+) -> tuple[Sums, Any]:
+    def total(tree: Any) -> tuple[Array, Sums]:
+        return _with_sums(loss_fn(frozen, combine(tree, fixed), batch, key))
+
+    (_, sums), grads = jax.value_and_grad(total, has_aux=True)(trained)
+    return sums, grads
 
 
 def _with_sums(loss: Array | tuple[Array, Sums]) -> tuple[Array, Sums]:
@@ -159,9 +160,8 @@ def make_stacked_step(step: Callable[..., Any], slots: int, lanes: int) -> Calla
     """
 
     def stacked(state: Any, frozen: Any, shared: dict[str, Any], own: dict[str, Any]) -> Any:
-        return _each(
-            lambda one: step(one[0], frozen, {**shared, **one[1]}), (state, own), slots, lanes
-        )
+        one = lambda slot: step(slot[0], frozen, {**shared, **slot[1]})
+        return _each(one, (state, own), slots, lanes)
 
     return stacked
 

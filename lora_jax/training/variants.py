@@ -1,6 +1,4 @@
-"""What some variants add to the optimiser, as optax transformations of the trained tree: AdaLoRA's
-budget, LoRA-FA's scaling.
-"""
+"""What variants add to the optimiser: AdaLoRA's budget, LoRA-FA's scaling."""
 
 from __future__ import annotations
 
@@ -28,12 +26,7 @@ def precondition_b(damping: float = 1e-8) -> optax.GradientTransformationExtraAr
     """
 
     def update(
-        grads: Mapping[str, Any],
-        state: Any,
-        params: Any = None,
-        *,
-        fixed: Mapping[str, Any],
-        **_: Any,
+        grads: Any, state: Any, params: Any = None, *, fixed: Any, **_: Any
     ) -> tuple[Any, Any]:
         return {
             path: _preconditioned(leaf, fixed[path], damping) for path, leaf in grads.items()
@@ -48,9 +41,8 @@ def _preconditioned(leaf: Any, fixed: Any, damping: float) -> Any:
     a = fixed.a.astype(jnp.float32)
     gram = jnp.swapaxes(a, -1, -2) @ a + damping * jnp.eye(a.shape[-1], dtype=a.dtype)
     # A column of scale 0 is padding: its gradient is 0 and stays so.
-    inverse_scale = jnp.where(
-        fixed.scale != 0, 1 / jnp.where(fixed.scale != 0, fixed.scale, 1.0), 0.0
-    )[..., None]
+    used = fixed.scale != 0
+    inverse_scale = jnp.where(used, 1 / jnp.where(used, fixed.scale, 1.0), 0.0)[..., None]
     solved = jnp.linalg.solve(gram, (leaf.b * inverse_scale).astype(jnp.float32))
     return leaf.replace(b=(solved * inverse_scale).astype(leaf.b.dtype))
 
@@ -102,10 +94,11 @@ def adalora(
             for path, leaf in grads.items()
         }
         step = state.step + 1
-        sensitivity, uncertainty = _smoothed(
-            grads, params, state, config, step < total_steps - config.final_steps
-        )
+        moving = step < total_steps - config.final_steps
+        sensitivity, uncertainty = _smoothed(grads, params, state, config, moving)
         updates, new_inner = inner.update(grads, state.inner, params, fixed=fixed, **extra)
+
+        # A masked gain is moved to 0, whatever the optimiser would do with it.
         scores = {
             path: triplet_scores(sensitivity[path], uncertainty[path]) for path in sensitivity
         }
@@ -131,9 +124,8 @@ def budget_at(
     span = max(total_steps - config.final_steps - config.warmup_steps, 1)
     share = jnp.clip(1 - (step - config.warmup_steps) / span, 0.0, 1.0)
     falling = jnp.floor((columns - target) * share**3 + target)
-    return jnp.where(step <= config.warmup_steps, columns, jnp.minimum(falling, columns)).astype(
-        jnp.int32
-    )
+    budget = jnp.where(step <= config.warmup_steps, columns, jnp.minimum(falling, columns))
+    return budget.astype(jnp.int32)
 
 
 def triplet_scores(
