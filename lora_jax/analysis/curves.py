@@ -144,11 +144,9 @@ def envelope(
 
 def _at(points: Sequence[tuple[float, float]], budget: float) -> float | None:
     bits, losses = zip(*sorted(points))
-    return (
-        float(np.interp(math.log(budget), np.log(bits), losses))
-        if bits[0] <= budget <= bits[-1]
-        else None
-    )
+    if not bits[0] <= budget <= bits[-1]:
+        return None
+    return float(np.interp(math.log(budget), np.log(bits), losses))
 
 
 def _vertex(logs: np.ndarray, losses: np.ndarray) -> tuple[float, float, int]:

@@ -59,20 +59,23 @@ def losses(path: str, w: Any, q: QuantizedArray) -> list[Loss]:
     errors, damage = (
         np.asarray(part, np.float64).reshape(-1) for part in _errors(jnp.asarray(w), q)
     )
-    count, bytes_after, bytes_before = (
-        len(errors),
-        bytes_of(q),
-        int(np.prod(q.shape)) * jnp.dtype(w.dtype).itemsize,
-    )
+    count, bytes_after = len(errors), bytes_of(q)
+    bytes_before = int(np.prod(q.shape)) * jnp.dtype(w.dtype).itemsize
     stacked = q.ndim > len(q.kernel_shape)
     return [
         Loss(
-            path=path, layer=index if stacked else None, format=q.spec.format, block_size=q.spec.block_size,
-            relative_error=float(error), bits=8 * bytes_after / q.size, bytes_before=bytes_before // count,
-            bytes_after=bytes_after // count, damage=float(damage[index]),
+            path=path,
+            layer=index if stacked else None,
+            format=q.spec.format,
+            block_size=q.spec.block_size,
+            relative_error=float(error),
+            bits=8 * bytes_after / q.size,
+            bytes_before=bytes_before // count,
+            bytes_after=bytes_after // count,
+            damage=float(damage[index]),
         )
         for index, error in enumerate(errors)
-    ]  # fmt: skip
+    ]
 
 
 def sweep(
@@ -124,12 +127,15 @@ def shapes(path: str, w: Any, *, channels: int = 128) -> list[Shape]:
         chosen = np.unique(np.linspace(0, matrix.shape[1] - 1, channels).astype(int))
         # The test's tables end at 5000 numbers.
         tested = [stats.shapiro(matrix[:5000, channel]).pvalue < 0.05 for channel in chosen]
-        rows.append(
-            Shape(
-                path=path, layer=index if w.ndim > 2 else None, kurtosis=float((centred**4).mean() / variance**2 - 3),
-                not_normal=float(np.mean(tested)), channels=len(chosen), largest=float(np.abs(flat).max() / math.sqrt(variance)),
-            )
-        )  # fmt: skip
+        shape = Shape(
+            path=path,
+            layer=index if w.ndim > 2 else None,
+            kurtosis=float((centred**4).mean() / variance**2 - 3),
+            not_normal=float(np.mean(tested)),
+            channels=len(chosen),
+            largest=float(np.abs(flat).max() / math.sqrt(variance)),
+        )
+        rows.append(shape)
     return rows
 
 

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints loss (nats a unit), accuracy, number of examples, intervals and comparisons as
     JSON.
     """
-    from lora_jax.metrics.comparison import compare, intervals, verdict
+    from lora_jax.metrics.comparison import intervals
     from lora_jax.metrics.predictions import save_predictions
     from lora_jax.tasks.opening import LastTask
     from lora_jax.training.saved import load_run
@@ -77,38 +77,19 @@ def run(arguments: argparse.Namespace) -> int:
         "loss": found["loss"].value,
         "accuracy": found["accuracy"].value,
         "examples": len(ours.rows),
+        **_perplexity(loaded, arguments, ours),
+        "level": arguments.level,
+        "intervals": _as_json(found),
     }
-    out |= _perplexity(loaded, arguments, ours)
-    out["level"], out["intervals"] = (
-        arguments.level,
-        {name: interval._asdict() for name, interval in found.items()},
-    )
     if arguments.seeds:
         out["seeds"] = _over_seeds(found, arguments, options, tasks)
     if parts := ours.by_task():
         out["tasks"] = {
-            name: {
-                "examples": len(part.rows),
-                **{key: one._asdict() for key, one in intervals(part, **options).items()},
-            }
+            name: {"examples": len(part.rows), **_as_json(intervals(part, **options))}
             for name, part in parts.items()
         }
     if arguments.against:
-        other = loaded if arguments.against == "base" else load_run(arguments.against, tasks=tasks)
-        theirs = _predictions(other, arguments, adapter=arguments.against != "base")
-        test = compare(ours, theirs, **options)
-        out["against"] = {
-            "run": arguments.against,
-            "scores": {
-                name: interval._asdict() for name, interval in intervals(theirs, **options).items()
-            },
-            "difference": test,
-            "verdict": [
-                verdict(n, t["value"], t["p"], level=arguments.level)
-                for n, t in test.items()
-                if n != "mcnemar"
-            ],
-        }
+        out["against"] = _against(loaded, arguments, ours, options, tasks)
     if arguments.forgetting:
         from lora_jax.analysis.forgetting import measure_forgetting
 
@@ -119,6 +100,34 @@ def run(arguments: argparse.Namespace) -> int:
         out["contamination"] = _contamination(loaded, arguments, ours, options)
     print(json.dumps(out, indent=2))
     return 0
+
+
+def _as_json(found: dict[str, Any]) -> dict[str, Any]:
+    """Intervals by name, as dicts."""
+    return {name: interval._asdict() for name, interval in found.items()}
+
+
+def _against(
+    loaded: Any, arguments: argparse.Namespace, ours: Any, options: dict[str, Any], tasks: Any
+) -> dict[str, Any]:
+    """Scores of the other run, or of the base alone, and whether the difference is chance."""
+    from lora_jax.metrics.comparison import compare, intervals, verdict
+    from lora_jax.training.saved import load_run
+
+    base = arguments.against == "base"
+    other = loaded if base else load_run(arguments.against, tasks=tasks)
+    theirs = _predictions(other, arguments, adapter=not base)
+    difference = compare(ours, theirs, **options)
+    return {
+        "run": arguments.against,
+        "scores": _as_json(intervals(theirs, **options)),
+        "difference": difference,
+        "verdict": [
+            verdict(name, test["value"], test["p"], level=arguments.level)
+            for name, test in difference.items()
+            if name != "mcnemar"
+        ],
+    }
 
 
 def _over_seeds(
@@ -135,38 +144,22 @@ def _over_seeds(
         other = intervals(_predictions(saved, arguments, adapter=True), **options)
         for name in scores:
             scores[name].append(other[name].value)
-    return {
-        name: over_seeds(values, level=arguments.level)._asdict() for name, values in scores.items()
-    }
+    return _as_json(
+        {name: over_seeds(values, level=arguments.level) for name, values in scores.items()}
+    )
 
 
 def _predictions(loaded: Any, arguments: argparse.Namespace, *, adapter: bool) -> Any:
     from lora_jax.tasks.generated import generate_predictions
     from lora_jax.tasks.predictions import predict
 
-    trainable = loaded.trainable
-    if not adapter:
-        trainable = loaded.without_adapter()
-    size = loaded.config.train.eval_batch_size
-    scored = predict(
-        loaded.task,
-        loaded.frozen,
-        trainable,
-        arguments.split,
-        batch_size=size,
-        examples=arguments.examples,
-    )
+    trainable = loaded.trainable if adapter else loaded.without_adapter()
+    size, count = loaded.config.train.eval_batch_size, arguments.examples
+    what = (loaded.task, loaded.frozen, trainable, arguments.split)
+    scored = predict(*what, batch_size=size, examples=count)
     if not arguments.generate:
         return scored
-    return generate_predictions(
-        loaded.task,
-        loaded.frozen,
-        trainable,
-        arguments.split,
-        batch_size=min(size, 16),
-        examples=arguments.examples,
-        scored=scored,
-    )
+    return generate_predictions(*what, batch_size=min(size, 16), examples=count, scored=scored)
 
 
 def _perplexity(loaded: Any, arguments: argparse.Namespace, ours: Any) -> dict[str, float]:
@@ -201,7 +194,5 @@ def _contamination(
     }
     if found.clean and len(found.clean) < found.examples:
         clean = Predictions(ours.split, ours.metrics, tuple(ours.rows[n] for n in found.clean))
-        out["without them"] = {
-            name: interval._asdict() for name, interval in intervals(clean, **options).items()
-        }
+        out["without them"] = _as_json(intervals(clean, **options))
     return out

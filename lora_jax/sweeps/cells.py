@@ -48,12 +48,8 @@ class Cell:
     @property
     def name(self) -> str:
         """Short label, such as 'nf4 r4 all-linear' or 'full'."""
-        parts = (
-            [self.method]
-            if self.rank is None
-            else [self.format, f"r{self.rank}", str(self.targets)]
-        )
-        return " ".join([*parts, self.variant]).strip()
+        adapter = f"{self.format} r{self.rank} {self.targets}"
+        return f"{self.method if self.rank is None else adapter} {self.variant}".strip()
 
     @property
     def seeds(self) -> int:
@@ -74,9 +70,7 @@ class Cell:
         """Mean over seeds of a field of `RunResult.row`; None if a seed lacks it."""
         if key not in self._means:
             values = [row.get(key) for row in self._rows]
-            self._means[key] = (
-                None if any(value is None for value in values) else statistics.fmean(values)
-            )
+            self._means[key] = None if None in values else statistics.fmean(values)
         return self._means[key]
 
     @functools.cached_property
@@ -345,8 +339,8 @@ def _variants(cells: Sequence[Cell], settings: Sequence[Mapping[str, Any]]) -> l
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
     """The last part of each key, with the part before where two would be alike."""
-    leaves = Counter(key.rpartition(".")[2] for key in keys)
+    leaf_of = {key: key.rpartition(".")[2] for key in keys}
+    count = Counter(leaf_of.values())
     return {
-        key: _SHORT.get(key, leaf if leaves[leaf] == 1 else key)
-        for key, leaf in ((key, key.rpartition(".")[2]) for key in keys)
+        key: _SHORT.get(key, leaf if count[leaf] == 1 else key) for key, leaf in leaf_of.items()
     }

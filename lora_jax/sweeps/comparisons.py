@@ -100,20 +100,12 @@ def between_levels(cells: Sequence[Cell]) -> list[LevelTest]:
         for index, (rest, level) in enumerate(zip(others, column, strict=True)):
             places[rest][level] = index
         different = levels(column)
-        pairs = (
-            itertools.combinations(different, 2)
-            if len(different) <= _MOST_LEVELS
-            else itertools.pairwise(different)
-        )
+        pairs = itertools.pairwise(different)
+        if len(different) <= _MOST_LEVELS:
+            pairs = itertools.combinations(different, 2)
         for low, high in pairs:
-            test = _level_test(
-                axis,
-                high,
-                low,
-                [place for place in places.values() if low in place and high in place],
-                scores,
-                higher,
-            )
+            matched = [place for place in places.values() if low in place and high in place]
+            test = _level_test(axis, high, low, matched, scores, higher)
             if test is not None:
                 found.append(test)
     adjusted = holm([one.test.p for one in found])
@@ -168,11 +160,8 @@ def _level_test(
     not independent.
     """
     pairs = [(scores[place[first]], scores[place[second]]) for place in matched]
-    seeds = (
-        sorted(set.intersection(*(one.keys() & other.keys() for one, other in pairs)))
-        if pairs
-        else []
-    )
+    shared = [one.keys() & other.keys() for one, other in pairs]
+    seeds = sorted(set.intersection(*shared)) if shared else []
     if not seeds:
         return None
     differences = np.array([[one[seed] - other[seed] for seed in seeds] for one, other in pairs])

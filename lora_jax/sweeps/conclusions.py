@@ -77,8 +77,8 @@ def conclude(
     if len(cells) > 1:
         unsupported.append(
             "The best setting was picked by its score on the test set, which makes that score a "
-            "little too high; "
-            "a fresh test set, or a choice by the validation score, would not have this fault."
+            "little too high; a fresh test set, or a choice by the validation score, would not "
+            "have this fault."
         )
     return Conclusions(tuple(supported), tuple(unsupported))
 
@@ -86,10 +86,9 @@ def conclude(
 def _one_seed(cells: Sequence[Cell], said: Measure) -> list[str]:
     text = [
         "**No comparison between settings is supported: there is one seed a setting.** Another "
-        "seed could turn any order in the tables "
-        "round, and how far seeds differ is not known. Run the same command with more seeds, such "
-        "as "
-        "`--config.sweep.seeds=0,1,2,3,4`: finished runs are kept.",
+        "seed could turn any order in the tables round, and how far seeds differ is not known. Run "
+        "the same command with more seeds, such as `--config.sweep.seeds=0,1,2,3,4`: finished runs "
+        "are kept.",
     ]
     best = max(cells, key=lambda cell: cell.merit)
     examples = best.score.count
@@ -102,9 +101,9 @@ def _one_seed(cells: Sequence[Cell], said: Measure) -> list[str]:
     return [
         *text,
         f"The {examples} test examples alone leave the best {said.label} ({said.text(best.value)}) "
-        f"between {said.text(interval.low)} and "
-        f"{said.text(interval.high)} (95%, Wilson); {beside} of the other {len(cells) - 1} "
-        f"settings {'lies' if beside == 1 else 'lie'} above the lower limit.",
+        f"between {said.text(interval.low)} and {said.text(interval.high)} (95%, Wilson); {beside} "
+        f"of the other {len(cells) - 1} settings {'lies' if beside == 1 else 'lie'} above the "
+        "lower limit.",
     ]
 
 
@@ -126,12 +125,11 @@ def _on_examples(tests: Sequence[ExampleTest]) -> list[str]:
     if not tests:
         return []
     best, seeds = tests[0].best.name, max(one.seeds for one in tests)
-    told = f"is right on more test examples than {len(beaten)} of the {len(tests)} others whose answers were kept"
     return [
-        f"On new examples these trained models would differ as follows: **{best}** {told}, "
-        "corrected for all pairs of settings "
-        f"({tests[0].examples} examples, {_count(seeds, 'seed')}). This says nothing about other "
-        "seeds."
+        f"On new examples these trained models would differ as follows: **{best}** is right on "
+        f"more test examples than {len(beaten)} of the {len(tests)} others whose answers were "
+        f"kept, corrected for all pairs of settings ({tests[0].examples} examples, "
+        f"{_count(seeds, 'seed')}). This says nothing about other seeds."
     ]
 
 
@@ -143,10 +141,9 @@ def _contrast(one: LevelTest, said: Measure) -> str:
     return (
         f"{_axis(one.axis)} **{better}** beats {worse} by "
         f"{said.difference(abs(one.test.difference), '')}{said.points} (95% interval "
-        f"{said.difference(abs(low), '')} to {said.difference(abs(high), '')}; "
-        f"{_p(one.adjusted)} after correction), on average over "
-        f"{_count(one.matched, 'matched setting')}, {wins} of which agree, "
-        f"and {_count(one.test.count, 'seed')}."
+        f"{said.difference(abs(low), '')} to {said.difference(abs(high), '')}; {_p(one.adjusted)} "
+        f"after correction), on average over {_count(one.matched, 'matched setting')}, {wins} of "
+        f"which agree, and {_count(one.test.count, 'seed')}."
     )
 
 
@@ -157,8 +154,8 @@ def _best(cells: Sequence[Cell], tests: Sequence[CellTest], said: Measure) -> li
     best = beaten[0].best
     return [
         f"The setting with the {said.best} mean, **{best.name}** ({said.text(best.value)}), beats "
-        f"{len(beaten)} of the {len(cells) - 1} "
-        "others under the same seeds, corrected for all pairs of settings."
+        f"{len(beaten)} of the {len(cells) - 1} others under the same seeds, corrected for all "
+        "pairs of settings."
     ]
 
 
@@ -166,11 +163,11 @@ def _near_best(tests: Sequence[CellTest]) -> list[str]:
     near = [one for one in tests if not one.adjusted < LEVEL]
     if not near:
         return []
-    named = ", ".join(one.other.name for one in near[:4]) + (
-        f" and {len(near) - 4} more" if len(near) > 4 else ""
-    )
+    named = ", ".join(one.other.name for one in near[:4])
+    more = f" and {len(near) - 4} more" if len(near) > 4 else ""
     return [
-        f"That **{near[0].best.name}** is better than {named} is not shown: after correction, seeds alone could make these differences."
+        f"That **{near[0].best.name}** is better than {named}{more} is not shown: after "
+        "correction, seeds alone could make these differences."
     ]
 
 
@@ -178,13 +175,9 @@ def _undecided(contrasts: Sequence[LevelTest], said: Measure) -> list[str]:
     open_ones = [one for one in contrasts if not one.adjusted < LEVEL]
     sentences = []
     for one in open_ones[:6]:
+        low, high = said.difference(one.test.low), said.difference(one.test.high)
         known = not math.isnan(one.test.low)
-        limits = (
-            f" (95% interval {said.difference(one.test.low)} to {said.difference(one.test.high)}"
-            f"{said.points})"
-            if known
-            else ""
-        )
+        limits = f" (95% interval {low} to {high}{said.points})" if known else ""
         sentences.append(
             f"{_axis(one.axis)} {one.first} against {one.second}: no difference is shown{limits}."
         )
@@ -205,13 +198,16 @@ def _few_seeds(cells: Sequence[Cell], said: Measure) -> list[str]:
 
     smallest = detectable_difference(math.sqrt(2) * deviation, int(seeds))
     text = (
-        f"Two single settings must differ by about {said.number(smallest)}{said.points} to be told apart "
-        f"four times in five with {int(seeds)} seeds, before "
-        f"any correction: within a setting, {said.label} has a standard deviation of "
+        f"Two single settings must differ by about {said.number(smallest)}{said.points} to be told "
+        f"apart four times in five with {int(seeds)} seeds, before any correction: within a "
+        f"setting, {said.label} has a standard deviation of "
         f"{said.difference(deviation, '')}{said.points} over seeds."
     )
     if seeds < 5:
-        text += " With fewer than five seeds the tests lean on the assumption that differences are normal."
+        text += (
+            " With fewer than five seeds the tests lean on the assumption that differences are "
+            "normal."
+        )
     return [text]
 
 
@@ -225,7 +221,8 @@ def _sources(table: Decomposition) -> list[str]:
     words = ", ".join(f"{source.name} {100 * source.share:.0f}%" for source in named[:4])
     many = "each of them more" if len(named) > 1 else "more"
     return [
-        f"Of the spread between runs (sum of squares), {words}: {many} than chance would explain. The rest is {100 * table[REST].share:.0f}%."
+        f"Of the spread between runs (sum of squares), {words}: {many} than chance would explain. "
+        f"The rest is {100 * table[REST].share:.0f}%."
     ]
 
 

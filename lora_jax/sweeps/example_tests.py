@@ -81,8 +81,6 @@ def _read(run: RunRecord) -> tuple[list[str], np.ndarray] | None:
         for row in read_lines(run.folder / "predictions" / "test.jsonl")[0]
         if row.get("units") == 1 and isinstance(row.get("correct"), (int, float)) and "id" in row
     ]
-    return (
-        ([row["id"] for row in rows], np.array([row["correct"] for row in rows], float))
-        if rows
-        else None
-    )
+    if not rows:
+        return None
+    return [row["id"] for row in rows], np.array([row["correct"] for row in rows], float)

@@ -47,17 +47,11 @@ def page(
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="lead">{_inline(headline)}</p>',
         f'<p class="muted">{_inline(state)}</p>',
-    ]
-    parts += [
         '<section class="verdict"><div><h2>What the data support</h2>',
         _sentences(conclusions.supported, "Nothing beyond a description of these runs."),
-    ]
-    parts += [
         "</div><div><h2>What they do not support</h2>",
         _sentences(conclusions.unsupported, "Nothing stands out."),
         "</div></section>",
-    ]
-    parts += [
         "<h2>Cells</h2>",
         table("cells", headings, rows),
         f'<p class="muted">{_inline(notes)}</p>',
@@ -74,6 +68,7 @@ def page(
             table("tests", *tests),
             '<p class="muted">One seed: no intervals, no p-values.</p>',
         ]
+
     if failed:
         parts += ["<h2>Failed runs</h2>", table("failed", ("run", "error"), failed)]
     if waiting:
@@ -82,17 +77,19 @@ def page(
     parts += [
         f"<p>{html.escape(what)}</p><pre>{html.escape(command)}</pre>" for what, command in commands
     ]
-    style, script = (
-        (_ASSETS / "report.css").read_text(encoding="utf-8"),
-        (_ASSETS / "report.js").read_text(encoding="utf-8"),
-    )
+    return _document(title, "\n".join(parts))
+
+
+def _document(title: str, body: str) -> str:
+    """The file around what the page says, with its style and its script inside."""
+    style = (_ASSETS / "report.css").read_text(encoding="utf-8")
+    script = (_ASSETS / "report.js").read_text(encoding="utf-8")
     return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" '
-        'content="width=device-width, initial-scale=1">\n'
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        '<button id="theme" type="button" title="light or dark">light / dark</button>\n<main>\n'
-        + "\n".join(parts)
-        + f"\n</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
+        '<button id="theme" type="button" title="light or dark">light / dark</button>\n'
+        f"<main>\n{body}\n</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
     )
 
 
@@ -101,33 +98,36 @@ def table(name: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     if every cell of the column has one.
     """
     shown = rows[:MOST_ROWS]
-    numeric = [
-        all(_number(row[column]) is not None or row[column] in ("", "n/a", "–") for row in shown)
-        for column in range(len(headings))
-    ]
-    numeric = [
-        is_number and any(_number(row[column]) is not None for row in shown)
-        for column, is_number in enumerate(numeric)
-    ]
+    numeric = [_is_numeric([row[column] for row in shown]) for column in range(len(headings))]
     head = "".join(
-        f"<th{' class=number' if is_number else ''}><button type=button>{html.escape(text)}</button></th>"
-        for text, is_number in zip(headings, numeric)
+        f"<th{' class=number' if is_number else ''}>"
+        f"<button type=button>{html.escape(text)}</button></th>"
+        for text, is_number in zip(headings, numeric, strict=True)
     )
-    lines = []
-    for row in shown:
-        cells = []
-        for text, is_number in zip(row, numeric, strict=True):
-            value = _number(text)
-            key = f' data-key="{value!r}"' if is_number and value is not None else ""
-            cells.append(f"<td{' class=number' if is_number else ''}{key}>{html.escape(text)}</td>")
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    more = (
-        f'<p class="muted">{len(shown)} of {len(rows)} rows; all are in the CSV files beside this page.</p>'
-        if len(rows) > len(shown)
-        else ""
+    body = "\n".join(
+        f"<tr>{''.join(_table_cell(*cell) for cell in zip(row, numeric, strict=True))}</tr>"
+        for row in shown
     )
-    body = "\n".join(lines)
-    return f'<div class="scroll"><table id="{name}"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>{more}'
+    more = ""
+    if len(rows) > len(shown):
+        counts = f"{len(shown)} of {len(rows)} rows"
+        more = f'<p class="muted">{counts}; all are in the CSV files beside this page.</p>'
+    return (
+        f'<div class="scroll"><table id="{name}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>\n{body}\n</tbody></table></div>{more}"
+    )
+
+
+def _is_numeric(texts: Sequence[str]) -> bool:
+    """Whether there is a number, and otherwise only what says that there is none."""
+    others = [text for text in texts if _number(text) is None]
+    return len(others) < len(texts) and all(text in ("", "n/a", "–") for text in others)
+
+
+def _table_cell(text: str, is_number: bool) -> str:
+    value = _number(text) if is_number else None
+    key = "" if value is None else f' data-key="{value!r}"'
+    return f"<td{' class=number' if is_number else ''}{key}>{html.escape(text)}</td>"
 
 
 def spread_table(findings: Findings) -> tuple[Sequence[str], list[list[str]]]:
@@ -183,20 +183,24 @@ def tests_table(findings: Findings, said: Measure) -> tuple[Sequence[str], list[
         ("best cell", one.best.name, one.other.name, one.test, "1", one.adjusted)
         for one in findings.against_best[:100]
     ]
-    by_examples = [
-        [
-            "best cell, on examples", one.best.name, one.other.name, f"{100 * one.difference:+.2f} points right", "n/a", "n/a", str(one.seeds), "1",
-            _text(one.p, ".2g"), "n/a", _text(one.adjusted, ".2g"),
-        ]
-        for one in findings.on_examples[:100]
-    ]  # fmt: skip
     rows = [
         [
-            what, first, second, said.difference(test.difference), said.difference(test.low), said.difference(test.high),
-            str(test.count), matched, _text(test.p, ".2g"), _text(test.p_signs, ".2g"), _text(adjusted, ".2g"),
+            *(what, first, second),
+            *map(said.difference, (test.difference, test.low, test.high)),
+            *(str(test.count), matched),
+            *(_text(p, ".2g") for p in (test.p, test.p_signs, adjusted)),
         ]
         for what, first, second, test, matched, adjusted in named
-    ]  # fmt: skip
+    ]
+    by_examples = [
+        [
+            *("best cell, on examples", one.best.name, one.other.name),
+            *(f"{100 * one.difference:+.2f} points right", "n/a", "n/a"),
+            *(str(one.seeds), "1"),
+            *(_text(one.p, ".2g"), "n/a", _text(one.adjusted, ".2g")),
+        ]
+        for one in findings.on_examples[:100]
+    ]
     return headings, rows + by_examples
 
 
@@ -217,9 +221,5 @@ def _text(value: float, form: str) -> str:
 
 
 def _number(text: str) -> float | None:
-    found = re.match(r"[-+−]?[\d,]*\.?\d+(e[-+]?\d+)?", text)
-    return (
-        float(found.group().replace(",", "").replace("−", "-"))
-        if found and text[found.end() :][:1] in ("", " ")
-        else None
-    )
+    found = re.match(r"[-+−]?[\d,]*\.?\d+(e[-+]?\d+)?(?= |\Z)", text)
+    return float(found.group().replace(",", "").replace("−", "-")) if found else None

@@ -64,11 +64,8 @@ class Measure:
 
     def number(self, value: float) -> str:
         """The value in its unit, without the unit: '81.2', '0.613'."""
-        return (
-            "n/a"
-            if math.isnan(value)
-            else f"{value * self.factor:.{1 if self.score.share else 3}f}"
-        )
+        digits = 1 if self.score.share else 3
+        return "n/a" if math.isnan(value) else f"{value * self.factor:.{digits}f}"
 
     def text(self, value: float) -> str:
         """The value with its unit: '81.2%', '0.613'."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
@@ -81,11 +82,8 @@ def _seconds(
     needs: Predicted, names: Sequence[str], done: Sequence[bool], store: RunStore
 ) -> float | None:
     left = len(done) - sum(done)
-    measured = [
-        read_run(store.folder(name)).result
-        for name, finished in zip(names, done, strict=True)
-        if finished
-    ]
+    finished = itertools.compress(names, done)
+    measured = [read_run(store.folder(name)).result for name in finished]
     known = [
         result.seconds - (result.compile_seconds or 0.0)
         for result in measured
@@ -93,11 +91,9 @@ def _seconds(
     ]
     if known:
         return left * statistics.fmean(known)
-    return (
-        None
-        if needs.flops is None
-        else left * needs.steps * needs.flops * needs.mean_length / (_EFFICIENCY * _rate())
-    )
+    if needs.flops is None:
+        return None
+    return left * needs.steps * needs.flops * needs.mean_length / (_EFFICIENCY * _rate())
 
 
 def _rate() -> float:
@@ -174,10 +170,6 @@ def _megabytes(size: int | None) -> str:
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "n/a"
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -32,7 +32,7 @@ def environment() -> dict[str, Any]:
 
     device = jax.devices()[0]
     return {
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: version(name) for name in _PACKAGES},
         "device": {
             "platform": device.platform,
             "kind": device.device_kind,
@@ -46,9 +46,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def version() -> str | None:
-    """The version of this library."""
-    return _version("lora_jax")
+def version(package: str = "lora_jax") -> str | None:
+    """The version of an installed package, by default of this library; None if there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def git_state(folder: Path) -> dict[str, Any]:
@@ -79,10 +82,3 @@ def _git(folder: Path, *arguments: str) -> str:
 def _usable_cpus() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

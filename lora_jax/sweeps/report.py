@@ -149,8 +149,9 @@ def footnote(cells: Sequence[Cell]) -> str:
     seeds = sorted({cell.seeds for cell in cells})
     commits = [_commit(environment.get("git") or {}) for environment in surroundings]
     devices = [(environment.get("device") or {}).get("kind") for environment in surroundings]
+    span = "-".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
     parts = [
-        f"{'-'.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seed{'s' if seeds[-1] > 1 else ''} a cell",
+        f"{span} seed{'s' if seeds[-1] > 1 else ''} a cell",
         _distinct((config.get("model") or {}).get("name") for config in configs),
         _distinct((config.get("data") or {}).get("name") for config in configs),
         _tested(runs),
@@ -195,11 +196,9 @@ def _with_error(cell: Cell, said: Measure, unit: bool = True) -> str:
 
 
 def _size(cell: Cell) -> str:
-    return (
-        ""
-        if cell.stored_bytes is None
-        else f", with {cell.stored_bytes / 1e6:.1f} MB of base and adapter"
-    )
+    if cell.stored_bytes is None:
+        return ""
+    return f", with {cell.stored_bytes / 1e6:.1f} MB of base and adapter"
 
 
 def _headings(said: Measure) -> tuple[str, ...]:
@@ -211,7 +210,6 @@ def _headings(said: Measure) -> tuple[str, ...]:
 
 def _row(cell: Cell, said: Measure) -> list[str]:
     """The texts of a table row, under `_headings`."""
-    megabytes = {key: _number(cell.mean(key), 1e6, 1) for key in ("base_bytes", "peak_bytes")}
     return [
         " ".join((cell.method, cell.variant)).strip(),
         cell.format,
@@ -220,10 +218,10 @@ def _row(cell: Cell, said: Measure) -> list[str]:
         _with_error(cell, said, unit=False),
         str(cell.seeds),
         _number(cell.mean("trainable_parameters"), 1, 0),
-        megabytes["base_bytes"],
+        _number(cell.mean("base_bytes"), 1e6, 1),
         _number(cell.mean("base_bits_per_weight"), 1, 2),
         _number(cell.mean("adapter_bytes"), 1e6, 2),
-        megabytes["peak_bytes"],
+        _number(cell.mean("peak_bytes"), 1e6, 1),
         _number(cell.mean("tokens_per_second"), 1, 0),
         _number(cell.mean("seconds"), 1, 0),
     ]
@@ -283,16 +281,16 @@ class _Page:
     def state(self) -> str:
         counts = Counter(record.status for record in self.records)
         text = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
-        return f"Runs: {text}{f', {len(self.pending)} pending' if self.pending else ''}. {footnote(self.cells)}."
+        pending = f", {len(self.pending)} pending" if self.pending else ""
+        return f"Runs: {text}{pending}. {footnote(self.cells)}."
 
     @property
     def notes(self) -> str:
         return (
             f"{_error_kind(self.cells)}. The best cell was chosen on the test set, so its score "
-            "is a little optimistic. MB are 10^6 bytes. "
-            "Base: bytes of the arrays as stored. Peak: arguments, outputs and temporaries of the "
-            "compiled training step. "
-            "Time: the whole run, compilation included. Tokens: real ones, no padding."
+            "is a little optimistic. MB are 10^6 bytes. Base: bytes of the arrays as stored. Peak: "
+            "arguments, outputs and temporaries of the compiled training step. Time: the whole "
+            "run, compilation included. Tokens: real ones, no padding."
         )
 
     @property
@@ -316,77 +314,42 @@ class _Page:
 def _commands(
     folders: Sequence[Path], out_dir: str | Path | None, records: Sequence[RunRecord]
 ) -> list[tuple[str, str]]:
-    words = [
-        "lora-jax",
-        "report",
-        *map(str, folders),
-        *(["--out", str(out_dir)] if out_dir is not None else []),
-    ]
-    made = dict.fromkeys(
-        str(record.environment["command"])
-        for record in records
-        if record.environment.get("command")
-    )
-    commands = [("This report:", shlex.join(words))]
+    out = [] if out_dir is None else ["--out", str(out_dir)]
+    commands = [("This report:", shlex.join(["lora-jax", "report", *map(str, folders), *out]))]
+    given = (record.environment.get("command") for record in records)
+    made = dict.fromkeys(str(command) for command in given if command)
     if made:
         commands.append(("The runs were made with:", "\n".join(made)))
     return commands
 
 
 def _markdown(made: _Page, pictures: Mapping[str, str]) -> str:
-    lines = ["# Sweep report", "", headline(made.cells), "", made.state, ""]
     conclusions = made.found.conclusions
-    lines += [
-        "## What the data support",
-        "",
+    rows = [_row(cell, made.said) for cell in made.cells]
+    lines = [
+        *("# Sweep report", "", headline(made.cells), "", made.state, ""),
+        *("## What the data support", ""),
         *_items(conclusions.supported, "Nothing beyond a description of these runs."),
-    ]
-    lines += [
-        "## What they do not support",
-        "",
+        *("## What they do not support", ""),
         *_items(conclusions.unsupported, "Nothing stands out."),
-    ]
-    lines += [
-        "## Cells",
-        "",
-        *_table(
-            _headings(made.said), [_row(cell, made.said) for cell in made.cells], left=len(_LEFT)
-        ),
-        made.notes,
-        "",
+        *("## Cells", "", *_table(_headings(made.said), rows, left=len(_LEFT)), made.notes, ""),
     ]
     for title, name in pictures.items():
         lines += [f"## {title}", "", f"![{title}]({name})", ""]
         if title == "Where the spread comes from":
             lines += _table(*spread_table(made.found))
-    tests = tests_table(made.found, made.said)
-    if tests[1]:
-        more = (
-            f"The first {_MOST_TESTS} of {len(tests[1])}; all are in tests.csv. "
-            if len(tests[1]) > _MOST_TESTS
-            else ""
-        )
-        lines += [
-            "## Paired tests",
-            "",
-            *_table(tests[0], tests[1][:_MOST_TESTS], left=3),
-            f"{more}{_TESTS_NOTE}",
-            "",
-        ]
-    if made.failed:
-        lines += [
-            "## Failed runs",
-            "",
-            *(f"- `{name}`: {error}" for name, error in made.failed),
-            "",
-        ]
-    if made.waiting:
-        lines += [
-            "## Runs not finished yet",
-            "",
-            *(f"- `{name}`: {status}" for name, status in made.waiting),
-            "",
-        ]
+
+    headings, tests = tests_table(made.found, made.said)
+    if tests:
+        cut = f"The first {_MOST_TESTS} of {len(tests)}; all are in tests.csv. "
+        note = (cut if len(tests) > _MOST_TESTS else "") + _TESTS_NOTE
+        lines += ["## Paired tests", "", *_table(headings, tests[:_MOST_TESTS], left=3), note, ""]
+    for heading, runs in (
+        ("## Failed runs", made.failed),
+        ("## Runs not finished yet", made.waiting),
+    ):
+        if runs:
+            lines += [heading, "", *(f"- `{name}`: {text}" for name, text in runs), ""]
     lines += ["## How to make this again", ""]
     for what, command in made.commands:
         lines += [what, "", "```", command, "```", ""]
@@ -427,16 +390,13 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
 
 
 def _nothing_finished(folders: Sequence[Path], records: Sequence[RunRecord]) -> str:
-    counts = ", ".join(
-        f"{number} {status}"
-        for status, number in sorted(Counter(r.status for r in records).items())
-    )
+    statuses = sorted(Counter(record.status for record in records).items())
+    counts = ", ".join(f"{number} {status}" for status, number in statuses)
     failed = [record for record in records if record.status == "failed"]
     why = f" The first failure, {failed[0].run_id}: {failed[0].error}." if failed else ""
     return (
         f"A report needs at least one finished run, but {', '.join(map(str, folders))} has "
-        f"{counts}.{why} "
-        "Run the same sweep command again: it continues with what is missing."
+        f"{counts}.{why} Run the same sweep command again: it continues with what is missing."
     )
 
 

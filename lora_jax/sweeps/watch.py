@@ -108,12 +108,8 @@ def frame(seen: Snapshot) -> RenderableType:
         Text(f"time left: {_left(seen)}"),
     ]
     if seen.best is not None:
-        parts.append(
-            Text(
-                f"best so far: {seen.best.result.score('test').figure} test "
-                f"{seen.best.result.score('test').label}, {seen.best.run_id}"
-            )
-        )
+        score = seen.best.result.score("test")
+        parts.append(Text(f"best so far: {score.figure} test {score.label}, {seen.best.run_id}"))
     if seen.running:
         table = Table(title="running", title_justify="left", header_style="bold")
         for heading in ("run", "step", "loss", "last sign", "process"):
@@ -140,10 +136,8 @@ def frame(seen: Snapshot) -> RenderableType:
 
 def is_over(seen: Snapshot) -> bool:
     """Whether every planned run has ended, so that nothing will change."""
-    return (
-        seen.planned > 0
-        and seen.counts.get("done", 0) + seen.counts.get("failed", 0) == seen.planned
-    )
+    ended = seen.counts.get("done", 0) + seen.counts.get("failed", 0)
+    return seen.planned > 0 and ended == seen.planned
 
 
 def _progress(record: RunRecord, now: float) -> Progress:
@@ -183,11 +177,8 @@ def _seconds_left(
     seconds = [record.result.seconds for record in done if record.result.seconds]
     if not seconds or not running:
         return None
-    return (
-        statistics.median(seconds)
-        * (waiting + sum(1 - one.share for one in running))
-        / len(running)
-    )
+    left = waiting + sum(1 - one.share for one in running)
+    return statistics.median(seconds) * left / len(running)
 
 
 def _left(seen: Snapshot) -> str:
@@ -195,11 +186,9 @@ def _left(seen: Snapshot) -> str:
         return "none, every run has ended"
     if not seen.running:
         return "nobody is at work; the command that started the sweep goes on with it"
-    return (
-        "not known until a run is done"
-        if seen.seconds_left is None
-        else f"about {_duration(seen.seconds_left)}"
-    )
+    if seen.seconds_left is None:
+        return "not known until a run is done"
+    return f"about {_duration(seen.seconds_left)}"
 
 
 def _more(count: int) -> list[Text]:

@@ -52,10 +52,8 @@ def run_on(
     """
     if executor not in EXECUTORS:
         near = difflib.get_close_matches(executor, EXECUTORS, 1)
-        raise ValueError(
-            f"An executor is one of {', '.join(EXECUTORS)}, got "
-            f"{executor!r}.{f' Nearest: {near[0]!r}.' if near else ''}"
-        )
+        more = f" Nearest: {near[0]!r}." if near else ""
+        raise ValueError(f"An executor is one of {', '.join(EXECUTORS)}, got {executor!r}.{more}")
     if workers < 1:
         raise ValueError(f"A sweep needs at least one worker, got {workers}.")
     module = importlib.import_module(f"lora_jax.sweeps.executors.{EXECUTORS[executor]}")
@@ -75,8 +73,7 @@ def run_on(
     if left and died:
         raise RuntimeError(
             f"{len(left)} of {len(names)} runs are left, such as {run_id(left[0])}, and the "
-            "workers that should run them died. "
-            "Run the same command again: it goes on with them."
+            "workers that should run them died. Run the same command again: it goes on with them."
         )
     states = {name: store.status(name) for name in names}
     return Outcome(
