@@ -24,10 +24,13 @@ KINDS = {"encoder": EncoderConfig, "decoder": DecoderConfig, "encoder-decoder": 
 class Gguf:
     """How GGUF has a family.
 
-    architecture: GGUF's name. table: its modules. said: what of a `DecoderConfig` follows from the
-    architecture, or from keys of its own (`keys`), and from the sizes that all files have. keys:
-    the metadata that says it. experts: whether the weights of a token's experts are divided by
-    their sum, None if there are none.
+    architecture: GGUF's name.
+    table: its modules.
+    said: what of a `DecoderConfig` follows from the architecture, or from keys of its own, and from
+        the sizes that all files have.
+    keys: the metadata that says it.
+    experts: whether the weights of a token's experts are divided by their sum, None if there are
+        none.
     """
 
     architecture: str
@@ -41,13 +44,18 @@ class Gguf:
 class Family:
     """One row of `lora_jax.io.families`: all that is known of the files of a family.
 
-    name: `model_type` in config.json. kind: encoder, decoder or encoder-decoder. from_json,
-    to_json: config.json to our configuration and back. table: their modules. prefix: what names of
-    the bare model lack. copies: tensors that may stand in a file if they equal the embedding.
+    name: `model_type` in config.json.
+    kind: 'encoder', 'decoder' or 'encoder-decoder'.
+    from_json, to_json: config.json to our configuration and back.
+    table: their modules.
+    prefix: what names of the bare model lack.
+    copies: tensors that may stand in a file if they equal the embedding.
     unread: patterns of tensors that nothing reads, without the prefix: constants that older files
-    carry. pretraining: what names of heads of the pretraining task begin with, which stand beside
-    the model and are not read. older: (ending, how older files spell it). settled: the
-    configuration, once it is seen which tensors there are.
+        carry.
+    pretraining: what names of heads of the pretraining task begin with, which stand beside the
+        model and are not read.
+    older: (ending, how older files spell it).
+    settled: the configuration, once it is seen which tensors there are.
     """
 
     name: str

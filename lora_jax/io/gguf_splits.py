@@ -33,12 +33,13 @@ _GPT4O = (
 
 @dataclass(frozen=True)
 class Split:
-    """pattern: of the pieces; None is GPT-2's, which the byte-level step has built in. digits: each
-    stands alone, before that.
+    """How a text is cut into the pieces that are merged.
 
-    whole: a piece that is in the vocabulary is not merged (its merges may not lead there). bos: a
-    text begins with bos unless the file says otherwise. composed: characters are composed first
-    (NFC).
+    pattern: of the pieces; None is GPT-2's, which the byte-level step has built in.
+    digits: each stands alone, before that.
+    whole: a piece that is in the vocabulary is not merged (its merges may not lead there).
+    bos: a text begins with bos unless the file says otherwise.
+    composed: characters are composed first (NFC).
     """
 
     pattern: str | None = None

@@ -147,16 +147,13 @@ def _sentencepiece(
     place: dict[str, int] = {}
     for n, (left, right) in enumerate(merges):
         place.setdefault(left + right, n)
-    gemma = arch.startswith(
-        "gemma"
-    )  # Its readers take the order of the tokens, and spell runs of spaces as spaces.
-    rank = (
-        {token: -n for n, token in enumerate(tokens)}
-        if gemma
-        else {token: -n for token, n in place.items()}
-    )
-    made = lambda pairs: {pair for pair in pairs if "".join(pair) not in types}
-    if made(merges_of({token: n for n, token in enumerate(tokens)}, rank)) != made(merges):
+    # Gemma's readers take the order of the tokens, and spell runs of spaces as spaces.
+    gemma = arch.startswith("gemma")
+    ids = {token: n for n, token in enumerate(tokens)}
+    rank = {token: -n for token, n in (ids if gemma else place).items()}
+    odd = {*merges_of(ids, rank)} ^ {*merges}
+    # Added tokens are found before anything is merged.
+    if any("".join(pair) not in types for pair in odd):
         raise ValueError(
             "The merges of this tokenizer are not all those that its vocabulary allows, and GGUF "
             "has only the vocabulary. Give the tokenizer of a GGUF file of the model."
@@ -166,9 +163,8 @@ def _sentencepiece(
         _UNKNOWN if token == unknown else _BYTE if token in _BYTES else types.get(token, _NORMAL)
         for token in tokens
     ]
-    prefix = "Prepend" in json.dumps(
-        told["normalizer"]
-    ) or '"prepend_scheme": "first"' in json.dumps(told["pre_tokenizer"])
+    prefix = "Prepend" in json.dumps(told["normalizer"])
+    prefix |= '"prepend_scheme": "first"' in json.dumps(told["pre_tokenizer"])
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",

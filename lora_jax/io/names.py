@@ -21,16 +21,20 @@ Index = tuple[int, ...]
 class Name:
     """Where the weight of one of our paths lives in a torch model.
 
-    parameter: its name there, with one '{}' for each stack axis:
-    'encoder.layer.{}.attention.self.query.weight'. shape: of ours,
-    without stack axes. kind: 'linear' is stored (out, in), 'conv1d' (GPT-2's) and 'embedding' (in,
-    out) as ours, 'conv' (out, in, *window); 'vector' is a bias or the scale of a norm. stack:
-    lengths of our stack axes. in_axes: the input axes of
-    ours. part: (i, sizes) where ours is the i-th of several parts, of so many outputs each, of a
-    fused weight. heads: those parts alternate head by head (GPT-NeoX), of so many heads. pairs: of
-    so many heads, the two channels of a rotary pair are neighbours there, and half a head apart in
-    ours (GGUF's LLaMA). added: ours is theirs plus this (Gemma's norms). tied: whether ours is read
-    in a second place there, under another name.
+    parameter: its name there, with one '{}' for each stack axis, such as
+        'encoder.layer.{}.attention.self.query.weight'.
+    shape: of ours, without stack axes.
+    kind: 'linear' is stored (out, in), 'conv1d' (GPT-2's) and 'embedding' (in, out) as ours, 'conv'
+        (out, in, *window); 'vector' is a bias or the scale of a norm.
+    stack: lengths of our stack axes.
+    in_axes: the input axes of ours.
+    part: (i, sizes) where ours is the i-th of several parts of a fused weight, of so many outputs
+        each.
+    heads: those parts alternate head by head (GPT-NeoX), of so many heads.
+    pairs: of so many heads, the two channels of a rotary pair are neighbours there, and half a head
+        apart in ours (GGUF's LLaMA).
+    added: ours is theirs plus this (Gemma's norms).
+    tied: whether ours is read in a second place there, under another name.
     """
 
     parameter: str
@@ -96,9 +100,8 @@ class Name:
 
     def put(self, whole: np.ndarray, weight: np.ndarray) -> None:
         """Writes our part, as `to_theirs` gives it, into the other tool's weight."""
-        np.moveaxis(whole, self.output_axis, 0)[self._where()] = np.moveaxis(
-            weight, self.output_axis, 0
-        )
+        outputs_first = np.moveaxis(whole, self.output_axis, 0)
+        outputs_first[self._where()] = np.moveaxis(weight, self.output_axis, 0)
 
     def from_theirs(self, weight: np.ndarray) -> np.ndarray:
         """One layer's weight in our shape, a view where it can be; of a fused weight, our part.
@@ -179,10 +182,8 @@ class Name:
         """
         ones = (1,) * (len(self.shape) - 2) if self.kind == "conv" else ()
         if b.shape[0] != self.their_columns or b.shape[2:] != ones:
-            raise ValueError(
-                f"shape {b.shape}, needed ({self.their_columns}, "
-                f"rank{''.join(', 1' for _ in ones)})"
-            )
+            needed = ", ".join(map(str, (self.their_columns, "rank", *ones)))
+            raise ValueError(f"shape {b.shape}, needed ({needed})")
         return np.ascontiguousarray(b.reshape(b.shape[0], b.shape[1])[self.outputs()].T)
 
 

@@ -41,13 +41,13 @@ def save_peft(
         base_model: the name or folder that `adapter_config.json` gives for the base.
         task_type: PEFT's, such as 'SEQ_CLS' or 'CAUSAL_LM'.
         base: fingerprint of the base, kept in the file's metadata with the effective scale of every
-        module.
+            module.
         dropout: the one rate that PEFT's file has room for, where the sites have several.
 
     Raises:
         KeyError: `names` lacks a path of the adapter.
         ValueError: something in the adapter cannot be said in PEFT's format (see `to_peft`), or
-        holds a NaN.
+            holds a NaN.
         OSError: the folder cannot be written.
     """
     made = to_peft(
@@ -74,7 +74,7 @@ def load_peft(
         names: PEFT's names of all of the model's weights, such as `encoder_names(config)`.
         adapter: the sub-folder's name, for adapters that were not saved under the name 'default'.
         base: the fingerprint of the base that it will be used on, compared with the file's if it
-        has one (ours have).
+            has one (ours have).
         frozen: the base's weights; needed where the file carries a copy of an adapted embedding, to
             see that it is the base's.
 
@@ -113,10 +113,7 @@ def _folder(folder: Path, adapter: str) -> Path:
         folder = folder / adapter
     if (folder / CONFIG).is_file():
         return folder
-    inside = (
-        sorted(entry.parent.name for entry in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
-    )
-    if inside:
+    if inside := sorted(entry.parent.name for entry in folder.glob(f"*/{CONFIG}")):
         raise FileNotFoundError(
             f"{folder} has no {CONFIG}, but adapters in sub-folders: {', '.join(inside)}. Give one "
             "as adapter=..."

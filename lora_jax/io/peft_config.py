@@ -98,14 +98,8 @@ class PeftConfig:
         """
         if not isinstance(self.trainable_token_indices, Mapping):
             return self.trainable_token_indices if is_input else None
-        return next(
-            (
-                rows
-                for entry, rows in self.trainable_token_indices.items()
-                if module.endswith(entry)
-            ),
-            None,
-        )
+        indices = self.trainable_token_indices.items()
+        return next((rows for entry, rows in indices if module.endswith(entry)), None)
 
     def targets(self, module: str) -> bool:
         """Whether the module gets factors, by PEFT's rules: excluded, saved whole, matched, of a
@@ -113,18 +107,14 @@ class PeftConfig:
         """
         if self.exclude_modules and _selects(self.exclude_modules, module):
             return False
-        if any(
-            re.match(rf"(^|.*\.){re.escape(entry)}($|\..*)", module)
-            for entry in self.modules_to_save
-        ):
+        saved = (rf"(^|.*\.){re.escape(entry)}($|\..*)" for entry in self.modules_to_save)
+        if any(re.match(pattern, module) for pattern in saved):
             return False
         if isinstance(self.target_modules, str):
             return re.fullmatch(self.target_modules, module) is not None
         if module in self.target_modules:
             return True  # A full name passes the layer filter.
-        return any(
-            is_suffix(module, entry) for entry in self.target_modules
-        ) and self._wanted_layer(module)
+        return _selects(self.target_modules, module) and self._wanted_layer(module)
 
     def _wanted_layer(self, module: str) -> bool:
         if self.layers_to_transform is None:
@@ -149,11 +139,8 @@ class PeftConfig:
             optional = self.optional_heads and entry in _HEADS
             if not optional and not any(module.endswith(entry) for module in everything):
                 raise ValueError(_unmatched("modules_to_save", entry, everything))
-        for entry in (
-            self.trainable_token_indices
-            if isinstance(self.trainable_token_indices, Mapping)
-            else ()
-        ):
+        indices = self.trainable_token_indices
+        for entry in indices if isinstance(indices, Mapping) else ():
             if not any(module.endswith(entry) for module in modules):
                 raise ValueError(_unmatched("trainable_token_indices", entry, modules))
         targeted = [module for module in modules if self.targets(module)]
@@ -163,11 +150,8 @@ class PeftConfig:
                 f"{len(modules)} modules, such as {', '.join(modules[:4])}. The adapter is for "
                 "another model."
             )
-        for field_name, patterns in (
-            ("rank_pattern", self.rank_pattern),
-            ("alpha_pattern", self.alpha_pattern),
-        ):
-            for pattern in patterns:
+        for field_name in ("rank_pattern", "alpha_pattern"):
+            for pattern in getattr(self, field_name):
                 if not any(_matches(pattern, module) for module in targeted):
                     raise ValueError(
                         f"{field_name} has {pattern!r}, which matches none of the {len(targeted)} "
@@ -234,17 +218,12 @@ def _check_values(values: Mapping[str, Any]) -> None:
             "path_initial_model_for_weight_conversion=...), which writes it as plain LoRA of twice "
             "the rank (for loftq: on the base it was trained on)."
         )
-    wanted = {
-        "r": int,
-        "lora_alpha": (int, float),
-        "lora_dropout": (int, float),
-        "use_rslora": bool,
-        "use_dora": bool,
-    }
+    number = (int, float)
+    wanted = dict(r=int, lora_alpha=number, lora_dropout=number, use_rslora=bool, use_dora=bool)
     for name, kind in wanted.items():
-        if not isinstance(values[name], kind) or (
-            kind is not bool and isinstance(values[name], bool)
-        ):
+        # A truth value is an int to Python, and no number here.
+        wrong = kind is not bool and isinstance(values[name], bool)
+        if wrong or not isinstance(values[name], kind):
             raise ValueError(
                 f"adapter_config.json needs a number or a truth value for {name}, but has "
                 f"{values[name]!r}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,12 +92,10 @@ def to_peft(
             "0, and PEFT needs one. Weights trained whole alone (head only, BitFit, full) are "
             "saved with save_encoder, or with our own save_adapter."
         )
-    tensors = _factor_tensors(adapted)
-    dora = _uses_dora(adapted)
+
     bias, saved, whole_tensors = _whole(trainable, names, adapted)
-    tensors |= whole_tensors
     rows, row_tensors = _trained_rows(trainable, names, {*adapted, *saved})
-    tensors |= row_tensors
+    tensors = _factor_tensors(adapted) | whole_tensors | row_tensors
     for key, value in tensors.items():
         if not np.isfinite(value).all():
             raise ValueError(f"{key} holds a NaN or an infinity; the adapter was not written.")
@@ -108,15 +106,33 @@ def to_peft(
             f"PEFT trains the head whole for task_type {task_type!r}, and {heads[0]!r} has "
             "factors. Choose another task_type."
         )
+
+    matrices = {m for name in names.values() if name.kind != "vector" for _, m in name.modules()}
+    config = _factor_settings(adapted, matrices) | {
+        "base_model_name_or_path": base_model,
+        "bias": bias,
+        "lora_dropout": _dropout(trainable, dropout),
+        "modules_to_save": saved or None,
+        "task_type": task_type,
+        "trainable_token_indices": rows or None,
+    }
+    scales = {module: float(f.scale) for module, f in sorted(adapted.items())}
+    metadata = {
+        "format": "pt",
+        "lora_jax": json.dumps({"base": base, "scale": scales}, sort_keys=True),
+    }
+    return PeftAdapter(config, dict(sorted(tensors.items())), metadata, tuple(notes))
+
+
+def _factor_settings(adapted: Mapping[str, Factors], matrices: set[str]) -> dict[str, Any]:
+    """What `adapter_config.json` says of the factors, and the fields that are alike in all ours."""
     rank, rank_pattern = _common({module: f.a.shape[1] for module, f in adapted.items()})
     alpha, alpha_pattern = _common(
         {module: _alpha(f.scale, f.a.shape[1]) for module, f in adapted.items()}
     )
-    config = {
+    return {
         "alpha_pattern": alpha_pattern,
         "auto_mapping": None,
-        "base_model_name_or_path": base_model,
-        "bias": bias,
         "exclude_modules": None,
         "fan_in_fan_out": all(f.name.kind == "conv1d" for f in adapted.values()),
         "inference_mode": True,
@@ -125,27 +141,14 @@ def to_peft(
         "layers_to_transform": None,
         "lora_alpha": alpha,
         "lora_bias": False,
-        "lora_dropout": _dropout(trainable, dropout),
-        "modules_to_save": saved or None,
         "peft_type": "LORA",
         "r": rank,
         "rank_pattern": rank_pattern,
         "revision": None,
-        "target_modules": _targets(
-            set(adapted),
-            {m for name in names.values() if name.kind != "vector" for _, m in name.modules()},
-        ),
-        "task_type": task_type,
-        "trainable_token_indices": rows or None,
-        "use_dora": dora,
+        "target_modules": _targets(set(adapted), matrices),
+        "use_dora": _uses_dora(adapted),
         "use_rslora": False,
     }
-    scales = {module: float(f.scale) for module, f in sorted(adapted.items())}
-    metadata = {
-        "format": "pt",
-        "lora_jax": json.dumps({"base": base, "scale": scales}, sort_keys=True),
-    }
-    return PeftAdapter(config, dict(sorted(tensors.items())), metadata, tuple(notes))
 
 
 def _plain(path: str, leaf: Any, notes: list[str]) -> LowRank:
@@ -323,9 +326,7 @@ def _uses_dora(adapted: Mapping[str, Factors]) -> bool:
 
 
 def _whole(
-    trainable: Trainables,
-    names: Names,
-    adapted: Mapping[str, Factors],
+    trainable: Trainables, names: Names, adapted: Mapping[str, Factors]
 ) -> tuple[str, list[str], dict[str, np.ndarray]]:
     """PEFT's bias mode, its modules_to_save, and the tensors of both."""
     values = {path: np.asarray(leaf.value) for path, leaf in trainable.items() if leaf.replaces}
@@ -364,6 +365,19 @@ def _whole(
             "same module are not. PEFT's modules_to_save stores whole modules: train all weights "
             "of the module or none."
         )
+    _check_whole(complete, members, adapted)
+    tensors = {PREFIX + parameter: theirs[parameter] for parameter in in_modules}
+    for parameter in biases:
+        module, _, last = parameter.rpartition(".")
+        key = f"{module}.base_layer.{last}" if module in adapted else parameter
+        tensors[PREFIX + key] = theirs[parameter]
+    return _bias_mode(biases, in_modules, members, adapted), complete, tensors
+
+
+def _check_whole(
+    complete: list[str], members: Mapping[str, set[str]], adapted: Mapping[str, Factors]
+) -> None:
+    """Refuses modules trained whole that PEFT, which goes by the ends of names, would mistake."""
     for module in complete:
         if clash := [
             other
@@ -381,13 +395,6 @@ def _whole(
                 f"{module!r} is trained whole and holds the adapted "
                 f"{module if module in adapted else inside[0]!r}."
             )
-    tensors = {PREFIX + parameter: theirs[parameter] for parameter in in_modules}
-    for parameter in biases:
-        module, _, last = parameter.rpartition(".")
-        tensors[
-            f"{PREFIX}{module}.base_layer.{last}" if module in adapted else PREFIX + parameter
-        ] = theirs[parameter]
-    return _bias_mode(biases, in_modules, members, adapted), complete, tensors
 
 
 def _trained_rows(
@@ -417,18 +424,8 @@ def _bias_mode(
 ) -> str:
     if not biases:
         return "none"
-    every = {
-        parameter
-        for inside in members.values()
-        for parameter in inside
-        if parameter.endswith("bias")
-    }
-    of_adapted = {
-        parameter
-        for module in adapted
-        for parameter in members[module]
-        if parameter.endswith("bias")
-    }
+    every = {name for inside in members.values() for name in inside if name.endswith("bias")}
+    of_adapted = {name for module in adapted for name in members[module] if name.endswith("bias")}
     if biases == of_adapted:
         return "lora_only"
     if biases == every - in_modules:
@@ -487,17 +484,13 @@ def _targets(adapted: set[str], known: set[str]) -> list[str]:
     chosen: set[str] = set()
     for module in sorted(adapted):
         if not any(is_suffix(module, ending) for ending in chosen):
+            pieces = module.split(".")
+            endings = (".".join(pieces[start:]) for start in range(len(pieces) - 1, -1, -1))
             chosen.add(
                 next(
                     end
-                    for end in _endings(module)
+                    for end in endings
                     if {m for m in known if is_suffix(m, end)} <= adapted or end == module
                 )
             )
     return sorted(chosen)
-
-
-def _endings(module: str) -> Iterator[str]:
-    pieces: Sequence[str] = module.split(".")
-    for start in range(len(pieces) - 1, -1, -1):
-        yield ".".join(pieces[start:])

@@ -51,14 +51,12 @@ def from_peft(
     _check_said(config, names, module_of)
     expected = _expected(config, names, module_of)
     _check_keys(expected, tensors, names, module_of, frozen)
+
     scales = found.recorded.get("scale", {})
     trainable: dict[str, Trainable] = {}
     for path, name in names.items():
         leaf = (
-            _site(path, name, module_of, config, tensors, scales) if name.kind != "vector" else None
-        )
-        leaf = (
-            leaf
+            _site(path, name, module_of, config, tensors, scales)
             or _rows(path, name, module_of, config, tensors)
             or _whole(path, name, module_of, tensors)
         )
@@ -76,6 +74,8 @@ def _site(
     tensors: Mapping[str, np.ndarray],
     scales: Mapping[str, float],
 ) -> LowRank | None:
+    if name.kind == "vector":
+        return None
     layers: dict[Index, tuple[np.ndarray, np.ndarray, float]] = {}
     magnitude = np.zeros((*name.stack, name.columns), np.float32)
     for index, module in _modules(name, module_of):
@@ -99,9 +99,8 @@ def _site(
             )
         if name.part is not None:
             full = tensors[keys[1]].reshape(-1, rank)
-            elsewhere = (np.abs(full).max(0) > 0) & (
-                np.abs(b).max(1) == 0
-            )  # Columns of the other parts of a fused weight.
+            # Columns of the other parts of a fused weight.
+            elsewhere = (np.abs(full).max(0) > 0) & (np.abs(b).max(1) == 0)
             a, b = a[:, ~elsewhere], b[~elsewhere]
             if not b.size:
                 continue
@@ -279,20 +278,14 @@ def _check_copy(
 
 
 def _check_effect(trainable: Trainables) -> None:
-    low = {path: leaf for path, leaf in trainable.items() if leaf.rank}
-    if (
-        len(low) == len(trainable)
-        and all(not np.any(leaf.b) or not np.any(leaf.a) for leaf in low.values())
-        and not _has_magnitude(low)
+    low = [leaf for leaf in trainable.values() if leaf.rank]
+    if len(low) == len(trainable) and not any(
+        (np.any(leaf.a) and np.any(leaf.b)) or leaf.magnitude is not None for leaf in low
     ):
         raise ValueError(
             f"the adapter changes nothing: A or B is 0 at all {len(low)} sites. It was saved "
             "before it was trained."
         )
-
-
-def _has_magnitude(low: Mapping[str, LowRank]) -> bool:
-    return any(leaf.magnitude is not None for leaf in low.values())
 
 
 def _unprefixed(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lora_jax.core.extras import needs
 from lora_jax.data.text_tokenizers import TextTokenizer
@@ -68,25 +69,9 @@ def sentencepiece_tokenizer(path: Path | str) -> TextTokenizer:
             f"{path} has {len(model.pieces)} pieces, of which {len(vocabulary)} differ. Fetch it "
             "again."
         )
-    unknown = next((n for n, (_, _, kind) in enumerate(model.pieces) if kind == _UNKNOWN), 0)
-    if model.kind == _BPE:
-        ranks = {piece: score for piece, score, kind in model.pieces if kind == _NORMAL}
-        merges = merges_of(vocabulary, ranks)
-        core = models.BPE(
-            vocabulary,
-            merges,
-            unk_token=model.pieces[unknown][0],
-            fuse_unk=True,
-            byte_fallback=model.byte_fallback,
-        )
-    else:
-        core = models.Unigram(
-            [(piece, score) for piece, score, _ in model.pieces], unknown, model.byte_fallback
-        )
-    backend = Tokenizer(core)
-    steps: list[normalizers.Normalizer] = (
-        [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
-    )
+
+    backend = Tokenizer(_core(model, vocabulary))
+    steps: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     if model.squeeze:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     # As there, a text that begins with a space gets the prefix as well.
@@ -96,6 +81,7 @@ def sentencepiece_tokenizer(path: Path | str) -> TextTokenizer:
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
+
     added = [
         AddedToken(piece, normalized=False, special=kind == _CONTROL)
         for piece, _, kind in model.pieces
@@ -103,10 +89,26 @@ def sentencepiece_tokenizer(path: Path | str) -> TextTokenizer:
     ]
     backend.add_special_tokens([token for token in added if token.special])
     backend.add_tokens([token for token in added if not token.special])
+
     ids = {name: n if 0 <= n < len(model.pieces) else None for name, n in model.ids.items()}
     eos = () if ids["eos"] is None else (ids["eos"],)
     pad = next((n for n in (ids["pad"], *eos) if n is not None), 0)
     return TextTokenizer(backend, ids["bos"], eos, pad, add_bos=ids["bos"] is not None)
+
+
+def _core(model: _Model, vocabulary: dict[str, int]) -> models.Model:
+    unknown = next((n for n, (_, _, kind) in enumerate(model.pieces) if kind == _UNKNOWN), 0)
+    if model.kind == _UNIGRAM:
+        scored = [(piece, score) for piece, score, _ in model.pieces]
+        return models.Unigram(scored, unknown, model.byte_fallback)
+    ranks = {piece: score for piece, score, kind in model.pieces if kind == _NORMAL}
+    return models.BPE(
+        vocabulary,
+        merges_of(vocabulary, ranks),
+        unk_token=model.pieces[unknown][0],
+        fuse_unk=True,
+        byte_fallback=model.byte_fallback,
+    )
 
 
 def _parse(content: bytes) -> _Model:
@@ -124,11 +126,8 @@ def _parse(content: bytes) -> _Model:
                     model.ids[name] = told[at] - (1 << 64) if told[at] >> 63 else told[at]
         elif number == 3:
             told = dict(_fields(value))
-            model.charsmap, model.add_prefix, model.squeeze = (
-                told.get(2, b""),
-                bool(told.get(3, 1)),
-                bool(told.get(4, 1)),
-            )
+            model.charsmap = told.get(2, b"")
+            model.add_prefix, model.squeeze = bool(told.get(3, 1)), bool(told.get(4, 1))
     return model
 
 

@@ -160,11 +160,8 @@ def _entries(path: Path, header: dict[str, object], start: int, size: int) -> di
     entries, spans = {}, []
     for name, told in header.items():
         try:
-            dtype, shape, (begin, end) = (
-                _DTYPES[told["dtype"]],
-                tuple(told["shape"]),
-                told["data_offsets"],
-            )
+            dtype, shape = _DTYPES[told["dtype"]], tuple(told["shape"])
+            begin, end = told["data_offsets"]
             whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
         except (KeyError, TypeError, ValueError):
             raise _damaged(
@@ -173,10 +170,8 @@ def _entries(path: Path, header: dict[str, object], start: int, size: int) -> di
         if not whole or end > size - start or begin + math.prod(shape) * dtype.itemsize != end:
             raise _damaged(
                 path,
-                (
-                    f"{name!r} of shape {shape} claims bytes {begin} to {end}, and "
-                    f"{size - start:,} follow the header"
-                ),
+                f"{name!r} of shape {shape} claims bytes {begin} to {end}, and {size - start:,} "
+                "follow the header",
             )
         entries[name] = _Entry(dtype, shape, start + begin)
         spans.append((begin, end))

@@ -139,6 +139,7 @@ def open_model(
         config = family.from_json(raw)
         if num_classes is not None:
             config = dataclasses.replace(config, num_classes=num_classes)
+
     tensors = ModelFolder(folder)
     if config.num_layers > len(tensors):  # Before anything is made for each of them.
         raise ValueError(
@@ -147,6 +148,7 @@ def open_model(
         )
     config = family.settled(config, tensors)
     names = _as_stored(folder, family, family.names(config), tensors)
+
     head = _head_of(config, names)
     unread = _unread(family, config, names, tensors)
     new: dict[str, np.ndarray] = {}
