@@ -1,4 +1,4 @@
-"""The settings: one frozen dataclass a group, each field with its unit, its default and its limit."""
+"""The settings: a frozen dataclass for each group, each field with its unit, default and limit."""
 
 from __future__ import annotations
 
@@ -51,6 +51,10 @@ NO_RESULT = ReadBy()  # changes files, memory or speed, never a number of the re
 FOR_ADAPTERS = ReadBy(ADAPTERS)
 FOR_BOTTLENECK = ReadBy(("bottleneck",))
 FOR_PREFIX = ReadBy(("prefix_embedding", "prefix_layers"))
+
+_EVEN = Limit("an even number of weights, 2 or more", lambda value: value >= 2 and value % 2 == 0)
+_NOT_ONE = Limit("0 or 2 or more", lambda value: value >= 0 and value != 1)
+_ROOM = Limit("3 or more (two of the tokens are special ones)", lambda value: value >= 3)
 
 Format = Annotated[str, one_of((NO_FORMAT, *FORMATS))]
 # A line of a small language: commas belong to it, and on the command line ';' stands between two.
@@ -107,9 +111,7 @@ class DecodingConfig:
     # A finished beam's log probability is divided by length ** this.
     length_penalty: float | None = None
     # n-grams of this length may not come twice in an answer; 0 = all may.
-    no_repeat_ngram: (
-        Annotated[int, Limit("0 or 2 or more", lambda value: value >= 0 and value != 1)] | None
-    ) = None
+    no_repeat_ngram: Annotated[int, _NOT_ONE] | None = None
     stop: tuple[str, ...] | None = None  # strings that end an answer
 
 
@@ -139,9 +141,7 @@ class DataConfig:
     text_pair: str | None = None  # column of a second text; None = one text an example
     label: str = "label"  # column of the class, or of the completion
     # Tokens, with the special ones; longer texts are cut.
-    max_length: Annotated[
-        int, Limit("3 or more (two of the tokens are special ones)", lambda value: value >= 3)
-    ] = 128
+    max_length: Annotated[int, _ROOM] = 128
     # Tokens: a batch is padded to the first bucket that holds its texts. None = chosen from the
     # data's lengths.
     buckets: tuple[Count, ...] | None = None
@@ -208,16 +208,7 @@ class QuantConfig:
 
     format: Format = NO_FORMAT
     # Weights that share a scale; None = one scale an output channel.
-    block_size: (
-        Annotated[
-            int,
-            Limit(
-                "an even number of weights, 2 or more",
-                lambda value: value >= 2 and value % 2 == 0,
-            ),
-        ]
-        | None
-    ) = 64
+    block_size: Annotated[int, _EVEN] | None = 64
     double: bool = True  # store the scales themselves in 8 bits
     # Of double: QLoRA's, or 'log', safe where some blocks are far larger than others.
     second_level: Literal["mean", "log"] = "mean"
@@ -244,9 +235,7 @@ class BaselineConfig:
 
 @dataclass(frozen=True)
 class AdaLoraConfig:
-    """AdaLoRA's rank budget, under lora.variant adalora. It starts at lora.rank columns a
-    matrix.
-    """
+    """AdaLoRA's rank budget, under lora.variant adalora; it starts at lora.rank columns a matrix."""
 
     # Mean columns a matrix at the end; None = no budget (other variants).
     target_rank: Positive | None = None

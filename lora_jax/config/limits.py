@@ -1,4 +1,4 @@
-"""What a setting may be besides its type. A limit stands on the field: `Annotated[int, at_least(1)]`."""
+"""What a setting may be besides its type, written on its field: `Annotated[int, at_least(1)]`."""
 
 from __future__ import annotations
 

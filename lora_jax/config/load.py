@@ -144,6 +144,7 @@ def _run_config_file(spec: str) -> Any:
             "A config is a Python file, path/to/file.py or path/to/file.py:arg, but there is no "
             f"{path}. In its folder: {listed(near) or 'no .py file'}."
         )
+
     module = run_file(path)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
@@ -153,6 +154,7 @@ def _run_config_file(spec: str) -> Any:
             "ml_collections.ConfigDict, but it defines none"
             f"{f'; nearest: {near[0]!r}' if near else ''}. Copy its shape from configs/default.py."
         )
+
     arguments = (argument,) if colon else ()
     try:
         inspect.signature(get_config).bind(*arguments)
@@ -162,6 +164,8 @@ def _run_config_file(spec: str) -> Any:
             f"The config {spec!r} does not fit {takes} in {path}: {error}. Write {path}:ARG to "
             f"pass an argument, {path} to pass none."
         ) from error
+
+    # What it imports when it is called is looked for as what it imported at its top.
     try:
         with _neighbours(path):
             values = get_config(*arguments)
@@ -170,9 +174,8 @@ def _run_config_file(spec: str) -> Any:
         raise ValueError(
             f"{call} in {path} must return a config, but raised {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(
-        values, (ml_collections.ConfigDict, ml_collections.FrozenConfigDict, Mapping)
-    ):
+    kinds = (ml_collections.ConfigDict, ml_collections.FrozenConfigDict, Mapping)
+    if not isinstance(values, kinds):
         raise TypeError(
             f"get_config in {path} must return an ml_collections.ConfigDict or a dict, got "
             f"{type(values).__name__}. Does it end in `return config`?"

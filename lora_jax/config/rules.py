@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 from lora_jax.config.fields import ADAPTERS, NO_FORMAT, Columns, Config
 from lora_jax.config.limits import listed
 from lora_jax.core.codebooks import FORMATS
@@ -50,14 +48,14 @@ def _check_data(config: Config) -> None:
     for part in (data, *data.mixture):
         _check_roles(part.recipe, part.fields)
 
-    if data.buckets is not None and (
-        not data.buckets or any(low >= high for low, high in itertools.pairwise(data.buckets))
-    ):
+    if data.buckets is None:
+        return
+    if not data.buckets or list(data.buckets) != sorted(set(data.buckets)):
         raise ValueError(
             "config.data.buckets must be token counts that increase, such as (16, 32, 128), got "
             f"{data.buckets}. Write None to have them chosen from the lengths of the texts."
         )
-    if data.buckets is not None and data.buckets[-1] < data.max_length:
+    if data.buckets[-1] < data.max_length:
         raise ValueError(
             "The last of config.data.buckets must hold a text of config.data.max_length = "
             f"{data.max_length} tokens, got {data.buckets}. Add {data.max_length} to the buckets, "

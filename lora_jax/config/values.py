@@ -1,6 +1,4 @@
-"""From plain values and text to the types of the settings, or an error that names the key, what was
-needed and what came.
-"""
+"""From plain values and text to the types of the settings, or an error that names the key."""
 
 from __future__ import annotations
 
