@@ -41,9 +41,9 @@ def adapter_matrix(
         ):
             raise ValueError(
                 f"One base serves adapters that were trained on it, but {name!r} was trained on "
-                f"{run.task.base} in format {run.config.quant.format} "
-                f"and {next(iter(runs))!r} on {first.task.base} in format "
-                f"{first.config.quant.format}. Train them with the same model and quant settings."
+                f"{run.task.base} in format {run.config.quant.format} and {next(iter(runs))!r} on "
+                f"{first.task.base} in format {first.config.quant.format}. Train them with the "
+                "same model and quant settings."
             )
     adapters = {BASE: first.without_adapter()} | {name: run.trainable for name, run in runs.items()}
     return {

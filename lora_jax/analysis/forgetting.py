@@ -33,8 +33,7 @@ def measure_forgetting(
     if task.generator is None:
         raise ValueError(
             "Forgetting is measured by a language model's loss on other texts; this run is an "
-            "encoder with a head, which has "
-            "no such loss. Leave --forgetting out."
+            "encoder with a head, which has no such loss. Leave --forgetting out."
         )
     encoded, records = run.encode_other(data)
     other = replace(task, splits={"other": encoded}, records={"other": records}, recipe=None)

@@ -93,8 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
     stopped = f", {len(outcome.stopped)} stopped at a rung" if outcome.stopped else ""
     print(
         f"{len(outcome.done)} runs trained, {len(outcome.kept)} kept from before, "
-        f"{len(outcome.failed)} failed, "
-        f"{len(outcome.elsewhere)} run by another process{stopped}; all in {config.out}",
+        f"{len(outcome.failed)} failed, {len(outcome.elsewhere)} run by another process{stopped}; "
+        f"all in {config.out}",
         file=sys.stderr,
     )
     if (outcome.done or outcome.kept) and not arguments.no_report:

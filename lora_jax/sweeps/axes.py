@@ -47,10 +47,6 @@ class Axis:
         """Whether the run meets the conditions."""
         return all(condition.holds(run) for condition in self.when)
 
-    def count(self, run: Config) -> int:
-        """How many runs the axis makes of one."""
-        return len(self.points) if self.applies(run) else 1
-
     def runs(self, run: Config) -> list[Config]:
         """The run at every point; the run itself where the conditions do not hold, or where its
         method reads none of the keys.
@@ -93,8 +89,7 @@ def read_axis(text: str) -> Axis:
     if not keys or not items:
         raise ValueError(
             "config.sweep.axes: an axis reads 'KEY = value, value', 'KEY, KEY = (value, value), "
-            "(value, value)', and may end in "
-            f"' if KEY == value'; got {text!r}."
+            f"(value, value)', and may end in ' if KEY == value'; got {text!r}."
         )
     for key in keys:
         check_key(key, text)

@@ -68,18 +68,12 @@ class Cell:
 
     def mean(self, key: str) -> float | None:
         """Mean over seeds of a field of `RunResult.row`; None if a seed lacks it."""
-        if key not in self._means:
-            values = [row.get(key) for row in self._rows]
-            self._means[key] = None if None in values else statistics.fmean(values)
-        return self._means[key]
+        values = [row.get(key) for row in self._rows]
+        return None if None in values else statistics.fmean(values)
 
     @functools.cached_property
     def _rows(self) -> list[dict[str, Any]]:
         return [run.result.row() for run in self.runs]
-
-    @functools.cached_property
-    def _means(self) -> dict[str, float | None]:
-        return {}
 
     @functools.cached_property
     def value(self) -> float:

@@ -72,11 +72,8 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         return [], 0
     rows, ignored = [], 0
     for line in path.read_bytes().decode("utf-8", errors="replace").split("\n"):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
+        row = _object(line)
+        if row is not None:
             rows.append(row)
         elif line.strip():
             ignored += 1
@@ -93,14 +90,15 @@ def last_line(path: Path, *, most_bytes: int = 8192) -> dict[str, Any] | None:
             lines = file.read().decode("utf-8", errors="replace").split("\n")
     except OSError:
         return None
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            return row
-    return None
+    return next((row for row in map(_object, reversed(lines)) if row is not None), None)
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def jsonable(value: Any) -> Any:
@@ -155,8 +153,6 @@ def disk(path: Path) -> Iterator[None]:
     except OSError as error:
         raise StoreError(
             f"The result store must be able to write {path}, but the system says: "
-            f"{error.strerror or error}. "
-            "Free some space, make the folder writable, or choose another one with "
-            "--config.out=FOLDER; "
-            "finished runs are kept and are not run again."
+            f"{error.strerror or error}. Free some space, make the folder writable, or choose "
+            "another one with --config.out=FOLDER; finished runs are kept and are not run again."
         ) from error

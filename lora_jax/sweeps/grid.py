@@ -60,7 +60,7 @@ def expand(config: Config) -> list[Config]:
 
     for axis in axes:
         sides[", ".join(axis.keys)] = len(axis.points)
-        _check_count(sum(axis.count(run) for run in runs), sides)
+        _check_count(sum(len(axis.points) if axis.applies(run) else 1 for run in runs), sides)
         made = [axis.runs(run) for run in runs]
         if not any(axis.applies(run) and any(reads(run, key) for key in axis.keys) for run in runs):
             _refuse_unread(axis, runs)

@@ -80,8 +80,8 @@ class Halving:
         if settings != self._settings:
             raise ValueError(
                 f"The sweep in {self._path.parent} was halved with {settings}, and now "
-                f"config.sweep.halving says {self._settings}. Use the same, "
-                f"another folder (--config.out), or delete {self._path} to judge all runs again."
+                f"config.sweep.halving says {self._settings}. Use the same, another folder "
+                f"(--config.out), or delete {self._path} to judge all runs again."
             )
         self._scores = {
             int(step): {name: math.inf if loss is None else loss for name, loss in rung.items()}

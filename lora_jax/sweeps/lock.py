@@ -53,9 +53,8 @@ class Lock:
                 owner = self.owner()
                 raise RunLocked(
                     f"A run needs its folder for itself, but {self.path.parent} is held by process "
-                    f"{owner.get('pid')} "
-                    f"on {owner.get('host')}. Wait for it; if that process is surely dead, delete "
-                    f"{self.path}."
+                    f"{owner.get('pid')} on {owner.get('host')}. Wait for it; if that process is "
+                    f"surely dead, delete {self.path}."
                 )
             self.path.unlink(missing_ok=True)
             descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)

@@ -204,9 +204,8 @@ def _study(config: Config, root: Path) -> Any:
     if before is not None and before != list(wanted.space):
         raise ValueError(
             f"{root / FILE} holds a search of another space: {before}, now {list(wanted.space)}. "
-            "Use the same, another folder "
-            "(--config.out), or delete the file: finished runs stay, and are not trained again "
-            "where a trial asks for their settings."
+            "Use the same, another folder (--config.out), or delete the file: finished runs stay, "
+            "and are not trained again where a trial asks for their settings."
         )
     study.set_user_attr("space", list(wanted.space))
     return study

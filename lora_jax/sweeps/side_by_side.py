@@ -38,10 +38,9 @@ def packs(
     """The packs of a sweep, those that share compiled programs one after another.
 
     Runs of one program (`program_key`) are padded alike. Those that can share a base as well
-    (`stack_key`) fill `sweep.stack`
-    slots, evenly: 10 runs in at most 8 slots are two rounds of 5. Runs of one seed read the same
-    batches in the same order, and fill the slots together; where no seed has two runs, they share
-    the slots with an order of the data each.
+    (`stack_key`) fill `sweep.stack` slots, evenly: 10 runs in at most 8 slots are two rounds of 5.
+    Runs of one seed read the same batches in the same order, and fill the slots together; where no
+    seed has two runs, they share the slots with an order of the data each.
 
     With halving, slots are filled again at any time, so that runs of all seeds wait in one line for
     them.

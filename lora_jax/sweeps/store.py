@@ -377,9 +377,9 @@ class RunStore:
             if format not in range(1, FORMAT + 1):
                 raise StoreVersionError(
                     f"The store {self.root} has layout {format}, written by lora_jax "
-                    f"{made.get('lora_jax')}; this is lora_jax {version()}, "
-                    f"which reads layouts 1 to {FORMAT}. Install that version, or choose another "
-                    "folder with --config.out=FOLDER."
+                    f"{made.get('lora_jax')}; this is lora_jax {version()}, which reads layouts 1 "
+                    f"to {FORMAT}. Install that version, or choose another folder with "
+                    "--config.out=FOLDER."
                 )
             older = format != FORMAT
         else:
