@@ -1,5 +1,4 @@
-"""Arithmetic of adapters in terms of what they add to the weights: sums that are exact, compression
-with its error, TIES and DARE.
+"""Arithmetic of what adapters add to weights: exact sums, compression with its error, TIES, DARE.
 
 PEFT's `linear`, `ties` and `dare` modes act on A and B apart, which has cross terms; everything
 here acts on the dense update, one matrix at a time, or on its exact factors. Computed in float64 on
@@ -24,12 +23,13 @@ from lora_jax.core.trainable import Trainable, Trainables
 from lora_jax.core.trained_weight import TrainedWeight
 
 Index = tuple[int, ...]
+# An entry of the result, and the norms of what it lost: alone, and over that of the update.
+Made = tuple[Trainable, tuple[float, float] | None]
 
 
 @dataclass(frozen=True)
 class Truncation:
-    """What a lower rank lost, by path: the Frobenius norm of the lost part, alone and over that of
-    the whole update.
+    """What a lower rank lost, by path: the Frobenius norm, alone and over that of the whole update.
 
     By Eckart and Young (1936) no factors of that rank lose less.
     """
@@ -51,8 +51,7 @@ def weighted_sum(
     *,
     base: Mapping[str, Any] | None = None,
 ) -> dict[str, Trainable]:
-    """The adapter whose update is the weighted sum of the updates, exactly: factors side by side,
-    ranks added.
+    """The adapter whose update is exactly the weighted sum of the updates; their ranks are added.
 
     Negative weights subtract (task arithmetic, Ilharco et al. 2023); weights are 1 by default. A
     site that some adapters leave out counts as an update of 0 there. Dropout is kept where all
@@ -96,29 +95,23 @@ def compress(
     Raises:
         ValueError: neither or both of rank and tolerance are given, or are out of range; DoRA.
     """
-    if (
-        (rank is None) == (tolerance is None)
-        or (rank is not None and rank < 1)
-        or (tolerance is not None and not 0 <= tolerance < 1)
-    ):
+    by_rank = tolerance is None and rank is not None and rank >= 1
+    by_loss = rank is None and tolerance is not None and 0 <= tolerance < 1
+    if not by_rank and not by_loss:
         raise ValueError(
             f"Give a rank of at least 1 or a tolerance in [0, 1), and not both; got rank={rank}, "
             f"tolerance={tolerance}."
         )
 
-    out: dict[str, Trainable] = {}
-    lost: dict[str, tuple[float, float]] = {}
+    made: dict[str, Made] = {}
     for path, leaf in trainable.items():
         if leaf.replaces:
-            out[path] = leaf
+            made[path] = leaf, None
             continue
         low = plain_lora(path, leaf)
         layers = {index: _singular(low, index) for index in _indices(low)}
-        out[path], lost[path] = _stacked(low, layers, rank, tolerance)
-    return out, Truncation(
-        {path: value for path, (value, _) in lost.items()},
-        {path: value for path, (_, value) in lost.items()},
-    )
+        made[path] = _stacked(low, layers, rank, tolerance)
+    return _truncated(made)
 
 
 def ties(
@@ -130,12 +123,11 @@ def ties(
     sign: str = "total",
     base: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Trainable], Truncation]:
-    """TIES merging of updates (Yadav et al. 2023, arXiv 2306.01708, section 3), brought back to
-    `rank`, and what that lost.
+    """TIES merging of updates (Yadav et al. 2023, arXiv 2306.01708, section 3), back to `rank`.
 
     In every matrix, each update keeps its largest `density` of entries; each entry's sign is
     elected, by the weighted sum ('total') or by the number of adapters ('frequency'); the entries
-    that agree with it are averaged.
+    that agree with it are averaged. What the rank lost comes second.
 
     Raises:
         ValueError: density is not in (0, 1], or the sign method is unknown; or as `weighted_sum`.
@@ -146,12 +138,9 @@ def ties(
             f"{sign!r}."
         )
 
-    def combine(
-        path: str, index: Index, updates: list[np.ndarray], factors: list[float]
-    ) -> np.ndarray:
-        kept = np.stack(
-            [_largest(update, density) * factor for update, factor in zip(updates, factors)]
-        )
+    def combine(updates: list[np.ndarray], factors: list[float]) -> np.ndarray:
+        parts = zip(updates, factors)
+        kept = np.stack([_largest(update, density) * factor for update, factor in parts])
         # Updates of the other sign than the elected one are left out of the mean, not counted as 0.
         elected = np.sign((kept if sign == "total" else np.sign(kept)).sum(0))
         agrees = (np.sign(kept) == elected) & (kept != 0)
@@ -169,8 +158,7 @@ def dare(
     key: jax.Array,
     base: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Trainable], Truncation]:
-    """DARE (Yu et al. 2024, arXiv 2311.03099): entries of each update are dropped at random, the
-    rest scaled up, and summed by weight.
+    """DARE (Yu et al. 2024, arXiv 2311.03099): sums of updates with entries dropped at random.
 
     An entry is kept with probability `density` and divided by it, so the expected sum is the exact
     one. The result is brought back to `rank`; what that lost comes second.
@@ -182,9 +170,7 @@ def dare(
         raise ValueError(f"DARE needs density in (0, 1], got {density}.")
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).astype(np.uint32))
 
-    def combine(
-        path: str, index: Index, updates: list[np.ndarray], factors: list[float]
-    ) -> np.ndarray:
+    def combine(updates: list[np.ndarray], factors: list[float]) -> np.ndarray:
         total = 0.0
         for update, factor in zip(updates, factors):
             total = total + factor * (update * (rng.random(update.shape) < density) / density)
@@ -196,32 +182,30 @@ def dare(
 def factorize(
     base: Mapping[str, Any], tuned: Mapping[str, Any], *, rank: int, like: Trainables
 ) -> tuple[dict[str, Trainable], Truncation]:
-    """The adapter of a rank nearest to a fully fine-tuned model's change, at the sites of `like`,
-    and what it lost (a task vector).
+    """The adapter of a rank nearest to a fully fine-tuned model's change, at the sites of `like`.
+
+    Such a change is a task vector; what the rank lost of it comes second.
 
     Raises:
         KeyError: a model lacks a site.
     """
     first, second = flatten(base), flatten(tuned)
-    out: dict[str, Trainable] = {}
-    lost: dict[str, tuple[float, float]] = {}
+    made: dict[str, Made] = {}
     for path, leaf in like.items():
         if leaf.replaces:
-            out[path] = TrainedWeight(value=jnp.asarray(second[path]))
+            made[path] = TrainedWeight(value=jnp.asarray(second[path])), None
             continue
         if path not in first or path not in second:
             raise KeyError(
                 f"There is no weight {path!r}. Nearest: {', '.join(nearest(path, first))}."
             )
+
         stack = leaf.a.ndim - 2
         change = jnp.asarray(second[path], jnp.float32) - jnp.asarray(first[path], jnp.float32)
         matrix = np.asarray(to_matrix(change, change.ndim - stack, leaf.in_axes), np.float64)
         layers = {index: _svd(matrix[index]) for index in _indices(leaf)}
-        out[path], lost[path] = _stacked(leaf, layers, rank, None)
-    return out, Truncation(
-        {path: value for path, (value, _) in lost.items()},
-        {path: value for path, (_, value) in lost.items()},
-    )
+        made[path] = _stacked(leaf, layers, rank, None)
+    return _truncated(made)
 
 
 def plain_lora(path: str, leaf: Any) -> LowRank:
@@ -239,19 +223,15 @@ def plain_lora(path: str, leaf: Any) -> LowRank:
     if leaf.magnitude is not None:
         raise ValueError(
             f"{path!r} is DoRA: its effect depends on the norm of base and update together, so "
-            "adapters cannot be added or truncated "
-            "exactly. Merge it into the base (merge), and take the difference (factorize)."
+            "adapters cannot be added or truncated exactly. Merge it into the base (merge), and "
+            "take the difference (factorize)."
         )
     return leaf.plain()
 
 
 def _weights(adapters: Sequence[Trainables], weights: Sequence[float] | None) -> list[float]:
     given = [1.0] * len(adapters) if weights is None else [float(weight) for weight in weights]
-    if (
-        not adapters
-        or len(given) != len(adapters)
-        or not all(math.isfinite(weight) for weight in given)
-    ):
+    if not adapters or len(given) != len(adapters) or not all(map(math.isfinite, given)):
         raise ValueError(
             f"Needed adapters and one finite weight each; came {len(adapters)} adapters and the "
             f"weights {given}."
@@ -291,8 +271,8 @@ def _whole_sum(
     if start is None:
         raise ValueError(
             f"{path!r} is trained whole by {len(found)} of the adapters with weights "
-            f"{[weight for _, weight in found]}; its sum is one of moves "
-            "from the base. Pass base=..., the pretrained weights."
+            f"{[weight for _, weight in found]}; its sum is one of moves from the base. Pass "
+            "base=..., the pretrained weights."
         )
     start = np.asarray(start, np.float64)
     moved = sum(weight * (np.asarray(leaf.value, np.float64) - start) for leaf, weight in found)
@@ -314,31 +294,31 @@ def _concatenated(found: Sequence[tuple[LowRank, float]]) -> LowRank:
 def _in_dense_form(
     adapters: Sequence[Trainables],
     weights: Sequence[float] | None,
-    combine: Callable[[str, Index, list[np.ndarray], list[float]], np.ndarray],
+    combine: Callable[[list[np.ndarray], list[float]], np.ndarray],
     rank: int,
     base: Mapping[str, Any] | None,
 ) -> tuple[dict[str, Trainable], Truncation]:
-    """Dense updates of one matrix at a time, combined and brought back to `rank`; whole weights go
-    as in `weighted_sum`.
-    """
-    out: dict[str, Trainable] = {}
-    lost: dict[str, tuple[float, float]] = {}
+    """Dense updates of a matrix, combined and brought back to `rank`; whole weights are summed."""
+    made: dict[str, Made] = {}
     for path, found in sorted(_by_path(adapters, _weights(adapters, weights)).items()):
         if found[0][0].replaces:
-            out[path] = _whole_sum(path, found, base)
+            made[path] = _whole_sum(path, found, base), None
             continue
-        lows, factors = (
-            [plain_lora(path, leaf) for leaf, _ in found],
-            [weight for _, weight in found],
-        )
+        lows = [plain_lora(path, leaf) for leaf, _ in found]
+        factors = [weight for _, weight in found]
         layers = {
-            index: _svd(combine(path, index, [_dense(low, index) for low in lows], factors))
+            index: _svd(combine([_dense(low, index) for low in lows], factors))
             for index in _indices(lows[0])
         }
-        out[path], lost[path] = _stacked(lows[0], layers, rank, None)
-    return out, Truncation(
-        {path: value for path, (value, _) in lost.items()},
-        {path: value for path, (_, value) in lost.items()},
+        made[path] = _stacked(lows[0], layers, rank, None)
+    return _truncated(made)
+
+
+def _truncated(made: Mapping[str, Made]) -> tuple[dict[str, Trainable], Truncation]:
+    lost = {path: norms for path, (_, norms) in made.items() if norms is not None}
+    return {path: leaf for path, (leaf, _) in made.items()}, Truncation(
+        absolute={path: norms[0] for path, norms in lost.items()},
+        relative={path: norms[1] for path, norms in lost.items()},
     )
 
 
@@ -384,16 +364,10 @@ def _stacked(
     rank: int | None,
     tolerance: float | None,
 ) -> tuple[LowRank, tuple[float, float]]:
-    """Truncated factors of all layers with scale 1, padded to their largest rank, and the norms of
-    what was cut.
-    """
+    """Truncated factors of all layers at their largest rank, and the norms of what was cut."""
     chosen = {index: _enough(s, rank, tolerance) for index, (_, s, _) in layers.items()}
     wide, stack, rows, out = max(chosen.values()), like.a.shape[:-2], like.rows, like.b.shape[-1]
-    a, b, scale = (
-        np.zeros((*stack, rows, wide)),
-        np.zeros((*stack, wide, out)),
-        np.zeros((*stack, wide)),
-    )
+    a, b, scale = (np.zeros((*stack, *s)) for s in ((rows, wide), (wide, out), (wide,)))
 
     lost = total = 0.0
     for index, (u, s, v) in layers.items():
@@ -402,9 +376,9 @@ def _stacked(
         a[index][:, :k], b[index][:k] = u[:, :k] * root, root[:, None] * v[:k]
         scale[index][:k] = s.any()  # A layer without an update stays one that is not adapted.
         lost, total = lost + float((s[k:] ** 2).sum()), total + float((s**2).sum())
-    made = LowRank(
-        a=jnp.asarray(a, jnp.float32), b=jnp.asarray(b, jnp.float32), scale=jnp.asarray(scale, jnp.float32), dropout=like.dropout, in_axes=like.in_axes
-    )  # fmt: skip
+
+    a, b, scale = (jnp.asarray(x, jnp.float32) for x in (a, b, scale))
+    made = LowRank(a=a, b=b, scale=scale, dropout=like.dropout, in_axes=like.in_axes)
     return made, (math.sqrt(lost), math.sqrt(lost / total) if total else 0.0)
 
 

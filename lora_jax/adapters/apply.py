@@ -1,6 +1,4 @@
-"""`join` frozen weights and adapters into params, `split` them again, and `apply` a model to them
-with factored products.
-"""
+"""`join` frozen weights and adapters into params, `split` them, and `apply` a model to them."""
 
 from __future__ import annotations
 
@@ -45,8 +43,8 @@ def join(
         if path not in params and not update.replaces:
             raise KeyError(
                 f"The adapter has factors for {path!r}, and the base has no such weight. Nearest: "
-                f"{', '.join(nearest(path, params))}. "
-                "It was made for another model, or for another layout (scan on or off) of this one."
+                f"{', '.join(nearest(path, params))}. It was made for another model, or for "
+                "another layout (scan on or off) of this one."
             )
         update = refuse_gradients_of_data(name, update)
         params[path] = update.onto(params.get(path), path, key)
@@ -54,8 +52,9 @@ def join(
 
 
 def split(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The inverse of `join`: the frozen weights, and the adapters by path. (Trained layers of a
-    stack come back as the whole stack.)
+    """The inverse of `join`: the frozen weights, and the adapters by path.
+
+    Trained layers of a stack come back as the whole stack.
     """
     frozen: dict[str, Any] = {}
     trainable: dict[str, Any] = {}
@@ -82,10 +81,9 @@ def apply(
     collections: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """What `model.apply` gives on the joined params, computed by factored products where a rule
-    exists.
+    """What `model.apply` gives on the joined params, by factored products where a rule exists.
 
-    The function is the same as `model.apply({'params': join(frozen, trainable)}, ...)`; only the cost
+    The function is that of `model.apply({'params': join(frozen, trainable)}, ...)`; only the cost
     differs.
 
     Args:
@@ -96,10 +94,9 @@ def apply(
     for leaf in trainable.values():
         if isinstance(leaf, Prefix) and leaf.inserts:
             args = leaf.insert(args)
+    variables = {**(collections or {}), "params": join(frozen, trainable, key=key)}
     with nn.intercept_methods(factored), readable():
-        return model.apply(
-            {**(collections or {}), "params": join(frozen, trainable, key=key)}, *args, **kwargs
-        )
+        return model.apply(variables, *args, **kwargs)
 
 
 def factored(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -118,8 +115,8 @@ def factored(next_fun: Any, args: Any, kwargs: Any, context: nn.module.Intercept
 
 
 def _aux_modules(module: nn.Module) -> list[AuxModule]:
-    found, leaves = [], list(module.variables.get("params", {}).values())
-    for leaf in leaves:
+    found = []
+    for leaf in module.variables.get("params", {}).values():
         while isinstance(leaf, WithAuxModule):
             found.append(leaf.aux)
             leaf = leaf.base
@@ -136,13 +133,12 @@ def _computed(next_fun: Any, args: Any, kwargs: Any, context: nn.module.Intercep
             leaf = leaf.base
         if fits_experts(module, leaf, context.method_name, call):
             return experts_product(module, leaf, call)
-        # Other factors with stack axes left (the experts of a raw parameter) are read as a dense
-        # weight.
+
+        # Other factors with stack axes left (experts of a raw parameter) are read as dense weights.
         stacked = isinstance(leaf, Adapted) and leaf.lora.a.ndim > 2
-        dense = isinstance(leaf, TrainedWeight) or (
-            isinstance(leaf, WithRows) and type(module) is not nn.Embed
-        )
-        if isinstance(leaf, Boxed) and not dense and not stacked and rule.fits(module, call):
+        rows = isinstance(leaf, WithRows) and type(module) is not nn.Embed
+        dense = stacked or rows or isinstance(leaf, TrainedWeight)
+        if isinstance(leaf, Boxed) and not dense and rule.fits(module, call):
             return rule.product(module, leaf, call)
         if rule.plain and isinstance(leaf, jax.Array) and rule.fits(module, call):
             return rule.plain(module, leaf, call)

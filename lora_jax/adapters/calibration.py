@@ -1,6 +1,4 @@
-"""Measurements over batches that data-driven initialisers read: second moments of a site's inputs,
-gradients of its weight.
-"""
+"""What data-driven initialisers read: moments of a site's inputs, gradients of its weight."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ def input_moments(
 
     Args:
         loss: `(frozen, trainable, batch, key) -> (sum of losses, anything)`; only what it depends
-        on is measured.
+            on is measured.
         batches: with `mask` (batch, time) and `weight` (batch,), which leave padding and filler
             rows out, or without.
 
@@ -56,11 +54,9 @@ def input_moments(
         tokens = [] if mask is None else [mask * (1.0 if weight is None else weight[:, None])]
 
         def total(probes: Any) -> Array:
-            boxed = flat | {
-                path: Recorded(base=flat[path], probe=probe) for path, probe in probes.items()
-            }
+            marked = {path: Recorded(base=flat[path], probe=p) for path, p in probes.items()}
             with token_weights(*tokens, *rows):
-                return loss(unflatten(boxed), {}, batch, None)[0]
+                return loss(unflatten(flat | marked), {}, batch, None)[0]
 
         count = tokens[0].sum() if tokens else jnp.ones(())
         return jax.grad(total)(probes), count
@@ -74,22 +70,18 @@ def weight_gradients(
     batches: Iterable[Mapping[str, Any]],
     sites: Sequence[Site],
 ) -> dict[str, Float[Array, "*stack in out"]]:
-    """The gradient of the mean loss of an example in each site's dense weight, seen as (in, out)
-    matrices; for LoRA-GA.
+    """The gradient of the mean loss in each site's dense weight as (in, out) matrices; for LoRA-GA.
 
-    A quantised weight is dequantised for it. Arguments as for `input_moments`.
+    The mean is over examples. A quantised weight is dequantised for it. Arguments as for
+    `input_moments`.
     """
     paths = {site.path: site for site in sites}
 
     @jax.jit
     def gradients(flat: Any, batch: Any) -> Any:
         def total(weights: Any) -> Array:
-            return loss(
-                unflatten(flat),
-                {path: TrainedWeight(value=w) for path, w in weights.items()},
-                batch,
-                None,
-            )[0]
+            trained = {path: TrainedWeight(value=w) for path, w in weights.items()}
+            return loss(unflatten(flat), trained, batch, None)[0]
 
         dense = {path: meta.unbox(flat[path]) for path in paths}
         weight = batch.get("weight")
@@ -124,19 +116,12 @@ def eva_ranks(
 
 
 def limit_ranks(trainable: Mapping[str, Any], ranks: Mapping[str, Any]) -> dict[str, Any]:
-    """The adapter with only the first `ranks[path]` columns of each matrix in use (scale 0 in the
-    others).
-    """
-
-    def limited(leaf: Any, count: Any) -> Any:
-        return leaf.replace(
-            scale=jnp.where(jnp.arange(leaf.rank) < jnp.asarray(count)[..., None], leaf.scale, 0.0)
-        )
-
-    return {
-        path: limited(leaf, ranks[path]) if path in ranks else leaf
-        for path, leaf in trainable.items()
-    }
+    """The adapter with only the first `ranks[path]` columns in use (scale 0 in the others)."""
+    out = dict(trainable)
+    for path in out.keys() & ranks.keys():
+        used = jnp.arange(out[path].rank) < jnp.asarray(ranks[path])[..., None]
+        out[path] = out[path].replace(scale=jnp.where(used, out[path].scale, 0.0))
+    return out
 
 
 def _mean(
@@ -144,9 +129,8 @@ def _mean(
 ) -> dict[str, Any]:
     total, count = None, 0.0
     for batch in batches:
-        found, weight = measure(
-            dict(flat), {name: jnp.asarray(value) for name, value in batch.items()}
-        )
+        arrays = {name: jnp.asarray(value) for name, value in batch.items()}
+        found, weight = measure(dict(flat), arrays)
         total = found if total is None else jax.tree.map(jnp.add, total, found)
         count = count + weight
     if total is None:

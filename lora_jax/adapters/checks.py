@@ -1,6 +1,4 @@
-"""Cheap checks that an adapter does what it should: it starts as the base, all of it learns, it
-changes something, it covers its sites.
-"""
+"""Cheap checks of an adapter: it starts as the base, all of it learns and covers its sites."""
 
 from __future__ import annotations
 
@@ -29,35 +27,28 @@ Flags = dict[str, dict[str, np.ndarray]]
 
 
 def update_norms(trainable: Trainables) -> dict[str, np.ndarray]:
-    """The Frobenius norm of each layer's update, (*stack), from products of rank times rank
-    entries.
-    """
+    """The Frobenius norm of each layer's update, (*stack), from products of rank times rank."""
     return {path: _norm(leaf)[0] for path, leaf in trainable.items() if leaf.rank}
 
 
 def without_effect(trainable: Trainables) -> list[str]:
-    """Sites with factors that change nothing: an update of 0 in every layer, and no magnitude that
-    has moved.
-    """
+    """Sites whose factors change nothing: updates of 0 in every layer, and no moved magnitude."""
     return [path for path, leaf in trainable.items() if leaf.rank and not _moves(leaf).any()]
 
 
 def check_effect(trainable: Trainables) -> None:
-    """Raises ValueError if the adapter changes nothing: every site has an update of 0, and no
-    weight is trained whole.
-    """
+    """Raises ValueError if the adapter changes nothing: no update, and nothing trained whole."""
     silent = without_effect(trainable)
     if len(silent) == len(trainable):
         raise ValueError(
             f"The adapter changes nothing: its update is 0 at all {len(trainable)} sites, such as "
-            f"{next(iter(silent), 'none')!r}. Either it was saved "
-            "before it was trained, or its weights were not loaded."
+            f"{next(iter(silent), 'none')!r}. Either it was saved before it was trained, or its "
+            "weights were not loaded."
         )
 
 
 def check_start(trainable: Trainables) -> None:
-    """Raises ValueError if a new adapter does not start as the base: an update that is not 0, or a
-    magnitude that is not the base's.
+    """Raises ValueError if a new adapter does not start as the base: its update or magnitude moved.
 
     Looks at the factors alone. With `start_gap` the same is measured on a sample.
     """
@@ -66,8 +57,8 @@ def check_start(trainable: Trainables) -> None:
             layers = np.argwhere(np.atleast_1d(_moves(leaf))).ravel().tolist()
             raise ValueError(
                 f"{path!r} does not start as the base: its update has norm "
-                f"{np.max(_norm(leaf)[0]):.2e} in layers {layers}. An initialiser must "
-                "leave the update at 0, or subtract its own start (a0, b0)."
+                f"{np.max(_norm(leaf)[0]):.2e} in layers {layers}. An initialiser must leave the "
+                "update at 0, or subtract its own start (a0, b0)."
             )
 
 
@@ -101,18 +92,14 @@ def gradient_flags(
         stack = leaf.scale.ndim - 1 if leaf.rank else 0
         for field in leaf.trained_fields():
             gradient = getattr(gradients[path], field)
-            reached = np.asarray(
-                jnp.any(gradient != 0, axis=tuple(range(stack, gradient.ndim))), bool
-            )
+            reached = jnp.any(gradient != 0, axis=tuple(range(stack, gradient.ndim)))
             before = False if seen is None else seen[path][field]
-            flags.setdefault(path, {})[field] = np.asarray(reached | before)
+            flags.setdefault(path, {})[field] = np.asarray(np.asarray(reached, bool) | before)
     return flags
 
 
 def flags_of_optimizer(trainable: Trainables, opt_state: Any) -> Flags | None:
-    """`gradient_flags` of all steps so far, from Adam's second moments, which are 0 where no
-    gradient ever was; None without Adam.
-    """
+    """`gradient_flags` of all steps so far, by Adam's second moments; None without Adam."""
     moments = optax.tree_utils.tree_get(opt_state, "nu")
     return None if moments is None else gradient_flags(trainable, restored(moments))
 
@@ -131,11 +118,8 @@ def unreached(trainable: Trainables, seen: Flags) -> list[str]:
         for field, reached in fields.items():
             silent = used & ~reached
             if silent.any():
-                layers = (
-                    ""
-                    if np.array_equal(silent, used)
-                    else f" in layers {np.argwhere(silent).tolist()}"
-                )
+                some = not np.array_equal(silent, used)
+                layers = f" in layers {np.argwhere(silent).tolist()}" if some else ""
                 found.append(f"{path}: {field}{layers}")
     return found
 
@@ -171,17 +155,13 @@ def coverage(trainable: Trainables) -> Coverage:
     """
     rows: dict[str, dict[int | None, int]] = {}
     for path, leaf in sorted(trainable.items()):
+        label, layer = layer_of(path)
         if not leaf.rank:
-            label, layer = layer_of(path)
             rows.setdefault(f"{label} ({leaf.kind})", {})[layer] = 1
             continue
         ranks = np.count_nonzero(np.asarray(leaf.scale), axis=-1)
-        label, layer = layer_of(path)
-        cells = (
-            {layer: int(ranks)}
-            if not ranks.ndim
-            else {i: int(np.max(rank)) for i, rank in enumerate(ranks)}
-        )
+        cells = {layer: ranks} if not ranks.ndim else dict(enumerate(ranks))
+        cells = {i: int(np.max(rank)) for i, rank in cells.items()}
         rows.setdefault(label, {}).update({i: rank for i, rank in cells.items() if rank})
     return _coverage("site \\ layer", rows)
 
@@ -203,12 +183,9 @@ def rule_coverage(rules: Rules[LoraSpec], sites: Mapping[str, Site]) -> Coverage
         )
         if spec is None:
             continue
-        layer = layer_of(path)[1]
-        layers: Sequence[int | None] = (
-            (spec.layers if spec.layers is not None else range(site.stack[0]))
-            if site.stack
-            else [layer]
-        )
+        layers: Sequence[int | None] = [layer_of(path)[1]]
+        if site.stack:
+            layers = range(site.stack[0]) if spec.layers is None else spec.layers
         for index in layers:
             rows[pattern][index] = rows[pattern].get(index, 0) + 1
     return _coverage("rule \\ layer", rows)
@@ -252,9 +229,3 @@ def _moves(leaf: LowRank) -> np.ndarray:
             & np.any(np.abs(np.asarray(leaf.magnitude) - start) > 1e-4 * np.abs(start), axis=-1)
         )
     return np.asarray(moved)
-
-
-__all__ = [
-    "Coverage", "check_effect", "check_start", "coverage", "flags_of_optimizer", "gradient_flags", "rule_coverage", "start_gap", "unreached",
-    "update_norms", "without_effect",
-]  # fmt: skip

@@ -42,8 +42,8 @@ class OutputChange:
     def __str__(self) -> str:
         return (
             f"output on the sample: change at most {self.max_abs:.2e}, {self.mean_abs:.2e} on "
-            f"average, divergence {self.divergence:.2e} nats, "
-            f"same largest entry in {self.agreement:.1%} of rows"
+            f"average, divergence {self.divergence:.2e} nats, same largest entry in "
+            f"{self.agreement:.1%} of rows"
         )
 
 
@@ -64,7 +64,8 @@ class MergeReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{path}: change {self.change[path]:.2e}, rounding {self.rounding[path]:.2e}, error {self.error[path]:.2e}"
+            f"{path}: change {self.change[path]:.2e}, rounding {self.rounding[path]:.2e}, "
+            f"error {self.error[path]:.2e}"
             for path in self.change
         ]
         lines += [] if self.output is None else [str(self.output)]
@@ -79,8 +80,7 @@ def merge(
     model: nn.Module | None = None,
     sample: Sequence[Any] = (),
 ) -> tuple[dict[str, Any], MergeReport]:
-    """Plain params without boxes that compute what `apply(model, frozen, trainable, ...)` computes, and
-    a report by weight.
+    """Plain params that compute what `apply(model, frozen, trainable, ...)` does, and a report.
 
     Quantised weights are dequantised; sums are formed in float32. DoRA's rescaling is part of the
     merged weight. A tied weight is one array with all its readers, so merging it changes all of
@@ -125,7 +125,7 @@ def merge_quantized(
 
     Args:
         spec: format of the merged weights; each base's own by default, and no quantisation where
-        the base has none.
+            the base has none.
         moments: by path, the second moments x xᵀ of a sample of the weight's inputs, (*stack, in,
             in). With them the rounding error of each input row is fed back into the rows that are
             not yet rounded, so that the error of the *outputs* is small (GPTQ, Frantar et al.
@@ -164,9 +164,7 @@ def merge_quantized(
 
 
 def compare_outputs(before: Any, after: Any) -> OutputChange:
-    """How far two outputs of a model are apart; the first array of a tuple counts, its last axis
-    holds the logits.
-    """
+    """How far two outputs are apart: their first arrays, whose last axis holds the logits."""
     first, second = (jnp.asarray(jax.tree.leaves(out)[0], jnp.float32) for out in (before, after))
     p, q = jax.nn.log_softmax(first), jax.nn.log_softmax(second)
     return OutputChange(
@@ -204,7 +202,10 @@ def _exact(path: str, leaf: Adapted) -> Array:
 
 
 def _not_finite(path: str) -> str:
-    return f"What was trained of {path!r} holds a NaN or an infinity; nothing was merged. Train it again from a sound checkpoint."
+    return (
+        f"What was trained of {path!r} holds a NaN or an infinity; nothing was merged. Train it "
+        "again from a sound checkpoint."
+    )
 
 
 def _compared(

@@ -1,5 +1,4 @@
-"""Factored products of Linen's modules: `base(x) + ((x @ a) * scale) @ b` without ever forming the
-dense update.
+"""Factored products of Linen's modules: `base(x) + ((x @ a) * scale) @ b`, no dense update.
 
 Each gets the module, the leaf in place of its weight (quantised, adapted or both), and the call.
 With DoRA the sum's columns are rescaled; a bias is added after that. In training with dropout the
@@ -36,8 +35,7 @@ class Call:
 
 
 def factored_product(x: Float[Array, "*batch in"], leaf: Any) -> Float[Array, "*batch out"]:
-    """`x @ weight` for a weight (in, ...) in whatever form it is: dense, quantised, adapted. The
-    outputs are flat.
+    """`x @ weight`, flat outputs, for a weight (in, ...) that is dense, quantised or adapted.
 
     Frozen weights have no gradient, are dequantised again in the backward pass, and the update is
     `((x @ a) * scale) @ b`, with dropout and DoRA where the adapter has them.
@@ -58,9 +56,8 @@ def dense_general(module: nn.Module, leaf: Any, call: Call) -> Array:
     """`nn.DenseGeneral`: a matrix product of what is contracted with what is made."""
     (x,) = call.args
     bias = bias_of(module)
-    axes = sorted(
-        axis % x.ndim for axis in as_tuple(module.axis)
-    )  # Linen sorts them, whatever order they are given in.
+    # Linen sorts them, whatever order they are given in.
+    axes = sorted(axis % x.ndim for axis in as_tuple(module.axis))
     kept = [axis for axis in range(x.ndim) if axis not in axes]
     features = as_tuple(module.features)
     flat = x.transpose(*kept, *axes).astype(_dtype(module, x, leaf, bias))
@@ -80,10 +77,8 @@ def conv(module: nn.Module, leaf: Any, call: Call) -> Array:
     def update(low: LowRank) -> Array:
         kernel = low.a.reshape(*leaf.kernel_shape[:-1], low.rank)
         into = module.clone(features=low.rank, use_bias=False, parent=None)
-        hidden = into.apply({"params": {"kernel": kernel.astype(y.dtype)}}, x) * low.scale.astype(
-            y.dtype
-        )
-        return hidden @ low.b.astype(y.dtype)
+        hidden = into.apply({"params": {"kernel": kernel.astype(y.dtype)}}, x)
+        return (hidden * low.scale.astype(y.dtype)) @ low.b.astype(y.dtype)
 
     y = rescaled(y + over_terms(update, leaf), factors)
     return y if factors is None or not module.use_bias else y + bias_of(module).astype(y.dtype)
@@ -105,29 +100,25 @@ def embed(module: nn.Module, leaf: Any, call: Call) -> Array:
 
 def attend(module: nn.Module, leaf: Any, call: Call) -> Array:
     """`nn.Embed.attend`: the transposed factors."""
+    if isinstance(leaf, Adapted):
+        # Columns of the embedding are inputs here, so their factors act on the query.
+        call = Call((rescaled(call.args[0], leaf.factors()),), call.kwargs)
+    y = frozen_call(module, leaf, call, method="attend", weight="embedding")
     if isinstance(leaf, WithRows):
-        return leaf.logits(
-            call.args[0], frozen_call(module, leaf, call, method="attend", weight="embedding")
-        )
+        return leaf.logits(call.args[0], y)
     if not isinstance(leaf, Adapted):
-        return frozen_call(module, leaf, call, method="attend", weight="embedding")
-    # Columns of the embedding are inputs here, so their factors act on the query.
-    query = rescaled(call.args[0], leaf.factors())
-    y = frozen_call(module, leaf, Call((query,), call.kwargs), method="attend", weight="embedding")
-    query = query.astype(y.dtype)
+        return y
+    query = call.args[0].astype(y.dtype)
 
     def update(low: LowRank) -> Array:
-        return ((query @ low.b.T.astype(y.dtype)) * low.scale.astype(y.dtype)) @ low.a.T.astype(
-            y.dtype
-        )
+        a, b, scale = (x.astype(y.dtype) for x in (low.a, low.b, low.scale))
+        return ((query @ b.T) * scale) @ a.T
 
     return y + over_terms(update, leaf)
 
 
 def plain_attend(module: nn.Module, embedding: Array, call: Call) -> Array:
-    """`attend` as a product with the embedding as it lies. (`embedding.T` of one row of float32 is
-    copied by XLA before it is multiplied, of 16 bits to float32.)
-    """
+    """`attend` as a product with the embedding as it lies, where XLA would copy `embedding.T`."""
     query, embedding = promote_dtype(call.args[0], embedding, dtype=module.dtype, inexact=False)
     if query.dtype.itemsize == 2:
         return head_matmul(query, embedding).astype(query.dtype)
@@ -151,15 +142,12 @@ def update_product(x: Array, leaf: Adapted) -> Array:
 def over_terms(update: Callable[[LowRank], Array], leaf: Adapted) -> Array:
     """The update's product, less that of the start that an initialiser took out of the base."""
     low, start = leaf.lora.moving(), leaf.lora.start()
-    # Two products, not one of twice the rank: equal factors cancel exactly, and step 0 is the base
-    # bit for bit.
+    # Two products, not one of twice the rank: equal factors cancel exactly at step 0.
     return update(low) if start is None else update(low) - update(start)
 
 
 def rescaled(y: Array, factors: Array | None) -> Array:
-    """`y * factors` along the last axis, in float32: a magnitude that has moved by less than
-    bfloat16's grain must count.
-    """
+    """`y * factors` along the last axis, in float32, so that small moves of a magnitude count."""
     return y if factors is None else (y.astype(jnp.float32) * factors).astype(y.dtype)
 
 
@@ -168,11 +156,8 @@ def _drop(x: Array, leaf: Adapted) -> Array:
     if leaf.key is None or rate is None:
         return x
     keep = 1 - rate
-    return jnp.where(
-        jax.random.bernoulli(leaf.key, keep, x.shape),
-        x / keep.astype(x.dtype),
-        jnp.zeros((), x.dtype),
-    )
+    kept = jax.random.bernoulli(leaf.key, keep, x.shape)
+    return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
 
 
 def frozen_call(
@@ -184,9 +169,7 @@ def frozen_call(
     weight: str = "kernel",
     bias: bool = True,
 ) -> Array:
-    """The module's own computation on the frozen weight, which is dequantised again in the backward
-    pass, not saved.
-    """
+    """The module's own computation on the frozen weight, dequantised again in the backward pass."""
     base = leaf.base if isinstance(leaf, (Adapted, WithRows)) else leaf
     others = {
         key: meta.unbox(value)
@@ -197,9 +180,8 @@ def frozen_call(
     x, *static = call.args  # What may follow x is an einsum's equation.
 
     def run(base: Any, rest: dict[str, Array], x: Array) -> Array:
-        return detached.apply(
-            {"params": {**rest, weight: meta.unbox(base)}}, x, *static, method=method, **call.kwargs
-        )
+        params = {**rest, weight: meta.unbox(base)}
+        return detached.apply({"params": params}, x, *static, method=method, **call.kwargs)
 
     return jax.checkpoint(run)(base, others, x)
 
@@ -211,9 +193,8 @@ def bias_of(module: nn.Module) -> Array | None:
 
 def _dtype(module: nn.Module, x: Array, leaf: Any, bias: Array | None) -> Any:
     """The dtype that Linen would compute in: the module's, else what its operands promote to."""
-    return module.dtype or jnp.result_type(
-        x.dtype, leaf.dtype, *([] if bias is None else [bias.dtype])
-    )
+    operands = [each.dtype for each in (x, leaf, bias) if each is not None]
+    return module.dtype or jnp.result_type(*operands)
 
 
 def as_tuple(value: Any) -> tuple[int, ...]:

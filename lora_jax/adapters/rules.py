@@ -89,9 +89,10 @@ def register_rule(
 
     `product(module, leaf, call)` gets the bound module, what stands in place of its parameter
     `weight` (quantised, adapted or both), and the arguments in `call.args` and `call.kwargs`. It
-    must return what the method returns for the dense weight; `lora_jax.adapters.factored_product` is the part
-    that depends on the leaf. All axes of the weight but the last are taken to be inputs. Where `fits`
-    says no, the method runs as it is, on the dense weight. Subclasses of `kind` have no rule.
+    must return what the method returns for the dense weight; `lora_jax.adapters.factored_product`
+    is the part that depends on the leaf. All axes of the weight but the last are taken to be
+    inputs. Where `fits` says no, the method runs as it is, on the dense weight. Subclasses of
+    `kind` have no rule.
 
     >>> def product(module, leaf, call):
     ...     return jnp.tanh(lora_jax.adapters.factored_product(call.args[0], leaf))

@@ -1,6 +1,4 @@
-"""Which weights of a model can be adapted: `find_sites` traces the model with marked weights and
-watches who reads them.
-"""
+"""Which weights of a model can be adapted: `find_sites` traces it and watches who reads them."""
 
 from __future__ import annotations
 
@@ -25,11 +23,13 @@ from lora_jax.core.paths import flatten, unflatten
 class Site:
     """A place where a weight is read.
 
-    kind: the name of the module that reads it. shape: as the module sees it, without stack axes.
-    stack: leading axes that a scan or vmap slices off. in_axes: which axes of `shape` are inputs,
-    the rest are outputs; none for vectors, which cannot be
-    adapted. has_rule: whether `apply` has a factored product for it (otherwise the dense update is
-        formed at each read).
+    kind: the name of the module that reads it.
+    shape: as the module sees it, without stack axes.
+    stack: leading axes that a scan or vmap slices off.
+    in_axes: which axes of `shape` are inputs, the rest are outputs; none for vectors, which cannot
+        be adapted.
+    has_rule: whether `apply` has a factored product for it (otherwise the dense update is formed
+        at each read).
     """
 
     path: str
@@ -74,9 +74,7 @@ class _Probe(Boxed):
 
 
 class _Seen:
-    """What a trace saw. Compared by identity, so that nn.jit shares no trace between blocks with
-    different names.
-    """
+    """What a trace saw. Compared by identity, so that nn.jit shares no trace between blocks."""
 
     def __init__(self) -> None:
         self.read: set[str] = set()
@@ -116,21 +114,11 @@ def find_sites(
         return next_fun(*args, **kw)
 
     def run(params: Mapping[str, Any], others: Mapping[str, Any], *args: Any) -> Any:
-        boxed = unflatten(
-            {
-                path: _Probe(value=value, path=path, seen=seen)
-                for path, value in flatten(params).items()
-            }
-        )
+        probes = {path: _Probe(value, path, seen) for path, value in flatten(params).items()}
+        given = {**others, "params": unflatten(probes)}
+        written = list(others) or False
         with nn.intercept_methods(interceptor):
-            return model.apply(
-                {**others, "params": boxed},
-                *args,
-                method=method,
-                rngs=keys,
-                mutable=list(others) or False,
-                **kwargs,
-            )
+            return model.apply(given, *args, method=method, rngs=keys, mutable=written, **kwargs)
 
     others = {name: value for name, value in variables.items() if name != "params"}
     jax.eval_shape(run, meta.unbox(variables["params"]), others, *inputs)
@@ -138,11 +126,10 @@ def find_sites(
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(full)} weights are not read through self.param for these "
-            f"inputs: {', '.join(missing[:5])}. "
-            "Either the inputs take another branch of the model than training does (pass those "
-            "inputs), or a module reads them "
-            "with self.variables, get_variable or param(..., unbox=False), past the boxes that "
-            "hold quantised and adapted weights."
+            f"inputs: {', '.join(missing[:5])}. Either the inputs take another branch of the model "
+            "than training does (pass those inputs), or a module reads them with self.variables, "
+            "get_variable or param(..., unbox=False), past the boxes that hold quantised and "
+            "adapted weights."
         )
     return {path: _site(path, value, seen) for path, value in full.items()}
 
@@ -151,27 +138,22 @@ def _note_readers(context: nn.module.InterceptorContext, call: Call, seen: _Seen
     module = context.module
     ruled = any(kind is type(module) for kind, _ in rules.RULES)
     if ruled and (type(module), context.method_name) not in rules.RULES:
-        # A method that its own __call__ calls on the way, such as Einsum's computation of a bias
-        # shape.
+        # A method that its own __call__ calls on the way, such as Einsum's shape of a bias.
         return
     for name, leaf in module.variables.get("params", {}).items():
         if isinstance(leaf, _Probe):
             in_axes = rules.input_axes(module, name, leaf.shape, call)
-            kind, has_rule = (
-                type(module).__name__,
-                rules.find_rule(module, context.method_name, name, call) is not None,
-            )
-            known = seen.readers.get(leaf.path)
-            # A weight that one method reads by a rule and another without (a tied embedding, say)
-            # has none.
-            seen.readers[leaf.path] = (kind, in_axes, has_rule and (known is None or known[2]))
+            has_rule = rules.find_rule(module, context.method_name, name, call) is not None
+            # A weight that another method reads without a rule (a tied embedding, say) has none.
+            if leaf.path in seen.readers:
+                has_rule = has_rule and seen.readers[leaf.path][2]
+            seen.readers[leaf.path] = (type(module).__name__, in_axes, has_rule)
             seen.shapes.setdefault(leaf.path, leaf.shape)
 
 
 def _site(path: str, value: jax.ShapeDtypeStruct, seen: _Seen) -> Site:
     shape = seen.shapes[path]
-    kind, in_axes, has_rule = seen.readers.get(
-        path, ("unknown", tuple(range(len(shape) - 1)), False)
-    )
+    unknown = ("unknown", tuple(range(len(shape) - 1)), False)
+    kind, in_axes, has_rule = seen.readers.get(path, unknown)
     stack = tuple(value.shape[: len(value.shape) - len(shape)])
     return Site(path, kind, shape, stack, in_axes, has_rule, value.dtype)

@@ -49,15 +49,15 @@ def adapt(
 
     Args:
         inputs: positional arguments of the model, arrays or jax.ShapeDtypeStruct, to find its sites
-        with.
+            with.
         key: for the first values of the factors; every site has a key of its own, from its path.
         sites: what `find_sites` found, if it has been called already.
-        bias: which biases are trained whole besides: none, all of the model, or those of modules
-        that are adapted.
+        bias: which biases are trained whole besides: 'none', 'all' of the model, or 'lora_only',
+            those of modules that are adapted.
         experts: patterns of kernels whose first axis counts matrices (the experts of a mixture):
-        each gets factors of its own.
+            each gets factors of its own.
         rows: by path, rows that are trained while the weight's others stay frozen (words of an
-        embedding).
+            embedding).
         statistics: by path, what data-driven initialisers read (see
             `lora_jax.adapters.calibration`).
 
@@ -73,10 +73,9 @@ def adapt(
     sites = with_experts(sites, experts)
     adapted = match(lora, sites, what="lora")
     quantized = match(quant, sites, what="quant")
-    trained = match([(pattern, True) for pattern in whole], sites, what="whole") | biases(
-        sites, adapted, bias
-    )
-    rows = rows or {}
+    trained = match([(pattern, True) for pattern in whole], sites, what="whole")
+    trained |= biases(sites, adapted, bias)
+    rows, statistics = rows or {}, statistics or {}
     _check_selection(sites, flat, adapted, quantized, trained, rows)
 
     frozen = {}
@@ -85,32 +84,22 @@ def adapt(
         if path in trained:
             continue
         try:
-            frozen[path], low = _stored(
-                sites[path], weight, quantized.get(path), adapted.get(path), key
-            )
+            site, spec = sites[path], adapted.get(path)
+            frozen[path], low = _stored(site, weight, quantized.get(path), spec, key)
             if path in quantized:
                 # Else the temporaries of many weights are alive at once.
                 jax.block_until_ready(frozen[path])
             if path in rows:
                 out[path] = rows_of(jnp.asarray(meta.unbox(weight)), rows[path])
-            if path in adapted:
-                out[path] = _factors(
-                    sites[path],
-                    adapted[path],
-                    key,
-                    weight,
-                    frozen[path],
-                    (statistics or {}).get(path),
-                    low,
-                )
+            if spec is not None:
+                data = statistics.get(path)
+                out[path] = _factors(site, spec, key, weight, frozen[path], data, low)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
-    # An array of its own: the training step donates what it trains, and must not free the caller's
-    # weights.
-    out |= {
-        path: TrainedWeight(value=jnp.array(meta.unbox(flat[path]), copy=True)) for path in trained
-    }
+    for path in trained:
+        # An array of its own: the training step donates what it trains, not the caller's weights.
+        out[path] = TrainedWeight(value=jnp.array(meta.unbox(flat[path]), copy=True))
     return unflatten(jax.tree.map(to_device, frozen)), out
 
 
@@ -176,9 +165,7 @@ def _factors(
     data: Any,
     low: LowRank | None,
 ) -> LowRank:
-    """The site's factors; `stored` is the weight as it is kept, `low` what has been chosen together
-    with it.
-    """
+    """The site's factors; `stored` is the weight as it is kept, `low` what was chosen with it."""
 
     def matrix(w: Any) -> Any:
         return to_matrix(jnp.asarray(meta.unbox(w)), len(site.shape), site.in_axes)
@@ -219,14 +206,11 @@ def _stored(
     w = jnp.asarray(meta.unbox(weight))
     if not both:
         return quantize(w, format, kernel_ndim=len(site.shape), in_axes=site.in_axes), None
-    matrix, site_key = (
-        to_matrix(w, len(site.shape), site.in_axes),
-        key_for(key, site.path),
-    )
+
+    matrix, site_key = to_matrix(w, len(site.shape), site.in_axes), key_for(key, site.path)
     low, base = initialize_with_base(site_key, matrix, spec, format, in_axes=site.in_axes)
-    return base.replace(
-        kernel_shape=site.shape, in_axes=site.in_axes, dtype=jnp.dtype(w.dtype)
-    ), low
+    dtype = jnp.dtype(w.dtype)
+    return base.replace(kernel_shape=site.shape, in_axes=site.in_axes, dtype=dtype), low
 
 
 def _check_tree(flat: Mapping[str, Any], sites: Mapping[str, Site]) -> None:
@@ -234,9 +218,8 @@ def _check_tree(flat: Mapping[str, Any], sites: Mapping[str, Site]) -> None:
     if missing or extra:
         raise ValueError(
             f"The weights are not this model's: missing {missing[:5] or 'none'} ({len(missing)}), "
-            f"unexpected {extra[:5] or 'none'} "
-            f"({len(extra)}). Load them for the same configuration (scan, head) that the model was "
-            "built with."
+            f"unexpected {extra[:5] or 'none'} ({len(extra)}). Load them for the same "
+            "configuration (scan, head) that the model was built with."
         )
     for path, site in sites.items():
         shape = (*site.stack, *site.shape)
@@ -267,29 +250,29 @@ def _check_selection(
     if not adapted and not trained and not rows:
         raise ValueError(
             f"Nothing would be trained: no lora or whole rule matches any of {len(sites)} sites. "
-            "Give rules such as "
-            f"[({next(iter(sites))!r}, LoraSpec(rank=8))]."
+            f"Give rules such as [({next(iter(sites))!r}, LoraSpec(rank=8))]."
         )
+
     for what, chosen in (("adapted", adapted), ("quantised", quantized)):
         for path in chosen:
             if not sites[path].is_matrix:
                 matrices = [name for name, site in sites.items() if site.is_matrix]
                 raise ValueError(
                     f"{path!r} of shape {sites[path].shape} cannot be {what}: it is no matrix. "
-                    "Narrow the rule to weights such as "
-                    f"{', '.join(nearest(path, matrices, 3))}."
+                    f"Narrow the rule to weights such as {', '.join(nearest(path, matrices, 3))}."
                 )
             if path in trained:
                 raise ValueError(
                     f"{path!r} is to be both {what} and trained whole. Take it out of one of the "
                     "rules."
                 )
+
     for path, spec in adapted.items():
         if spec.dropout and not sites[path].has_rule:
             raise ValueError(
                 f"{path!r} has LoRA dropout {spec.dropout}, and its module ({sites[path].kind}) "
-                "has no factored product to drop the "
-                "input of. Give this site a rule with dropout=0.0."
+                "has no factored product to drop the input of. Give this site a rule with "
+                "dropout=0.0."
             )
     for path in [*quantized, *trained]:
         if isinstance(flat[path], QuantizedArray):

@@ -1,6 +1,4 @@
-"""Which kernel multiplies with a quantised weight: chosen while a program is traced, by backend,
-format, dtype and shape.
-"""
+"""Which kernel multiplies with a quantised weight, chosen while a program is traced."""
 
 from __future__ import annotations
 
@@ -46,9 +44,8 @@ def kernel_for(weight: QuantizedArray, tokens: int, dtype: Any) -> Kernel:
 
 
 def _pays(weight: QuantizedArray, tokens: int, dtype: Any) -> bool:
-    return jax.default_backend() == "gpu" and tokens <= MOST_TOKENS.get(
-        (weight.spec.bits, jnp.dtype(dtype).name), 0
-    )
+    most = MOST_TOKENS.get((weight.spec.bits, jnp.dtype(dtype).name), 0)
+    return jax.default_backend() == "gpu" and tokens <= most
 
 
 def _why_not_here() -> str | None:
@@ -59,10 +56,11 @@ def _why_not_here() -> str | None:
         enough = float(capability) >= 8.0
     except (TypeError, ValueError):
         enough = False
+    if enough:
+        return None
     return (
-        None
-        if enough
-        else f"the kernel needs an NVIDIA GPU of compute capability 8.0 or more, and this one has {capability}"
+        "the kernel needs an NVIDIA GPU of compute capability 8.0 or more, and this one has "
+        f"{capability}"
     )
 
 

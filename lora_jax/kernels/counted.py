@@ -12,8 +12,7 @@ from jaxtyping import Array, Float, Int
 def counted_first(
     weight: Float[Array, " tokens"], longest: int
 ) -> tuple[Int[Array, ""], Int[Array, " order"]]:
-    """How many tokens count, and their rows in order, with room for a pass of `longest` that begins
-    at the last of them.
+    """How many tokens count, and their rows in order, with room for a pass that begins at the last.
 
     What follows them is row `tokens`, which is none: `gather_rows` reads zeros there, and
     `x.at[rows].set(y, mode="drop")` writes nothing.

@@ -1,5 +1,4 @@
-"""Cross-entropy under a frozen output head, its vocabulary in blocks that stay in the cache: no
-logits are kept, and the head is read once.
+"""Cross-entropy under a frozen output head that is read once, in blocks, and keeps no logits.
 
 The gradient of a hidden state is `sum_v p_v * W_v - W_label`: attention over the vocabulary, with
 the words as keys and as values. So it is formed as FlashAttention forms it (Dao et al. 2022, arXiv
@@ -25,8 +24,8 @@ PASSES = (512, 128)
 
 
 class Head(NamedTuple):
-    """How words become logits. axis: that of the words that counts the vocabulary, 0 or 1. softcap:
-    `cap * tanh(logit / cap)`.
+    """How words become logits: the axis of the words that counts the vocabulary (0 or 1), and the
+    softcap, `cap * tanh(logit / cap)`.
     """
 
     axis: int
@@ -34,9 +33,7 @@ class Head(NamedTuple):
 
 
 class WordLosses(NamedTuple):
-    """Of each token: the label's loss (nats), whether it is the likeliest word, and the loss's
-    gradient, if it was asked for.
-    """
+    """Of each token: the label's loss (nats), whether it is the likeliest, the loss's gradient."""
 
     loss: Float[Array, " tokens"]
     right: Bool[Array, " tokens"]
@@ -50,12 +47,11 @@ def head_loss(
     weight: Float[Array, " tokens"],
     head: Head,
 ) -> tuple[Float[Array, ""], Float[Array, " tokens"], Float[Array, " tokens"]]:
-    """Sum of weighted losses (nats), and of each token the weighted loss and the weight if its
-    label is the likeliest word, else 0.
+    """The sum of weighted losses (nats), and each token's weighted loss and its weight if right.
 
-    Gradients are of `hidden` alone, formed in the same pass, and flow from the sum only. Tokens
-    whose weight is 0 are gathered away first and cost nothing. Products are of hidden's dtype, sums
-    in float32.
+    A token whose label is not the likeliest word has 0 there. Gradients are of `hidden` alone,
+    formed in the same pass, and flow from the sum only. Tokens whose weight is 0 are gathered away
+    first and cost nothing. Products are of hidden's dtype, sums in float32.
     """
     return _loss(hidden, words, labels, weight, head)
 
@@ -94,9 +90,9 @@ def _passes(
         h, label, w = gather_rows(rows, hidden, labels, weight.astype(jnp.float32))
         found = word_losses(h, words, label, head, gradient=gradient)
         if found.gradient is not None:
-            d_hidden = d_hidden.at[rows].set(
-                (found.gradient * w[:, None]).astype(hidden.dtype), mode="drop"
-            )
+            d_rows = (found.gradient * w[:, None]).astype(hidden.dtype)
+            d_hidden = d_hidden.at[rows].set(d_rows, mode="drop")
+
         loss = found.loss * w
         return (
             start + size,
@@ -109,6 +105,7 @@ def _passes(
     zero, none = jnp.zeros((), jnp.float32), jnp.zeros(tokens, jnp.float32)
     d_hidden = jnp.zeros_like(hidden) if gradient else zero
     state = (jnp.zeros((), jnp.int32), zero, none, none, d_hidden)
+
     if large > small:  # Half a large pass is worth it: four small ones take longer.
         state = jax.lax.while_loop(
             lambda state: count - state[0] > large // 2, functools.partial(step, large), state
@@ -126,8 +123,7 @@ def word_losses(
     *,
     gradient: bool = False,
 ) -> WordLosses:
-    """The loss of each label after its hidden state, and on demand the gradient with regard to that
-    state, in float32.
+    """The loss of each label after its hidden state, and if asked for that state's gradient.
 
     Args:
         words: (vocab, hidden) or (hidden, vocab), as `head.axis` says.
@@ -147,21 +143,17 @@ def word_losses(
         logits, slope = _capped(_product(hidden, part, 1 - head.axis), head.softcap)
         if vocab % size:  # The last block begins in the one before it, whose words count there.
             logits = jnp.where(start + columns < n * size, -jnp.inf, logits)
+
         here = logits.max(-1)
         new = jnp.maximum(largest, here)
         first = jnp.where(logits == here[:, None], columns, size).min(-1)
         shrink, share = jnp.exp(largest - new), jnp.exp(logits - new[:, None])
         if gradient:
             weights = share if slope is None else share * slope
-            summed = summed * shrink[:, None] + _product(
-                weights.astype(hidden.dtype), part, head.axis
-            )
-        return (
-            new,
-            jnp.where(here > largest, start + first, likeliest),
-            total * shrink + share.sum(-1),
-            summed,
-        )
+            values = _product(weights.astype(hidden.dtype), part, head.axis)
+            summed = summed * shrink[:, None] + values
+        likeliest = jnp.where(here > largest, start + first, likeliest)
+        return new, likeliest, total * shrink + share.sum(-1), summed
 
     none = jnp.zeros(tokens, jnp.float32)
     state = (
@@ -171,14 +163,12 @@ def word_losses(
         jnp.zeros((tokens, width)) if gradient else none,
     )
     largest, likeliest, total, summed = jax.lax.fori_loop(0, -(-vocab // size), block, state)
+
     own = jnp.moveaxis(jnp.take(stored, labels, axis=head.axis, mode="clip"), head.axis, 0)
     own = floats(own, words.dtype).astype(hidden.dtype).astype(jnp.float32)
     picked, slope = _capped((hidden.astype(jnp.float32) * own).sum(-1), head.softcap)
-    d_hidden = (
-        summed / total[:, None] - (own if slope is None else own * slope[:, None])
-        if gradient
-        else None
-    )
+    own = own if slope is None else own * slope[:, None]
+    d_hidden = summed / total[:, None] - own if gradient else None
     return WordLosses(largest + jnp.log(total) - picked, likeliest == labels, d_hidden)
 
 
@@ -197,7 +187,5 @@ def _capped(x: Array, cap: float | None) -> tuple[Array, Array | None]:
 
 
 def _block() -> int:
-    """Words at a time: on a CPU the block and its logits fit the second cache; elsewhere few long
-    steps keep the device busy.
-    """
+    """Words at a time: a block fits a CPU's second cache; long steps keep other devices busy."""
     return 1024 if jax.default_backend() == "cpu" else 16_384

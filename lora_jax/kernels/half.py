@@ -1,6 +1,4 @@
-"""16-bit arrays on a CPU, where XLA copies them to float32 without need: the ways around it, each
-with the jax that needs it.
-"""
+"""Ways around XLA's needless float32 copies of 16-bit arrays on a CPU, each with its jax."""
 
 from __future__ import annotations
 
@@ -22,15 +20,12 @@ def contracted(x: Array, w: Array, axis: int) -> Array:
     in float32: three times as long, and a float32 copy of the weight.
     """
     wide = jnp.float32 if x.dtype.itemsize == 2 and jax.default_backend() == "cpu" else None
-    return jax.lax.dot_general(
-        x, w, (((1,), (axis,)), ((), ())), preferred_element_type=wide
-    ).astype(x.dtype)
+    y = jax.lax.dot_general(x, w, (((1,), (axis,)), ((), ())), preferred_element_type=wide)
+    return y.astype(x.dtype)
 
 
 def to_cut(x: Shaped[Array, "*axes"]) -> Shaped[Array, "*axes"]:
-    """The array in a form that can be cut and gathered from without a float32 copy of all of it;
-    `floats` reads the parts.
-    """
+    """The array in a form to cut and gather from without a float32 copy; `floats` reads parts."""
     short = _CUTS_COPY and x.dtype.itemsize == 2
     return jax.lax.bitcast_convert_type(x, jnp.uint16) if short else x
 

@@ -1,5 +1,4 @@
-"""LLM.int8(): a product in 8-bit integers, with the input features that are too large for them kept
-in 16 bits.
+"""LLM.int8(): a product in 8-bit integers, with input features too large for them in 16 bits.
 
 It rounds activations as well as weights, so it is a function to call, not a box: a weight that is
 read through a box must give the same model with and without factored products.
@@ -32,19 +31,17 @@ def int8_matmul(
             stack.
     """
     spec = weight.spec
-    if (spec.format, spec.block_size, spec.double, spec.scale_dtype) != (
-        "int8",
-        None,
-        False,
-        "float32",
-    ) or weight.codes.ndim != 2:
+    kind = (spec.format, spec.block_size, spec.double, spec.scale_dtype)
+    if kind != ("int8", None, False, "float32") or weight.codes.ndim != 2:
         raise ValueError(
             "int8_matmul needs a matrix quantised with QuantSpec('int8', None, double=False), got "
             f"{spec} of shape {weight.shape}."
         )
+
     half = x.astype(jnp.float16)
     outlier = jnp.abs(half) >= threshold if threshold > 0 else jnp.zeros(half.shape, bool)
     column = outlier.any(0)
+
     calm = jnp.where(outlier, 0, half).astype(jnp.float32)
     row = jnp.abs(calm).max(1)
     unit = calm * jnp.where(row > 0, (1.0 / row) * 127.0, 0.0)[:, None]
@@ -54,7 +51,6 @@ def int8_matmul(
         integers, kernel, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32
     )
     y = product.astype(jnp.float32) * (row[:, None] * weight.scale) * np.float32(1 / 127**2)
-    large = jnp.where(column, half, 0)
-    return (
-        y + jnp.dot(large, weight.matrix(jnp.float16), preferred_element_type=jnp.float32)
-    ).astype(x.dtype)
+
+    large, kernel = jnp.where(column, half, 0), weight.matrix(jnp.float16)
+    return (y + jnp.dot(large, kernel, preferred_element_type=jnp.float32)).astype(x.dtype)

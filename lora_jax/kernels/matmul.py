@@ -1,5 +1,4 @@
-"""`x @ W` for a frozen, possibly quantised W, and `((x @ a) * scale) @ b`: products whose backward
-passes keep what is small.
+"""`x @ W` of a frozen W and `((x @ a) * scale) @ b`, whose backward passes keep what is small.
 
 Plain autodiff keeps the dequantised weight for the backward pass, which undoes the memory saving of
 quantisation, and forms the gradient of `a` by transposing the large activation, which makes a
@@ -25,9 +24,7 @@ from lora_jax.kernels.half import contracted
 
 
 def _matrix(weight: Any, rows: int, x: Float[Array, "t n"]) -> Float[Array, "in out"]:
-    """A frozen weight as a (rows, out) matrix of x's dtype, dequantised if need be, and then not
-    before `x` is there.
-    """
+    """A frozen weight as a (rows, out) matrix of x's dtype, dequantised once `x` is there."""
     if isinstance(weight, QuantizedArray):
         return weight.replace(codes=weight.codes + zero_after(x)).matrix(x.dtype)
     return weight.reshape(rows, -1).astype(x.dtype)
@@ -35,9 +32,7 @@ def _matrix(weight: Any, rows: int, x: Float[Array, "t n"]) -> Float[Array, "in 
 
 @jax.custom_vjp
 def frozen_matmul(x: Float[Array, "t in"], weight: Any) -> Float[Array, "t out"]:
-    """`x @ weight` in x's dtype, with no gradient for the weight; the backward pass dequantises it
-    again.
-    """
+    """`x @ weight` in x's dtype, no gradient for the weight; dequantised again to go backwards."""
     if _is_fused(weight, x):
         from lora_jax.kernels.pallas_dequant_matmul import dequant_matmul
 
@@ -87,8 +82,7 @@ def _lowrank_forward(x: Array, a: Array, b: Array, scale: Array) -> tuple[Array,
 def _lowrank_backward(saved: tuple[Array, ...], g: Array) -> tuple[Array, Array, Array, None]:
     x, hidden, a, b, scale = saved
     back = _times_transposed(g, b.astype(g.dtype)) * scale.astype(g.dtype)
-    # (r, in) and then one small transpose: forming xᵀ·back directly makes XLA transpose the large
-    # activation.
+    # (r, in), then a small transpose: for xᵀ·back, XLA would transpose the large activation.
     da = _transposed_times(back, x, a.dtype).T
     db = _transposed_times(hidden, g, b.dtype)
     return _times_transposed(back, a.astype(g.dtype)), da, db, None
@@ -101,9 +95,10 @@ lowrank_matmul.defvjp(_lowrank_forward, _lowrank_backward)
 def head_matmul(
     x: Float[Array, "*batch in"], embedding: Float[Array, "vocab in"]
 ) -> Float[Array, "*batch vocab"]:
-    """`x @ embedding.T` in float32 from 16-bit operands of one dtype, which are not copied to
-    float32 (see `kernels.half.contracted`), in neither direction. Gradients are rounded to the operands' dtype
-    before they are multiplied.
+    """`x @ embedding.T` in float32 from 16-bit operands of one dtype.
+
+    They are copied to float32 in neither direction (see `kernels.half.contracted`); gradients are
+    rounded to their dtype before they are multiplied.
     """
     return jax.lax.dot_general(
         x, embedding, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32
@@ -117,9 +112,8 @@ def _head_forward(x: Array, embedding: Array) -> tuple[Array, tuple[Array, Array
 def _head_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, embedding = saved
     rows, g = x.reshape(-1, x.shape[-1]), g.astype(x.dtype).reshape(-1, g.shape[-1])
-    return _times(g, embedding).reshape(x.shape), _transposed_times(g, rows, jnp.float32).astype(
-        embedding.dtype
-    )
+    d_embedding = _transposed_times(g, rows, jnp.float32).astype(embedding.dtype)
+    return _times(g, embedding).reshape(x.shape), d_embedding
 
 
 head_matmul.defvjp(_head_forward, _head_backward)

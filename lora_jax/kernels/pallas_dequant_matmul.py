@@ -1,5 +1,6 @@
-"""`x @ W` and `g @ Wᵀ` for a W in 4 or 8 bits, as GPU kernels (Pallas, lowered by Triton) that
-never write the dense W to memory.
+"""`x @ W` and `g @ Wᵀ` for a W in 4 or 8 bits, as GPU kernels that never write the dense W.
+
+They are written in Pallas and lowered by Triton.
 
 A program of the grid makes one tile of the result. It walks along the dimension that is summed,
 reads a tile of codes, turns it into weights in registers, and multiplies. Sizes that tiles do not
@@ -45,9 +46,7 @@ def why_not(weight: QuantizedArray) -> str | None:
 def dequant_matmul(
     x: Float[Array, "t in"], weight: QuantizedArray, *, interpret: bool = False
 ) -> Float[Array, "t out"]:
-    """`x @ weight` in x's dtype, sums in float32: weights are dequantised in float32 and rounded to
-    x's dtype once, as `matrix` does.
-    """
+    """`x @ weight` in x's dtype, sums in float32; weights are rounded once, as `matrix` does."""
     tokens, columns = x.shape[0], weight.codes.shape[1]
     parts = _parts(weight)
     x = jnp.pad(x, [(0, 0), (0, parts * weight.codes.shape[0] - x.shape[1])])
@@ -87,21 +86,18 @@ def _call(
         out_shape=jax.ShapeDtypeStruct(shape, x.dtype),
         grid=grid,
         interpret=interpret,
-        # Set for the interpreter too: they also say that Triton, not another compiler of Pallas, is
-        # meant.
+        # For the interpreter too: they also say which of Pallas' compilers is meant.
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
         name=kernel.__name__.strip("_"),
     )(x, weight.codes, absmax, levels)
 
 
 def _levels(weight: QuantizedArray) -> tuple[Float[Array, " codes"], float]:
-    """The number that each code stands for before it is scaled, and what multiplies it after, in
-    `decode`'s order of roundings.
-    """
+    """Each code's number before it is scaled, and what multiplies it after, rounded as `decode`."""
     format, raw = codebooks.format_named(weight.spec.format), has_raw_levels(weight.spec)
     if format.levels is not None:
         return jnp.asarray(format.table(1.0 if raw else None)), 1.0
-    integers = jnp.arange(2**format.bits, dtype=jnp.float32) - (format.limit + 1)
+    integers = jnp.arange(2**format.bits, dtype=jnp.float32) - format.zero
     return integers, 1.0 if raw else float(np.float32(1 / format.limit))
 
 
@@ -198,9 +194,7 @@ def _weight_tiles(
     last: float,
     dtype: Any,
 ) -> list[Float[Array, "rows columns"]]:
-    """The weights at bytes `p` and columns `o`, a tile for each row that shares the bytes; zeros
-    where there are none.
-    """
+    """The weights at bytes `p` and columns `o` (else 0), a tile for each row of the bytes."""
     mask = p_in[:, None] & o_in[None, :]
     codes = triton.load(codes_ref.at[p[:, None], o[None, :]], mask=mask, other=0).astype(jnp.int32)
     tiles = []

@@ -1,6 +1,4 @@
-"""Cross-entropy over a large vocabulary without the full logits: in chunks, only where the loss
-counts, gradient in the same pass.
-"""
+"""Cross-entropy over a large vocabulary, a chunk of tokens' logits and gradients at a time."""
 
 from __future__ import annotations
 
@@ -27,8 +25,10 @@ def vocabulary_loss(
     weight: Float[Array, " tokens"],
     chunk: int = CHUNK,
 ) -> tuple[Float[Array, ""], Float[Array, " tokens"], Float[Array, " tokens"]]:
-    """Sum of weighted losses (nats) of `logits_fn(frozen, trained, hidden)` in float32, and of each
-    token the weighted loss and the weight if its label is the likeliest word, else 0.
+    """The sum of weighted losses (nats), and each token's weighted loss and its weight if right.
+
+    Logits are `logits_fn(frozen, trained, hidden)` in float32. A token whose label is not the
+    likeliest word has 0 in the last.
 
     Tokens whose weight is 0 are gathered away first and cost nothing; the rest go through the head
     `chunk` at a time, so at most (chunk, vocab) logits are alive. The number of chunks is decided
@@ -47,8 +47,7 @@ def vocabulary_loss(
             jax.tree.unflatten(frozen_tree, frozen), jax.tree.unflatten(trained_tree, trained), h
         )
 
-    # Plain leaves cross the custom rule: it fills trees with placeholders, which checked containers
-    # would refuse.
+    # Plain leaves cross the custom rule: its placeholders would be refused by checked containers.
     return _loss(run, frozen_leaves, trained_leaves, hidden, labels, weight, chunk)
 
 
@@ -75,11 +74,12 @@ def _forward(
     weight: Any,
     chunk: int,
 ) -> tuple[tuple[Array, Array, Array], tuple[Any, Array]]:
-    # Each argument comes with whether it is differentiated.
-    value = lambda tree: jax.tree.map(
-        lambda one: one.value, tree, is_leaf=lambda one: hasattr(one, "perturbed")
+    # Each array comes with whether it is differentiated.
+    arrays = jax.tree.map(
+        lambda one: one.value,
+        (frozen, trained, hidden, labels, weight),
+        is_leaf=lambda one: hasattr(one, "perturbed"),
     )
-    arrays = map(value, (frozen, trained, hidden, labels, weight))
     *out, d_trained, d_hidden = _chunks(logits_fn, *arrays, chunk, gradient=True)
     return tuple(out), (d_trained, d_hidden)
 
@@ -87,15 +87,9 @@ def _forward(
 def _backward(
     logits_fn: LogitsFn, chunk: int, saved: tuple[Any, Array], g: tuple[Any, ...]
 ) -> tuple[Any, ...]:
-    d_trained, d_hidden = saved
     scale = cotangent_of_sum(g)
-    return (
-        None,
-        jax.tree.map(lambda x: x * scale.astype(x.dtype), d_trained),
-        d_hidden * scale.astype(d_hidden.dtype),
-        None,
-        None,
-    )
+    d_trained, d_hidden = jax.tree.map(lambda x: x * scale.astype(x.dtype), saved)
+    return None, d_trained, d_hidden, None, None
 
 
 _loss.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -114,24 +108,25 @@ def _chunks(
 ) -> tuple[Array, Array, Array, Any, Array]:
     chunk = min(chunk, hidden.shape[0])
     count, order = counted_first(weight, chunk)
+    State = tuple[Array, Array, Array, Array, Any, Array]
 
-    def step(
-        state: tuple[Array, Array, Array, Array, Any, Array],
-    ) -> tuple[Array, Array, Array, Array, Any, Array]:
+    def head(trained: Any, h: Array) -> Array:
+        return logits_fn(frozen, trained, h).astype(jnp.float32)
+
+    def step(state: State) -> State:
         start, total, losses, correct, d_trained, d_hidden = state
         rows = jax.lax.dynamic_slice_in_dim(order, start, chunk)
         h, label, w = gather_rows(rows, hidden, labels, weight.astype(jnp.float32))
-        head = lambda trained, h: logits_fn(frozen, trained, h).astype(jnp.float32)
         logits, pull = jax.vjp(head, trained, h) if gradient else (head(trained, h), None)
         normaliser = jax.nn.logsumexp(logits, -1)
         if pull is not None:
-            # Written out, so that it may stand where the logits stood: autodiff keeps their
-            # exponential beside them. At equal memory chunks are twice as long, and the head is
-            # read half as often.
+            # Written out, so that it may stand where the logits stood; autodiff keeps their
+            # exponential beside them, and its chunks could be half as long.
             is_label = jnp.arange(logits.shape[-1], dtype=jnp.int32) == label[:, None]
             dt, dh = pull((jnp.exp(logits - normaliser[:, None]) - is_label) * w[:, None])
             d_trained = jax.tree.map(jnp.add, d_trained, dt)
             d_hidden = d_hidden.at[rows].set(dh, mode="drop")
+
         picked = jnp.take_along_axis(logits, label[:, None], -1)[:, 0]
         loss, right = (normaliser - picked) * w, (likeliest(logits) == label) * w
         return (
@@ -144,11 +139,7 @@ def _chunks(
         )
 
     zero, none = jnp.zeros((), jnp.float32), jnp.zeros(hidden.shape[0], jnp.float32)
-    empty = (
-        (jax.tree.map(jnp.zeros_like, trained), jnp.zeros_like(hidden))
-        if gradient
-        else (None, zero)
-    )
+    empty = jax.tree.map(jnp.zeros_like, (trained, hidden)) if gradient else (None, zero)
     state = (jnp.zeros((), jnp.int32), zero, none, none, *empty)
     return jax.lax.while_loop(lambda state: state[0] < count, step, state)[1:]
 
@@ -157,7 +148,7 @@ def likeliest(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
     """The first of the largest logits, as `argmax` has it (a NaN counts as the largest).
 
     Two plain reductions: XLA's argmax on a CPU does one element at a time, four times as long over
-        262,144 words, and a tenth of this loss.
+    262,144 words, and a tenth of this loss.
     """
     index = jnp.arange(logits.shape[-1], dtype=jnp.int32)
     largest = (logits == logits.max(-1, keepdims=True)) | jnp.isnan(logits)
