@@ -66,7 +66,6 @@ class PerExample(Protocol):
         self, frozen: Any, trainable: Trainables, batch: Any, key: jax.Array | None = None
     ) -> Losses:
         """The losses of a batch."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -53,17 +53,14 @@ class Task(Protocol):
     @property
     def per_example(self) -> PerExample:
         """The loss of a batch, row by row."""
-        ...
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of what scores predictions, in `lora_jax.metrics.table.METRICS`."""
-        ...
 
     @property
     def primary(self) -> Primary:
         """The metric to report first, whether higher is better, and what losses count."""
-        ...
 
     def trainable(
         self, config: Config, key: jax.Array, *, frozen: Mapping[str, Any] | None = None
@@ -78,17 +75,14 @@ class Task(Protocol):
         Raises:
             ValueError: the method, a rule or a rank does not fit the model.
         """
-        ...
 
     def shapes(self, config: Config) -> Trees:
         """`trainable` as jax.ShapeDtypeStructs: nothing is read, quantised or copied."""
-        ...
 
     def widest(self, config: Config) -> dict[str, Any]:
         """Shapes of all that a run trains, with ranks cut to what each site can hold: every legal
         run of a group whose widest is `config` fits into them.
         """
-        ...
 
     def batches(
         self,
@@ -111,17 +105,14 @@ class Task(Protocol):
         Raises:
             ValueError: there is no such split.
         """
-        ...
 
     def examples_of(self, planned: Any) -> list[int]:
         """The example of each real row of a planned, unpacked batch (`batches.plan(0)[k]`)."""
-        ...
 
     def answer(self, split: str, example: int, said: Any) -> tuple[Any, Any]:
         """(predicted, references) of an example as metrics compare them; `said` is its row of
         `Losses.answer`.
         """
-        ...
 
     def scores(
         self, frozen: Mapping[str, Any], trainable: Mapping[str, Any], split: str, **options: Any
@@ -129,4 +120,3 @@ class Task(Protocol):
         """Every score of a split: loss (nats a unit), accuracy a unit where answers are right or
         wrong, and the recipe's metrics; of a language model those of its texts with generate=True.
         """
-        ...

@@ -49,10 +49,6 @@ class Checkpoints:
                 "that can be written (--config.out)."
             ) from error
 
-    def latest(self) -> int | None:
-        """The step of the newest complete checkpoint."""
-        return self._manager.latest_step()
-
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, ascending."""
         return sorted(self._manager.all_steps())
