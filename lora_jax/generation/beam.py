@@ -1,5 +1,6 @@
-"""Beam search as the LoRA paper's decoder does it (microsoft/LoRA, examples/NLG/src/gpt2_beam.py);
-BLEU depends on its details.
+"""Beam search as the LoRA paper's decoder does it; BLEU depends on its details.
+
+That is microsoft/LoRA, examples/NLG/src/gpt2_beam.py.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _DEAD = -1e9
 class BeamSearch:
     """Settings; the defaults are those of the paper's E2E experiments.
 
-    beams: texts kept. length_penalty: a finished text scores sum(log p) / length ** this, length
-    without the prompt.
+    beams: texts kept.
+    length_penalty: a finished text scores sum(log p) / length ** this, length without the prompt.
     no_repeat_ngram: n-grams of generated tokens that may not come twice; 0 for none.
     repetition_penalty: as of `Sampling`, of generated tokens.
     min_length: no end token before.
@@ -116,6 +117,7 @@ def beam_search(
             score = float(host_scores[beam]) / (count + 1) ** search.length_penalty
             if score > best[0]:
                 best = (score, np.asarray(made[beam, :count]).tolist())
+
         scores = jnp.where(jnp.isin(token, jnp.asarray(eos_ids)), _DEAD, scores)
         if not (np.asarray(scores) > _DEAD / 2).any():
             break
@@ -157,9 +159,7 @@ def _step(
     search: BeamSearch,
     eos_ids: tuple[int, ...],
 ) -> tuple[Array, Array, Array, Cache, Array]:
-    """Every beam extended by one token: new scores, tokens made, the last tokens, and the cache and
-    logits after them.
-    """
+    """Every beam extended by a token: scores, tokens made, last tokens, cache and logits after."""
     logits = logits.astype(jnp.float32)
     vocab = logits.shape[-1]
     if search.repetition_penalty != 1.0:
@@ -176,6 +176,7 @@ def _step(
         )
     if search.no_repeat_ngram:
         logits = block_repeated_ngrams(logits, made, count, search.no_repeat_ngram)
+
     # Tokens are blocked before the softmax, as there: the others share their probability.
     total = jnp.maximum(scores[:, None] + jax.nn.log_softmax(logits, -1), 2 * _DEAD)
     top, flat = jax.lax.top_k(total.reshape(-1), len(scores))

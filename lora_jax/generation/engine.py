@@ -1,6 +1,4 @@
-"""Tokens from a decoder with a cache of static shape: one compiled program for the prompt, one for
-all that follows.
-"""
+"""Tokens from a decoder with a cache of static shape: one program for prompts, one for the rest."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ from lora_jax.models.t5 import T5, T5Cache
 
 
 class GenerationState(struct.PyTreeNode):
-    """Texts in the making. `logits` are of the next token, `out` holds the tokens made so far
-    (`count` of them, then pad).
-    """
+    """Texts in the making: `logits` of the next token; in `out` the `count` tokens so far, then pad."""
 
     cache: Cache | T5Cache
     logits: Float[Array, "batch vocab"]
@@ -47,8 +43,8 @@ class Generator:
     are compiled once.
 
     `frozen` and `trainable` are what `lora_jax.adapt` or a loader gives; `trainable` may be empty,
-    or a stack with a leading axis (`lora_jax.adapters.stack`, or a bank's), out of which every text takes
-    the entry that `adapters` names.
+    or a stack with a leading axis (`lora_jax.adapters.stack`, or a bank's), out of which every text
+    takes the entry that `adapters` names.
 
     With `unroll` (by default on a CPU), stacked layers of a decoder are taken apart, since a scan
     copies each layer's weights for every token. That is a second copy of them for as long as the
@@ -120,9 +116,7 @@ class Generator:
         key: jax.Array | None = None,
         adapters: Sequence[int] | None = None,
     ) -> Iterator[list[int | None]]:
-        """The next token of every text, one step at a time; None for texts that have ended. The
-        same tokens as `generate`.
-        """
+        """What `generate` gives, one token of every text at a time; None for texts that have ended."""
         state, trainable = self.start(
             prompts, max_new=max_new, sampling=sampling, key=key, adapters=adapters
         )
@@ -175,6 +169,7 @@ class Generator:
         if self._apart:
             trainable = self._arrange(trainable, axis=int(adapters is not None))
         trainable = trainable if adapters is None else PerText(trainable)
+
         keys = jax.random.split(jax.random.key(0) if key is None else key, len(prompts))
         slots = -(-(tokens.shape[1] + max_new) // self._multiple) * self._multiple
         state = self._start(
@@ -224,8 +219,7 @@ class Generator:
             x, cache = apply(
                 self.model, frozen, trainable, tokens, mask, cache=cache, method="hidden"
             )
-            # The head for the last token alone: logits of a whole prompt would be its largest
-            # array.
+            # The head for the last token alone: a whole prompt's logits would be the largest array.
             return apply(self.model, frozen, trainable, x[:, -1], method="logits"), cache
 
         if not isinstance(trainable, PerText):

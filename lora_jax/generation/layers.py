@@ -1,6 +1,4 @@
-"""Stacked layers as one array a layer: a scan copies a layer's weights out of the stack before it
-reads them, token by token.
-"""
+"""Stacked layers as one array a layer, since a scan copies each layer's weights for every token."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""From logits to the next token: greedy, or drawn after temperature, top-k, top-p, min-p and a
-repetition penalty.
-"""
+"""From logits to the next token: the likeliest, or drawn after temperature, top-k and the like."""
 
 from __future__ import annotations
 
@@ -17,14 +15,14 @@ _NEVER = -jnp.inf
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Applied in this order; None, or 1 for the penalty, leaves a
-    step out.
+    """How the next token is chosen, in this order; None, or 1 for the penalty, leaves a step out.
 
     repetition_penalty: logits of tokens that the text holds already are divided by it if above 0,
-    else multiplied (Keskar et al. 2019, CTRL). temperature: divides the logits; 0 takes the
-    likeliest token and ignores the rest but the penalty. top_k:
-    tokens that remain. top_p: the likeliest tokens whose probabilities first reach this sum remain
-    (Holtzman et al. 2020).
+        else multiplied (Keskar et al. 2019, CTRL).
+    temperature: divides the logits; 0 takes the likeliest token and ignores what follows here.
+    top_k: tokens that remain.
+    top_p: the likeliest tokens whose probabilities first reach this sum remain (Holtzman et al.
+        2020).
     min_p: tokens at least this fraction of the likeliest one's probability remain (Nguyen et al.
         2024).
     """
@@ -91,9 +89,8 @@ def keep_top_p(logits: Float[Array, "batch vocab"], p: float) -> Float[Array, "b
     """The fewest tokens, likeliest first, whose probabilities add up to at least `p`; never
     none.
     """
-    order = jnp.argsort(
-        logits, axis=-1
-    )  # Rising, and stable, as transformers sorts: ties fall the same way.
+    # Rising, and stable, as transformers sorts: ties fall the same way.
+    order = jnp.argsort(logits, axis=-1)
     sorted_logits = jnp.take_along_axis(logits, order, -1)
     dropped = jnp.cumsum(jax.nn.softmax(sorted_logits, -1), -1) <= 1 - p
     dropped = dropped.at[..., -1].set(False)
@@ -117,9 +114,8 @@ def block_repeated_ngrams(
     of `tokens`.
     """
     time, vocab = tokens.shape[1], logits.shape[-1]
-    start = (
-        jnp.arange(time)[:, None] + jnp.arange(size - 1)[None]
-    )  # Of every n-gram, all tokens but the last.
+    # Of every n-gram, all tokens but the last.
+    start = jnp.arange(time)[:, None] + jnp.arange(size - 1)[None]
     ends = jnp.arange(time) + size - 1
     last = length - (size - 1) + jnp.arange(size - 1)
     prefix = jnp.take_along_axis(tokens, jnp.clip(last, 0, time - 1)[None], 1)

@@ -1,6 +1,4 @@
-"""Tokens from an encoder-decoder: the source is encoded once, and the keys and values of it are
-kept beside the target's own.
-"""
+"""Tokens from an encoder-decoder, whose source is encoded once and kept as keys and values."""
 
 from __future__ import annotations
 

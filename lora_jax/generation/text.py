@@ -48,20 +48,21 @@ class TextGenerator:
         """`like` is an adapter with all sites that any of them has; its values are not used.
 
         Raises:
-            ValueError: the tokenizer has more words than the model, or both `trainable` and places for
-                adapters are given.
+            ValueError: the tokenizer has more words than the model, or both `trainable` and places
+                for adapters are given.
         """
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
                 f"The tokenizer has {tokenizer.vocab_size} words and the model's embedding "
-                f"{model.config.vocab_size}: they do not belong "
-                "together. Use the tokenizer that the model was trained with."
+                f"{model.config.vocab_size}: they do not belong together. Use the tokenizer that "
+                "the model was trained with."
             )
         if max_adapters and (trainable or not like or max_rank < 1):
             raise ValueError(
-                "Places for adapters need max_rank and like, and no trainable: add each with add(name, "
-                "lora)."
+                "Places for adapters need max_rank and like, and no trainable: add each with "
+                "add(name, lora)."
             )
+
         self.tokenizer = tokenizer
         self._names: dict[str, int] = {}
         self._bank: Bank | None = None
@@ -178,6 +179,7 @@ class TextGenerator:
                 "This generator has no places for adapters. Make it with max_adapters, max_rank "
                 "and like."
             )
+
         writers = [_Writer(self.tokenizer, stop) for _ in ids]
         steps = self.engine.stream(
             ids, max_new=max_new, sampling=sampling, key=key, adapters=places

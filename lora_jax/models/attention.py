@@ -1,6 +1,4 @@
-"""Attention for every model: one function, and the choice between XLA's and cuDNN's flash
-attention.
-"""
+"""Attention for every model: one function, computed by XLA or by cuDNN's flash attention."""
 
 from __future__ import annotations
 
@@ -15,8 +13,7 @@ from jaxtyping import Array, Bool, Float
 from lora_jax.core.notice import say_once
 
 CHOICE = "LORA_JAX_ATTENTION"  # environment: auto, xla or cudnn
-# Added to scores, a large negative number rather than infinity: a query that sees nothing stays
-# finite.
+# Added to scores; not infinity, so that a query that sees nothing stays finite.
 HIDDEN = float(jnp.finfo(jnp.float32).min) / 2
 
 
@@ -43,6 +40,7 @@ def attend(
     """
     if chosen(q, k, masked=mask is not None, biased=bias is not None, softcap=softcap) == "cudnn":
         return _flash(q, k, v, bias, mask, scale)
+
     batch, queries, heads, dim = q.shape
     kv = k.shape[2]
     q = q * jnp.asarray(scale, q.dtype)
@@ -113,9 +111,8 @@ def _flash(
     q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, scale: float
 ) -> Array:
     queries, keys = q.shape[1], k.shape[1]
-    if (
-        bias is not None
-    ):  # It takes biases of q's dtype and full size; a large negative number has to stay one in float16.
+    if bias is not None:
+        # It takes biases of q's dtype and full size; a large negative one must stay so in float16.
         bias = jnp.maximum(bias, float(jnp.finfo(q.dtype).min) / 2).astype(q.dtype)
         bias = jnp.broadcast_to(bias, (*bias.shape[:2], queries, keys))
     mask = None if mask is None else mask[:, None]

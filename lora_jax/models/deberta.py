@@ -259,6 +259,7 @@ class _Attention(nn.Module):
         q, k, v = (dense(name=name) for name in "qkv")
         scale = jnp.asarray(1 / math.sqrt(hidden // heads * (1 + len(config.terms))), self.dtype)
         queries, keys, values = split(q(asking)) * scale, split(k(x)), split(v(x))
+
         scores = dot("bqhd,bkhd->bhqk", queries, keys)
         if "c2p" in config.terms:
             places = split((k if config.shared_keys else dense(name="pos_k"))(shared["relative"]))

@@ -43,9 +43,7 @@ class Cache(struct.PyTreeNode):
         return 0 if isinstance(self.k, tuple) else 1
 
     def change_rows(self, change: Callable[[Array, int], Array]) -> Cache:
-        """The cache with `change(array, axis of the texts)` in place of every array that has
-        one.
-        """
+        """The cache with `change(array, axis of the texts)` for every array that has such an axis."""
         each = lambda tree, axis: jax.tree.map(lambda leaf: change(leaf, axis), tree)
         axis = self.batch_axis
         return self.replace(
@@ -143,7 +141,7 @@ class Decoder(nn.Module):
 
         Args:
             segments: texts packed into a row are told apart by numbers from 1; 0 is padding. A mask
-            of 0 and 1 is a case of it.
+                of 0 and 1 is a case of it.
             positions: by default each token's place in its own segment.
         """
         return self.logits(self.hidden(tokens, segments, positions)[0])
@@ -173,9 +171,7 @@ class Decoder(nn.Module):
         positions: Int[Array, "batch time"] | None = None,
         cache: Cache | None = None,
     ) -> tuple[Float[Array, "batch time hidden"], Cache | None]:
-        """The normalised hidden states that `logits` takes, and the cache with these tokens in
-        it.
-        """
+        """The normalised hidden states that `logits` takes, and the cache with these tokens."""
         config = self.config
         segments = jnp.ones_like(tokens) if segments is None else segments.astype(jnp.int32)
         if positions is None:
@@ -189,6 +185,7 @@ class Decoder(nn.Module):
             x = x * jnp.asarray(config.embedding_scale, x.dtype)
         if config.rotary is None:
             x = x + self.positions(positions + config.position_offset)
+
         cache, mask, local_mask = _masks(config, segments, positions, cache)
         angles_of = lambda rotary: (
             None if rotary is None else rotary_angles(rotary, config.head_dim, positions)
@@ -200,6 +197,7 @@ class Decoder(nn.Module):
             "local_angles": angles_of(config.local_rotary),
             "index": None if cache is None else cache.index - tokens.shape[1],
         }
+
         past = None if cache is None else (cache.k, cache.v)
         local = np.asarray(config.locality)
         if self.scan:

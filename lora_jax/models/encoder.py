@@ -115,8 +115,7 @@ def _states(
         x, _ = layers(config, dtype, name="layers")(x, bias)
     else:
         for index in range(config.num_layers):
-            # A classifier reads the first token alone: in the last block nothing else need be a
-            # query.
+            # A classifier reads the first token alone: in the last block no other is a query.
             last = (
                 index == config.num_layers - 1
                 and config.num_classes is not None

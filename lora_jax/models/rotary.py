@@ -20,12 +20,12 @@ class Rotary:
     """The angles of a rotary embedding: `base` ** (-2 i / width) a position, for the first
     `fraction` of a head's channels.
 
-    scaling: how the frequencies are stretched by `factor`. linear: all of them (position
-        interpolation, Chen et al. 2023). llama3: wavelengths above original_positions / low_freq,
-        none below original_positions / high_freq, between them
-            a blend (Llama 3.1).
-        yarn: by channel, ramped between `beta_fast` and `beta_slow` rotations in original_positions
-        (Peng et al. 2023).
+    scaling: how the frequencies are stretched by `factor`.
+        linear: all of them (position interpolation, Chen et al. 2023).
+        llama3: wavelengths above original_positions / low_freq, none below original_positions /
+            high_freq, between them a blend (Llama 3.1).
+        yarn: by channel, ramped between `beta_fast` and `beta_slow` rotations in
+            original_positions (Peng et al. 2023).
         longrope: channel by channel, by `short_factors` for texts within original_positions, else
             by `long_factors` (Phi-3).
     attention_factor: multiplies cosine and sine; None is what the scaling's paper gives (1 for all

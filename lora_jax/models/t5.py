@@ -353,8 +353,6 @@ class _Attention(nn.Module):
             "bqhd,bkhd->bhqk", q, k.astype(q.dtype), preferred_element_type=jnp.float32
         )
         scores = scores if bias is None else scores + bias
-        # A large negative number rather than infinity, so that padding, which sees nothing, stays
-        # finite.
         weights = jax.nn.softmax(
             jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min / 2), axis=-1
         ).astype(self.dtype)
