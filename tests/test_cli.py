@@ -127,7 +127,7 @@ def test_settings_are_printed_at_the_start(tiny, tmp_path, capsys):
         ({"config.lora.rank": "17"}, "Rank 17 is larger than the smaller side of a 16 x 16 weight"),
         (
             {"config.data.label": "stars"},
-            "needs the columns 'text', 'stars', but 'stars' is not among its columns",
+            "reviews.csv:2: a row needs the field 'stars', but has 'text', 'label'",
         ),
         ({"config.lora.rnk": "4"}, "There is no setting config.lora.rnk. Nearest: 'lora.rank'"),
         ({"config.model.name": "/no/such/folder"}, "'/no/such/folder' is none of these"),
