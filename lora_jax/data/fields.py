@@ -52,7 +52,8 @@ def pick(fields: Mapping[str, Any], column: str) -> Any:
                 f"no field {column!r}",
                 f"a row needs the field {column!r}, but has "
                 f"{', '.join(map(repr, list(fields)[:12])) or 'none'}. "
-                f"{near_names(column, map(str, fields))}Name it with --config.data.fields.",
+                f"{near_names(column, map(str, fields))}Name it with --config.data.fields, or, without "
+                "a recipe, with --config.data.text and --config.data.label.",
             ) from None
     return value
 
