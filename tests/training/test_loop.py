@@ -387,5 +387,5 @@ def test_a_run_padded_to_a_wider_one_has_the_losses_of_the_unpadded_run(where: P
 def test_an_adapter_wider_than_its_group_is_refused(where: Path) -> None:
     config = config_of(where, "lora")
     wide = replace(config, lora=replace(config.lora, rank=1))
-    with pytest.raises(ValueError, match="Cannot pad an adapter of rank 2 to rank 1"):
+    with pytest.raises(ValueError, match="an adapter of rank 2 cannot be padded to rank 1"):
         train(config, where / "too-wide", wide=wide, quiet=True)
