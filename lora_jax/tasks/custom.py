@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules
 from lora_jax.core.quantize import QuantSpec
 from lora_jax.core.trainable import Trainables
-from lora_jax.data.batches import BatchIterator
+from lora_jax.data.batches import EpochBatches
 from lora_jax.metrics.table import Primary
 from lora_jax.tasks.losses import Losses
 from lora_jax.tasks.opened import Opened
@@ -111,8 +111,8 @@ class PlannedRows(NamedTuple):
     length: int
 
 
-class ArrayBatches:
-    """The batches of a split, epoch after epoch; a source as `Batches` is one.
+class ArrayBatches(EpochBatches):
+    """The batches of a split; see `EpochBatches`.
 
     Shuffled epochs leave out what does not fill a batch, each epoch something else; in order, the
     last batch is shorter. No row is filler.
@@ -122,7 +122,6 @@ class ArrayBatches:
     """
 
     padding_fraction = 0.0
-    threads, prefetch = 1, 8
 
     def __init__(
         self, arrays: Arrays, batch_size: int, *, seed: int, shuffle: bool, epochs: int | None
@@ -132,32 +131,25 @@ class ArrayBatches:
                 f"A batch of {batch_size} examples needs as many, and there are {len(arrays)}. "
                 "Lower config.train.batch_size."
             )
-        self.arrays, self.batch_size, self.seed, self.shuffle = arrays, batch_size, seed, shuffle
-        self.plan = lru_cache(maxsize=2)(self._plan)
+        super().__init__(arrays, batch_size, seed=seed, shuffle=shuffle, epochs=epochs)
+        # Shuffled epochs have no short last batch.
         self.steps_per_epoch = len(self.plan(0))
         self._steps = self.steps_per_epoch * (_ENDLESS_EPOCHS if epochs is None else epochs)
 
     def _plan(self, epoch: int) -> list[PlannedRows]:
-        order, size = np.arange(len(self.arrays)), self.batch_size
+        order, size = np.arange(len(self.encoded)), self.batch_size
         if self.shuffle:
             order = np.random.default_rng((self.seed, epoch)).permutation(order)
             order = order[: len(order) // size * size]
         parts = [order[start : start + size] for start in range(0, len(order), size)]
         return [PlannedRows(part, len(part)) for part in parts]
 
-    def __len__(self) -> int:
-        return self._steps
-
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        epoch, position = divmod(int(step), self.steps_per_epoch)
-        return self.arrays.rows(self.plan(epoch)[position].indices)
-
-    def __iter__(self) -> BatchIterator:
-        return BatchIterator(self)
+    def _make(self, planned: PlannedRows) -> dict[str, np.ndarray]:
+        return self.encoded.rows(planned.indices)
 
     def fingerprint(self) -> str:
-        """The sha256 (hex) of all that decides which batch comes at which step."""
-        settings = (self.arrays.fingerprint, self.batch_size, self.seed, self.shuffle)
+        """See `EpochBatches.fingerprint`."""
+        settings = (self.encoded.fingerprint, self.batch_size, self.seed, self.shuffle)
         return hashlib.sha256(repr(settings).encode()).hexdigest()
 
 
