@@ -128,7 +128,7 @@ def test_updates_are_what_the_run_added_to_each_matrix(folder, method, tmp_path)
     saved = load_run(run.folder)
     for m in found:
         leaf = saved.trainable[m.path]
-        base = np.asarray(flatten(saved.task.params)[m.path][m.layer])
+        base = np.asarray(flatten(saved.task.params)[m.path])[m.layer]
         new = (
             base + np.asarray(leaf.delta())[m.layer]
             if isinstance(leaf, LowRank)

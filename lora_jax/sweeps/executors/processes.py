@@ -68,8 +68,8 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
                         say(f"worker {number} starts again")
                         crew[number] = _spawn(order, number, launch.workers, say)
                 time.sleep(0.1)
-        if stopped.is_set():
-            raise KeyboardInterrupt
+            if stopped.is_set():
+                raise KeyboardInterrupt
     finally:
         for process in crew.values():
             process.kill()
