@@ -44,7 +44,8 @@ def test_the_update_is_a_times_scale_times_b() -> None:
 
 
 def test_padding_keeps_the_update_and_trimming_undoes_it() -> None:
-    low = random()
+    # Of eighths sums are exact, in whatever order a product of six columns adds them.
+    low = jax.tree.map(lambda x: jnp.round(8 * x) / 8, random())
     wide = low.with_rank(6)
     assert (
         wide.rank == 6
