@@ -125,9 +125,7 @@ def test_a_worker_that_is_killed_is_replaced_and_only_its_steps_are_lost(tiny, t
 
     def kill() -> None:
         deadline = time.monotonic() + 120
-        while (
-            time.monotonic() < deadline and not (folder / "checkpoints" / "20").is_dir()
-        ):
+        while time.monotonic() < deadline and not (folder / "checkpoints" / "20").is_dir():
             time.sleep(0.05)
         os.kill(Lock(folder / "lock").owner()["pid"], signal.SIGKILL)
         # The next one goes on from the checkpoint; it is stopped politely long before the 40,000
