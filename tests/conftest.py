@@ -79,7 +79,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
     from lora_jax.io.weights import save_encoder
     from lora_jax.models.encoder import Encoder, EncoderConfig
-    from lora_jax.tasks.encoder import example_inputs
+    from lora_jax.models.kinds import example_inputs
 
     folder = tmp_path_factory.mktemp("tiny")
     good, bad = ("fine", "great", "warm", "bright"), ("dull", "weak", "cold", "grim")
@@ -94,7 +94,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         num_classes=None,
     )
     params = jax.jit(Encoder(config).init)(
-        jax.random.key(0), *(jax.numpy.ones(x.shape, x.dtype) for x in example_inputs())
+        jax.random.key(0), *(jax.numpy.ones(x.shape, x.dtype) for x in example_inputs(config))
     )["params"]
     save_encoder(folder / "model", config, params)
     (folder / "model" / "vocab.txt").write_text("\n".join(words) + "\n")

@@ -21,7 +21,7 @@ from lora_jax.core.paths import flatten
 from lora_jax.io import resolve
 from lora_jax.io.weights import load_encoder
 from lora_jax.models.encoder import Encoder
-from lora_jax.tasks.encoder import example_inputs
+from lora_jax.models.kinds import example_inputs
 
 CLAIM = Claim(
     id="C22",
@@ -39,7 +39,7 @@ def count():
     """Bytes of a LoRA run on MiniLM beside full fine-tuning, and of the adapter's file."""
     settings, params = load_encoder(resolve("minilm-l6"))
     model = Encoder(settings)
-    sites = find_sites(model, *example_inputs())
+    sites = find_sites(model, *example_inputs(settings))
     select = lambda **rules: adapt(model, params, (), key=jax.random.key(0), sites=sites, **rules)
     tx = make_optimizer(OptimConfig(weight_decay=0.0), 10)
     found = {}

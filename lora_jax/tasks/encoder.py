@@ -24,6 +24,7 @@ from lora_jax.io.hub import resolve
 from lora_jax.io.weights import open_model
 from lora_jax.metrics.table import METRICS, Primary
 from lora_jax.models.encoder import Encoder
+from lora_jax.models.kinds import example_inputs
 from lora_jax.tasks.base import params_of
 from lora_jax.tasks.baseline import with_baseline
 from lora_jax.tasks.building import build_options, check_sizes
@@ -183,7 +184,7 @@ def open_encoder(model_config: ModelConfig, data: DataConfig) -> EncoderTask:
     return EncoderTask(
         model=model,
         params=params,
-        sites=find_sites(model, *example_inputs()),
+        sites=find_sites(model, *example_inputs(settings)),
         splits=splits,
         buckets=data.buckets or choose_buckets(np.concatenate(lengths)),
         label_names=labels,
@@ -193,16 +194,6 @@ def open_encoder(model_config: ModelConfig, data: DataConfig) -> EncoderTask:
         recipe=examples.recipe,
         tokenizer=tokenizer,
         data=examples.fingerprint,
-    )
-
-
-def example_inputs(batch: int = 1, length: int = 8) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes of a sentence classifier's inputs: tokens, mask and segment ids."""
-    shape = (batch, length)
-    return (
-        jax.ShapeDtypeStruct(shape, jnp.int32),
-        jax.ShapeDtypeStruct(shape, jnp.bool_),
-        jax.ShapeDtypeStruct(shape, jnp.int32),
     )
 
 

@@ -20,15 +20,15 @@ from lora_jax.training.compile import Program
 from lora_jax.tasks.heads import classifier_loss
 from lora_jax.training.optim import make_optimizer
 from lora_jax.training.step import create_state, make_stacked_step, make_train_step
-from lora_jax.tasks.encoder import example_inputs
+from lora_jax.models.kinds import example_inputs
 
 lanes = int(sys.argv[1])
 sizes = EncoderConfig(vocab_size=500, hidden_size=256, num_layers=3, num_heads=4, intermediate_size=1024, max_positions=64, num_classes=2)
 model = Encoder(sizes, scan=False)
-ones = [jnp.ones(x.shape, x.dtype) for x in example_inputs()]
+ones = [jnp.ones(x.shape, x.dtype) for x in example_inputs(sizes)]
 params = jax.jit(model.init)(jax.random.key(0), *ones)["params"]
 rules = [("layers_./.*/kernel", LoraSpec(rank=8))]
-frozen, lora = adapt(model, params, example_inputs(), lora=rules, whole=["classifier/.*"], key=jax.random.key(1))
+frozen, lora = adapt(model, params, example_inputs(sizes), lora=rules, whole=["classifier/.*"], key=jax.random.key(1))
 tx = make_optimizer(OptimConfig(), 10)
 states = [create_state(lora, tx, jax.random.key(n)) for n in range(2)]
 state = jax.tree.map(lambda *x: jnp.stack(x), *states)

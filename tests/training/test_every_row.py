@@ -28,7 +28,8 @@ from lora_jax.data.encoded import Encoded
 from lora_jax.data.recipes import RECIPES
 from lora_jax.io.adapter import load_adapter
 from lora_jax.models.encoder import Encoder, EncoderConfig
-from lora_jax.tasks.encoder import EncoderTask, example_inputs
+from lora_jax.models.kinds import example_inputs
+from lora_jax.tasks.encoder import EncoderTask
 from lora_jax.training.loop import train
 from lora_jax.training.run import initial_state
 from lora_jax.training.saved import load_run
@@ -108,7 +109,7 @@ def classifier():
     return EncoderTask(
         model=model,
         params=params,
-        sites=find_sites(model, *example_inputs()),
+        sites=find_sites(model, *example_inputs(model.config)),
         splits={"train": encoded(8), "validation": encoded(4), "test": encoded(4)},
         buckets=(8,),
         label_names=("a", "b"),

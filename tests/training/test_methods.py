@@ -19,7 +19,8 @@ from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.data import Encoded
 from lora_jax.io.adapter import load_adapter
 from lora_jax.models.encoder import Encoder, EncoderConfig
-from lora_jax.tasks.encoder import EncoderTask, example_inputs
+from lora_jax.models.kinds import example_inputs
+from lora_jax.tasks.encoder import EncoderTask
 from lora_jax.training.loop import train
 from lora_jax.training.run import initial_state
 
@@ -65,7 +66,7 @@ def task():
     return EncoderTask(
         model,
         params,
-        find_sites(model, *example_inputs()),
+        find_sites(model, *example_inputs(model.config)),
         splits,
         (8,),
         ("five", "six"),

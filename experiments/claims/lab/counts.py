@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from lora_jax.adapters.sites import Site, find_sites
@@ -22,7 +21,7 @@ from lora_jax.models.deberta import DebertaConfig
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.decoder_config import DecoderConfig
 from lora_jax.models.encoder import Encoder, EncoderConfig
-from lora_jax.tasks.encoder import example_inputs
+from lora_jax.models.kinds import example_inputs
 
 # QLoRA's memory figure, batch 1, 512 tokens, gradient checkpointing, r = 64 in all layers, MB: base,
 # adapters, optimiser (second-hand copies).
@@ -97,11 +96,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 @functools.cache
 def _traced(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Site]]:
     model = MODELS[name]()
-    inputs = (
-        example_inputs()
-        if isinstance(model, Encoder)
-        else (jax.ShapeDtypeStruct((1, 8), jnp.int32),)
-    )
+    inputs = example_inputs(model.config)
     params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
     return model, params, find_sites(model, *inputs)
 
