@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import importlib.metadata
 import os
 import sys
 import textwrap
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 
 from lora_jax.io.cache import cache_dir
 from lora_jax.training.allocator import keep_freed_memory
+from lora_jax.training.interrupted import Interrupted, ended_by_signals
 
 COMMANDS: dict[str, str] = {
     "train": "train one run: full, head, lora or qlora",
@@ -46,13 +46,15 @@ lora-jax COMMAND --help says more about a command.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0 done, 1 a run failed, 2 something to mend in the input, 130 stopped by a
-    signal.
+    signal (143 by SIGTERM, where no training had to be brought to an end).
     """
+    came: list[int] = []
     try:
-        return _main(list(sys.argv[1:] if arguments is None else arguments))
-    except KeyboardInterrupt:  # In the first seconds, too, while modules are imported.
+        with ended_by_signals() as came:
+            return _main(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
         print("lora-jax: stopped.", file=sys.stderr)
-        return 130
+        return 128 + came[-1] if came else 130
     except BrokenPipeError:  # The reader of a pipe, such as head, has read enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -63,7 +65,9 @@ def _main(given: list[str]) -> int:
         print(_help())
         return 0 if given else 2
     if given[0] == "--version":
-        print(f"lora-jax {importlib.metadata.version('lora-jax')}")
+        from importlib.metadata import version  # slow: a signal should find its handler
+
+        print(f"lora-jax {version('lora-jax')}")
         return 0
     name, *rest = given
     if name not in COMMANDS:
@@ -105,8 +109,6 @@ def _prepare_process() -> None:
 
 
 def _guarded(run: object, parsed: argparse.Namespace) -> int:
-    from lora_jax.training.interrupted import Interrupted
-
     try:
         return run(parsed)
     except Interrupted as stop:

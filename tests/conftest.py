@@ -39,6 +39,10 @@ install_import_hook(
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, help="how many random cases each fuzzer takes")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_programs() -> Iterator[None]:
     """Drops compiled programs after each file: thousands of them run into the system's limit of

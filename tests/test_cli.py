@@ -215,3 +215,63 @@ def test_a_stopped_sweep_says_so_and_goes_on_with_the_same_command(tiny, tmp_pat
     assert [
         path.name for path in (record.folder / "checkpoints").iterdir() if path.name.isdigit()
     ] == [str(done)]
+
+
+SIGNALLED = """
+import runpy, signal, sys
+module, number, *sys.argv = sys.argv[1:]
+class Signals:
+    def find_spec(self, name, path, target=None):
+        if name == module:
+            sys.meta_path.remove(self)
+            try:
+                signal.raise_signal(int(number))
+            except BaseException:
+                print("went on")  # as a package does that tries an import and can do without
+sys.meta_path.insert(0, Signals())
+runpy.run_module("lora_jax", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["lora_jax.cli", "jax", "lora_jax.sweeps.runner"])
+def test_a_signal_while_modules_are_imported_ends_the_command_without_a_traceback(
+    module, number, tmp_path
+):
+    command = ["lora-jax", "sweep", "--config", DEFAULT, "--quiet", f"--config.out={tmp_path}"]
+    ended = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, module, str(int(number)), *command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    # Before its first line a process has the kernel's own answer, which a shell calls 130 as well.
+    assert ended.returncode == (-number if module == "lora_jax.cli" else 128 + number)
+    assert ended.stdout == "" and ended.stderr in ("", "lora-jax: stopped.\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ("weakref.finalize(Thing(), signal.raise_signal, 2); print('went on')", 130, "stopped."),
+        ("signal.raise_signal(15)", 9, ""),  # raised, for who called to tidy up
+        ("twice()", 143, "stopped."),
+    ],
+    ids=["in a callback of C code", "anywhere else", "a second one"],
+)
+def test_a_signal_is_swallowed_nowhere(body, status, says):
+    code = f"""
+import signal, sys, weakref
+from lora_jax.training.interrupted import ended_by_signals
+class Thing: pass
+def twice():
+    try: signal.raise_signal(2)
+    except BaseException: signal.raise_signal(15)
+try:
+    with ended_by_signals(): {body}
+except KeyboardInterrupt: sys.exit(9)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == status and ended.stdout == ""
+    assert says in ended.stderr and "Traceback" not in ended.stderr

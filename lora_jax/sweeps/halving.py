@@ -4,27 +4,51 @@
 At each rung a run is compared with all that have been there before it, by validation loss; it goes
 on if it is among the best 1 / factor of them, and is stopped otherwise. Nobody waits. What is
 decided is kept in halving.json of the store, so that a sweep that is stopped and started again
-decides the same, and runs that were stopped are not started again.
+decides the same, and runs that were stopped are not started again. Losses on other data, of another
+model or after another training would be no measure: a sweep that has such is refused.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_jax.config import HalvingConfig
+from lora_jax.config import Config, HalvingConfig, canonical
+from lora_jax.io.contents import contents
+from lora_jax.sweeps.axes import read_axes
 from lora_jax.sweeps.store import StoreError, write_json
 
 FILE = "halving.json"
 
 
-class Halving:
-    """The rungs of a sweep: scores by step and run, and which runs were stopped where."""
+def ground(config: Config) -> dict[str, Any]:
+    """{dotted setting: value} of the data, the model and the training of a sweep whose runs are
+    compared, but for its axes; and what the names of data and model stand for.
+    """
+    axes = {key for axis in read_axes(config.sweep.axes) for key in axis.keys}
+    shared = {
+        key: value
+        for key, value in canonical(config).items()
+        if key.startswith(("data.", "model.", "train.")) and key not in {*axes, "train.seed"}
+    }
+    named = contents(name for name in config.names if not axes & {"data.name", "model.name"})
+    return shared | {f"the content of {name}": content for name, content in named.items()}
 
-    def __init__(self, root: Path, config: HalvingConfig) -> None:
+
+class Halving:
+    """The rungs of a sweep: scores by step and run, and which runs were stopped where.
+
+    `under` is the sweep's `ground`: another than the rungs were climbed under is a ValueError.
+    """
+
+    def __init__(
+        self, root: Path, config: HalvingConfig, under: Mapping[str, Any] | None = None
+    ) -> None:
         self.config = config
+        self._under = dict(under or {})
         self._path = Path(root) / FILE
         self._settings = {"factor": config.factor, "rungs": list(config.rungs)}
         self._scores: dict[int, dict[str, float]] = {}
@@ -65,13 +89,20 @@ class Halving:
             for step, rung in self._scores.items()
         }
         write_json(
-            self._path, {"settings": self._settings, "scores": scores, "stopped": self.stopped}
+            self._path,
+            {
+                "settings": self._settings,
+                "under": self._under,
+                "scores": scores,
+                "stopped": self.stopped,
+            },
         )
 
     def _read(self) -> None:
         try:
             values: dict[str, Any] = json.loads(self._path.read_text())
             settings, scores, stopped = values["settings"], values["scores"], values["stopped"]
+            before = dict(values.get("under") or {})  # older files do not say it
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(
                 f"{self._path} cannot be read ({error}). Delete it: the rungs are then climbed "
@@ -83,6 +114,16 @@ class Halving:
                 f"config.sweep.halving says {self._settings}. Use the same, another folder "
                 f"(--config.out), or delete {self._path} to judge all runs again."
             )
+        if changed := [key for key, x in self._under.items() if before.get(key, x) != x]:
+            shown = ", ".join(
+                f"{key} was {before[key]!r} and is {self._under[key]!r}" for key in changed[:4]
+            )
+            raise ValueError(
+                f"The losses in {self._path} were measured under other settings, and no run is to "
+                f"be stopped by them: {shown}. Use the same, another folder (--config.out), or "
+                f"delete {self._path} to judge all runs again."
+            )
+        self._under = before | self._under
         self._scores = {
             int(step): {name: math.inf if loss is None else loss for name, loss in rung.items()}
             for step, rung in scores.items()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lora_jax.config import ADAPTERS, Config
 from lora_jax.core.heap import release_freed_memory
 from lora_jax.sweeps.grid import expand, run_id, shown_format, shown_targets
-from lora_jax.sweeps.halving import Halving
+from lora_jax.sweeps.halving import Halving, ground
 from lora_jax.sweeps.leases import Leases
 from lora_jax.sweeps.memory import predicted
 from lora_jax.sweeps.provenance import environment
@@ -142,7 +142,8 @@ class _Sweep:
     ) -> None:
         self.config, self.leases, self.quiet, self.numbers = config, leases, quiet, numbers
         self.tasks = tasks
-        self.halving = Halving(leases.store.root, config.sweep.halving)
+        under = ground(config) if config.sweep.halving.rungs else None
+        self.halving = Halving(leases.store.root, config.sweep.halving, under)
         self.stopped: list[str] = []
 
     def title(self, run: Config) -> str:

@@ -19,13 +19,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_jax.config import Config, SearchConfig, read_value, split_items
+import numpy as np
+
+from lora_jax.config import (
+    Config,
+    SearchConfig,
+    from_config_dict,
+    read_value,
+    split_items,
+    to_dict,
+)
 from lora_jax.core.extras import needs
+from lora_jax.io.contents import changed_contents, contents
 from lora_jax.sweeps.axes import check_key
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.halving import Halving
 from lora_jax.sweeps.runner import Outcome
-from lora_jax.sweeps.store import RunStore, read_run
+from lora_jax.sweeps.settings import changed_settings
+from lora_jax.sweeps.store import RunStore, is_run, read_run
 
 FILE = "search.journal"
 _RANGE = re.compile(r"(?P<log>log\s+)?(?P<low>\S+)\s*\.\.\s*(?P<high>\S+)")
@@ -154,25 +165,23 @@ def search(
         say: gets a line for every trial.
 
     Raises:
-        ValueError: see `read_space`; or the store holds a search of another space.
+        ValueError: see `read_space`; or the store holds a search of another space, or one whose
+            trials were trained with other settings, of other data or another model.
         ModuleNotFoundError: Optuna is not installed.
     """
     space = read_space(config)
-    study = _study(config, RunStore(config.out).root)
     plain = replace(config, sweep=replace(config.sweep, search=SearchConfig()))
+    study = _study(config, RunStore(config.out).root)
+    _check_recorded(study, plain, len(space))
     outcomes = []
     while True:
-        trials = study.get_trials(deepcopy=False)
-        points = {
-            trial.number: trial.params
-            for trial in trials
-            if not trial.state.is_finished() and len(trial.params) == len(space)
-        }
-        whole = sum(len(trial.params) == len(space) for trial in trials)
+        trials = _whole(study, len(space))
+        points = {trial.number: trial.params for trial in trials if not trial.state.is_finished()}
         # A batch that was interrupted is trained as it was: with other trials beside it, its
-        # checkpoints might have other shapes.
-        for _ in range(0 if points else min(batch, config.sweep.search.trials - whole)):
-            trial = study.ask()
+        # checkpoints might have other shapes. None of it was trained before all of it was asked.
+        missing = -len(trials) % batch if points else batch
+        for place in range(min(missing, config.sweep.search.trials - len(trials))):
+            trial = _ask(study, config.sweep.search.seed, len(trials) + place)
             points[trial.number] = {dimension.key: dimension.ask(trial) for dimension in space}
         if not points:
             return _together(outcomes), _trials(study, plain, len(space))
@@ -194,12 +203,6 @@ def _study(config: Config, root: Path) -> Any:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         storage = JournalStorage(JournalFileBackend(str(root / FILE)))
         study = optuna.create_study(storage=storage, study_name="lora_jax", load_if_exists=True)
-        # Many trials are asked before one is told: those that are being trained count as bad ones,
-        # so that no two are alike. A search that goes on must not draw again what it has drawn
-        # before.
-        study.sampler = optuna.samplers.TPESampler(
-            seed=wanted.seed + len(study.trials), constant_liar=True
-        )
     before = study.user_attrs.get("space")
     if before is not None and before != list(wanted.space):
         raise ValueError(
@@ -209,6 +212,83 @@ def _study(config: Config, root: Path) -> Any:
         )
     study.set_user_attr("space", list(wanted.space))
     return study
+
+
+def _whole(study: Any, dimensions: int) -> list[Any]:
+    """The trials that have a value for every dimension. One that a kill has left without counts as
+    failed, and another is asked in its place.
+    """
+    with needs("search"):
+        from optuna.trial import TrialState
+
+    found = study.get_trials(deepcopy=False)
+    for trial in found:
+        if len(trial.params) < dimensions and not trial.state.is_finished():
+            study.tell(trial.number, state=TrialState.FAIL)
+    return [trial for trial in found if len(trial.params) == dimensions]
+
+
+def _ask(study: Any, seed: int, place: int) -> Any:
+    """The trial at this place of the search. What it draws follows from the seed, its place and
+    the trials before it, so that a search that was stopped draws what it would have drawn.
+    """
+    with needs("search"):
+        import optuna
+
+    # Many trials are asked before one is told: those that are being trained count as bad ones, so
+    # that no two are alike.
+    drawn = np.random.SeedSequence([seed, place]).generate_state(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.sampler = optuna.samplers.TPESampler(seed=int(drawn[0]), constant_liar=True)
+    return study.ask()
+
+
+def _check_recorded(study: Any, config: Config, dimensions: int) -> None:
+    """Nothing if the trials so far are runs of this config, which is then recorded: their losses
+    guide what is asked next, and are shown beside what comes.
+    """
+    trials = _whole(study, dimensions)
+    then, made_of = _recorded(study), contents(config.names)
+    changed = ""
+    if trials and then is not None:
+        changed = ", ".join(
+            f"what {name} stands for"
+            for name in changed_contents(study.user_attrs.get("contents") or {}, made_of)
+        )
+        if then.sweep.halving != config.sweep.halving:
+            changed = "config.sweep.halving"
+        for trial in trials:
+            before, now = (_configs(one, trial.params) for one in (then, config))
+            # The mean over other seeds is another loss.
+            if [*map(run_id, before)] != [*map(run_id, now)]:
+                seeds = f"the seeds are {then.sweep.seeds} there and {config.sweep.seeds} here"
+                changed = changed_settings(before[0], now[0]) or seeds
+                break
+    elif trials:
+        # Of a version that recorded none, or others: the runs themselves say what they were.
+        store = RunStore(config.out)
+        done = [trial for trial in trials if trial.value is not None]
+        strange = [trial.number for trial in done if not _are_there(store, config, trial.params)]
+        changed = f"trial {strange[0]} has no run with the settings of now" if strange else ""
+    if changed:
+        raise ValueError(
+            f"{RunStore(config.out).root / FILE} holds a search under other settings: {changed}. "
+            "Use the same, another folder (--config.out), or delete the file: finished runs stay."
+        )
+    study.set_user_attr("config", to_dict(config))
+    study.set_user_attr("contents", made_of)
+
+
+def _recorded(study: Any) -> Config | None:
+    try:
+        return from_config_dict(study.user_attrs["config"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _are_there(store: RunStore, config: Config, settings: Mapping[str, Any]) -> bool:
+    return all(is_run(store.folder(name)) for name in _runs(config, settings))
 
 
 def _sweep_of(config: Config, points: Sequence[Mapping[str, Any]]) -> Config:
@@ -228,9 +308,14 @@ def _spelled(value: Any) -> str:
 
 
 def _runs(config: Config, settings: Mapping[str, Any]) -> list[str]:
+    """The ids of the runs of one trial."""
+    return [*map(run_id, _configs(config, settings))]
+
+
+def _configs(config: Config, settings: Mapping[str, Any]) -> list[Config]:
     """The runs of one trial: one a seed."""
     alone = _sweep_of(config, [settings])
-    return [run_id(run) for run in expand(replace(alone, sweep=replace(alone.sweep, baselines=())))]
+    return expand(replace(alone, sweep=replace(alone.sweep, baselines=())))
 
 
 def _tell(
@@ -258,10 +343,9 @@ def _tell(
 
 
 def _trials(study: Any, config: Config, dimensions: int) -> list[Trial]:
-    found = [trial for trial in study.get_trials(deepcopy=False) if len(trial.params) == dimensions]
     trials = [
         Trial(trial.number, trial.params, trial.value, tuple(_runs(config, trial.params)))
-        for trial in found
+        for trial in _whole(study, dimensions)
     ]
     return sorted(trials, key=lambda trial: math.inf if trial.loss is None else trial.loss)
 

@@ -8,7 +8,7 @@ import marshal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_jax.config import canonical, from_config_dict
+from lora_jax.config import Config, canonical, from_config_dict
 from lora_jax.sweeps.records import RunRecord
 
 # A setting that a run does not read, such as the block size of a base that is not quantised.
@@ -33,6 +33,18 @@ def settings_of(run: RunRecord) -> tuple[str, Mapping[str, Any]]:
         if all(name in made_of for name in names[group])
     }
     return f"{key} {content}", settings | content
+
+
+def changed_settings(then: Config, now: Config) -> str:
+    """The first settings by which two runs are not the same one: 'lora.rank is 8 there and 3 here';
+    nothing where they are.
+    """
+    one, other = canonical(then), canonical(now)
+    differ = [key for key in {**other, **one} if one.get(key, NOT_READ) != other.get(key, NOT_READ)]
+    return ", ".join(
+        f"{key} is {one.get(key, NOT_READ)!r} there and {other.get(key, NOT_READ)!r} here"
+        for key in differ[:4]
+    )
 
 
 def names_of(config: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import lora_jax.sweeps.index as index
-from lora_jax.config import Config, config_hash, flatten, from_config_dict, to_dict
+from lora_jax.config import Config, config_hash, from_config_dict, to_dict
 from lora_jax.io.contents import changed_contents
 from lora_jax.sweeps.files import StoreError, disk, turns, write_json, write_text
 from lora_jax.sweeps.lock import Lock, RunLocked
@@ -53,6 +53,7 @@ from lora_jax.sweeps.records import (
     read_state,
 )
 from lora_jax.sweeps.renaming import rename_runs
+from lora_jax.sweeps.settings import changed_settings
 from lora_jax.training.result import RunResult
 
 __all__ = [
@@ -263,19 +264,17 @@ class RunStore:
 
     def _check_settings(self, there: RunRecord, wanted: Mapping[str, Any]) -> None:
         try:
-            same = config_hash(from_config_dict(there.config)) == config_hash(
-                from_config_dict(wanted)
-            )
+            then, now = from_config_dict(there.config), from_config_dict(wanted)
         except (KeyError, TypeError, ValueError) as unreadable:
             by = (there.environment.get("versions") or {}).get("lora_jax", "of unknown version")
             raise RunConflict(
                 f"Run {there.run_id} is in the store with settings that this version cannot read: "
                 f"{unreadable} It was written by lora_jax {by}. Choose another --config.out."
             ) from unreadable
-        if not same:
+        if config_hash(then) != config_hash(now):
             raise RunConflict(
                 f"Run {there.run_id} is in the store with other content: "
-                f"{_differences(there.config, wanted)}. One id must mean one run: choose another "
+                f"{changed_settings(then, now)}. One id must mean one run: choose another "
                 f"--config.out, or move {there.folder} away. What is there was kept."
             )
 
@@ -391,11 +390,3 @@ class RunStore:
                 rename_runs(self.root)
             write_json(path, {"format": FORMAT, "lora_jax": version()})
         self._checked = True
-
-
-def _differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    one, other = flatten(from_config_dict(there)), flatten(from_config_dict(wanted))
-    differ = [
-        key for key in other if one[key] != other[key] and not key.startswith(("sweep.", "out"))
-    ]
-    return ", ".join(f"{key} is {one[key]!r} there and {other[key]!r} here" for key in differ[:4])

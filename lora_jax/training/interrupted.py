@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, NoReturn
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
@@ -47,12 +52,66 @@ def stop_signals() -> Iterator[threading.Event]:
         came.append(number)
         stopped.set()
 
-    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stopped
+        with _answering(stop):
+            yield stopped
     finally:
         _asked = None
-        for number, handler in old.items():
-            signal.signal(number, handler)
     for number in came:
         signal.raise_signal(number)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[list[int]]:
+    """The signals that came while a command runs. SIGINT and SIGTERM raise KeyboardInterrupt, but
+    end the process at once with status 128 + their number where an exception would be swallowed:
+    while a module is imported (which packages try, and do without), and in callbacks of C code. A
+    second one does so anywhere.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    told = sys.unraisablehook
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1 or _is_importing(frame):
+            _leave(number)
+        raise KeyboardInterrupt
+
+    def swallowed(what: Any) -> None:
+        if what.exc_type is KeyboardInterrupt and came:
+            _leave(came[-1])
+        told(what)
+
+    sys.unraisablehook = swallowed
+    try:
+        with _answering(stop):
+            yield came
+    finally:
+        sys.unraisablehook = told
+
+
+@contextmanager
+def _answering(handler: Any) -> Iterator[None]:
+    old = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, before in old.items():
+            signal.signal(number, before)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
+
+
+def _leave(number: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # It may be in the midst of a write.
+            stream.flush()
+    os.write(2, b"lora-jax: stopped.\n")
+    os._exit(128 + number)

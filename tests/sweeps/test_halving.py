@@ -6,7 +6,7 @@ import math
 import pytest
 
 from lora_jax.config import HalvingConfig, from_config_dict
-from lora_jax.sweeps.halving import FILE, Halving
+from lora_jax.sweeps.halving import FILE, Halving, ground
 from lora_jax.sweeps.store import StoreError
 
 TWO = HalvingConfig(rungs=(2, 4), factor=2)
@@ -41,6 +41,31 @@ def test_other_rungs_in_one_folder_and_a_damaged_file_are_refused(tmp_path):
     (tmp_path / FILE).write_text("{")
     with pytest.raises(StoreError, match="cannot be read"):
         Halving(tmp_path, TWO)
+
+
+def sweep_of(data, axes=(), **train):
+    changed = {"data": {"name": str(data)}, "train": train, "lora": {"rank": 2}}
+    return from_config_dict(changed | {"sweep": {"axes": axes}})
+
+
+def test_losses_of_other_data_or_another_training_stop_no_run(tmp_path):
+    data = tmp_path / "a.csv"
+    data.write_text("text,label\na,0\n")
+    Halving(tmp_path, TWO, ground(sweep_of(data, total_steps=8))).keep("a", 2, 0.5)
+
+    # What a sweep compares may differ, as may what changes no number.
+    wider = sweep_of(data, ("lora.rank = 1, 4", "train.batch_size = 8, 16"), total_steps=8, seed=3)
+    assert Halving(tmp_path, TWO, ground(wider)).last("a") == 0.5
+    with pytest.raises(ValueError, match="train.total_steps was 8 and is 9"):
+        Halving(tmp_path, TWO, ground(sweep_of(data, total_steps=9)))
+    data.write_text("text,label\na,1\n")
+    with pytest.raises(ValueError, match="the content of .*a.csv was"):
+        Halving(tmp_path, TWO, ground(sweep_of(data, total_steps=8)))
+
+    kept = json.loads((tmp_path / FILE).read_text())
+    del kept["under"]  # as an older version wrote it
+    (tmp_path / FILE).write_text(json.dumps(kept))
+    assert Halving(tmp_path, TWO, ground(sweep_of(data, total_steps=9))).last("a") == 0.5
 
 
 @pytest.mark.parametrize("values", [{"rungs": (4, 2)}, {"rungs": (0,)}, {"factor": 1}])

@@ -9,7 +9,7 @@ import pytest
 
 from lora_jax.config import UnknownKeyError, load_config
 from lora_jax.sweeps.runner import Outcome, run_sweep
-from lora_jax.sweeps.search import read_dimension, read_space, search
+from lora_jax.sweeps.search import _study, read_dimension, read_space, search
 from lora_jax.sweeps.store import RunStore
 
 CONFIG = Path(__file__).parents[2] / "configs" / "default.py"
@@ -90,6 +90,43 @@ def test_a_search_that_was_stopped_trains_first_what_it_had_asked(tiny, tmp_path
     assert len(outcome.done) == 2 and quiet_search(config)[1] == trials
     with pytest.raises(ValueError, match="another space"):
         quiet_search(config_of(tiny, tmp_path, **{"sweep.search.space": "('lora.rank = 1, 2',)"}))
+
+    # From before settings were recorded: what the trials trained says it.
+    longer = config_of(tiny, tmp_path, **RATE, **{"train.total_steps": "9"})
+    _study(config, tmp_path).set_user_attr("config", None)
+    with pytest.raises(ValueError, match="trial 0 has no run with the settings of now"):
+        quiet_search(longer)
+    assert quiet_search(config)[1] == trials
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"train.total_steps": "9"}, "train.total_steps is 4 there and 9 here"),
+        ({"optim.weight_decay": "0.5"}, "optim.weight_decay is 0.01 there and 0.5 here"),
+        ({"sweep.seeds": "0,1"}, "the seeds are (0,) there and (0, 1) here"),
+        ({"sweep.halving.rungs": "2"}, "config.sweep.halving"),
+        ({}, "what {data} stands for"),
+    ],
+)
+def test_a_search_goes_on_with_its_own_settings_alone(more, says, tiny, tmp_path):
+    """Else it reported the losses of the first settings under the ids of runs that are not there."""
+
+    def again(**more):
+        nothing = Outcome((), (), (), ())
+        config = config_of(
+            {**tiny, "config.data.name": str(data)}, tmp_path / "runs", **RATE | more
+        )
+        return quiet_search(config, lambda config: nothing)[1]
+
+    data = tmp_path / "reviews.csv"
+    data.write_text(Path(tiny["config.data.name"]).read_text())
+    trials = again()
+    harmless = {"train.log_every": "3", "sweep.search.trials": "4", "sweep.stack": "2"}
+    assert again(**harmless)[: len(trials)] == trials
+    data.write_text("text,label\nfilm,0\n" if not more else data.read_text())
+    with pytest.raises(ValueError, match=re.escape(says.format(data=data))):
+        again(**more)
 
 
 def test_a_trial_whose_run_failed_is_recorded_and_the_search_goes_on(tiny, tmp_path):
