@@ -12,7 +12,7 @@ import numpy as np
 from .encoded import NO_LABEL, Encoded, EncodedChoices, EncodedSpans, EncodedTags
 from .examples import Dataset
 from .records import Example
-from .tokenizers import Tokenizer
+from .tokenizers import Tokenizer, backend_errors
 
 # Encodings hold far more than the ids we keep; a chunk bounds how many are alive at once.
 _CHUNK = 2048
@@ -124,7 +124,10 @@ def _require_room(examples: Sequence[Example], tokenizer: Tokenizer, max_length:
     """Nothing, if every question leaves room for a token of its context."""
     special = tokenizer.backend.num_special_tokens_to_add(True)
     for example in examples:
-        question = tokenizer.backend.encode(example.values["question"], add_special_tokens=False)
+        with backend_errors(tokenizer.source):
+            question = tokenizer.backend.encode(
+                example.values["question"], add_special_tokens=False
+            )
         if len(question.ids) + special >= max_length:
             raise ValueError(
                 f"{example.place}: a question needs to leave room for its context, but has "
@@ -180,7 +183,9 @@ def _ids(
     backend.enable_truncation(max_length, strategy=strategy)
     try:
         for start in range(0, len(inputs), _CHUNK):
-            for found in encode_some(inputs[start : start + _CHUNK], **options):
+            with backend_errors(tokenizer.source):
+                some = encode_some(inputs[start : start + _CHUNK], **options)
+            for found in some:
                 tokens.append(np.asarray(found.ids, np.int32))
                 types.append(np.asarray(found.type_ids, np.int32))
                 truncated += bool(found.overflowing)

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, SupportsInt
 
 from lora_jax.core.extras import needs
 
+from .chat import Message, render_chat
 from .records import held_by
+from .tokenizers import backend_errors, read_backend, switch, wrong_setting
 
 if TYPE_CHECKING:
     import tokenizers
 
-Message = Mapping[str, Any]
+# A tokenizer's templates by name: chats without tools use the first, chats with tools the second.
+_DEFAULT, _TOOLS = "default", "tool_use"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,7 +29,9 @@ class TextTokenizer:
 
     `bos_id` begins a text (None: nothing does), `eos_ids` end one, `pad_id` fills up batches. With
     `add_bos`, `encode` puts bos_id first. `chat_template` is a Jinja text, None if the model has
-    none.
+    none; `tool_template` one for chats with tools, where that is another. `named_tokens` are the
+    special tokens that templates know ('unk_token': '<unk>'); None: those of bos and eos. `source`
+    is what the tokenizer was read from, for errors.
     """
 
     backend: tokenizers.Tokenizer
@@ -36,6 +41,9 @@ class TextTokenizer:
     add_bos: bool
     add_eos: bool = False
     chat_template: str | None = None
+    tool_template: str | None = None
+    named_tokens: Mapping[str, str] | None = None
+    source: str = ""
 
     @property
     def vocab_size(self) -> int:
@@ -46,7 +54,8 @@ class TextTokenizer:
         """The ids of a text; with `special`, bos and eos where the model wants them. Special tokens
         in the text become their ids.
         """
-        ids = self.backend.encode(text, add_special_tokens=False).ids
+        with backend_errors(self.source):
+            ids = self.backend.encode(text, add_special_tokens=False).ids
         if not special:
             return ids
         first = [self.bos_id] if self.add_bos and self.bos_id is not None else []
@@ -54,36 +63,54 @@ class TextTokenizer:
 
     def decode(self, ids: Iterable[SupportsInt], *, special: bool = False) -> str:
         """The text of ids, without special tokens unless asked for."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
+        with backend_errors(self.source):
+            return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
 
-    def chat(self, messages: Sequence[Message], *, answer: bool = True, **variables: Any) -> str:
-        """The text of a conversation by the model's chat template.
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        answer: bool = True,
+        continued: bool = False,
+        **variables: Any,
+    ) -> str:
+        """The text of a conversation by the model's chat template, as transformers' own
+        `apply_chat_template` has it.
 
         Args:
             messages: {'role': 'user' or 'assistant' or 'system', 'content': text}, ...
             answer: ends where the assistant's answer begins.
-            variables: further names for the template, such as tools.
+            continued: ends where the last message does, so that the model goes on with it; without
+                an answer of its own.
+            variables: further names for the template, such as `tools` (JSON schemas).
 
         Raises:
-            ValueError: there is no template, or the template refuses the messages.
+            ValueError: there is no template, the template refuses the messages or needs too much
+                time or memory, or both `answer` and `continued` are wanted.
         """
-        if self.chat_template is None:
+        template = self.chat_template
+        if variables.get("tools") is not None:
+            template = self.tool_template or template
+        origin = f" of {self.source}" if self.source else ""
+        if template is None:
             raise ValueError(
-                "This tokenizer has no chat template: the model was not trained on chats. Give a "
-                "plain text instead."
+                f"The tokenizer{origin} has no chat template: the model was not trained on chats. "
+                "Give a plain text instead."
             )
+        if answer and continued:
+            raise ValueError(
+                "A chat ends with the beginning of an answer or within the last message, not both; "
+                "give answer=False with continued=True."
+            )
+        tokens = self._tokens() if self.named_tokens is None else self.named_tokens
+        names: dict[str, Any] = {**tokens, "add_generation_prompt": answer, **variables}
+        source = f"The chat template{origin}"
+        return render_chat(template, messages, source=source, continued=continued, **names)
 
-        def token(i: int | None) -> str:
-            return "" if i is None else self.backend.id_to_token(i)
-
-        return render_chat(
-            self.chat_template,
-            messages,
-            add_generation_prompt=answer,
-            bos_token=token(self.bos_id),
-            eos_token=token(self.eos_ids[0] if self.eos_ids else None),
-            **variables,
-        )
+    def _tokens(self) -> dict[str, str]:
+        token = self.backend.id_to_token
+        begin = {} if self.bos_id is None else {"bos_token": token(self.bos_id)}
+        return begin | ({"eos_token": token(self.eos_ids[0])} if self.eos_ids else {})
 
     def encode_chat(
         self, messages: Sequence[Message], *, answer: bool = True, **variables: Any
@@ -92,93 +119,60 @@ class TextTokenizer:
         return self.encode(self.chat(messages, answer=answer, **variables), special=False)
 
 
-def render_chat(template: str, messages: Sequence[Message], **variables: Any) -> str:
-    """What a Jinja chat template writes, run in a sandbox that reaches nothing but its arguments.
-
-    Raises:
-        ValueError: the template is broken, or it refuses the messages (its own words are given).
-    """
-    with needs("data"):
-        import jinja2
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def as_json(value: Any, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = as_json
-    environment.globals["raise_exception"] = refuse
-    try:
-        return environment.from_string(template).render(messages=messages, **variables)
-    except jinja2.TemplateError as error:
-        raise ValueError(
-            f"The chat template does not take these {len(messages)} messages: {error}"
-        ) from error
-
-
 def read_text_tokenizer(folder: Path | str) -> TextTokenizer:
     """The tokenizer of a Hugging Face folder: tokenizer.json with tokenizer_config.json,
-    generation_config.json, chat_template.jinja.
+    special_tokens_map.json, generation_config.json and its chat templates.
 
     Raises:
         FileNotFoundError: there is no tokenizer.json.
-        ValueError: a file does not parse, or a special token is not in the vocabulary.
+        ValueError: a file does not parse, a setting has another type, or a special token is not in
+            the vocabulary.
     """
-    with needs("data"):
-        import tokenizers
-
     folder = Path(folder)
-    path = folder / "tokenizer.json"
+    path, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"{str(folder)!r} needs tokenizer.json, but holds {held_by(folder)}. Give the model's "
             "tokenizer files."
         )
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # The package raises bare Exception.
-        raise ValueError(
-            f"{str(path)!r} needs to be a tokenizer definition, but does not parse: {error}. Fetch "
-            "it again."
-        ) from error
-    backend.no_padding()
-    backend.no_truncation()
-
-    settings = _json(folder / "tokenizer_config.json")
-    ids = {
-        name: _id(backend, settings.get(f"{name}_token"), path) for name in ("bos", "eos", "pad")
-    }
-    told = _json(folder / "generation_config.json").get("eos_token_id")
-    eos = [ids["eos"], *(told if isinstance(told, list) else [told])]
-    eos_ids = tuple(dict.fromkeys(i for i in eos if i is not None))
+    backend = read_backend(path)
+    settings = _json(config)
+    named = _named(config, settings) | _named(config, _extra(settings))
+    # As transformers: what folders had before their settings listed the added tokens.
+    if "added_tokens_decoder" not in settings:
+        older = folder / "special_tokens_map.json"
+        named |= _named(older, _json(older))
+    ids = {name: _id(backend, named.get(f"{name}_token"), path) for name in ("bos", "eos", "pad")}
+    eos_ids = tuple(dict.fromkeys(i for i in (ids["eos"], *_told_eos(folder)) if i is not None))
     # Where the settings do not say, the pipeline itself shows what it puts around a text.
-    with_special = backend.encode("a").ids
-    template = folder / "chat_template.jinja"
+    with backend_errors(path):
+        with_special = backend.encode("a").ids
+    bos, eos = switch(config, settings, "add_bos_token"), switch(config, settings, "add_eos_token")
+    templates = _templates(config, settings.get("chat_template"))
+    for name, file in (
+        (_DEFAULT, folder / "chat_template.jinja"),
+        (_TOOLS, folder / "additional_chat_templates" / f"{_TOOLS}.jinja"),
+    ):
+        if file.is_file():
+            templates[name] = _text(file)
     return TextTokenizer(
         backend,
         ids["bos"],
         eos_ids,
         pad_id=next((i for i in (ids["pad"], *eos_ids) if i is not None), 0),
-        add_bos=settings.get(
-            "add_bos_token", ids["bos"] is not None and with_special[:1] == [ids["bos"]]
-        ),
-        add_eos=settings.get(
-            "add_eos_token", ids["eos"] is not None and with_special[-1:] == [ids["eos"]]
-        ),
-        chat_template=template.read_text(encoding="utf-8")
-        if template.is_file()
-        else _template(settings.get("chat_template")),
+        add_bos=ids["bos"] is not None and with_special[:1] == [ids["bos"]] if bos is None else bos,
+        add_eos=ids["eos"] is not None and with_special[-1:] == [ids["eos"]]
+        if eos is None
+        else eos,
+        chat_template=templates.get(_DEFAULT),
+        tool_template=templates.get(_TOOLS),
+        named_tokens=named,
+        source=str(folder),
     )
 
 
 def save_text_tokenizer(folder: Path | str, tokenizer: TextTokenizer) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads
+    """Writes tokenizer.json, tokenizer_config.json and the chat templates, as transformers reads
     them.
 
     Raises:
@@ -212,11 +206,16 @@ def save_text_tokenizer(folder: Path | str, tokenizer: TextTokenizer) -> None:
     }
     settings |= {"bos_token": token(tokenizer.bos_id)} if tokenizer.bos_id is not None else {}
     settings |= {"eos_token": token(tokenizer.eos_ids[0])} if tokenizer.eos_ids else {}
+    settings |= tokenizer.named_tokens or {}
     (folder / "tokenizer_config.json").write_text(
         json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     if tokenizer.chat_template is not None:
         (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+    if tokenizer.tool_template is not None:
+        more = folder / "additional_chat_templates"
+        more.mkdir(exist_ok=True)
+        (more / f"{_TOOLS}.jinja").write_text(tokenizer.tool_template, encoding="utf-8")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -230,20 +229,62 @@ def _json(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def _id(backend: tokenizers.Tokenizer, token: Any, path: Path) -> int | None:
-    text = token.get("content") if isinstance(token, dict) else token
-    if text is None:
-        return None
-    found = backend.token_to_id(text)
-    if found is None:
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{str(path)!r} is not UTF-8 ({error}). Fetch the model's files again."
+        ) from None
+
+
+def _extra(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = settings.get("extra_special_tokens")
+    return found if isinstance(found, dict) else {}
+
+
+def _named(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens among settings, by name, each given as a text or as an AddedToken."""
+    found = {}
+    for name, token in settings.items():
+        if name.endswith("_token") and not name.startswith("add_") and token is not None:
+            found[name] = token.get("content") if isinstance(token, dict) else token
+            if not isinstance(found[name], str):
+                wanted = "a text, or an object with a text as its content"
+                raise wrong_setting(path, name, wanted, token)
+    return found
+
+
+def _told_eos(folder: Path) -> list[int]:
+    """The ids that end a text by generation_config.json."""
+    path = folder / "generation_config.json"
+    told = _json(path).get("eos_token_id")
+    ids = told if isinstance(told, list) else [] if told is None else [told]
+    if not all(type(one) is int and one >= 0 for one in ids):
+        raise wrong_setting(path, "eos_token_id", "a token id, or a list of them", told)
+    return ids
+
+
+def _templates(path: Path, told: Any) -> dict[str, str]:
+    """Chat templates by name, given as one text or as a list of several."""
+    if told is None or isinstance(told, str):
+        return {} if told is None else {_DEFAULT: told}
+    try:
+        found = {entry["name"]: entry["template"] for entry in told}
+    except (TypeError, KeyError):
+        found = {None: None}
+    if not all(isinstance(text, str) for pair in found.items() for text in pair):
+        raise wrong_setting(
+            path, "chat_template", "a text, or a list of objects with name and template", told
+        )
+    return found
+
+
+def _id(backend: tokenizers.Tokenizer, text: str | None, path: Path) -> int | None:
+    found = None if text is None else backend.token_to_id(text)
+    if found is None and text is not None:
         raise ValueError(
             f"{str(path)!r} has no token {text!r}, which tokenizer_config.json names. Fetch the "
             "model's files again."
         )
     return found
-
-
-def _template(told: Any) -> str | None:
-    if isinstance(told, list):  # Several templates by name.
-        return next((entry["template"] for entry in told if entry.get("name") == "default"), None)
-    return told

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
@@ -25,7 +27,7 @@ class Tokenizer:
     says.
 
     `fingerprint` is the sha256 (hex) of the tokenizer's whole definition: equal fingerprints give
-    equal ids.
+    equal ids. `source` is the file that it was read from, for errors.
     """
 
     backend: tokenizers.Tokenizer
@@ -34,10 +36,66 @@ class Tokenizer:
     sep_id: int
     vocab_size: int
     fingerprint: str
+    source: str = ""
 
     def decode(self, tokens: Int[np.ndarray, " tokens"]) -> str:
         """The text of token ids, without special tokens."""
-        return self.backend.decode([int(token) for token in tokens], skip_special_tokens=True)
+        with backend_errors(self.source):
+            return self.backend.decode([int(token) for token in tokens], skip_special_tokens=True)
+
+
+@contextlib.contextmanager
+def backend_errors(source: Path | str) -> Iterator[None]:
+    """Inside, what the tokenizers package raises is a ValueError that names the file `source`.
+
+    It raises bare Exception, and where its Rust code panics, a BaseException that no caller expects
+    and that is no wish to stop.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__module__ != "pyo3_runtime":
+            raise
+        raise ValueError(
+            f"{str(source or 'the tokenizer')!r} needs to be a tokenizer definition, but it does "
+            f"not parse, or cannot be used: {error}. Fetch the model's files again."
+        ) from error
+
+
+def read_backend(path: Path) -> tokenizers.Tokenizer:
+    """The pipeline of a tokenizer.json, which pads and truncates nothing by itself.
+
+    Raises:
+        ValueError: the file does not parse.
+    """
+    with needs("data"):
+        import tokenizers
+
+    with backend_errors(path):
+        backend = tokenizers.Tokenizer.from_file(str(path))
+        backend.no_padding()
+        backend.no_truncation()
+    return backend
+
+
+def switch(path: Path | str, settings: Mapping[str, Any], name: str) -> bool | None:
+    """A setting of a file that is true or false; None if it is null or not there.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    told = settings.get(name)
+    if told is None or isinstance(told, bool):
+        return told
+    raise wrong_setting(path, name, "true or false", told)
+
+
+def wrong_setting(path: Path | str, name: str, wanted: str, came: Any) -> ValueError:
+    """The error of a setting that has another type in a tokenizer's file."""
+    return ValueError(
+        f"{str(path)!r}: {name} needs to be {wanted}, but {came!r:.80} came. Fetch the model's "
+        "files again."
+    )
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
@@ -51,19 +109,10 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         FileNotFoundError: neither file is there. ValueError: a file does not parse or lacks [PAD],
             [CLS] or [SEP] (RoBERTa: <pad>, <s> or </s>).
     """
-    with needs("data"):
-        import tokenizers
-
     folder = Path(folder)
     if (folder / "tokenizer.json").is_file():
         path = folder / "tokenizer.json"
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # The package raises bare Exception.
-            raise ValueError(
-                f"{str(path)!r} needs to be a tokenizer definition, but it does not parse: "
-                f"{error}. Fetch the model's files again."
-            ) from error
+        backend = read_backend(path)
     elif (folder / "vocab.txt").is_file():
         path = folder / "vocab.txt"
         backend = _from_vocabulary(path)
@@ -72,13 +121,12 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
             f"Model folder {str(folder)!r} needs tokenizer.json or vocab.txt, but holds neither "
             f"({held_by(folder)}). Give a folder with the model's tokenizer files."
         )
-    backend.no_padding()
-    backend.no_truncation()
     return Tokenizer(
         backend,
         *special_ids(backend, path).values(),
         backend.get_vocab_size(),
         tokenizer_fingerprint(backend),
+        str(path),
     )
 
 
@@ -126,7 +174,7 @@ def _from_vocabulary(path: Path) -> tokenizers.Tokenizer:
 
     try:
         # Not splitlines: that cuts at U+2028 and U+0085 too, and moves the ids of all that follow.
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{str(path)!r} needs to be UTF-8 text with a token a line, but it does not decode "
@@ -141,15 +189,17 @@ def _from_vocabulary(path: Path) -> tokenizers.Tokenizer:
             "again."
         )
     settings = path.with_name("tokenizer_config.json")
-    options = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    told = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    names = ("tokenize_chinese_chars", "do_lower_case", "strip_accents")
+    chinese, lower, accents = (switch(settings, told, name) for name in names)
     backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     backend.add_special_tokens([token for token in special if token in vocabulary])
     backend.normalizer = normalizers.BertNormalizer(
         clean_text=True,
-        handle_chinese_chars=options.get("tokenize_chinese_chars", True),
-        strip_accents=options.get("strip_accents"),
-        lowercase=options.get("do_lower_case", True),
+        handle_chinese_chars=chinese is not False,
+        strip_accents=accents,
+        lowercase=lower is not False,
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.post_processor = processors.TemplateProcessing(

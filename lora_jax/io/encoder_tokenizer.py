@@ -51,5 +51,9 @@ def load_tokenizer(folder: Path | str) -> plain.Tokenizer:
         special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
     )
     return plain.Tokenizer(
-        backend, *ids.values(), backend.get_vocab_size(), plain.tokenizer_fingerprint(backend)
+        backend,
+        *ids.values(),
+        backend.get_vocab_size(),
+        plain.tokenizer_fingerprint(backend),
+        str(path),
     )

@@ -9,6 +9,7 @@ from typing import Any
 from lora_jax.core.extras import needs
 from lora_jax.core.paths import nearest
 from lora_jax.data.text_tokenizers import TextTokenizer, read_text_tokenizer
+from lora_jax.data.tokenizers import backend_errors, switch, wrong_setting
 from lora_jax.io.gguf import GgufFile
 from lora_jax.io.gguf_splits import SPLITS, Split
 from lora_jax.io.merges import merges_of
@@ -20,6 +21,8 @@ with needs("data"):
 
 
 CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
+# What GGUF's names of special tokens are called by chat templates; the one is misspelt there.
+_NAMES = {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad"}
 
 
 def load_text_tokenizer(path: Path | str) -> TextTokenizer:
@@ -79,7 +82,11 @@ def gguf_tokenizer(keys: Mapping[str, Any], path: Path | str) -> TextTokenizer:
         raise ValueError(
             f"{path} has the tokenizer {kind!r}, which is not supported; needed 'llama' or 'gpt2'."
         )
-    _add_tokens(backend, tokens, keys.get("tokenizer.ggml.token_type") or [])
+    types = keys.get("tokenizer.ggml.token_type") or []
+    if not isinstance(types, list):
+        raise wrong_setting(path, "tokenizer.ggml.token_type", "a list of numbers", types)
+    with backend_errors(path):
+        _add_tokens(backend, tokens, types)
     if backend.get_vocab_size() != len(tokens):
         raise ValueError(
             f"{path} has {len(tokens)} tokens, of which {backend.get_vocab_size()} differ. Convert "
@@ -87,10 +94,15 @@ def gguf_tokenizer(keys: Mapping[str, Any], path: Path | str) -> TextTokenizer:
         )
     bos, eos, pad = (_id(path, keys, name, len(tokens)) for name in ("bos", "eos", "padding"))
     template = keys.get("tokenizer.chat_template")
+    tool_template = keys.get("tokenizer.chat_template.tool_use")
+    for text in (template, tool_template):
+        if text is not None and not isinstance(text, str):
+            raise wrong_setting(path, "tokenizer.chat_template", "a text", text)
     # What ends a turn by the template ends an answer as well.
     turns = ("<end_of_turn>", "<|eot_id|>", "<|im_end|>")
     ends = {backend.token_to_id(token) for token in turns if token in (template or "")}
     eos_ids = tuple(dict.fromkeys(i for i in (eos, *sorted(ends - {None})) if i is not None))
+    add_bos = switch(path, keys, "tokenizer.ggml.add_bos_token")
     return TextTokenizer(
         backend,
         bos,
@@ -98,9 +110,16 @@ def gguf_tokenizer(keys: Mapping[str, Any], path: Path | str) -> TextTokenizer:
         pad_id=next((i for i in (pad, *eos_ids) if i is not None), 0),
         # As llama.cpp: files that do not say want a bos if the vocabulary is SentencePiece's, or
         # Llama 3's.
-        add_bos=bool(keys.get("tokenizer.ggml.add_bos_token", kind == "llama" or split.bos)),
-        add_eos=bool(keys.get("tokenizer.ggml.add_eos_token", False)),
+        add_bos=kind == "llama" or split.bos if add_bos is None else add_bos,
+        add_eos=bool(switch(path, keys, "tokenizer.ggml.add_eos_token")),
         chat_template=template,
+        tool_template=tool_template,
+        named_tokens={
+            f"{name}_token": tokens[found]
+            for said, name in _NAMES.items()
+            if (found := _id(path, keys, said, len(tokens))) is not None
+        },
+        source=str(path),
     )
 
 
@@ -124,7 +143,11 @@ def _sentencepiece(
         rank = {token: -n for n, token in enumerate(tokens)}
     else:
         scores = keys.get("tokenizer.ggml.scores")
-        if not isinstance(scores, list) or len(scores) != len(tokens):
+        if (
+            not isinstance(scores, list)
+            or len(scores) != len(tokens)
+            or not all(isinstance(score, (int, float)) for score in scores)
+        ):
             raise ValueError(
                 f"{path} needs a score for each of {len(tokens)} tokens. Convert the model again."
             )
@@ -140,7 +163,7 @@ def _sentencepiece(
             byte_fallback=True,
         )
     )
-    prefix = not gemma and keys.get("tokenizer.ggml.add_space_prefix", True)
+    prefix = not gemma and switch(path, keys, "tokenizer.ggml.add_space_prefix") is not False
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if gemma:
         backend.normalizer = normalizers.Replace(" ", "▁")
@@ -172,16 +195,9 @@ def _byte_level(
             "again."
         )
     vocabulary = {token: n for n, token in enumerate(tokens)}
-    try:
-        backend = Tokenizer(
-            models.BPE(
-                vocabulary, [tuple(merge.split(" ")) for merge in merges], ignore_merges=split.whole
-            )
-        )
-    except Exception as error:  # The package raises bare Exception.
-        raise ValueError(
-            f"{path} has merges that do not fit its vocabulary: {error}. Convert the model again."
-        ) from error
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    with backend_errors(path):
+        backend = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=split.whole))
     if (normalizer := split.normalizer()) is not None:
         backend.normalizer = normalizer
     backend.pre_tokenizer = split.pre_tokenizer()

@@ -116,6 +116,8 @@ def _keys(tokenizer: TextTokenizer, arch: str) -> dict[str, Any]:
         "tokenizer.ggml.add_bos_token": tokenizer.add_bos,
         "tokenizer.ggml.add_eos_token": tokenizer.add_eos,
         "tokenizer.chat_template": tokenizer.chat_template,
+        "tokenizer.chat_template.tool_use": tokenizer.tool_template,
+        "tokenizer.chat_templates": ["tool_use"] if tokenizer.tool_template else None,
     }
     return {key: value for key, value in keys.items() if value is not None}
 

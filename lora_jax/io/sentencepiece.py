@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_jax.core.extras import needs
 from lora_jax.data.text_tokenizers import TextTokenizer
+from lora_jax.data.tokenizers import backend_errors
 from lora_jax.io.merges import merges_of
 
 with needs("data"):
@@ -70,6 +71,16 @@ def sentencepiece_tokenizer(path: Path | str) -> TextTokenizer:
             "again."
         )
 
+    with backend_errors(path):
+        backend = _pipeline(model, vocabulary)
+    ids = {name: n if 0 <= n < len(model.pieces) else None for name, n in model.ids.items()}
+    eos = () if ids["eos"] is None else (ids["eos"],)
+    pad = next((n for n in (ids["pad"], *eos) if n is not None), 0)
+    begins = ids["bos"] is not None
+    return TextTokenizer(backend, ids["bos"], eos, pad, add_bos=begins, source=str(path))
+
+
+def _pipeline(model: _Model, vocabulary: dict[str, int]) -> Tokenizer:
     backend = Tokenizer(_core(model, vocabulary))
     steps: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     if model.squeeze:
@@ -89,11 +100,7 @@ def sentencepiece_tokenizer(path: Path | str) -> TextTokenizer:
     ]
     backend.add_special_tokens([token for token in added if token.special])
     backend.add_tokens([token for token in added if not token.special])
-
-    ids = {name: n if 0 <= n < len(model.pieces) else None for name, n in model.ids.items()}
-    eos = () if ids["eos"] is None else (ids["eos"],)
-    pad = next((n for n in (ids["pad"], *eos) if n is not None), 0)
-    return TextTokenizer(backend, ids["bos"], eos, pad, add_bos=ids["bos"] is not None)
+    return backend
 
 
 def _core(model: _Model, vocabulary: dict[str, int]) -> models.Model:

@@ -114,8 +114,12 @@ class HarnessModel(_MODEL.TemplateLM):
     def apply_chat_template(
         self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The conversation as the model's own template writes it."""
-        return self.tokenizer.chat(chat_history, answer=add_generation_prompt)
+        """The conversation as the model's own template writes it; without a prompt for an answer,
+        it ends where the last message does.
+        """
+        return self.tokenizer.chat(
+            chat_history, answer=add_generation_prompt, continued=not add_generation_prompt
+        )
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
         pairs = [(context, continuation) for _, context, continuation in requests]

@@ -7,7 +7,8 @@ import json
 import pytest
 from tiny_language import TEMPLATE, write_tiny_model
 
-from lora_jax.data.text_tokenizers import read_text_tokenizer, render_chat, save_text_tokenizer
+from lora_jax.data.chat import render_chat
+from lora_jax.data.text_tokenizers import read_text_tokenizer, save_text_tokenizer
 
 
 @pytest.fixture
@@ -76,3 +77,59 @@ def test_what_is_missing_is_named(folder, tmp_path):
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="does not parse"):
         read_text_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "words"),
+    [
+        ("tokenizer_config.json", {"bos_token": 5}, "bos_token needs to be a text"),
+        ("tokenizer_config.json", {"eos_token": {"content": 5}}, "eos_token needs to be a text"),
+        ("tokenizer_config.json", {"pad_token": ["<pad>"]}, "pad_token needs to be a text"),
+        ("tokenizer_config.json", {"add_bos_token": "yes"}, "add_bos_token needs to be true or"),
+        ("tokenizer_config.json", {"add_eos_token": 1}, "add_eos_token needs to be true or false"),
+        ("tokenizer_config.json", {"chat_template": 7}, "chat_template needs to be a text, or a"),
+        ("tokenizer_config.json", {"chat_template": [{"name": "default"}]}, "chat_template needs"),
+        ("tokenizer_config.json", {"chat_template": [7]}, "chat_template needs to be a text"),
+        ("special_tokens_map.json", {"unk_token": 1.5}, "unk_token needs to be a text"),
+        ("generation_config.json", {"eos_token_id": "2"}, "eos_token_id needs to be a token id"),
+        ("generation_config.json", {"eos_token_id": [2, None]}, "eos_token_id needs to be a"),
+        ("generation_config.json", {"eos_token_id": True}, "eos_token_id needs to be a token id"),
+        ("generation_config.json", {"eos_token_id": -1}, "eos_token_id needs to be a token id"),
+    ],
+)
+def test_a_setting_of_another_type_is_an_error_that_names_file_and_field(
+    file, changes, words, folder
+):
+    path = folder / file
+    told = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(told | changes))
+    with pytest.raises(ValueError, match=f"{file}.*: {words}"):
+        read_text_tokenizer(folder)
+
+
+def test_settings_that_are_null_are_as_if_not_there(folder):
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    told |= {"add_bos_token": None, "unk_token": None, "extra_special_tokens": ["<x>"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    (folder / "generation_config.json").write_text('{"eos_token_id": null}')
+    tokenizer = read_text_tokenizer(folder)
+    assert tokenizer.encode("a") == [4] and tokenizer.eos_ids == (2,)
+
+
+def test_what_rust_raises_and_where_it_panics_is_an_error_that_names_the_file(folder):
+    """A merge shorter than its prefix makes the package panic: a BaseException, which would end a
+    sweep and leave its lock.
+    """
+    damaged = json.loads((folder / "tokenizer.json").read_text())
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
+    damaged |= {"model": model | {"continuing_subword_prefix": "#" * 9}}
+    (folder / "tokenizer.json").write_text(json.dumps(damaged))
+    with pytest.raises(ValueError, match="tokenizer.json' needs to be a tokenizer definition"):
+        read_text_tokenizer(folder)
+    # Texts that it has no tokens for, and no unknown token, are met after loading.
+    damaged["model"] = {"type": "WordLevel", "vocab": {"a": 0, "<pad>": 1}, "unk_token": "none"}
+    damaged["added_tokens"] = []
+    (folder / "tokenizer.json").write_text(json.dumps(damaged))
+    (folder / "tokenizer_config.json").write_text('{"pad_token": "<pad>"}')
+    with pytest.raises(ValueError, match=f"{folder}' needs to be a tokenizer .*Missing .UNK"):
+        read_text_tokenizer(folder).encode("b")

@@ -144,3 +144,25 @@ def test_a_question_that_fills_the_window_is_named(minilm_folder: Path) -> None:
     data = Dataset("given", RECIPES["qa"], {"train": (Example("a:1", values),)}, (), "", "")
     with pytest.raises(ValueError, match="a:1: a question needs to leave room .* has 20 tokens"):
         encode(data, load_tokenizer(minilm_folder), 16)
+
+
+def test_settings_of_another_type_and_a_byte_order_mark(tmp_path: Path) -> None:
+    tokens = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "film"])
+    (tmp_path / "vocab.txt").write_text("\ufeff" + tokens, encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": null}')
+    assert encode(records("Film"), load_tokenizer(tmp_path), 8).tokens[0].tolist() == [2, 4, 3]
+    for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({name: "no"}))
+        with pytest.raises(ValueError, match=f"config.json': {name} needs to be true or false"):
+            load_tokenizer(tmp_path)
+
+
+def test_a_panic_of_the_backend_names_its_file(tmp_path: Path) -> None:
+    """tokenizers panics over this table of letters when a text comes, not before."""
+    from tokenizers import normalizers
+
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "film"]))
+    tokenizer = load_tokenizer(tmp_path)
+    tokenizer.backend.normalizer = normalizers.Precompiled(b"\0\0\0\0")
+    with pytest.raises(ValueError, match="vocab.txt' needs to be a tokenizer definition.*bounds"):
+        encode(records("film"), tokenizer, 8)

@@ -1,0 +1,180 @@
+"""Chats equal transformers' apply_chat_template, letter by letter and token by token, and no
+template takes more time, memory or letters than a chat needs.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from chats import (
+    CONVERSATIONS,
+    FAMILIES,
+    FEATURES,
+    GOLDEN,
+    arguments,
+    cases,
+    dated,
+    write_chat_tokenizer,
+)
+
+from lora_jax.data.chat import render_chat
+from lora_jax.data.text_tokenizers import read_text_tokenizer, save_text_tokenizer
+
+STORED = json.loads((GOLDEN / "golden.json").read_text(encoding="utf-8"))
+CHAT = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return read_text_tokenizer(write_chat_tokenizer(tmp_path_factory.mktemp("chat")))
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *FEATURES])
+def test_chats_are_transformers(name, tokenizer):
+    for key, (template, text, chat, variables, end) in cases().items():
+        if template != name:
+            continue
+        ours = dataclasses.replace(tokenizer, chat_template=text)
+        asked = CONVERSATIONS[chat], arguments(end, variables)
+        if key in STORED["refused"]:
+            with pytest.raises(ValueError, match="chat template of .* does not take these"):
+                ours.chat(asked[0], **asked[1])
+        else:
+            assert dated(ours.chat(asked[0], **asked[1])) == STORED["texts"][key], key
+        if key in STORED["ids"]:
+            assert ours.encode_chat(asked[0], **asked[1]) == STORED["ids"][key], key
+
+
+def test_every_chat_is_stored_and_most_are_written():
+    assert {*STORED["texts"], *STORED["refused"]} == set(cases())
+    assert len(STORED["texts"]) > 3 * len(STORED["refused"]) and len(FAMILIES) >= 20
+    assert len(STORED["ids"]) >= 20
+
+
+@pytest.mark.peer
+def test_transformers_still_says_so(tmp_path):
+    script = Path(__file__).parents[2] / "experiments" / "make_golden_chat.py"
+    python = os.environ.get("LORA_JAX_PEER_PYTHON", sys.executable)
+    done = subprocess.run(
+        [python, str(script), str(tmp_path / "again.json")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "again.json").read_text(encoding="utf-8")) == STORED
+
+
+# Each takes all the memory or all the time there is, where nothing stops it.
+GREEDY = {
+    "a power of letters": "{{ 'x' * 10**9 }}",
+    "padding": "{{ 'x'.ljust(5 * 10**9) }}{{ 'x' | center(10**10) }}",
+    "a format": "{{ '%1000000000s' % 'x' }}",
+    "doubling": "{% set ns = namespace(s='xx') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+    "many letters": "{{ 'x' * 10**8 }}",
+    "loops in loops": "{% for i in range(10**5) %}{% for j in range(10**5) %}{% endfor %}{% endfor %}",
+    "a loop of texts": "{% for i in 'x' * 10**5 %}{% for j in 'x' * 10**5 %}{% endfor %}{% endfor %}",
+    "filler": "{{ lipsum(n=10**7) }}",
+    "one huge number": "{{ (10**(10**8)) % 7 }}",
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "brackets": "{{ " + "(" * 10**4 + ")" * 10**4 + " }}",
+}
+
+
+@pytest.mark.parametrize("template", GREEDY.values(), ids=GREEDY)
+def test_a_greedy_template_is_an_error_that_names_its_file(template, tokenizer):
+    ours = dataclasses.replace(tokenizer, chat_template=template)
+    start = time.monotonic()
+    with pytest.raises(
+        ValueError, match=r"chat template of .*chat.* does not take these 1 messages: \S"
+    ):
+        ours.chat(CHAT)
+    # A second of processor time; several, where others have the processor as well.
+    assert time.monotonic() - start < 30
+    # The next chat has a process that is none the worse.
+    assert (
+        dataclasses.replace(ours, chat_template=FAMILIES["chatml"])
+        .chat(CHAT)
+        .endswith("assistant\n")
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ 1 + 'a' }}", "TypeError: unsupported operand"),
+        ("{{ 2.0 ** 5000 }}", "OverflowError"),
+        ("{{ 'x' * 10**9 }}", "more than 512 MiB"),
+        ("{% for i in range(10**6) %}{% endfor %}", "Range too big"),
+        (
+            "{% for i in range(10**5) %}{% for j in range(10**5) %}{% endfor %}{% endfor %}",
+            "more than 1 s",
+        ),
+        ("{% include 'x' %}", "no loader"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+    ],
+)
+def test_what_went_wrong_in_a_template_is_said(template, reason):
+    with pytest.raises(
+        ValueError, match=f"The chat template does not take these 1 messages: .*{reason}"
+    ):
+        render_chat(template, CHAT)
+
+
+def test_messages_that_are_none_are_refused():
+    for messages, words in (
+        ([], "at least one message"),
+        ([{"role": "user", "content": object()}], "JSON"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            render_chat("x", messages)
+    with pytest.raises(ValueError, match="a text as its content"):
+        render_chat("x", [{"role": "user", "content": [1]}], continued=True)
+    with pytest.raises(ValueError, match="leaves out the end"):
+        render_chat("x", CHAT, continued=True)
+
+
+def test_threads_and_a_fork_get_their_own_answers():
+    found = {}
+
+    def ask(n):
+        found[n] = [
+            render_chat("{{ messages[0].content }}", [{"content": f"{n} {i}"}]) for i in range(50)
+        ]
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {n: [f"{n} {i}" for i in range(50)] for n in range(4)}
+
+
+def test_templates_by_name_and_tokens_of_older_files_are_found(tmp_path):
+    folder = write_chat_tokenizer(tmp_path / "a")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    named = [
+        {"name": "default", "template": "plain {{ mask_token }}"},
+        {"name": "tool_use", "template": "tools {{ tools | length }}"},
+    ]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": named}))
+    (folder / "special_tokens_map.json").write_text('{"mask_token": {"content": "<think>"}}')
+    ours = read_text_tokenizer(folder)
+    assert ours.chat(CHAT) == "plain <think>" and ours.chat(CHAT, tools=[{}]) == "tools 1"
+    # What is written is read back, by name.
+    save_text_tokenizer(tmp_path / "b", ours)
+    again = read_text_tokenizer(tmp_path / "b")
+    assert again.chat(CHAT, tools=[{}]) == "tools 1" and again.chat(CHAT) == "plain <think>"
+    assert again.named_tokens == ours.named_tokens
+    # Settings that list their added tokens are the whole.
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"chat_template": named, "added_tokens_decoder": {}})
+    )
+    assert read_text_tokenizer(folder).chat(CHAT) == "plain "
