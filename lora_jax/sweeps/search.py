@@ -171,7 +171,8 @@ def search(
     """
     space = read_space(config)
     plain = replace(config, sweep=replace(config.sweep, search=SearchConfig()))
-    study = _study(config, RunStore(config.out).root)
+    study = open_study(RunStore(config.out).root)
+    _check_space(study, config)
     _check_recorded(study, plain, len(space))
     outcomes = []
     while True:
@@ -190,28 +191,22 @@ def search(
             _tell(study, plain, number, settings, say)
 
 
-def _study(config: Config, root: Path) -> Any:
-    """The store's study, made if there is none."""
+def open_study(root: Path) -> Any:
+    """The study of a store, made if there is none.
+
+    Raises:
+        ModuleNotFoundError: Optuna is not installed.
+    """
     with needs("search"):
         import optuna
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     root.mkdir(parents=True, exist_ok=True)
-    wanted = config.sweep.search
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         storage = JournalStorage(JournalFileBackend(str(root / FILE)))
-        study = optuna.create_study(storage=storage, study_name="lora_jax", load_if_exists=True)
-    before = study.user_attrs.get("space")
-    if before is not None and before != list(wanted.space):
-        raise ValueError(
-            f"{root / FILE} holds a search of another space: {before}, now {list(wanted.space)}. "
-            "Use the same, another folder (--config.out), or delete the file: finished runs stay, "
-            "and are not trained again where a trial asks for their settings."
-        )
-    study.set_user_attr("space", list(wanted.space))
-    return study
+        return optuna.create_study(storage=storage, study_name="lora_jax", load_if_exists=True)
 
 
 def _whole(study: Any, dimensions: int) -> list[Any]:
@@ -242,6 +237,17 @@ def _ask(study: Any, seed: int, place: int) -> Any:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.sampler = optuna.samplers.TPESampler(seed=int(drawn[0]), constant_liar=True)
     return study.ask()
+
+
+def _check_space(study: Any, config: Config) -> None:
+    before, wanted = study.user_attrs.get("space"), list(config.sweep.search.space)
+    if before is not None and before != wanted:
+        raise ValueError(
+            f"{RunStore(config.out).root / FILE} holds a search of another space: {before}, now "
+            f"{wanted}. Use the same, another folder (--config.out), or delete the file: finished "
+            "runs stay, and are not trained again where a trial asks for their settings."
+        )
+    study.set_user_attr("space", wanted)
 
 
 def _check_recorded(study: Any, config: Config, dimensions: int) -> None:

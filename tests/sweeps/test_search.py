@@ -9,7 +9,7 @@ import pytest
 
 from lora_jax.config import UnknownKeyError, load_config
 from lora_jax.sweeps.runner import Outcome, run_sweep
-from lora_jax.sweeps.search import _study, read_dimension, read_space, search
+from lora_jax.sweeps.search import open_study, read_dimension, read_space, search
 from lora_jax.sweeps.store import RunStore
 
 CONFIG = Path(__file__).parents[2] / "configs" / "default.py"
@@ -93,7 +93,7 @@ def test_a_search_that_was_stopped_trains_first_what_it_had_asked(tiny, tmp_path
 
     # From before settings were recorded: what the trials trained says it.
     longer = config_of(tiny, tmp_path, **RATE, **{"train.total_steps": "9"})
-    _study(config, tmp_path).set_user_attr("config", None)
+    open_study(tmp_path).set_user_attr("config", None)
     with pytest.raises(ValueError, match="trial 0 has no run with the settings of now"):
         quiet_search(longer)
     assert quiet_search(config)[1] == trials
