@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -115,6 +114,7 @@ def ours(kind: str, precision: str, folder: str, steps: int, *sizes: Any) -> Non
     """Times our step and prints one JSON line."""
     import jax
 
+    from lora_jax.training.allocator import peak_bytes
     from lora_jax.training.kept_memory import SETTLING
 
     _, program, state, frozen, data = training_step(kind, precision, folder, *sizes)
@@ -129,12 +129,8 @@ def ours(kind: str, precision: str, folder: str, steps: int, *sizes: Any) -> Non
         state, metrics = jax.block_until_ready(program(state, frozen, data))
         times.append(time.perf_counter() - start)
     used = (time.process_time() - used) / steps
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(
-        json.dumps(
-            dict(seconds=times, processor=used, first=first, rss=peak, loss=float(metrics["loss"]))
-        )
-    )
+    told = dict(seconds=times, processor=used, first=first, rss=peak_bytes())
+    print(json.dumps(told | {"loss": float(metrics["loss"])}))
 
 
 def prepare(cache: Path = CACHE) -> dict[str, str]:

@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from lora_jax.adapters.apply import apply, join
 from lora_jax.adapters.requantize import requantize
+from lora_jax.adapters.sites import check_inputs
 from lora_jax.core.boxes import is_boxed
 from lora_jax.core.lowrank import Adapted
 from lora_jax.core.paths import flatten, nearest, unflatten
@@ -217,6 +218,7 @@ def _compared(
 ) -> Any:
     if model is None:
         return None
+    check_inputs(sample)
     return compare_outputs(
         apply(model, frozen, trainable, *sample), apply(model, merged, {}, *sample)
     )

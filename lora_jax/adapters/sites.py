@@ -17,6 +17,7 @@ from lora_jax.adapters import rules
 from lora_jax.adapters.products import Call
 from lora_jax.core.boxes import Boxed
 from lora_jax.core.paths import flatten, unflatten
+from lora_jax.core.shapes import shape_of
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,17 @@ def find_sites(
             "adapted weights."
         )
     return {path: _site(path, value, seen) for path, value in full.items()}
+
+
+def check_inputs(inputs: Any) -> None:
+    """Raises TypeError if a model's positional arguments are not in a tuple: one array would be
+    taken apart along its first axis.
+    """
+    if isinstance(inputs, (str, Mapping)) or hasattr(inputs, "shape"):
+        raise TypeError(
+            "The model's positional arguments are needed in a tuple, such as (tokens,); got "
+            f"{shape_of(inputs)}."
+        )
 
 
 def _note_readers(context: nn.module.InterceptorContext, call: Call, seen: _Seen) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import meta
 
-from lora_jax.adapters.sites import Site, find_sites
+from lora_jax.adapters.sites import Site, check_inputs, find_sites
 from lora_jax.core.host import StoredWeight, to_device
 from lora_jax.core.init import initialize, initialize_with_base, initializer_named, with_magnitude
 from lora_jax.core.lowrank import LoraSpec, LowRank
@@ -62,17 +62,19 @@ def adapt(
             `lora_jax.adapters.calibration`).
 
     Raises:
+        TypeError: rules, inputs or the key are of another kind than they have to be.
         ValueError: a rule matches nothing, nothing at all would be trained, a rank exceeds a
             weight's smaller side, a weight that is not a matrix is to be adapted or quantised, a
             weight is both trained whole and adapted or quantised, dropout is asked for where no
             factored product exists, or a weight holds a NaN.
     """
+    _check_arguments(inputs, key, whole=whole, experts=experts)
     flat = flatten(params)
     sites = find_sites(model, *inputs) if sites is None else sites
     _check_tree(flat, sites)
     sites = with_experts(sites, experts)
-    adapted = match(lora, sites, what="lora")
-    quantized = match(quant, sites, what="quant")
+    adapted = match(lora, sites, what="lora", kind=LoraSpec)
+    quantized = match(quant, sites, what="quant", kind=QuantSpec)
     trained = match([(pattern, True) for pattern in whole], sites, what="whole")
     trained |= biases(sites, adapted, bias)
     rows, statistics = rows or {}, statistics or {}
@@ -211,6 +213,17 @@ def _stored(
     low, base = initialize_with_base(site_key, matrix, spec, format, in_axes=site.in_axes)
     dtype = jnp.dtype(w.dtype)
     return base.replace(kernel_shape=site.shape, in_axes=site.in_axes, dtype=dtype), low
+
+
+def _check_arguments(inputs: Any, key: Any, **patterns: Any) -> None:
+    check_inputs(inputs)
+    if not hasattr(key, "dtype"):
+        raise TypeError(
+            f"adapt needs a random key for the first factors, such as jax.random.key(0); got {key!r}."
+        )
+    for name, value in patterns.items():
+        if isinstance(value, str):
+            raise TypeError(f"{name} needs a list of patterns; got {value!r}. Give [{value!r}].")
 
 
 def _check_tree(flat: Mapping[str, Any], sites: Mapping[str, Site]) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
     tasks = LastTask()  # Runs that differ in a seed share their model and data.
     loaded = load_run(arguments.run, tasks=tasks)
     ours = _predictions(loaded, arguments, adapter=True)
-    save_predictions(Path(arguments.run) / "predictions" / f"{arguments.split}.jsonl", ours)
+    kept = Path(arguments.run) / "predictions" / f"{arguments.split}.jsonl"
+    try:
+        save_predictions(kept, ours)
+    except OSError as error:  # A store that can only be read is to be scored, too.
+        print(f"lora-jax: what was said of each example is not kept: {error}", file=sys.stderr)
     options: dict[str, Any] = dict(
         resamples=arguments.resamples, level=arguments.level, seed=arguments.seed
     )

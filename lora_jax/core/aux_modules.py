@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from flax.core import meta
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from lora_jax.core.boxes import Boxed, Wrapping
 from lora_jax.core.trainable import WithoutColumns
@@ -61,18 +61,17 @@ class Bottleneck(AuxModule, repr=False):
     """`y + up(relu(down(y)))`, with a layer norm of its own before `down` if there is one; `up`
     starts at 0.
 
-    down (*stack, d, m), up (*stack, m, d), biases, norm scale and bias (*stack, d). `on` is 1 where
-    a layer has it, else 0. Houlsby et al. 2019 (arXiv 1902.00751), figure 2; Bapna and Firat 2019
-    and Lin et al. 2020 for the norm.
+    `on` is 1 where a layer has it, else 0. Houlsby et al. 2019 (arXiv 1902.00751), figure 2; Bapna
+    and Firat 2019 and Lin et al. 2020 for the norm.
     """
 
-    down: Any
-    down_bias: Any
-    up: Any
-    up_bias: Any
-    norm_scale: Any = None
-    norm_bias: Any = None
-    on: Any = None
+    down: Float[Array, "*stack d m"]
+    down_bias: Float[Array, "*stack m"]
+    up: Float[Array, "*stack m d"]
+    up_bias: Float[Array, "*stack d"]
+    norm_scale: Float[Array, "*stack d"] | None = None
+    norm_bias: Float[Array, "*stack d"] | None = None
+    on: Float[Array, "*stack"] | None = None
     kind = "bottleneck"
 
     def trained_fields(self) -> tuple[str, ...]:
@@ -99,7 +98,7 @@ class Gain(AuxModule, repr=False):
     PEFT.
     """
 
-    value: Any
+    value: Float[Array, "*stack d"]
     where: Literal["input", "output"] = struct.field(pytree_node=False, default="output")
     kind = "gain"
 
@@ -116,13 +115,13 @@ class Prefix(AuxModule, repr=False):
     """Trained states in place of those at the inserted positions: `prefix` after the first token,
     `infix` at the end.
 
-    value (*stack, prefix + infix, d). Where `inserts` is set, `apply` makes room for them in the
-    model's inputs. `on` is 1 where a layer's states are replaced. Hu et al. 2021 (LoRA, arXiv
-    2106.09685), section 5.1, after Li and Liang 2021.
+    Where `inserts` is set, `apply` makes room for them in the model's inputs. `on` is 1 where a
+    layer's states are replaced. Hu et al. 2021 (LoRA, arXiv 2106.09685), section 5.1, after Li and
+    Liang 2021.
     """
 
-    value: Any
-    on: Any = None
+    value: Float[Array, "*stack inserted d"]
+    on: Float[Array, "*stack"] | None = None
     prefix: int = struct.field(pytree_node=False, default=0)
     infix: int = struct.field(pytree_node=False, default=0)
     inserts: bool = struct.field(pytree_node=False, default=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import jax
@@ -58,6 +59,7 @@ class LoraSpec:
     parts: tuple[bool, ...] | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.rank < 1:
             raise ValueError(
                 f"LoRA rank must be at least 1, got {self.rank}. To leave a site alone, give its "
@@ -80,6 +82,15 @@ class LoraSpec:
                 "the site alone."
             )
         variant_named(self.variant).check(self)
+
+    def _check_types(self) -> None:
+        wanted = dict(rank=Integral, group_size=Integral, alpha=Real, dropout=Real, dora=bool)
+        for name, kind in wanted.items():
+            value = getattr(self, name)
+            # A truth value is an int to Python, and none of these numbers.
+            if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+                what = {Integral: "a whole number", Real: "a number"}.get(kind, "True or False")
+                raise TypeError(f"LoRA {name} must be {what}, got {value!r}.")
 
     @property
     def effective_scale(self) -> float:

@@ -65,7 +65,12 @@ def entry(table: Mapping[str, S], name: str, what: str) -> S:
 
 
 def match(
-    rules: Rules[S], paths: Iterable[str], *, what: str, among: str = "sites"
+    rules: Rules[S],
+    paths: Iterable[str],
+    *,
+    what: str,
+    among: str = "sites",
+    kind: type[S] | None = None,
 ) -> dict[str, S]:
     """For each path, the value of the first rule whose regular expression matches all of it.
 
@@ -74,15 +79,17 @@ def match(
     Args:
         what: the name of the rules in errors, such as 'lora'.
         among: what the paths are, in errors.
+        kind: what a rule's value has to be, if it is not None.
 
     Raises:
+        TypeError: the rules are no list of pairs, or a value is of another kind.
         ValueError: a rule is not a regular expression, matches no path, or matches only paths that
             earlier rules took.
 
     >>> match([("a/.*", 1), (".*", None)], ["a/x", "b/x"], what="demo")
     {'a/x': 1}
     """
-    paths = list(paths)
+    paths, rules = list(paths), _pairs(rules, what, kind)
     compiled = [(pattern, _compile(pattern, what), value) for pattern, value in rules]
     found: dict[str, S] = {}
     used: set[int] = set()
@@ -99,6 +106,22 @@ def match(
         if index not in used:
             raise ValueError(_unused(pattern, regex, paths, what, among))
     return found
+
+
+def _pairs(rules: Any, what: str, kind: type | None) -> list[tuple[str, Any]]:
+    value = "value" if kind is None else f"{kind.__name__}()"
+    needed = f"{what} needs a list of pairs, such as [('layers/.*/kernel', {value})]"
+    if isinstance(rules, Mapping):
+        raise TypeError(f"{needed}, as the first that matches wins; got a dict. Give its items().")
+    if isinstance(rules, str) or not isinstance(rules, Iterable):
+        raise TypeError(f"{needed}; got {rules!r}.")
+    pairs = list(rules)
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise TypeError(f"{needed}; {pair!r} is no such pair.")
+        if kind is not None and not isinstance(pair[1], (kind, type(None))):
+            raise TypeError(f"{needed}; the value of {pair[0]!r} is {pair[1]!r}.")
+    return pairs
 
 
 def _unused(pattern: str, regex: re.Pattern[str], paths: list[str], what: str, among: str) -> str:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from flax.core import meta
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from lora_jax.core.boxes import Boxed, Wrapping
 from lora_jax.core.trainable import WithoutColumns
@@ -22,8 +22,8 @@ class Rows(WithoutColumns, struct.PyTreeNode, repr=False):
     weight itself.
     """
 
-    value: Any
-    index: Any
+    value: Float[Array, " k *rest"]
+    index: Int[Array, " k"]
     layers: bool = struct.field(pytree_node=False, default=False)
     kind = "rows"
 

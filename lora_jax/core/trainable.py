@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array
+from jaxtyping import Array, jaxtyped
 
 from lora_jax.core.shapes import ShapesRepr
 
@@ -200,6 +201,18 @@ def array_fields(leaf: Any) -> tuple[str, ...]:
     return tuple(
         field.name for field in dataclasses.fields(leaf) if field.metadata.get("pytree_node", True)
     )
+
+
+def misfit(leaf: Any) -> str | None:
+    """The name of the first array of a leaf that does not go with the others by the shapes and
+    dtypes that its class is annotated with; None if all of them fit.
+    """
+    wanted = inspect.get_annotations(type(leaf), eval_str=True)
+    with jaxtyped("context"):  # in which equal names are equal sizes
+        for name in given_fields(leaf):
+            if not isinstance(getattr(leaf, name), wanted[name]):
+                return name
+    return None
 
 
 def given_fields(leaf: Any) -> tuple[str, ...]:

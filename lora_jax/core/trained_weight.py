@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+from jaxtyping import Array, Float
 
 from lora_jax.core.boxes import Boxed
 from lora_jax.core.trainable import WithoutColumns
@@ -13,7 +14,7 @@ from lora_jax.core.trainable import WithoutColumns
 class TrainedWeight(WithoutColumns, Boxed, repr=False):
     """The weight (*stack, ...), and the box of itself: it stands in the frozen weight's place."""
 
-    value: Any
+    value: Float[Array, " ..."]
     kind = "whole"
     replaces = True
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsInt
 
 from lora_jax.core.extras import needs
+from lora_jax.core.json_files import read_json
 
 from .chat import Message, render_chat
 from .records import held_by
@@ -219,14 +220,7 @@ def save_text_tokenizer(folder: Path | str, tokenizer: TextTokenizer) -> None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{str(path)!r} is not JSON ({error}). Fetch the model's files again."
-        ) from None
+    return read_json(path) if path.is_file() else {}
 
 
 def _text(path: Path) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lora_jax.core.extras import needs
+from lora_jax.core.json_files import read_json
 
 from .records import held_by, near_names
 
@@ -189,7 +190,7 @@ def _from_vocabulary(path: Path) -> tokenizers.Tokenizer:
             "again."
         )
     settings = path.with_name("tokenizer_config.json")
-    told = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    told = read_json(settings) if settings.is_file() else {}
     names = ("tokenize_chinese_chars", "do_lower_case", "strip_accents")
     chinese, lower, accents = (switch(settings, told, name) for name in names)
     backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))

@@ -31,8 +31,10 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_jax.core import blockwise, codebooks, scales
+from lora_jax.core.json_files import parse_json
 from lora_jax.core.quantize import DoubleQuantized, QuantizedArray, QuantSpec, decode, quantize
 from lora_jax.io import safetensors
+from lora_jax.io.config_json import in_file
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _TYPES = ("nf4", "fp4")
@@ -276,9 +278,10 @@ def read(path: Path | str, *, dtype: Any = jnp.float32) -> dict[str, Any]:
         ValueError: as `from_tensors`, or tensors are left over.
     """
     tensors = safetensors.read(path)
-    found: dict[str, Any] = {
-        name: from_tensors(name, tensors, dtype=dtype) for name in _weights(tensors)
-    }
+    with in_file(Path(path)):
+        found: dict[str, Any] = {
+            name: from_tensors(name, tensors, dtype=dtype) for name in _weights(tensors)
+        }
     used = {
         key
         for name in found
@@ -345,7 +348,7 @@ def _from_8bit(name: str, stem: str, tensors: Mapping[str, Any], dtype: Any) -> 
 
 def _state(name: str, packed: np.ndarray, kind: str) -> dict[str, Any]:
     try:
-        state = json.loads(bytes(packed.astype(np.uint8)))
+        state = parse_json(bytes(packed.astype(np.uint8)), "it")
         shape = tuple(state["shape"])
         if state["quant_type"] != kind or state["dtype"] not in _DTYPES or len(shape) != 2:
             raise ValueError(

@@ -1,36 +1,13 @@
-"""JSON files of a model folder, and errors that name the file."""
+"""What a parsed config.json may say, and errors that name the file."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 Raw = Mapping[str, Any]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        FileNotFoundError: there is no such file. ValueError: it holds something else.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path.parent} needs a {path.name} next to its weights, and there is none. Give a "
-            "Hugging Face model folder."
-        )
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}). Fetch it, or save it, again.") from None
-    if not isinstance(raw, dict):
-        raise ValueError(
-            f"{path} needs a JSON object, and is not a JSON object. Fetch it, or save it, again."
-        )
-    return raw
 
 
 @contextlib.contextmanager
@@ -46,6 +23,15 @@ def named_errors(path: Path, what: str) -> Iterator[None]:
         ) from None
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{path} does not describe {what} that can be loaded: {error}") from None
+
+
+@contextlib.contextmanager
+def in_file(path: Path) -> Iterator[None]:
+    """Inside, the text of a ValueError gets the name of the file that it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def whole_numbers(raw: Raw, *names: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from lora_jax.core.paths import nearest
 from lora_jax.core.trainable import Trainable
 from lora_jax.io import safetensors
+from lora_jax.io.config_json import in_file
 from lora_jax.io.names import Index, Name, Names
 from lora_jax.io.trained_layers import fitted, low_rank, trained_weight
 
@@ -44,7 +45,9 @@ def load_loralib(
             "you trust it: "
             'safetensors.torch.save_file(torch.load(path, weights_only=True), "lora.safetensors").'
         )
-    return from_loralib(safetensors.read(path), names, alpha=alpha, enabled=enabled)
+    tensors = safetensors.read(path)
+    with in_file(path):
+        return from_loralib(tensors, names, alpha=alpha, enabled=enabled)
 
 
 def from_loralib(

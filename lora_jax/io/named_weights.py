@@ -18,6 +18,7 @@ from lora_jax.core.paths import Rules, match, nearest
 from lora_jax.core.quantize import QuantizedArray, QuantSpec, quantize
 from lora_jax.io.names import Index, Name, Names
 
+_CHUNK = 1 << 20  # numbers that are looked at together
 _LARGE = 1 << 20  # bytes of a matrix whose quantisation leaves room worth giving back
 
 
@@ -86,7 +87,7 @@ def formats_of(quant: Rules[QuantSpec], names: Names) -> dict[str, QuantSpec]:
         ValueError: a rule matches nothing.
     """
     matrices = [path for path, name in names.items() if len(name.shape) > 1]
-    return match(quant, matrices, what="quant", among="weights")
+    return match(quant, matrices, what="quant", among="weights", kind=QuantSpec)
 
 
 def read_leaf(
@@ -121,7 +122,7 @@ def parts_of(name: Name, tensors: Tensors) -> Iterator[tuple[Index, np.ndarray]]
     """(index along the stack axes, weight) of one layer after the other.
 
     Raises:
-        ValueError: a tensor does not hold floating numbers.
+        ValueError: a tensor does not hold floating numbers, or a NaN or an infinity.
     """
     for index, parameter in name.layers():
         tensor = tensors[parameter]
@@ -130,7 +131,18 @@ def parts_of(name: Name, tensors: Tensors) -> Iterator[tuple[Index, np.ndarray]]
                 f"{parameter} holds numbers of {tensor.dtype}, and weights are floating numbers. "
                 "Load quantised files with the tools of their format."
             )
+        if not _is_finite(tensor):
+            raise ValueError(
+                f"{parameter} holds a NaN or an infinity: the file was damaged, or saved when "
+                "training had diverged. Fetch it again."
+            )
         yield index, name.from_theirs(tensor)
+
+
+def _is_finite(tensor: np.ndarray) -> bool:
+    """Whether all numbers are finite, with no second array of the tensor's size."""
+    flat = tensor.reshape(-1)
+    return all(np.isfinite(flat[n : n + _CHUNK]).all() for n in range(0, flat.size, _CHUNK))
 
 
 def dtype_of(name: Name, dtype: Any) -> np.dtype:

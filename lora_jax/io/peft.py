@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_jax.core.json_files import read_json
 from lora_jax.core.trainable import Trainable, Trainables
 from lora_jax.io import safetensors
-from lora_jax.io.config_json import read_json
+from lora_jax.io.config_json import in_file
 from lora_jax.io.names import Names
 from lora_jax.io.peft_export import PeftAdapter, to_peft
 from lora_jax.io.peft_import import from_peft
@@ -96,16 +97,15 @@ def load_peft(
     found = PeftAdapter(
         config, safetensors.read(folder / WEIGHTS), safetensors.read_metadata(folder / WEIGHTS), ()
     )
-    trained_on = found.recorded.get("base", "")
+    with in_file(folder):
+        trained_on = found.recorded.get("base", "")
     if base is not None and trained_on and trained_on != base:
         raise ValueError(
             f"{folder} was trained on the base with fingerprint {trained_on}, and this base is "
             f"{base}. Load the base that it was trained on."
         )
-    try:
+    with in_file(folder):
         return from_peft(found, names, frozen=frozen), found
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
 
 
 def _folder(folder: Path, adapter: str) -> Path:

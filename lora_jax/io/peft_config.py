@@ -15,6 +15,7 @@ from typing import Any
 
 from lora_jax.core.paths import nearest
 from lora_jax.io.names import is_suffix
+from lora_jax.io.patterns import check_pattern, matches
 
 # Values that a missing field stands for.
 DEFAULTS: dict[str, Any] = {
@@ -56,6 +57,7 @@ _REFUSED = {
     "velora_config": "VeLoRA changes the gradient of A, and training would go on differently",
 }
 _BASE_CHANGED = ("pissa", "olora", "corda", "lora_ga", "loftq")
+_LARGEST = 1e38  # of numbers that are kept in float32
 _HEADS = ("classifier", "score")  # PEFT adds both to modules_to_save of classifiers, there or not
 
 
@@ -107,11 +109,11 @@ class PeftConfig:
         """
         if self.exclude_modules and _selects(self.exclude_modules, module):
             return False
-        saved = (rf"(^|.*\.){re.escape(entry)}($|\..*)" for entry in self.modules_to_save)
-        if any(re.match(pattern, module) for pattern in saved):
+        # PEFT looks for the entry among the parts of the name, which an entry may be several of.
+        if any(f".{entry}." in f".{module}." for entry in self.modules_to_save):
             return False
         if isinstance(self.target_modules, str):
-            return re.fullmatch(self.target_modules, module) is not None
+            return matches(self.target_modules, module)
         if module in self.target_modules:
             return True  # A full name passes the layer filter.
         return _selects(self.target_modules, module) and self._wanted_layer(module)
@@ -119,7 +121,7 @@ class PeftConfig:
     def _wanted_layer(self, module: str) -> bool:
         if self.layers_to_transform is None:
             return True
-        patterns = [rf".*?\.{pattern}\.(\d+)\." for pattern in self.layers_pattern] or [
+        patterns = [rf".*?\.{re.escape(name)}\.(\d+)\." for name in self.layers_pattern] or [
             r".*?\.[^.]*\.(\d+)\."
         ]
         index = next(
@@ -197,9 +199,9 @@ def read_config(raw: Mapping[str, Any]) -> PeftConfig:
         lora_dropout=values["lora_dropout"],
         bias=values["bias"],
         use_rslora=values["use_rslora"],
-        modules_to_save=tuple(values["modules_to_save"] or ()),
+        modules_to_save=_names("modules_to_save", values["modules_to_save"] or ()),
         layers_to_transform=_layers(values["layers_to_transform"]),
-        layers_pattern=_names("layers_pattern", values["layers_pattern"] or (), single=True),
+        layers_pattern=_layers_pattern(values["layers_pattern"] or ()),
         rank_pattern=values["rank_pattern"] or {},
         alpha_pattern=values["alpha_pattern"] or {},
         use_dora=values["use_dora"],
@@ -226,14 +228,35 @@ def _check_values(values: Mapping[str, Any]) -> None:
         if wrong or not isinstance(values[name], kind):
             raise ValueError(
                 f"adapter_config.json needs a number or a truth value for {name}, but has "
-                f"{values[name]!r}."
+                f"{_shown(values[name])}."
             )
-    ranks = {"r": values["r"], **(values["rank_pattern"] or {})}
-    for name, rank in ranks.items():
-        if not isinstance(rank, int) or rank < 1:
+    for name in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(values[name] or {}, Mapping):
             raise ValueError(
-                f"adapter_config.json needs ranks of at least 1, but {name} is {rank!r}."
+                f"adapter_config.json needs an object of modules and numbers for {name}, but has "
+                f"{_shown(values[name])}."
             )
+        for pattern in values[name] or {}:
+            _check_pattern(name, _ending(pattern))
+    ranks = {"r": values["r"], **_numbered("rank_pattern", values)}
+    for name, rank in ranks.items():
+        if type(rank) is not int or not 1 <= rank < 1 << 31:
+            raise ValueError(
+                f"adapter_config.json needs ranks of at least 1, but {name} is {_shown(rank)}."
+            )
+    alphas = {"lora_alpha": values["lora_alpha"], **_numbered("alpha_pattern", values)}
+    for name, alpha in alphas.items():
+        # Scales are kept in float32.
+        if type(alpha) not in number or not abs(alpha) < _LARGEST:
+            raise ValueError(
+                f"adapter_config.json needs a finite number for alpha, but {name} is "
+                f"{_shown(alpha)}."
+            )
+    if not 0 <= values["lora_dropout"] < 1:
+        raise ValueError(
+            "adapter_config.json needs a lora_dropout from 0 to below 1, but has "
+            f"{_shown(values['lora_dropout'])}."
+        )
     if values["bias"] not in ("none", "all", "lora_only"):
         raise ValueError(
             "adapter_config.json needs bias 'none', 'all' or 'lora_only', but has "
@@ -251,6 +274,11 @@ def _check_values(values: Mapping[str, Any]) -> None:
         )
 
 
+def _numbered(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a table of patterns, by what an error calls them."""
+    return {f"{name}[{pattern!r}]": value for pattern, value in (values[name] or {}).items()}
+
+
 def _unmatched(where: str, entry: str, modules: list[str]) -> str:
     return (
         f"{where} names {entry!r}, which is none of the model's {len(modules)} modules. Nearest: "
@@ -259,37 +287,74 @@ def _unmatched(where: str, entry: str, modules: list[str]) -> str:
     )
 
 
-def _names(name: str, value: Any, single: bool = False) -> Any:
-    if isinstance(value, str):
-        return (value,) if single else value
+def _check_pattern(name: str, pattern: str) -> None:
+    try:
+        check_pattern(pattern)
+    except ValueError as error:
+        raise ValueError(
+            f"adapter_config.json has a {name} that cannot be used: {error}."
+        ) from None
+
+
+def _shown(value: Any) -> str:
+    """A value for an error, of a length that can be read."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _names(name: str, value: Any) -> Any:
+    if isinstance(value, str) and name in ("target_modules", "exclude_modules"):
+        _check_pattern(name, value)
+        return value
     if not isinstance(value, (list, tuple)) or not all(isinstance(entry, str) for entry in value):
         raise ValueError(
-            f"adapter_config.json needs a list of names for {name}, but has {value!r}."
+            f"adapter_config.json needs a list of names for {name}, but has {_shown(value)}."
         )
     return tuple(value)
 
 
+def _layers_pattern(value: Any) -> tuple[str, ...]:
+    """Names of lists of layers. PEFT takes each for a regular expression; what it finds in a name
+    depends on how that is searched for, so anything but a name is refused.
+    """
+    names = _names("layers_pattern", (value,) if isinstance(value, str) else value)
+    if odd := [name for name in names if not re.fullmatch(r"[\w.]+", name)]:
+        raise ValueError(
+            "adapter_config.json needs the name of a list of layers for layers_pattern, such as "
+            f"'layers', but has {_shown(odd[0])}."
+        )
+    return names
+
+
 def _layers(value: Any) -> tuple[int, ...] | None:
-    return None if value is None else (value,) if isinstance(value, int) else tuple(value)
+    layers = [value] if type(value) is int else value
+    if layers is None:
+        return None
+    if not isinstance(layers, (list, tuple)) or any(type(layer) is not int for layer in layers):
+        raise ValueError(
+            "adapter_config.json needs numbers of layers for layers_to_transform, but has "
+            f"{_shown(value)}."
+        )
+    return tuple(layers)
 
 
-def _rows(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _rows(rows) for name, rows in value.items()}
+def _rows(value: Any, inner: bool = False) -> Any:
+    if isinstance(value, Mapping) and not inner:
+        return {name: _rows(rows, inner=True) for name, rows in value.items()}
     whole = isinstance(value, (list, tuple)) and all(
-        isinstance(row, int) and not isinstance(row, bool) and row >= 0 for row in value
+        type(row) is int and 0 <= row < 1 << 31 for row in value
     )
     if value is not None and (not whole or not value or len(set(value)) != len(value)):
         raise ValueError(
             "adapter_config.json needs different row numbers for trainable_token_indices, but has "
-            f"{value!r}."
+            f"{_shown(value)}."
         )
     return None if value is None else tuple(value)
 
 
 def _selects(entries: str | tuple[str, ...], module: str) -> bool:
     if isinstance(entries, str):
-        return re.fullmatch(entries, module) is not None
+        return matches(entries, module)
     return any(is_suffix(module, entry) for entry in entries)
 
 
@@ -300,4 +365,9 @@ def _first_match(patterns: Mapping[str, Any], module: str, otherwise: Any) -> An
 
 
 def _matches(pattern: str, module: str) -> bool:
-    return re.match(rf"(.*\.)?({pattern})$", module) is not None
+    return matches(_ending(pattern), module)
+
+
+def _ending(pattern: str) -> str:
+    """Matches what ends, after a dot or as a whole, with a match of the pattern."""
+    return rf"(.*\.)?({pattern})$"

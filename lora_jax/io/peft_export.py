@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_jax.core.json_files import parse_json
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import nearest
 from lora_jax.core.trainable import Trainables
@@ -35,8 +36,15 @@ class PeftAdapter:
     def recorded(self) -> Mapping[str, Any]:
         """What we wrote beside PEFT's own words: the base's fingerprint as `base`, each module's
         scale; empty in PEFT's files.
+
+        Raises:
+            ValueError: it is damaged.
         """
-        return json.loads(self.metadata.get("lora_jax", "{}"))
+        told = parse_json(self.metadata.get("lora_jax", "{}"), "the metadata 'lora_jax'")
+        scales = told.get("scale", {}) if isinstance(told, dict) else None
+        if not isinstance(scales, dict) or not all(type(x) is float for x in scales.values()):
+            raise ValueError("the metadata 'lora_jax' holds no scales of modules; save it again.")
+        return told
 
 
 @dataclass(frozen=True)

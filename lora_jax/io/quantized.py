@@ -7,7 +7,6 @@ Reading one makes the boxes and nothing else: the dense weights never exist.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -73,7 +72,9 @@ def save_quantized(
         name: array.view(np.uint16) if name in half else array for name, array in tensors.items()
     }
     text["bfloat16"] = json.dumps(half)
-    safetensors.write(folder / FILE, stored, text | {"checksum": _checksum(stored, text)})
+    safetensors.write(
+        folder / FILE, stored, text | {"checksum": safetensors.checksum(stored, text)}
+    )
     return folder / FILE
 
 
@@ -92,7 +93,7 @@ def load_quantized(folder: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{path} is not a quantised checkpoint of this library (format {text.get('format')!r}, "
             f"needed {_FORMAT!r})."
         )
-    if text.pop("checksum", None) != _checksum(stored, text):
+    if text.pop("checksum", None) != safetensors.checksum(stored, text):
         raise ValueError(
             f"{path} is damaged: its checksum is not that of what it holds. Copy it again, or "
             "quantise the model again."
@@ -210,12 +211,3 @@ def _register(path: Path, stored: Mapping[str, Any]) -> None:
                 f"{path} was written with another codebook named {name!r} than the one that is "
                 "registered. Rename yours."
             )
-
-
-def _checksum(tensors: Mapping[str, np.ndarray], text: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(sorted(text.items())).encode())
-    for name in sorted(tensors):
-        array = tensors[name]
-        digest.update(f"{name}:{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()

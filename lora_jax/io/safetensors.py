@@ -5,6 +5,7 @@ reads them one by one.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -69,6 +70,16 @@ def write(
     finally:
         with contextlib.suppress(OSError):
             new.unlink()
+
+
+def checksum(tensors: Mapping[str, np.ndarray], text: Mapping[str, str]) -> str:
+    """The sha256 (hex) of tensors, their names, dtypes and shapes, and of a file's text."""
+    digest = hashlib.sha256(json.dumps(sorted(text.items())).encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"{name}:{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def write_folder(folder: Path, shards: Sequence[Mapping[str, np.ndarray]]) -> None:

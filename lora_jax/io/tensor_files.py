@@ -4,7 +4,6 @@ checked against its size.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from lora_jax.core.host import MappedFile
+from lora_jax.core.json_files import parse_json, read_json
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -74,13 +74,15 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
                 self.path, f"its header claims {length:,} bytes, and the file has {size:,}"
             )
         try:
-            header = json.loads(self._file.bytes[8 : 8 + length].tobytes())
-        except (ValueError, RecursionError) as error:
-            raise _damaged(self.path, f"its header is not JSON ({error})") from None
+            header = parse_json(self._file.bytes[8 : 8 + length].tobytes(), "its header")
+        except ValueError as error:
+            raise _damaged(self.path, str(error)) from None
         if not isinstance(header, dict):
             raise _damaged(self.path, "its header is no JSON object")
-        metadata = header.pop("__metadata__", {})
-        self.metadata: dict[str, str] = metadata if isinstance(metadata, dict) else {}
+        told = header.pop("__metadata__", None) or {}
+        if not isinstance(told, dict) or not all(isinstance(text, str) for text in told.values()):
+            raise _damaged(self.path, "its __metadata__ is no table of texts")
+        self.metadata: dict[str, str] = told
         self._entries = _entries(self.path, header, 8 + length, size)
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -189,7 +191,7 @@ def _entries(path: Path, header: dict[str, object], start: int, size: int) -> di
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        shard_of = json.loads(path.read_text())["weight_map"]
+        shard_of = read_json(path)["weight_map"]
         if not all(
             isinstance(shard, str) and Path(shard).name == shard for shard in shard_of.values()
         ):

@@ -16,10 +16,11 @@ import jax
 import numpy as np
 
 from lora_jax.core.fingerprint import fingerprint_of_parts
+from lora_jax.core.json_files import read_json
 from lora_jax.core.paths import Rules, flatten, nearest, unflatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
 from lora_jax.io import safetensors
-from lora_jax.io.config_json import Raw, named_errors, read_json
+from lora_jax.io.config_json import Raw, in_file, named_errors
 from lora_jax.io.differences import differences
 from lora_jax.io.families import FAMILIES
 from lora_jax.io.family import Family
@@ -54,10 +55,11 @@ _DOORS = {"encoder": "load_encoder", "decoder": "load_decoder", "encoder-decoder
 class StoredModel:
     """A model in its files: what it is, and where each of its weights lies, before one is read.
 
-    names: by path of the tree that `read` gives. new: weights of the tree that the files have not:
+    path: the folder or file, for errors. names: by path of the tree that `read` gives. new: weights of the tree that the files have not:
     a new head. dtype: of the matrices.
     """
 
+    path: Path
     config: Any
     names: Names
     tensors: Tensors
@@ -73,15 +75,18 @@ class StoredModel:
         """One weight, quantised if a format is given.
 
         Raises:
-            KeyError: there is no such weight in the files.
+            KeyError: there is no such weight in the files. ValueError: it is no floating number, or
+                holds a NaN or an infinity.
         """
-        return read_leaf(self.names[path], self.tensors, spec, dtype=self.dtype)
+        with in_file(self.path):
+            return read_leaf(self.names[path], self.tensors, spec, dtype=self.dtype)
 
     def read(self, quant: Rules[QuantSpec] = ()) -> dict[str, Any]:
         """The params, made one by one: the peak is the result plus one matrix.
 
         Raises:
-            ValueError: a rule matches nothing, or a weight that is to be quantised holds a NaN.
+            ValueError: a rule matches nothing, or a weight is no floating number, or holds a NaN or
+                an infinity.
         """
         formats = formats_of(quant, self.names)
         flat = {path: self.leaf(path, formats.get(path)) for path in self.names}
@@ -101,9 +106,10 @@ class StoredModel:
             for path, name in self.names.items()
         )
         new = ((path, leaf.dtype, leaf.shape, [leaf]) for path, leaf in self.new.items())
-        return fingerprint_of_parts(
-            leaf for leaf in (*stored, *new) if not leaf[0].startswith("classifier/")
-        )
+        with in_file(self.path):
+            return fingerprint_of_parts(
+                leaf for leaf in (*stored, *new) if not leaf[0].startswith("classifier/")
+            )
 
 
 def open_model(
@@ -133,6 +139,11 @@ def open_model(
     folder = Path(path)
     if (file := gguf_file(folder)) is not None:
         return _open_gguf(file, kind, dtype, scan)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} needs a config.json next to its weights, and there is none. Give a Hugging "
+            "Face model folder."
+        )
     raw = read_json(folder / "config.json")
     with named_errors(folder / "config.json", f"a model of kind {kind or 'encoder or decoder'}"):
         family = _family_of(raw, kind)
@@ -160,7 +171,7 @@ def open_model(
     ):
         new = _new_head(folder, {path: names.pop(path) for path in head}, key)
     check_named(names, tensors, what=f"{family.name} model in {folder}", ignored=unread)
-    return StoredModel(config, names if scan else unrolled(names), tensors, new, dtype)
+    return StoredModel(folder, config, names if scan else unrolled(names), tensors, new, dtype)
 
 
 def load_model(
@@ -340,7 +351,7 @@ def _open_gguf(file: Path, kind: str | None, dtype: Any, scan: bool) -> StoredMo
     names, tensors = gguf_names(config), ExpertsApart(whole)
     what = f"{config.family} decoder in {file}"
     check_named(names, tensors, what=what, ignored=IGNORED, by="its metadata")
-    return StoredModel(config, names if scan else unrolled(names), tensors, {}, dtype)
+    return StoredModel(file, config, names if scan else unrolled(names), tensors, {}, dtype)
 
 
 def _family_of(raw: Raw, kind: str | None) -> Family:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from lora_jax.core.json_files import parse_json
 from lora_jax.metrics.table import metric
 
 
@@ -98,7 +99,9 @@ def load_predictions(path: Path) -> Predictions:
             f"There are no predictions at {path}. Make them with: lora-jax evaluate RUN."
         )
     try:
-        head, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        # Not splitlines: a text may hold U+2028, which JSON does not escape.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        head, *rows = (parse_json(line, path) for line in lines)
         found = tuple(Prediction(**row) for row in rows)
         return Predictions(head["split"], tuple(head["metrics"]), found)
     except (ValueError, KeyError, TypeError) as error:

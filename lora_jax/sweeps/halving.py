@@ -10,13 +10,13 @@ model or after another training would be no measure: a sweep that has such is re
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lora_jax.config import Config, HalvingConfig, canonical
+from lora_jax.core.json_files import read_json
 from lora_jax.io.contents import contents
 from lora_jax.sweeps.axes import read_axes
 from lora_jax.sweeps.store import StoreError, write_json
@@ -100,7 +100,7 @@ class Halving:
 
     def _read(self) -> None:
         try:
-            values: dict[str, Any] = json.loads(self._path.read_text())
+            values: dict[str, Any] = read_json(self._path)
             settings, scores, stopped = values["settings"], values["scores"], values["stopped"]
             before = dict(values.get("under") or {})  # older files do not say it
         except (OSError, ValueError, KeyError) as error:

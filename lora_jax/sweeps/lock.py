@@ -14,6 +14,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from lora_jax.core.json_files import parse_json
 from lora_jax.sweeps.files import turns
 
 HEARTBEAT_SECONDS = 20.0
@@ -90,7 +91,7 @@ class Lock:
     def owner(self) -> dict[str, Any]:
         """{"host", "pid", ...} of the process that wrote the lock; empty where there is none."""
         try:
-            owner = json.loads(self.path.read_text())
+            owner = parse_json(self.path.read_bytes(), self.path)
         except (OSError, ValueError):
             return {}
         return owner if isinstance(owner, dict) else {}

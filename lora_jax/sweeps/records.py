@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from lora_jax.core.json_files import parse_json
 from lora_jax.sweeps.files import read_lines
 from lora_jax.sweeps.lock import Lock
 from lora_jax.training.result import RunResult
@@ -161,10 +161,7 @@ def read_metrics(path: Path) -> Metrics:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError(f"{path.name} is nested too deeply") from error
+    value = parse_json(path.read_bytes(), path.name)
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} holds no JSON object")
     return value

@@ -7,7 +7,6 @@ is only read keeps its old names and reads as well.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.config import from_config_dict
+from lora_jax.core.json_files import parse_json
 from lora_jax.sweeps.files import StoreError, disk, turns, write_json
 from lora_jax.sweeps.grid import run_id
 from lora_jax.sweeps.index import rebuild
@@ -115,6 +115,6 @@ def _named(value: Any, names: Mapping[str, str]) -> Any:
 def _read(path: Path) -> Any:
     """The JSON in a file; None where there is none that can be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes(), path)
     except (OSError, ValueError):
         return None

@@ -38,6 +38,7 @@ from typing import Any
 
 import lora_jax.sweeps.index as index
 from lora_jax.config import Config, config_hash, from_config_dict, to_dict
+from lora_jax.core.json_files import parse_json
 from lora_jax.io.contents import changed_contents
 from lora_jax.sweeps.files import StoreError, disk, turns, write_json, write_text
 from lora_jax.sweeps.lock import Lock, RunLocked
@@ -325,7 +326,7 @@ class RunStore:
         """
         self._check_version()
         try:
-            plan = json.loads((self.root / "plan.json").read_text())
+            plan = parse_json((self.root / "plan.json").read_bytes(), "plan.json")
         except (OSError, ValueError):
             return []
         return [str(name) for name in plan] if isinstance(plan, list) else []
@@ -366,7 +367,7 @@ class RunStore:
         path = self.root / "store.json"
         if path.is_file():
             try:
-                made = json.loads(path.read_text())
+                made = parse_json(path.read_bytes(), path)
                 format = made["format"]
             except (OSError, ValueError, KeyError, TypeError) as problem:
                 raise StoreVersionError(

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jaxtyping import Int
 
 from lora_jax.adapters.apply import apply
-from lora_jax.adapters.sites import find_sites
+from lora_jax.adapters.sites import check_inputs, find_sites
 from lora_jax.adapters.surgery import adapt
 from lora_jax.config import ADAPTERS, Config
 from lora_jax.core.fingerprint import fingerprint
@@ -264,6 +264,7 @@ def custom_task(
             f"A task needs the splits train, validation and test; {', '.join(missing)} is missing. "
             "Give some examples of another split, if there are none."
         )
+    check_inputs(inputs)
     return CustomTask(
         model=model,
         params=params,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -42,7 +41,7 @@ def parse_bytes(text: str) -> int:
 
 def resident_bytes() -> tuple[int, int]:
     """What the process holds now, and the most that it held so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = allocator.peak_bytes()
     return allocator.resident_bytes() or peak, peak
 
 

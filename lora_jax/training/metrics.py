@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lora_jax.core.extras import needs
+from lora_jax.core.json_files import parse_json
 
 
 class MetricsLog:
@@ -60,7 +61,7 @@ class MetricsLog:
         kept = []
         for line in self.path.read_text(errors="replace").split("\n"):
             try:
-                row = json.loads(line)
+                row = parse_json(line, self.path)
                 is_final = row["split"] != "train" and row["step"] >= total_steps
                 stays = row["step"] <= step and not is_final
             except (ValueError, TypeError, KeyError):

@@ -4,7 +4,6 @@ of the clock.
 
 from __future__ import annotations
 
-import resource
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from lora_jax.io.adapter import save_adapter
 from lora_jax.metrics.score import Score
 from lora_jax.tasks.predictions import metric_scores
 from lora_jax.tasks.task import Task
+from lora_jax.training.allocator import peak_bytes
 from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.metrics import MetricsLog
 from lora_jax.training.optim import make_optimizer
@@ -166,7 +166,7 @@ class Run:
             primary=self.task.primary.name,
             examples={split: len(encoded) for split, encoded in self.task.splits.items()},
             steps=self.steps,
-            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_rss_bytes=peak_bytes(),
             tokens_per_second=self.clock.tokens_per_second,
             seconds=round(self.clock.seconds, 3),
             compile_seconds=round(self.clock.compiling, 3),

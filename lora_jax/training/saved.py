@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import jax
 from lora_jax.adapters.checks import check_effect
 from lora_jax.config import Config, from_config_dict
 from lora_jax.core.init import initializer_named
+from lora_jax.core.json_files import parse_json, read_json
 from lora_jax.data.completions import Completions, EncodedCompletions, read_completions
 from lora_jax.io.adapter import load_adapter
 from lora_jax.io.contents import changed_contents, contents
@@ -101,11 +101,11 @@ def load_run(folder: Path | str, *, tasks: LastTask | None = None) -> SavedRun:
             f"A run is a folder with config.json and adapter/, but {folder} is none. In it: "
             f"{', '.join(there) or 'nothing'}."
         )
-    config = from_config_dict(json.loads((folder / "config.json").read_text()))
+    config = from_config_dict(read_json(folder / "config.json"))
     _check_contents(folder, config)
     task = open_task(config) if tasks is None else tasks.of(config)
     trainable, said = load_adapter(folder / "adapter", base=task.base)
-    labels = tuple(json.loads(said.get("labels", "[]")))
+    labels = tuple(parse_json(said.get("labels", "[]"), folder / "adapter"))
     if labels and task.label_names and labels != task.label_names:
         raise ValueError(
             f"The run in {folder} was trained on the classes {', '.join(labels)}, in this order, "
@@ -121,7 +121,7 @@ def load_run(folder: Path | str, *, tasks: LastTask | None = None) -> SavedRun:
 def _check_contents(folder: Path, config: Config) -> None:
     """Held-out examples of data that was edited since are not those that training left out."""
     environment = folder / "environment.json"
-    then = json.loads(environment.read_text()).get("contents") if environment.is_file() else None
+    then = read_json(environment).get("contents") if environment.is_file() else None
     if changed := changed_contents(then or {}, contents(config.names)):
         raise ValueError(
             f"The run in {folder} was trained on other content of {', '.join(changed)} than is "
@@ -134,4 +134,4 @@ def _renamed(folder: Path) -> Path:
     names = folder.parent / "renamed.json"
     if folder.exists() or not names.is_file():
         return folder
-    return folder.with_name(json.loads(names.read_text()).get(folder.name, folder.name))
+    return folder.with_name(read_json(names).get(folder.name, folder.name))

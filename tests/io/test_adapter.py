@@ -56,10 +56,16 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
         load_adapter(tmp_path, base="99")
 
 
-def rewrite(folder: Path, change: Any) -> None:
+def as_before_checksums(tensors: Any, metadata: Any) -> None:
+    metadata["format"] = "lora_jax-adapter-1"
+    del metadata["checksum"], metadata["tensors"]
+
+
+def rewrite(folder: Path, *changes: Any) -> None:
     file = folder / "adapter.safetensors"
     tensors, metadata = dict(safetensors.read(file)), safetensors.read_metadata(file)
-    change(tensors, metadata)
+    for change in changes:
+        change(tensors, metadata)
     safetensors.write(file, {name: np.array(t) for name, t in tensors.items()}, metadata)
 
 
@@ -98,9 +104,99 @@ DAMAGE = {
 def test_an_incomplete_or_broken_file_is_refused(tmp_path: Path, how: str) -> None:
     change, message = DAMAGE[how]
     save_adapter(tmp_path, lora(), base="1234", model="minilm")
-    rewrite(tmp_path, change)
+    rewrite(tmp_path, as_before_checksums, change)
     with pytest.raises(ValueError, match=message):
         load_adapter(tmp_path, base="1234")
+
+
+CHANGED = {
+    "a whole weight less": (
+        lambda t, m: t.pop("head/bias#whole"),
+        r"head/bias#whole is missing, and was float32\[3\]",
+    ),
+    "one more": (
+        lambda t, m: t.update({"x/kernel#whole": t["head/bias#whole"]}),
+        r"x/kernel#whole is float32\[3\], and was not there",
+    ),
+    "transposed": (
+        lambda t, m: t.update({"out/kernel#b": t["out/kernel#b"].T}),
+        r"out/kernel#b is float32\[4,3\], and was float32\[3,4\]",
+    ),
+    "one number": (
+        lambda t, m: t["head/bias#whole"].__setitem__(1, 7.0),
+        "its checksum is not that of what it holds",
+    ),
+    "two exchanged": (
+        lambda t, m: t["layers/q/kernel#a"].__setitem__([0, 1], t["layers/q/kernel#a"][[1, 0]]),
+        "its checksum is not that of what it holds",
+    ),
+    "another base": (lambda t, m: m.update(base="99"), "its checksum is not that"),
+    "another scale's axes": (
+        lambda t, m: m.update(in_axes=m["in_axes"].replace("[0]", "[1]")),
+        "its checksum is not that",
+    ),
+    "no checksum": (lambda t, m: m.pop("checksum"), "its checksum is not that"),
+    "no checksum and no table": (
+        lambda t, m: (m.pop("checksum"), m.pop("tensors")),
+        "its checksum is not that",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", CHANGED)
+def test_a_file_that_was_changed_since_it_was_saved_is_refused(tmp_path: Path, how: str) -> None:
+    change, message = CHANGED[how]
+    save_adapter(tmp_path, lora(), base="1234", model="minilm")
+    rewrite(tmp_path, change)
+    with pytest.raises(ValueError, match=f"adapter.safetensors was changed since.*{message}"):
+        load_adapter(tmp_path)
+
+
+def test_a_file_without_a_checksum_loads_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_adapter(tmp_path, lora(), base="1234", model="minilm")
+    rewrite(tmp_path, as_before_checksums)
+    assert same(load_adapter(tmp_path)[0], lora())
+    assert "was written by an older version and has no checksum" in capsys.readouterr().err
+
+
+MISFITS = {
+    "b transposed": (
+        lambda t, m: t.update({"out/kernel#b": t["out/kernel#b"].T}),
+        "'b' of 'out/kernel' does not fit",
+    ),
+    "a scale too few": (
+        lambda t, m: t.update({"out/kernel#scale": t["out/kernel#scale"][1:]}),
+        "'scale' of 'out/kernel' does not fit",
+    ),
+    "another stack": (
+        lambda t, m: t.update({"layers/q/kernel#dropout": t["layers/q/kernel#dropout"][1:]}),
+        "'dropout' of 'layers/q/kernel' does not fit",
+    ),
+    "whole numbers": (
+        lambda t, m: t.update({"half/kernel#b": t["half/kernel#b"].astype(np.int32)}),
+        "'b' of 'half/kernel' does not fit",
+    ),
+    "a group that is none": (
+        lambda t, m: m.update(variants='{"out/kernel": {"group": "2"}}'),
+        "'group' of 'out/kernel' does not fit",
+    ),
+    "a field that is none": (
+        lambda t, m: m.update(variants='{"out/kernel": {"groups": 2}}'),
+        "unexpected keyword argument 'groups'",
+    ),
+    "axes that are none": (lambda t, m: m.update(in_axes="[["), "in_axes is not JSON"),
+}
+
+
+@pytest.mark.parametrize("how", MISFITS)
+def test_parts_that_do_not_fit_together_are_refused_by_name(tmp_path: Path, how: str) -> None:
+    change, message = MISFITS[how]
+    save_adapter(tmp_path, lora(), base="1234", model="minilm")
+    rewrite(tmp_path, as_before_checksums, change)
+    with pytest.raises(ValueError, match=f"adapter.safetensors .*{message}"):
+        load_adapter(tmp_path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

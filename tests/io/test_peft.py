@@ -412,6 +412,65 @@ def test_what_cannot_be_represented_is_refused_by_its_name(
     assert value is None or str(value).split(",")[0].strip("[]{}'") in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("target_modules", "(("),
+        ("target_modules", r"(.*)\1"),
+        ("target_modules", 5),
+        ("exclude_modules", "["),
+        ("exclude_modules", {}),
+        ("modules_to_save", 5),
+        ("modules_to_save", "classifier"),
+        ("modules_to_save", [None]),
+        ("lora_alpha", 10**400),
+        ("lora_alpha", float("nan")),
+        ("lora_alpha", "16"),
+        ("lora_dropout", -1),
+        ("lora_dropout", 5),
+        ("lora_dropout", float("nan")),
+        ("r", 2.0),
+        ("r", True),
+        ("r", 10**30),
+        ("rank_pattern", ["query"]),
+        ("rank_pattern", {"query": True}),
+        ("rank_pattern", {"query": "4"}),
+        ("rank_pattern", {"a)": 4}),
+        ("alpha_pattern", {"query": None}),
+        ("alpha_pattern", {"query": 1e39}),
+        ("alpha_pattern", {"(": 4}),
+        ("layers_to_transform", "0"),
+        ("layers_to_transform", [True]),
+        ("layers_pattern", "(a+)+"),
+        ("layers_pattern", [3]),
+        ("trainable_token_indices", {"x": {"y": [1]}}),
+        ("trainable_token_indices", [2**40]),
+        ("use_dora", 1),
+    ],
+)
+def test_values_that_cannot_be_used_are_refused_with_their_field_and_folder(
+    field: str, value, tmp_path: Path
+) -> None:
+    folder = copy_of("bert_lora", tmp_path, **{field: value})
+    with pytest.raises(ValueError, match=field if "alpha" not in field else "alpha") as caught:
+        load_peft(folder, names_of("bert_lora"))
+    assert str(folder) in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern"])
+def test_a_pattern_that_takes_a_backtracking_engine_for_ever_is_answered_at_once(
+    field: str, tmp_path: Path
+) -> None:
+    pattern = r"(([a-z.0-9]+)+)+!"
+    change = {field: {pattern: 4} if field == "rank_pattern" else pattern}
+    folder = copy_of("bert_lora", tmp_path, **change)
+    if field == "exclude_modules":  # It excludes nothing.
+        assert load_peft(folder, names_of("bert_lora"))[0]
+        return
+    with pytest.raises(ValueError, match=field):
+        load_peft(folder, names_of("bert_lora"))
+
+
 @pytest.mark.parametrize("field", ["target_modules", "modules_to_save"])
 def test_a_list_that_names_a_module_that_is_not_there_is_refused_with_the_nearest(
     field: str, tmp_path: Path

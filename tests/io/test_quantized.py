@@ -142,7 +142,7 @@ def rewritten(tmp_path, change) -> None:
     tensors, text = safetensors.read(path), safetensors.read_metadata(path)
     text.pop("checksum")
     change(tensors, text)
-    safetensors.write(path, tensors, text | {"checksum": quantized._checksum(tensors, text)})
+    safetensors.write(path, tensors, text | {"checksum": safetensors.checksum(tensors, text)})
 
 
 @pytest.mark.parametrize(

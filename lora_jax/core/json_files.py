@@ -1,0 +1,43 @@
+"""JSON out of files that anybody may have written: whatever is wrong is a ValueError that names the
+file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def parse_json(content: bytes | str, where: object) -> Any:
+    """The value that a text stands for.
+
+    Args:
+        where: what the text is, for the error: a path, or a path with a line.
+
+    Raises:
+        ValueError: it is no JSON in UTF-8, is nested deeper or has longer numbers than Python
+            reads, or holds half of a surrogate pair, which no text file can.
+    """
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8")
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON ({error}). Fetch it, or save it, again.") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        FileNotFoundError: there is no such file. ValueError: as `parse_json`, or it is no object.
+    """
+    value = parse_json(path.read_bytes(), path)
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{path} needs a JSON object, and is not a JSON object. Fetch it, or save it, again."
+        )
+    return value
