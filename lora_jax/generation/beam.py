@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lora_jax.adapters.apply import apply
-from lora_jax.generation.engine import left_padded
+from lora_jax.generation.engine import check_ids, left_padded
 from lora_jax.generation.sampling import block_repeated_ngrams, penalise_repetition
 from lora_jax.models.decoder import Cache, Decoder, empty_cache
 
@@ -81,19 +81,15 @@ def beam_search(
             "fit the window of "
             f"{model.config.max_positions}. Shorten the prompt, or lower max_new."
         )
-    tokens, mask = left_padded([prompt], 0, 16)
-    slots = tokens.shape[1] + max_new
-    start = jax.jit(_start, static_argnames=("model", "slots", "beams"))
+    check_ids([prompt], model.config.vocab_size)
+    start = jax.jit(_start, static_argnames=("model", "new", "beams"))
     step = jax.jit(_step, static_argnames=("model", "search", "eos_ids"))
-    logits, cache = start(
-        model,
-        frozen,
-        trainable,
-        jnp.asarray(tokens),
-        jnp.asarray(mask),
-        slots=slots,
-        beams=search.beams,
-    )
+
+    def read(texts: Sequence[Sequence[int]]) -> tuple[Array, Cache]:
+        arrays = map(jnp.asarray, left_padded(texts, 0, 16))
+        return start(model, frozen, trainable, *arrays, new=max_new, beams=search.beams)
+
+    logits, cache = read([prompt])
     # At first all beams are the same text: only one of them may be extended.
     scores = jnp.full(search.beams, _DEAD).at[0].set(0.0)
     made = jnp.zeros((search.beams, max_new), jnp.int32)
@@ -121,6 +117,9 @@ def beam_search(
         scores = jnp.where(jnp.isin(token, jnp.asarray(eos_ids)), _DEAD, scores)
         if not (np.asarray(scores) > _DEAD / 2).any():
             break
+        if len(prompt) + count == model.config.switch_length:
+            # The texts are a token longer than what their past was computed for.
+            logits, cache = read([[*prompt, *row[: count + 1]] for row in np.asarray(made)])
     else:
         for beam, score in enumerate(
             np.asarray(scores, np.float64) / max_new**search.length_penalty
@@ -134,16 +133,19 @@ def _start(
     model: Decoder,
     frozen: Any,
     trainable: Any,
-    tokens: Int[Array, "1 time"],
+    tokens: Int[Array, "texts time"],
     mask: Array,
     *,
-    slots: int,
+    new: int,
     beams: int,
 ) -> tuple[Array, Cache]:
-    cache = empty_cache(model.config, 1, slots, model.dtype, scan=model.scan)
+    """Logits and cache after one text for all beams, or after a text for each."""
+    texts, time = tokens.shape
+    cache = empty_cache(model.config, texts, time + new, model.dtype, scan=model.scan)
     x, cache = apply(model, frozen, trainable, tokens, mask, cache=cache, method="hidden")
     logits = apply(model, frozen, trainable, x[:, -1], method="logits")
-    return jnp.repeat(logits, beams, 0), _rows(cache, jnp.zeros(beams, jnp.int32))
+    rows = jnp.arange(beams) % texts
+    return logits[rows], _rows(cache, rows)
 
 
 def _step(

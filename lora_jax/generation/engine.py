@@ -71,6 +71,9 @@ class Generator:
         self.model = model.clone(scan=False) if self._apart else model
         self.frozen = jax.tree.map(to_device, frozen_apart(frozen) if self._apart else frozen)
         self.trainable = dict(trainable or {})
+        check_ids([[pad_id]], model.config.vocab_size)
+        # Who writes targets has no positions that could change.
+        self._switch = None if model.writes_targets else model.config.switch_length
         self.eos_ids = tuple(eos_ids)
         self.pad_id = pad_id
         self.slots = model.config.max_positions if slots is None else slots
@@ -98,13 +101,14 @@ class Generator:
             adapters: for each prompt, its index in a stacked `trainable`.
 
         Raises:
-            ValueError: a prompt is empty, or with max_new longer than the model's window; `key` is
-                missing; or `adapters` does not name an entry of a stack for each prompt.
+            ValueError: a prompt is empty, has an id that the vocabulary has not, or is with max_new
+                longer than the model's window; `key` is missing; or `adapters` does not name an
+                entry of a stack for each prompt.
         """
         state, trainable = self.start(
             prompts, max_new=max_new, sampling=sampling, key=key, adapters=adapters
         )
-        state = self._advance(self.frozen, trainable, state, jnp.int32(max_new), sampling=sampling)
+        state = self._grow(prompts, trainable, state, 0, max_new, sampling)
         return self._texts(state)[: len(prompts)]
 
     def stream(
@@ -124,7 +128,7 @@ class Generator:
             done = np.asarray(state.done)
             if done.all():
                 return
-            state = self._advance(self.frozen, trainable, state, jnp.int32(1), sampling=sampling)
+            state = self._grow(prompts, trainable, state, n, n + 1, sampling)
             yield [
                 None if ended else int(token)
                 for token, ended in zip(np.asarray(state.out[:, n]), done)
@@ -147,6 +151,7 @@ class Generator:
             )
         if any(len(prompt) == 0 for prompt in prompts):
             raise ValueError("A prompt has no tokens. Begin it with the model's bos token.")
+        check_ids(prompts, self.model.config.vocab_size)
         if key is None and sampling.temperature > 0:
             raise ValueError(
                 f"Drawing tokens at temperature {sampling.temperature} needs a key; give one, or "
@@ -171,17 +176,51 @@ class Generator:
         trainable = trainable if adapters is None else PerText(trainable)
 
         keys = jax.random.split(jax.random.key(0) if key is None else key, len(prompts))
-        slots = -(-(tokens.shape[1] + max_new) // self._multiple) * self._multiple
-        state = self._start(
-            self.frozen,
-            trainable,
-            jnp.asarray(tokens),
-            jnp.asarray(mask),
-            keys,
-            slots=slots,
-            new=max_new,
-        )
-        return state, trainable
+        return self._read(trainable, tokens, mask, keys, room=max_new, new=max_new), trainable
+
+    def _read(
+        self, trainable: Any, tokens: Any, mask: Any, keys: Any, *, room: int, new: int
+    ) -> GenerationState:
+        """The state after these texts, with room for as many tokens more."""
+        slots = -(-(tokens.shape[1] + room) // self._multiple) * self._multiple
+        arrays = jnp.asarray(tokens), jnp.asarray(mask), keys
+        return self._start(self.frozen, trainable, *arrays, slots=slots, new=new)
+
+    def _grow(
+        self,
+        prompts: Sequence[Sequence[int]],
+        trainable: Any,
+        state: GenerationState,
+        count: int,
+        until: int,
+        sampling: Sampling,
+    ) -> GenerationState:
+        """The state with `until` tokens in place of `count`. Where a text outgrows the angles that
+        its past was computed with, all are read again: every text's own length chooses its angles.
+        """
+        new = state.out.shape[1]
+        outgrown = set()
+        if self._switch is not None:
+            outgrown = {self._switch + 1 - len(prompt) for prompt in prompts}
+        for stop in sorted({n for n in outgrown if count < n < until} | {until}):
+            steps, count = jnp.int32(stop - count), stop
+            state = self._advance(self.frozen, trainable, state, steps, sampling=sampling)
+            if stop in outgrown and stop < new and not np.asarray(state.done).all():
+                state = self._read_again(prompts, trainable, state, stop)
+        return state
+
+    def _read_again(
+        self, prompts: Sequence[Sequence[int]], trainable: Any, state: GenerationState, count: int
+    ) -> GenerationState:
+        made, done = np.asarray(state.out[:, :count]).tolist(), np.asarray(state.done)
+        texts = [
+            list(prompt) if ended else [*prompt, *row]
+            for prompt, row, ended in zip(prompts, made, done, strict=True)
+        ]
+        tokens, mask = left_padded(texts, self.pad_id, self._multiple)
+        new = state.out.shape[1]
+        again = self._read(trainable, tokens, mask, state.keys, room=new - count, new=new)
+        return state.replace(cache=again.cache, logits=again.logits)
 
     def _check_choice(self, adapters: Sequence[int], prompts: int) -> None:
         """Raises ValueError where an index would take another adapter, or a layer of one."""
@@ -302,6 +341,22 @@ class Generator:
     def _texts(self, state: GenerationState) -> list[list[int]]:
         made = np.asarray(state.out)[:, : int(state.count)]
         return [_until_end(row.tolist(), self.eos_ids) for row in made]
+
+
+def check_ids(texts: Sequence[Sequence[int]], vocab_size: int) -> None:
+    """Nothing, if every id is one of the vocabulary's.
+
+    Raises:
+        ValueError: one is not; its embedding would be NaN, or another token's.
+    """
+    for text in texts:
+        ids = np.asarray(text)
+        if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= vocab_size:
+            outside = [n for n in text if isinstance(n, bool) or n < 0 or n >= vocab_size]
+            raise ValueError(
+                f"Token ids need to be from 0 to {vocab_size - 1}, and {[*outside, *text][0]!r} "
+                "came. Use the tokenizer that the model was trained with."
+            )
 
 
 def left_padded(

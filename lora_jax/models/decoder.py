@@ -84,6 +84,18 @@ def positions_of(segments: Int[Array, "batch time"]) -> Int[Array, "batch time"]
     return index - jax.lax.cummax(jnp.where(new, index, 0), axis=1)
 
 
+def last_positions(
+    segments: Int[Array, "batch time"], positions: Int[Array, "batch time"]
+) -> Int[Array, "batch time"]:
+    """The position of the last token of each token's segment."""
+    time = segments.shape[1]
+    ends = jnp.concatenate(
+        [segments[:, 1:] != segments[:, :-1], jnp.ones_like(segments[:, :1], bool)], 1
+    )
+    index = jnp.where(ends, jnp.arange(time)[None], time)
+    return jnp.take_along_axis(positions, jax.lax.cummin(index, axis=1, reverse=True), 1)
+
+
 class Decoder(nn.Module):
     """Tokens to logits of the next token.
 
@@ -156,7 +168,8 @@ class Decoder(nn.Module):
         tokens in it.
 
         The caller sees to it that the cache has room: slots past its end would overwrite its last
-        ones.
+        ones. A text that grows beyond `config.switch_length` has to begin anew with an empty cache,
+        since its whole past changes.
 
         Args:
             mask: False on padding, which stands at the left of the first call.
@@ -187,8 +200,9 @@ class Decoder(nn.Module):
             x = x + self.positions(positions + config.position_offset)
 
         cache, mask, local_mask = _masks(config, segments, positions, cache)
+        last = last_positions(segments, positions)
         angles_of = lambda rotary: (
-            None if rotary is None else rotary_angles(rotary, config.head_dim, positions)
+            None if rotary is None else rotary_angles(rotary, config.head_dim, positions, last)
         )
         shared = {
             "mask": mask,

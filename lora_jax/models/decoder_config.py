@@ -131,6 +131,14 @@ class DecoderConfig:
         return self.local_layers or (self.window is not None,) * self.num_layers
 
     @property
+    def switch_length(self) -> int | None:
+        """A text of more tokens has other angles from its first token on (longrope); None: none
+        has.
+        """
+        rotary = self.rotary
+        return rotary.original_positions if rotary and rotary.scaling == "longrope" else None
+
+    @property
     def qkv_sizes(self) -> tuple[int, int, int]:
         """Outputs of the layers of queries, keys and values."""
         kv = self.num_kv_heads * self.head_dim

@@ -64,19 +64,25 @@ class Rotary:
 
 
 def rotary_angles(
-    rotary: Rotary, head_dim: int, positions: Int[Array, "batch time"]
+    rotary: Rotary,
+    head_dim: int,
+    positions: Int[Array, "batch time"],
+    last: Int[Array, "batch time"] | None = None,
 ) -> tuple[Float[Array, "batch time half"], Float[Array, "batch time half"]]:
     """Cosine and sine of every position's angles in float32; `half` is half the number of channels
     that are rotated.
+
+    Args:
+        last: the last position of the text that each token belongs to, by default its row's: a
+            text's own length chooses longrope's factors, for all its tokens.
     """
     width = rotated_channels(rotary, head_dim)
     frequencies = jnp.asarray(inverse_frequencies(rotary, width))
     if rotary.scaling == "longrope":
-        plain = _plain(rotary, width)
-        long = plain / _factors(rotary.long_factors, width)
-        frequencies = jnp.where(
-            positions.max() >= rotary.original_positions, jnp.asarray(long), frequencies
-        )
+        long = _plain(rotary, width) / _factors(rotary.long_factors, width)
+        last = positions.max(1, keepdims=True) if last is None else last
+        is_long = (last >= rotary.original_positions)[..., None]
+        frequencies = jnp.where(is_long, jnp.asarray(long, jnp.float32), frequencies)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     factor = attention_factor(rotary)
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor

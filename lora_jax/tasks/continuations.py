@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lora_jax.generation.engine import check_ids
 from lora_jax.models.decoder import Decoder
 from lora_jax.tasks.language_loss import TokenLosses
 from lora_jax.tasks.predictions import row_losses
@@ -32,7 +33,8 @@ def score_continuations(
     longer than the window (by default the model's).
 
     Raises:
-        ValueError: a context or a continuation is empty, or a continuation does not fit the window.
+        ValueError: a context or a continuation is empty, has an id that the vocabulary has not, or
+            does not fit the window.
     """
     step = row_losses(TokenLosses(model))
     window = model.config.max_positions if window is None else window
@@ -43,6 +45,7 @@ def score_continuations(
                 f"{len(continuation)} after {len(context)}. Begin an empty context with the "
                 "model's bos token."
             )
+        check_ids([context, continuation], model.config.vocab_size)
 
     # A token more than the window: the last one is predicted and never read.
     texts = [[*context, *continuation][-(window + 1) :] for context, continuation in requests]

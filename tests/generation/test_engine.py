@@ -14,12 +14,23 @@ from lora_jax.adapters.stacking import stack
 from lora_jax.adapters.surgery import adapt
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.quantize import QuantSpec, bytes_of
+from lora_jax.generation.beam import BeamSearch, beam_search
 from lora_jax.generation.engine import Generator
 from lora_jax.generation.sampling import Sampling
 from lora_jax.io.weights import load_decoder
 from lora_jax.models.decoder import Decoder
+from lora_jax.models.decoder_config import DecoderConfig
+from lora_jax.models.rotary import Rotary
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "decoders"
+# What transformers 5.23 generates greedily after the prompts of the longrope test, each alone.
+TRANSFORMERS = [
+    [30, 27, 2, 36, 18, 28, 0, 25],
+    [28, 38, 30, 14, 38, 21, 29, 29],
+    [18, 17, 30, 18, 5, 0, 0, 0],
+    [16, 30, 21, 39, 21, 11, 0, 11],
+    [38, 39, 29, 18, 29, 29, 18, 28],
+]
 ARRAYS = np.load(GOLDEN / "logits.npz")
 
 
@@ -70,7 +81,113 @@ def test_a_text_is_continued_alike_alone_and_in_a_batch():
     alone = model.generate(prompts[:1], max_new=8, sampling=sampling, key=key)
     greedy = model.generate(prompts[1:], max_new=8)
     assert greedy[0] == model.generate(prompts, max_new=8)[1]
-    assert len(together[0]) == len(alone[0]) == 8
+    assert together[0] == alone[0] and len(together[0]) == 8
+
+
+def test_draws_differ_by_key_step_and_text():
+    model, prompts = generator("llama3"), [prompts_of("llama3")[0]] * 3
+    # So hot that all of 40 tokens are about as likely: what is drawn shows the noise alone.
+    draw = lambda seed: model.generate(
+        prompts, max_new=8, sampling=Sampling(temperature=1e6), key=jax.random.key(seed)
+    )
+    first = draw(0)
+    assert first == draw(0) and first != draw(1)
+    assert len({tuple(row) for row in first}) == 3
+    assert min(len(set(row)) for row in first) > 4
+
+
+def test_repetition_is_penalised_in_prompt_and_answer_and_not_in_padding():
+    """By CTRL's formula on logits of the whole text, without a cache."""
+    config, params = load_decoder(GOLDEN / "gpt2")
+    prompts, penalty, new = [[5, 9, 30, 7, 11], [8, 3]], 1.6, 10
+    logits_of = jax.jit(lambda tokens: Decoder(config).apply({"params": params}, tokens))
+    expected = []
+    for prompt in prompts:
+        text = list(prompt)
+        for _ in range(new):
+            padded = np.asarray([text + [0] * (len(prompts[0]) + new - len(text))])
+            row = np.array(logits_of(padded)[0, len(text) - 1])
+            for token in set(text):
+                row[token] = row[token] / penalty if row[token] > 0 else row[token] * penalty
+            text.append(int(row.argmax()))
+        expected.append(text[len(prompt) :])
+    sampling = Sampling(repetition_penalty=penalty)
+    plain = generator("gpt2").generate(prompts, max_new=new)
+    # The shorter text's padding is the token that it writes first.
+    made = generator("gpt2", pad_id=expected[1][0]).generate(
+        prompts, max_new=new, sampling=sampling
+    )
+    assert made == expected and made != plain
+
+
+def longrope_model():
+    """A decoder that outgrows its first angles at 16 tokens; weights that make argmax sharp."""
+    rotary = Rotary(
+        scaling="longrope",
+        factor=4.0,
+        original_positions=16,
+        short_factors=(1.0, 1.1, 1.2, 1.3),
+        long_factors=(2.0, 3.0, 4.0, 5.0),
+    )
+    config = DecoderConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        intermediate_size=24,
+        max_positions=64,
+        family="phi3",
+        rotary=rotary,
+    )
+    model = Decoder(config)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 4), jnp.int32))["params"]
+    return model, jax.tree.map(lambda x: x * 4 if x.ndim > 2 else x, params)
+
+
+def test_texts_that_outgrow_longropes_first_angles_are_read_anew_each_for_itself():
+    model, params = longrope_model()
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(1, 40, n).tolist() for n in (14, 5, 16, 17, 11)]
+    logits_of = jax.jit(lambda tokens, mask: model.apply({"params": params}, tokens, mask))
+    full = np.zeros((5, 32), np.int32)
+    lengths = np.array([len(prompt) for prompt in prompts])
+    for row, prompt in zip(full, prompts):
+        row[: len(prompt)] = prompt
+    for _ in range(8):  # The right value: whole texts at every step, no cache.
+        logits = logits_of(full, (np.arange(32) < lengths[:, None]).astype(np.int32))
+        full[np.arange(5), lengths] = np.asarray(logits)[np.arange(5), lengths - 1].argmax(-1)
+        lengths += 1
+    expected = [row[len(p) : len(p) + 8].tolist() for row, p in zip(full, prompts)]
+    made = Generator(model, params, prompt_multiple=8)
+    assert made.generate(prompts, max_new=8) == expected
+    streamed = zip(*made.stream(prompts, max_new=8))
+    assert [list(row) for row in streamed] == expected
+    # transformers' own generate, a text at a time, of this model as save_decoder writes it.
+    assert expected == TRANSFORMERS
+    best = beam_search(
+        model, params, {}, prompts[0], max_new=8, eos_ids=(39,), search=BeamSearch(1)
+    )
+    assert best[0] == expected[0]
+
+
+def test_a_text_has_longropes_angles_of_its_own_length():
+    """Neither padding, nor another text of the batch or of the row, changes them."""
+    model, params = longrope_model()
+    apply = jax.jit(lambda *inputs: model.apply({"params": params}, *inputs))
+    tokens = np.random.default_rng(1).integers(1, 40, (1, 28)).astype(np.int32)
+    short, long = tokens[:, :8], tokens[:, 8:]
+    packed = apply(tokens, np.asarray([[1] * 8 + [2] * 20]))
+    both = apply(
+        np.concatenate([np.pad(short, ((0, 0), (0, 20))), np.pad(long, ((0, 0), (0, 8)))]),
+        (np.arange(28) < np.array([[8], [20]])).astype(np.int32),
+    )
+    # The same sums over other lengths of padding: float32 rounding of logits of order 1.
+    for found in (packed[0, :8], both[0, :8]):
+        np.testing.assert_allclose(found, apply(short)[0], atol=1e-5)
+    for found in (packed[0, 8:], both[1, :20]):
+        np.testing.assert_allclose(found, apply(long)[0], atol=1e-5)
 
 
 def test_streaming_gives_the_same_tokens_and_compiles_once():
@@ -145,6 +262,9 @@ def test_every_text_of_a_batch_has_its_own_adapter():
         (dict(prompts=[[]], max_new=5), "bos"),
         (dict(prompts=[[1]], max_new=0), "max_new"),
         (dict(prompts=[[1]], max_new=1, sampling=Sampling(1.0)), "needs a key"),
+        (dict(prompts=[[1], [1, 40]], max_new=1), "from 0 to 39, and 40 came"),
+        (dict(prompts=[[-1]], max_new=1), "from 0 to 39, and -1 came"),
+        (dict(prompts=[[1.0]], max_new=1), "from 0 to 39, and 1.0 came"),
     ],
 )
 def test_impossible_requests_are_errors(call, said):
