@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lora_jax.core.extras import needs
-from lora_jax.sweeps.files import write_text
-from lora_jax.sweeps.records import RunRecord, read_metrics
+from lora_jax.sweeps.files import read_lines, write_csv
+from lora_jax.sweeps.records import RunRecord
 from lora_jax.sweeps.settings import flat
 from lora_jax.sweeps.store import RunStore, StoreError
 
@@ -41,15 +39,10 @@ def export_runs(root: str | Path, out: str | Path, *, steps: bool = False) -> in
     if not rows:
         silent = " that logged no step" if records else ""
         raise ValueError(f"There is nothing to export: {root} holds {len(records)} runs{silent}.")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
     if out.suffix == ".csv":
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(out, text.getvalue())
+        write_csv(out, rows)
     else:
-        _write_parquet(rows, columns, out)
+        _write_parquet(rows, out)
     return len(rows)
 
 
@@ -74,14 +67,15 @@ def step_rows(records: Iterable[RunRecord]) -> Iterable[dict[str, Any]]:
     run_id.
     """
     for record in records:
-        for row in read_metrics(record.folder / "metrics.jsonl").rows:
+        for row in read_lines(record.folder / "metrics.jsonl")[0]:
             yield {"run_id": record.run_id, **row}
 
 
-def _write_parquet(rows: list[dict[str, Any]], columns: list[str], out: Path) -> None:
+def _write_parquet(rows: list[dict[str, Any]], out: Path) -> None:
     with needs("parquet"):
         import pyarrow
         from pyarrow import parquet
+    columns = dict.fromkeys(key for row in rows for key in row)
     table = pyarrow.table(
         {name: pyarrow.array(_one_kind([row.get(name) for row in rows])) for name in columns}
     )

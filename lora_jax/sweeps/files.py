@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import gc
+import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,18 @@ def write_text(path: Path, text: str) -> None:
             os.replace(new, path)
         finally:
             new.unlink(missing_ok=True)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Writes a table, as `write_text`; by default with every key of the rows. What a row lacks is
+    empty.
+    """
+    text = io.StringIO()
+    every = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(text, columns or list(every), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def append_line(path: Path, value: Any) -> None:

@@ -128,6 +128,16 @@ def shown_targets(targets: str) -> str:
     return names.get(resolve_targets(targets), targets)
 
 
+def duration(seconds: float) -> str:
+    """A time as people read it: '45 s', '12 min 05 s', '3 h 04 min'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
 def _baseline(config: Config, method: str, seed: int) -> Config:
     quant = replace(config.quant, format=NO_FORMAT)
     return _concrete(replace(config, method=method, quant=quant), seed)

@@ -131,14 +131,6 @@ class Leases:
         except StoreError as unwritten:
             self.say(f"{title}: and the failure could not be recorded: {unwritten}")
 
-    def progressed(self, name: str) -> None:
-        """Notes that a claimed run has written a checkpoint: whoever died on it before, it goes on.
-
-        Raises:
-            RunLocked: it is no longer ours.
-        """
-        self.store.progressed(name)
-
     def release(self, name: str) -> None:
         """Gives a claimed run back, to be gone on with by the next launcher."""
         # Without a word on the disk it reads as interrupted all the same.

@@ -10,6 +10,7 @@ from typing import Any
 from lora_jax.core.extras import needs
 from lora_jax.statistics.interval import over_seeds
 from lora_jax.sweeps.cells import Cell, measure, order
+from lora_jax.sweeps.files import read_lines
 from lora_jax.sweeps.levels import UNLIKE, axes, levels, shown
 from lora_jax.sweeps.plot_style import (
     BASELINES,
@@ -24,7 +25,6 @@ from lora_jax.sweeps.plot_style import (
     panels,
     plain_numbers,
 )
-from lora_jax.sweeps.store import read_metrics
 
 with needs("report"):
     import matplotlib
@@ -262,7 +262,7 @@ def _curves(cells: Sequence[Cell]) -> tuple[str, list[tuple[Cell, tuple[list[int
     training loss.
     """
     rows = {
-        run.run_id: read_metrics(run.folder / "metrics.jsonl").rows
+        run.run_id: read_lines(run.folder / "metrics.jsonl")[0]
         for cell in cells
         for run in cell.runs[:MOST_SEEDS]
     }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lora_jax.core.json_files import parse_json
-from lora_jax.sweeps.files import read_lines
 from lora_jax.sweeps.lock import Lock
 from lora_jax.training.result import RunResult
 
@@ -33,16 +32,6 @@ class RunRecord:
     result: RunResult | None = None
     updated: float | None = None
     attempts: int = 0
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Rows of metrics.jsonl as written, and how many lines could not be read (a kill leaves at most
-    one).
-    """
-
-    rows: Sequence[Mapping[str, Any]]
-    ignored: int
 
 
 @dataclass(frozen=True)
@@ -150,14 +139,6 @@ def make_state(content: Mapping[str, Any]) -> State:
     if status not in _STATUSES:
         raise ValueError(f"status.json needs one of {', '.join(_STATUSES)}, got {status!r}")
     return State(status, content.get("error"), content.get("updated"), content.get("attempts") or 0)
-
-
-def read_metrics(path: Path) -> Metrics:
-    """The rows of a metrics.jsonl; lines that are no JSON object are counted, not read. No file: no
-    rows.
-    """
-    rows, ignored = read_lines(path)
-    return Metrics(tuple(rows), ignored)
 
 
 def _object(path: Path) -> dict[str, Any]:

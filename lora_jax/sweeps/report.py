@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import shlex
 from collections import Counter
@@ -17,7 +15,7 @@ from rich.table import Table
 
 from lora_jax.config import ADAPTERS
 from lora_jax.sweeps.cells import Cell, cells_of, gather, measure, pareto, seed_of
-from lora_jax.sweeps.files import without_collection
+from lora_jax.sweeps.files import without_collection, write_csv
 from lora_jax.sweeps.findings import Findings, findings_of
 from lora_jax.sweeps.grid import shown_targets
 from lora_jax.sweeps.html_report import page, spread_table, tests_table
@@ -67,14 +65,14 @@ def write_and_summarise(
     out = Path(out_dir) if out_dir is not None else folders[0] / "report"
     plots.make_folder(out)
 
-    _write_table(out / "report.csv", [_run_row(record) for record in records if record.result])
-    _write_table(out / "cells.csv", [_cell_row(cell) for cell in cells])
+    write_csv(out / "report.csv", [_run_row(record) for record in records if record.result])
+    write_csv(out / "cells.csv", [_cell_row(cell) for cell in cells])
     found = findings_of(
         cells, missing=len(pending) + sum(record.status != "done" for record in records)
     )
     headings, rows = tests_table(found, measure(cells))
     tests = [dict(zip(headings, row, strict=True)) for row in rows]
-    _write_table(out / "tests.csv", tests, headings)
+    write_csv(out / "tests.csv", tests, headings)
 
     pictures = plots.draw(cells, found, out, footnote(cells))
     made = _Page(cells, found, records, pending, _commands(folders, out_dir, records))
@@ -252,15 +250,6 @@ def _run_row(record: RunRecord) -> dict[str, Any]:
         row |= {"format": config["quant"]["format"], "rank": config["lora"]["rank"]}
         row["targets"] = shown_targets(config["lora"]["targets"])
     return row | record.result.row()
-
-
-def _write_table(path: Path, rows: Sequence[Mapping[str, Any]], fields: Sequence[str] = ()) -> None:
-    text = io.StringIO()
-    columns = fields or dict.fromkeys(key for row in rows for key in row)
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,7 @@ class _Sweep:
                 wide=pack.wide,
                 slots=slots,
                 judge=judge,
-                saved=lambda run: self.leases.progressed(run_id(run.config)),
+                saved=lambda run: self.leases.store.progressed(run_id(run.config)),
                 quiet=self.quiet,
                 title=f"{len(group)} runs, {slots} at a time" if many else self.title(group[0]),
             )

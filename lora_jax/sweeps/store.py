@@ -44,12 +44,10 @@ from lora_jax.sweeps.files import StoreError, disk, turns, write_json, write_tex
 from lora_jax.sweeps.lock import Lock, RunLocked
 from lora_jax.sweeps.provenance import environment, version
 from lora_jax.sweeps.records import (
-    Metrics,
     RunRecord,
     State,
     Status,
     is_run,
-    read_metrics,
     read_run,
     read_state,
 )
@@ -58,8 +56,8 @@ from lora_jax.sweeps.settings import changed_settings
 from lora_jax.training.result import RunResult
 
 __all__ = [
-    "FORMAT", "Metrics", "RunConflict", "RunDone", "RunLocked", "RunRecord", "RunStore", "Status", "StoreError", "StoreVersionError",
-    "environment", "is_run", "read_metrics", "read_run", "write_json", "write_text",
+    "FORMAT", "RunConflict", "RunDone", "RunLocked", "RunRecord", "RunStore", "Status", "StoreError", "StoreVersionError",
+    "environment", "is_run", "read_run", "write_json", "write_text",
 ]  # fmt: skip
 
 # 1 had no store.json and no index.jsonl, 2 other ids: both are read as they are, and their runs
@@ -307,10 +305,6 @@ class RunStore:
         "error"}.
         """
         return index.history(self.root)
-
-    def metrics(self, run_id: str) -> Metrics:
-        """The rows that the run has logged; a half-written last line is ignored and counted."""
-        return read_metrics(self.folder(run_id) / "metrics.jsonl")
 
     def write_plan(self, run_ids: Sequence[str]) -> None:
         """Adds the ids to plan.json, so that a report can say which runs of the sweep are still to

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_jax.sweeps.files import last_line
+from lora_jax.sweeps.grid import duration
 from lora_jax.sweeps.lock import Lock
 from lora_jax.sweeps.records import RunRecord
 from lora_jax.sweeps.store import RunStore
@@ -121,7 +122,7 @@ def frame(seen: Snapshot) -> RenderableType:
         for one in seen.running[:MOST_ROWS]:
             step = f"{one.step}/{one.steps}" if one.steps else str(one.step)
             loss = "" if one.loss is None else f"{one.loss:.4f}"
-            silent = "" if one.silent_seconds is None else f"{_duration(one.silent_seconds)} ago"
+            silent = "" if one.silent_seconds is None else f"{duration(one.silent_seconds)} ago"
             table.add_row(one.record.run_id, step, loss, silent, one.owner)
         parts += [table, *_more(len(seen.running))]
     if seen.failed:
@@ -188,17 +189,8 @@ def _left(seen: Snapshot) -> str:
         return "nobody is at work; the command that started the sweep goes on with it"
     if seen.seconds_left is None:
         return "not known until a run is done"
-    return f"about {_duration(seen.seconds_left)}"
+    return f"about {duration(seen.seconds_left)}"
 
 
 def _more(count: int) -> list[Text]:
     return [Text(f"and {count - MOST_ROWS} more")] if count > MOST_ROWS else []
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -121,10 +121,15 @@ def test_the_plan_of_a_stack_predicts_its_memory_and_says_what_keeps_runs_apart(
 ):
     (_, together), _ = both
     groups = plan(replace(together, out=str(tmp_path)))
-    assert [(len(group.runs), group.slots) for group in groups] == [(1, 1), (4, 4), (4, 4)]
+    assert [(len(group.pack.runs), group.pack.slots) for group in groups] == [
+        (1, 1),
+        (4, 4),
+        (4, 4),
+    ]
     for group in groups[1:]:
-        assert group.peak_bytes > group.base_bytes + group.trained_bytes and group.seconds > 0
-    assert groups[2].why == ("method: lora, qlora", "quant.format: none, nf4")
+        needs = group.needs
+        assert needs.peak_bytes > needs.base_bytes + needs.trained_bytes and group.seconds > 0
+    assert groups[2].pack.why == ("method: lora, qlora", "quant.format: none, nf4")
     table = plan_table(groups)
     assert "quant.format: none, nf4" in table.caption and "training takes about" in table.title
     # Runs that are done give the time of those that are not.

@@ -12,6 +12,7 @@ import pytest
 
 from lora_jax.config import Config
 from lora_jax.sweeps import store as store_module
+from lora_jax.sweeps.files import read_lines
 from lora_jax.sweeps.leases import MOST_ATTEMPTS, Leases
 from lora_jax.sweeps.lock import RunLocked
 from lora_jax.sweeps.records import read_run
@@ -81,8 +82,8 @@ def test_damaged_files_make_a_failed_run_and_spare_the_others(tmp_path):
 
 def test_a_half_written_line_of_metrics_is_counted_not_read(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
-    metrics = store_module.read_metrics(tmp_path / "metrics.jsonl")
-    assert [row["step"] for row in metrics.rows] == [1, 2] and metrics.ignored == 1
+    rows, ignored = read_lines(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2] and ignored == 1
 
 
 def test_a_full_disk_is_one_paragraph_and_keeps_the_old_file(tmp_path, monkeypatch):
@@ -267,7 +268,7 @@ def test_a_checkpoint_forgives_the_deaths_before_it(tmp_path):
     leases = Leases(store, ENVIRONMENT, said.append)
     assert leases.claim("a", Config(), "a run") is not None
     assert store.state("a").attempts == MOST_ATTEMPTS
-    leases.progressed("a")
+    store.progressed("a")
     assert store.state("a").attempts == 1 and store.status("a") == "running"
     store.release("a")
 
@@ -279,7 +280,7 @@ def test_a_run_whose_folder_was_removed_has_failed(tmp_path):
         assert leases.claim(name, Config(), name) is not None
         shutil.rmtree(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="a was removed while the run was trained"):
-        leases.progressed("a")
+        store.progressed("a")
     leases.finish("b", RunResult.from_json({"test_accuracy": 0.1}), "done")
     assert leases.failed == ["b"] and "was removed" in said[-1] and leases.done == []
     assert store.status("b") == "pending"

@@ -23,9 +23,10 @@ from lab.examples import example_losses
 from lab.verdicts import Verdict, paired_losses
 from lora_jax.config import Config
 from lora_jax.statistics.interval import Interval
+from lora_jax.sweeps.files import read_lines
 from lora_jax.sweeps.grid import run_id
 from lora_jax.sweeps.provenance import environment
-from lora_jax.sweeps.store import RunStore, is_run, read_metrics, read_run
+from lora_jax.sweeps.store import RunStore, is_run, read_run
 from lora_jax.training.result import RunResult
 
 FACTOR = math.sqrt(10)  # from one learning rate of a grid to the next
@@ -120,7 +121,7 @@ class Run:
 
     def trace(self, split: str = "train") -> list[tuple[int, float]]:
         """(step, loss) of a split as it was logged."""
-        rows = read_metrics(self.folder / "metrics.jsonl").rows
+        rows = read_lines(self.folder / "metrics.jsonl")[0]
         return [(row["step"], row["loss"]) for row in rows if row["split"] == split]
 
     def losses(self, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
