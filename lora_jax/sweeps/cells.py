@@ -16,7 +16,7 @@ from lora_jax.config import ADAPTERS, NO_FORMAT
 from lora_jax.io.contents import changed_contents
 from lora_jax.metrics.score import Score
 from lora_jax.sweeps.grid import shown_format, shown_targets
-from lora_jax.sweeps.measure import Measure, measure_of
+from lora_jax.sweeps.measure import Measure
 from lora_jax.sweeps.settings import NOT_READ, differing, names_of, settings_of
 from lora_jax.sweeps.store import RunRecord, RunStore, is_run, read_run
 
@@ -264,9 +264,15 @@ def measure(cells: Sequence[Cell]) -> Measure:
     """How the metric of these cells is written.
 
     Raises:
-        ValueError: they are of several metrics.
+        ValueError: there is no cell, or they are of several metrics.
     """
-    return measure_of(cell.score for cell in cells)
+    found = {(score.name, score.unit): score for score in (cell.score for cell in cells)}
+    if len(found) != 1:
+        named = ", ".join(score.label for score in found.values()) or "no score"
+        raise ValueError(
+            f"Runs are compared by one metric, got {named}. Make a report of each by itself."
+        )
+    return Measure(*found.values())
 
 
 def front(cells: Iterable[Cell], cost: Callable[[Cell], float | None]) -> list[Cell]:

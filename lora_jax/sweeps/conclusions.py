@@ -11,8 +11,17 @@ from lora_jax.statistics.interval import share_interval
 from lora_jax.statistics.paired import detectable_difference
 from lora_jax.statistics.variance import REST, Decomposition
 from lora_jax.sweeps.cells import Cell, measure
-from lora_jax.sweeps.comparisons import CellTest, LevelTest, seed_deviation
-from lora_jax.sweeps.example_tests import ExampleTest
+from lora_jax.sweeps.comparisons import (
+    CellTest,
+    ExampleTest,
+    LevelTest,
+    adapters,
+    against_best,
+    between_levels,
+    on_examples,
+    seed_deviation,
+    spread,
+)
 from lora_jax.sweeps.levels import UNLIKE, axes
 from lora_jax.sweeps.measure import Measure
 
@@ -25,6 +34,26 @@ class Conclusions:
 
     supported: tuple[str, ...]
     unsupported: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Tests and sources of spread of the adapters of a sweep, and what follows from them."""
+
+    against_best: tuple[CellTest, ...]
+    between_levels: tuple[LevelTest, ...]
+    spread: Decomposition | None
+    on_examples: tuple[ExampleTest, ...]
+    conclusions: Conclusions
+
+
+def findings_of(cells: Sequence[Cell], missing: int = 0) -> Findings:
+    """The findings of these cells; `missing` is how many planned runs have no result."""
+    chosen = adapters(cells)
+    tests, contrasts, table = against_best(chosen), between_levels(chosen), spread(chosen)
+    examples = on_examples(chosen)
+    conclusions = conclude(chosen, tests, contrasts, table, missing, examples)
+    return Findings(tuple(tests), tuple(contrasts), table, tuple(examples), conclusions)
 
 
 def conclude(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lora_jax.statistics.variance import REST
-from lora_jax.sweeps.findings import Findings
+from lora_jax.sweeps.conclusions import Findings
 from lora_jax.sweeps.measure import Measure
 
 _ASSETS = Path(__file__).parent / "assets"

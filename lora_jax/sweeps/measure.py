@@ -5,7 +5,6 @@ right answers, else as a plain number.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lora_jax.metrics.score import Score
@@ -75,18 +74,3 @@ class Measure:
         """A difference in points, or as a plain number with one digit more than a value."""
         digits = 2 if self.score.share else 4
         return "n/a" if math.isnan(value) else f"{value * self.factor:{sign}.{digits}f}"
-
-
-def measure_of(scores: Iterable[Score]) -> Measure:
-    """The measure of scores of one metric.
-
-    Raises:
-        ValueError: there is none, or they are of several metrics.
-    """
-    found = {(score.name, score.unit): score for score in scores}
-    if len(found) != 1:
-        named = ", ".join(score.label for score in found.values()) or "no score"
-        raise ValueError(
-            f"Runs are compared by one metric, got {named}. Make a report of each by itself."
-        )
-    return Measure(*found.values())

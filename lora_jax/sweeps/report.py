@@ -15,8 +15,8 @@ from rich.table import Table
 
 from lora_jax.config import ADAPTERS
 from lora_jax.sweeps.cells import Cell, cells_of, gather, measure, pareto, seed_of
+from lora_jax.sweeps.conclusions import Findings, findings_of
 from lora_jax.sweeps.files import without_collection, write_csv
-from lora_jax.sweeps.findings import Findings, findings_of
 from lora_jax.sweeps.grid import shown_targets
 from lora_jax.sweeps.html_report import page, spread_table, tests_table
 from lora_jax.sweeps.measure import Measure

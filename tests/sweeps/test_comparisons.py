@@ -13,9 +13,14 @@ from scipy import stats
 
 from lora_jax import config as settings
 from lora_jax.sweeps.cells import cells_of
-from lora_jax.sweeps.comparisons import against_best, between_levels, seed_deviation, spread
-from lora_jax.sweeps.example_tests import on_examples
-from lora_jax.sweeps.findings import findings_of
+from lora_jax.sweeps.comparisons import (
+    against_best,
+    between_levels,
+    on_examples,
+    seed_deviation,
+    spread,
+)
+from lora_jax.sweeps.conclusions import findings_of
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.levels import axes, levels
 from lora_jax.sweeps.store import RunRecord

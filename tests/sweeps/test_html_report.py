@@ -13,7 +13,7 @@ import pytest
 from made_up_sweep import fill, grid
 
 from lora_jax.sweeps.cells import cells_of, gather
-from lora_jax.sweeps.findings import findings_of
+from lora_jax.sweeps.conclusions import findings_of
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.html_report import MOST_ROWS, table
 from lora_jax.sweeps.report import write_report

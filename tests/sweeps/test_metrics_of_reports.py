@@ -13,8 +13,8 @@ from made_up_sweep import fill, grid, result_by
 
 from lora_jax.sweeps import watch
 from lora_jax.sweeps.cells import cells_of, front, gather
+from lora_jax.sweeps.conclusions import findings_of
 from lora_jax.sweeps.export import run_rows
-from lora_jax.sweeps.findings import findings_of
 from lora_jax.sweeps.grid import expand
 from lora_jax.sweeps.report import headline, write_report
 from lora_jax.sweeps.store import RunStore
