@@ -31,7 +31,7 @@ from lora_jax.config import (
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.quantize import QuantSpec
 from lora_jax.data.recipes import Decoding
-from lora_jax.tasks.specs import quant_spec
+from lora_jax.tasks.building import quant_spec
 
 DEFAULT = str(Path(__file__).parents[1] / "configs" / "default.py")
 

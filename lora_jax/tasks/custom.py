@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +17,15 @@ from jaxtyping import Int
 
 from lora_jax.adapters.apply import apply
 from lora_jax.adapters.sites import check_inputs, find_sites
-from lora_jax.adapters.surgery import adapt
-from lora_jax.config import ADAPTERS, Config
 from lora_jax.core.fingerprint import fingerprint
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules
 from lora_jax.core.quantize import QuantSpec
 from lora_jax.core.trainable import Trainables
 from lora_jax.data.batches import EpochBatches
-from lora_jax.metrics.table import Primary
+from lora_jax.data.buckets import PlannedBatch
 from lora_jax.tasks.losses import Losses
 from lora_jax.tasks.opened import Opened
-from lora_jax.tasks.specs import lora_spec, quant_spec
-from lora_jax.tasks.task import Trees
 
 _ENDLESS_EPOCHS = 2**31  # sources have a length
 
@@ -104,13 +100,6 @@ class Arrays:
         return fingerprint(self.arrays)
 
 
-class PlannedRows(NamedTuple):
-    """The examples of a batch; `length` is how many, the one size that changes."""
-
-    indices: Int[np.ndarray, " rows"]
-    length: int
-
-
 class ArrayBatches(EpochBatches):
     """The batches of a split; see `EpochBatches`.
 
@@ -136,15 +125,15 @@ class ArrayBatches(EpochBatches):
         self.steps_per_epoch = len(self.plan(0))
         self._steps = self.steps_per_epoch * (_ENDLESS_EPOCHS if epochs is None else epochs)
 
-    def _plan(self, epoch: int) -> list[PlannedRows]:
+    def _plan(self, epoch: int) -> list[PlannedBatch]:
         order, size = np.arange(len(self.encoded)), self.batch_size
         if self.shuffle:
             order = np.random.default_rng((self.seed, epoch)).permutation(order)
             order = order[: len(order) // size * size]
         parts = [order[start : start + size] for start in range(0, len(order), size)]
-        return [PlannedRows(part, len(part)) for part in parts]
+        return [PlannedBatch(len(part), part) for part in parts]
 
-    def _make(self, planned: PlannedRows) -> dict[str, np.ndarray]:
+    def _make(self, planned: PlannedBatch) -> dict[str, np.ndarray]:
         return self.encoded.rows(planned.indices)
 
     def fingerprint(self) -> str:
@@ -160,69 +149,16 @@ class CustomTask(Opened):
     """
 
     loss: Callable[..., jax.Array] | None = None
-    lora: Rules[LoraSpec] | None = None
-    quant: Rules[QuantSpec] | None = None
-    whole: Sequence[str] = ()
-
-    metrics: ClassVar[tuple[str, ...]] = ()
-    primary: ClassVar[Primary] = Primary("loss", False, "records")
 
     @property
     def per_example(self) -> CustomLosses:
         """See `Task`."""
         return CustomLosses(self.model, self.loss)
 
-    def batches(
-        self,
-        split: str,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        shuffle: bool = True,
-        epochs: int | None = None,
-        accumulate: int = 1,
-        packed: bool = True,
+    def _batches(
+        self, encoded: Any, batch_size: int, rows: Mapping[str, Any], **order: Any
     ) -> ArrayBatches:
-        """See `Task.batches`."""
-        return ArrayBatches(
-            self.split(split), batch_size, seed=seed, shuffle=shuffle, epochs=epochs
-        )
-
-    def examples_of(self, planned: PlannedRows) -> list[int]:
-        """See `Task.examples_of`."""
-        return planned.indices.tolist()
-
-    def answer(self, split: str, example: int, said: Any) -> tuple[Any, Any]:
-        """There is no answer: the loss alone is known."""
-        raise NotImplementedError("A task of one's own has no answers, its loss alone is known.")
-
-    def _select(
-        self, config: Config, params: Any, key: jax.Array, rules: Rules[LoraSpec] | None = None
-    ) -> Trees:
-        options: dict[str, Any] = dict(key=key, sites=self.sites)
-        if config.method == "full":
-            return adapt(self.model, params, (), whole=[".*"], **options)
-        if config.method not in ADAPTERS:
-            raise ValueError(
-                f"config.method {config.method!r} is for the encoders of this library. For a "
-                "module of one's own use 'lora', 'qlora' or 'full'."
-            )
-        quant: Any = []
-        if config.method == "qlora":
-            quant = self.quant or [(self.targets(config.quant.targets), quant_spec(config))]
-        if rules is None:
-            rules = self.lora or [(self.targets(config.lora.targets), lora_spec(config))]
-        return adapt(
-            self.model,
-            params,
-            (),
-            lora=rules,
-            quant=quant,
-            whole=self.whole,
-            bias=config.lora.bias,
-            statistics=self._measured(config, params, rules),
-            **options,
-        )
+        return ArrayBatches(encoded, batch_size, **order)
 
 
 def custom_task(
@@ -270,8 +206,6 @@ def custom_task(
         params=params,
         sites=find_sites(model, *inputs),
         splits={name: Arrays(arrays) for name, arrays in splits.items()},
-        buckets=(),
-        label_names=(),
         note=note,
         base=fingerprint(params),
         loss=loss,

@@ -13,11 +13,10 @@ import numpy as np
 
 from lora_jax.adapters.sites import find_sites
 from lora_jax.adapters.surgery import adapt
-from lora_jax.config import ADAPTERS, Config, DataConfig, ModelConfig, resolve_targets
+from lora_jax.config import ADAPTERS, Config, DataConfig, ModelConfig
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules
 from lora_jax.data import Batches, choose_buckets, encode
-from lora_jax.data.buckets import FILLER
 from lora_jax.data.encoding import cut_note
 from lora_jax.io.encoder_tokenizer import load_tokenizer
 from lora_jax.io.hub import resolve
@@ -25,13 +24,11 @@ from lora_jax.io.weights import open_model
 from lora_jax.metrics.table import METRICS, Primary
 from lora_jax.models.encoder import Encoder
 from lora_jax.models.kinds import example_inputs
-from lora_jax.tasks.base import params_of
 from lora_jax.tasks.baseline import with_baseline
-from lora_jax.tasks.building import build_options, check_sizes
+from lora_jax.tasks.building import build_options, check_sizes, params_of
 from lora_jax.tasks.heads import HeadLosses
 from lora_jax.tasks.opened import Opened
 from lora_jax.tasks.reading import examples_of
-from lora_jax.tasks.specs import lora_spec, quant_spec
 from lora_jax.tasks.task import Trees
 
 _HEAD = r"classifier/.*"
@@ -49,6 +46,8 @@ class EncoderTask(Opened):
     classifier whole; the other methods: the classifier and what `lora_jax.adapters.baselines` says.
     Data-driven initialisers measure training batches.
     """
+
+    buckets: tuple[int, ...] = ()  # padded lengths
 
     @property
     def head(self) -> str:
@@ -71,25 +70,6 @@ class EncoderTask(Opened):
         name = self.metrics[0]
         unit = "words" if self.head == "token" else "records"
         return Primary(name, METRICS[name].higher_is_better, unit)
-
-    def batches(
-        self,
-        split: str,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        shuffle: bool = True,
-        epochs: int | None = None,
-        accumulate: int = 1,
-        packed: bool = True,
-    ) -> Batches:
-        """See `Task.batches`. Sentences are padded to one of `buckets`; none share a row."""
-        options: dict[str, Any] = dict(seed=seed, shuffle=shuffle, epochs=epochs)
-        return Batches(self.split(split), self.buckets, batch_size, **options)
-
-    def examples_of(self, planned: Any) -> list[int]:
-        """See `Task.examples_of`."""
-        return [int(index) for index in planned.indices if index != FILLER]
 
     def answer(self, split: str, example: int, said: Any) -> tuple[Any, Any]:
         """See `Task.answer`."""
@@ -116,6 +96,12 @@ class EncoderTask(Opened):
     def _head_has_pooler(self, params: Mapping[str, Any]) -> bool:
         return getattr(self.model.config, "pooler_in_head", False) and "pooler" in params
 
+    def _batches(
+        self, encoded: Any, batch_size: int, rows: Mapping[str, Any], **order: Any
+    ) -> Batches:
+        # Texts are padded to one of the buckets, and none share a row.
+        return Batches(encoded, self.buckets, batch_size, **order)
+
     def _select(
         self, config: Config, params: Any, key: jax.Array, rules: Rules[LoraSpec] | None = None
     ) -> Trees:
@@ -125,32 +111,15 @@ class EncoderTask(Opened):
         if self._head_has_pooler(params):
             head, apart = _WIDE_HEAD, [("pooler/.*", None)]
             params["pooler"] = _new_head(params["pooler"], jax.random.fold_in(head_key, 1))
-        options: dict[str, Any] = dict(key=lora_key, sites=self.sites)
 
-        if config.method not in ADAPTERS:
-            whole = {"full": [".*"], "bitfit": [r".*/bias", head]}.get(config.method, [head])
-            trees = adapt(self.model, params, (), whole=whole, **options)
-            return with_baseline(config, self.model.config, self.sites, params, trees, lora_key)
-
-        quant = []
-        if config.method == "qlora":
-            quant = [*apart, (resolve_targets(config.quant.targets), quant_spec(config))]
-        if rules is None:
-            rules = [(resolve_targets(config.lora.targets), lora_spec(config))]
-        rules = [*apart, *rules]
-        words = config.lora.embedding_rows
-        return adapt(
-            self.model,
-            params,
-            (),
-            lora=rules,
-            quant=quant,
-            whole=[head],
-            bias=config.lora.bias,
-            rows={} if words is None else {_WORDS: words},
-            statistics=self._measured(config, params, rules),
-            **options,
-        )
+        if config.method in ADAPTERS:
+            words = config.lora.embedding_rows
+            rows = {} if words is None else {_WORDS: words}
+            options: dict[str, Any] = dict(apart=apart, whole=[head], rows=rows)
+            return self._adapted(config, params, lora_key, rules, **options)
+        whole = {"full": [".*"], "bitfit": [r".*/bias", head]}.get(config.method, [head])
+        trees = adapt(self.model, params, (), whole=whole, key=lora_key, sites=self.sites)
+        return with_baseline(config, self.model.config, self.sites, params, trees, lora_key)
 
 
 def open_encoder(model_config: ModelConfig, data: DataConfig) -> EncoderTask:

@@ -11,10 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lora_jax.adapters.sites import find_sites
-from lora_jax.adapters.surgery import adapt
-from lora_jax.config import ADAPTERS, TARGETS, Config, DataConfig, ModelConfig
-from lora_jax.core.lowrank import LoraSpec
-from lora_jax.core.paths import Rules
+from lora_jax.config import TARGETS, DataConfig, ModelConfig
 from lora_jax.data.completions import (
     Completions,
     EncodedCompletions,
@@ -34,15 +31,12 @@ from lora_jax.metrics.score import Score
 from lora_jax.metrics.table import Primary
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.t5 import T5
-from lora_jax.tasks.base import params_of
-from lora_jax.tasks.building import build_options, check_sizes
+from lora_jax.tasks.building import build_options, check_sizes, params_of
 from lora_jax.tasks.generated import generate_predictions
 from lora_jax.tasks.language_loss import TokenLosses
 from lora_jax.tasks.opened import Opened
 from lora_jax.tasks.predictions import predict, scores_of
 from lora_jax.tasks.reading import completions_of, recipe_of
-from lora_jax.tasks.specs import lora_spec, quant_spec
-from lora_jax.tasks.task import Trees
 
 # The names of TARGETS in a model of two stacks: attention across them beside that within each.
 _STACK_TARGETS = {
@@ -59,7 +53,6 @@ class DecoderTask(Opened):
 
     generator: ClassVar[type[Generator] | None] = Generator
     beams: ClassVar[bool] = True
-    metrics: ClassVar[tuple[str, ...]] = ()
     primary: ClassVar[Primary] = Primary("loss", False, "tokens")
 
     @property
@@ -67,31 +60,15 @@ class DecoderTask(Opened):
         """See `Task`."""
         return TokenLosses(self.model)
 
-    def batches(
-        self,
-        split: str,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        shuffle: bool = True,
-        epochs: int | None = None,
-        accumulate: int = 1,
-        packed: bool = True,
+    def _batches(
+        self, encoded: Any, batch_size: int, rows: Mapping[str, Any], **order: Any
     ) -> PackedBatches:
-        """See `Task.batches`. Short examples share a row; `batch_size` counts examples."""
-        encoded = self.split(split)
-        options: dict[str, Any] = dict(seed=seed, shuffle=shuffle, epochs=epochs, packed=packed)
-        return PackedBatches(
-            encoded, batch_size, length=encoded.max_length, row_multiple=accumulate, **options
-        )
+        # Short examples share a row; `batch_size` counts examples.
+        return PackedBatches(encoded, batch_size, length=encoded.max_length, **rows, **order)
 
     def examples_of(self, planned: Any) -> list[int]:
         """See `Task.examples_of`."""
         return [row[0] for row in planned.rows]
-
-    def answer(self, split: str, example: int, said: Any) -> tuple[Any, Any]:
-        """A language model's texts are generated: see `generate_predictions`."""
-        raise NotImplementedError("A language model's answers are generated, not read off a batch.")
 
     def scores(
         self,
@@ -114,33 +91,6 @@ class DecoderTask(Opened):
         temperature = data.mixture_temperature
         return encode_completions(records, self.tokenizer, data.max_length, temperature=temperature)
 
-    def _select(
-        self, config: Config, params: Any, key: jax.Array, rules: Rules[LoraSpec] | None = None
-    ) -> Trees:
-        options: dict[str, Any] = dict(key=key, sites=self.sites)
-        if config.method == "full":
-            return adapt(self.model, params, (), whole=[".*"], **options)
-        if config.method not in ADAPTERS:
-            raise ValueError(
-                f"config.method {config.method!r} is for classifiers. For a language model use "
-                "'lora', 'qlora' or 'full'."
-            )
-        quant = []
-        if config.method == "qlora":
-            quant = [(self.targets(config.quant.targets), quant_spec(config))]
-        if rules is None:
-            rules = [(self.targets(config.lora.targets), lora_spec(config))]
-        return adapt(
-            self.model,
-            params,
-            (),
-            lora=rules,
-            quant=quant,
-            bias=config.lora.bias,
-            statistics=self._measured(config, params, rules),
-            **options,
-        )
-
 
 @dataclass(eq=False)
 class Seq2SeqTask(DecoderTask):
@@ -151,20 +101,10 @@ class Seq2SeqTask(DecoderTask):
     generator: ClassVar[type[Generator] | None] = PairGenerator
     beams: ClassVar[bool] = False
 
-    def batches(
-        self,
-        split: str,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        shuffle: bool = True,
-        epochs: int | None = None,
-        accumulate: int = 1,
-        packed: bool = True,
+    def _batches(
+        self, encoded: Any, batch_size: int, rows: Mapping[str, Any], **order: Any
     ) -> PairBatches:
-        """See `Task.batches`. Short pairs share a row; `batch_size` counts pairs."""
-        options: dict[str, Any] = dict(seed=seed, shuffle=shuffle, epochs=epochs, packed=packed)
-        return PairBatches(self.split(split), batch_size, row_multiple=accumulate, **options)
+        return PairBatches(encoded, batch_size, **rows, **order)
 
     def encode(self, records: Completions, data: DataConfig) -> EncodedCompletions:
         """Prompts and completions as the model reads them: source and target (`EncodedPairs`)."""
@@ -214,9 +154,6 @@ def _opened(folder: Path, model_config: ModelConfig, tokenizer: TextTokenizer) -
         params=params_of(stored),
         sites=find_sites(model, *[tokens] * (4 if pairs else 1)),
         splits={},
-        buckets=(),
-        label_names=(),
-        note="",
         base=stored.fingerprint(),
         tokenizer=tokenizer,
     )

@@ -11,18 +11,22 @@ import jax
 
 from lora_jax.adapters.calibration import input_moments, weight_gradients
 from lora_jax.adapters.sites import Site
-from lora_jax.config import Config, resolve_targets
+from lora_jax.adapters.surgery import adapt
+from lora_jax.config import ADAPTERS, Config, resolve_targets
 from lora_jax.core.host import to_device
 from lora_jax.core.init import initializer_named
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules, flatten, match, unflatten
+from lora_jax.core.quantize import QuantSpec
 from lora_jax.data import Recipe
+from lora_jax.data.batches import EpochBatches
+from lora_jax.data.buckets import FILLER
 from lora_jax.generation.engine import Generator
 from lora_jax.metrics.score import Score
-from lora_jax.tasks.base import shapes_of
+from lora_jax.metrics.table import Primary
+from lora_jax.tasks.building import lora_spec, quant_spec, shapes_of, unquantised
 from lora_jax.tasks.losses import Summed
 from lora_jax.tasks.predictions import predict, scores_of
-from lora_jax.tasks.specs import lora_spec, unquantised
 from lora_jax.tasks.task import Trees
 
 
@@ -32,23 +36,29 @@ class Opened:
 
     `params` are arrays, or weights that are read from their files when they are asked for
     (`StoredWeight`), a head included; `base` is the fingerprint of those that are pretrained.
+    `lora` and `quant` are rules on paths instead of those of a run's config, `whole` patterns of
+    weights that are trained whole beside adapters.
     """
 
     model: Any
     params: Mapping[str, Any]
     sites: Mapping[str, Site]
     splits: Mapping[str, Any]
-    buckets: tuple[int, ...]
-    label_names: tuple[str, ...]
-    note: str
     base: str
+    label_names: tuple[str, ...] = ()
+    note: str = ""
     records: Mapping[str, Any] = field(default_factory=dict)
     recipe: Recipe | None = None
     tokenizer: Any = None
+    data: str = ""
+    lora: Rules[LoraSpec] | None = None
+    quant: Rules[QuantSpec] | None = None
+    whole: Sequence[str] = ()
 
     generator: ClassVar[type[Generator] | None] = None
     beams: ClassVar[bool] = False
-    data: str = ""
+    metrics: ClassVar[Any] = ()
+    primary: ClassVar[Any] = Primary("loss", False, "records")
 
     def trainable(
         self, config: Config, key: jax.Array, *, frozen: Mapping[str, Any] | None = None
@@ -109,16 +119,87 @@ class Opened:
             raise ValueError(f"A split needs to be one of {', '.join(self.splits)}, got {name!r}.")
         return self.splits[name]
 
+    def batches(
+        self,
+        split: str,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        epochs: int | None = None,
+        accumulate: int = 1,
+        packed: bool = True,
+    ) -> EpochBatches:
+        """See `Task.batches`."""
+        order: dict[str, Any] = dict(seed=seed, shuffle=shuffle, epochs=epochs)
+        rows: dict[str, Any] = dict(row_multiple=accumulate, packed=packed)
+        return self._batches(self.split(split), batch_size, rows, **order)
+
+    def examples_of(self, planned: Any) -> list[int]:
+        """See `Task.examples_of`."""
+        return [int(index) for index in planned.indices if index != FILLER]
+
+    def answer(self, split: str, example: int, said: Any) -> tuple[Any, Any]:
+        """See `Task.answer`."""
+        raise NotImplementedError("Of this model's batches the loss alone is known.")
+
     def scores(
         self, frozen: Mapping[str, Any], trainable: Mapping[str, Any], split: str, **options: Any
     ) -> list[Score]:
         """See `Task.scores`; options are those of `predict`."""
         return scores_of(predict(self, frozen, trainable, split, **options), self.primary)
 
+    def _batches(
+        self, encoded: Any, batch_size: int, rows: Mapping[str, Any], **order: Any
+    ) -> EpochBatches:
+        """The batches of an encoded split; `rows` says what those of several examples are like."""
+        raise NotImplementedError
+
     def _select(
         self, config: Config, params: Any, key: jax.Array, rules: Rules[LoraSpec] | None = None
     ) -> Trees:
-        raise NotImplementedError
+        """The frozen weights and what is trained of `params`, by the config's method. `rules` for
+        the factors are instead of the config's.
+        """
+        if config.method == "full":
+            return adapt(self.model, params, (), whole=[".*"], key=key, sites=self.sites)
+        if config.method not in ADAPTERS:
+            raise ValueError(
+                f"config.method {config.method!r} is for classifiers. For a language model use "
+                "'lora', 'qlora' or 'full', and so for any other module."
+            )
+        return self._adapted(config, params, key, rules, whole=self.whole)
+
+    def _adapted(
+        self,
+        config: Config,
+        params: Any,
+        key: jax.Array,
+        rules: Rules[LoraSpec] | None,
+        *,
+        apart: Rules[Any] = (),
+        **options: Any,
+    ) -> Trees:
+        """Factors on a base that is quantised under method qlora, but for what `apart` excepts."""
+        quant: Rules[QuantSpec] = ()
+        if config.method == "qlora":
+            quant = self.quant or [(self.targets(config.quant.targets), quant_spec(config))]
+        if rules is None:
+            rules = self.lora or [(self.targets(config.lora.targets), lora_spec(config))]
+        rules = [*apart, *rules]
+
+        return adapt(
+            self.model,
+            params,
+            (),
+            lora=rules,
+            quant=[*apart, *quant] if quant else (),
+            bias=config.lora.bias,
+            statistics=self._measured(config, params, rules),
+            key=key,
+            sites=self.sites,
+            **options,
+        )
 
     def _measured(
         self, config: Config, params: Mapping[str, Any], rules: Sequence[Any]
