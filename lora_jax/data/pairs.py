@@ -90,35 +90,6 @@ def encode_pairs(
     )
 
 
-def pair_batch(encoded: EncodedPairs, planned: PlannedRows, lengths: tuple[int, int]) -> PairBatch:
-    """The arrays of a planned batch, `lengths` long."""
-    shapes = [(planned.count, length) for length in lengths]
-    tokens, segments = np.full(shapes[0], encoded.pad_id, np.int32), np.zeros(shapes[0], np.int32)
-    target = np.full(shapes[1], encoded.pad_id, np.int32)
-    target_segments, labels = np.zeros(shapes[1], np.int32), np.zeros(shapes[1], np.int32)
-    for row, members in enumerate(planned.rows):
-        at, to = 0, 0
-        for number, index in enumerate(members, 1):
-            source, wanted = np.split(encoded.tokens[index], [encoded.prompt_lengths[index]])
-            end, until = at + len(source), to + len(wanted)
-            tokens[row, at:end], segments[row, at:end] = source, number
-            target[row, to:until] = [encoded.start_id, *wanted[:-1]][: len(wanted)]
-            target_segments[row, to:until], labels[row, to:until] = number, wanted
-            at, to = end, until
-    mask = np.concatenate([segments, target_segments], 1) > 0
-    counted = (target_segments > 0).astype(np.float32)
-    return PairBatch(
-        tokens=tokens,
-        segments=segments,
-        target=target,
-        target_segments=target_segments,
-        labels=labels,
-        loss_weight=counted,
-        mask=mask,
-        weight=mask.any(1).astype(np.float32),
-    )
-
-
 class PairBatches(PackedBatches):
     """The batches of encoded pairs; as `PackedBatches`. Rows are as long as the longest source and
     the longest target.
@@ -141,4 +112,29 @@ class PairBatches(PackedBatches):
         return pack(np.stack([sizes[members] for sizes in self._sizes], axis=1), self.lengths)
 
     def _make(self, planned: PlannedRows) -> PairBatch:
-        return pair_batch(self.encoded, planned, self.lengths)
+        encoded, shapes = self.encoded, [(planned.count, length) for length in self.lengths]
+        tokens = np.full(shapes[0], encoded.pad_id, np.int32)
+        segments, target = np.zeros_like(tokens), np.full(shapes[1], encoded.pad_id, np.int32)
+        target_segments, labels = np.zeros(shapes[1], np.int32), np.zeros(shapes[1], np.int32)
+        for row, members in enumerate(planned.rows):
+            at, to = 0, 0
+            for number, index in enumerate(members, 1):
+                source, wanted = np.split(encoded.tokens[index], [encoded.prompt_lengths[index]])
+                end, until = at + len(source), to + len(wanted)
+                tokens[row, at:end], segments[row, at:end] = source, number
+                target[row, to:until] = [encoded.start_id, *wanted[:-1]][: len(wanted)]
+                target_segments[row, to:until], labels[row, to:until] = number, wanted
+                at, to = end, until
+
+        mask = np.concatenate([segments, target_segments], 1) > 0
+        counted = (target_segments > 0).astype(np.float32)
+        return PairBatch(
+            tokens=tokens,
+            segments=segments,
+            target=target,
+            target_segments=target_segments,
+            labels=labels,
+            loss_weight=counted,
+            mask=mask,
+            weight=mask.any(1).astype(np.float32),
+        )

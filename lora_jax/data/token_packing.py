@@ -78,31 +78,6 @@ def pack(
     return rows
 
 
-def packed_batch(encoded: EncodedCompletions, planned: PlannedRows) -> PackedBatch:
-    """The arrays of a planned batch."""
-    shape = (planned.count, planned.length)
-    tokens, segments = np.full(shape, encoded.pad_id, np.int32), np.zeros(shape, np.int32)
-    labels, loss_weight = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    for row, members in enumerate(planned.rows):
-        start = 0
-        for number, index in enumerate(members, 1):
-            ids = encoded.tokens[index]
-            end = start + len(ids)
-            tokens[row, start:end], segments[row, start:end] = ids, number
-            labels[row, start : end - 1] = ids[1:]
-            loss_weight[row, start + encoded.prompt_lengths[index] - 1 : end - 1] = 1.0
-            start = end
-    mask = segments > 0
-    return PackedBatch(
-        tokens=tokens,
-        segments=segments,
-        labels=labels,
-        loss_weight=loss_weight,
-        mask=mask,
-        weight=mask.any(1).astype(np.float32),
-    )
-
-
 class PackedBatches(EpochBatches):
     """The batches of encoded completions, `batch_size` examples each; see `EpochBatches`.
 
@@ -152,7 +127,28 @@ class PackedBatches(EpochBatches):
         return pack(self.encoded.lengths[members], self.length)
 
     def _make(self, planned: PlannedRows) -> Any:
-        return packed_batch(self.encoded, planned)
+        encoded, shape = self.encoded, (planned.count, planned.length)
+        tokens, segments = np.full(shape, encoded.pad_id, np.int32), np.zeros(shape, np.int32)
+        labels, loss_weight = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        for row, members in enumerate(planned.rows):
+            start = 0
+            for number, index in enumerate(members, 1):
+                ids = encoded.tokens[index]
+                end = start + len(ids)
+                tokens[row, start:end], segments[row, start:end] = ids, number
+                labels[row, start : end - 1] = ids[1:]
+                loss_weight[row, start + encoded.prompt_lengths[index] - 1 : end - 1] = 1.0
+                start = end
+
+        mask = segments > 0
+        return PackedBatch(
+            tokens=tokens,
+            segments=segments,
+            labels=labels,
+            loss_weight=loss_weight,
+            mask=mask,
+            weight=mask.any(1).astype(np.float32),
+        )
 
     @property
     def padding_fraction(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -112,10 +112,8 @@ class RunResult:
                 f"{VERSION}"
             )
         if version == 1:
-            scores = _old_scores(content, config or {})
-            primary = _old_primary(scores, config or {})
-        else:
-            scores, primary = _scores(content), _typed(content, "primary", str, None)
+            content = _from_version_1(content, config or {})
+        scores, primary = _scores(content), _typed(content, "primary", str, None)
         if primary not in scores.get("test", {}):
             raise ValueError(f"result.json holds no test {primary}, which is to be reported")
         return cls(
@@ -173,54 +171,34 @@ def _scores(content: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
     return found
 
 
-# --- Version 1: a flat object that was written before a task named its metric.
-
-
-def _old_scores(
-    content: Mapping[str, Any], config: Mapping[str, Any]
-) -> dict[str, dict[str, Score]]:
-    counts, found = _examples(content), {}
-    named = [(match, key) for key in content if (match := _OLD_SCORE.fullmatch(key))]
-    names = {match[2] for match, _ in named}
-    unit = _old_unit(names, config)
-    for match, key in named:
-        split, name = match.groups()
-        # Loss and accuracy were means over what the loss counts; other metrics were of records.
-        counted = unit if name in ("loss", "accuracy") else "records"
-        found.setdefault(split, {})[name] = Score(
-            name,
-            _typed(content, key, (int, float), math.nan),
-            name not in _LOWER_IS_BETTER,
-            counted,
-            counts.get(split, 0),
-            share=name == "accuracy" and counted == "records" and "pearson" not in names,
-        )
-    return found
-
-
-def _old_unit(names: set[str], config: Mapping[str, Any]) -> str:
-    """What the loss was a mean over."""
-    data, metrics = config.get("data") or {}, _old_metrics(config)
-    # An encoder with a recipe was scored by all of its metrics; a language model by none.
-    language = data.get("task") == "completion" or data.get("mixture")
-    if language or (metrics is not None and not names.issuperset(metrics or ("a metric",))):
-        return "tokens"
-    return "words" if "token_f1" in names else "records"
-
-
-def _old_primary(scores: Mapping[str, Mapping[str, Score]], config: Mapping[str, Any]) -> str:
-    there = scores.get("test", {})
-    if "loss" in there and there["loss"].unit == "tokens":
-        return "loss"
-    return next((name for name in _old_metrics(config) or () if name in there), "accuracy")
-
-
-def _old_metrics(config: Mapping[str, Any]) -> Sequence[str] | None:
-    """The metrics of the data's recipe for an encoder, the one to report first; None without a
-    recipe.
+def _from_version_1(content: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat result, written before a task named its metric, as one of version 2. What its metrics
+    counted, and which was to be reported, the settings of the run's data tell.
     """
     from lora_jax.data.recipes import RECIPES
 
-    data = config.get("data") or {}
+    data, counts = config.get("data") or {}, _examples(content)
     recipe = RECIPES.get(data.get("recipe"))
-    return None if recipe is None else tuple(data.get("metrics") or recipe.metrics)
+    metrics = () if recipe is None else tuple(data.get("metrics") or recipe.metrics)
+    named = [match.groups() for key in content if (match := _OLD_SCORE.fullmatch(key))]
+    names = {name for _, name in named}
+
+    # An encoder with a recipe was scored by all of its metrics; a language model by none.
+    unscored = recipe is not None and not names.issuperset(metrics or ("a metric",))
+    is_language = data.get("task") == "completion" or data.get("mixture") or unscored
+    unit = "tokens" if is_language else "words" if "token_f1" in names else "records"
+
+    scores: dict[str, dict[str, Any]] = {}
+    for split, name in named:
+        # Loss and accuracy were means over what the loss counts; other metrics were of records.
+        counted = unit if name in ("loss", "accuracy") else "records"
+        scores.setdefault(split, {})[name] = {
+            "value": _typed(content, f"{split}_{name}", (int, float), None),
+            "higher_is_better": name not in _LOWER_IS_BETTER,
+            "unit": counted,
+            "count": counts.get(split, 0),
+            "share": name == "accuracy" and counted == "records" and "pearson" not in names,
+        }
+    reported = ("loss", *metrics) if is_language else metrics
+    primary = next((name for name in reported if name in scores.get("test", {})), "accuracy")
+    return {**content, "scores": scores, "primary": primary}
