@@ -8,6 +8,7 @@ import html
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lora_jax.statistics.variance import REST
@@ -16,78 +17,80 @@ from lora_jax.sweeps.measure import Measure
 
 _ASSETS = Path(__file__).parent / "assets"
 MOST_ROWS = 500  # of a table; more are in the CSV files beside the page
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headings, rows
 
 
-def page(
-    *,
-    title: str,
-    headline: str,
-    state: str,
-    findings: Findings,
-    headings: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    tests: tuple[Sequence[str], Sequence[Sequence[str]]],
-    notes: str,
-    pictures: Mapping[str, str],
-    failed: Sequence[tuple[str, str]],
-    waiting: Sequence[tuple[str, str]],
-    commands: Sequence[tuple[str, str]],
-) -> str:
-    """The page. `headline`, `state` and `notes` may use Markdown's ** and `; tables are given as
-    texts, cell by cell.
+@dataclass(frozen=True)
+class Page:
+    """What a report says in both of its files, but for its pictures.
 
-    Args:
-        pictures: {title: <svg> element}.
-        failed: (run id, error).
-        waiting: (run id, status).
-        commands: (what it does, command line).
+    `headline`, `state`, `notes` and the sentences may use Markdown's ** and `; tables are given as
+    texts, cell by cell. `failed` are (run id, error), `waiting` (run id, status), `commands` (what
+    it does, command line).
     """
-    conclusions = findings.conclusions
+
+    headline: str
+    state: str
+    supported: Sequence[str]
+    unsupported: Sequence[str]
+    cells: Table
+    notes: str
+    spread: Table
+    tests: Table
+    failed: Sequence[tuple[str, str]]
+    waiting: Sequence[tuple[str, str]]
+    commands: Sequence[tuple[str, str]]
+
+
+def html_page(page: Page, pictures: Mapping[str, str]) -> str:
+    """The page as one file, with its pictures, {title: <svg> element}."""
     parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f'<p class="lead">{_inline(headline)}</p>',
-        f'<p class="muted">{_inline(state)}</p>',
+        "<h1>Sweep report</h1>",
+        f'<p class="lead">{_inline(page.headline)}</p>',
+        f'<p class="muted">{_inline(page.state)}</p>',
         '<section class="verdict"><div><h2>What the data support</h2>',
-        _sentences(conclusions.supported, "Nothing beyond a description of these runs."),
+        _sentences(page.supported, "Nothing beyond a description of these runs."),
         "</div><div><h2>What they do not support</h2>",
-        _sentences(conclusions.unsupported, "Nothing stands out."),
+        _sentences(page.unsupported, "Nothing stands out."),
         "</div></section>",
         "<h2>Cells</h2>",
-        table("cells", headings, rows),
-        f'<p class="muted">{_inline(notes)}</p>',
+        table("cells", *page.cells),
+        f'<p class="muted">{_inline(page.notes)}</p>',
     ]
     for name, svg in pictures.items():
         parts.append(f"<h2>{html.escape(name)}</h2><figure>{svg}</figure>")
         if name == "Where the spread comes from":
-            parts.append(table("spread", *spread_table(findings)))
+            parts.append(table("spread", *page.spread))
         if name == "Paired differences":
-            parts.append(table("tests", *tests))
-    if "Paired differences" not in pictures and findings.between_levels:
+            parts.append(table("tests", *page.tests))
+    if "Paired differences" not in pictures and page.tests[1]:
         parts += [
             "<h2>Paired differences</h2>",
-            table("tests", *tests),
+            table("tests", *page.tests),
             '<p class="muted">One seed: no intervals, no p-values.</p>',
         ]
 
-    if failed:
-        parts += ["<h2>Failed runs</h2>", table("failed", ("run", "error"), failed)]
-    if waiting:
-        parts += ["<h2>Runs not finished yet</h2>", table("waiting", ("run", "status"), waiting)]
+    if page.failed:
+        parts += ["<h2>Failed runs</h2>", table("failed", ("run", "error"), page.failed)]
+    if page.waiting:
+        waiting = table("waiting", ("run", "status"), page.waiting)
+        parts += ["<h2>Runs not finished yet</h2>", waiting]
     parts.append("<h2>How to make this again</h2>")
     parts += [
-        f"<p>{html.escape(what)}</p><pre>{html.escape(command)}</pre>" for what, command in commands
+        f"<p>{html.escape(what)}</p><pre>{html.escape(command)}</pre>"
+        for what, command in page.commands
     ]
-    return _document(title, "\n".join(parts))
+    return _document("\n".join(parts))
 
 
-def _document(title: str, body: str) -> str:
+def _document(body: str) -> str:
     """The file around what the page says, with its style and its script inside."""
     style = (_ASSETS / "report.css").read_text(encoding="utf-8")
     script = (_ASSETS / "report.js").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        "<title>Sweep report</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         '<button id="theme" type="button" title="light or dark">light / dark</button>\n'
         f"<main>\n{body}\n</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
     )

@@ -6,7 +6,6 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,23 @@ from rich.table import Table
 
 from lora_jax.config import ADAPTERS
 from lora_jax.sweeps.cells import Cell, cells_of, gather, measure, pareto, seed_of
+from lora_jax.sweeps.comparisons import adapters
 from lora_jax.sweeps.conclusions import Findings, findings_of
 from lora_jax.sweeps.files import without_collection, write_csv
 from lora_jax.sweeps.grid import shown_targets
-from lora_jax.sweeps.html_report import page, spread_table, tests_table
+from lora_jax.sweeps.html_report import Page, html_page, spread_table, tests_table
 from lora_jax.sweeps.measure import Measure
 from lora_jax.sweeps.store import RunRecord, write_text
 
 _IDENTITY = ("run_id", "method", "format", "rank", "targets", "seed")
 _LEFT = ("method", "base", "targets")  # columns of words
 _MOST_TESTS = 40
+_NOTES = (
+    "The best cell was chosen on the test set, so its score is a little optimistic. MB are 10^6 "
+    "bytes. Base: bytes of the arrays as stored. Peak: arguments, outputs and temporaries of the "
+    "compiled training step. Time: the whole run, compilation included. Tokens: real ones, no "
+    "padding."
+)
 _TESTS_NOTE = (
     "p: Student's paired t-test over seeds; p, signs: randomisation test; corrected: Holm, among "
     "all pairs of levels, or among all pairs of cells for the best cell, because it was picked by "
@@ -57,31 +63,28 @@ def write_and_summarise(
     """`write_report`, and its table of cells for a terminal; the runs are read once."""
     import lora_jax.sweeps.plots as plots  # matplotlib is slow to import
 
-    folders = _folders(roots)
+    folders = [Path(root) for root in ([roots] if isinstance(roots, (str, Path)) else roots)]
     records, pending = gather(folders)
     cells = cells_of(records)
     if not cells:
         raise ValueError(_nothing_finished(folders, records))
     out = Path(out_dir) if out_dir is not None else folders[0] / "report"
     plots.make_folder(out)
+    missing = len(pending) + sum(record.status != "done" for record in records)
+    found = findings_of(cells, missing)
+    page = _page(cells, found, records, pending, _commands(folders, out_dir, records))
 
     write_csv(out / "report.csv", [_run_row(record) for record in records if record.result])
     write_csv(out / "cells.csv", [_cell_row(cell) for cell in cells])
-    found = findings_of(
-        cells, missing=len(pending) + sum(record.status != "done" for record in records)
-    )
-    headings, rows = tests_table(found, measure(cells))
+    headings, rows = page.tests
     tests = [dict(zip(headings, row, strict=True)) for row in rows]
     write_csv(out / "tests.csv", tests, headings)
 
     pictures = plots.draw(cells, found, out, footnote(cells))
-    made = _Page(cells, found, records, pending, _commands(folders, out_dir, records))
-    write_text(
-        out / "report.md", _markdown(made, {title: name for title, (name, _) in pictures.items()})
-    )
-    write_text(
-        out / "report.html", _html(made, {title: svg for title, (_, svg) in pictures.items()})
-    )
+    files = {title: name for title, (name, _) in pictures.items()}
+    drawn = {title: svg for title, (_, svg) in pictures.items()}
+    write_text(out / "report.md", _markdown(page, files))
+    write_text(out / "report.html", html_page(page, drawn))
     return out / "report.md", summary_table(cells)
 
 
@@ -108,10 +111,9 @@ def headline(cells: Sequence[Cell]) -> str:
     """The answer in two or three sentences: the best adapter, the cheapest that is as good, and the
     baselines.
     """
-    said = measure(cells)
-    adapters = [cell for cell in cells if cell.rank is not None] or list(cells)
-    best = max(adapters, key=lambda cell: cell.merit)
-    ties = sum(cell.merit == best.merit for cell in adapters) - 1
+    said, chosen = measure(cells), adapters(cells)
+    best = max(chosen, key=lambda cell: cell.merit)
+    ties = sum(cell.merit == best.merit for cell in chosen) - 1
     # The first of a tie is the first in the table, and no better than the others.
     shared = (
         f" (so {'has' if ties == 1 else 'have'} {ties} other{'s' * (ties > 1)})" if ties else ""
@@ -122,7 +124,7 @@ def headline(cells: Sequence[Cell]) -> str:
     )
 
     error = 0.0 if math.isnan(best.standard_error) else best.standard_error
-    close = [cell for cell in pareto(adapters) if cell.merit >= best.merit - error]
+    close = [cell for cell in pareto(chosen) if cell.merit >= best.merit - error]
     if close and close[0] is not best:
         cheapest = close[0]
         within = "within one standard error of it" if error else "with the same score"
@@ -157,10 +159,6 @@ def footnote(cells: Sequence[Cell]) -> str:
         f"commit {_distinct(commits)}",
     ]
     return " · ".join(parts)
-
-
-def _folders(roots: str | Path | Sequence[str | Path]) -> list[Path]:
-    return [Path(root) for root in ([roots] if isinstance(roots, (str, Path)) else roots)]
 
 
 def _tested(runs: Sequence[RunRecord]) -> str:
@@ -252,52 +250,35 @@ def _run_row(record: RunRecord) -> dict[str, Any]:
     return row | record.result.row()
 
 
-@dataclass(frozen=True)
-class _Page:
-    """What both pages say."""
-
-    cells: Sequence[Cell]
-    found: Findings
-    records: Sequence[RunRecord]
-    pending: Sequence[str]
-    commands: Sequence[tuple[str, str]]
-
-    @property
-    def said(self) -> Measure:
-        return measure(self.cells)
-
-    @property
-    def state(self) -> str:
-        counts = Counter(record.status for record in self.records)
-        text = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
-        pending = f", {len(self.pending)} pending" if self.pending else ""
-        return f"Runs: {text}{pending}. {footnote(self.cells)}."
-
-    @property
-    def notes(self) -> str:
-        return (
-            f"{_error_kind(self.cells)}. The best cell was chosen on the test set, so its score "
-            "is a little optimistic. MB are 10^6 bytes. Base: bytes of the arrays as stored. Peak: "
-            "arguments, outputs and temporaries of the compiled training step. Time: the whole "
-            "run, compilation included. Tokens: real ones, no padding."
-        )
-
-    @property
-    def failed(self) -> list[tuple[str, str]]:
-        return [
+def _page(
+    cells: Sequence[Cell],
+    found: Findings,
+    records: Sequence[RunRecord],
+    pending: Sequence[str],
+    commands: Sequence[tuple[str, str]],
+) -> Page:
+    said, counts = measure(cells), Counter(record.status for record in records)
+    counted = [f"{number} {status}" for status, number in sorted(counts.items())]
+    counted += [f"{len(pending)} pending"] if pending else []
+    waiting = [run for run in records if run.status in ("running", "interrupted")]
+    return Page(
+        headline=headline(cells),
+        state=f"Runs: {', '.join(counted)}. {footnote(cells)}.",
+        supported=found.conclusions.supported,
+        unsupported=found.conclusions.unsupported,
+        cells=(_headings(said), [_row(cell, said) for cell in cells]),
+        notes=f"{_error_kind(cells)}. {_NOTES}",
+        spread=spread_table(found),
+        tests=tests_table(found, said),
+        failed=[
             (run.run_id, " ".join(str(run.error).split()))
-            for run in self.records
+            for run in records
             if run.status == "failed"
-        ]
-
-    @property
-    def waiting(self) -> list[tuple[str, str]]:
-        waiting = [
-            (run.run_id, run.status)
-            for run in self.records
-            if run.status in ("running", "interrupted")
-        ]
-        return waiting + [(name, "pending") for name in self.pending]
+        ],
+        waiting=[(run.run_id, run.status) for run in waiting]
+        + [(name, "pending") for name in pending],
+        commands=commands,
+    )
 
 
 def _commands(
@@ -312,54 +293,36 @@ def _commands(
     return commands
 
 
-def _markdown(made: _Page, pictures: Mapping[str, str]) -> str:
-    conclusions = made.found.conclusions
-    rows = [_row(cell, made.said) for cell in made.cells]
+def _markdown(page: Page, pictures: Mapping[str, str]) -> str:
+    """The report with its pictures, {title: name of the file beside it}."""
     lines = [
-        *("# Sweep report", "", headline(made.cells), "", made.state, ""),
+        *("# Sweep report", "", page.headline, "", page.state, ""),
         *("## What the data support", ""),
-        *_items(conclusions.supported, "Nothing beyond a description of these runs."),
+        *_items(page.supported, "Nothing beyond a description of these runs."),
         *("## What they do not support", ""),
-        *_items(conclusions.unsupported, "Nothing stands out."),
-        *("## Cells", "", *_table(_headings(made.said), rows, left=len(_LEFT)), made.notes, ""),
+        *_items(page.unsupported, "Nothing stands out."),
+        *("## Cells", "", *_table(*page.cells, left=len(_LEFT)), page.notes, ""),
     ]
     for title, name in pictures.items():
         lines += [f"## {title}", "", f"![{title}]({name})", ""]
         if title == "Where the spread comes from":
-            lines += _table(*spread_table(made.found))
+            lines += _table(*page.spread)
 
-    headings, tests = tests_table(made.found, made.said)
+    headings, tests = page.tests
     if tests:
         cut = f"The first {_MOST_TESTS} of {len(tests)}; all are in tests.csv. "
         note = (cut if len(tests) > _MOST_TESTS else "") + _TESTS_NOTE
         lines += ["## Paired tests", "", *_table(headings, tests[:_MOST_TESTS], left=3), note, ""]
     for heading, runs in (
-        ("## Failed runs", made.failed),
-        ("## Runs not finished yet", made.waiting),
+        ("## Failed runs", page.failed),
+        ("## Runs not finished yet", page.waiting),
     ):
         if runs:
             lines += [heading, "", *(f"- `{name}`: {text}" for name, text in runs), ""]
     lines += ["## How to make this again", ""]
-    for what, command in made.commands:
+    for what, command in page.commands:
         lines += [what, "", "```", command, "```", ""]
     return "\n".join(lines)
-
-
-def _html(made: _Page, pictures: Mapping[str, str]) -> str:
-    return page(
-        title="Sweep report",
-        headline=headline(made.cells),
-        state=made.state,
-        findings=made.found,
-        headings=_headings(made.said),
-        rows=[_row(cell, made.said) for cell in made.cells],
-        tests=tests_table(made.found, made.said),
-        notes=made.notes,
-        pictures=pictures,
-        failed=made.failed,
-        waiting=made.waiting,
-        commands=made.commands,
-    )
 
 
 def _items(sentences: Sequence[str], otherwise: str) -> list[str]:
