@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.core.extras import needs
-from lora_jax.sweeps.files import read_lines, write_csv
+from lora_jax.sweeps.files import disk, read_lines, write_csv
 from lora_jax.sweeps.records import RunRecord
 from lora_jax.sweeps.settings import flat
-from lora_jax.sweeps.store import RunStore, StoreError
+from lora_jax.sweeps.store import RunStore
 
 SUFFIXES = (".csv", ".parquet")
 
@@ -80,15 +80,12 @@ def _write_parquet(rows: list[dict[str, Any]], out: Path) -> None:
         {name: pyarrow.array(_one_kind([row.get(name) for row in rows])) for name in columns}
     )
     temporary = out.with_name(f".{out.name}.new")
-    try:
-        parquet.write_table(table, temporary)
-        temporary.replace(out)
-    except OSError as error:
-        raise StoreError(
-            f"An export must write {out}, but the system says: {error.strerror or error}."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with disk(out):
+        try:
+            parquet.write_table(table, temporary)
+            temporary.replace(out)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _one_kind(values: list[Any]) -> list[Any]:

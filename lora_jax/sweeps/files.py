@@ -166,7 +166,8 @@ def disk(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise StoreError(
-            f"The result store must be able to write {path}, but the system says: "
+            f"A sweep, a report and an export must be able to write {path}, but the system says: "
             f"{error.strerror or error}. Free some space, make the folder writable, or choose "
-            "another one with --config.out=FOLDER; finished runs are kept and are not run again."
+            "another one (--config.out=FOLDER; of a report or an export --out); finished runs are "
+            "kept and are not run again."
         ) from error

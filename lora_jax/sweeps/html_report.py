@@ -90,7 +90,7 @@ def _document(body: str) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<title>Sweep report</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f"<title>Sweep report</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         '<button id="theme" type="button" title="light or dark">light / dark</button>\n'
         f"<main>\n{body}\n</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
     )

@@ -16,8 +16,8 @@ import numpy as np
 
 from lora_jax.core.extras import needs
 from lora_jax.sweeps.cells import Cell
+from lora_jax.sweeps.files import disk
 from lora_jax.sweeps.measure import Measure
-from lora_jax.sweeps.store import StoreError
 
 with needs("report"):
     import matplotlib
@@ -209,19 +209,14 @@ def save_png(figure: Figure, path: Path) -> None:
     Raises:
         StoreError: the file cannot be written.
     """
-    try:
-        # Not figure.savefig, which draws everything twice: once to settle a layout that is settled
-        # here already.
-        figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(
-            path, compress_level=3
-        )
-    except OSError as error:
-        raise StoreError(
-            f"A report must write {path}, but the system says: {error.strerror or error}."
-        ) from error
+    # Not figure.savefig, which draws everything twice: once to settle a layout that is settled here
+    # already.
+    figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    with disk(path):
+        image.save(path, compress_level=3)
 
 
 def svg_text(figure: Figure, label: str) -> str:

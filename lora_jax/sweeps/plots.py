@@ -20,7 +20,6 @@ from lora_jax.sweeps.plot_maps import (
     time_front,
 )
 from lora_jax.sweeps.plot_style import MUTED, STYLE, save_png, svg_text
-from lora_jax.sweeps.store import StoreError
 
 with needs("report"):
     import matplotlib
@@ -42,21 +41,6 @@ _PICTURES: dict[str, tuple[str, Callable[[Sequence[Cell], Findings], Figure | No
     ),
     "Learning curves": ("learning_curves", lambda cells, found: learning_curves(cells)),
 }
-
-
-def make_folder(path: Path) -> None:
-    """Makes the folder of a report.
-
-    Raises:
-        StoreError: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(
-            f"A report needs the folder {path}, but the system says: {error.strerror}. Choose "
-            "another."
-        ) from error
 
 
 def figure(name: str, cells: Sequence[Cell], found: Findings | None = None) -> Figure | None:

@@ -16,7 +16,7 @@ from lora_jax.config import ADAPTERS
 from lora_jax.sweeps.cells import Cell, cells_of, gather, measure, pareto, seed_of
 from lora_jax.sweeps.comparisons import adapters
 from lora_jax.sweeps.conclusions import Findings, findings_of
-from lora_jax.sweeps.files import without_collection, write_csv
+from lora_jax.sweeps.files import disk, without_collection, write_csv
 from lora_jax.sweeps.grid import shown_targets
 from lora_jax.sweeps.html_report import Page, html_page, spread_table, tests_table
 from lora_jax.sweeps.measure import Measure
@@ -69,7 +69,8 @@ def write_and_summarise(
     if not cells:
         raise ValueError(_nothing_finished(folders, records))
     out = Path(out_dir) if out_dir is not None else folders[0] / "report"
-    plots.make_folder(out)
+    with disk(out):
+        out.mkdir(parents=True, exist_ok=True)
     missing = len(pending) + sum(record.status != "done" for record in records)
     found = findings_of(cells, missing)
     page = _page(cells, found, records, pending, _commands(folders, out_dir, records))
