@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -68,50 +67,28 @@ def run_sweep(
         Interrupted: a signal came.
         StoreError: the store cannot be written.
     """
+    tasks = tasks or LastTask()
     with stop_signals() as stopped:
-        return _run_sweep(config, runs, since, command, say, quiet, tasks or LastTask(), stopped)
+        planned = expand(config)
+        store = RunStore(config.out)
+        store.write_plan([run_id(run) for run in planned])
+        surroundings = environment() | ({"command": " ".join(command)} if command else {})
+        say = say or functools.partial(print, file=sys.stderr, flush=True)
+        leases = Leases(store, surroundings, say, since)
+        ours = planned if runs is None else runs
+        place = {run_id(run): number for number, run in enumerate(ours, 1)}
+        sweep = _Sweep(config, leases, quiet, place, tasks)
 
-
-def _run_sweep(
-    config: Config,
-    runs: Sequence[Config] | None,
-    since: float | None,
-    command: Sequence[str],
-    say: Callable[[str], None] | None,
-    quiet: bool,
-    tasks: LastTask,
-    stopped: threading.Event,
-) -> Outcome:
-    planned = expand(config)
-    store = RunStore(config.out)
-    store.write_plan([run_id(run) for run in planned])
-    surroundings = environment() | ({"command": " ".join(command)} if command else {})
-    leases = Leases(
-        store, surroundings, say or (lambda text: print(text, file=sys.stderr, flush=True)), since
-    )
-    place = {run_id(run): number for number, run in enumerate(planned if runs is None else runs, 1)}
-    sweep = _Sweep(config, leases, quiet, place, tasks)
-    found = packs(planned, config.sweep, predict=functools.partial(predicted, tasks))
-    # Packed as the whole sweep, whichever runs are chosen: a run that another launcher goes on with
-    # must find its checkpoint's shapes.
-    for pack, chosen in _chosen(found, None if runs is None else place):
-        left = [run for run in chosen if not sweep.ended(run)]
-        stackable = can_stack(pack.runs[0])
-        if (pack.slots > 1 and len(left) > 1) or (sweep.halving.on and left and stackable):
-            together = [(left, config.sweep.halving.rungs)]
-        else:
-            together = [([run], ()) for run in left]
-        for group, rungs in together:
-            sweep.train(pack, group, rungs)
-            if stopped.is_set():
-                raise Interrupted(None)
-    return Outcome(
-        tuple(leases.done),
-        tuple(leases.kept),
-        tuple(leases.failed),
-        tuple(leases.elsewhere),
-        tuple(sweep.stopped),
-    )
+        # Packed as the whole sweep, whichever runs are chosen: a run that another launcher goes on
+        # with must find its checkpoint's shapes.
+        found = packs(planned, config.sweep, predict=functools.partial(predicted, tasks))
+        for pack, chosen in _chosen(found, None if runs is None else place):
+            for group, rungs in sweep.groups(pack, chosen):
+                sweep.train(pack, group, rungs)
+                if stopped.is_set():
+                    raise Interrupted(None)
+    lists = (leases.done, leases.kept, leases.failed, leases.elsewhere, sweep.stopped)
+    return Outcome(*map(tuple, lists))
 
 
 def _chosen(
@@ -164,22 +141,15 @@ class _Sweep:
             return True
         return False
 
-    def finish(self, run: Config, result: RunResult) -> None:
-        """Records a run that is done."""
-        name = run_id(run)
-        score = result.score("test")
-        summary = (
-            f"{self.title(run)}: test {score.label} {score.value:.4f} in {result.seconds:.0f} s"
-        )
-        self.leases.finish(name, result, summary)
-
-    def stop(self, run: Config, error: Exception) -> None:
-        """Records a run that was stopped at a rung: it is left as an interrupted one, with its
-        checkpoint.
-        """
-        self.leases.release(run_id(run))
-        self.stopped.append(run_id(run))
-        self.leases.say(f"{self.title(run)}: {error}")
+    def groups(
+        self, pack: Pack, chosen: Sequence[Config]
+    ) -> list[tuple[list[Config], tuple[int, ...]]]:
+        """Those of the runs that have not ended, as they are trained together, with their rungs."""
+        left = [run for run in chosen if not self.ended(run)]
+        stackable = can_stack(pack.runs[0])
+        if (pack.slots > 1 and len(left) > 1) or (self.halving.on and left and stackable):
+            return [(left, self.config.sweep.halving.rungs)]
+        return [([run], ()) for run in left]
 
     def train(self, pack: Pack, group: Sequence[Config], rungs: tuple[int, ...]) -> None:
         """Trains runs side by side, or a single one, in the shapes of their pack; each is recorded
@@ -198,13 +168,19 @@ class _Sweep:
             return self.halving.keep(run_id(run.config), step, score["loss"])
 
         def finished(run: Run, outcome: RunResult | Exception) -> None:
-            config = started.pop(run_id(run.config))
+            name, title = run_id(run.config), self.title(run.config)
+            del started[name]
             if isinstance(outcome, Stopped):
-                self.stop(config, outcome)
+                # Left as an interrupted one, with its checkpoint.
+                self.leases.release(name)
+                self.stopped.append(name)
+                self.leases.say(f"{title}: {outcome}")
             elif isinstance(outcome, Exception):
-                self.leases.fail(run_id(config), outcome, self.title(config))
+                self.leases.fail(name, outcome, title)
             else:
-                self.finish(config, outcome)
+                score, seconds = outcome.score("test"), outcome.seconds
+                said = f"{title}: test {score.label} {score.value:.4f} in {seconds:.0f} s"
+                self.leases.finish(name, outcome, said)
 
         slots = max(1, min(pack.slots, len(group)))
         many = len(group) > 1
