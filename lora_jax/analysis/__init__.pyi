@@ -7,7 +7,7 @@ from .curves import forgetting_at as forgetting_at
 from .curves import rate_ratio as rate_ratio
 from .domains import adapter_matrix as adapter_matrix
 from .domains import home_wins as home_wins
-from .forgetting import measure_forgetting as measure_forgetting
+from .domains import measure_forgetting as measure_forgetting
 from .intruders import find_intruders as find_intruders
 from .intruders import scale_intruders as scale_intruders
 from .spectra import Svd as Svd

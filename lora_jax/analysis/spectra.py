@@ -71,12 +71,3 @@ def effective_rank(s: Any) -> np.ndarray:
     share = np.where(total > 0, s / np.where(total > 0, total, 1), 0)
     logs = np.log(np.where(share > 0, share, 1.0))
     return np.exp(-(share * logs).sum(-1)) * (total[..., 0] > 0)
-
-
-def stable_rank(s: Any) -> np.ndarray:
-    """The squared Frobenius norm over the squared spectral norm, (*stack,); 0 where all singular
-    values are 0.
-    """
-    squares = np.asarray(s, np.float64) ** 2
-    largest = squares.max(-1)
-    return np.where(largest > 0, squares.sum(-1) / np.where(largest > 0, largest, 1), 0.0)

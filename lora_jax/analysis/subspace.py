@@ -4,7 +4,6 @@ chance alone would give.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -94,16 +93,6 @@ def shared_start(first: Any, second: Any) -> float:
     u, v = input_directions(first), input_directions(second)
     i, j = u.shape[-1], v.shape[-1]
     return float(phi(u, v)[..., -1, -1].mean() - random_phi(i, j, u.shape[-2]))
-
-
-def projection_metric(u: Any, v: Any) -> float:
-    """The distance sqrt(p - sum cos^2) between two subspaces with p the smaller dimension; phi = 1
-    - d^2 / p.
-
-    Reference: Ham & Lee 2008, as LoRA's Appendix G uses it.
-    """
-    p = min(np.shape(u)[-1], np.shape(v)[-1])
-    return math.sqrt(max(0.0, p - float(phi(u, v)[-1, -1]) * p))
 
 
 def shared_directions(u: Any, v: Any, *, above: float = 5.0) -> np.ndarray:

@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.against:
         out["against"] = _against(loaded, arguments, ours, options, tasks)
     if arguments.forgetting:
-        from lora_jax.analysis.forgetting import measure_forgetting
+        from lora_jax.analysis.domains import measure_forgetting
 
         out["forgetting"] = measure_forgetting(
             loaded, arguments.forgetting, examples=arguments.examples, **options

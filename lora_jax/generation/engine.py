@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.adapters.apply import apply, join
 from lora_jax.core.host import to_device
-from lora_jax.generation.layers import adapters_apart, frozen_apart
+from lora_jax.core.paths import flatten, unflatten
 from lora_jax.generation.sampling import Sampling, choose
 from lora_jax.models.decoder import Cache, Decoder, empty_cache
 from lora_jax.models.t5 import T5, T5Cache
@@ -374,3 +374,32 @@ def left_padded(
 
 def _until_end(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
     return next((tokens[: n + 1] for n, token in enumerate(tokens) if token in eos_ids), tokens)
+
+
+_STACKED = "layers/"
+
+
+def frozen_apart(frozen: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights of a model with scan as those of the same model without: `layers/...` becomes
+    `layers_0/...`, `layers_1/...`.
+    """
+    return unflatten(_apart(flatten(frozen), 0))
+
+
+def adapters_apart(trainable: Mapping[str, Any], axis: int) -> dict[str, Any]:
+    """The same of adapters, whose arrays have `axis` axes before that of the layers."""
+    return _apart(trainable, axis)
+
+
+def _apart(flat: Mapping[str, Any], axis: int) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        if not path.startswith(_STACKED):
+            out[path] = leaf
+            continue
+        count = jax.tree.leaves(leaf)[0].shape[axis]
+        for n in range(count):
+            out[f"layers_{n}/{path.removeprefix(_STACKED)}"] = jax.tree.map(
+                lambda x, n=n: x[(slice(None),) * axis + (n,)], leaf
+            )
+    return out

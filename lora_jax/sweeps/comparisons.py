@@ -15,9 +15,8 @@ import numpy as np
 
 from lora_jax.statistics.paired import PairedTest, holm, mcnemar, paired_test
 from lora_jax.statistics.variance import Decomposition, decompose
-from lora_jax.sweeps.cells import Cell, seed_of
+from lora_jax.sweeps.cells import Cell, axes, levels, seed_of, shown
 from lora_jax.sweeps.files import read_lines
-from lora_jax.sweeps.levels import axes, levels, shown
 from lora_jax.sweeps.records import RunRecord
 
 _MOST_LEVELS = 8  # of an axis, all pairs of which are tested

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from lora_jax.statistics.interval import share_interval
 from lora_jax.statistics.paired import detectable_difference
 from lora_jax.statistics.variance import REST, Decomposition
-from lora_jax.sweeps.cells import Cell, measure
+from lora_jax.sweeps.cells import UNLIKE, Cell, axes, measure
 from lora_jax.sweeps.comparisons import (
     CellTest,
     ExampleTest,
@@ -22,7 +22,6 @@ from lora_jax.sweeps.comparisons import (
     seed_deviation,
     spread,
 )
-from lora_jax.sweeps.levels import UNLIKE, axes
 from lora_jax.sweeps.measure import Measure
 
 LEVEL = 0.05

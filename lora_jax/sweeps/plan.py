@@ -14,9 +14,8 @@ from rich.table import Table
 
 from lora_jax.config import Config
 from lora_jax.sweeps.grid import duration, expand, run_id
-from lora_jax.sweeps.memory import Predicted, predicted
 from lora_jax.sweeps.runner import describe_run
-from lora_jax.sweeps.side_by_side import Pack, packs
+from lora_jax.sweeps.side_by_side import Pack, Predicted, packs, predicted
 from lora_jax.sweeps.store import RunStore, read_run
 from lora_jax.tasks.opening import LastTask
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from lora_jax.core.extras import needs
 from lora_jax.statistics.interval import over_seeds
-from lora_jax.sweeps.cells import Cell, measure, order
+from lora_jax.sweeps.cells import UNLIKE, Cell, axes, levels, measure, order, shown
 from lora_jax.sweeps.files import read_lines
-from lora_jax.sweeps.levels import UNLIKE, axes, levels, shown
 from lora_jax.sweeps.plot_style import (
     BASELINES,
     COLOURS,

@@ -13,9 +13,8 @@ import numpy as np
 
 from lora_jax.core.extras import needs
 from lora_jax.statistics.variance import REST, Decomposition
-from lora_jax.sweeps.cells import Cell, front, measure, order
+from lora_jax.sweeps.cells import UNLIKE, Cell, axes, front, measure, order
 from lora_jax.sweeps.comparisons import CellTest, LevelTest
-from lora_jax.sweeps.levels import UNLIKE, axes
 from lora_jax.sweeps.measure import Measure
 from lora_jax.sweeps.plot_style import (
     FAINT,

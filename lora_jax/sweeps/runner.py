@@ -14,9 +14,8 @@ from lora_jax.core.heap import release_freed_memory
 from lora_jax.sweeps.grid import expand, run_id, shown_format, shown_targets
 from lora_jax.sweeps.halving import Halving, ground
 from lora_jax.sweeps.leases import Leases
-from lora_jax.sweeps.memory import predicted
 from lora_jax.sweeps.provenance import environment
-from lora_jax.sweeps.side_by_side import Pack, packs
+from lora_jax.sweeps.side_by_side import Pack, packs, predicted
 from lora_jax.sweeps.store import RunStore
 from lora_jax.tasks.opening import LastTask
 from lora_jax.training.interrupted import Interrupted, stop_signals

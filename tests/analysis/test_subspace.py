@@ -8,7 +8,6 @@ import pytest
 from lora_jax.analysis.subspace import (
     input_directions,
     phi,
-    projection_metric,
     random_phi,
     sampled_phi,
     shared_directions,
@@ -51,8 +50,11 @@ def test_directions_of_a_are_the_right_singular_vectors_of_the_papers_a():
 
 def test_phi_is_one_minus_the_squared_metric_over_p():
     u, v = input_directions(normal(3, 20, 3)), input_directions(normal(4, 20, 6))
-    assert phi(u, v)[-1, -1] == pytest.approx(1 - projection_metric(u, v) ** 2 / 3, abs=1e-12)
-    assert projection_metric(u, u) == pytest.approx(0, abs=1e-7)
+    # Ham & Lee 2008, as LoRA's Appendix G has it: p less the squared cosines of the angles between.
+    cosines = np.linalg.svd(u.T @ v, compute_uv=False)
+    squared = 3 - (cosines**2).sum()
+    assert phi(u, v)[-1, -1] == pytest.approx(1 - squared / 3, abs=1e-12)
+    assert phi(u, u)[-1, -1] == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from lora_jax import config as settings
-from lora_jax.sweeps.cells import cells_of
+from lora_jax.sweeps.cells import axes, cells_of, levels
 from lora_jax.sweeps.comparisons import (
     against_best,
     between_levels,
@@ -22,7 +22,6 @@ from lora_jax.sweeps.comparisons import (
 )
 from lora_jax.sweeps.conclusions import findings_of
 from lora_jax.sweeps.grid import expand, run_id
-from lora_jax.sweeps.levels import axes, levels
 from lora_jax.sweeps.store import RunRecord
 from lora_jax.training.result import RunResult
 

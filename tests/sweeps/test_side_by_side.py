@@ -6,8 +6,7 @@ import pytest
 
 from lora_jax.config import from_config_dict
 from lora_jax.sweeps.grid import expand
-from lora_jax.sweeps.memory import Predicted
-from lora_jax.sweeps.side_by_side import packs
+from lora_jax.sweeps.side_by_side import Predicted, packs
 from lora_jax.training.sharing import differences
 
 

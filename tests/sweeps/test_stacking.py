@@ -11,8 +11,8 @@ import pytest
 from lora_jax.config import load_config
 from lora_jax.sweeps import runner
 from lora_jax.sweeps.grid import expand, run_id
-from lora_jax.sweeps.memory import predicted
 from lora_jax.sweeps.plan import plan, plan_table
+from lora_jax.sweeps.side_by_side import predicted
 from lora_jax.sweeps.store import RunStore
 from lora_jax.tasks.opening import LastTask
 from lora_jax.training.sharing import widest

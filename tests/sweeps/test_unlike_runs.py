@@ -8,10 +8,9 @@ from made_up_sweep import ENVIRONMENT, fill, grid, result_of
 
 from lora_jax.config import Config, LoraConfig, TrainConfig, from_config_dict
 from lora_jax.sweeps import plots, watch
-from lora_jax.sweeps.cells import cells_of, gather
+from lora_jax.sweeps.cells import axes, cells_of, gather
 from lora_jax.sweeps.conclusions import findings_of
 from lora_jax.sweeps.grid import expand, run_id
-from lora_jax.sweeps.levels import axes
 from lora_jax.sweeps.report import headline, write_report
 from lora_jax.sweeps.settings import settings_of
 from lora_jax.sweeps.store import RunStore

@@ -68,10 +68,9 @@ def task():
         params,
         find_sites(model, *example_inputs(model.config)),
         splits,
-        (8,),
-        ("five", "six"),
-        "",
-        "base",
+        base="base",
+        label_names=("five", "six"),
+        buckets=(8,),
     )
 
 
