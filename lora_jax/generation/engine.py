@@ -111,6 +111,30 @@ class Generator:
         state = self._grow(prompts, trainable, state, 0, max_new, sampling)
         return self._texts(state)[: len(prompts)]
 
+    def generate_all(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        batch_size: int,
+        max_new: int,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        key: jax.Array | None = None,
+    ) -> list[list[int]]:
+        """What `generate` gives, for any number of prompts: in batches of one size, neighbours in
+        length together, so that few programs are compiled and little is padding.
+        """
+        order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
+        out: list[list[int]] = [[] for _ in prompts]
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = [prompts[row] for row in rows]
+            batch += [batch[0]] * (batch_size - len(batch))
+            own = None if key is None else jax.random.fold_in(key, start)
+            made = self.generate(batch, max_new=max_new, sampling=sampling, key=own)
+            for row, tokens in zip(rows, made):
+                out[row] = tokens
+        return out
+
     def stream(
         self,
         prompts: Sequence[Sequence[int]],

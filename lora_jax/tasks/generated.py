@@ -7,11 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from lora_jax.data.recipes import Decoding
 from lora_jax.generation.beam import BeamSearch, beam_search
-from lora_jax.generation.sampling import Sampling
 from lora_jax.metrics.predictions import Prediction, Predictions
 from lora_jax.tasks.predictions import example_id, task_name
 from lora_jax.tasks.task import Task
@@ -70,7 +67,9 @@ def generate_predictions(
     if decoding.beams > 1:
         ids = _beams(task, frozen, trainable, prompts, decoding)
     else:
-        ids = _greedy(task, frozen, trainable, prompts, decoding, batch_size)
+        words: dict[str, Any] = dict(eos_ids=task.tokenizer.eos_ids, pad_id=task.tokenizer.pad_id)
+        engine = task.generator(task.model, frozen, trainable, **words)
+        ids = engine.generate_all(prompts, batch_size=batch_size, max_new=decoding.max_new)
     texts = [cut_at_stop(task.tokenizer.decode(tokens), decoding.stop).strip() for tokens in ids]
 
     known = {row.id: row for row in scored.rows} if scored else {}
@@ -106,33 +105,6 @@ def cut_greedily(text: str, stop: Sequence[str]) -> str:
     """The text before the first stop string, wherever it stands."""
     ends = [at for word in stop if word and (at := text.find(word)) >= 0]
     return text[: min(ends, default=len(text))]
-
-
-def _greedy(
-    task: Task,
-    frozen: Mapping[str, Any],
-    trainable: Mapping[str, Any],
-    prompts: list[list[int]],
-    decoding: Decoding,
-    batch_size: int,
-) -> list[list[int]]:
-    """Batches of equal size, neighbours in length together, so that few programs are compiled and
-    little is padding.
-    """
-    words = task.tokenizer
-    ids: dict[str, Any] = dict(eos_ids=words.eos_ids, pad_id=words.pad_id)
-    engine = task.generator(task.model, frozen, trainable, **ids)
-
-    order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
-    out: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = [prompts[row] for row in rows]
-        batch += [batch[0]] * (batch_size - len(batch))
-        made = engine.generate(batch, max_new=decoding.max_new, sampling=Sampling())
-        for row, tokens in zip(rows, made):
-            out[row] = tokens
-    return out
 
 
 def _beams(

@@ -199,17 +199,11 @@ class HarnessModel(_MODEL.TemplateLM):
             ids: dict[str, Any] = dict(eos_ids=self.tokenizer.eos_ids, pad_id=self.tokenizer.pad_id)
             self._engine = Generator(self.model, self.frozen, self.trainable, **ids)
 
-        order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
-        texts = [""] * len(prompts)
-        for start in range(0, len(order), self.batch_size):
-            members = order[start : start + self.batch_size]
-            batch = [(prompts[n] or [self.prefix_token_id])[-room:] for n in members]
-            batch += [batch[0]] * (self.batch_size - len(batch))
-            self._key, key = jax.random.split(self._key)
-            made = self._engine.generate(batch, max_new=max_new, sampling=sampling, key=key)
-            for n, ids in zip(members, made):
-                texts[n] = self.tokenizer.decode(ids)
-        return texts
+        begun = [(prompt or [self.prefix_token_id])[-room:] for prompt in prompts]
+        self._key, key = jax.random.split(self._key)
+        options: dict[str, Any] = dict(sampling=sampling, key=key, max_new=max_new)
+        made = self._engine.generate_all(begun, batch_size=self.batch_size, **options)
+        return [self.tokenizer.decode(ids) for ids in made]
 
 
 def _sampling(settings: Mapping[str, Any]) -> Sampling:
