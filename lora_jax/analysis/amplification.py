@@ -60,6 +60,7 @@ def amplification_of(
         )
     if not update.s.any():
         raise ValueError("The update is 0: it has no directions to amplify.")
+
     used = int((update.s > 1e-10 * update.s[0]).sum())
     rank = used if rank is None else min(rank, used)
     own = dense_svd(w)
@@ -70,6 +71,7 @@ def amplification_of(
         )
         for _ in range(samples)
     ]
+
     return Amplification(
         rank=rank,
         projected=float(np.linalg.norm(update.u[:, :rank].T @ w @ update.vt[:rank].T)),

@@ -51,10 +51,12 @@ def best_rate(
             f"best_rate needs 3 or more rising rates and a loss for each, got {rates} and losses "
             f"of shape {table.shape}."
         )
+
     table = np.where(np.isfinite(table), table, np.inf)
     mean = table.mean(0)
     if not np.isfinite(mean).any():
         raise ValueError("Every learning rate diverged in a seed: lower the whole grid.")
+
     logs = np.log(rates)
     vertex, loss, best = _vertex(logs, mean)
     on_edge = best in (0, len(rates) - 1)

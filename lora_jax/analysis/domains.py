@@ -46,6 +46,7 @@ def adapter_matrix(
                 f"{first.task.base} in format {first.config.quant.format}. Train them with the "
                 "same model and quant settings."
             )
+
     adapters = {BASE: first.without_adapter()} | {name: run.trainable for name, run in runs.items()}
     return {
         domain: {
@@ -113,6 +114,7 @@ def measure_forgetting(
             "Forgetting is measured by a language model's loss on other texts; this run is an "
             "encoder with a head, which has no such loss. Leave --forgetting out."
         )
+
     encoded, records = run.encode_other(data)
     other = replace(task, splits={"other": encoded}, records={"other": records}, recipe=None)
     size = run.config.train.eval_batch_size
@@ -120,6 +122,7 @@ def measure_forgetting(
     before = predict(
         other, run.frozen, run.without_adapter(), "other", batch_size=size, examples=examples
     )
+
     options: dict[str, Any] = dict(resamples=resamples, level=level, seed=seed)
     return {
         "data": data,

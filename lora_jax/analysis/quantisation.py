@@ -59,6 +59,7 @@ def losses(path: str, w: Any, q: QuantizedArray) -> list[Loss]:
     errors, damage = (
         np.asarray(part, np.float64).reshape(-1) for part in _errors(jnp.asarray(w), q)
     )
+
     count, bytes_after = len(errors), bytes_of(q)
     bytes_before = int(np.prod(q.shape)) * jnp.dtype(w.dtype).itemsize
     stacked = q.ndim > len(q.kernel_shape)

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, help="the base: a folder, a known name or a Hugging Face id"
     )
+
     parser.add_argument(
         "--loop",
         action="store_true",

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="score the texts that a language model writes, by its recipe's metrics",
     )
+
     parser.add_argument("--examples", type=int, help="only the first ones")
     parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (1000)")
     parser.add_argument("--level", type=float, default=0.95, help="of the intervals (0.95)")

@@ -36,8 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=PATH",
         help="a trained adapter's folder and its name",
     )
+
     parser.add_argument("--chat", action="store_true", help="prompts are messages to a chat model")
     parser.add_argument("--max-new", type=int, default=64, help="new tokens at most (64)")
+
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="0 (default) takes the likeliest token"
     )
@@ -62,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a string that ends a text; may be given several times",
     )
+
     parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
     parser.add_argument(
         "--format", default="none", help="store the base quantised, such as nf4 or int8 (none)"

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder, a known name such as minilm-l6, or a Hugging Face id",
     )
     parser.add_argument("--out", required=True, help="the folder to write")
+
     parser.add_argument(
         "--format",
         default="nf4",
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--second-level", default="mean", help="how scales become 8 bits: mean or log"
     )
+
     parser.add_argument(
         "--targets",
         default="all-linear",

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show the runs, what they share and the memory they need; train nothing",
     )
+
     parser.add_argument(
         "--workers",
         type=int,
@@ -60,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="of ray or slurm, such as timeout_min=600",
     )
+
     parser.add_argument(
         "--no-report", action="store_true", help="do not write the report at the end"
     )

@@ -95,6 +95,7 @@ def _check_method(config: Config) -> None:
             f"config.method {method!r} keeps the base as it was loaded, but config.quant.format is "
             f"{format!r}. Set config.method to {instead}, or config.quant.format to 'none'."
         )
+
     if config.quant.double and config.quant.scale_dtype != "float32":
         raise ValueError(
             f"config.quant.scale_dtype {config.quant.scale_dtype!r} is of scales that are stored "

@@ -157,6 +157,7 @@ def _require_plan(
             f"Buckets need to be ascending lengths of 1 or more, but {edges.tolist()} came. Sort "
             "them, or let choose_buckets choose."
         )
+
     if lengths.max() > edges[-1]:
         longest = int(np.argmax(lengths))
         raise ValueError(

@@ -146,6 +146,7 @@ def encode_completions(
             last = last[: max_length - len(first)]
         tokens.append(np.asarray(first + last, np.int32))
         lengths.append(len(first))
+
     groups = group_numbers(records.tasks)
     return EncodedCompletions(
         tokens,

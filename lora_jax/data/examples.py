@@ -312,6 +312,7 @@ def _observed_classes(recipe: Recipe, source: Source, train: Sequence[Example]) 
         value = example.values[role]
         for label in [value] if role == "label" else value:
             places.setdefault(label, example.place)
+
     numbers = all(map(is_integer, places))
     names = tuple(sorted(places, key=int if numbers else str))
     if role == "label" and train and len(names) < 2:
@@ -320,6 +321,7 @@ def _observed_classes(recipe: Recipe, source: Source, train: Sequence[Example]) 
             f"{source.name!r} has {', '.join(names)} alone (first: {places[names[0]]}). Check "
             "--config.data.fields.label."
         )
+
     if role == "label" and numbers and names and int(names[0]) < 0:
         raise ValueError(
             f"{places[names[0]]}: a label needs to be a class name or an id from 0, but {names[0]} "

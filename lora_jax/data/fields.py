@@ -116,6 +116,8 @@ def _text(role: str, value: Any) -> str:
                 f"a {role} that is no text", f"{role} needs to be a text, but {value!r} came."
             )
         value = number_text(value) if isinstance(value, float) else str(value)
+
+    # A table is read line by line; of several right texts the first is the one to write.
     if (
         isinstance(value, list)
         and value
@@ -123,6 +125,8 @@ def _text(role: str, value: Any) -> str:
         and role in ("table", "completion", "output", "code")
     ):
         value = "\n".join(value) if role == "table" else value[0]
+
+    # A chat given where one text is asked for.
     if (
         isinstance(value, list)
         and value
@@ -131,6 +135,7 @@ def _text(role: str, value: Any) -> str:
         )
     ):
         value = "\n".join(item["content"] for item in value)
+
     if not isinstance(value, str):
         raise Unfit(
             f"a {role} that is no text",
@@ -158,6 +163,8 @@ def _label(role: str, value: Any) -> str | None:
                 "missing. If it is a class, give it another name.",
             )
         return str(int(name)) if is_integer(name) and len(name) < 20 else name
+
+    # Sets of several classes a record have lists; those of one class can be used.
     if isinstance(value, list) and len(value) == 1:
         return _label(role, value[0])
     if isinstance(value, list) and value:
@@ -256,6 +263,7 @@ def answer_index(choices: list[str], value: Any) -> int | None:
         return value
     if isinstance(value, str):
         text = value.strip()
+        # First, as a choice may itself be a letter or a number.
         if text in choices:
             return choices.index(text)
         letter, rest = text[:1].upper(), text[1:2]

@@ -5,6 +5,7 @@ every row that is wrong.
 from __future__ import annotations
 
 import collections
+import contextlib
 import csv
 import json
 import sys
@@ -101,6 +102,7 @@ def _json_array(path: Path, problems: Problems) -> Iterator[Record]:
         raise ValueError(
             f"{path}: not JSON that can be read: {error}. Write it as JSON lines."
         ) from error
+
     if isinstance(values, dict) and isinstance(values.get("data"), list):
         values = values["data"]
     if not isinstance(values, list):
@@ -120,61 +122,55 @@ def _object(place: str, what: str, fields: Any, problems: Problems) -> Iterator[
         problems.report(Problem(place, "no JSON object", detail))
 
 
-def _open_table(path: Path) -> IO[str]:
-    # Undecodable bytes become lone surrogates, so that the row they stand in can be named.
-    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+@contextlib.contextmanager
+def _open_table(path: Path) -> Iterator[IO[str]]:
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        # Undecodable bytes become lone surrogates, so that the row they stand in can be named.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            yield file
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _csv(path: Path, problems: Problems) -> Iterator[Record]:
-    limit = csv.field_size_limit(sys.maxsize)
-    try:
-        with _open_table(path) as file:
-            rows = csv.reader(file, strict=True)
-            header = _header(path, next(rows, []))
-            while True:
-                line = rows.line_num + 1
-                try:
-                    values = next(rows)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    lines = f"{line}" if rows.line_num <= line else f"{line}-{rows.line_num}"
-                    detail = f"this row cannot be parsed: {error}; double the quotes inside quotes."
-                    problems.report(
-                        Problem(f"{path}:{lines}", "a row that cannot be parsed", detail)
-                    )
-                    continue
-                if values:
-                    yield from _row(f"{path}:{line}", header, values, problems)
-    finally:
-        csv.field_size_limit(limit)
+    with _open_table(path) as file:
+        rows = csv.reader(file, strict=True)
+        header = _header(path, next(rows, []))
+        while True:
+            line = rows.line_num + 1
+            try:
+                values = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                lines = f"{line}" if rows.line_num <= line else f"{line}-{rows.line_num}"
+                detail = f"this row cannot be parsed: {error}; double the quotes inside quotes."
+                problems.report(Problem(f"{path}:{lines}", "a row that cannot be parsed", detail))
+                continue
+
+            if values:
+                yield from _row(f"{path}:{line}", header, values, problems)
 
 
 def _tsv(path: Path, problems: Problems) -> Iterator[Record]:
     """Rows of one line each. A field may be quoted as in CSV; a quote that is not closed in its
     line is a quote.
     """
-    # With the csv module's own reading, a lone quote would swallow all lines up to the next one.
-    limit = csv.field_size_limit(sys.maxsize)
+    with _open_table(path) as file:
+        lines = (line.rstrip("\r\n") for line in file)
+        header = _header(path, _fields(next(lines, "")))
+        for number, line in enumerate(lines, 2):
+            if line:
+                yield from _row(f"{path}:{number}", header, _fields(line), problems)
+
+
+def _fields(line: str) -> list[str]:
+    # By itself the csv module would let a lone quote swallow all lines up to the next one.
     try:
-        with _open_table(path) as file:
-            header = None
-            for number, line in enumerate(file, 1):
-                line = line.rstrip("\r\n")
-                if not line and header is not None:
-                    continue
-                try:
-                    values = next(csv.reader([line], delimiter="\t", strict=True), [])
-                except csv.Error:
-                    values = line.split("\t")
-                if header is None:
-                    header = _header(path, values)
-                else:
-                    yield from _row(f"{path}:{number}", header, values, problems)
-            if header is None:
-                _header(path, [])
-    finally:
-        csv.field_size_limit(limit)
+        return next(csv.reader([line], delimiter="\t", strict=True))
+    except csv.Error:
+        return line.split("\t")
 
 
 def _header(path: Path, header: list[str]) -> list[str]:

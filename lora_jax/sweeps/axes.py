@@ -91,6 +91,7 @@ def read_axis(text: str) -> Axis:
             "config.sweep.axes: an axis reads 'KEY = value, value', 'KEY, KEY = (value, value), "
             f"(value, value)', and may end in ' if KEY == value'; got {text!r}."
         )
+
     for key in keys:
         check_key(key, text)
     points = []
@@ -104,6 +105,7 @@ def read_axis(text: str) -> Axis:
         points.append(
             tuple(read_value(key, value) for key, value in zip(keys, values, strict=True))
         )
+
     when = tuple(
         _condition(part.strip(), text) for part in conditions.split(" and ") if part.strip()
     )

@@ -135,6 +135,7 @@ def gather(roots: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
             raise FileNotFoundError(
                 f"A report needs the folder of a sweep (config.out), but there is no folder {root}."
             )
+
         found = [read_run(root)] if is_run(root) else RunStore(root).runs()
         planned += [] if is_run(root) else RunStore(root).planned()
         for record in found:
@@ -149,6 +150,7 @@ def gather(roots: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
                 records[str(record.folder)] = replace(record, run_id=str(record.folder))
             elif record.status == "done":
                 records[record.run_id] = record
+
     if not records:
         there = sorted(path.name for root in roots for path in root.iterdir())[:8]
         raise ValueError(

@@ -118,6 +118,7 @@ def between_levels(cells: Sequence[Cell]) -> list[LevelTest]:
         places: dict[tuple[str, ...], dict[Any, int]] = defaultdict(dict)
         for index, (rest, level) in enumerate(zip(others, column, strict=True)):
             places[rest][level] = index
+
         different = levels(column)
         pairs = itertools.pairwise(different)
         if len(different) <= _MOST_LEVELS:
@@ -127,6 +128,7 @@ def between_levels(cells: Sequence[Cell]) -> list[LevelTest]:
             test = _level_test(axis, high, low, matched, scores, higher)
             if test is not None:
                 found.append(test)
+
     adjusted = holm([one.test.p for one in found])
     return [replace(one, adjusted=float(p)) for one, p in zip(found, adjusted, strict=True)]
 

@@ -78,6 +78,7 @@ def conclude(
         unsupported += _undecided(contrasts, said)
         unsupported += _near_best(tests)
         unsupported += _few_seeds(cells, said)
+
     if table is not None and max(seeds) > 1:
         named = _sources(table)
         supported += named
@@ -95,6 +96,7 @@ def conclude(
             f"What {', '.join(table.left_out)} do together is not told apart from the rest: they "
             "have too many levels."
         )
+
     supported += _on_examples(examples)
     unsupported += _unlike(cells)
     if missing:

@@ -144,6 +144,7 @@ def spread_table(findings: Findings) -> tuple[Sequence[str], list[list[str]]]:
         "F",
         "p",
     )
+
     rows = []
     for source in findings.spread.sources if findings.spread else ():
         known = source.freedom > 0
@@ -178,6 +179,7 @@ def tests_table(findings: Findings, said: Measure) -> tuple[Sequence[str], list[
         "p, signs",
         "p, corrected",
     )
+
     named = [
         (one.axis, one.first, one.second, one.test, str(one.matched), one.adjusted)
         for one in findings.between_levels
@@ -195,6 +197,7 @@ def tests_table(findings: Findings, said: Measure) -> tuple[Sequence[str], list[
         ]
         for what, first, second, test, matched, adjusted in named
     ]
+
     by_examples = [
         [
             *("best cell, on examples", one.best.name, one.other.name),

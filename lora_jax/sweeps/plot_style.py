@@ -102,6 +102,7 @@ def finish(
         room = legend.get_window_extent(figure.canvas.get_renderer()).width / figure.dpi + 0.1
         width = max(width, width - 1.9 + room)
         figure.set_size_inches(width, height)
+
     right = 1 - room / width
     if legend is not None:
         legend.set(loc="center left", bbox_to_anchor=(right, 0.5))
@@ -171,6 +172,7 @@ def name_points(
         (x - reach, y - reach, x + reach, y + reach)
         for x, y in (axis.transData.transform(point) for point in points)
     ]
+
     taken += _boxes_along(axis.transData.transform(line)) if len(line) else []
     taken_at = np.array(taken)
     frame = axis.get_window_extent(renderer)
@@ -178,6 +180,7 @@ def name_points(
         x, y = axis.transData.transform(where)
         text = axis.text(0, 0, name, fontsize=8.5, va="center", zorder=5)
         box = text.get_window_extent(renderer)
+
         left = np.where(_AROUND[:, 0] >= 0, x + _AROUND[:, 0], x + _AROUND[:, 0] - box.width)
         bottom = y + _AROUND[:, 1] - box.height / 2
         places = np.stack(
@@ -189,12 +192,14 @@ def name_points(
         meets = (places[:, None, :2] < taken_at[None, :, 2:]).all(2) & (
             taken_at[None, :, :2] < places[:, None, 2:]
         ).all(2)
+
         cost = 1e4 * outside + 1e3 * meets.sum(1) + np.hypot(*_AROUND.T)
         best = places[cost.argmin()]
         left, bottom, right, top = best
         taken_at = np.vstack([taken_at, best])
         middle = (bottom + top) / 2
         text.set_position(axis.transData.inverted().transform((left + 3, middle)))
+
         nearest = (min(max(x, left), right), min(max(y, bottom), top))
         if math.hypot(nearest[0] - x, nearest[1] - y) > 1.6 * reach:
             ends = axis.transData.inverted().transform([(x, y), nearest])

@@ -262,6 +262,7 @@ def _page(
     counted = [f"{number} {status}" for status, number in sorted(counts.items())]
     counted += [f"{len(pending)} pending"] if pending else []
     waiting = [run for run in records if run.status in ("running", "interrupted")]
+
     return Page(
         headline=headline(cells),
         state=f"Runs: {', '.join(counted)}. {footnote(cells)}.",

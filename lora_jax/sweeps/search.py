@@ -96,10 +96,12 @@ def read_dimension(text: str) -> Dimension:
             "config.sweep.search.space: a line reads 'KEY = LOW .. HIGH', 'KEY = log LOW .. HIGH' "
             f"or 'KEY = VALUE, VALUE'; got {text!r}."
         )
+
     check_key(key, text, where="config.sweep.search.space")
     found = _RANGE.fullmatch(right)
     if found is None:
         return Dimension(key, tuple(read_value(key, item) for item in items))
+
     low, high = (read_value(key, found[name]) for name in ("low", "high"))
     if isinstance(low, bool) or not isinstance(low, (int, float)):
         raise ValueError(
@@ -127,6 +129,7 @@ def read_space(config: Config) -> tuple[Dimension, ...]:
             "config.sweep.search needs a space: lines such as 'optim.learning_rate = log 1e-4 .. "
             "1e-2' or 'lora.rank = 1, 4, 16'."
         )
+
     grid = {"rank": sweep.rank, "format": sweep.format, "targets": sweep.targets}
     if several := [name for name, values in grid.items() if len(values) > 1]:
         raise ValueError(
@@ -137,6 +140,7 @@ def read_space(config: Config) -> tuple[Dimension, ...]:
         raise ValueError(
             "A search has no axes: move config.sweep.axes into config.sweep.search.space."
         )
+
     space = tuple(map(read_dimension, sweep.search.space))
     keys = [dimension.key for dimension in space]
     if twice := [key for key in keys if keys.count(key) > 1]:

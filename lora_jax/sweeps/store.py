@@ -378,6 +378,7 @@ class RunStore:
             older = format != FORMAT
         else:
             older = True
+
         if write and older:
             with disk(self.root):
                 self.root.mkdir(parents=True, exist_ok=True)

@@ -70,6 +70,7 @@ def look(root: str | Path, now: float | None = None) -> Snapshot:
             f"There is no store {root} to watch. A store is the folder config.out of a sweep, such "
             "as runs/default."
         )
+
     store = RunStore(root)
     records = store.runs()
     pending = set(store.planned()) - {record.run_id for record in records}
@@ -100,6 +101,7 @@ def frame(seen: Snapshot) -> RenderableType:
         for name in ("done", "running", "failed", "interrupted", "pending")
         if counts.get(name, 0)
     ]
+
     parts: list[RenderableType] = [
         Text(
             f"{seen.root}: {', '.join(words) or 'no runs yet'}; {ended} of {seen.planned} ended",
@@ -111,6 +113,7 @@ def frame(seen: Snapshot) -> RenderableType:
     if seen.best is not None:
         score = seen.best.result.score("test")
         parts.append(Text(f"best so far: {score.figure} test {score.label}, {seen.best.run_id}"))
+
     if seen.running:
         table = Table(title="running", title_justify="left", header_style="bold")
         for heading in ("run", "step", "loss", "last sign", "process"):
@@ -125,6 +128,7 @@ def frame(seen: Snapshot) -> RenderableType:
             silent = "" if one.silent_seconds is None else f"{duration(one.silent_seconds)} ago"
             table.add_row(one.record.run_id, step, loss, silent, one.owner)
         parts += [table, *_more(len(seen.running))]
+
     if seen.failed:
         table = Table(title="failed", title_justify="left", header_style="bold")
         table.add_column("run", no_wrap=True)

@@ -101,6 +101,7 @@ def load_run(folder: Path | str, *, tasks: LastTask | None = None) -> SavedRun:
             f"A run is a folder with config.json and adapter/, but {folder} is none. In it: "
             f"{', '.join(there) or 'nothing'}."
         )
+
     config = from_config_dict(read_json(folder / "config.json"))
     _check_contents(folder, config)
     task = open_task(config) if tasks is None else tasks.of(config)
@@ -112,6 +113,7 @@ def load_run(folder: Path | str, *, tasks: LastTask | None = None) -> SavedRun:
             f"and {config.data.title} has {', '.join(task.label_names)} now. Give it the data that "
             "it was trained on."
         )
+
     check_effect(trainable)
     frozen, first = task.trainable(config, jax.random.split(jax.random.key(config.train.seed))[0])
     chooses_codes = initializer_named(config.lora.init).reads == "format"

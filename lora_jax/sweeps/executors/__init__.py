@@ -56,6 +56,7 @@ def run_on(
         raise ValueError(f"An executor is one of {', '.join(EXECUTORS)}, got {executor!r}.{more}")
     if workers < 1:
         raise ValueError(f"A sweep needs at least one worker, got {workers}.")
+
     module = importlib.import_module(f"lora_jax.sweeps.executors.{EXECUTORS[executor]}")
     config = replace(config, out=str(Path(config.out).resolve()))
     names = [run_id(run) for run in expand(config)]
@@ -64,6 +65,7 @@ def run_on(
     kept = [name for name in names if store.status(name) == "done"]
     if kept:
         say(f"{len(kept)} runs done before, kept")
+
     launch = Launch(config, workers, time.time(), tuple(command), str(Path.cwd()))
     for _ in range(_MOST_ROUNDS):
         died = module.start(launch, dict(options or {}), say)
@@ -75,6 +77,7 @@ def run_on(
             f"{len(left)} of {len(names)} runs are left, such as {run_id(left[0])}, and the "
             "workers that should run them died. Run the same command again: it goes on with them."
         )
+
     states = {name: store.status(name) for name in names}
     return Outcome(
         done=tuple(name for name in names if states[name] == "done" and name not in set(kept)),

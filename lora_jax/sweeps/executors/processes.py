@@ -41,6 +41,7 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
             **{key: getattr(launch, key) for key in ("workers", "since", "command", "folder")},
         },
     )
+
     crew: dict[int, subprocess.Popen[str]] = {}
     died = 0
     try:
@@ -53,6 +54,7 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
                     told = True
                     for process in crew.values():
                         process.send_signal(signal.SIGTERM)
+
                 for number, process in [(n, p) for n, p in crew.items() if p.poll() is not None]:
                     del crew[number]
                     if process.returncode in (0, _STOPPED) or stopped.is_set():
@@ -67,6 +69,7 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
                     if process.returncode < 0 and unfinished(launch):
                         say(f"worker {number} starts again")
                         crew[number] = _spawn(order, number, launch.workers, say)
+
                 time.sleep(0.1)
             if stopped.is_set():
                 raise KeyboardInterrupt

@@ -33,6 +33,7 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
     chosen = parse_options(options, _OPTIONS, "ray")
     with needs("ray"):
         import ray
+
     ours = not ray.is_initialized()
     cpus, gpus = int(chosen.get("cpus", 1)), int(chosen.get("gpus", 0))
     variables = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
@@ -44,6 +45,7 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
             else {"num_cpus": max(launch.workers * cpus, 1), "include_dashboard": False}
         )
         ray.init(address=address, log_to_driver=True, runtime_env={"env_vars": variables}, **size)
+
     died = 0
     try:
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3, max_calls=1)(_work)

@@ -45,6 +45,7 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
     """
     with needs("slurm"):
         import submitit
+
     chosen: dict[str, Any] = {
         name: int(value) if value.isdigit() else value for name, value in options.items()
     }
@@ -55,6 +56,7 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
         executor.update_parameters(name="lora-jax", **chosen)
     except (NameError, TypeError, ValueError) as unknown:
         raise ValueError(f"submitit does not take these options: {unknown}") from unknown
+
     jobs = executor.map_array(Work(launch), range(launch.workers))
     say(f"submitted jobs {', '.join(job.job_id for job in jobs)}; logs in {executor.folder}")
     died = 0
