@@ -54,7 +54,8 @@ def expand(config: Config) -> list[Config]:
     _check_count(math.prod(sides.values()) + len(sweep.baselines) * len(seeds), sides)
 
     methods = sweep.baselines if config.method in ADAPTERS else (*sweep.baselines, config.method)
-    runs = [_baseline(config, method, seed) for method in methods for seed in seeds]
+    plain = replace(config, quant=replace(config.quant, format=NO_FORMAT))
+    runs = [_concrete(replace(plain, method=one), seed) for one in methods for seed in seeds]
     if config.method in ADAPTERS:
         runs += [_adapter_run(config, *values) for values in itertools.product(*grid.values())]
 
@@ -65,9 +66,11 @@ def expand(config: Config) -> list[Config]:
         if not any(axis.applies(run) and any(reads(run, key) for key in axis.keys) for run in runs):
             _refuse_unread(axis, runs)
         runs = [run for same in made for run in same]
-    if axes:
-        for run in runs:
-            _check_legal(run)
+    for run in runs if axes else ():
+        try:
+            validate(run)
+        except ValueError as error:
+            raise ValueError(f"The grid has a run that is not legal: {error}") from None
     return list({run_id(run): run for run in reversed(runs)}.values())[::-1]
 
 
@@ -91,13 +94,6 @@ def _refuse_unread(axis: Axis, runs: Sequence[Config]) -> None:
         f"config.sweep.axes: no run meets the condition of {axis.text!r}. An axis before it must "
         "set what it asks for."
     )
-
-
-def _check_legal(run: Config) -> None:
-    try:
-        validate(run)
-    except ValueError as error:
-        raise ValueError(f"The grid has a run that is not legal: {error}") from None
 
 
 def run_id(config: Config) -> str:
@@ -136,11 +132,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def _baseline(config: Config, method: str, seed: int) -> Config:
-    quant = replace(config.quant, format=NO_FORMAT)
-    return _concrete(replace(config, method=method, quant=quant), seed)
 
 
 def _adapter_run(config: Config, format: str, targets: str, rank: int, seed: int) -> Config:

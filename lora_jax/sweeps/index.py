@@ -54,13 +54,13 @@ def list_runs(root: Path) -> tuple[list[RunRecord], int]:
     return records, read
 
 
-def note(root: Path, run_id: str, status: str, error: str | None = None) -> None:
+def note(root: Path, run_id: str, status: str) -> None:
     """Appends a change of a run that is not final: readers look into its folder until the next
     line.
     """
     append_line(
         root / NAME,
-        {"time": round(time.time(), 3), "run_id": run_id, "status": status, "error": error},
+        {"time": round(time.time(), 3), "run_id": run_id, "status": status, "error": None},
     )
 
 

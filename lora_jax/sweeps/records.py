@@ -19,8 +19,7 @@ class RunRecord:
     """What a run's folder says. `result` is there exactly if `status` is done, `error` if it is
     failed.
 
-    `updated` is when the status was written, in seconds since 1970. `attempts` counts the processes
-    in a row that took the run and died without a word; it is 1 while the first one works.
+    `updated` is when the status was written, in seconds since 1970.
     """
 
     run_id: str
@@ -31,12 +30,13 @@ class RunRecord:
     environment: Mapping[str, Any] = field(default_factory=dict)
     result: RunResult | None = None
     updated: float | None = None
-    attempts: int = 0
 
 
 @dataclass(frozen=True)
 class State:
-    """The content of status.json."""
+    """The content of status.json. `attempts` counts the processes in a row that took the run and died
+    without a word; it is 1 while the first one works.
+    """
 
     status: Status
     error: str | None = None
@@ -108,7 +108,6 @@ def make_record(
         environment,
         RunResult.from_json(result, config) if state.status == "done" else None,
         state.updated,
-        state.attempts,
     )
 
 

@@ -24,7 +24,8 @@ def settings_of(run: RunRecord) -> tuple[str, Mapping[str, Any]]:
     train = {key: value for key, value in (config.get("train") or {}).items() if key != "seed"}
     # marshal writes ten times as fast as json, and a report asks this of every run; its version 2
     # writes equal values to equal bytes.
-    key, settings = _settings(marshal.dumps({**config, "train": train, "out": "", "sweep": {}}, 2))
+    own = {key: value for key, value in config.items() if key not in ("out", "sweep")}
+    key, settings = _settings(marshal.dumps({**own, "train": train}, 2))
     made_of = run.environment.get("contents") or {}
     names = names_of(config)
     content = {
@@ -87,20 +88,14 @@ def differing(
 @functools.lru_cache(maxsize=100_000)
 def _settings(config: bytes) -> tuple[str, Mapping[str, Any]]:
     values = marshal.loads(config)
-    # The seed that stands in for all; the keys that were emptied keep their defaults.
-    setting = _without_seed(
-        {key: value for key, value in values.items() if key not in ("out", "sweep")}
-    )
-    return json.dumps(setting, sort_keys=True), setting
-
-
-def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        setting = flat(canonical(from_config_dict(config)))
+        # What was left out, the seed among it, has its default.
+        setting = flat(canonical(from_config_dict(values)))
     except (KeyError, TypeError, ValueError, AttributeError):
         # Written by another version: its own keys still tell its runs apart.
-        setting = flat({key: config[key] for key in config if key not in ("out", "sweep")})
-    return {key: value for key, value in setting.items() if key != "train.seed"}
+        setting = flat(values)
+    setting.pop("train.seed", None)
+    return json.dumps(setting, sort_keys=True), setting
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
