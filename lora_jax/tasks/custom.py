@@ -25,7 +25,7 @@ from lora_jax.core.trainable import Trainables
 from lora_jax.data.batches import EpochBatches
 from lora_jax.data.buckets import PlannedBatch
 from lora_jax.tasks.losses import Losses
-from lora_jax.tasks.opened import Opened
+from lora_jax.tasks.task import Task
 
 _ENDLESS_EPOCHS = 2**31  # sources have a length
 
@@ -143,7 +143,7 @@ class ArrayBatches(EpochBatches):
 
 
 @dataclass(eq=False)
-class CustomTask(Opened):
+class CustomTask(Task):
     """Any Linen module with a loss of one's own; `custom_task` makes one. Methods are those of
     `Task`.
     """

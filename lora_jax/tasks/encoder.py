@@ -27,9 +27,8 @@ from lora_jax.models.kinds import example_inputs
 from lora_jax.tasks.baseline import with_baseline
 from lora_jax.tasks.building import build_options, check_sizes, params_of
 from lora_jax.tasks.heads import HeadLosses
-from lora_jax.tasks.opened import Opened
 from lora_jax.tasks.reading import examples_of
-from lora_jax.tasks.task import Trees
+from lora_jax.tasks.task import Task, Trees
 
 _HEAD = r"classifier/.*"
 # of RoBERTa and DeBERTa, whose pretraining trained no pooler: that layer is part of the new head
@@ -39,7 +38,7 @@ _HEAD_SCALE = 0.02  # standard deviation of a new head, as in BERT
 
 
 @dataclass(eq=False)
-class EncoderTask(Opened):
+class EncoderTask(Task):
     """An encoder with the head that its task needs. Methods are those of `Task`.
 
     full: everything is trained; head: the classifier; lora, qlora: factors at the targets, and the
@@ -90,7 +89,7 @@ class EncoderTask(Opened):
         return int(said), int(label)
 
     def is_new(self, path: str) -> bool:
-        """See `Opened.is_new`."""
+        """See `Task.is_new`."""
         return path.startswith("pooler/") and self._head_has_pooler(self.params)
 
     def _head_has_pooler(self, params: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,16 +27,13 @@ from lora_jax.generation.seq2seq import PairGenerator
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.io.hub import resolve
 from lora_jax.io.weights import kind_of, open_model
-from lora_jax.metrics.score import Score
 from lora_jax.metrics.table import Primary
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.t5 import T5
 from lora_jax.tasks.building import build_options, check_sizes, params_of
-from lora_jax.tasks.generated import generate_predictions
 from lora_jax.tasks.language_loss import TokenLosses
-from lora_jax.tasks.opened import Opened
-from lora_jax.tasks.predictions import predict, scores_of
 from lora_jax.tasks.reading import completions_of, recipe_of
+from lora_jax.tasks.task import Task
 
 # The names of TARGETS in a model of two stacks: attention across them beside that within each.
 _STACK_TARGETS = {
@@ -48,7 +45,7 @@ _STACK_TARGETS = {
 
 
 @dataclass(eq=False)
-class DecoderTask(Opened):
+class DecoderTask(Task):
     """A decoder that continues prompts. Methods are those of `Task`."""
 
     generator: ClassVar[type[Generator] | None] = Generator
@@ -69,22 +66,6 @@ class DecoderTask(Opened):
     def examples_of(self, planned: Any) -> list[int]:
         """See `Task.examples_of`."""
         return [row[0] for row in planned.rows]
-
-    def scores(
-        self,
-        frozen: Mapping[str, Any],
-        trainable: Mapping[str, Any],
-        split: str,
-        *,
-        generate: bool = False,
-        **options: Any,
-    ) -> list[Score]:
-        """See `Task.scores`."""
-        scored = predict(self, frozen, trainable, split, **options)
-        if generate:
-            made = generate_predictions(self, frozen, trainable, split, scored=scored, **options)
-            scored = replace(scored, metrics=made.metrics, rows=made.rows)
-        return scores_of(scored, self.primary)
 
     def encode(self, records: Completions, data: DataConfig) -> EncodedCompletions:
         """Prompts and completions as the model reads them: one text."""
@@ -114,7 +95,7 @@ class Seq2SeqTask(DecoderTask):
         return encode_pairs(records, self.tokenizer, data.max_length, **options)
 
     def targets(self, name: str) -> str:
-        """See `Opened.targets`: the names take in both stacks."""
+        """See `Task.targets`: the names take in both stacks."""
         pattern = super().targets(name)
         for kind, known in TARGETS.items():
             pattern = pattern.replace(known, _STACK_TARGETS[kind])

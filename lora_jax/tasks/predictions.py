@@ -111,7 +111,8 @@ def metric_scores(
     """The scores of the test split that sums over batches do not give, by name."""
     if set(task.metrics) <= {"accuracy"}:
         return {}
-    found = task.scores(frozen, trainable, "test", batch_size=batch_size)
+    scored = predict(task, frozen, trainable, "test", batch_size=batch_size)
+    found = scores_of(scored, task.primary)
     return {one.name: one for one in found if one.name not in ("loss", "accuracy")}
 
 

@@ -2,65 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import jax
-from flax import linen as nn
 
+from lora_jax.adapters.calibration import input_moments, weight_gradients
 from lora_jax.adapters.sites import Site
-from lora_jax.config import Config
+from lora_jax.adapters.surgery import adapt
+from lora_jax.config import ADAPTERS, Config, resolve_targets
+from lora_jax.core.host import to_device
+from lora_jax.core.init import initializer_named
+from lora_jax.core.lowrank import LoraSpec
+from lora_jax.core.paths import Rules, flatten, match, unflatten
+from lora_jax.core.quantize import QuantSpec
 from lora_jax.data import Recipe
+from lora_jax.data.batches import EpochBatches
+from lora_jax.data.buckets import FILLER
 from lora_jax.generation.engine import Generator
-from lora_jax.metrics.score import Score
 from lora_jax.metrics.table import Primary
-from lora_jax.tasks.losses import PerExample
+from lora_jax.tasks.building import lora_spec, quant_spec, shapes_of, unquantised
+from lora_jax.tasks.losses import PerExample, Summed
 
 Trees = tuple[dict[str, Any], dict[str, Any]]
 
 
-@runtime_checkable
-class Task(Protocol):
-    """A problem to train on. `open_task` makes one of a config; `CustomTask` is one for any module.
+@dataclass(eq=False)
+class Task:
+    """A problem to train on; a kind of model is a subclass. `open_task` makes one of a config, and
+    `CustomTask` is one for any module.
 
     Attributes:
         model: the Linen module.
-        sites: its parameters by path, as `find_sites` gives them.
+        params: arrays, or weights that are read from their files when they are asked for
+            (`StoredWeight`), a head included.
+        sites: the parameters by path, as `find_sites` gives them.
         splits: encoded examples by name: train, validation and test.
+        base: the fingerprint of the pretrained weights, which adapters and checkpoints carry.
         label_names: classes or tags in the order of their ids, () where there are none.
         note: what a reader of results must know about the data; may be ''.
-        base: the fingerprint of the pretrained weights, which adapters and checkpoints carry.
         records: what the splits were encoded from, by split.
         recipe: the kind of task, None for a mixture of several.
         data: the fingerprint of the examples of all splits and of the names of their classes.
+        lora, quant: rules on paths, instead of those of a run's config.
+        whole: patterns of weights that are trained whole beside adapters.
         generator: the class that writes texts with the model, None where it writes none.
         beams: whether beam search can write them.
+        metrics: names of what scores predictions, in `lora_jax.metrics.table.METRICS`.
+        primary: the metric to report first, whether higher is better, and what losses count.
     """
 
-    model: nn.Module
+    model: Any
+    params: Mapping[str, Any]
     sites: Mapping[str, Site]
     splits: Mapping[str, Any]
-    label_names: tuple[str, ...]
-    note: str
     base: str
-    records: Mapping[str, Any]
-    recipe: Recipe | None
-    tokenizer: Any
-    generator: type[Generator] | None
-    beams: bool
-    data: str
+    label_names: tuple[str, ...] = ()
+    note: str = ""
+    records: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Recipe | None = None
+    tokenizer: Any = None
+    data: str = ""
+    lora: Rules[LoraSpec] | None = None
+    quant: Rules[QuantSpec] | None = None
+    whole: Sequence[str] = ()
+
+    generator: ClassVar[type[Generator] | None] = None
+    beams: ClassVar[bool] = False
+    metrics: ClassVar[Any] = ()
+    primary: ClassVar[Any] = Primary("loss", False, "records")
 
     @property
     def per_example(self) -> PerExample:
         """The loss of a batch, row by row."""
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of what scores predictions, in `lora_jax.metrics.table.METRICS`."""
-
-    @property
-    def primary(self) -> Primary:
-        """The metric to report first, whether higher is better, and what losses count."""
+        raise NotImplementedError
 
     def trainable(
         self, config: Config, key: jax.Array, *, frozen: Mapping[str, Any] | None = None
@@ -75,14 +92,64 @@ class Task(Protocol):
         Raises:
             ValueError: the method, a rule or a rank does not fit the model.
         """
+        # What reads weights reads them as they were before they were quantised.
+        reads_weights = initializer_named(config.lora.init).reads != "shape"
+        if frozen is None or (config.method == "qlora" and reads_weights):
+            made, trained = self._select(config, self.params, key)
+            return made if frozen is None else dict(frozen), trained
+        known = unflatten({**flatten(self.params), **flatten(frozen)})
+        return dict(frozen), self._select(unquantised(config), known, key)[1]
 
-    def shapes(self, config: Config) -> Trees:
-        """`trainable` as jax.ShapeDtypeStructs: nothing is read, quantised or copied."""
+    def shapes(self, config: Config, rules: Rules[LoraSpec] | None = None) -> Trees:
+        """`trainable` as jax.ShapeDtypeStructs: nothing is read, quantised or copied. `rules` for the
+        factors are instead of the config's.
+        """
+
+        def select(params: Any) -> Trees:
+            return self._select(config, params, jax.random.key(0), rules)
+
+        return jax.eval_shape(select, shapes_of(self.params))
+
+    def read(self) -> dict[str, Any]:
+        """The params as arrays; those of files are the same for all who hold them."""
+        return jax.tree.map(to_device, dict(self.params))
 
     def widest(self, config: Config) -> dict[str, Any]:
         """Shapes of all that a run trains, with ranks cut to what each site can hold: every legal
         run of a group whose widest is `config` fits into them.
         """
+        # An initialiser that chooses the base's codes has no shapes of its own, and needs a format
+        # that is left out here.
+        reads = initializer_named(config.lora.init).reads
+        init = "kaiming" if reads == "format" else config.lora.init
+        plain = unquantised(replace(config, lora=replace(config.lora, init=init)))
+        spec = lora_spec(plain)
+        adapted = match([(self.targets(config.lora.targets), spec)], self.sites, what="lora")
+        rules = [
+            (re.escape(path), replace(spec, rank=min(spec.rank, site.rows, site.columns)))
+            for path in adapted
+            if not self.is_new(path)
+            for site in (self.sites[path],)
+        ]
+        return self.shapes(plain, rules)[1]
+
+    def targets(self, name: str) -> str:
+        """The regex on paths that named targets, or a regex, stand for in this model."""
+        return resolve_targets(name)
+
+    def is_new(self, path: str) -> bool:
+        """Whether a weight is part of a new head, which has no factors: it is trained whole."""
+        return False
+
+    def split(self, name: str) -> Any:
+        """The encoded split.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if name not in self.splits:
+            raise ValueError(f"A split needs to be one of {', '.join(self.splits)}, got {name!r}.")
+        return self.splits[name]
 
     def batches(
         self,
@@ -94,7 +161,7 @@ class Task(Protocol):
         epochs: int | None = None,
         accumulate: int = 1,
         packed: bool = True,
-    ) -> Any:
+    ) -> EpochBatches:
         """The batches of a split, epoch after epoch: `len`, `[k]`, and iterators with a position
         that can be saved. Batch k follows from the arguments and k alone.
 
@@ -105,18 +172,86 @@ class Task(Protocol):
         Raises:
             ValueError: there is no such split.
         """
+        order: dict[str, Any] = dict(seed=seed, shuffle=shuffle, epochs=epochs)
+        rows: dict[str, Any] = dict(row_multiple=accumulate, packed=packed)
+        return self._batches(self.split(split), batch_size, rows, **order)
 
     def examples_of(self, planned: Any) -> list[int]:
         """The example of each real row of a planned, unpacked batch (`batches.plan(0)[k]`)."""
+        return [int(index) for index in planned.indices if index != FILLER]
 
     def answer(self, split: str, example: int, said: Any) -> tuple[Any, Any]:
         """(predicted, references) of an example as metrics compare them; `said` is its row of
         `Losses.answer`.
         """
+        raise NotImplementedError("Of this model's batches the loss alone is known.")
 
-    def scores(
-        self, frozen: Mapping[str, Any], trainable: Mapping[str, Any], split: str, **options: Any
-    ) -> list[Score]:
-        """Every score of a split: loss (nats a unit), accuracy a unit where answers are right or
-        wrong, and the recipe's metrics; of a language model those of its texts with generate=True.
+    def _batches(
+        self, encoded: Any, batch_size: int, rows: Mapping[str, Any], **order: Any
+    ) -> EpochBatches:
+        """The batches of an encoded split; `rows` says what those of several examples are like."""
+        raise NotImplementedError
+
+    def _select(
+        self, config: Config, params: Any, key: jax.Array, rules: Rules[LoraSpec] | None = None
+    ) -> Trees:
+        """The frozen weights and what is trained of `params`, by the config's method. `rules` for
+        the factors are instead of the config's.
         """
+        if config.method == "full":
+            return adapt(self.model, params, (), whole=[".*"], key=key, sites=self.sites)
+        if config.method not in ADAPTERS:
+            raise ValueError(
+                f"config.method {config.method!r} is for classifiers. For a language model use "
+                "'lora', 'qlora' or 'full', and so for any other module."
+            )
+        return self._adapted(config, params, key, rules, whole=self.whole)
+
+    def _adapted(
+        self,
+        config: Config,
+        params: Any,
+        key: jax.Array,
+        rules: Rules[LoraSpec] | None,
+        *,
+        apart: Rules[Any] = (),
+        **options: Any,
+    ) -> Trees:
+        """Factors on a base that is quantised under method qlora, but for what `apart` excepts."""
+        quant: Rules[QuantSpec] = ()
+        if config.method == "qlora":
+            quant = self.quant or [(self.targets(config.quant.targets), quant_spec(config))]
+        if rules is None:
+            rules = self.lora or [(self.targets(config.lora.targets), lora_spec(config))]
+        rules = [*apart, *rules]
+
+        return adapt(
+            self.model,
+            params,
+            (),
+            lora=rules,
+            quant=[*apart, *quant] if quant else (),
+            bias=config.lora.bias,
+            statistics=self._measured(config, params, rules),
+            key=key,
+            sites=self.sites,
+            **options,
+        )
+
+    def _measured(
+        self, config: Config, params: Mapping[str, Any], rules: Sequence[Any]
+    ) -> dict[str, Any] | None:
+        """What a data-driven initialiser reads, measured on the first training batches; None for
+        the others.
+        """
+        measure = {"gradient": weight_gradients, "inputs": input_moments}.get(
+            initializer_named(config.lora.init).reads
+        )
+        if measure is None:
+            return None
+        batches = self.batches("train", config.train.batch_size, seed=config.train.seed)
+        count = min(config.lora.calibration_batches, len(batches))
+        sites = [self.sites[path] for path in match(rules, self.sites, what="lora")]
+        first = [batches[index] for index in range(count)]
+        # A pass through the model as it was before it was quantised: all of it is read.
+        return measure(Summed(self.per_example), jax.tree.map(to_device, params), first, sites)

@@ -12,7 +12,7 @@ from small_task import CLASSES, IN, NET
 from lora_jax.config import from_config_dict
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.tasks.custom import custom_task
-from lora_jax.tasks.predictions import predict
+from lora_jax.tasks.predictions import predict, scores_of
 from lora_jax.training.loop import train
 
 
@@ -48,7 +48,8 @@ CONFIG = from_config_dict(
 
 def test_a_loss_of_rows_and_its_mean_train_alike_and_learn(tmp_path):
     start = task(each)
-    first = start.scores(*start.trainable(CONFIG, jax.random.key(0)), "test", batch_size=4)[0]
+    trees = start.trainable(CONFIG, jax.random.key(0))
+    first = scores_of(predict(start, *trees, "test", batch_size=4), start.primary)[0]
     results = [
         train(CONFIG, tmp_path / loss.__name__, task=task(loss), quiet=True)
         for loss in (each, mean)

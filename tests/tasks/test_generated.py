@@ -15,7 +15,7 @@ from lora_jax.data.recipes import Decoding
 from lora_jax.metrics.comparison import aligned, compare
 from lora_jax.metrics.predictions import Predictions
 from lora_jax.tasks.generated import cut_at_stop, generate_predictions
-from lora_jax.tasks.predictions import predict
+from lora_jax.tasks.predictions import predict, scores_of
 from lora_jax.training.loop import train
 from lora_jax.training.result import RunResult
 from lora_jax.training.saved import load_run
@@ -109,11 +109,10 @@ def test_generated_texts_are_scored_against_their_references(folder, beams):
 
 def test_a_tasks_scores_hold_those_of_its_texts_when_they_are_asked_for(folder):
     run = load_run(folder)
-    options = dict(batch_size=4, examples=2)
-    plain, written = (
-        run.task.scores(run.frozen, run.trainable, "test", generate=generate, **options)
-        for generate in (False, True)
-    )
+    what, options = (run.task, run.frozen, run.trainable, "test"), dict(batch_size=4, examples=2)
+    scored = predict(*what, **options)
+    made = generate_predictions(*what, scored=scored, **options)
+    plain, written = (scores_of(one, run.task.primary) for one in (scored, made))
     assert [one.name for one in plain] == ["loss", "accuracy"] and written[:2] == plain
     score = written[2]
     assert (score.name, score.unit, score.count) == ("exact_match", "records", 2)
