@@ -40,7 +40,7 @@ import lora_jax.sweeps.index as index
 from lora_jax.config import Config, config_hash, from_config_dict, to_dict
 from lora_jax.core.json_files import parse_json
 from lora_jax.io.contents import changed_contents
-from lora_jax.sweeps.files import StoreError, disk, turns, write_json, write_text
+from lora_jax.sweeps.files import StoreError, disk, read_lines, turns, write_json, write_text
 from lora_jax.sweeps.lock import Lock, RunLocked
 from lora_jax.sweeps.provenance import environment, version
 from lora_jax.sweeps.records import (
@@ -305,6 +305,10 @@ class RunStore:
         "error"}.
         """
         return index.history(self.root)
+
+    def metrics(self, run_id: str) -> list[dict[str, Any]]:
+        """The rows that the run has logged; a half-written line is left out."""
+        return read_lines(self.folder(run_id) / "metrics.jsonl")[0]
 
     def write_plan(self, run_ids: Sequence[str]) -> None:
         """Adds the ids to plan.json, so that a report can say which runs of the sweep are still to

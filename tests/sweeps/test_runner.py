@@ -74,9 +74,7 @@ def test_a_run_inside_a_group_equals_the_run_alone(finished, tmp_path):
 
     def losses(root: str | Path) -> list[float]:
         return [
-            row["loss"]
-            for row in RunStore(root).metrics(run_id(run)).rows
-            if row["split"] == "train"
+            row["loss"] for row in RunStore(root).metrics(run_id(run)) if row["split"] == "train"
         ]
 
     grouped, alone = losses(config.out), losses(tmp_path)

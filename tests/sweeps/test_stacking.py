@@ -50,7 +50,7 @@ def both(tiny, tmp_path_factory):
 
 
 def losses(root, name):
-    return [row["loss"] for row in RunStore(root).metrics(name).rows]
+    return [row["loss"] for row in RunStore(root).metrics(name)]
 
 
 def test_a_sweep_side_by_side_leaves_the_results_of_one_run_after_another(both):

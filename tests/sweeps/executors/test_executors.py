@@ -130,9 +130,9 @@ def test_a_worker_that_is_killed_is_replaced_and_only_its_steps_are_lost(tiny, t
         os.kill(Lock(folder / "lock").owner()["pid"], signal.SIGKILL)
         # The next one goes on from the checkpoint; it is stopped politely long before the 40,000
         # steps.
-        reached = len(store.metrics(run_id(run)).rows)
+        reached = len(store.metrics(run_id(run)))
         while time.monotonic() < deadline and (
-            starts(store)[run_id(run)] < 2 or len(store.metrics(run_id(run)).rows) < reached + 20
+            starts(store)[run_id(run)] < 2 or len(store.metrics(run_id(run))) < reached + 20
         ):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -144,7 +144,7 @@ def test_a_worker_that_is_killed_is_replaced_and_only_its_steps_are_lost(tiny, t
     killer.join()
     assert "was killed by signal 9" in " ".join(said) and starts(store) == {run_id(run): 2}
     assert store.status(run_id(run)) == "interrupted"
-    steps = [row["step"] for row in store.metrics(run_id(run)).rows if row["split"] == "train"]
+    steps = [row["step"] for row in store.metrics(run_id(run)) if row["split"] == "train"]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) > 20
 
 
