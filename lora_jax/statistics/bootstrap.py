@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -76,9 +76,8 @@ def mean_interval(
     """As `bootstrap`, of the mean of scores weighted by `weights` (a loss a token: the tokens of
     each example).
     """
-    weights = np.ones(len(scores)) if weights is None else np.asarray(weights, float)
-    means = _resampled_means(np.asarray(scores, float), weights, resamples, seed)
-    return Interval(_ratio((scores * weights).sum(), weights.sum()), *_bounds(means, level))
+    options: dict[str, Any] = dict(resamples=resamples, level=level, seed=seed)
+    return bootstrap(_mean_of(scores, weights), len(scores), **options)
 
 
 def paired_bootstrap(
@@ -98,8 +97,12 @@ def paired_bootstrap(
     """
     everything = np.arange(examples, dtype=np.int32)
     observed = float(first(everything)) - float(second(everything))
-    resampled = [first(rows) - second(rows) for rows in draws(examples, resamples, seed)]
-    return _difference(observed, np.array(resampled), level)
+    every = draws(examples, resamples, seed)
+    resampled = np.array([first(rows) - second(rows) for rows in every])
+    # A tolerance: resampled sums of equal differences differ from the observed one by rounding.
+    far = np.abs(resampled - observed) >= abs(observed) - 1e-12
+    p = float((1 + far.sum()) / (1 + len(resampled)))
+    return Difference(observed, *_bounds(resampled, level), p)
 
 
 def paired_means(
@@ -124,24 +127,15 @@ def paired_means(
             f"{len(other)}."
         )
 
-    weights = np.ones(len(one)) if weights is None else np.asarray(weights, float)
-    gap = one - other
-    observed = _ratio((gap * weights).sum(), weights.sum())
-    return _difference(observed, _resampled_means(gap, weights, resamples, seed), level)
+    # The mean of the gaps: equal scores then differ by nothing, not by rounding.
+    options: dict[str, Any] = dict(resamples=resamples, level=level, seed=seed)
+    return paired_bootstrap(_mean_of(one - other, weights), lambda rows: 0.0, len(one), **options)
 
 
-def _resampled_means(
-    values: np.ndarray, weights: np.ndarray, resamples: int, seed: int
-) -> np.ndarray:
-    totals, every = values * weights, draws(len(values), resamples, seed)
-    return np.array([_ratio(totals[rows].sum(), weights[rows].sum()) for rows in every])
-
-
-def _difference(observed: float, resampled: np.ndarray, level: float) -> Difference:
-    # A tolerance: resampled sums of equal differences differ from the observed one by rounding.
-    far = np.abs(resampled - observed) >= abs(observed) - 1e-12
-    p = float((1 + far.sum()) / (1 + len(resampled)))
-    return Difference(observed, *_bounds(resampled, level), p)
+def _mean_of(scores: Any, weights: Any) -> Statistic:
+    weights = np.ones(len(scores)) if weights is None else np.asarray(weights, float)
+    totals = np.asarray(scores, float) * weights
+    return lambda rows: _ratio(totals[rows].sum(), weights[rows].sum())
 
 
 def _bounds(values: np.ndarray, level: float) -> tuple[float, float]:

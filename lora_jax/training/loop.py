@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from lora_jax.config import Config
-from lora_jax.metrics.score import Score
 from lora_jax.tasks.opening import open_task
 from lora_jax.tasks.task import Task
 from lora_jax.training.checkpoint import DamagedCheckpoint
@@ -268,8 +267,12 @@ def finish(group: Group, runs: Sequence[Run]) -> None:
 
     group.each(ending, conclude)
     group.share_time()
+    slots = group.slots
     for run in group.still(ending):
-        group.leave(run, group.result(run, scored[run]))
+        own = sizes(slots.frozen, slots.take(run.slot).trainable)
+        # What it would take alone.
+        own |= {"peak_bytes": slots.peak_bytes(), "stacked": len(slots) if len(slots) > 1 else None}
+        group.leave(run, run.result(scored[run], **own))
 
 
 class Group:
@@ -427,17 +430,6 @@ class Group:
                 yield batch
 
         return self.slots.evaluate(batches())
-
-    def result(self, run: Run, scores: dict[str, dict[str, Score]]) -> RunResult:
-        """The run's result; figures of memory are what it would take alone."""
-        stacked = self._count if self._count > 1 else None
-        trainable = self.slots.take(run.slot).trainable
-        return run.result(
-            scores,
-            **sizes(self.slots.frozen, trainable),
-            peak_bytes=self.slots.peak_bytes(),
-            stacked=stacked,
-        )
 
     def share_time(self, *, training: bool = False) -> None:
         """The time since the last call in equal parts to the runs; `training` is whether it was

@@ -159,8 +159,10 @@ class Run:
         )
         return scores
 
-    def result(self, scores: Mapping[str, Mapping[str, Score]], **sizes: Any) -> RunResult:
-        """What a run that is over leaves: its scores, its sizes, and what its clock says."""
+    def result(self, scores: Mapping[str, Mapping[str, Score]], **measured: Any) -> RunResult:
+        """What a run that is over leaves: its scores, what its clock says, and the fields of
+        `RunResult` that were `measured` elsewhere.
+        """
         return RunResult(
             scores=scores,
             primary=self.task.primary.name,
@@ -173,7 +175,7 @@ class Run:
             training_seconds=round(self.clock.training, 3),
             padding_fraction=round(self.batches.padding_fraction, 4),
             note=self.task.note,
-            **sizes,
+            **measured,
         )
 
     def close(self) -> None:
