@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from lora_jax.core.extras import needs
 
-from .buckets import FILLER, PlannedBatch, padding_fraction, plan_epoch, steps_per_epoch
+from .buckets import FILLER, PlannedBatch, padding_fraction, plan_epoch
 from .encoded import Encoded
 
 # Grain's sources have a length; as good as endless.
@@ -80,8 +80,8 @@ class EpochBatches:
         self.prefetch = prefetch
         # Threads straddle the end of an epoch: the plans of two epochs are alive at once.
         self.plan = lru_cache(maxsize=2)(self._plan)
-        self.plan(0)  # Wrong lengths, buckets or seeds should stop here, not in a thread.
-        self.steps_per_epoch = steps_per_epoch(len(encoded), batch_size)
+        # Made now: wrong lengths, buckets or seeds should stop here, not in a thread.
+        self.steps_per_epoch = len(self.plan(0))
         self._steps = self.steps_per_epoch * (_ENDLESS_EPOCHS if epochs is None else epochs)
 
     def _plan(self, epoch: int) -> list[Any]:

@@ -164,7 +164,7 @@ def _on_examples(tests: Sequence[ExampleTest]) -> list[str]:
 
 
 def _contrast(one: LevelTest, said: Measure) -> str:
-    first_wins = said.merit(one.test.difference) > 0
+    first_wins = (one.test.difference > 0) == said.score.higher_is_better
     better, worse = (one.first, one.second) if first_wins else (one.second, one.first)
     low, high = sorted((one.test.low, one.test.high), key=abs)
     wins = one.wins if first_wins else one.matched - one.wins

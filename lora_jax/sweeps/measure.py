@@ -38,11 +38,6 @@ class Measure:
         return f"{self.title} (%)" if self.score.share else self.title
 
     @property
-    def heading(self) -> str:
-        """The head of a column of a table."""
-        return f"test {self.label}, %" if self.score.share else f"test {self.label}"
-
-    @property
     def factor(self) -> float:
         """What a value is multiplied by to be written: 100 for a share."""
         return 100.0 if self.score.share else 1.0
@@ -56,10 +51,6 @@ class Measure:
     def best(self) -> str:
         """'highest' or 'lowest': which is the best one."""
         return "highest" if self.score.higher_is_better else "lowest"
-
-    def merit(self, value: float) -> float:
-        """A number that is larger for the better of two values."""
-        return value if self.score.higher_is_better else -value
 
     def number(self, value: float) -> str:
         """The value in its unit, without the unit: '81.2', '0.613'."""

@@ -200,7 +200,7 @@ def _size(cell: Cell) -> str:
 
 def _headings(said: Measure) -> tuple[str, ...]:
     return (
-        *_LEFT, "rank", said.heading, "seeds", "trainable", "base, MB", "bits a weight", "adapter, MB", "peak, MB",
+        *_LEFT, "rank", f"test {said.label}{', %' * said.score.share}", "seeds", "trainable", "base, MB", "bits a weight", "adapter, MB", "peak, MB",
         "tokens/s", "time, s",
     )  # fmt: skip
 

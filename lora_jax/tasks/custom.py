@@ -27,8 +27,6 @@ from lora_jax.data.buckets import PlannedBatch
 from lora_jax.tasks.losses import Losses
 from lora_jax.tasks.task import Task
 
-_ENDLESS_EPOCHS = 2**31  # sources have a length
-
 
 @dataclass(frozen=True)
 class CustomLosses:
@@ -121,9 +119,6 @@ class ArrayBatches(EpochBatches):
                 "Lower config.train.batch_size."
             )
         super().__init__(arrays, batch_size, seed=seed, shuffle=shuffle, epochs=epochs)
-        # Shuffled epochs have no short last batch.
-        self.steps_per_epoch = len(self.plan(0))
-        self._steps = self.steps_per_epoch * (_ENDLESS_EPOCHS if epochs is None else epochs)
 
     def _plan(self, epoch: int) -> list[PlannedBatch]:
         order, size = np.arange(len(self.encoded)), self.batch_size
