@@ -202,7 +202,7 @@ def custom_task(
         sites=find_sites(model, *inputs),
         splits={name: Arrays(arrays) for name, arrays in splits.items()},
         note=note,
-        base=fingerprint(params),
+        fingerprint=functools.partial(fingerprint, params),
         loss=loss,
         lora=lora,
         quant=quant,

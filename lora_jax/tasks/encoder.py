@@ -157,7 +157,7 @@ def open_encoder(model_config: ModelConfig, data: DataConfig) -> EncoderTask:
         buckets=data.buckets or choose_buckets(np.concatenate(lengths)),
         label_names=labels,
         note=" ".join(filter(None, (examples.note, examples.left_out, cut))),
-        base=stored.fingerprint(),
+        fingerprint=stored.fingerprint,
         records=examples.splits,
         recipe=examples.recipe,
         tokenizer=tokenizer,

@@ -135,6 +135,6 @@ def _opened(folder: Path, model_config: ModelConfig, tokenizer: TextTokenizer) -
         params=params_of(stored),
         sites=find_sites(model, *[tokens] * (4 if pairs else 1)),
         splits={},
-        base=stored.fingerprint(),
+        fingerprint=stored.fingerprint,
         tokenizer=tokenizer,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -40,7 +41,7 @@ class Task:
             (`StoredWeight`), a head included.
         sites: the parameters by path, as `find_sites` gives them.
         splits: encoded examples by name: train, validation and test.
-        base: the fingerprint of the pretrained weights, which adapters and checkpoints carry.
+        fingerprint: gives `base`; of weights in files it reads them.
         label_names: classes or tags in the order of their ids, () where there are none.
         note: what a reader of results must know about the data; may be ''.
         records: what the splits were encoded from, by split.
@@ -58,7 +59,7 @@ class Task:
     params: Mapping[str, Any]
     sites: Mapping[str, Site]
     splits: Mapping[str, Any]
-    base: str
+    fingerprint: Callable[[], str]
     label_names: tuple[str, ...] = ()
     note: str = ""
     records: Mapping[str, Any] = field(default_factory=dict)
@@ -73,6 +74,11 @@ class Task:
     beams: ClassVar[bool] = False
     metrics: ClassVar[Any] = ()
     primary: ClassVar[Any] = Primary("loss", False, "records")
+
+    @functools.cached_property
+    def base(self) -> str:
+        """The fingerprint of the pretrained weights, which adapters and checkpoints carry."""
+        return self.fingerprint()
 
     @property
     def per_example(self) -> PerExample:

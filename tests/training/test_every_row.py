@@ -114,7 +114,7 @@ def classifier():
         buckets=(8,),
         label_names=("a", "b"),
         note="",
-        base="base",
+        fingerprint=lambda: "base",
     )
 
 

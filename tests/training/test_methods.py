@@ -68,7 +68,7 @@ def task():
         params,
         find_sites(model, *example_inputs(model.config)),
         splits,
-        base="base",
+        fingerprint=lambda: "base",
         label_names=("five", "six"),
         buckets=(8,),
     )
