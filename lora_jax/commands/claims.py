@@ -130,7 +130,7 @@ def _list(entries: dict, results: Path) -> None:
     from rich.table import Table
 
     from lab import ledger
-    from lora_jax.commands.tables import print_table
+    from lora_jax.commands.shared import print_table
 
     table = Table("claim", "what", "source", "kind", "verdict")
     for key, entry in entries.items():

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 
-from lora_jax.commands.settings import add_config, read_config
+from lora_jax.commands.shared import add_config, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

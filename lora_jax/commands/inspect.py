@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from lora_jax.commands.tables import print_table
+from lora_jax.commands.shared import print_table
 
 if TYPE_CHECKING:
     from lora_jax.analysis.quantisation import Loss

@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 
 from lora_jax.commands.inspect import loss_table
-from lora_jax.commands.tables import print_table
+from lora_jax.commands.shared import print_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from lora_jax.commands.tables import print_table
+from lora_jax.commands.shared import print_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

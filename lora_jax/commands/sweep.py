@@ -24,8 +24,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lora_jax.commands.settings import add_config, read_config, show_settings
-from lora_jax.commands.tables import print_table
+from lora_jax.commands.shared import add_config, print_table, read_config, show_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ import json
 import sys
 from dataclasses import replace
 
-from lora_jax.commands.settings import add_config, read_config, show_settings
+from lora_jax.commands.shared import add_config, read_config, show_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.live import Live
 
-    from lora_jax.commands.tables import print_table
+    from lora_jax.commands.shared import print_table
     from lora_jax.sweeps.watch import frame, is_over, look
 
     if not arguments.every > 0:

@@ -8,7 +8,7 @@ from .buckets import padding_fraction as padding_fraction
 from .buckets import plan_epoch as plan_epoch
 from .buckets import steps_per_epoch as steps_per_epoch
 from .buckets import total_steps as total_steps
-from .encoded import Encoded as Encoded
+from .encoding import Encoded as Encoded
 from .encoding import encode as encode
 from .examples import Dataset as Dataset
 from .examples import load as load

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from lora_jax.core.extras import needs
 
 from .buckets import FILLER, PlannedBatch, padding_fraction, plan_epoch
-from .encoded import Encoded
+from .encoding import Encoded
 
 # Grain's sources have a length; as good as endless.
 _ENDLESS_EPOCHS = 2**31

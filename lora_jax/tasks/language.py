@@ -19,9 +19,8 @@ from lora_jax.data.completions import (
     fingerprint_of,
 )
 from lora_jax.data.encoding import cut_note
-from lora_jax.data.pairs import PairBatches, encode_pairs
 from lora_jax.data.text_tokenizers import TextTokenizer
-from lora_jax.data.token_packing import PackedBatches
+from lora_jax.data.token_packing import PackedBatches, PairBatches, encode_pairs
 from lora_jax.generation.engine import Generator
 from lora_jax.generation.seq2seq import PairGenerator
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer

@@ -6,8 +6,7 @@ import dataclasses
 
 from lora_jax.config import DataConfig, MixturePart
 from lora_jax.data import Dataset, Recipe, load
-from lora_jax.data.completions import Completions, to_completions
-from lora_jax.data.mixture import join_completions
+from lora_jax.data.completions import Completions, join_completions, to_completions
 from lora_jax.data.recipes import recipe_named
 from lora_jax.data.records import SPLITS
 from lora_jax.io.hub import WHEELS, resolve

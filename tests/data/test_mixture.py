@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_language import write_completions, write_tiny_model
 
-from lora_jax.data.mixture import mixture_order, mixture_rates
+from lora_jax.data.completions import mixture_order, mixture_rates
 
 
 def test_rates_go_from_sizes_to_equal():

@@ -24,7 +24,7 @@ from lora_jax.core.init import INITIALIZERS
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import dequantize
 from lora_jax.core.variants import VARIANTS
-from lora_jax.data.encoded import Encoded
+from lora_jax.data.encoding import Encoded
 from lora_jax.data.recipes import RECIPES
 from lora_jax.io.adapter import load_adapter
 from lora_jax.models.encoder import Encoder, EncoderConfig

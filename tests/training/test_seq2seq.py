@@ -19,9 +19,8 @@ from lora_jax.config import from_config_dict, to_dict
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.trainable import combine, partition
 from lora_jax.data.completions import Completions, read_completions
-from lora_jax.data.pairs import PairBatches, encode_pairs
 from lora_jax.data.recipes import Decoding
-from lora_jax.data.token_packing import pack
+from lora_jax.data.token_packing import PairBatches, encode_pairs, pack
 from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.io.weights import load_t5
 from lora_jax.metrics.predictions import load_predictions

@@ -1,10 +1,14 @@
-"""What commands with a config share: its arguments, and the settings shown when a run starts."""
+"""What commands share: a config's arguments, the settings shown when a run starts, how tables are
+printed.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from typing import TYPE_CHECKING
+
+from rich.console import Console, RenderableType
 
 if TYPE_CHECKING:
     from lora_jax.config import Config
@@ -44,3 +48,12 @@ def show_settings(config: Config) -> None:
 
 def _short(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+_PLAIN_WIDTH = 170  # columns of a file or a pipe, which has no width of its own
+
+
+def print_table(table: RenderableType) -> None:
+    """Prints to standard output, in full where that is no terminal."""
+    console = Console()
+    (console if console.is_terminal else Console(width=_PLAIN_WIDTH)).print(table)
