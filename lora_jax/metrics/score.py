@@ -69,9 +69,38 @@ class Score:
         return f"{one} {name}" if self.name == "accuracy" and self.unit != "records" else name
 
     @property
-    def figure(self) -> str:
-        """The value as people write it: '81.2%' of a share, '0.613' of anything else."""
-        return f"{100 * self.value:.1f}%" if self.share else f"{self.value:.3f}"
+    def axis(self) -> str:
+        """The label of an axis, with the unit in which values are drawn: 'Test accuracy (%)'."""
+        return f"Test {self.label}{' (%)' * self.share}"
+
+    @property
+    def factor(self) -> float:
+        """What a value is multiplied by to be written: 100 for a share."""
+        return 100.0 if self.share else 1.0
+
+    @property
+    def points(self) -> str:
+        """The unit of a difference with a blank before it, nothing for a plain number."""
+        return " points" if self.share else ""
+
+    @property
+    def best(self) -> str:
+        """'highest' or 'lowest': which is the best one."""
+        return "highest" if self.higher_is_better else "lowest"
+
+    def number(self, value: float) -> str:
+        """A value of this metric in its unit, without the unit: '81.2', '0.613'."""
+        digits = 1 if self.share else 3
+        return "n/a" if math.isnan(value) else f"{value * self.factor:.{digits}f}"
+
+    def text(self, value: float) -> str:
+        """A value of this metric with its unit: '81.2%', '0.613'."""
+        return self.number(value) + "%" * self.share
+
+    def difference(self, value: float, sign: str = "+") -> str:
+        """A difference in points, or as a plain number with one digit more than a value."""
+        digits = 2 if self.share else 4
+        return "n/a" if math.isnan(value) else f"{value * self.factor:{sign}.{digits}f}"
 
     def to_json(self) -> dict[str, Any]:
         """All but the values of single examples."""

@@ -18,7 +18,6 @@ from lora_jax.config import ADAPTERS, NO_FORMAT
 from lora_jax.io.contents import changed_contents
 from lora_jax.metrics.score import Score
 from lora_jax.sweeps.grid import shown_format, shown_targets
-from lora_jax.sweeps.measure import Measure
 from lora_jax.sweeps.settings import NOT_READ, differing, names_of, settings_of
 from lora_jax.sweeps.store import RunRecord, RunStore, is_run, read_run
 
@@ -264,8 +263,8 @@ def order(cell: Cell) -> tuple[Any, ...]:
     )
 
 
-def measure(cells: Sequence[Cell]) -> Measure:
-    """How the metric of these cells is written.
+def measure(cells: Sequence[Cell]) -> Score:
+    """A score of the metric of these cells, which says how its values are written.
 
     Raises:
         ValueError: there is no cell, or they are of several metrics.
@@ -276,7 +275,7 @@ def measure(cells: Sequence[Cell]) -> Measure:
         raise ValueError(
             f"Runs are compared by one metric, got {named}. Make a report of each by itself."
         )
-    return Measure(*found.values())
+    return next(iter(found.values()))
 
 
 def front(cells: Iterable[Cell], cost: Callable[[Cell], float | None]) -> list[Cell]:

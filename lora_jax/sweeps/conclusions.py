@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lora_jax.metrics.score import Score
 from lora_jax.statistics.interval import share_interval
 from lora_jax.statistics.paired import detectable_difference
 from lora_jax.statistics.variance import REST, Decomposition
@@ -22,7 +23,6 @@ from lora_jax.sweeps.comparisons import (
     seed_deviation,
     spread,
 )
-from lora_jax.sweeps.measure import Measure
 
 LEVEL = 0.05
 
@@ -113,7 +113,7 @@ def conclude(
     return Conclusions(tuple(supported), tuple(unsupported))
 
 
-def _one_seed(cells: Sequence[Cell], said: Measure) -> list[str]:
+def _one_seed(cells: Sequence[Cell], said: Score) -> list[str]:
     text = [
         "**No comparison between settings is supported: there is one seed a setting.** Another "
         "seed could turn any order in the tables round, and how far seeds differ is not known. Run "
@@ -163,8 +163,8 @@ def _on_examples(tests: Sequence[ExampleTest]) -> list[str]:
     ]
 
 
-def _contrast(one: LevelTest, said: Measure) -> str:
-    first_wins = (one.test.difference > 0) == said.score.higher_is_better
+def _contrast(one: LevelTest, said: Score) -> str:
+    first_wins = (one.test.difference > 0) == said.higher_is_better
     better, worse = (one.first, one.second) if first_wins else (one.second, one.first)
     low, high = sorted((one.test.low, one.test.high), key=abs)
     wins = one.wins if first_wins else one.matched - one.wins
@@ -177,7 +177,7 @@ def _contrast(one: LevelTest, said: Measure) -> str:
     )
 
 
-def _best(cells: Sequence[Cell], tests: Sequence[CellTest], said: Measure) -> list[str]:
+def _best(cells: Sequence[Cell], tests: Sequence[CellTest], said: Score) -> list[str]:
     beaten = [one for one in tests if one.adjusted < LEVEL]
     if not beaten:
         return []
@@ -201,7 +201,7 @@ def _near_best(tests: Sequence[CellTest]) -> list[str]:
     ]
 
 
-def _undecided(contrasts: Sequence[LevelTest], said: Measure) -> list[str]:
+def _undecided(contrasts: Sequence[LevelTest], said: Score) -> list[str]:
     open_ones = [one for one in contrasts if not one.adjusted < LEVEL]
     sentences = []
     for one in open_ones[:6]:
@@ -219,7 +219,7 @@ def _undecided(contrasts: Sequence[LevelTest], said: Measure) -> list[str]:
     return sentences
 
 
-def _few_seeds(cells: Sequence[Cell], said: Measure) -> list[str]:
+def _few_seeds(cells: Sequence[Cell], said: Score) -> list[str]:
     deviation = seed_deviation(cells)
     seeds = statistics.median(cell.seeds for cell in cells)
     # Seeds that all agree to the last digit, or a single one in most settings, show no spread.

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_jax.metrics.score import Score
 from lora_jax.statistics.variance import REST
 from lora_jax.sweeps.conclusions import Findings
-from lora_jax.sweeps.measure import Measure
 
 _ASSETS = Path(__file__).parent / "assets"
 MOST_ROWS = 500  # of a table; more are in the CSV files beside the page
@@ -162,7 +162,7 @@ def spread_table(findings: Findings) -> tuple[Sequence[str], list[list[str]]]:
     return headings, rows
 
 
-def tests_table(findings: Findings, said: Measure) -> tuple[Sequence[str], list[list[str]]]:
+def tests_table(findings: Findings, said: Score) -> tuple[Sequence[str], list[list[str]]]:
     """(headings, rows) of the paired tests: levels of each axis first, then the best cell against
     the others.
     """

@@ -75,7 +75,7 @@ def rank_curve(cells: Sequence[Cell]) -> Figure | None:
     finish(
         figure,
         drawn[0],
-        f"{said.title} by LoRA rank and format of the frozen base\n{bars_say(adapters)}{left_out}",
+        f"Test {said.label} by LoRA rank and format of the frozen base\n{bars_say(adapters)}{left_out}",
         "base",
     )
     return figure
@@ -128,7 +128,9 @@ def axis_curves(cells: Sequence[Cell]) -> Figure | None:
             )
     drawn[0].set_ylabel(said.axis)
     plain_numbers(drawn[0].yaxis)
-    finish(figure, drawn, f"{said.title} along the other axes\nmean over all cells with the level")
+    finish(
+        figure, drawn, f"Test {said.label} along the other axes\nmean over all cells with the level"
+    )
     return figure
 
 
@@ -205,7 +207,7 @@ def bars_say(cells: Sequence[Cell]) -> str:
     if any(cell.seeds > 1 for cell in cells):
         return "bars: 95% confidence interval of the mean over seeds (Student)"
     said, errors = measure(cells), [cell.standard_error for cell in cells]
-    if not said.score.share:
+    if not said.share:
         return "one seed: the spread over seeds is not known"
     error = said.number(sum(errors) / len(errors))
     return f"one seed; binomial standard error of the test set about {error} points"

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from lora_jax.core.extras import needs
+from lora_jax.metrics.score import Score
 from lora_jax.statistics.variance import REST, Decomposition
 from lora_jax.sweeps.cells import UNLIKE, Cell, axes, front, measure, order
 from lora_jax.sweeps.comparisons import CellTest, LevelTest
-from lora_jax.sweeps.measure import Measure
 from lora_jax.sweeps.plot_style import (
     FAINT,
     FIXED_DARK,
@@ -88,9 +88,7 @@ def heat_maps(cells: Sequence[Cell]) -> Figure | None:
     return figure
 
 
-def _heat_map(
-    axis: Any, values: np.ndarray, limits: tuple[float, float], said: Measure
-) -> QuadMesh:
+def _heat_map(axis: Any, values: np.ndarray, limits: tuple[float, float], said: Score) -> QuadMesh:
     """Draws one panel with its scores written into the squares."""
     low, high = limits
     shades = matplotlib.colormaps["viridis"]
@@ -111,7 +109,7 @@ def _heat_map(
     return image
 
 
-def _colour_bar(figure: Figure, drawn: Sequence[Any], image: QuadMesh, said: Measure) -> None:
+def _colour_bar(figure: Figure, drawn: Sequence[Any], image: QuadMesh, said: Score) -> None:
     """One colour scale at the right, from the lowest panel to the highest."""
     width, _ = figure.get_size_inches()
     figure.subplots_adjust(right=1 - 1.15 / width)
@@ -193,7 +191,7 @@ def spread_bars(table: Decomposition | None) -> Figure | None:
 
 
 def difference_plot(
-    tests: Sequence[CellTest], contrasts: Sequence[LevelTest], said: Measure
+    tests: Sequence[CellTest], contrasts: Sequence[LevelTest], said: Score
 ) -> Figure | None:
     """Differences with 95% intervals: the best cell against the nearest others, and levels of each
     axis; None with one seed.
@@ -274,7 +272,7 @@ def _front(
         marker = TARGET_MARKERS[targets.index(name) % len(TARGET_MARKERS)]
         words = textwrap.shorten(name, 30)
         axis.scatter([], [], facecolor="none", edgecolor=INK, marker=marker, label=words)
-    finish(figure, axis, f"{said.title} {title}")
+    finish(figure, axis, f"Test {said.label} {title}")
     plain_numbers(axis.yaxis)
 
     baselines = [cell for cell in known if cell.rank is None and id(cell) not in best_ids]

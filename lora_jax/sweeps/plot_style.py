@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from lora_jax.core.extras import needs
+from lora_jax.metrics.score import Score
 from lora_jax.sweeps.cells import Cell
 from lora_jax.sweeps.files import disk
-from lora_jax.sweeps.measure import Measure
 
 with needs("report"):
     import matplotlib
@@ -125,7 +125,7 @@ def cell_look(cell: Cell, targets: Sequence[str]) -> tuple[str, str]:
     return COLOURS.get(cell.format, OTHER_COLOUR), marker
 
 
-def baseline_lines(axis: Axes, cells: Iterable[Cell], said: Measure) -> None:
+def baseline_lines(axis: Axes, cells: Iterable[Cell], said: Score) -> None:
     """A line across for each baseline among the cells; one far outside of what is drawn is only
     named, so that the rest stays readable.
     """

@@ -70,7 +70,9 @@ def draw(
             if drawn is None:
                 continue
 
-            title = words.format(measure(cells).name)
+            # Without its unit.
+            metric = measure(cells).label.partition(" (")[0]
+            title = words.format(f"{metric[0].upper()}{metric[1:]}")
             svg = svg_text(drawn, title)
             width, height = drawn.get_size_inches()
             drawn.text(

@@ -13,13 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from lora_jax.config import ADAPTERS
+from lora_jax.metrics.score import Score
 from lora_jax.sweeps.cells import Cell, cells_of, gather, measure, pareto, seed_of
 from lora_jax.sweeps.comparisons import adapters
 from lora_jax.sweeps.conclusions import Findings, findings_of
 from lora_jax.sweeps.files import disk, without_collection, write_csv
 from lora_jax.sweeps.grid import shown_targets
 from lora_jax.sweeps.html_report import Page, html_page, spread_table, tests_table
-from lora_jax.sweeps.measure import Measure
 from lora_jax.sweeps.store import RunRecord, write_text
 
 _IDENTITY = ("run_id", "method", "format", "rank", "targets", "seed")
@@ -183,13 +183,13 @@ def _error_kind(cells: Sequence[Cell]) -> str:
     return "; ".join(says[kind] for kind in says if kind in kinds)
 
 
-def _with_error(cell: Cell, said: Measure, unit: bool = True) -> str:
+def _with_error(cell: Cell, said: Score, unit: bool = True) -> str:
     """'81.2 ± 0.4 %', '0.613 ± 0.012'; (b) marks a binomial error."""
     text = said.number(cell.value)
     if cell.error_kind != "unknown":
         text += f" ± {said.number(cell.standard_error)}"
     text += " (b)" if cell.error_kind == "binomial" else ""
-    return f"{text} %" if unit and said.score.share else text
+    return f"{text} %" if unit and said.share else text
 
 
 def _size(cell: Cell) -> str:
@@ -198,14 +198,14 @@ def _size(cell: Cell) -> str:
     return f", with {cell.stored_bytes / 1e6:.1f} MB of base and adapter"
 
 
-def _headings(said: Measure) -> tuple[str, ...]:
+def _headings(said: Score) -> tuple[str, ...]:
     return (
-        *_LEFT, "rank", f"test {said.label}{', %' * said.score.share}", "seeds", "trainable", "base, MB", "bits a weight", "adapter, MB", "peak, MB",
+        *_LEFT, "rank", f"test {said.label}{', %' * said.share}", "seeds", "trainable", "base, MB", "bits a weight", "adapter, MB", "peak, MB",
         "tokens/s", "time, s",
     )  # fmt: skip
 
 
-def _row(cell: Cell, said: Measure) -> list[str]:
+def _row(cell: Cell, said: Score) -> list[str]:
     """The texts of a table row, under `_headings`."""
     return [
         " ".join((cell.method, cell.variant)).strip(),

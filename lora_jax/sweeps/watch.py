@@ -112,7 +112,9 @@ def frame(seen: Snapshot) -> RenderableType:
     ]
     if seen.best is not None:
         score = seen.best.result.score("test")
-        parts.append(Text(f"best so far: {score.figure} test {score.label}, {seen.best.run_id}"))
+        parts.append(
+            Text(f"best so far: {score.text(score.value)} test {score.label}, {seen.best.run_id}")
+        )
 
     if seen.running:
         table = Table(title="running", title_justify="left", header_style="bold")
