@@ -39,18 +39,12 @@ def predicted(tasks: LastTask, wide: Config, slots: int) -> Predicted:
     """What `slots` runs in the shapes of `wide` need. Compiles one training step; the same program
     then trains.
     """
-    from lora_jax.training.optim import make_optimizer
     from lora_jax.training.programs import one_batch_a_shape, programs_for
-    from lora_jax.training.run import steps_of
-    from lora_jax.training.step import create_state
+    from lora_jax.training.run import abstract_state, steps_of
 
     task = tasks.of(wide)
     steps = steps_of(wide, task)
-    frozen, trainable = task.shapes(wide)
-    tx = make_optimizer(wide.optim, steps)
-    state = jax.eval_shape(
-        lambda trainable: create_state(trainable, tx, jax.random.key(0)), trainable
-    )
+    frozen, state = abstract_state(wide, task)
     batches = task.batches(
         "train", wide.train.batch_size, seed=wide.train.seed, accumulate=wide.train.accumulate
     )

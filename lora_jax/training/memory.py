@@ -6,15 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import jax
-
 from lora_jax.config import ADAPTERS, NO_FORMAT, Config
 from lora_jax.tasks.task import Task
 from lora_jax.training import allocator
-from lora_jax.training.optim import make_optimizer
 from lora_jax.training.programs import forget_programs, one_batch_a_shape, programs_for
-from lora_jax.training.run import steps_of
-from lora_jax.training.step import create_state
+from lora_jax.training.run import abstract_state, steps_of
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _FORMATS = (NO_FORMAT, "int8", "nf4")  # from exact to small
@@ -115,12 +111,9 @@ def estimate(
     The steps are compiled for the longest batches, or for batches of every length.
     """
     task = replace(task, model=task.model.clone(remat=config.model.remat))
-    steps, train = steps_of(config, task), config.train
-    programs = programs_for(task.per_example, config, steps)
-    # Shapes alone: nothing is quantised or copied to find out.
-    frozen, trainable = task.shapes(config)
-    tx, key = make_optimizer(config.optim, steps), jax.random.key(0)
-    state = jax.eval_shape(lambda trainable: create_state(trainable, tx, key), trainable)
+    train = config.train
+    programs = programs_for(task.per_example, config, steps_of(config, task))
+    frozen, state = abstract_state(config, task)
 
     batches = _batches(task, "train", train.batch_size, train.accumulate, every_length)
     sizes = [programs.train.peak_bytes(state, frozen, batch) for batch in batches]

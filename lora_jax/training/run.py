@@ -213,6 +213,14 @@ def initial_state(
     return frozen, create_state(trainable, make_optimizer(config.optim, steps), run_key)
 
 
+def abstract_state(config: Config, task: Task) -> tuple[Any, Any]:
+    """What `initial_state` gives, as jax.ShapeDtypeStructs: nothing is read, quantised or copied."""
+    frozen, trainable = task.shapes(config)
+    tx = make_optimizer(config.optim, steps_of(config, task))
+    first = lambda trainable: create_state(trainable, tx, jax.random.key(0))
+    return frozen, jax.eval_shape(first, trainable)
+
+
 def evaluation_batches(config: Config, task: Task, split: str) -> Iterator[Any]:
     """The batches that a split's scores are computed on: all, or for a capped validation split so
     many, spread evenly over all lengths.
