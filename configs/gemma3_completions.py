@@ -19,40 +19,24 @@ completion files changed.
 
 import ml_collections
 
+from configs.common import SHORT, chosen, gemma3
+
+# {task: (data, tokens)}
+TASKS = {
+    "modes": ("evals-music-theory-scale-modes", 128),
+    "sql": ("evals-sql/spider_sql.jsonl", 512),
+    "titles": ("evals-abstract2title", 512),
+}
+
 
 def get_config(task: str = "modes") -> ml_collections.ConfigDict:
     """The config of one task: 'modes', 'sql' or 'titles'."""
-    files = {
-        "modes": "evals-music-theory-scale-modes",
-        "sql": "evals-sql/spider_sql.jsonl",
-        "titles": "evals-abstract2title",
-    }
-    lengths = {"modes": 128, "sql": 512, "titles": 512}
-    if task not in files:
-        raise ValueError(f"the argument must be one of {', '.join(files)}, got {task!r}")
-    return ml_collections.ConfigDict(
-        dict(
-            model=dict(name="gemma3-270m"),
-            data=dict(
-                task="completion",
-                name=files[task],
-                text="input",
-                label="ideal",
-                max_length=lengths[task],
-            ),
-            method="qlora",
-            lora=dict(rank=8, alpha=16.0, targets="all-linear"),
-            quant=dict(format="nf4", block_size=64, double=True),
-            optim=dict(
-                learning_rate=1e-3,
-                weight_decay=0.0,
-                schedule="linear",
-                warmup_fraction=0.1,
-                clip_norm=1.0,
-            ),
-            train=dict(
-                total_steps=30, batch_size=12, eval_batch_size=12, log_every=5, checkpoint_every=30
-            ),
-            out="runs/gemma3_completions",
-        )
+    name, length = chosen(task, TASKS)
+    return gemma3(
+        data=dict(name=name, text="input", label="ideal", max_length=length),
+        optim=SHORT,
+        train=dict(
+            total_steps=30, batch_size=12, eval_batch_size=12, log_every=5, checkpoint_every=30
+        ),
+        out="runs/gemma3_completions",
     )

@@ -90,14 +90,12 @@ def load(
         ValueError: a record is wrong (file, line, reason), or a split is empty, with what was left
             out and why.
     """
-    if isinstance(recipe, str):
-        recipe = recipe_named(recipe)
     if limit is not None and limit < 1:
         raise ValueError(
             f"A limit of training examples needs to be 1 or more, but {limit} came. Leave it out "
             "for all."
         )
-    columns, problems = columns or {}, Problems(on_error)
+    recipe, columns, problems = recipe_named(recipe), columns or {}, Problems(on_error)
     source = open_source(name, data_dir=data_dir, source_csv=source_csv)
     classes = _declared_classes(recipe, columns, source, label_names)
 
@@ -138,10 +136,8 @@ def read_examples(
     Raises:
         FileNotFoundError, OSError, ValueError: as `load`.
     """
-    if isinstance(recipe, str):
-        recipe = recipe_named(recipe)
     problems = Problems()
-    reader = _Reader(recipe, columns or {}, (), problems)
+    reader = _Reader(recipe_named(recipe), columns or {}, (), problems)
     streams = open_source(name).streams.values()
     return tuple(example for stream in streams for example in reader.examples(stream(problems)))
 

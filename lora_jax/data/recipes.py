@@ -263,12 +263,14 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def recipe_named(name: str) -> Recipe:
-    """The recipe of that name.
+def recipe_named(name: str | Recipe) -> Recipe:
+    """The recipe of that name; a recipe is itself.
 
     Raises:
         ValueError: there is none; near names are listed.
     """
+    if isinstance(name, Recipe):
+        return name
     if name not in RECIPES:
         raise ValueError(
             f"config.data.recipe must be one of {', '.join(RECIPES)}, got {name!r}. "

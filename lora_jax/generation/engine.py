@@ -319,10 +319,16 @@ class Generator:
             .at[rows, jnp.where(mask, tokens, vocab)]
             .set(True, mode="drop")
         )
+        return self._begun(cache, logits, seen, keys, new)
+
+    def _begun(
+        self, cache: Any, logits: Array, seen: Array, keys: Any, new: int
+    ) -> GenerationState:
+        """The texts of which nothing is made yet."""
+        batch = len(logits)
         out = jnp.full((batch, new), self.pad_id, jnp.int32)
-        return GenerationState(
-            cache, logits, seen, out, jnp.zeros((), jnp.int32), jnp.zeros(batch, bool), keys
-        )
+        zero, done = jnp.zeros((), jnp.int32), jnp.zeros(batch, bool)
+        return GenerationState(cache, logits, seen, out, zero, done, keys)
 
     def _advance_fn(
         self,

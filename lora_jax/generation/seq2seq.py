@@ -68,10 +68,7 @@ class PairGenerator(Generator):
         else:
             logits, cache = run(trainable, tokens, mask)
         seen = jnp.zeros((batch, config.vocab_size), bool).at[:, config.start_id].set(True)
-        out = jnp.full((batch, new), self.pad_id, jnp.int32)
-        return GenerationState(
-            cache, logits, seen, out, jnp.zeros((), jnp.int32), jnp.zeros(batch, bool), keys
-        )
+        return self._begun(cache, logits, seen, keys, new)
 
 
 def generator_for(model: Decoder | T5) -> type[Generator]:

@@ -31,6 +31,7 @@ def environment() -> dict[str, Any]:
     import jax  # reading a report or printing a plan must not start a device
 
     device = jax.devices()[0]
+    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "versions": {name: version(name) for name in _PACKAGES},
         "device": {
@@ -40,7 +41,7 @@ def environment() -> dict[str, Any]:
         },
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu_count": _usable_cpus(),
+        "cpu_count": len(affinity(0)) if affinity else os.cpu_count() or 1,
         "git": git_state(Path(__file__).resolve().parent),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
@@ -77,8 +78,3 @@ def _git(folder: Path, *arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _usable_cpus() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
