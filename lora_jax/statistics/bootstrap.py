@@ -76,8 +76,9 @@ def mean_interval(
     """As `bootstrap`, of the mean of scores weighted by `weights` (a loss a token: the tokens of
     each example).
     """
-    options: dict[str, Any] = dict(resamples=resamples, level=level, seed=seed)
-    return bootstrap(_mean_of(scores, weights), len(scores), **options)
+    return bootstrap(
+        _mean_of(scores, weights), len(scores), resamples=resamples, level=level, seed=seed
+    )
 
 
 def paired_bootstrap(
@@ -128,8 +129,14 @@ def paired_means(
         )
 
     # The mean of the gaps: equal scores then differ by nothing, not by rounding.
-    options: dict[str, Any] = dict(resamples=resamples, level=level, seed=seed)
-    return paired_bootstrap(_mean_of(one - other, weights), lambda rows: 0.0, len(one), **options)
+    return paired_bootstrap(
+        _mean_of(one - other, weights),
+        lambda rows: 0.0,
+        len(one),
+        resamples=resamples,
+        level=level,
+        seed=seed,
+    )
 
 
 def _mean_of(scores: Any, weights: Any) -> Statistic:

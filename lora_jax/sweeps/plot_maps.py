@@ -248,16 +248,29 @@ def _front(
     best = front(known, cost)
     best_ids = set(map(id, best))
     on_front = [at[id(cell)] for cell in best]
-    steps = dict(drawstyle="steps-post", label="Pareto front")
-    axis.plot(*zip(*on_front, strict=True), color=FAINT, lw=1.2, zorder=1, **steps)
+    axis.plot(
+        *zip(*on_front, strict=True),
+        color=FAINT,
+        lw=1.2,
+        zorder=1,
+        drawstyle="steps-post",
+        label="Pareto front",
+    )
 
     looks: dict[tuple[bool, str, str], list[tuple[float, float]]] = defaultdict(list)
     for cell in known:
         looks[id(cell) in best_ids, *cell_look(cell, targets)].append(at[id(cell)])
     for (is_best, colour, marker), points in sorted(looks.items()):
         rim, width = (INK, 1.4) if is_best else (PAPER, 0.5)
-        look = dict(color=colour, marker=marker, edgecolor=rim, linewidth=width)
-        axis.scatter(*zip(*points, strict=True), s=58, zorder=3, **look)
+        axis.scatter(
+            *zip(*points, strict=True),
+            color=colour,
+            marker=marker,
+            edgecolor=rim,
+            linewidth=width,
+            s=58,
+            zorder=3,
+        )
     axis.margins(x=0.16, y=0.12)
     axis.set(xlabel=label, ylabel=said.axis)
 

@@ -51,8 +51,9 @@ def with_baseline(
                 if path.startswith("pooler/")
             }
         case "bottleneck":
-            options: dict[str, Any] = dict(dropped=base.dropped, key=key)
-            added = dict(baselines.bottlenecks(sites, base.kind, base.size, **options))
+            added = dict(
+                baselines.bottlenecks(sites, base.kind, base.size, dropped=base.dropped, key=key)
+            )
         case "ia3":
             added = dict(baselines.ia3(sites))
         case "prefix_embedding":

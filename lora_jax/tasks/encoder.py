@@ -114,8 +114,9 @@ class EncoderTask(Task):
         if config.method in ADAPTERS:
             words = config.lora.embedding_rows
             rows = {} if words is None else {_WORDS: words}
-            options: dict[str, Any] = dict(apart=apart, whole=[head], rows=rows)
-            return self._adapted(config, params, lora_key, rules, **options)
+            return self._adapted(
+                config, params, lora_key, rules, apart=apart, whole=[head], rows=rows
+            )
         whole = {"full": [".*"], "bitfit": [r".*/bias", head]}.get(config.method, [head])
         trees = adapt(self.model, params, (), whole=whole, key=lora_key, sites=self.sites)
         return with_baseline(config, self.model.config, self.sites, params, trees, lora_key)

@@ -67,8 +67,13 @@ def generate_predictions(
     if decoding.beams > 1:
         ids = _beams(task, frozen, trainable, prompts, decoding)
     else:
-        words: dict[str, Any] = dict(eos_ids=task.tokenizer.eos_ids, pad_id=task.tokenizer.pad_id)
-        engine = task.generator(task.model, frozen, trainable, **words)
+        engine = task.generator(
+            task.model,
+            frozen,
+            trainable,
+            eos_ids=task.tokenizer.eos_ids,
+            pad_id=task.tokenizer.pad_id,
+        )
         ids = engine.generate_all(prompts, batch_size=batch_size, max_new=decoding.max_new)
     texts = [cut_at_stop(task.tokenizer.decode(tokens), decoding.stop).strip() for tokens in ids]
 
@@ -115,10 +120,19 @@ def _beams(
     decoding: Decoding,
 ) -> list[list[int]]:
     search = BeamSearch(decoding.beams, decoding.length_penalty, decoding.no_repeat_ngram)
-    options: dict[str, Any] = dict(
-        max_new=decoding.max_new, eos_ids=task.tokenizer.eos_ids, search=search
+    made = (
+        beam_search(
+            task.model,
+            frozen,
+            trainable,
+            prompt,
+            max_new=decoding.max_new,
+            eos_ids=task.tokenizer.eos_ids,
+            search=search,
+        )
+        for prompt in prompts
     )
-    return [beam_search(task.model, frozen, trainable, prompt, **options)[0] for prompt in prompts]
+    return [ids for ids, _ in made]
 
 
 def _cut(prompt: list[int], window: int, tokenizer: Any) -> list[int]:

@@ -196,13 +196,19 @@ class HarnessModel(_MODEL.TemplateLM):
                 f"{self.max_length}. Lower max_gen_toks."
             )
         if self._engine is None:
-            ids: dict[str, Any] = dict(eos_ids=self.tokenizer.eos_ids, pad_id=self.tokenizer.pad_id)
-            self._engine = Generator(self.model, self.frozen, self.trainable, **ids)
+            self._engine = Generator(
+                self.model,
+                self.frozen,
+                self.trainable,
+                eos_ids=self.tokenizer.eos_ids,
+                pad_id=self.tokenizer.pad_id,
+            )
 
         begun = [(prompt or [self.prefix_token_id])[-room:] for prompt in prompts]
         self._key, key = jax.random.split(self._key)
-        options: dict[str, Any] = dict(sampling=sampling, key=key, max_new=max_new)
-        made = self._engine.generate_all(begun, batch_size=self.batch_size, **options)
+        made = self._engine.generate_all(
+            begun, batch_size=self.batch_size, max_new=max_new, sampling=sampling, key=key
+        )
         return [self.tokenizer.decode(ids) for ids in made]
 
 

@@ -68,8 +68,9 @@ class DecoderTask(Task):
 
     def encode(self, records: Completions, data: DataConfig) -> EncodedCompletions:
         """Prompts and completions as the model reads them: one text."""
-        temperature = data.mixture_temperature
-        return encode_completions(records, self.tokenizer, data.max_length, temperature=temperature)
+        return encode_completions(
+            records, self.tokenizer, data.max_length, temperature=data.mixture_temperature
+        )
 
 
 @dataclass(eq=False)
@@ -88,10 +89,13 @@ class Seq2SeqTask(DecoderTask):
 
     def encode(self, records: Completions, data: DataConfig) -> EncodedCompletions:
         """Prompts and completions as the model reads them: source and target (`EncodedPairs`)."""
-        options: dict[str, Any] = dict(
-            start_id=self.model.config.start_id, temperature=data.mixture_temperature
+        return encode_pairs(
+            records,
+            self.tokenizer,
+            data.max_length,
+            start_id=self.model.config.start_id,
+            temperature=data.mixture_temperature,
         )
-        return encode_pairs(records, self.tokenizer, data.max_length, **options)
 
     def targets(self, name: str) -> str:
         """See `Task.targets`: the names take in both stacks."""

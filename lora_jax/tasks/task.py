@@ -178,9 +178,10 @@ class Task:
         Raises:
             ValueError: there is no such split.
         """
-        order: dict[str, Any] = dict(seed=seed, shuffle=shuffle, epochs=epochs)
-        rows: dict[str, Any] = dict(row_multiple=accumulate, packed=packed)
-        return self._batches(self.split(split), batch_size, rows, **order)
+        rows = dict(row_multiple=accumulate, packed=packed)
+        return self._batches(
+            self.split(split), batch_size, rows, seed=seed, shuffle=shuffle, epochs=epochs
+        )
 
     def examples_of(self, planned: Any) -> list[int]:
         """The example of each real row of a planned, unpacked batch (`batches.plan(0)[k]`)."""
