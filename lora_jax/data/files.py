@@ -37,6 +37,7 @@ def read_file(path: Path, problems: Problems) -> Iterator[Record]:
             f"A data file needs one of the suffixes {', '.join(SUFFIXES)}, but {str(path)!r} came. "
             "Rename or convert the file."
         )
+
     readers = {".jsonl": _json_lines, ".json": _json_array, ".parquet": _parquet, ".tsv": _tsv}
     try:
         if suffix != ".parquet":

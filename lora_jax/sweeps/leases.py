@@ -46,6 +46,7 @@ class Leases:
         """
         if self.is_over(name, run, title):
             return None
+
         try:
             made_of = {"contents": contents(run.names)}
             folder = self.store.start(name, run, {**self.environment, **made_of})
