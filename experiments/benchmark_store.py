@@ -2,10 +2,13 @@
 real.
 
     python experiments/benchmark_store.py --runs 10000
+    python experiments/benchmark_store.py --search --runs 100
+
+The second is a search: a run a trial, each with its own values of six continuous settings.
 
 Prints seconds, and seconds of processor time (other processes make the first longer), for: listing
 by the index, listing without it (every folder read), making the index again, the export to CSV, and
-the whole report (tables, statistics, pictures, the HTML page).
+the whole report (tables, statistics, pictures, the HTML page); and the largest memory of the process.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import itertools
 import json
 import math
 import random
+import resource
 import shutil
 import tempfile
 import time
@@ -63,6 +67,22 @@ def made_up_runs(count: int) -> Sequence[Config]:
             )
             found.append(run)
     return found[:count]
+
+
+def made_up_trials(count: int) -> Sequence[Config]:
+    """A run a trial, as a search draws them."""
+    base, draw, found = Config(), random.Random(0), []
+    for _ in range(count):
+        optim = replace(
+            base.optim,
+            learning_rate=10 ** draw.uniform(-4, -2),
+            weight_decay=draw.uniform(0, 0.1),
+            beta2=draw.uniform(0.9, 0.999),
+            warmup_fraction=draw.uniform(0, 0.3),
+        )
+        lora = replace(base.lora, alpha=draw.uniform(4, 64), dropout=draw.uniform(0, 0.3))
+        found.append(replace(base, optim=optim, lora=lora))
+    return found
 
 
 def fill(root: Path, runs: Sequence[Config]) -> None:
@@ -133,12 +153,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--search", action="store_true", help="trials of a search, not a grid")
     parser.add_argument("--keep", type=Path, help="make the store here and leave it")
     arguments = parser.parse_args()
     root = arguments.keep or Path(tempfile.mkdtemp()) / "store"
     try:
         if not (root / "plan.json").exists():
-            timed(f"make {arguments.runs} runs", lambda: fill(root, made_up_runs(arguments.runs)))
+            runs = (made_up_trials if arguments.search else made_up_runs)(arguments.runs)
+            timed(f"make {arguments.runs} runs", lambda: fill(root, runs))
         (root / "index.jsonl").unlink(missing_ok=True)
         timed("list, no index yet (every folder is read)", lambda: RunStore(root).runs())
         listed = timed("list", lambda: RunStore(root).runs())
@@ -147,7 +169,8 @@ def main() -> None:
         written = timed("report, everything", lambda: write_report(root))
         print(
             f"list and report: {listed + written:.2f} s; index "
-            f"{(root / 'index.jsonl').stat().st_size / 1e6:.1f} MB"
+            f"{(root / 'index.jsonl').stat().st_size / 1e6:.1f} MB; largest memory "
+            f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
         )
     finally:
         if not arguments.keep:

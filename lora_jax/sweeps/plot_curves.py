@@ -32,6 +32,7 @@ with needs("report"):
 
 
 MOST_LINES = 8  # of a panel that a reader still follows
+MOST_TICKS = 24  # levels of an axis that each have their tick; more numbers are a cloud of points
 MOST_CURVES = 24  # cells whose loss curves are drawn
 MOST_SEEDS = 5  # of a cell whose curves are averaged
 _RANK_STYLES = ("-", "--", "-.", ":")
@@ -108,6 +109,7 @@ def axis_curves(cells: Sequence[Cell]) -> Figure | None:
             split = None
         steps = levels(column)
         x_of = _places(axis, name, steps)
+        joined = "-" if _is_log(steps) else ":"
 
         groups = columns[split] if split else [""] * len(adapters)
         for index, group in enumerate(levels(groups)):
@@ -123,7 +125,7 @@ def axis_curves(cells: Sequence[Cell]) -> Figure | None:
                 marker=TARGET_MARKERS[index % len(TARGET_MARKERS)],
                 lw=1.6,
                 ms=6,
-                ls="-" if _is_log(steps) else ":",
+                ls=joined if len(steps) <= MOST_TICKS else "",
                 label=f"{split} {shown(group)}" if split else "all cells",
             )
     drawn[0].set_ylabel(said.axis)
@@ -145,8 +147,14 @@ def _is_log(steps: Sequence[Any]) -> bool:
 def _places(axis: Any, name: str, steps: Sequence[Any]) -> dict[Any, float]:
     """{level: where it stands}, with the ticks and the label of the axis set accordingly."""
     numeric = _is_log(steps)
-    x_of = dict(zip(steps, steps if numeric else range(len(steps)), strict=True))
+    cloud = len(steps) > MOST_TICKS and all(isinstance(level, (int, float)) for level in steps)
+    x_of = dict(zip(steps, steps if numeric or cloud else range(len(steps)), strict=True))
     words = [shown(level) for level in steps]
+    axis.set_xlabel(f"{name[0].upper()}{name[1:]}{' (log scale)' if numeric else ''}")
+    if cloud:
+        axis.set_xscale("log" if numeric else "linear")
+        return x_of
+
     if numeric:
         whole = all(float(level).is_integer() for level in steps)
         axis.set_xscale("log", base=2 if whole else 10)
@@ -155,7 +163,6 @@ def _places(axis: Any, name: str, steps: Sequence[Any]) -> dict[Any, float]:
     if not numeric:
         axis.margins(x=0.15)
         axis.tick_params(axis="x", rotation=20 if max(map(len, words)) > 8 else 0)
-    axis.set_xlabel(f"{name[0].upper()}{name[1:]}{' (log scale)' if numeric else ''}")
     return x_of
 
 

@@ -54,5 +54,5 @@ class TrainingBar:
         if self._terminal or self._quiet or time.monotonic() - self._last_line < _LINE_SECONDS:
             return
         self._last_line = time.monotonic()
-        line = f"{self._title}: step {step} of {self._total}, loss {loss:.4f}, {speed}"
-        print(line, file=sys.stderr, flush=True)
+        said = (f"{self._title}: step {step} of {self._total}", f"loss {loss:.4f}", speed)
+        print(", ".join(filter(None, said)), file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ from lab import protocol
 from lab.examples import example_losses
 from lab.protocol import FACTOR, Arm, Lab, Reason, Run, compare, with_
 from lora_jax.config import Config, from_config_dict
+from lora_jax.sweeps.grid import run_id
 from lora_jax.training import loop
 from lora_jax.training.result import RunResult
 from lora_jax.training.run import Diverged
@@ -139,19 +140,23 @@ def test_other_failures_are_not_swallowed(tiny_config, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="disk"):
         lab.run(tiny_config)
     monkeypatch.undo()
+    # Nor is a failure that somebody recorded an outcome.
+    lab.store.start(run_id(tiny_config), tiny_config, {})
+    lab.store.fail(run_id(tiny_config), RuntimeError("disk"))
     assert lab.run(tiny_config).result is not None  # and may be tried again
 
 
 def test_arms_are_compared_example_by_example(tmp_path):
+    weights = np.arange(200.0)  # tokens of each example: long ones count for more
+
     def arm(shift: float) -> Arm:
         runs = []
         for seed in range(3):
             folder = tmp_path / f"{shift}-{seed}"
             folder.mkdir()
             base = np.random.default_rng(0).exponential(size=200)
-            np.savez(
-                folder / "losses_test.npz", losses=base + shift + 0.001 * seed, weights=np.ones(200)
-            )
+            losses = base + shift + 0.001 * seed
+            np.savez(folder / "losses_test.npz", losses=losses, weights=weights)
             runs.append(
                 Run(
                     "r",
@@ -162,6 +167,9 @@ def test_arms_are_compared_example_by_example(tmp_path):
             )
         return Arm("a", 1e-3, tuple(runs), ((1e-3, 1.0),))
 
+    expected = np.average(np.random.default_rng(0).exponential(size=200), weights=weights)
+    assert arm(0.0).by_seed() == pytest.approx([expected, expected + 0.001, expected + 0.002])
+    assert arm(0.5).mean() == pytest.approx(expected + 0.501)
     interval, each = compare(arm(0.2), arm(0.1))
     assert (
         interval.value == pytest.approx(0.1)

@@ -64,6 +64,13 @@ def test_what_is_too_long_is_cut_at_the_start_of_the_prompt(tokenizer):
     )
 
 
+def test_every_epoch_of_rows_has_an_order_of_its_own(encoded):
+    first, second = (PackedBatches(encoded, 8, seed=3).plan(epoch) for epoch in (0, 1))
+    assert first != second and first == PackedBatches(encoded, 8, seed=3).plan(0)
+    still = PackedBatches(encoded, 8, shuffle=False)
+    assert still.plan(0) == still.plan(1)
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -15,7 +15,7 @@ from made_up_sweep import fill, grid
 from lora_jax.sweeps.cells import cells_of, gather
 from lora_jax.sweeps.conclusions import findings_of
 from lora_jax.sweeps.grid import expand, run_id
-from lora_jax.sweeps.html_report import MOST_ROWS, table
+from lora_jax.sweeps.html_report import MOST_ROWS, _inline, table
 from lora_jax.sweeps.report import write_report
 from lora_jax.sweeps.store import RunStore
 
@@ -173,3 +173,12 @@ def test_tables_sort_and_themes_change_in_a_real_browser(page, tmp_path):
     assert seen["methods"] == sorted(seen["methods"])
     assert seen["before"] != seen["after"] and seen["again"] == seen["before"]
     assert seen["width"] <= 0 and all(width > 300 for width in seen["pictures"])
+
+
+def test_sentences_are_escaped_before_their_marks_are_read():
+    """Names of targets, formats and files are a user's: they stand in the headline and in what the
+    data support.
+    """
+    assert _inline("**<b>x</b>** is `a & b`") == (
+        "<strong>&lt;b&gt;x&lt;/b&gt;</strong> is <code>a &amp; b</code>"
+    )

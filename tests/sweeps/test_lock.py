@@ -36,6 +36,9 @@ def test_a_machine_of_the_same_name_is_another_machine(tmp_path):
     assert Lock(tmp_path / "lock").is_held()
     (tmp_path / "lock").write_text(json.dumps(owner | {"pid": 999_999}))
     assert not Lock(tmp_path / "lock").is_held()
+    # A process that was given the pid of the dead one, as restarted containers have it.
+    (tmp_path / "lock").write_text(json.dumps(owner | {"started": "1"}))
+    assert not Lock(tmp_path / "lock").is_held() and not Lock(tmp_path / "lock").is_mine()
 
 
 def test_the_heart_touches_locks_that_are_held_and_no_others(tmp_path):

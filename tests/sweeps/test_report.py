@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from made_up_sweep import ENVIRONMENT, fill, grid, result_of
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from lora_jax import config as settings
 from lora_jax.sweeps import report
-from lora_jax.sweeps.cells import cells_of, gather, pareto
+from lora_jax.sweeps.cells import cells_of, front, gather, pareto
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.store import RunStore
 
@@ -85,6 +86,15 @@ def test_no_cell_beats_one_of_the_pareto_front(finished):
     for cell in cells:
         assert not any(cell.stored_bytes <= f.stored_bytes and cell.value > f.value for f in front)
         assert any(f.stored_bytes <= cell.stored_bytes and f.value >= cell.value for f in front)
+
+
+def test_of_equal_costs_the_best_alone_is_on_the_front():
+    """And of equal scores the cheapest, whatever their order."""
+    at = lambda cost, merit: SimpleNamespace(cost=cost, merit=merit)
+    cells = [at(2, 0.7), at(1, 0.5), at(2, 0.9), at(1, 0.6), at(3, 0.9), at(None, 1.0)]
+    for order in (cells, cells[::-1]):
+        found = front(order, lambda cell: cell.cost)
+        assert [(cell.cost, cell.merit) for cell in found] == [(1, 0.6), (2, 0.9)]
 
 
 def test_cells_that_differ_in_a_learning_rate_are_not_averaged_and_say_so(tmp_path):

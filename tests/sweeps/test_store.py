@@ -33,6 +33,22 @@ def test_a_run_goes_from_pending_to_done_and_is_not_started_again(tmp_path):
         store.start("a", Config(), ENVIRONMENT)
 
 
+def test_a_run_is_not_done_before_its_result_is_on_the_disk(tmp_path, monkeypatch):
+    store, real = RunStore(tmp_path), store_module.write_json
+    store.start("a", Config(), ENVIRONMENT)
+
+    def refuses(path, value):
+        if path.name == "result.json":
+            raise StoreError("full")
+        real(path, value)
+
+    monkeypatch.setattr(store_module, "write_json", refuses)
+    with pytest.raises(StoreError, match="full"):
+        store.finish("a", RunResult.from_json({"test_accuracy": 0.5}))
+    assert store.status("a") == "running"
+    store.release("a")
+
+
 def test_a_failed_run_keeps_its_error_and_traceback_and_may_start_again(tmp_path):
     store = RunStore(tmp_path)
     store.start("a", Config(), ENVIRONMENT)

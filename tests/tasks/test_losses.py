@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lora_jax.tasks.heads import HEADS, best_span
 from lora_jax.tasks.losses import Sums, classification
 from lora_jax.training import evaluate
 
@@ -34,6 +35,31 @@ def test_filler_rows_change_nothing_and_get_no_gradient() -> None:
     assert np.allclose(jax.tree.leaves(whole), jax.tree.leaves(part), rtol=1e-6)
     grad = jax.grad(lambda logits: classification(logits, LABELS, weight).sums().loss)(LOGITS)
     assert not np.any(grad[3:]) and np.all(np.any(np.asarray(grad[:3]) != 0, axis=1))
+
+
+def test_an_answer_outside_the_window_trains_nothing_and_is_never_right() -> None:
+    """It counts among the answers all the same: the third row's labels are -1."""
+    logits = jnp.asarray(RNG.standard_normal((3, 5, 2)), jnp.float32)
+    labels = jnp.asarray([[1, 2], [0, 0], [-1, -1]])
+    batch = {"labels": labels, "weight": jnp.ones(3), "allowed": jnp.ones((3, 5), bool)}
+    sums = HEADS["span"](logits, batch).sums()
+    assert float(sums.weight) == 3
+
+    each = np.asarray(jax.nn.logsumexp(logits[:2], 1))
+    each = each - np.asarray(logits)[np.arange(2)[:, None], labels[:2], np.arange(2)]
+    assert float(sums.loss) == pytest.approx(each.mean(-1).sum(), rel=1e-6)
+    grad = jax.grad(lambda logits: HEADS["span"](logits, batch).total)(logits)
+    assert np.any(grad[:2]) and not np.any(grad[2])
+    # Token 0 is what a label of -1 would be taken for.
+    sure = jnp.zeros((3, 5, 2)).at[:, 0].set(9.0)
+    assert HEADS["span"](sure, batch).correct.tolist() == [0, 1, 0]
+
+
+def test_the_best_span_is_legal_and_no_longer_than_asked() -> None:
+    begin, end = [0.0, 3.0, 0.0, 0.0], [4.0, 0.0, 1.0, 2.0]
+    logits = jnp.asarray([[begin, end]])
+    assert best_span(logits).tolist() == [[1, 3]]  # not 1 to 0, which has the largest sum
+    assert best_span(logits, longest=1).tolist() == [[0, 0]]
 
 
 def test_low_precision_logits_are_summed_in_float32() -> None:

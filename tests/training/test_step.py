@@ -141,6 +141,15 @@ def test_dropout_differs_between_steps_and_parts_and_repeats_with_the_state() ->
     assert len(set(losses[:3])) == 3 and losses[0] == losses[3]
     other = float(step(state.replace(key=jax.random.key(8)), frozen, batch())[1]["loss"])
     assert other not in losses
+
+    # Evaluation is without dropout: the same sums as those of factors that have none.
+    plain = {
+        path: leaf.replace(dropout=0.0) if hasattr(leaf, "dropout") else leaf
+        for path, leaf in state.trainable.items()
+    }
+    evaluated = jax.jit(make_eval_step(loss))(frozen, state.trainable, batch())
+    assert float(evaluated.loss) == float(jax.jit(loss)(frozen, plain, batch(), None)[0])
+    assert float(evaluated.loss) / 8 not in losses
     # Accumulation gives each part a key of its own: two equal halves with one mask would have the
     # loss of one half.
     halves = jax.tree.map(lambda x: np.concatenate([x, x]), batch(4))

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 
 from lora_jax.core.extras import needs
-from lora_jax.sweeps.executors.work import Launch, parse_options, work
+from lora_jax.sweeps.executors.work import Launch, last_words, parse_options, work
 
 _OPTIONS = ("address", "cpus", "gpus")
 _PASSED_ON = (
@@ -57,7 +57,7 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
                 say(f"worker {number}: {ray.get(ended[0])} runs finished")
             except ray.exceptions.RayError as error:
                 died += 1
-                say(f"worker {number} ended with: {str(error).strip().splitlines()[-1]}")
+                say(f"worker {number} ended with: {last_words(error)}")
     finally:
         if ours:
             ray.shutdown()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.core.extras import needs
-from lora_jax.sweeps.executors.work import Launch, work
+from lora_jax.sweeps.executors.work import Launch, last_words, work
 
 
 class Work:
@@ -65,8 +65,5 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
             say(f"worker {number} (job {job.job_id}): {job.result()} runs finished")
         except Exception as error:  # submitit raises what the job raised, or its own errors
             died += 1
-            say(
-                f"worker {number} (job {job.job_id}) ended with: "
-                f"{str(error).strip().splitlines()[-1]}"
-            )
+            say(f"worker {number} (job {job.job_id}) ended with: {last_words(error)}")
     return died

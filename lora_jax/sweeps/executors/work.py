@@ -83,6 +83,11 @@ def work(launch: Launch, worker: int, say: Callable[[str], None]) -> int:
     return finished
 
 
+def last_words(error: BaseException) -> str:
+    """The end of an error that holds a worker's traceback: its last line, or its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
 def _in_order(config: Config) -> list[Config]:
     return [run for _, members in groups(expand(config)) for run in members]
 

@@ -10,12 +10,13 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lora_jax import cli
-from lora_jax.config import load_config
-from lora_jax.sweeps.executors import processes, run_on
+from lora_jax.config import Config, load_config
+from lora_jax.sweeps.executors import processes, ray_cluster, run_on, slurm
 from lora_jax.sweeps.executors.work import Launch, share, unfinished
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.lock import Lock
@@ -196,6 +197,90 @@ def test_what_there_is_not_is_an_error(tiny, tmp_path, capsys):
     ]
     assert cli.main([*arguments, "--executor", "ray", "--executor-option", "cpus"]) == 2
     assert "KEY=VALUE" in capsys.readouterr().err
+
+
+def fake_slurm(results, refused=None):
+    """submitit, whose jobs give these results or raise them."""
+
+    class Job:
+        def __init__(self, number):
+            self.job_id, self._result = f"7_{number}", results[number]
+
+        def result(self):
+            if isinstance(self._result, Exception):
+                raise self._result
+            return self._result
+
+    class Executor:
+        def __init__(self, folder, cluster):
+            self.folder, self.cluster = folder, cluster
+
+        def update_parameters(self, **chosen):
+            if refused:
+                raise refused
+
+        def map_array(self, work, numbers):
+            return [Job(number) for number in numbers]
+
+    return SimpleNamespace(AutoExecutor=Executor)
+
+
+def fake_ray(results):
+    """ray, whose tasks give these results or raise them."""
+    errors = SimpleNamespace(RayError=RuntimeError)
+    called = {}
+
+    def get(number):
+        if isinstance(results[number], Exception):
+            raise results[number]
+        return results[number]
+
+    task = SimpleNamespace(remote=lambda launch, number: number)
+    return SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **settings: called.update(settings),
+        remote=lambda **settings: called.update(settings) or (lambda function: task),
+        wait=lambda tasks, num_returns: (tasks[:1], tasks[1:]),
+        get=get,
+        shutdown=lambda: called.update(down=True),
+        exceptions=errors,
+        called=called,
+    )
+
+
+ENDS = [3, RuntimeError("a traceback\n  of lines\nStoreError: the disk is full"), ValueError("")]
+
+
+def test_what_became_of_slurm_jobs_is_said(tmp_path, monkeypatch):
+    launch, said = Launch(replace(Config(), out=str(tmp_path)), 3, 0.0, (), "/"), []
+    monkeypatch.setitem(sys.modules, "submitit", fake_slurm(ENDS))
+    assert slurm.start(launch, {"timeout_min": "5"}, said.append) == 2
+    assert said == [
+        f"submitted jobs 7_0, 7_1, 7_2; logs in {tmp_path / 'slurm'}",
+        "worker 0 (job 7_0): 3 runs finished",
+        "worker 1 (job 7_1) ended with: StoreError: the disk is full",
+        "worker 2 (job 7_2) ended with: ValueError",
+    ]
+    refused = fake_slurm([], NameError("no colour"))
+    monkeypatch.setitem(sys.modules, "submitit", refused)
+    with pytest.raises(ValueError, match="submitit does not take these options: no colour"):
+        slurm.start(launch, {"colour": "red"}, said.append)
+
+
+def test_what_became_of_ray_tasks_is_said(tmp_path, monkeypatch):
+    launch, said = Launch(replace(Config(), out=str(tmp_path)), 3, 0.0, (), "/"), []
+    ends = [ENDS[0], ENDS[1], RuntimeError("")]
+    monkeypatch.setitem(sys.modules, "ray", ray := fake_ray(ends))
+    assert ray_cluster.start(launch, {"cpus": "2"}, said.append) == 2
+    assert said == [
+        "worker 0: 3 runs finished",
+        "worker 1 ended with: StoreError: the disk is full",
+        "worker 2 ended with: RuntimeError",
+    ]
+    # A cluster that was started here is of the size that is asked for, and ends with the sweep.
+    assert ray.called["num_cpus"] == 2 and ray.called["max_calls"] == 1 and ray.called["down"]
+    with pytest.raises(ValueError, match="Executor ray has no option 'colour'. Its options"):
+        ray_cluster.start(launch, {"colour": "red"}, said.append)
 
 
 @pytest.mark.slow
