@@ -187,7 +187,6 @@ def _contamination(
     from lora_jax.data.contamination import find_contamination
     from lora_jax.data.preview import texts_of
     from lora_jax.metrics.comparison import intervals
-    from lora_jax.metrics.predictions import Predictions
 
     records = loaded.task.records
     found = find_contamination(
@@ -199,6 +198,5 @@ def _contamination(
         "near": len(found.near),
     }
     if found.clean and len(found.clean) < found.examples:
-        clean = Predictions(ours.split, ours.metrics, tuple(ours.rows[n] for n in found.clean))
-        out["without them"] = _as_json(intervals(clean, **options))
+        out["without them"] = _as_json(intervals(ours.at(found.clean), **options))
     return out

@@ -130,11 +130,6 @@ class Batches(EpochBatches):
         return make_batch(self.encoded, planned)
 
     @property
-    def shapes(self) -> tuple[int, ...]:
-        """The padded lengths that occur in the first epoch, ascending: each is compiled once."""
-        return tuple(sorted({planned.length for planned in self.plan(0)}))
-
-    @property
     def padding_fraction(self) -> float:
         """The part of the first epoch's token slots that holds no real token."""
         return padding_fraction(self.plan(0), self.encoded.lengths)

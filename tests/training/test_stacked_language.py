@@ -77,5 +77,6 @@ def merged(config, values):
 
 def test_a_sweep_of_completions_can_be_planned(config):
     (group,) = plan(config)
-    assert group.slots == 2 and len(group.runs) == len(expand(config)) == 2
-    assert group.peak_bytes > group.base_bytes > 0 and group.seconds > 0 and group.shapes == (32,)
+    assert group.pack.slots == 2 and len(group.pack.runs) == len(expand(config)) == 2
+    needs = group.needs
+    assert needs.peak_bytes > needs.base_bytes > 0 and group.seconds > 0 and needs.shapes == (32,)
