@@ -34,12 +34,11 @@ class Metric:
 
 
 class Primary(NamedTuple):
-    """The metric that a task reports first, which way it is better, and what its losses count:
-    'records', 'words' or 'tokens'.
+    """The metric that a task reports first, and what its losses count: 'records', 'words' or
+    'tokens'.
     """
 
     name: str
-    higher_is_better: bool
     unit: str
 
     @property

@@ -21,7 +21,7 @@ from lora_jax.data.encoding import cut_note
 from lora_jax.io.encoder_tokenizer import load_tokenizer
 from lora_jax.io.hub import resolve
 from lora_jax.io.weights import open_model
-from lora_jax.metrics.table import METRICS, Primary
+from lora_jax.metrics.table import Primary
 from lora_jax.models.encoder import Encoder
 from lora_jax.models.kinds import example_inputs
 from lora_jax.tasks.baseline import with_baseline
@@ -66,9 +66,7 @@ class EncoderTask(Task):
     @property
     def primary(self) -> Primary:
         """See `Task`."""
-        name = self.metrics[0]
-        unit = "words" if self.head == "token" else "records"
-        return Primary(name, METRICS[name].higher_is_better, unit)
+        return Primary(self.metrics[0], "words" if self.head == "token" else "records")
 
     def answer(self, split: str, example: int, said: Any) -> tuple[Any, Any]:
         """See `Task.answer`."""

@@ -49,7 +49,7 @@ class DecoderTask(Task):
 
     generator: ClassVar[type[Generator] | None] = Generator
     beams: ClassVar[bool] = True
-    primary: ClassVar[Primary] = Primary("loss", False, "tokens")
+    primary: ClassVar[Primary] = Primary("loss", "tokens")
 
     @property
     def per_example(self) -> TokenLosses:

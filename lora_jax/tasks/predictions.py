@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -88,13 +88,10 @@ def scores_of(predictions: Predictions, primary: Primary) -> list[Score]:
     count = int(units.sum())
     loss, correct = predictions.column("loss"), predictions.column("correct")
 
+    accuracy = None if np.isnan(correct).any() else correct.sum() / units.sum()
     # A row without a unit has loss 0, not NaN.
-    each = np.maximum(units, 1e-9)
-    value = loss.sum() / units.sum()
-    found = [Score("loss", value, False, primary.unit, count, per_example=loss / each)]
-    if not np.isnan(correct).any():
-        value, share = correct.sum() / units.sum(), primary.is_right_or_wrong
-        found.append(Score("accuracy", value, True, primary.unit, count, share, correct / each))
+    each = [values / np.maximum(units, 1e-9) for values in (loss, correct)]
+    found = loss_and_accuracy(primary, loss.sum() / units.sum(), accuracy, count, each)
 
     for name in predictions.metrics:
         if name == "accuracy":
@@ -102,6 +99,23 @@ def scores_of(predictions: Predictions, primary: Primary) -> list[Score]:
         value, values = predictions.scored_by(name)(everything), predictions.each(name)
         higher = METRICS[name].higher_is_better
         found.append(Score(name, value, higher, "records", len(everything), per_example=values))
+    return found
+
+
+def loss_and_accuracy(
+    primary: Primary,
+    loss: float,
+    accuracy: float | None,
+    count: int,
+    each: Sequence[Any] = (None, None),
+) -> list[Score]:
+    """Both as scores of `count` units, with their values an example in `each`; the loss alone where
+    nothing is right or wrong.
+    """
+    found = [Score("loss", loss, False, primary.unit, count, per_example=each[0])]
+    if accuracy is not None:
+        share = primary.is_right_or_wrong
+        found.append(Score("accuracy", accuracy, True, primary.unit, count, share, each[1]))
     return found
 
 

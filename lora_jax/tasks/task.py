@@ -52,7 +52,7 @@ class Task:
         generator: the class that writes texts with the model, None where it writes none.
         beams: whether beam search can write them.
         metrics: names of what scores predictions, in `lora_jax.metrics.table.METRICS`.
-        primary: the metric to report first, whether higher is better, and what losses count.
+        primary: the metric to report first, and what losses count.
     """
 
     model: Any
@@ -73,7 +73,7 @@ class Task:
     generator: ClassVar[type[Generator] | None] = None
     beams: ClassVar[bool] = False
     metrics: ClassVar[Any] = ()
-    primary: ClassVar[Any] = Primary("loss", False, "records")
+    primary: ClassVar[Any] = Primary("loss", "records")
 
     @functools.cached_property
     def base(self) -> str:

@@ -23,7 +23,7 @@ from lora_jax.core.quantize import QuantizedArray, bytes_of
 from lora_jax.data import total_steps
 from lora_jax.io.adapter import save_adapter
 from lora_jax.metrics.score import Score
-from lora_jax.tasks.predictions import metric_scores
+from lora_jax.tasks.predictions import loss_and_accuracy, metric_scores
 from lora_jax.tasks.task import Task
 from lora_jax.training.allocator import peak_bytes
 from lora_jax.training.checkpoint import Checkpoints
@@ -148,7 +148,15 @@ class Run:
         """
         check_reached(state)
         task, size = self.task, self.config.train.eval_batch_size
-        scores = {split: _scores_of(task, found) for split, found in means.items()}
+        scores = {
+            split: {
+                one.name: one
+                for one in loss_and_accuracy(
+                    task.primary, found["loss"], found.get("accuracy"), int(found["examples"])
+                )
+            }
+            for split, found in means.items()
+        }
         scores["test"] |= metric_scores(task, frozen, state.trainable, batch_size=size)
         save_adapter(
             self.folder / "adapter",
@@ -279,13 +287,3 @@ def sizes(frozen: Mapping[str, Any], trainable: Mapping[str, Any]) -> dict[str, 
         "base_bits_per_weight": bits,
         "adapter_bytes": bytes_of(trained),
     }
-
-
-def _scores_of(task: Task, means: Mapping[str, float]) -> dict[str, Score]:
-    """What the sums of a split's batches give, with what they were counted on."""
-    options: dict[str, Any] = dict(unit=task.primary.unit, count=int(means["examples"]))
-    found = {"loss": Score("loss", means["loss"], higher_is_better=False, **options)}
-    if "accuracy" in means:
-        share = task.primary.is_right_or_wrong
-        found["accuracy"] = Score("accuracy", means["accuracy"], share=share, **options)
-    return found
