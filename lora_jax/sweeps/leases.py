@@ -51,12 +51,13 @@ class Leases:
             made_of = {"contents": contents(run.names)}
             folder = self.store.start(name, run, {**self.environment, **made_of})
         except RunDone:  # by another launcher, since we looked
-            self._keep(name, title)
+            self._end(self.kept, name, f"{title}: done before, kept", alone=True)
         except RunLocked:
-            self.elsewhere.append(name)
-            self._say_alone(f"{title}: another process is running it")
+            said = f"{title}: another process is running it"
+            self._end(self.elsewhere, name, said, alone=True)
         except (RunConflict, StoreError) as error:
-            self._refuse(name, title, error)
+            # Not written into the folder: what is there belongs to another run, or cannot be written.
+            self._end(self.failed, name, f"{title}: failed: {error}")
         else:
             deaths = self.store.state(name).attempts - 1
             if deaths < MOST_ATTEMPTS:
@@ -78,11 +79,11 @@ class Leases:
         try:
             self.store.check_content(name, run, contents(run.names))
         except RunConflict as conflict:
-            self._refuse(name, title, conflict)
+            self._end(self.failed, name, f"{title}: failed: {conflict}")
             return True
         before = self.store.state(name)
         if before.status == "done":
-            self._keep(name, title)
+            self._end(self.kept, name, f"{title}: done before, kept", alone=True)
             return True
         since = math.inf if self.since is None else self.since
         if before.status == "failed" and (before.updated or 0) >= since:
@@ -90,17 +91,10 @@ class Leases:
             return True
         return False
 
-    def _keep(self, name: str, title: str) -> None:
-        self.kept.append(name)
-        self._say_alone(f"{title}: done before, kept")
-
-    def _refuse(self, name: str, title: str, error: Exception) -> None:
-        # Not written into the folder: what is there belongs to another run, or cannot be written.
-        self.failed.append(name)
-        self.say(f"{title}: failed: {error}")
-
-    def _say_alone(self, text: str) -> None:
-        if self.since is None:  # Among workers that share a sweep it goes without saying.
+    def _end(self, among: list[str], name: str, text: str, *, alone: bool = False) -> None:
+        among.append(name)
+        # What is said `alone` goes without saying among workers that share a sweep.
+        if not alone or self.since is None:
             self.say(text)
 
     def finish(self, name: str, result: RunResult, summary: str) -> None:
@@ -108,25 +102,20 @@ class Leases:
         try:
             self.store.finish(name, result)
         except RunLocked as lost:
-            self.elsewhere.append(name)
-            self.say(str(lost))
+            self._end(self.elsewhere, name, str(lost))
         except FileNotFoundError as removed:
-            self.failed.append(name)
-            self.say(f"{name}: failed: {removed}")
+            self._end(self.failed, name, f"{name}: failed: {removed}")
         else:
-            self.done.append(name)
-            self.say(summary)
+            self._end(self.done, name, summary)
 
     def fail(self, name: str, error: BaseException, title: str) -> None:
         """Records the failure of a claimed run; the rest can go on. On a disk that takes nothing
         more, at least it is said. A run that another process has taken over is that one's to record.
         """
         if isinstance(error, RunLocked):
-            self.elsewhere.append(name)
-            self.say(str(error))
+            self._end(self.elsewhere, name, str(error))
             return
-        self.failed.append(name)
-        self.say(f"{title}: failed: {error}")
+        self._end(self.failed, name, f"{title}: failed: {error}")
         try:
             self.store.fail(name, error)
         except StoreError as unwritten:

@@ -162,8 +162,7 @@ def spread_bars(table: Decomposition | None) -> Figure | None:
         key=lambda source: -source.share,
     )
     sources = [*sources[: _MOST_BARS - 1], table[REST]]
-    figure = new_figure(8, 0.36 * len(sources) + 1.5)
-    axis = figure.subplots()
+    figure, axis = new_figure(8, 0.36 * len(sources) + 1.5)
     for place, source in enumerate(sources):
         chance = source.name == REST or not source.p < 0.05
         axis.barh(place, 100 * source.share, height=0.68, color=FAINT if chance else "#0072B2")
@@ -207,8 +206,7 @@ def difference_plot(
     if not chosen:
         return None
 
-    figure = new_figure(9.2, 0.34 * len(chosen) + 1.6)
-    axis = figure.subplots()
+    figure, axis = new_figure(9.2, 0.34 * len(chosen) + 1.6)
     for place, (_, test, adjusted) in enumerate(chosen):
         shown = adjusted < 0.05
         colour, filling = ("#0072B2", "#0072B2") if shown else (MUTED, PAPER)
@@ -241,8 +239,7 @@ def _front(
         return None
 
     said = measure(cells)
-    figure = new_figure(9, 5.4)
-    axis = figure.subplots()
+    figure, axis = new_figure(9, 5.4)
     targets = list(dict.fromkeys(cell.targets for cell in known if cell.targets))
     at = {id(cell): (cost(cell), said.factor * cell.value) for cell in known}
     best = front(known, cost)

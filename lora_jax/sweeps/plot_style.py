@@ -57,13 +57,13 @@ STYLE: dict[str, Any] = {
 _THEMED = {INK: "--ink", MUTED: "--muted", FAINT: "--faint", GRID: "--grid", PAPER: "--paper"}
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of this size in inches that no window and no notebook owns: pyplot's state stays the
-    user's.
+def new_figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
+    """A figure of this size in inches with its axis, or a `grid` of them. No window and no notebook
+    owns it: pyplot's state stays the user's.
     """
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    return figure
+    return figure, figure.subplots(**grid)
 
 
 def panels(
@@ -72,10 +72,8 @@ def panels(
     """A figure with `count` axes of this size in inches, and room for a legend at the right."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
-    figure = new_figure(width * columns + 1.9, height * rows + 0.9)
-    axes = figure.subplots(
-        rows, columns, squeeze=False, **({"sharex": True, "sharey": True} | shared)
-    )
+    grid = dict(nrows=rows, ncols=columns, squeeze=False, sharex=True, sharey=True) | shared
+    figure, axes = new_figure(width * columns + 1.9, height * rows + 0.9, **grid)
     flat = list(axes.flat)
     for axis in flat[count:]:
         axis.set_visible(False)
