@@ -23,32 +23,22 @@ _MOST_LEVELS = 8  # of an axis, all pairs of which are tested
 
 
 @dataclass(frozen=True)
-class CellTest:
-    """The best cell against another, over the seeds that both have. `adjusted` is Holm's p among
-    all pairs of cells.
-    """
-
-    best: Cell
-    other: Cell
-    test: PairedTest
-    adjusted: float = float("nan")
-
-
-@dataclass(frozen=True)
-class LevelTest:
+class Comparison:
     """Two levels of an axis, everything else equal: mean over the matched settings within a seed,
-    then over seeds.
+    then over seeds. Or, with 'best cell' for an axis, that cell against another, over the seeds that
+    both have.
 
     `matched` counts the settings that have both levels; `wins` those in which the first is better
-    on the mean of the seeds. `adjusted` is Holm's p among the pairs of levels of all axes.
+    on the mean of the seeds. `adjusted` is Holm's p among the pairs of levels of all axes, or among
+    all pairs of cells.
     """
 
     axis: str
     first: str
     second: str
-    matched: int
-    wins: int
     test: PairedTest
+    matched: int = 1
+    wins: int = 0
     adjusted: float = float("nan")
 
 
@@ -75,7 +65,7 @@ def adapters(cells: Sequence[Cell]) -> list[Cell]:
     return [cell for cell in cells if cell.rank is not None] or list(cells)
 
 
-def against_best(cells: Sequence[Cell]) -> list[CellTest]:
+def against_best(cells: Sequence[Cell]) -> list[Comparison]:
     """The cell with the best mean score against every other with which it shares seeds, nearest
     first.
 
@@ -93,7 +83,7 @@ def against_best(cells: Sequence[Cell]) -> list[CellTest]:
         shared = sorted(scores.keys() & theirs.keys())
         if other is not best and shared:
             test = paired_test([scores[seed] for seed in shared], [theirs[seed] for seed in shared])
-            found.append(CellTest(best, other, test))
+            found.append(Comparison("best cell", best.name, other.name, test))
 
     adjusted = holm([one.test.p for one in found], family=math.comb(len(cells), 2))
     return sorted(
@@ -102,7 +92,7 @@ def against_best(cells: Sequence[Cell]) -> list[CellTest]:
     )
 
 
-def between_levels(cells: Sequence[Cell]) -> list[LevelTest]:
+def between_levels(cells: Sequence[Cell]) -> list[Comparison]:
     """Every pair of levels of every axis (of axes with many levels, neighbours only), in cells that
     agree in all other axes.
     """
@@ -203,7 +193,7 @@ def _level_test(
     matched: Sequence[Mapping[Any, int]],
     scores: Sequence[Mapping[int, float]],
     higher_is_better: bool,
-) -> LevelTest | None:
+) -> Comparison | None:
     """The mean difference a seed is one measurement: settings under one seed share its luck and are
     not independent.
     """
@@ -215,13 +205,13 @@ def _level_test(
     differences = np.array([[one[seed] - other[seed] for seed in seeds] for one, other in pairs])
     test = paired_test(differences.mean(axis=0).tolist(), [0.0] * len(seeds))
     means = differences.mean(axis=1)
-    return LevelTest(
+    return Comparison(
         axis,
         shown(first),
         shown(second),
+        test,
         len(pairs),
         int((means > 0 if higher_is_better else means < 0).sum()),
-        test,
     )
 
 

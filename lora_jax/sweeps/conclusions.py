@@ -13,9 +13,8 @@ from lora_jax.statistics.paired import detectable_difference
 from lora_jax.statistics.variance import REST, Decomposition
 from lora_jax.sweeps.cells import UNLIKE, Cell, axes, measure
 from lora_jax.sweeps.comparisons import (
-    CellTest,
+    Comparison,
     ExampleTest,
-    LevelTest,
     adapters,
     against_best,
     between_levels,
@@ -39,8 +38,8 @@ class Conclusions:
 class Findings:
     """Tests and sources of spread of the adapters of a sweep, and what follows from them."""
 
-    against_best: tuple[CellTest, ...]
-    between_levels: tuple[LevelTest, ...]
+    against_best: tuple[Comparison, ...]
+    between_levels: tuple[Comparison, ...]
     spread: Decomposition | None
     on_examples: tuple[ExampleTest, ...]
     conclusions: Conclusions
@@ -57,8 +56,8 @@ def findings_of(cells: Sequence[Cell], missing: int = 0) -> Findings:
 
 def conclude(
     cells: Sequence[Cell],
-    tests: Sequence[CellTest],
-    contrasts: Sequence[LevelTest],
+    tests: Sequence[Comparison],
+    contrasts: Sequence[Comparison],
     table: Decomposition | None,
     missing: int,
     examples: Sequence[ExampleTest] = (),
@@ -163,7 +162,7 @@ def _on_examples(tests: Sequence[ExampleTest]) -> list[str]:
     ]
 
 
-def _contrast(one: LevelTest, said: Score) -> str:
+def _contrast(one: Comparison, said: Score) -> str:
     first_wins = (one.test.difference > 0) == said.higher_is_better
     better, worse = (one.first, one.second) if first_wins else (one.second, one.first)
     low, high = sorted((one.test.low, one.test.high), key=abs)
@@ -177,11 +176,11 @@ def _contrast(one: LevelTest, said: Score) -> str:
     )
 
 
-def _best(cells: Sequence[Cell], tests: Sequence[CellTest], said: Score) -> list[str]:
+def _best(cells: Sequence[Cell], tests: Sequence[Comparison], said: Score) -> list[str]:
     beaten = [one for one in tests if one.adjusted < LEVEL]
     if not beaten:
         return []
-    best = beaten[0].best
+    best = max(cells, key=lambda cell: cell.merit)
     return [
         f"The setting with the {said.best} mean, **{best.name}** ({said.text(best.value)}), beats "
         f"{len(beaten)} of the {len(cells) - 1} others under the same seeds, corrected for all "
@@ -189,19 +188,19 @@ def _best(cells: Sequence[Cell], tests: Sequence[CellTest], said: Score) -> list
     ]
 
 
-def _near_best(tests: Sequence[CellTest]) -> list[str]:
+def _near_best(tests: Sequence[Comparison]) -> list[str]:
     near = [one for one in tests if not one.adjusted < LEVEL]
     if not near:
         return []
-    named = ", ".join(one.other.name for one in near[:4])
+    named = ", ".join(one.second for one in near[:4])
     more = f" and {len(near) - 4} more" if len(near) > 4 else ""
     return [
-        f"That **{near[0].best.name}** is better than {named}{more} is not shown: after "
+        f"That **{near[0].first}** is better than {named}{more} is not shown: after "
         "correction, seeds alone could make these differences."
     ]
 
 
-def _undecided(contrasts: Sequence[LevelTest], said: Score) -> list[str]:
+def _undecided(contrasts: Sequence[Comparison], said: Score) -> list[str]:
     open_ones = [one for one in contrasts if not one.adjusted < LEVEL]
     sentences = []
     for one in open_ones[:6]:

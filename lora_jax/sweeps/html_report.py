@@ -180,22 +180,14 @@ def tests_table(findings: Findings, said: Score) -> tuple[Sequence[str], list[li
         "p, corrected",
     )
 
-    named = [
-        (one.axis, one.first, one.second, one.test, str(one.matched), one.adjusted)
-        for one in findings.between_levels
-    ]
-    named += [
-        ("best cell", one.best.name, one.other.name, one.test, "1", one.adjusted)
-        for one in findings.against_best[:100]
-    ]
     rows = [
         [
-            *(what, first, second),
-            *map(said.difference, (test.difference, test.low, test.high)),
-            *(str(test.count), matched),
-            *(_text(p, ".2g") for p in (test.p, test.p_signs, adjusted)),
+            *(one.axis, one.first, one.second),
+            *map(said.difference, (one.test.difference, one.test.low, one.test.high)),
+            *(str(one.test.count), str(one.matched)),
+            *(_text(p, ".2g") for p in (one.test.p, one.test.p_signs, one.adjusted)),
         ]
-        for what, first, second, test, matched, adjusted in named
+        for one in (*findings.between_levels, *findings.against_best[:100])
     ]
 
     by_examples = [

@@ -15,7 +15,7 @@ from lora_jax.core.extras import needs
 from lora_jax.metrics.score import Score
 from lora_jax.statistics.variance import REST, Decomposition
 from lora_jax.sweeps.cells import UNLIKE, Cell, axes, front, measure, order
-from lora_jax.sweeps.comparisons import CellTest, LevelTest
+from lora_jax.sweeps.comparisons import Comparison
 from lora_jax.sweeps.plot_style import (
     FAINT,
     FIXED_DARK,
@@ -190,33 +190,28 @@ def spread_bars(table: Decomposition | None) -> Figure | None:
 
 
 def difference_plot(
-    tests: Sequence[CellTest], contrasts: Sequence[LevelTest], said: Score
+    tests: Sequence[Comparison], contrasts: Sequence[Comparison], said: Score
 ) -> Figure | None:
     """Differences with 95% intervals: the best cell against the nearest others, and levels of each
     axis; None with one seed.
     """
-    chosen = [
-        (f"{one.best.name}  −  {one.other.name}", one.test, one.adjusted) for one in tests[:10]
-    ]
-    chosen += [
-        (f"{one.axis}: {one.first}  −  {one.second}", one.test, one.adjusted)
-        for one in contrasts[:14]
-    ]
-    chosen = [one for one in chosen if not np.isnan(one[1].low)]
+    every = (*tests[:10], *contrasts[:14])
+    chosen = [one for one in every if not np.isnan(one.test.low)]
     if not chosen:
         return None
 
     figure, axis = new_figure(9.2, 0.34 * len(chosen) + 1.6)
-    for place, (_, test, adjusted) in enumerate(chosen):
-        shown = adjusted < 0.05
+    for place, one in enumerate(chosen):
+        shown = one.adjusted < 0.05
         colour, filling = ("#0072B2", "#0072B2") if shown else (MUTED, PAPER)
-        limits = [said.factor * test.low, said.factor * test.high]
+        limits = [said.factor * one.test.low, said.factor * one.test.high]
         axis.plot(limits, [place, place], color=colour, lw=1.8, solid_capstyle="butt")
-        middle = said.factor * test.difference
+        middle = said.factor * one.test.difference
         axis.plot(middle, place, color=colour, marker="o", ms=6, mfc=filling)
 
     axis.axvline(0, color=INK, lw=1)
-    names = [textwrap.shorten(name, 70) for name, *_ in chosen]
+    pairs = [f"{one.axis}: {one.first}  −  {one.second}" for one in chosen]
+    names = [textwrap.shorten(pair, 70) for pair in pairs]
     axis.set_yticks(range(len(chosen)), names, fontsize=8.5)
     axis.set_ylim(len(chosen) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
