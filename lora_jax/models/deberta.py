@@ -16,8 +16,15 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.models.attention import HIDDEN
-from lora_jax.models.encoder_parts import ACTIVATIONS, Activation, EncoderConfig, Family, Mlp
-from lora_jax.models.remat import mark_input, recomputed
+from lora_jax.models.encoder_parts import (
+    ACTIVATIONS,
+    Activation,
+    Block,
+    Embeddings,
+    EncoderConfig,
+    Family,
+)
+from lora_jax.models.layers import through_layers
 
 
 @dataclass(frozen=True)
@@ -74,18 +81,17 @@ class DebertaConfig(EncoderConfig):
 
 
 def deberta_states(
-    config: DebertaConfig,
+    model: Any,
     tokens: Int[Array, "batch time"],
     mask: Bool[Array, "batch time"],
     types: Int[Array, "batch time"] | None,
-    *,
-    scan: bool,
-    remat: bool,
-    dtype: Any,
-    offload: bool = False,
 ) -> Float[Array, "batch time hidden"]:
-    """The last block's hidden states; called by `Encoder`, whose submodules these are."""
-    x = _Embeddings(config, dtype, name="embeddings")(tokens, mask, types)
+    """The last block's hidden states; the submodules are those of the `Encoder` that calls this."""
+    config, dtype = model.config, model.dtype
+    size = config.embedding_size or config.hidden_size
+    x = Embeddings(config, dtype, size, config.absolute, name="embeddings")(tokens, types)
+    x *= mask[..., None].astype(dtype)  # The convolution reads padding as well.
+
     shared: dict[str, Any] = {"bias": jnp.where(mask[:, None, None, :], 0.0, HIDDEN)}
     if config.terms:
         shared["relative"] = _Relative(config, dtype, name="relative")()
@@ -93,27 +99,17 @@ def deberta_states(
     if config.conv_size:
         shared["conv"] = _Convolution(config, dtype, name="conv")(x, mask)
         shared["mask"] = mask[..., None]
-    block = recomputed(DebertaBlock, scan=scan, offload=offload) if remat else DebertaBlock
-    if scan:
-        layers = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
-            length=config.num_layers,
-        )
-        x, _ = layers(config, dtype, name="layers")(x, jnp.arange(config.num_layers) == 0, shared)
-        return x
-    for index in range(config.num_layers):
-        last = (
-            index == config.num_layers - 1
-            and config.num_classes is not None
-            and not config.reads_every_token
-        )
-        x, _ = block(config, dtype, queries=1 if last else None, name=f"layers_{index}")(
-            x, jnp.asarray(index == 0), shared
-        )
-    return x
+    first = np.arange(config.num_layers) == 0
+    return through_layers(
+        model,
+        _Block,
+        (config, dtype),
+        config.num_layers,
+        x,
+        shared,
+        each=(first,),
+        last=config.last_block,
+    )[0]
 
 
 def relative_rows(config: DebertaConfig, time: int) -> Int[np.ndarray, "time time"]:
@@ -136,63 +132,6 @@ def relative_rows(config: DebertaConfig, time: int) -> Int[np.ndarray, "time tim
         )
         distance = np.where(far, np.sign(distance) * steps, distance).astype(np.int64)
     return np.clip(distance + config.span, 0, 2 * config.span - 1).astype(np.int32)
-
-
-class DebertaBlock(nn.Module):
-    """Disentangled self-attention and an MLP, each added to its input and normalised after.
-
-    `queries`: how many leading tokens are computed, None for all; every token is attended to.
-    """
-
-    config: DebertaConfig
-    dtype: Any
-    queries: int | None = None
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch time hidden"], first: Bool[Array, ""], shared: dict[str, Any]
-    ) -> tuple[Array, None]:
-        """The block's output, and None for nn.scan. `first`: whether it is the block beside which
-        the convolution stands.
-        """
-        config = self.config
-        norm = functools.partial(nn.LayerNorm, epsilon=config.norm_eps, dtype=self.dtype)
-        x = mark_input(x)
-        asking = x[:, : self.queries]
-        x = norm(name="attn_norm")(
-            asking + _Attention(config, self.dtype, name="attn")(asking, x, shared)
-        )
-        x = norm(name="mlp_norm")(x + Mlp(config, self.dtype, name="mlp")(x))
-        if config.conv_size:
-            beside, scale, bias = shared["conv"]
-            mixed = _normalised(x + beside[:, : self.queries], scale, bias, config.norm_eps)
-            x = jnp.where(first, (mixed * shared["mask"][:, : self.queries]).astype(x.dtype), x)
-        return x, None
-
-
-class _Embeddings(nn.Module):
-    config: DebertaConfig
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, tokens: Array, mask: Array, types: Array | None) -> Array:
-        config = self.config
-        size = config.embedding_size or config.hidden_size
-        embed = functools.partial(nn.Embed, features=size, dtype=self.dtype)
-        x = embed(config.vocab_size, name="word")(tokens)
-        if config.absolute:
-            x += embed(config.max_positions, name="position")(jnp.arange(tokens.shape[1]))[None]
-        if config.type_vocab_size:
-            one_kind = types is None or config.type_vocab_size == 1
-            x += embed(config.type_vocab_size, name="type")(
-                jnp.zeros_like(tokens) if one_kind else types
-            )
-        if size != config.hidden_size:
-            x = nn.Dense(config.hidden_size, use_bias=False, dtype=self.dtype, name="project")(x)
-        # Padding is zero: the convolution reads it.
-        return nn.LayerNorm(epsilon=config.norm_eps, dtype=self.dtype, name="norm")(x) * mask[
-            ..., None
-        ].astype(self.dtype)
 
 
 class _Relative(nn.Module):
@@ -277,6 +216,21 @@ class _Attention(nn.Module):
         weights = jax.nn.softmax(scores + shared["bias"], axis=-1).astype(self.dtype)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, values)
         return dense(name="o")(y.reshape(*y.shape[:-2], hidden))
+
+
+class _Block(Block):
+    attention = _Attention
+
+    def __call__(self, x: Array, shared: dict[str, Any], first: Any) -> tuple[Array, tuple[()]]:
+        """The block's output. `first`: whether it is the block beside which the convolution
+        stands.
+        """
+        x, _ = super().__call__(x, shared)
+        if self.config.conv_size:
+            beside, scale, bias = shared["conv"]
+            mixed = _normalised(x + beside[:, : self.queries], scale, bias, self.config.norm_eps)
+            x = jnp.where(first, (mixed * shared["mask"][:, : self.queries]).astype(x.dtype), x)
+        return x, ()
 
 
 def _normalised(x: Array, scale: Array, bias: Array, eps: float) -> Array:

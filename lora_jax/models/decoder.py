@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lora_jax.models.attention import attend
 from lora_jax.models.decoder_config import ACTIVATIONS, DecoderConfig
 from lora_jax.models.head import OutputHead
-from lora_jax.models.remat import kept, mark_input, recomputed
+from lora_jax.models.layers import kept, mark_input, through_layers
 from lora_jax.models.rotary import rotary_angles, rotate
 
 
@@ -126,19 +126,6 @@ class Decoder(nn.Module):
         self.embed = embed(config.vocab_size)
         if config.rotary is None:
             self.positions = embed(config.max_positions + config.position_offset)
-        block = recomputed(Block, scan=self.scan, keep=not self.remat, offload=self.offload)
-        if self.scan:
-            layers = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=(nn.broadcast, 0, 0),
-                out_axes=0,
-                length=config.num_layers,
-            )
-            self.layers = layers(config, self.dtype)
-        else:
-            self.layers = [block(config, self.dtype) for _ in range(config.num_layers)]
         self.norm = _norm(config, self.dtype)
         if not config.tied:
             self.head = nn.Dense(config.vocab_size, use_bias=False, dtype=self.dtype)
@@ -177,6 +164,7 @@ class Decoder(nn.Module):
         x, cache = self.hidden(tokens, mask, cache=cache)
         return self.logits(x), cache
 
+    @nn.compact
     def hidden(
         self,
         tokens: Int[Array, "batch time"],
@@ -212,22 +200,19 @@ class Decoder(nn.Module):
             "index": None if cache is None else cache.index - tokens.shape[1],
         }
 
-        past = None if cache is None else (cache.k, cache.v)
-        local = np.asarray(config.locality)
-        if self.scan:
-            x, past = self.layers(x, shared, jnp.asarray(local), past)
-        else:
-            kept = []
-            for n, layer in enumerate(self.layers):
-                x, own = layer(
-                    x, shared, bool(local[n]), None if past is None else (past[0][n], past[1][n])
-                )
-                kept.append(own)
-            if past is not None:
-                join = tuple if isinstance(past[0], tuple) else jnp.stack
-                past = tuple(join(part) for part in zip(*kept, strict=True))
+        x, made = through_layers(
+            self,
+            Block,
+            (config, self.dtype),
+            config.num_layers,
+            x,
+            shared,
+            each=(np.asarray(config.locality),),
+            past=() if cache is None else (cache.k, cache.v),
+            keep=True,
+        )
         if cache is not None:
-            cache = cache.replace(k=past[0], v=past[1])
+            cache = cache.replace(k=made[0], v=made[1])
         return self.norm(x), cache
 
     @property
@@ -254,29 +239,22 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch time hidden"], shared: dict[str, Any], local: Any, past: Any
-    ) -> tuple[Array, Any]:
+        self, x: Float[Array, "batch time hidden"], shared: dict[str, Any], local: Any, *past: Array
+    ) -> tuple[Array, tuple[Array, ...]]:
         """The block's output, and its keys and values if there is a cache."""
         config = self.config
         norm = functools.partial(_norm, config, self.dtype)
+        after = lambda name, y: norm(name=name)(y) if config.post_norms else y
+        kind = Mlp if config.experts is None else ExpertsMlp
         x = mark_input(x)
-        mlp = (
-            Mlp(config, self.dtype, name="mlp")
-            if config.experts is None
-            else ExpertsMlp(config, self.dtype, name="mlp")
-        )
         y, past = Attention(config, self.dtype, name="attn")(
             norm(name="attn_norm")(x), shared, local, past
         )
-        if config.post_norms:
-            y = norm(name="attn_post_norm")(y)
-        if config.parallel:
-            return x + y + mlp(norm(name="mlp_norm")(x)), past
-        x = x + y
-        y = mlp(norm(name="mlp_norm")(x))
-        if config.post_norms:
-            y = norm(name="mlp_post_norm")(y)
-        return x + y, past
+        y = x + after("attn_post_norm", y)
+
+        read = x if config.parallel else y
+        mixed = kind(config, self.dtype, name="mlp")(norm(name="mlp_norm")(read))
+        return y + after("mlp_post_norm", mixed), past
 
 
 class Attention(nn.Module):
@@ -287,36 +265,36 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch time hidden"], shared: dict[str, Any], local: Any, past: Any
-    ) -> tuple[Array, Any]:
+        self,
+        x: Float[Array, "batch time hidden"],
+        shared: dict[str, Any],
+        local: Any,
+        past: tuple[Array, ...],
+    ) -> tuple[Array, tuple[Array, ...]]:
         """The attended values, and the keys and values of all slots if there is a cache."""
         config = self.config
         heads, kv, dim = config.num_heads, config.num_kv_heads, config.head_dim
         dense = functools.partial(nn.Dense, dtype=self.dtype, use_bias=config.qkv_bias)
-        q = kept(dense(heads * dim, name="q")(x)).reshape(*x.shape[:-1], heads, dim)
-        k = kept(dense(kv * dim, name="k")(x)).reshape(*x.shape[:-1], kv, dim)
-        v = kept(dense(kv * dim, name="v")(x)).reshape(*x.shape[:-1], kv, dim)
+        split = lambda name, n: kept(dense(n * dim, name=name)(x)).reshape(*x.shape[:-1], n, dim)
+        q, k, v = split("q", heads), split("k", kv), split("v", kv)
         if config.qk_norm:
             norm = functools.partial(nn.RMSNorm, epsilon=config.norm_eps, dtype=self.dtype)
             q, k = norm(name="q_norm")(q), norm(name="k_norm")(k)
         angles = _choose(local, shared["local_angles"], shared["angles"])
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
-        if past is not None:
+
+        if past:
             write = lambda slots, new: jax.lax.dynamic_update_slice_in_dim(
                 slots, new.astype(slots.dtype), shared["index"], 1
             )
             k, v = past = (write(past[0], k), write(past[1], v))
         scale = dim**-0.5 if config.query_scale is None else config.query_scale
         mask = _choose(local, shared["local_mask"], shared["mask"])
-        y = kept(
-            attend(q, k, v, scale=scale, mask=mask, softcap=config.attention_softcap).reshape(
-                *x.shape[:-1], heads * dim
-            )
-        )
-        return kept(
-            nn.Dense(config.hidden_size, use_bias=config.out_bias, dtype=self.dtype, name="o")(y)
-        ), past
+        y = attend(q, k, v, scale=scale, mask=mask, softcap=config.attention_softcap)
+        y = kept(y.reshape(*x.shape[:-1], heads * dim))
+        out = nn.Dense(config.hidden_size, use_bias=config.out_bias, dtype=self.dtype, name="o")
+        return kept(out(y)), past
 
 
 class Mlp(nn.Module):
@@ -360,9 +338,8 @@ class ExpertsMlp(nn.Module):
         top, chosen = jax.lax.top_k(shares, experts.per_token)
         if experts.normalise:
             top = top / top.sum(-1, keepdims=True)
-        weights = (
-            (jax.nn.one_hot(chosen, experts.count) * top[..., None]).sum(-2).astype(self.dtype)
-        )
+        weights = (jax.nn.one_hot(chosen, experts.count) * top[..., None]).sum(-2)
+
         each = nn.scan(
             _Expert,
             variable_axes={"params": 0},
@@ -371,13 +348,12 @@ class ExpertsMlp(nn.Module):
             length=experts.count,
         )
         y, _ = each(config, self.dtype, name="experts")(
-            jnp.zeros_like(x), x, jnp.moveaxis(weights, -1, 0)
+            jnp.zeros_like(x), x, jnp.moveaxis(weights.astype(self.dtype), -1, 0)
         )
         if experts.shared_size is not None:
             gate = nn.Dense(1, use_bias=False, dtype=self.dtype, name="shared_gate")(x)
-            y = y + nn.sigmoid(gate) * Mlp(config, self.dtype, experts.shared_size, name="shared")(
-                x
-            )
+            shared = Mlp(config, self.dtype, experts.shared_size, name="shared")
+            y = y + nn.sigmoid(gate) * shared(x)
         return y
 
 
@@ -406,11 +382,9 @@ def _softcap(x: Array, cap: float | None) -> Array:
 
 
 def _choose(local: Any, if_local: Any, if_not: Any) -> Any:
-    """One of two trees: by a Python bool in a loop over layers, by an array under scan."""
+    """One of two trees, the second where local layers have none of their own."""
     if if_local is None:
         return if_not
-    if isinstance(local, bool):
-        return if_local if local else if_not
     return jax.tree.map(functools.partial(jnp.where, local), if_local, if_not)
 
 
@@ -439,6 +413,7 @@ def _masks(
         )
         slots, mine = jnp.arange(filled.shape[1]), start + jnp.arange(segments.shape[1])
         seen = filled[:, None, :] & (slots[None, :] <= mine[:, None])[None]
+
     if config.window is None:
         return cache, seen, None
     near = positions[:, :, None] - key_positions[:, None, :] < config.window

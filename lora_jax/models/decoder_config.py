@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 from flax import linen as nn
@@ -92,19 +92,11 @@ class DecoderConfig:
     experts: Experts | None = None
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "intermediate_size",
-            "max_positions",
-        ):
+        for name in (field.name for field in fields(self) if field.default is MISSING):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a number from 1, got {value!r}.")
+
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads {self.num_heads} must be a multiple of num_kv_heads "
@@ -114,6 +106,7 @@ class DecoderConfig:
             raise ValueError(
                 f"Unknown activation {self.activation!r}: known are {', '.join(ACTIVATIONS)}."
             )
+
         if self.local_layers and (len(self.local_layers) != self.num_layers or self.window is None):
             raise ValueError(
                 f"local_layers needs an entry for each of {self.num_layers} layers and a window, "

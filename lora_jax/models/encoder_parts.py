@@ -1,18 +1,19 @@
-"""What encoders of the BERT family share: their configuration, activations and MLP."""
+"""What encoders of the BERT family share: their configuration, activations, embeddings and block."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lora_jax.core.order import zero_after
+from lora_jax.models.layers import mark_input
 
 Activation = Literal["gelu", "gelu_new", "relu", "tanh"]
 Head = Literal["class", "score", "token", "span", "choice"]
@@ -95,11 +96,6 @@ class EncoderConfig:
         return 2 if self.family == "roberta" else 0
 
     @property
-    def pools_states(self) -> bool:
-        """Whether there is a pooler without a head, too."""
-        return self.family != "deberta-v2"
-
-    @property
     def pooler_in_head(self) -> bool:
         """Whether the layer between hidden states and classifier is the head's: pretraining had
         none.
@@ -110,6 +106,72 @@ class EncoderConfig:
     def reads_every_token(self) -> bool:
         """Whether the head has outputs for every token, not only for the first."""
         return self.head in ("token", "span")
+
+    @property
+    def last_block(self) -> dict[str, int]:
+        """How the last block differs: a classifier reads the first token, so no other asks there."""
+        only_first = self.num_classes is not None and not self.reads_every_token
+        return {"queries": 1} if only_first else {}
+
+
+class Embeddings(nn.Module):
+    """Words, with positions and segments where the model adds them, normalised.
+
+    `size`: of the words, projected where it is not the hidden states'.
+    """
+
+    config: EncoderConfig
+    dtype: Any
+    size: int
+    positions: bool = True
+
+    @nn.compact
+    def __call__(
+        self, tokens: Int[Array, "batch time"], types: Int[Array, "batch time"] | None
+    ) -> Float[Array, "batch time hidden"]:
+        """The first block's input; `types` None are segments of 0."""
+        config = self.config
+        embed = functools.partial(nn.Embed, features=self.size, dtype=self.dtype)
+        x = embed(config.vocab_size, name="word")(tokens)
+        if self.positions:
+            first = config.first_position
+            rows = first + jnp.arange(tokens.shape[1])
+            x += embed(config.max_positions + first, name="position")(rows)[None]
+        if config.type_vocab_size:
+            one_kind = types is None or config.type_vocab_size == 1
+            x += embed(config.type_vocab_size, name="type")(
+                jnp.zeros_like(tokens) if one_kind else types
+            )
+        if self.size != config.hidden_size:
+            x = nn.Dense(config.hidden_size, use_bias=False, dtype=self.dtype, name="project")(x)
+        return nn.LayerNorm(epsilon=config.norm_eps, dtype=self.dtype, name="norm")(x)
+
+
+class Block(nn.Module):
+    """Self-attention and an MLP, each added to its input and normalised after (post-norm, as in
+    BERT).
+
+    `queries`: how many leading tokens are computed, None for all; every token is attended to.
+    `attention`: of a kind of encoder, a module that is called with the asking tokens, all tokens
+    and what all blocks read.
+    """
+
+    config: EncoderConfig
+    dtype: Any
+    queries: int | None = None
+    attention: ClassVar[type[nn.Module]]
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch time hidden"], shared: Mapping[str, Any]
+    ) -> tuple[Array, tuple[()]]:
+        """The block's output, and nothing besides."""
+        norm = functools.partial(nn.LayerNorm, epsilon=self.config.norm_eps, dtype=self.dtype)
+        x = mark_input(x)
+        asking = x[:, : self.queries]
+        attended = self.attention(self.config, self.dtype, name="attn")(asking, x, shared)
+        x = norm(name="attn_norm")(asking + attended)
+        return norm(name="mlp_norm")(x + Mlp(self.config, self.dtype, name="mlp")(x)), ()
 
 
 class Mlp(nn.Module):

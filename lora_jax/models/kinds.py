@@ -28,15 +28,13 @@ def model_of(config: ModelConfig, **options: Any) -> nn.Module:
     return (T5 if isinstance(config, T5Config) else Decoder)(config, **options)
 
 
-def example_inputs(
-    config: ModelConfig, batch: int = 1, length: int = 8
-) -> tuple[jax.ShapeDtypeStruct, ...]:
+def example_inputs(config: ModelConfig, length: int = 8) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Shapes of what the module of a configuration is called with.
 
     An encoder reads tokens, a mask and segment ids; a decoder tokens; an encoder-decoder tokens and
     segments of its source, and of its target.
     """
-    tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     if isinstance(config, EncoderConfig):
         return tokens, jax.ShapeDtypeStruct(tokens.shape, jnp.bool_), tokens
     return (tokens,) * (4 if isinstance(config, T5Config) else 1)

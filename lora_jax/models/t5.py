@@ -16,9 +16,10 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from lora_jax.models.decoder import Mlp
 from lora_jax.models.decoder_config import ACTIVATIONS, Activation
 from lora_jax.models.head import OutputHead
-from lora_jax.models.remat import kept, mark_input, recomputed
+from lora_jax.models.layers import kept, mark_input, through_layers
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class T5Config:
     scaled: bool = True
     start_id: int = 0
     max_positions: int = 2**30  # nothing in the model bounds the length of a text
+    mlp_bias: ClassVar[bool] = False  # no product of T5 has one
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -253,9 +255,9 @@ class _Stack(nn.Module):
         distance: Any,
         source: Array | None = None,
         source_mask: Array | None = None,
-        past: tuple[Array, ...] | None = None,
+        past: tuple[Array, ...] = (),
         index: Array | None = None,
-    ) -> tuple[Array, tuple[Array, ...] | None]:
+    ) -> tuple[Array, tuple[Array, ...]]:
         config = self.config
         count = config.num_decoder_layers if self.causal else config.num_layers
         # One table, which all blocks add to their scores.
@@ -269,24 +271,8 @@ class _Stack(nn.Module):
             "source_mask": source_mask,
             "index": index,
         }
-        block = recomputed(_Block, scan=self.scan, keep=not self.remat, offload=self.offload)
-        if self.scan:
-            layers = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=(nn.broadcast, 0),
-                out_axes=0,
-                length=count,
-            )
-            x, past = layers(config, self.causal, self.dtype, name="layers")(x, shared, past)
-        else:
-            new = []
-            for n in range(count):
-                own = jax.tree.map(lambda leaf, n=n: leaf[n], past)
-                x, own = block(config, self.causal, self.dtype, name=f"layers_{n}")(x, shared, own)
-                new.append(own)
-            past = None if past is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *new)
+        fields = (config, self.causal, self.dtype)
+        x, past = through_layers(self, _Block, fields, count, x, shared, past=past, keep=True)
         return nn.RMSNorm(epsilon=config.norm_eps, dtype=self.dtype, name="norm")(x), past
 
 
@@ -296,24 +282,27 @@ class _Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, shared: dict[str, Any], past: Any) -> tuple[Array, Any]:
+    def __call__(
+        self, x: Array, shared: dict[str, Any], *past: Array
+    ) -> tuple[Array, tuple[Array, ...]]:
         config = self.config
         norm = functools.partial(nn.RMSNorm, epsilon=config.norm_eps, dtype=self.dtype)
         x = mark_input(x)
-        own, across = (None, None) if past is None else (past[:2], past[2:])
-        y = norm(name="attn_norm")(x)
+        y, across = norm(name="attn_norm")(x), past[2:]
         y, own = _Attention(config, self.dtype, name="attn")(
-            y, y, shared["mask"], shared["bias"], own, shared["index"]
+            y, y, shared["mask"], shared["bias"], past[:2], shared["index"]
         )
         x = x + y
+
         if self.causal:
             y = norm(name="cross_norm")(x)
             y, across = _Attention(config, self.dtype, name="cross")(
                 y, shared["source"], shared["source_mask"], None, across, None
             )
             x = x + y
-        x = x + _Mlp(config, self.dtype, name="mlp")(norm(name="mlp_norm")(x))
-        return x, None if past is None else (*own, *across)
+
+        x = x + Mlp(config, self.dtype, name="mlp")(norm(name="mlp_norm")(x))
+        return x, (*own, *across) if past else ()
 
 
 class _Attention(nn.Module):
@@ -329,26 +318,25 @@ class _Attention(nn.Module):
         source: Array | None,
         mask: Array,
         bias: Array | None,
-        past: tuple[Array, ...] | None,
+        past: tuple[Array, ...],
         index: Array | None,
     ) -> tuple[Array, tuple[Array, Array]]:
         config = self.config
         heads, dim = config.num_heads, config.head_dim
         dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype)
-        split = lambda y: kept(y).reshape(*y.shape[:-1], heads, dim)
-        q = split(dense(heads * dim, name="q")(x))
-        if source is None:
-            k, v = past
-        else:
-            k, v = (
-                split(dense(heads * dim, name="k")(source)),
-                split(dense(heads * dim, name="v")(source)),
+
+        def split(name: str, of: Array) -> Array:
+            y = kept(dense(heads * dim, name=name)(of))
+            return y.reshape(*y.shape[:-1], heads, dim)
+
+        q = split("q", x)
+        k, v = past if source is None else (split("k", source), split("v", source))
+        if index is not None:
+            write = lambda slots, new: jax.lax.dynamic_update_slice_in_dim(
+                slots, new.astype(slots.dtype), index, 1
             )
-            if index is not None:
-                write = lambda slots, new: jax.lax.dynamic_update_slice_in_dim(
-                    slots, new.astype(slots.dtype), index, 1
-                )
-                k, v = write(past[0], k), write(past[1], v)
+            k, v = write(past[0], k), write(past[1], v)
+
         scores = jnp.einsum(
             "bqhd,bkhd->bhqk", q, k.astype(q.dtype), preferred_element_type=jnp.float32
         )
@@ -357,26 +345,8 @@ class _Attention(nn.Module):
             jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min / 2), axis=-1
         ).astype(self.dtype)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, v.astype(self.dtype))
-        return kept(
-            dense(config.hidden_size, name="o")(kept(y.reshape(*x.shape[:-1], heads * dim)))
-        ), (k, v)
-
-
-class _Mlp(nn.Module):
-    config: T5Config
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        config, act = self.config, ACTIVATIONS[self.config.activation]
-        dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype)
-        y = kept(dense(config.intermediate_size, name="up")(x))
-        y = (
-            act(kept(dense(config.intermediate_size, name="gate")(x))) * y
-            if config.gated
-            else act(y)
-        )
-        return kept(dense(config.hidden_size, name="down")(y))
+        y = kept(y.reshape(*x.shape[:-1], heads * dim))
+        return kept(dense(config.hidden_size, name="o")(y)), (k, v)
 
 
 def _same(asking: Array, asked: Array) -> Bool[Array, "batch asking asked"]:
