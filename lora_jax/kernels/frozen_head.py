@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lora_jax.kernels.counted import cotangent_of_sum, counted_first, gather_rows
+from lora_jax.kernels.counted import cotangent_of_sum, in_passes
 from lora_jax.kernels.half import floats, to_cut
 
 # Tokens that pass the vocabulary together, and as many for what is left over: a pass costs more a
@@ -40,6 +40,7 @@ class WordLosses(NamedTuple):
     gradient: Float[Array, "tokens hidden"] | None
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def head_loss(
     hidden: Float[Array, "tokens hidden"],
     words: Float[Array, "_ _"],
@@ -53,13 +54,6 @@ def head_loss(
     formed in the same pass, and flow from the sum only. Tokens whose weight is 0 are gathered away
     first and cost nothing. Products are of hidden's dtype, sums in float32.
     """
-    return _loss(hidden, words, labels, weight, head)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _loss(
-    hidden: Array, words: Array, labels: Array, weight: Array, head: Head
-) -> tuple[Array, Array, Array]:
     return _passes(hidden, words, labels, weight, head, gradient=False)[:3]
 
 
@@ -73,46 +67,21 @@ def _backward(head: Head, gradient: Array, g: tuple[Any, ...]) -> tuple[Array, N
     return gradient * cotangent_of_sum(g).astype(gradient.dtype), None, None, None
 
 
-_loss.defvjp(_forward, _backward, symbolic_zeros=True)
+head_loss.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _passes(
     hidden: Array, words: Array, labels: Array, weight: Array, head: Head, *, gradient: bool
 ) -> tuple[Array, Array, Array, Array]:
-    tokens = hidden.shape[0]
-    large, small = (min(size, tokens) for size in PASSES)
-    count, order = counted_first(weight, large)
-    State = tuple[Array, Array, Array, Array, Array]
-
-    def step(size: int, state: State) -> State:
-        start, total, losses, correct, d_hidden = state
-        rows = jax.lax.dynamic_slice_in_dim(order, start, size)
-        h, label, w = gather_rows(rows, hidden, labels, weight.astype(jnp.float32))
+    def each(d_hidden: Array, rows: Array, w: Array, h: Array, label: Array) -> Any:
         found = word_losses(h, words, label, head, gradient=gradient)
         if found.gradient is not None:
             d_rows = (found.gradient * w[:, None]).astype(hidden.dtype)
             d_hidden = d_hidden.at[rows].set(d_rows, mode="drop")
+        return found.loss, found.right, d_hidden
 
-        loss = found.loss * w
-        return (
-            start + size,
-            total + loss.sum(),
-            losses.at[rows].set(loss, mode="drop"),
-            correct.at[rows].set(found.right * w, mode="drop"),
-            d_hidden,
-        )
-
-    zero, none = jnp.zeros((), jnp.float32), jnp.zeros(tokens, jnp.float32)
-    d_hidden = jnp.zeros_like(hidden) if gradient else zero
-    state = (jnp.zeros((), jnp.int32), zero, none, none, d_hidden)
-
-    if large > small:  # Half a large pass is worth it: four small ones take longer.
-        state = jax.lax.while_loop(
-            lambda state: count - state[0] > large // 2, functools.partial(step, large), state
-        )
-    return jax.lax.while_loop(
-        lambda state: state[0] < count, functools.partial(step, small), state
-    )[1:]
+    d_hidden = jnp.zeros_like(hidden) if gradient else jnp.zeros(())
+    return in_passes(PASSES, weight, (hidden, labels), each, d_hidden)
 
 
 def word_losses(

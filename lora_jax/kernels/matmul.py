@@ -37,7 +37,7 @@ def frozen_matmul(x: Float[Array, "t in"], weight: Any) -> Float[Array, "t out"]
         from lora_jax.kernels.pallas_dequant_matmul import dequant_matmul
 
         return dequant_matmul(x, weight)
-    return _times(x, _matrix(weight, x.shape[-1], x))
+    return contracted(x, _matrix(weight, x.shape[-1], x), 0)
 
 
 def _frozen_forward(x: Array, weight: Any) -> tuple[Array, tuple[Any, int]]:
@@ -50,7 +50,7 @@ def _frozen_backward(saved: tuple[Any, int], g: Array) -> tuple[Array, None]:
         from lora_jax.kernels.pallas_dequant_matmul import dequant_matmul_transposed
 
         return dequant_matmul_transposed(g, weight), None
-    return _times_transposed(g, _matrix(weight, rows, g)), None
+    return contracted(g, _matrix(weight, rows, g), 1), None
 
 
 def _is_fused(weight: Any, x: Array) -> bool:
@@ -70,22 +70,22 @@ def lowrank_matmul(
     scale: Float[Array, " r"],
 ) -> Float[Array, "t out"]:
     """`((x @ a) * scale) @ b` in x's dtype; gradients of a and b in theirs, none for `scale`."""
-    return _times(_times(x, a.astype(x.dtype)) * scale.astype(x.dtype), b.astype(x.dtype))
+    return _lowrank_forward(x, a, b, scale)[0]
 
 
 def _lowrank_forward(x: Array, a: Array, b: Array, scale: Array) -> tuple[Array, tuple[Array, ...]]:
     # a and b are kept in their own dtype: a copy in x's dtype could be rounded.
-    hidden = _times(x, a.astype(x.dtype)) * scale.astype(x.dtype)
-    return _times(hidden, b.astype(x.dtype)), (x, hidden, a, b, scale)
+    hidden = contracted(x, a.astype(x.dtype), 0) * scale.astype(x.dtype)
+    return contracted(hidden, b.astype(x.dtype), 0), (x, hidden, a, b, scale)
 
 
 def _lowrank_backward(saved: tuple[Array, ...], g: Array) -> tuple[Array, Array, Array, None]:
     x, hidden, a, b, scale = saved
-    back = _times_transposed(g, b.astype(g.dtype)) * scale.astype(g.dtype)
+    back = contracted(g, b.astype(g.dtype), 1) * scale.astype(g.dtype)
     # (r, in), then a small transpose: for xᵀ·back, XLA would transpose the large activation.
     da = _transposed_times(back, x, a.dtype).T
     db = _transposed_times(hidden, g, b.dtype)
-    return _times_transposed(back, a.astype(g.dtype)), da, db, None
+    return contracted(back, a.astype(g.dtype), 1), da, db, None
 
 
 lowrank_matmul.defvjp(_lowrank_forward, _lowrank_backward)
@@ -113,18 +113,10 @@ def _head_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, embedding = saved
     rows, g = x.reshape(-1, x.shape[-1]), g.astype(x.dtype).reshape(-1, g.shape[-1])
     d_embedding = _transposed_times(g, rows, jnp.float32).astype(embedding.dtype)
-    return _times(g, embedding).reshape(x.shape), d_embedding
+    return contracted(g, embedding, 0).reshape(x.shape), d_embedding
 
 
 head_matmul.defvjp(_head_forward, _head_backward)
-
-
-def _times(x: Float[Array, "t n"], w: Float[Array, "n m"]) -> Float[Array, "t m"]:
-    return contracted(x, w, 0)
-
-
-def _times_transposed(x: Float[Array, "t n"], w: Float[Array, "m n"]) -> Float[Array, "t m"]:
-    return contracted(x, w, 1)
 
 
 def _transposed_times(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lora_jax.kernels.counted import cotangent_of_sum, counted_first, gather_rows
+from lora_jax.kernels.counted import cotangent_of_sum, in_passes
 
 CHUNK = 256  # tokens whose logits are alive at a time
 LogitsFn = Callable[[Any, Any, Array], Array]  # frozen, trained, hidden (n, d) -> logits (n, vocab)
@@ -80,8 +80,8 @@ def _forward(
         (frozen, trained, hidden, labels, weight),
         is_leaf=lambda one: hasattr(one, "perturbed"),
     )
-    *out, d_trained, d_hidden = _chunks(logits_fn, *arrays, chunk, gradient=True)
-    return tuple(out), (d_trained, d_hidden)
+    *out, gradients = _chunks(logits_fn, *arrays, chunk, gradient=True)
+    return tuple(out), gradients
 
 
 def _backward(
@@ -105,18 +105,11 @@ def _chunks(
     chunk: int,
     *,
     gradient: bool,
-) -> tuple[Array, Array, Array, Any, Array]:
-    chunk = min(chunk, hidden.shape[0])
-    count, order = counted_first(weight, chunk)
-    State = tuple[Array, Array, Array, Array, Any, Array]
-
+) -> tuple[Array, Array, Array, Any]:
     def head(trained: Any, h: Array) -> Array:
         return logits_fn(frozen, trained, h).astype(jnp.float32)
 
-    def step(state: State) -> State:
-        start, total, losses, correct, d_trained, d_hidden = state
-        rows = jax.lax.dynamic_slice_in_dim(order, start, chunk)
-        h, label, w = gather_rows(rows, hidden, labels, weight.astype(jnp.float32))
+    def each(gathered: Any, rows: Array, w: Array, h: Array, label: Array) -> Any:
         logits, pull = jax.vjp(head, trained, h) if gradient else (head(trained, h), None)
         normaliser = jax.nn.logsumexp(logits, -1)
         if pull is not None:
@@ -124,24 +117,14 @@ def _chunks(
             # exponential beside them, and its chunks could be half as long.
             is_label = jnp.arange(logits.shape[-1], dtype=jnp.int32) == label[:, None]
             dt, dh = pull((jnp.exp(logits - normaliser[:, None]) - is_label) * w[:, None])
-            d_trained = jax.tree.map(jnp.add, d_trained, dt)
-            d_hidden = d_hidden.at[rows].set(dh, mode="drop")
+            d_trained, d_hidden = gathered
+            gathered = jax.tree.map(jnp.add, d_trained, dt), d_hidden.at[rows].set(dh, mode="drop")
 
         picked = jnp.take_along_axis(logits, label[:, None], -1)[:, 0]
-        loss, right = (normaliser - picked) * w, (likeliest(logits) == label) * w
-        return (
-            start + chunk,
-            total + loss.sum(),
-            losses.at[rows].set(loss, mode="drop"),
-            correct.at[rows].set(right, mode="drop"),
-            d_trained,
-            d_hidden,
-        )
+        return normaliser - picked, likeliest(logits) == label, gathered
 
-    zero, none = jnp.zeros((), jnp.float32), jnp.zeros(hidden.shape[0], jnp.float32)
-    empty = jax.tree.map(jnp.zeros_like, (trained, hidden)) if gradient else (None, zero)
-    state = (jnp.zeros((), jnp.int32), zero, none, none, *empty)
-    return jax.lax.while_loop(lambda state: state[0] < count, step, state)[1:]
+    empty = jax.tree.map(jnp.zeros_like, (trained, hidden)) if gradient else None
+    return in_passes((chunk,), weight, (hidden, labels), each, empty)
 
 
 def likeliest(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:

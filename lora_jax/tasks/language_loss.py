@@ -42,9 +42,9 @@ class TokenLosses:
         flat, weight = hidden.reshape(-1, hidden.shape[-1]), batch["loss_weight"]
         arguments = (flat, batch["labels"].reshape(-1), weight.reshape(-1))
 
-        words = frozen_head(self.model, frozen, trainable)
-        if words is not None:
-            total, *each = words.loss(*arguments)
+        loss_of = frozen_head(self.model, frozen, trainable)
+        if loss_of is not None:
+            total, *each = loss_of(*arguments)
         else:
             head, trained = self._head(frozen, trainable)
             logits = functools.partial(_logits, self.model)
