@@ -13,7 +13,7 @@ import textwrap
 import traceback
 from collections.abc import Sequence
 
-from lora_jax.io.cache import cache_dir
+from lora_jax.core.cache import cache_dir
 from lora_jax.training.allocator import keep_freed_memory
 from lora_jax.training.interrupted import Interrupted, ended_by_signals
 

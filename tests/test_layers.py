@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": {"kernels", "core"},
     "adapters": ADAPT,
     "models": {"models", "core.order", "core.notice"},
-    "data": {"data", "core.extras", "core.json_files"},
+    "data": {"data", "core.cache", "core.extras", "core.json_files"},
     "metrics": {"metrics", "statistics", "core.extras", "core.json_files", "core.paths"},
     "statistics": {"statistics"},
     "io": {"io", "core", "models", "data.text_tokenizers", "data.tokenizers"},

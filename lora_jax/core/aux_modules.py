@@ -19,12 +19,12 @@ from flax.core import meta
 from jaxtyping import Array, Float
 
 from lora_jax.core.boxes import Boxed, Wrapping
-from lora_jax.core.trainable import WithoutColumns
+from lora_jax.core.trainable import Trainable
 
 _READABLE: contextvars.ContextVar[bool] = contextvars.ContextVar("readable", default=False)
 
 
-class AuxModule(WithoutColumns, struct.PyTreeNode, repr=False):
+class AuxModule(Trainable, struct.PyTreeNode, repr=False):
     """A small trained module on the input or the output of the module whose weight carries it.
 
     `on`, where a kind has it, is 1 in the layers (*stack) that have one of their own, else 0.

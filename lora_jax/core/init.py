@@ -10,6 +10,7 @@ they return a quantised base of their own.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -45,14 +46,14 @@ INITIALIZERS: dict[str, Initializer] = {
     "gaussian": Initializer(random.gaussian),
     "orthogonal": Initializer(random.orthogonal),
     "pissa": Initializer(spectral.pissa, "weight"),
-    "pissa_niter_16": Initializer(spectral.pissa_niter(16), "weight"),
+    "pissa_niter_16": Initializer(functools.partial(spectral.pissa, iterations=16), "weight"),
     "olora": Initializer(spectral.olora, "weight"),
     "loftq": Initializer(spectral.loftq, "format"),
     "qpissa": Initializer(spectral.qpissa, "format"),
     "lora_ga": Initializer(calibrated.lora_ga, "gradient"),
     "eva": Initializer(calibrated.eva, "inputs"),
     "corda": Initializer(calibrated.corda, "inputs"),
-    "corda_kpm": Initializer(calibrated.corda_kpm, "inputs"),
+    "corda_kpm": Initializer(functools.partial(calibrated.corda, last=True), "inputs"),
 }
 
 
@@ -63,7 +64,8 @@ def initializer_named(name: str) -> Initializer:
         ValueError: there is none; near names are listed.
     """
     if found := re.fullmatch(r"pissa_niter_(\d+)", name):
-        return Initializer(spectral.pissa_niter(int(found[1])), "weight")
+        pissa = functools.partial(spectral.pissa, iterations=int(found[1]))
+        return Initializer(pissa, "weight")
     return entry(INITIALIZERS, name, "LoRA init")
 
 

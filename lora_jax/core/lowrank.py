@@ -16,10 +16,10 @@ from jaxtyping import Array, Float
 
 from lora_jax.core.boxes import Wrapping
 from lora_jax.core.matrix import from_matrix, to_matrix
-from lora_jax.core.paths import key_for
+from lora_jax.core.paths import entry, key_for
 from lora_jax.core.quantize import QuantizedArray
-from lora_jax.core.shapes import ShapesRepr
-from lora_jax.core.variants import VARIANTS, variant_named
+from lora_jax.core.trainable import Trainable
+from lora_jax.core.variants import VARIANTS
 
 # Axis of each array that counts ranks. What is not here has none.
 RANK_AXIS = {"a": -1, "b": -2, "scale": -1, "gain": -1, "parts": -2, "a0": -1, "b0": -2}
@@ -67,6 +67,7 @@ class LoraSpec:
             )
         if self.scaling not in ("standard", "rslora"):
             raise ValueError(f"LoRA scaling must be 'standard' or 'rslora', got {self.scaling!r}.")
+
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"LoRA dropout must be in [0, 1), got {self.dropout}.")
         if not math.isfinite(self.alpha) or self.alpha == 0:
@@ -81,7 +82,8 @@ class LoraSpec:
                 f"LoRA parts={self.parts} adapts none of them. Set at least one to True, or leave "
                 "the site alone."
             )
-        variant_named(self.variant).check(self)
+
+        entry(VARIANTS, self.variant, "LoRA variant").check(self)
 
     def _check_types(self) -> None:
         wanted = dict(rank=Integral, group_size=Integral, alpha=Real, dropout=Real, dora=bool)
@@ -105,7 +107,7 @@ class LoraSpec:
         return self.rank * (1 if self.parts is None else sum(self.parts))
 
 
-class LowRank(ShapesRepr, struct.PyTreeNode, repr=False):
+class LowRank(Trainable, struct.PyTreeNode, repr=False):
     """The update `(a * scale) @ b` of one weight, seen as a matrix (in, out), and what its variants
     add to it.
 
@@ -147,7 +149,6 @@ class LowRank(ShapesRepr, struct.PyTreeNode, repr=False):
     group: int = struct.field(pytree_node=False, default=1)
     fixed: tuple[str, ...] = struct.field(pytree_node=False, default=())
     kind = "lora"
-    replaces = False
 
     @property
     def rank(self) -> int:

@@ -11,11 +11,11 @@ from flax.core import meta
 from jaxtyping import Array, Float, Int
 
 from lora_jax.core.boxes import Boxed, Wrapping
-from lora_jax.core.trainable import WithoutColumns
+from lora_jax.core.trainable import Trainable
 from lora_jax.core.trained_weight import TrainedWeight
 
 
-class Rows(WithoutColumns, struct.PyTreeNode, repr=False):
+class Rows(Trainable, struct.PyTreeNode, repr=False):
     """New values (k, ...) of the rows `index` (k,) of a weight's first axis; others stay frozen.
 
     `layers` says that the first axis is a stack of layers that a scan slices, not an axis of the

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,35 +24,33 @@ from jaxtyping import Array, jaxtyped
 from lora_jax.core.shapes import ShapesRepr
 
 
-@runtime_checkable
-class Trainable(Protocol):
+class Trainable(ShapesRepr):
     """What is trained of one weight, or of the module that reads it: an entry of a trainable tree.
 
     A frozen dataclass that is a pytree (`flax.struct.PyTreeNode`). In every array, stack axes
-    (layers of a scan, adapters side by side) come first. `WithoutColumns` has what a kind without
-    factors answers; such a kind says `trained_fields` and `onto`, and what differs.
+    (layers of a scan, adapters side by side) come first. What stands here is what a kind without
+    factors answers; every kind says its `kind` and `onto`, and what differs.
+
+    kind: a word for it, as in 'lora', 'whole', 'rows': in tables, files and errors.
+    rank: columns of its factors, padding included; 0 if it has no factors.
+    replaces: whether it stands in the weight's place: the weight is then not in the frozen tree.
     """
 
-    @property
-    def kind(self) -> str:
-        """A word for it, as in 'lora', 'whole', 'rows': in tables, files and errors."""
-
-    @property
-    def rank(self) -> int:
-        """Columns of its factors, padding included; 0 if it has no factors."""
-
-    @property
-    def replaces(self) -> bool:
-        """Whether it stands in the weight's place: the weight is then not in the frozen tree."""
+    kind: ClassVar[str]
+    rank: Any = 0
+    replaces: ClassVar[bool] = False
 
     def trained_fields(self) -> tuple[str, ...]:
         """Names of the arrays that are trained; all others are data."""
+        return ("value",)
 
     def label(self, field: str) -> str:
         """Which learning rate a trained array has: 'a', 'b', 'vector', 'whole' or 'module'."""
+        return "whole"
 
     def active_parameters(self) -> int:
         """Number of trained entries, without padding and without layers that are left out."""
+        return sum(getattr(self, name).size for name in self.trained_fields())
 
     def onto(self, base: Any, path: str, key: jax.Array | None = None) -> Any:
         """The box that a module reads in place of `base`, the frozen weight or a box of it.
@@ -63,12 +61,15 @@ class Trainable(Protocol):
         Raises:
             ValueError: the shapes do not fit.
         """
+        raise NotImplementedError
 
     def delta(self) -> Array | None:
         """The dense update as float32 matrices (*stack, in, out); None if that takes the base."""
+        return None
 
     def at_rest(self) -> Any:
         """The same where nothing is trained: ordinary factors, no dropout, nothing precomputed."""
+        return self
 
     def pad(self, like: Any) -> Any:
         """The same function in the arrays that `like` has: columns of zeros up to its rank.
@@ -76,47 +77,15 @@ class Trainable(Protocol):
         Raises:
             ValueError: it has more columns, or `like` has other arrays.
         """
+        return self
 
     def trim(self) -> Any:
         """The same function without the columns that no layer uses; None if nothing is left."""
+        return self
 
 
 # By path of the weight; auxiliary modules (bottlenecks, gains, prefixes) by `path#name`.
 Trainables = Mapping[str, Trainable]
-
-
-class WithoutColumns(ShapesRepr):
-    """The answers of a `Trainable` without factors: nothing to pad, and no update of its own."""
-
-    rank = 0
-    replaces = False
-
-    def trained_fields(self) -> tuple[str, ...]:
-        """Names of the arrays that are trained."""
-        return ("value",)
-
-    def label(self, field: str) -> str:
-        """The same for every array."""
-        return "whole"
-
-    def active_parameters(self) -> int:
-        """Number of trained entries."""
-        return sum(getattr(self, name).size for name in self.trained_fields())
-
-    def delta(self) -> None:
-        """None: what it adds cannot be told without the base."""
-
-    def at_rest(self) -> Any:
-        """Itself."""
-        return self
-
-    def pad(self, like: Any) -> Any:
-        """Itself: there are no columns."""
-        return self
-
-    def trim(self) -> Any:
-        """Itself."""
-        return self
 
 
 def trainable_mask(trainable: Trainables) -> dict[str, Any]:

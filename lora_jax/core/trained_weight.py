@@ -8,10 +8,10 @@ import jax
 from jaxtyping import Array, Float
 
 from lora_jax.core.boxes import Boxed
-from lora_jax.core.trainable import WithoutColumns
+from lora_jax.core.trainable import Trainable
 
 
-class TrainedWeight(WithoutColumns, Boxed, repr=False):
+class TrainedWeight(Trainable, Boxed, repr=False):
     """The weight (*stack, ...), and the box of itself: it stands in the frozen weight's place."""
 
     value: Float[Array, " ..."]

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lora_jax.core.paths import entry
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -70,12 +68,3 @@ VARIANTS: dict[str, Variant] = {
         Variant("qa_lora", grouped=True),
     )
 }
-
-
-def variant_named(name: str) -> Variant:
-    """The variant of that name.
-
-    Raises:
-        ValueError: there is none; near names are listed.
-    """
-    return entry(VARIANTS, name, "LoRA variant")

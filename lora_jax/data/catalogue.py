@@ -96,13 +96,6 @@ def tfds_source(builder: Any, name: str) -> Source:
     )
 
 
-def tfds_dir() -> Path:
-    """The folder of prepared data sets: $LORA_JAX_CACHE/tfds, or ~/.cache/lora_jax/tfds."""
-    # As io.cache has it, which nothing here may import.
-    cache = os.environ.get("LORA_JAX_CACHE") or Path.home() / ".cache" / "lora_jax"
-    return Path(cache).expanduser() / "tfds"
-
-
 def _movie_reviews(name: str, data_dir: Path, source_csv: Any) -> Any:
     """Our builder of 'rotten_tomatoes' or 'imdb'.
 

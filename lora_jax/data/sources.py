@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_jax.core.cache import cache_dir
 from lora_jax.core.extras import needs
 
 from .files import SUFFIXES, read_file
@@ -62,9 +63,9 @@ def open_source(
     if path.suffix.lower() in SUFFIXES or name.startswith((".", "/", "~")):
         return Source(name, {"all": lambda problems: read_file(path, problems)})
 
-    from .catalogue import open_catalogue, tfds_dir
+    from .catalogue import open_catalogue
 
-    folder = tfds_dir() if data_dir is None else Path(data_dir).expanduser()
+    folder = cache_dir() / "tfds" if data_dir is None else Path(data_dir).expanduser()
     return open_catalogue(name, folder, source_csv)
 
 

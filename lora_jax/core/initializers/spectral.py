@@ -13,28 +13,27 @@ from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.quantize import QuantizedArray, QuantSpec, quantize
 
 
-def pissa(w: Float[Array, "in out"], data: None, key: jax.Array, spec: LoraSpec) -> Start:
+def pissa(
+    w: Float[Array, "in out"],
+    data: None,
+    key: jax.Array,
+    spec: LoraSpec,
+    *,
+    iterations: int | None = None,
+) -> Start:
     """The `rank` largest singular triplets of W as factors; the residual holds the rest.
 
     W = U S V^T gives a = U_r sqrt(S_r / scale) and b = sqrt(S_r / scale) V_r^T (PiSSA, Meng et al.
-    2024, arXiv 2404.02948).
+    2024, arXiv 2404.02948). With `iterations` by randomised SVD with that many subspace iterations
+    (the paper's fast SVD; PEFT's `pissa_niter_N`).
     """
     w = w.astype(jnp.float32)
-    a, b = from_svd(*jnp.linalg.svd(w, full_matrices=False), spec)
+    if iterations is None:
+        triplets = jnp.linalg.svd(w, full_matrices=False)
+    else:
+        triplets = randomized_svd(w, spec.rank, iterations, key)
+    a, b = from_svd(*triplets, spec)
     return Start(a, b, residual_of(w, a, b, spec))
-
-
-def pissa_niter(iterations: int) -> object:
-    """PiSSA by randomised SVD with that many subspace iterations (the paper's fast SVD; PEFT's
-    `pissa_niter_N`).
-    """
-
-    def initializer(w: Float[Array, "in out"], data: None, key: jax.Array, spec: LoraSpec) -> Start:
-        w = w.astype(jnp.float32)
-        a, b = from_svd(*randomized_svd(w, spec.rank, iterations, key), spec)
-        return Start(a, b, residual_of(w, a, b, spec))
-
-    return initializer
 
 
 def olora(w: Float[Array, "in out"], data: None, key: jax.Array, spec: LoraSpec) -> Start:
