@@ -15,7 +15,6 @@ from .calibration import weight_gradients as weight_gradients
 from .checks import check_effect as check_effect
 from .checks import check_start as check_start
 from .checks import coverage as coverage
-from .checks import rule_coverage as rule_coverage
 from .many import Bank as Bank
 from .many import apply_many as apply_many
 from .many import make_bank as make_bank

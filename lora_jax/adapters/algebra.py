@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lora_jax.adapters.stacking import check_alike
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.matrix import to_matrix
 from lora_jax.core.paths import flatten, nearest
@@ -242,24 +243,12 @@ def _weights(adapters: Sequence[Trainables], weights: Sequence[float] | None) ->
 def _by_path(
     adapters: Sequence[Trainables], weights: Sequence[float]
 ) -> dict[str, list[tuple[Any, float]]]:
+    check_alike(adapters)
     found: dict[str, list[tuple[Any, float]]] = {}
     for trainable, weight in zip(adapters, weights):
         for path, leaf in trainable.items():
             found.setdefault(path, []).append((leaf, weight))
-    for path, leaves in found.items():
-        shapes = {_shape(leaf) for leaf, _ in leaves}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"{path!r} differs between the adapters: {sorted(map(str, shapes))}. They are for "
-                "different models."
-            )
     return found
-
-
-def _shape(leaf: Any) -> tuple[Any, ...]:
-    if not leaf.rank:
-        return (leaf.kind, *(getattr(leaf, name).shape for name in leaf.trained_fields()))
-    return (leaf.kind, tuple(leaf.a.shape[:-2]), leaf.rows, leaf.b.shape[-1], tuple(leaf.in_axes))
 
 
 def _whole_sum(
@@ -307,7 +296,7 @@ def _in_dense_form(
         lows = [plain_lora(path, leaf) for leaf, _ in found]
         factors = [weight for _, weight in found]
         layers = {
-            index: _svd(combine([_dense(low, index) for low in lows], factors))
+            index: _svd(combine([np.matmul(*_factors(low, index)) for low in lows], factors))
             for index in _indices(lows[0])
         }
         made[path] = _stacked(lows[0], layers, rank, None)
@@ -329,11 +318,6 @@ def _indices(low: LowRank) -> Iterator[Index]:
 def _factors(low: LowRank, index: Index) -> tuple[np.ndarray, np.ndarray]:
     a, b, scale = (np.asarray(x[index], np.float64) for x in (low.a, low.b, low.scale))
     return a * scale, b
-
-
-def _dense(low: LowRank, index: Index) -> np.ndarray:
-    a, b = _factors(low, index)
-    return a @ b
 
 
 def _singular(low: LowRank, index: Index) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,7 +8,6 @@ Full fine-tuning, the head alone and BitFit are `whole` rules of `adapt` ('.*', 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from jaxtyping import Array
 
 from lora_jax.adapters.sites import Site
 from lora_jax.core.aux_modules import Bottleneck, Gain, Prefix
-from lora_jax.core.paths import flatten, key_for, match
+from lora_jax.core.paths import flatten, key_for, layer_of, match
 from lora_jax.core.rows import rows_of
 from lora_jax.core.trainable import Trainable
 from lora_jax.core.trained_weight import TrainedWeight
@@ -137,7 +136,7 @@ def prefix_layers(
     """
     found = prefix_embedding(sites, prefix, infix, key=key)
     paths = match([(rf"{_LAYER}/mlp_norm/scale", True)], sites, what="prefix")
-    last = max((_index(path) or 0) for path in paths)
+    last = max(map(_index, paths))
     for path in paths:
         site = sites[path]
         if not site.stack and _index(path) == last:
@@ -164,28 +163,24 @@ def top_layers(
     flat, found = flatten(params), {}
     paths = match([(rf"{_LAYER}/.*", True)], sites, what="top layers")
     stacked = {path: sites[path].stack[0] for path in paths if path.startswith("layers/")}
-    total = (
-        next(iter(stacked.values())) if stacked else 1 + max(_index(path) or 0 for path in paths)
-    )
+    total = next(iter(stacked.values())) if stacked else 1 + max(map(_index, paths))
     if not 1 <= count <= total:
         raise ValueError(f"The number of top layers must be 1 to {total}, got {count}.")
     for path in paths:
         if path in stacked:
             found[path] = rows_of(jnp.asarray(flat[path]), range(total - count, total), layers=True)
-        elif (_index(path) or 0) >= total - count:
+        elif _index(path) >= total - count:
             found[path] = TrainedWeight(value=jnp.array(flat[path], copy=True))
     return found
 
 
-def _index(path: str) -> int | None:
-    found = re.match(r"layers_(\d+)/", path)
-    return int(found[1]) if found else None
+def _index(path: str) -> int:
+    """The number of the path's layer; 0 if all are stacked."""
+    return layer_of(path)[1] or 0
 
 
-def _on(path: str, site: Site, dropped: int) -> Any:
+def _on(path: str, site: Site, dropped: int) -> Array | None:
     """1 where a layer keeps its adapter; None if this one is dropped."""
-    if site.stack and dropped >= site.stack[0]:
-        return None
-    if site.stack:
-        return (jnp.arange(site.stack[0]) >= dropped).astype(jnp.float32)
-    return None if (_index(path) or 0) < dropped else jnp.ones((), jnp.float32)
+    layers = jnp.arange(site.stack[0]) if site.stack else jnp.asarray(_index(path))
+    kept = layers >= dropped
+    return kept.astype(jnp.float32) if kept.any() else None

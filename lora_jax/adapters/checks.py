@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 
-from lora_jax.adapters.apply import apply
-from lora_jax.adapters.sites import Site
 from lora_jax.core.blockwise import restored
-from lora_jax.core.lowrank import LoraSpec, LowRank
-from lora_jax.core.paths import Rules, layer_of, match
+from lora_jax.core.lowrank import LowRank
+from lora_jax.core.paths import layer_of
 from lora_jax.core.trainable import Trainables
 
 # An update is 0 if its norm is below this part of the product of its factors' norms: float32
 # factors that cancel leave about 1e-7.
 _ZERO = 1e-6
 Flags = dict[str, dict[str, np.ndarray]]
-
-
-def update_norms(trainable: Trainables) -> dict[str, np.ndarray]:
-    """The Frobenius norm of each layer's update, (*stack), from products of rank times rank."""
-    return {path: _norm(leaf)[0] for path, leaf in trainable.items() if leaf.rank}
 
 
 def without_effect(trainable: Trainables) -> list[str]:
@@ -50,7 +40,7 @@ def check_effect(trainable: Trainables) -> None:
 def check_start(trainable: Trainables) -> None:
     """Raises ValueError if a new adapter does not start as the base: its update or magnitude moved.
 
-    Looks at the factors alone. With `start_gap` the same is measured on a sample.
+    Looks at the factors alone.
     """
     for path, leaf in trainable.items():
         if leaf.rank and _moves(leaf).any():
@@ -60,22 +50,6 @@ def check_start(trainable: Trainables) -> None:
                 f"{np.max(_norm(leaf)[0]):.2e} in layers {layers}. An initialiser must leave the "
                 "update at 0, or subtract its own start (a0, b0)."
             )
-
-
-def start_gap(
-    model: nn.Module, frozen: Mapping[str, Any], trainable: Trainables, *inputs: Any
-) -> float:
-    """The largest difference that the factors make to the model's output on a sample; weights
-    trained whole are in both.
-    """
-    whole = {path: leaf for path, leaf in trainable.items() if leaf.replaces}
-    first, second = (
-        jax.tree.leaves(apply(model, frozen, adapter, *inputs)) for adapter in (whole, trainable)
-    )
-    return max(
-        float(jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32)).max())
-        for a, b in zip(first, second)
-    )
 
 
 def gradient_flags(
@@ -132,14 +106,14 @@ class Coverage:
     The column of layer None holds what belongs to no layer.
     """
 
-    what: str
     layers: tuple[int | None, ...]
     rows: Mapping[str, Mapping[int | None, int]]
 
     def __str__(self) -> str:
-        width = max([len(label) for label in self.rows] + [len(self.what)])
+        title = "site \\ layer"
+        width = max(map(len, [title, *self.rows]))
         head = [
-            self.what.ljust(width),
+            title.ljust(width),
             *(f"{'-' if layer is None else layer:>5}" for layer in self.layers),
         ]
         body = [
@@ -163,38 +137,10 @@ def coverage(trainable: Trainables) -> Coverage:
         cells = {layer: ranks} if not ranks.ndim else dict(enumerate(ranks))
         cells = {i: int(np.max(rank)) for i, rank in cells.items()}
         rows.setdefault(label, {}).update({i: rank for i, rank in cells.items() if rank})
-    return _coverage("site \\ layer", rows)
 
-
-def rule_coverage(rules: Rules[LoraSpec], sites: Mapping[str, Site]) -> Coverage:
-    """How many sites each rule adapts in each layer.
-
-    Raises:
-        ValueError: a rule matches nothing, as in `adapt`.
-    """
-    rows: dict[str, dict[int | None, int]] = {
-        pattern: {} for pattern, spec in rules if spec is not None
-    }
-    match(rules, sites, what="lora")
-    for path, site in sites.items():
-        pattern, spec = next(
-            ((pattern, spec) for pattern, spec in rules if re.fullmatch(pattern, path)),
-            (None, None),
-        )
-        if spec is None:
-            continue
-        layers: Sequence[int | None] = [layer_of(path)[1]]
-        if site.stack:
-            layers = range(site.stack[0]) if spec.layers is None else spec.layers
-        for index in layers:
-            rows[pattern][index] = rows[pattern].get(index, 0) + 1
-    return _coverage("rule \\ layer", rows)
-
-
-def _coverage(what: str, rows: Mapping[str, Mapping[int | None, int]]) -> Coverage:
     seen = {layer for cells in rows.values() for layer in cells}
     last = max([layer for layer in seen if layer is not None], default=-1)
-    return Coverage(what, (*range(last + 1), *([None] if None in seen else [])), rows)
+    return Coverage((*range(last + 1), *([None] if None in seen else [])), rows)
 
 
 def _norm(leaf: LowRank) -> tuple[np.ndarray, np.ndarray]:

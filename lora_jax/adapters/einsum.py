@@ -34,23 +34,29 @@ def einsum(module: nn.Module, leaf: Any, call: Call) -> Array:
     sizes = dict(zip(equation.kernel, leaf.shape[-len(equation.kernel) :], strict=True))
     delta = delta.reshape(*flat.shape[: len(kept)], *(sizes[letter] for letter in made))
     y = y + jnp.einsum(f"{kept}{made}->{equation.output}", delta)
+    return _rescaled(module, y, factors, equation, made, sizes)
+
+
+def _rescaled(
+    module: nn.Module,
+    y: Array,
+    factors: Array | None,
+    equation: Equation,
+    made: str,
+    sizes: dict[str, int],
+) -> Array:
+    """DoRA's magnitudes over the sum, and the bias added to what they made; without them, `y`."""
     if factors is None:
         return y
+    factors = factors.reshape([sizes[letter] for letter in made])
+    letters = f"{equation.output},{made}->{equation.output}"
+    y = jnp.einsum(letters, y.astype(jnp.float32), factors).astype(y.dtype)
+    if not module.use_bias:
+        return y
 
-    factors = factors.reshape(*(sizes[letter] for letter in made))
-    y = jnp.einsum(
-        f"{equation.output},{made}->{equation.output}", y.astype(jnp.float32), factors
-    ).astype(y.dtype)
-    return y + _einsum_bias(module, equation, sizes).astype(y.dtype) if module.use_bias else y
-
-
-def _einsum_bias(module: nn.Module, equation: Equation, sizes: dict[str, int]) -> Array:
-    """The bias in the shape that it is added in: Linen's has those of the kernel's axes that the
-    output has, in its order.
-    """
-    return bias_of(module).reshape(
-        [sizes[letter] if letter in equation.kernel else 1 for letter in equation.output]
-    )
+    # Linen's bias has those of the kernel's axes that the output has, in its order.
+    shape = [sizes[letter] if letter in equation.kernel else 1 for letter in equation.output]
+    return y + bias_of(module).reshape(shape).astype(y.dtype)
 
 
 def experts_product(module: nn.Module, leaf: Adapted, call: Call) -> Array:
@@ -90,41 +96,28 @@ def experts_product(module: nn.Module, leaf: Adapted, call: Call) -> Array:
         )
 
     y = y + over_terms(update, leaf)
-    if factors is None:
-        return y
-
-    # DoRA's magnitudes go over the sum, and a bias is added to what they made.
-    factors = factors.reshape([sizes[letter] for letter in shared + made])
-    y = jnp.einsum(
-        f"{equation.output},{shared}{made}->{equation.output}", y.astype(jnp.float32), factors
-    ).astype(y.dtype)
-    return y + _einsum_bias(module, equation, sizes).astype(y.dtype) if module.use_bias else y
+    return _rescaled(module, y, factors, equation, shared + made, sizes)
 
 
 def fits_experts(module: nn.Module, leaf: Any, method: str, call: Call) -> bool:
     """Whether `experts_product` covers this use of a weight: a plain einsum over matrices that its
     first letters tell apart.
     """
-    if not isinstance(leaf, Adapted) or leaf.lora.a.ndim < 3:
+    stacked = isinstance(leaf, Adapted) and leaf.lora.a.ndim > 2
+    if not stacked or type(module) is not nn.Einsum or method != "__call__":
         return False
-    if leaf.key is not None and leaf.lora.dropout is not None:
-        return False
-    if type(module) is not nn.Einsum or method != "__call__":
-        return False
-    if module.precision is not None or not call.args:
+    drops = leaf.key is not None and leaf.lora.dropout is not None
+    if drops or module.precision is not None or not call.args:
         return False
 
     equation, count = equation_of(module, call), leaf.lora.a.ndim - 2
     shared, rest = equation.kernel[:count], equation.kernel[count:]
-    plain = len(leaf.shape) == len(equation.kernel) and not any(
-        len(set(part)) != len(part) for part in equation.parts
-    )
-    inner = all((letter in equation.input) != (letter in equation.output) for letter in rest)
     return (
-        plain
-        and inner
-        and all(letter in equation.input and letter in equation.output for letter in shared)
+        len(leaf.shape) == len(equation.kernel)
+        and not equation.repeated
         and not equation.lost
+        and all((letter in equation.input) != (letter in equation.output) for letter in rest)
+        and all(letter in equation.input and letter in equation.output for letter in shared)
     )
 
 
@@ -142,6 +135,11 @@ class Equation:
         return self.input, self.kernel, self.output
 
     @property
+    def repeated(self) -> bool:
+        """Whether a term has a letter twice."""
+        return any(len(set(part)) != len(part) for part in self.parts)
+
+    @property
     def lost(self) -> set[str]:
         """Letters of one operand alone that are summed away."""
         return (
@@ -155,14 +153,8 @@ class Equation:
         """Every kernel letter is either contracted or made, and nothing else is summed: a matrix
         product after reshaping.
         """
-        shared = set(self.kernel) & set(self.input) & set(self.output)
-        repeated = any(len(set(part)) != len(part) for part in self.parts)
-        return (
-            not shared
-            and not self.lost
-            and not repeated
-            and bool(set(self.kernel) & set(self.output))
-        )
+        made = set(self.kernel) & set(self.output)
+        return bool(made) and not (made & set(self.input) or self.lost or self.repeated)
 
 
 def equation_of(module: nn.Einsum, call: Call) -> Equation:

@@ -12,7 +12,7 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from lora_jax.adapters.apply import apply
-from lora_jax.adapters.stacking import pad, widest
+from lora_jax.adapters.stacking import check_alike, pad, widest
 from lora_jax.core.paths import flatten
 from lora_jax.core.trainable import Trainables
 from lora_jax.core.trained_weight import TrainedWeight
@@ -69,7 +69,7 @@ def make_bank(
             f"A bank needs an adapter, or one that it is `like`, and places for all: came "
             f"{len(plain)} adapters for {places} places."
         )
-    _check_kinds(known)
+    check_alike(known)
     wide = widest(known)
     if rank is not None:
         wide = {
@@ -175,22 +175,3 @@ def _of_base(paths: Sequence[str], base: Mapping[str, Any] | None) -> dict[str, 
             "needs the base's. Pass base=..., the pretrained weights."
         )
     return {path: TrainedWeight(value=jnp.asarray(weights[path])) for path in paths}
-
-
-def _check_kinds(adapters: Sequence[Trainables]) -> None:
-    kinds: dict[str, tuple[Any, ...]] = {}
-    for trainable in adapters:
-        for path, leaf in trainable.items():
-            kind = _kind(leaf)
-            if kinds.setdefault(path, kind) != kind:
-                raise ValueError(
-                    f"{path!r} is {kinds[path]} in one adapter and {kind} in another. One bank "
-                    "holds adapters of one kind a site."
-                )
-
-
-def _kind(leaf: Any) -> tuple[Any, ...]:
-    if leaf.replaces:
-        return (leaf.kind,)
-    name = "LoRA" if leaf.magnitude is None else "DoRA"
-    return (name, leaf.a.shape[:-1], leaf.b.shape[-1])

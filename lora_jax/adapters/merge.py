@@ -6,7 +6,7 @@ Neither touches the frozen weights it is given, so unmerging is exact: go on wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,21 +95,15 @@ def merge(
     Raises:
         ValueError: an update, or a weight trained whole, holds a NaN or an infinity.
     """
-    plain: dict[str, Any] = {}
-    figures = _Figures()
-    for path, leaf in flatten(join(frozen, trainable)).items():
-        if isinstance(leaf, Adapted):
-            exact = _exact(path, leaf)
-            plain[path] = exact.astype(dtype or leaf.dtype)
-            figures.add(path, leaf, exact, plain[path])
-        else:
-            weight = meta.unbox(leaf)
-            if path in trainable and not bool(jnp.isfinite(weight).all()):
-                raise ValueError(_not_finite(path))
-            plain[path] = weight.astype(dtype) if dtype is not None and is_boxed(leaf) else weight
 
-    merged = unflatten(plain)
-    return merged, figures.report(_compared(model, frozen, trainable, merged, sample))
+    def keep(leaf: Any) -> Any:
+        weight = meta.unbox(leaf)
+        return weight.astype(dtype) if dtype is not None and is_boxed(leaf) else weight
+
+    def store(path: str, leaf: Adapted, exact: Array) -> Array:
+        return exact.astype(dtype or leaf.dtype)
+
+    return _merged(frozen, trainable, store, keep, model, sample)
 
 
 def merge_quantized(
@@ -143,25 +137,19 @@ def merge_quantized(
             f"moments has {unknown[0]!r}, which has no adapter. Nearest: "
             f"{', '.join(nearest(unknown[0], trainable))}."
         )
-    out: dict[str, Any] = {}
-    figures = _Figures()
-    for path, leaf in flatten(join(frozen, trainable)).items():
-        if isinstance(leaf, Adapted):
-            exact, base = _exact(path, leaf), leaf.base
-            wanted = spec or (base.spec if isinstance(base, QuantizedArray) else None)
-            if wanted is None:
-                out[path] = exact.astype(leaf.dtype)
-            else:
-                ndim, axes = len(leaf.kernel_shape), tuple(leaf.lora.in_axes)
-                out[path] = requantize(
-                    exact, wanted, kernel_ndim=ndim, in_axes=axes, moments=moments.get(path)
-                ).replace(dtype=leaf.dtype)
-            figures.add(path, leaf, exact, meta.unbox(out[path]))
-        else:
-            out[path] = leaf if isinstance(leaf, QuantizedArray) else meta.unbox(leaf)
 
-    merged = unflatten(out)
-    return merged, figures.report(_compared(model, frozen, trainable, merged, sample))
+    def keep(leaf: Any) -> Any:
+        return leaf if isinstance(leaf, QuantizedArray) else meta.unbox(leaf)
+
+    def store(path: str, leaf: Adapted, exact: Array) -> Any:
+        wanted = spec or getattr(leaf.base, "spec", None)
+        if wanted is None:
+            return exact.astype(leaf.dtype)
+        ndim, axes = len(leaf.kernel_shape), tuple(leaf.lora.in_axes)
+        made = requantize(exact, wanted, kernel_ndim=ndim, in_axes=axes, moments=moments.get(path))
+        return made.replace(dtype=leaf.dtype)
+
+    return _merged(frozen, trainable, store, keep, model, sample)
 
 
 def compare_outputs(before: Any, after: Any) -> OutputChange:
@@ -176,49 +164,47 @@ def compare_outputs(before: Any, after: Any) -> OutputChange:
     )
 
 
-class _Figures:
-    def __init__(self) -> None:
-        self.change: dict[str, float] = {}
-        self.rounding: dict[str, float] = {}
-        self.error: dict[str, float] = {}
-
-    def add(self, path: str, leaf: Adapted, exact: Array, stored: Array) -> None:
-        base = meta.unbox(leaf.base).astype(jnp.float32)
-        moved, size = float(jnp.linalg.norm(exact - base)), float(jnp.linalg.norm(exact))
-        lost = float(jnp.linalg.norm(stored.astype(jnp.float32) - exact))
-        self.change[path] = moved / max(float(jnp.linalg.norm(base)), 1e-30)
-        self.rounding[path] = lost / moved if moved else 0.0
-        self.error[path] = lost / max(size, 1e-30)
-
-    def report(self, output: OutputChange | None) -> MergeReport:
-        return MergeReport(self.change, self.rounding, self.error, output)
-
-
-def _exact(path: str, leaf: Adapted) -> Array:
-    """The merged weight in float32, of a base that is not rounded again in between."""
-    exact = Adapted(base=meta.unbox(leaf.base).astype(jnp.float32), lora=leaf.lora).unbox()
-    if not bool(jnp.isfinite(exact).all()):
-        raise ValueError(_not_finite(path))
-    return exact
-
-
-def _not_finite(path: str) -> str:
-    return (
-        f"What was trained of {path!r} holds a NaN or an infinity; nothing was merged. Train it "
-        "again from a sound checkpoint."
-    )
-
-
-def _compared(
-    model: nn.Module | None,
+def _merged(
     frozen: Mapping[str, Any],
     trainable: Trainables,
-    merged: Mapping[str, Any],
+    store: Callable[[str, Adapted, Array], Any],
+    keep: Callable[[Any], Any],
+    model: nn.Module | None,
     sample: Sequence[Any],
-) -> Any:
-    if model is None:
-        return None
-    check_inputs(sample)
-    return compare_outputs(
-        apply(model, frozen, trainable, *sample), apply(model, merged, {}, *sample)
-    )
+) -> tuple[dict[str, Any], MergeReport]:
+    """Adapted weights as `store` makes them of their exact sums, all others as `keep` has them."""
+    merged: dict[str, Any] = {}
+    figures: dict[str, tuple[float, float, float]] = {}
+    for path, leaf in flatten(join(frozen, trainable)).items():
+        adapted = isinstance(leaf, Adapted)
+        exact = _exact(leaf) if adapted else leaf
+        if path in trainable and not bool(jnp.isfinite(meta.unbox(exact)).all()):
+            raise ValueError(
+                f"What was trained of {path!r} holds a NaN or an infinity; nothing was merged. "
+                "Train it again from a sound checkpoint."
+            )
+        merged[path] = store(path, leaf, exact) if adapted else keep(leaf)
+        if adapted:
+            figures[path] = _figures(leaf, exact, meta.unbox(merged[path]))
+
+    tree, output = unflatten(merged), None
+    if model is not None:
+        check_inputs(sample)
+        before = apply(model, frozen, trainable, *sample)
+        output = compare_outputs(before, apply(model, tree, {}, *sample))
+    columns = ({path: row[column] for path, row in figures.items()} for column in range(3))
+    return tree, MergeReport(*columns, output)
+
+
+def _exact(leaf: Adapted) -> Array:
+    """The merged weight in float32, of a base that is not rounded again in between."""
+    return Adapted(base=meta.unbox(leaf.base).astype(jnp.float32), lora=leaf.lora).unbox()
+
+
+def _figures(leaf: Adapted, exact: Array, stored: Array) -> tuple[float, float, float]:
+    """The change, the rounding and the error of a `MergeReport`."""
+    base = meta.unbox(leaf.base).astype(jnp.float32)
+    size = lambda x: float(jnp.linalg.norm(x))
+    moved, lost = size(exact - base), size(stored.astype(jnp.float32) - exact)
+    rounding = lost / moved if moved else 0.0
+    return moved / max(size(base), 1e-30), rounding, lost / max(size(exact), 1e-30)

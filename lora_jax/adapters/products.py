@@ -44,25 +44,16 @@ def factored_product(x: Float[Array, "*batch in"], leaf: Any) -> Float[Array, "*
 
 
 def dense(module: nn.Module, leaf: Any, call: Call) -> Array:
-    """`nn.Dense`."""
-    (x,) = call.args
-    bias = bias_of(module)
-    x = x.astype(_dtype(module, x, leaf, bias))
-    y = _product(x.reshape(-1, x.shape[-1]), leaf).reshape(*x.shape[:-1], module.features)
-    return y if bias is None else y + bias.astype(y.dtype)
-
-
-def dense_general(module: nn.Module, leaf: Any, call: Call) -> Array:
-    """`nn.DenseGeneral`: a matrix product of what is contracted with what is made."""
+    """`nn.Dense` and `nn.DenseGeneral`: a matrix product of what is contracted with what is made."""
     (x,) = call.args
     bias = bias_of(module)
     # Linen sorts them, whatever order they are given in.
-    axes = sorted(axis % x.ndim for axis in as_tuple(module.axis))
+    axes = sorted(axis % x.ndim for axis in as_tuple(getattr(module, "axis", -1)))
     kept = [axis for axis in range(x.ndim) if axis not in axes]
-    features = as_tuple(module.features)
     flat = x.transpose(*kept, *axes).astype(_dtype(module, x, leaf, bias))
     rows = math.prod(x.shape[axis] for axis in axes)
-    y = _product(flat.reshape(-1, rows), leaf).reshape(*(x.shape[axis] for axis in kept), *features)
+    y = _product(flat.reshape(-1, rows), leaf)
+    y = y.reshape(*(x.shape[axis] for axis in kept), *as_tuple(module.features))
     return y if bias is None else y + bias.astype(y.dtype)
 
 

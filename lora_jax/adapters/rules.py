@@ -69,7 +69,7 @@ def _promotes_plainly(module: nn.Module) -> bool:
 
 RULES: dict[tuple[type, str], Rule] = {
     (nn.Dense, "__call__"): Rule("kernel", products.dense, _plain_products),
-    (nn.DenseGeneral, "__call__"): Rule("kernel", products.dense_general, _plain_general),
+    (nn.DenseGeneral, "__call__"): Rule("kernel", products.dense, _plain_general),
     (nn.Einsum, "__call__"): Rule("kernel", einsum, _plain_einsum),
     (nn.Conv, "__call__"): Rule("kernel", products.conv, _plain_conv),
     (nn.Embed, "__call__"): Rule("embedding", products.embed, _one_input),

@@ -73,6 +73,27 @@ def widest(adapters: Sequence[Trainables]) -> dict[str, Any]:
     return wide
 
 
+def check_alike(adapters: Sequence[Trainables]) -> None:
+    """Raises ValueError if adapters differ at a site in their kind or in the shape of the weight."""
+    forms: dict[str, tuple[Any, ...]] = {}
+    for trainable in adapters:
+        for path, leaf in trainable.items():
+            form = _form(leaf)
+            if forms.setdefault(path, form) != form:
+                raise ValueError(
+                    f"{path!r} differs between the adapters: {path!r} is {forms[path]} in one "
+                    f"adapter and {form} in another. Only adapters of one model, and of one kind a "
+                    "site, go together."
+                )
+
+
+def _form(leaf: Any) -> tuple[Any, ...]:
+    if not leaf.rank:
+        return (leaf.kind, *(getattr(leaf, name).shape for name in leaf.trained_fields()))
+    kind = "LoRA" if leaf.magnitude is None else "DoRA"
+    return (kind, tuple(leaf.a.shape[:-2]), leaf.rows, leaf.b.shape[-1], tuple(leaf.in_axes))
+
+
 def unstack(trainable: Trainables) -> list[dict[str, Any]]:
     """The adapters of a stacked tree, each trimmed to the columns and sites it uses.
 
