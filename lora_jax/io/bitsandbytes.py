@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lora_jax.core import blockwise, codebooks, scales
+from lora_jax.core import bit_packing, blockwise, codebooks, scales
 from lora_jax.core.json_files import parse_json
 from lora_jax.core.quantize import DoubleQuantized, QuantizedArray, QuantSpec, decode, quantize
 from lora_jax.io import safetensors
@@ -76,6 +76,7 @@ def quantize_4bit(
             f"Needed a matrix (in, out) and backend 'cuda' or 'cpu', got shape {w.shape} and "
             f"{backend!r}."
         )
+
     spec = QuantSpec(quant_type, block_size, double)
     if backend == "cpu":
         host = np.asarray(w, np.float32)
@@ -88,6 +89,7 @@ def quantize_4bit(
     else:
         flat = quantize(w.T.reshape(-1, 1), spec)
         codes, scale = flat.codes, flat.scale
+
     return FlatQuantized(
         codes=codes,
         scale=scale,
@@ -95,15 +97,6 @@ def quantize_4bit(
         kernel_shape=tuple(w.shape),
         in_axes=(0,),
         dtype=jnp.dtype(w.dtype),
-    )
-
-
-def quantize_8bit(w: Array) -> QuantizedArray:
-    """A matrix (in, out) with the integers and scales of bitsandbytes' Linear8bitLt, which rounds
-    weights to float16 first.
-    """
-    return quantize(w.astype(jnp.float16), QuantSpec("int8", None, double=False)).replace(
-        dtype=w.dtype
     )
 
 
@@ -122,6 +115,7 @@ def to_tensors(name: str, q: QuantizedArray) -> dict[str, np.ndarray]:
             f"{name}: bitsandbytes stores single matrices without input scales. Write the layers "
             "of a stack one by one."
         )
+
     if (
         spec.format == "int8"
         and spec.block_size is None
@@ -135,12 +129,15 @@ def to_tensors(name: str, q: QuantizedArray) -> dict[str, np.ndarray]:
             f"{stem}SCB": np.asarray(q.scale)[0],
             f"{stem}weight_format": np.zeros((), np.uint8),
         }
+
     _check_type(spec.format, spec.block_size, name)
     if spec.scale_dtype != "float32" or spec.second_level != "mean":
         raise ValueError(
             f"{name}: bitsandbytes has float32 scales or second level 'mean', not {spec}. Quantise "
             "the weight that way."
         )
+
+    # These lie as theirs do; ours are transposed.
     if isinstance(q, FlatQuantized):
         codes, scale = q.codes, q.scale if spec.double else q.scale[:, 0]
     elif rows % spec.block_size:
@@ -150,8 +147,9 @@ def to_tensors(name: str, q: QuantizedArray) -> dict[str, np.ndarray]:
             "lora_jax.io.bitsandbytes.quantize_4bit."
         )
     else:
-        codes = _bytes_of(_halves(np.asarray(q.codes), rows).T.reshape(-1))
+        codes = bit_packing.pack(bit_packing.unpack(q.codes, 4, rows).T.reshape(-1, 1), 4)
         scale = q.scale if spec.double else q.scale.T.reshape(-1)
+
     state = {
         "quant_type": spec.format,
         "blocksize": spec.block_size,
@@ -162,6 +160,7 @@ def to_tensors(name: str, q: QuantizedArray) -> dict[str, np.ndarray]:
         f"{name}.absmax": scale,
         f"{name}.quant_map": codebooks.format_named(spec.format).table() + 0.0,
     }
+
     if isinstance(scale, DoubleQuantized):
         tensors |= {
             f"{name}.absmax": scale.codes,
@@ -246,11 +245,9 @@ def _from_4bit(name: str, tensors: Mapping[str, Any]) -> QuantizedArray:
         return FlatQuantized(codes=jnp.asarray(codes[:, None]), scale=scale, **common)
 
     # Blocks end with the rows: theirs, transposed, are ours.
-    matrix = _halves(codes[:, None], out * rows).reshape(out, rows).T
+    matrix = bit_packing.unpack(jnp.asarray(codes[:, None]), 4, out * rows).reshape(out, rows).T
     scale = scale if double else jnp.asarray(scale.reshape(out, rows // block).T)
-    return QuantizedArray(
-        codes=jnp.asarray((matrix[::2] << 4) | matrix[1::2]), scale=scale, **common
-    )
+    return QuantizedArray(codes=bit_packing.pack(matrix, 4), scale=scale, **common)
 
 
 def _nested(name: str, parts: Mapping[str, np.ndarray], offset: float) -> DoubleQuantized:
@@ -286,9 +283,11 @@ def read(path: Path | str, *, dtype: Any = jnp.float32) -> dict[str, Any]:
         key
         for name in found
         for key in tensors
-        if key.startswith(f"{name}.") or key in _of_8bit(name)
+        if key.startswith(f"{name}.")
+        or key in (f"{name.removesuffix('weight')}SCB", f"{name}_format")
     }
     rest = {key: value for key, value in tensors.items() if key not in used and key not in found}
+
     if lost := [
         key
         for key in rest
@@ -325,11 +324,6 @@ def _weights(tensors: Mapping[str, Any]) -> list[str]:
     return sorted(name for name in four | eight if name in tensors)
 
 
-def _of_8bit(name: str) -> tuple[str, str]:
-    stem = name.removesuffix("weight")
-    return f"{stem}SCB", f"{stem}weight_format"
-
-
 def _from_8bit(name: str, stem: str, tensors: Mapping[str, Any], dtype: Any) -> QuantizedArray:
     weight, scale = np.asarray(tensors[name]), np.asarray(tensors[f"{stem}SCB"])
     layout = int(np.asarray(tensors.get(f"{stem}weight_format", 0)))
@@ -354,6 +348,7 @@ def _state(name: str, packed: np.ndarray, kind: str) -> dict[str, Any]:
             raise ValueError(
                 f"quant_type {state['quant_type']!r}, dtype {state['dtype']!r}, shape {shape}"
             )
+
         if not all(isinstance(size, int) and 0 < size < 2**31 for size in shape):
             raise ValueError(f"shape {shape}")
         if "nested_offset" in state:
@@ -370,6 +365,7 @@ def _state(name: str, packed: np.ndarray, kind: str) -> dict[str, Any]:
             "shape [out, in], and nested_blocksize 256, nested_dtype 'float32' and nested_offset "
             f"with double quantisation; it has {type(error).__name__}: {error}."
         ) from None
+
     _check_type(kind, state.get("blocksize"), name)
     return state
 
@@ -393,16 +389,6 @@ def _check(name: str, part: str, array: np.ndarray, dtype: str, length: int) -> 
         raise ValueError(f"{name}: {part} holds a NaN or an infinity. Save the state dict again.")
 
 
-def _halves(packed: np.ndarray, n: int) -> np.ndarray:
-    """Codes (n, out) of bytes (ceil(n / 2), out)."""
-    return np.stack([packed >> 4, packed & 15], 1).reshape(-1, packed.shape[1])[:n]
-
-
-def _bytes_of(codes: np.ndarray) -> np.ndarray:
-    """Bytes (n / 2, 1) of an even number of codes."""
-    return ((codes[::2] << 4) | codes[1::2])[:, None]
-
-
 # --- What the CPU backend of bitsandbytes 0.50 does, to the byte.
 
 
@@ -420,7 +406,7 @@ def _as_on_cpu(flat: np.ndarray, kind: str, block: int, double: bool) -> tuple[A
     # The half of the last byte that is left over holds the code of 0.
     filled = np.append(np.clip(unit, -1, 1).reshape(-1)[:n], np.zeros(n % 2, np.float32))
     codes = order[np.searchsorted(codebooks.midpoints(table[order]), filled, side="left")]
-    packed = jnp.asarray(_bytes_of(codes.astype(np.uint8)))
+    packed = bit_packing.pack(jnp.asarray(codes.astype(np.uint8)[:, None]), 4)
     if not double:
         return packed, jnp.asarray(absmax[:, None])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lora_jax.io.config_json import Raw, whole_numbers
@@ -108,17 +109,17 @@ def llama_json(config: DecoderConfig, architecture: str) -> dict[str, Any]:
     )
 
 
-def layer_types(raw: Raw, *, pattern: int) -> dict[str, Any]:
-    """Windows of alternating layers, as arguments of `DecoderConfig`; every `pattern`-th is global
-    where the file does not say.
+def layer_types(raw: Raw, usual: Callable[[int], bool]) -> dict[str, Any]:
+    """Windows of alternating layers, as arguments of `DecoderConfig`; `usual` says which are local
+    where the file does not.
     """
     types = raw.get("layer_types")
     local = (
         [kind == "sliding_attention" for kind in types]
         if types
-        else [bool((n + 1) % pattern) for n in range(raw["num_hidden_layers"])]
+        else [usual(n) for n in range(raw["num_hidden_layers"])]
     )
-    return {"window": raw["sliding_window"], "local_layers": tuple(local)}
+    return {"window": raw["sliding_window"], "local_layers": tuple(local)} if any(local) else {}
 
 
 def layer_types_json(config: DecoderConfig) -> list[str]:
@@ -216,6 +217,7 @@ def _scaling(rotary: Rotary) -> dict[str, Any]:
         out["original_max_position_embeddings"] = rotary.original_positions
     if rotary.scaling == "llama3":
         out |= {"low_freq_factor": rotary.low_freq, "high_freq_factor": rotary.high_freq}
+
     if rotary.scaling == "yarn":
         out |= {name: getattr(rotary, name) for name in ("beta_fast", "beta_slow", "truncate")}
         out |= {
@@ -228,6 +230,7 @@ def _scaling(rotary: Rotary) -> dict[str, Any]:
             "short_factor": list(rotary.short_factors),
             "long_factor": list(rotary.long_factors),
         }
+
     if rotary.attention_factor is not None:
         out["attention_factor"] = rotary.attention_factor
     return out

@@ -26,7 +26,10 @@ def differences(ours: Any, read: Any, *, ignored: Collection[str] = ()) -> list[
     by_meaning = _BY_MEANING if isinstance(ours, DecoderConfig) else ()
     for field in dataclasses.fields(ours):
         mine, theirs = getattr(ours, field.name), getattr(read, field.name)
-        if field.name in (*ignored, *by_meaning) or mine == theirs or _close(mine, theirs):
+        if field.name in (*ignored, *by_meaning) or mine == theirs:
+            continue
+        numbers = isinstance(mine, float) and isinstance(theirs, float)
+        if numbers and math.isclose(mine, theirs, rel_tol=1e-5):
             continue
         odd.append(f"{field.name} {mine!r} would be read as {theirs!r}")
     return odd + _decoder_differences(ours, read) if by_meaning else odd
@@ -45,11 +48,6 @@ def _decoder_differences(ours: DecoderConfig, read: DecoderConfig) -> list[str]:
     ):
         odd.append(f"in local layers {ours.local_rotary} would be read as {read.local_rotary}")
     return odd
-
-
-def _close(mine: Any, theirs: Any) -> bool:
-    numbers = isinstance(mine, float) and isinstance(theirs, float)
-    return numbers and math.isclose(mine, theirs, rel_tol=1e-5)
 
 
 def _scale(config: DecoderConfig) -> float:

@@ -91,10 +91,18 @@ def export_gguf(
     path = Path(path)
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     writer = gguf.GGUFWriter(str(new), arch)  # This writes general.architecture as well.
+    # As llama.cpp's readers want each kind of value.
+    add = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        list: writer.add_array,
+    }
     try:
         for key, value in (metadata | told).items():
             if key != "general.architecture":
-                _add(writer, key, value)
+                add[type(value)](key, value)
         for name, factor in factors.items():
             writer.add_tensor(name, factor)
         tensors = named_tensors(in_layout(gguf_names(config), flat), flat)
@@ -120,16 +128,3 @@ def _format_of(name: str, tensor: np.ndarray, format: str) -> str:
     if tensor.ndim == 1 or name.endswith(_KEPT):
         return "F32"
     return "F16" if format == "Q8_0" and tensor.shape[-1] % 32 else format
-
-
-def _add(writer: Any, key: str, value: Any) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
-        writer.add_array(key, value)

@@ -91,10 +91,12 @@ def names_by_table(config: ModelConfig, table: Table) -> dict[str, Name]:
             raise ValueError(f"There is no tensor for {path!r} in this family's files.")
         entry = table[module]
         theirs, how = (entry, {}) if isinstance(entry, str) else entry
+
         depth = len({"layers", "experts"} & set(module.split("/")))
         how = {"kind": "linear" if len(shape) - depth < 3 else "conv"} | how
         if leaf == "embedding" or len(shape) - depth == 1:
             how = how | {"kind": "embedding" if leaf == "embedding" else "vector"}
+
         word = "bias" if leaf == "bias" else "weight"
         names[path] = Name(
             theirs.replace("*", word) if "*" in theirs else f"{theirs}.{word}",

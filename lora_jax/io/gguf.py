@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 
 from lora_jax.core.host import MappedFile, aligned, closed
 from lora_jax.io.gguf_blocks import FORMATS, OTHERS, BlockFormat
+from lora_jax.io.tensors import Tensors
 
 _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
@@ -36,7 +37,16 @@ class _Tensor:
     size: int
 
 
-class GgufFile(Mapping[str, np.ndarray]):
+class Header(Tensors):
+    """What a GGUF file says before its data, in `metadata` and in the tensors' names and shapes: of
+    a file, or of one that is about to be written.
+    """
+
+    path: Path
+    metadata: Mapping[str, Any]
+
+
+class GgufFile(Header):
     """The tensors of a GGUF file by name, rows first (out, in); reading one dequantises it (F16 and
     BF16 stay what they are).
 
@@ -57,6 +67,7 @@ class GgufFile(Mapping[str, np.ndarray]):
                 f"{self.path} needs to be a GGUF file, but has only {self.path.stat().st_size} "
                 "bytes. Fetch it again."
             )
+
         self._file = MappedFile(self.path)
         reader = _Reader(self.path, self._file.bytes)
         if reader.take(4) != _MAGIC:
@@ -64,11 +75,13 @@ class GgufFile(Mapping[str, np.ndarray]):
                 f"{self.path} needs to be a GGUF file, but begins with "
                 f"{self._file.bytes[:4].tobytes()!r} instead of {_MAGIC!r}."
             )
+
         version = reader.number("I")
         if version not in (2, 3):
             raise reader.error(
                 f"its version is {version}; versions 2 and 3 (little-endian) are read"
             )
+
         tensors, keys = reader.count(24, "tensors"), reader.count(12, "keys")
         self.metadata: dict[str, Any] = {}
         for _ in range(keys):
@@ -76,17 +89,17 @@ class GgufFile(Mapping[str, np.ndarray]):
             if name in self.metadata:
                 raise reader.error(f"the key {name!r} comes twice")
             self.metadata[name] = reader.value(reader.number("I"))
-        self._tensors = self._read_headers(reader, tensors)
+        self._entries = self._read_headers(reader, tensors)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        tensor = self._tensors[name]
+        tensor = self._entries[name]
         return self._read(tensor, tensor.start, tensor.size).reshape(tensor.shape)
 
     def entry(self, name: str, index: int) -> np.ndarray:
         """One entry of a tensor's first axis, such as one expert's matrix; only its bytes are
         read.
         """
-        tensor = self._tensors[name]
+        tensor = self._entries[name]
         size = tensor.size // tensor.shape[0]
         return self._read(tensor, tensor.start + index * size, size).reshape(tensor.shape[1:])
 
@@ -102,20 +115,6 @@ class GgufFile(Mapping[str, np.ndarray]):
                 out[first : first + step] = tensor.format.read(raw[first : first + step])
         return closed(out)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
-        return self._tensors[name].shape
-
-    def type_of(self, name: str) -> str:
-        """The format that a tensor is stored in, such as 'Q4_K'."""
-        return self._tensors[name].format.name
-
     def _read_headers(self, reader: _Reader, count: int) -> dict[str, _Tensor]:
         told = []
         for _ in range(count):
@@ -124,6 +123,7 @@ class GgufFile(Mapping[str, np.ndarray]):
                 raise reader.error(f"{name!r} has {dims} axes; at most {_MAX_DIMS} are allowed")
             shape = tuple(reader.number("Q") for _ in range(dims))[::-1]
             told.append((name, shape, reader.number("I"), reader.number("Q")))
+
         alignment = self.metadata.get("general.alignment", 32)
         if (
             not isinstance(alignment, int)
@@ -132,8 +132,10 @@ class GgufFile(Mapping[str, np.ndarray]):
             or alignment > 1 << 20
         ):
             raise reader.error(f"general.alignment is {alignment!r}, which is no power of two")
+
         start = -(-reader.position // alignment) * alignment
         tensors = {}
+
         for name, shape, kind, offset in told:
             if kind not in FORMATS:
                 known = ", ".join(format.name for format in FORMATS.values())

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from lora_jax.core.paths import nearest
 from lora_jax.io.families import FAMILIES
 from lora_jax.io.family import Family
+from lora_jax.io.gguf import Header
 from lora_jax.models.decoder_config import DecoderConfig, Experts
 from lora_jax.models.rotary import Rotary
 
@@ -41,21 +40,6 @@ _HARMLESS: dict[str, tuple[Any, ...] | None] = {
     "attn_logit_softcapping": (0.0,),
     "final_logit_softcapping": (0.0,),
 }
-
-
-class Header(Protocol):
-    """What `gguf_config` reads: of a file, or of one that is about to be written."""
-
-    path: Path
-    metadata: Mapping[str, Any]
-
-    def __getitem__(self, name: str) -> np.ndarray: ...
-    def __iter__(self) -> Iterator[str]: ...
-    def __contains__(self, name: object) -> bool: ...
-    def __len__(self) -> int: ...
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor."""
-        ...
 
 
 def gguf_family(file: Header) -> Family:
@@ -189,6 +173,7 @@ def _experts(file: Header, keys: _Keys, family: Family) -> Experts | None:
     used = keys.get("expert_used_count")
     if not count:
         return None
+
     name, shared = "blk.0.ffn_gate_exps.weight", "blk.0.ffn_gate_shexp.weight"
     if family.gguf.experts is None:
         raise ValueError(
@@ -202,6 +187,7 @@ def _experts(file: Header, keys: _Keys, family: Family) -> Experts | None:
             f"size, hidden size), which is {shape or 'missing'}. Files of the first months of 2024 "
             "kept each expert apart: convert the model again."
         )
+
     return Experts(
         count,
         used,

@@ -10,6 +10,7 @@ import numpy as np
 
 from lora_jax.io.family import Table
 from lora_jax.io.gguf import GgufFile
+from lora_jax.io.tensors import Tensors
 
 _EXPERTS = "_exps.weight"  # such a tensor holds the matrices of all experts
 _PARTS = ("gate", "up", "down")
@@ -36,30 +37,27 @@ MODULES: Table = {
 }
 
 
-class ExpertsApart:
+class ExpertsApart(Tensors):
     """The tensors of a GGUF file, those of experts one by one: `blk.0.ffn_up_exps.weight[3]` is the
     matrix of expert 3.
     """
 
     def __init__(self, file: GgufFile) -> None:
         self._file = file
-        self._where: dict[str, tuple[str, int | None]] = {}
+        self._entries: dict[str, tuple[str, int | None]] = {}
         for name in file:
             if name.endswith(_EXPERTS) and len(file.shape(name)) == 3:
-                self._where |= {f"{name}[{n}]": (name, n) for n in range(file.shape(name)[0])}
+                self._entries |= {f"{name}[{n}]": (name, n) for n in range(file.shape(name)[0])}
             else:
-                self._where[name] = (name, None)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
+                self._entries[name] = (name, None)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        whole, index = self._where[name]
+        whole, index = self._entries[name]
         return self._file[whole] if index is None else self._file.entry(whole, index)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
-        whole, index = self._where[name]
+        whole, index = self._entries[name]
         return self._file.shape(whole) if index is None else self._file.shape(whole)[1:]
 
 

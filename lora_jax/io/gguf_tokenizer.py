@@ -12,15 +12,14 @@ from lora_jax.data.text_tokenizers import TextTokenizer, read_text_tokenizer
 from lora_jax.data.tokenizers import backend_errors, switch, wrong_setting
 from lora_jax.io.gguf import GgufFile
 from lora_jax.io.gguf_splits import SPLITS, Split
-from lora_jax.io.merges import merges_of
+from lora_jax.io.merges import add_tokens, joined_pieces, merged_model
 from lora_jax.io.sentencepiece import sentencepiece_tokenizer
 from lora_jax.io.weights import gguf_file
 
 with needs("data"):
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 
-CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 # What GGUF's names of special tokens are called by chat templates; the one is misspelt there.
 _NAMES = {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad"}
 
@@ -82,11 +81,12 @@ def gguf_tokenizer(keys: Mapping[str, Any], path: Path | str) -> TextTokenizer:
         raise ValueError(
             f"{path} has the tokenizer {kind!r}, which is not supported; needed 'llama' or 'gpt2'."
         )
-    types = keys.get("tokenizer.ggml.token_type") or []
+    known, types = backend.get_vocab(), keys.get("tokenizer.ggml.token_type") or []
     if not isinstance(types, list):
         raise wrong_setting(path, "tokenizer.ggml.token_type", "a list of numbers", types)
     with backend_errors(path):
-        _add_tokens(backend, tokens, types)
+        add_tokens(backend, (pair for pair in zip(tokens, types) if pair[0] in known))
+
     if backend.get_vocab_size() != len(tokens):
         raise ValueError(
             f"{path} has {len(tokens)} tokens, of which {backend.get_vocab_size()} differ. Convert "
@@ -123,16 +123,6 @@ def gguf_tokenizer(keys: Mapping[str, Any], path: Path | str) -> TextTokenizer:
     )
 
 
-def _add_tokens(backend: Tokenizer, tokens: list[str], types: list[int]) -> None:
-    """Says which tokens are found in a text before it is split."""
-    known = backend.get_vocab()
-    named = [(token, type_) for token, type_ in zip(tokens, types) if token in known]
-    for wanted, add in ((CONTROL, backend.add_special_tokens), (USER_DEFINED, backend.add_tokens)):
-        special = wanted == CONTROL
-        chosen = [token for token, type_ in named if type_ == wanted]
-        add([AddedToken(token, normalized=False, special=special) for token in chosen])
-
-
 def _sentencepiece(
     path: Path | str, tokens: list[str], keys: Mapping[str, Any], *, arch: str
 ) -> Tokenizer:
@@ -154,17 +144,9 @@ def _sentencepiece(
         rank = dict(zip(tokens, scores))
     vocabulary = {token: n for n, token in enumerate(tokens)}
     unknown = tokens[_id(path, keys, "unknown", len(tokens)) or 0]
-    backend = Tokenizer(
-        models.BPE(
-            vocabulary,
-            merges_of(vocabulary, rank),
-            unk_token=unknown,
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
+    backend = Tokenizer(merged_model(vocabulary, rank, unknown))
     prefix = not gemma and switch(path, keys, "tokenizer.ggml.add_space_prefix") is not False
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = joined_pieces(prefix=prefix)
     if gemma:
         backend.normalizer = normalizers.Replace(" ", "▁")
         backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
@@ -173,13 +155,9 @@ def _sentencepiece(
         backend.normalizer = normalizers.Sequence(
             [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
         )
-        steps.append(decoders.Strip(" ", 1, 0))
-    elif prefix:
-        backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
-        steps.append(decoders.Strip(" ", 1, 0))
     else:
-        backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="never", split=False)
-    backend.decoder = decoders.Sequence(steps)
+        scheme = "first" if prefix else "never"
+        backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
     return backend
 
 
@@ -194,6 +172,7 @@ def _byte_level(
             f"{path} needs merges of two tokens each (tokenizer.ggml.merges). Convert the model "
             "again."
         )
+
     vocabulary = {token: n for n, token in enumerate(tokens)}
     pairs = [tuple(merge.split(" ")) for merge in merges]
     with backend_errors(path):

@@ -12,11 +12,10 @@ from typing import Any
 from lora_jax.data.text_tokenizers import TextTokenizer
 from lora_jax.io.gguf import GgufFile
 from lora_jax.io.gguf_splits import SPLITS
-from lora_jax.io.gguf_tokenizer import CONTROL, USER_DEFINED, gguf_tokenizer, load_text_tokenizer
-from lora_jax.io.merges import merges_of
+from lora_jax.io.gguf_tokenizer import gguf_tokenizer, load_text_tokenizer
+from lora_jax.io.merges import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, merges_of
 from lora_jax.io.weights import gguf_file
 
-_NORMAL, _UNKNOWN, _UNUSED, _BYTE = 1, 2, 5, 6  # tokenizer.ggml.token_type
 _BYTES = frozenset(f"<0x{n:02X}>" for n in range(256))
 _NEVER = -1e6  # the score of a token that no merge makes
 _PREFIX = "tokenizer."
@@ -73,10 +72,10 @@ def _filled(keys: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
     more = vocab_size - len(tokens)
     if not more:
         return dict(keys)
-    types = keys.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
+    types = keys.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
     out = dict(keys) | {
         "tokenizer.ggml.tokens": [*tokens, *(f"[PAD{n}]" for n in range(len(tokens), vocab_size))],
-        "tokenizer.ggml.token_type": [*types, *[_UNUSED] * more],
+        "tokenizer.ggml.token_type": [*types, *[UNUSED] * more],
     }
     if scores := keys.get("tokenizer.ggml.scores"):
         out["tokenizer.ggml.scores"] = [*scores, *[min(scores) - 1.0] * more]
@@ -96,11 +95,21 @@ def _keys(tokenizer: TextTokenizer, arch: str) -> dict[str, Any]:
         token["content"]: CONTROL if token["special"] else USER_DEFINED
         for token in told["added_tokens"]
     }
+    # Older files write a merge as one word.
+    merges = [
+        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
+        for merge in told["model"].get("merges", ())
+    ]
     name = next((name for name, split in SPLITS.items() if _is_split(told, split)), None)
     if told["model"]["type"] == "BPE" and name is not None:
-        own = _byte_level(told, tokens, types, name)
+        own = {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": name,
+            "tokenizer.ggml.token_type": [types.get(token, NORMAL) for token in tokens],
+            "tokenizer.ggml.merges": [" ".join(merge) for merge in merges],
+        }
     elif told["model"]["type"] == "BPE" and told["model"].get("byte_fallback"):
-        own = _sentencepiece(told, tokens, types, arch)
+        own = _sentencepiece(told, merges, tokens, types, arch)
     else:
         raise ValueError(
             f"The tokenizer, of type {told['model']['type']!r} with the pre-tokenizer "
@@ -122,30 +131,16 @@ def _keys(tokenizer: TextTokenizer, arch: str) -> dict[str, Any]:
     return {key: value for key, value in keys.items() if value is not None}
 
 
-def _byte_level(
-    told: Mapping[str, Any], tokens: list[str], types: Mapping[str, int], name: str
-) -> dict[str, Any]:
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": name,
-        "tokenizer.ggml.token_type": [types.get(token, _NORMAL) for token in tokens],
-        "tokenizer.ggml.merges": [
-            merge if isinstance(merge, str) else " ".join(merge)
-            for merge in told["model"]["merges"]
-        ],
-    }
-
-
 def _sentencepiece(
-    told: Mapping[str, Any], tokens: list[str], types: Mapping[str, int], arch: str
+    told: Mapping[str, Any],
+    merges: list[tuple[str, ...]],
+    tokens: list[str],
+    types: Mapping[str, int],
+    arch: str,
 ) -> dict[str, Any]:
     """GGUF keeps a score for each token in place of merges: here, the place of the first merge that
     makes it.
     """
-    merges = [
-        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
-        for merge in told["model"]["merges"]
-    ]
     place: dict[str, int] = {}
     for n, (left, right) in enumerate(merges):
         place.setdefault(left + right, n)
@@ -162,7 +157,7 @@ def _sentencepiece(
         )
     unknown = told["model"].get("unk_token")
     kinds = [
-        _UNKNOWN if token == unknown else _BYTE if token in _BYTES else types.get(token, _NORMAL)
+        UNKNOWN if token == unknown else BYTE if token in _BYTES else types.get(token, NORMAL)
         for token in tokens
     ]
     prefix = "Prepend" in json.dumps(told["normalizer"])

@@ -4,15 +4,17 @@ is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from lora_jax.io.differences import differences
 from lora_jax.io.families import FAMILIES
 from lora_jax.io.family import Gguf, names_by_table
+from lora_jax.io.gguf import Header
 from lora_jax.io.gguf_decoder import FREQUENCIES, LONG, SHORT, gguf_config
 from lora_jax.io.names import Names
 from lora_jax.models.decoder_config import DecoderConfig
@@ -86,18 +88,21 @@ def _keys(config: DecoderConfig) -> dict[str, Any]:
     }
     if config.head_dim * config.num_heads != config.hidden_size or rms:
         out |= {"attention.key_length": config.head_dim, "attention.value_length": config.head_dim}
+
     if (experts := config.experts) is not None:
         out |= {"expert_count": experts.count, "expert_used_count": experts.per_token}
         if experts.intermediate_size != config.intermediate_size or experts.shared_size:
             out["expert_feed_forward_length"] = experts.intermediate_size
         if experts.shared_size is not None:
             out["expert_shared_feed_forward_length"] = experts.shared_size
+
     if (rotary := config.rotary) is None:
         return out
     out |= {
         "rope.freq_base": float(rotary.base),
         "rope.dimension_count": rotated_channels(rotary, config.head_dim),
     }
+
     if rotary.scaling in ("linear", "yarn"):
         out |= {"rope.scaling.type": rotary.scaling, "rope.scaling.factor": float(rotary.factor)}
     if rotary.scaling == "yarn":
@@ -128,7 +133,7 @@ def _factors(config: DecoderConfig) -> dict[str, np.ndarray]:
     return {}
 
 
-class Planned(Mapping[str, np.ndarray]):
+class Planned(Header):
     """A file that is not there yet, as `gguf_config` reads one."""
 
     path = Path("the new file")
@@ -137,26 +142,13 @@ class Planned(Mapping[str, np.ndarray]):
         self, metadata: Mapping[str, Any], factors: Mapping[str, np.ndarray], names: Names
     ) -> None:
         self.metadata = metadata
-        self._factors = factors
-        self._shapes = {name: factor.shape for name, factor in factors.items()}
+        self._entries: dict[str, Any] = dict(factors)
         for name in names.values():
             whole, apart, _ = name.parameter.partition("[")
             stored = (name.stack[-1], *name.their_shape()) if apart else name.their_shape()
             layers = name.stack[0] if name.stack else 1
-            self._shapes |= {whole.format(layer): stored for layer in range(layers)}
+            tensor = jax.ShapeDtypeStruct(stored, np.float32)
+            self._entries |= {whole.format(layer): tensor for layer in range(layers)}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._factors[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._shapes
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor."""
-        return self._shapes[name]
+        return self._entries[name]

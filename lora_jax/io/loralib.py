@@ -14,7 +14,13 @@ from lora_jax.core.trainable import Trainable
 from lora_jax.io import safetensors
 from lora_jax.io.config_json import in_file
 from lora_jax.io.names import Index, Name, Names
-from lora_jax.io.trained_layers import fitted, low_rank, trained_weight
+from lora_jax.io.trained_layers import (
+    check_numbers,
+    fitted,
+    low_rank,
+    renamed,
+    trained_weight,
+)
 
 
 def load_loralib(
@@ -58,39 +64,37 @@ def from_loralib(
     enabled: Sequence[bool] = (True, False, True),
 ) -> dict[str, Trainable]:
     """`load_loralib` of tensors by name."""
-    left = dict(tensors)
-    for key, value in tensors.items():
-        if not np.issubdtype(value.dtype, np.floating) or not np.isfinite(value).all():
-            raise ValueError(
-                f"{key} holds a NaN or an infinity, or is no floating number (dtype {value.dtype})."
-            )
-    root = _root(names, tensors)
+    check_numbers(tensors)
+    module_of = renamed(names, tensors)
+    read: set[str] = set()
     trainable: dict[str, Trainable] = {}
     for path, name in names.items():
-        layers: dict[Index, tuple[np.ndarray, np.ndarray]] = {}
+        layers: dict[Index, tuple[np.ndarray, np.ndarray, float]] = {}
         whole: dict[Index, np.ndarray] = {}
         for index, parameter in name.layers():
-            parameter = root + parameter
-            module = parameter.rpartition(".")[0]
+            module, _, last = parameter.rpartition(".")
+            module = module_of[module]
+            parameter = f"{module}.{last}"
             if name.kind != "vector" and f"{module}.lora_A" in tensors:
-                layers[index] = _factors(module, name, tensors, enabled)
-                left.pop(f"{module}.lora_A", None)
-                left.pop(f"{module}.lora_B", None)
+                a, b = _factors(module, name, tensors, enabled)
+                read |= {f"{module}.lora_A", f"{module}.lora_B"}
+                if b.size:
+                    layers[index] = (a, b, alpha / b.shape[0])
             if parameter in tensors:
                 whole[index] = fitted(parameter, tensors[parameter], name.from_theirs)
-                left.pop(parameter, None)
-        layers = {index: pair for index, pair in layers.items() if pair[1].size}
+                read.add(parameter)
         if layers:
-            scaled = {index: (a, b, alpha / b.shape[0]) for index, (a, b) in layers.items()}
-            trainable[path] = low_rank(name, scaled)
+            trainable[path] = low_rank(name, layers)
         elif whole:
             trainable[path] = trained_weight(path, name, whole)
-    if left:
-        known = [root + parameter for name in names.values() for _, parameter in name.layers()]
+
+    if left := set(tensors) - read:
+        known = [parameter for name in names.values() for _, parameter in name.layers()]
         raise ValueError(
             f"{len(left)} tensors belong to no weight of the model, such as {min(left)!r}. "
             f"Nearest: {', '.join(nearest(min(left), known))}."
         )
+
     low = [leaf for leaf in trainable.values() if leaf.rank]
     if not low or not any(np.any(leaf.a) and np.any(leaf.b) for leaf in low):
         raise ValueError(
@@ -141,15 +145,3 @@ def _factors(
     own_a = a[place * rank : (place + 1) * rank]
     own_b = b[place * name.columns : (place + 1) * name.columns]
     return np.ascontiguousarray(own_a.T), np.ascontiguousarray(own_b.T)
-
-
-def _root(names: Names, tensors: Mapping[str, np.ndarray]) -> str:
-    """What the checkpoint's names begin with and ours do not, such as 'module.'."""
-    ours = [module for name in names.values() for _, module in name.modules()]
-    for key in sorted(tensors):
-        module = key.rpartition(".")[0]
-        if ".lora_" in key and (
-            found := [m for m in ours if module == m or module.endswith("." + m)]
-        ):
-            return module.removesuffix(max(found, key=len))
-    return ""

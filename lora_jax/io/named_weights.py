@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +17,10 @@ from lora_jax.core.host import aligned, closed, filled, to_device
 from lora_jax.core.paths import Rules, match, nearest
 from lora_jax.core.quantize import QuantizedArray, QuantSpec, quantize
 from lora_jax.io.names import Index, Name, Names
+from lora_jax.io.tensors import Tensors
 
 _CHUNK = 1 << 20  # numbers that are looked at together
 _LARGE = 1 << 20  # bytes of a matrix whose quantisation leaves room worth giving back
-
-
-class Tensors(Protocol):
-    """What weights are read from: tensors by name, whose shapes are known before they are read."""
-
-    def __getitem__(self, name: str) -> np.ndarray: ...
-    def __iter__(self) -> Iterator[str]: ...
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor."""
-        ...
 
 
 def check_named(
@@ -165,7 +156,6 @@ def named_tensors(
             f"The params are not this model's: missing {missing[:4] or 'none'}, unexpected "
             f"{extra[:4] or 'none'}."
         )
-    held: dict[str, list[tuple[str, Index]]] = {}
     for path, name in names.items():
         if not isinstance(flat[path], (np.ndarray, jax.Array)):
             raise ValueError(
@@ -177,19 +167,39 @@ def named_tensors(
                 f"{path} has shape {flat[path].shape}, and this model's is "
                 f"{(*name.stack, *name.shape)}."
             )
-        for index, parameter in name.layers():
+
+    for parameter, tensor in assembled(names, flat):
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"{parameter} holds a NaN or an infinity; nothing was written.")
+        yield parameter, np.ascontiguousarray(tensor.astype(dtype))
+
+
+def assembled(names: Names, flat: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """These weights in float32 by the other tool's names, the parts of a fused one together.
+
+    Raises:
+        ValueError: some parts of a fused weight are not there.
+    """
+    held: dict[str, list[tuple[str, Index]]] = {}
+    for path, name in names.items():
+        for index, parameter in name.layers() if path in flat else ():
             held.setdefault(parameter, []).append((path, index))
+
     for parameter, places in held.items():
-        tensor = np.empty(names[places[0][0]].their_shape(), np.float32)
+        name = names[places[0][0]]
+        if name.part is not None and len(places) < len(name.part[1]):
+            raise ValueError(
+                f"{parameter!r} is fused of {len(name.part[1])} parts, and only "
+                f"{', '.join(path for path, _ in places)} of them is there. Give all parts or none."
+            )
+        tensor = np.empty(name.their_shape(), np.float32)
         for path, index in places:
             part = names[path].to_theirs(np.asarray(flat[path][index], np.float32))
             if names[path].partial:
                 names[path].put(tensor, part)
             else:
                 tensor = part
-        if not np.isfinite(tensor).all():
-            raise ValueError(f"{parameter} holds a NaN or an infinity; nothing was written.")
-        yield parameter, np.ascontiguousarray(tensor.astype(dtype))
+        yield parameter, tensor
 
 
 def perhaps(name: str, extra: list[str]) -> str:

@@ -63,15 +63,17 @@ class Name:
         """Outputs of the other tool's weight: of a fused one, of all its parts."""
         return self.columns if self.part is None else sum(self.part[1])
 
-    def outputs(self) -> np.ndarray:
-        """Which outputs of the other tool's weight are ours, in our order."""
+    def outputs(self) -> np.ndarray | slice:
+        """Which outputs of the other tool's weight are ours, in our order; a slice where they are
+        neighbours, which gives views.
+        """
         if self.pairs is not None:
             return np.arange(self.columns).reshape(self.pairs, -1, 2).swapaxes(1, 2).ravel()
         if self.part is None:
-            return np.arange(self.columns)
+            return slice(None)
         index, sizes = self.part
         if self.heads is None:
-            return sum(sizes[:index]) + np.arange(sizes[index])
+            return slice(sum(sizes[:index]), sum(sizes[: index + 1]))
         return np.arange(sum(sizes)).reshape(self.heads, len(sizes), -1)[:, index].ravel()
 
     def layers(self) -> Iterator[tuple[Index, str]]:
@@ -101,7 +103,7 @@ class Name:
     def put(self, whole: np.ndarray, weight: np.ndarray) -> None:
         """Writes our part, as `to_theirs` gives it, into the other tool's weight."""
         outputs_first = np.moveaxis(whole, self.output_axis, 0)
-        outputs_first[self._where()] = np.moveaxis(weight, self.output_axis, 0)
+        outputs_first[self.outputs()] = np.moveaxis(weight, self.output_axis, 0)
 
     def from_theirs(self, weight: np.ndarray) -> np.ndarray:
         """One layer's weight in our shape, a view where it can be; of a fused weight, our part.
@@ -113,8 +115,8 @@ class Name:
         if weight.shape != expected:
             raise ValueError(f"shape {weight.shape}, needed {expected}")
         if self.partial:
-            where = self._where()
-            weight = weight[where] if self.output_axis == 0 else weight[..., where]
+            mine = self.outputs()
+            weight = weight[mine] if self.output_axis == 0 else weight[..., mine]
         if self.added:
             weight = weight.astype(np.float32) + np.float32(self.added)
         if self.kind == "linear":
@@ -127,12 +129,6 @@ class Name:
     def partial(self) -> bool:
         """Whether ours is only a part of theirs, or in another order."""
         return self.part is not None or self.pairs is not None
-
-    def _where(self) -> np.ndarray | slice:
-        if self.part is None or self.heads is not None:
-            return self.outputs()
-        index, sizes = self.part
-        return slice(sum(sizes[:index]), sum(sizes[: index + 1]))
 
     def their_shape(self) -> tuple[int, ...]:
         """The shape of one layer's weight in the other tool; of a fused weight, of the whole of
@@ -151,9 +147,9 @@ class Name:
 
     def a_to_theirs(self, a: np.ndarray) -> np.ndarray:
         """(in, r) as (r, in), or (r, in, *window) for a convolution."""
-        if self.kind != "conv":
-            return np.ascontiguousarray(a.T)
-        return np.ascontiguousarray(np.moveaxis(a.reshape(*self.shape[:-1], -1), (-1, -2), (0, 1)))
+        if self.kind == "conv":
+            a = np.moveaxis(a.reshape(*self.shape[:-1], -1), -2, 0)
+        return np.ascontiguousarray(np.moveaxis(a, -1, 0))
 
     def a_from_theirs(self, a: np.ndarray) -> np.ndarray:
         """The inverse of `a_to_theirs`.
@@ -164,15 +160,18 @@ class Name:
         expected = (self.shape[-2], *self.shape[:-2]) if self.kind == "conv" else (self.rows,)
         if a.shape[1:] != expected:
             raise ValueError(f"shape {a.shape}, needed (rank, {', '.join(map(str, expected))})")
+        a = np.moveaxis(a, 0, -1)
         if self.kind == "conv":
-            a = np.moveaxis(a, (0, 1), (-1, -2)).reshape(self.rows, -1)
-            return np.ascontiguousarray(a)
-        return np.ascontiguousarray(a.T)
+            a = np.moveaxis(a, 0, -2).reshape(self.rows, -1)
+        return np.ascontiguousarray(a)
+
+    @property
+    def _window_of_b(self) -> tuple[int, ...]:
+        return (1,) * (len(self.shape) - 2) if self.kind == "conv" else ()
 
     def b_to_theirs(self, b: np.ndarray) -> np.ndarray:
         """(r, out) as (out, r), or (out, r, 1, ...) for a convolution."""
-        ones = (1,) * (len(self.shape) - 2) if self.kind == "conv" else ()
-        return np.ascontiguousarray(b.T).reshape(b.shape[1], b.shape[0], *ones)
+        return np.ascontiguousarray(b.T).reshape(b.shape[1], b.shape[0], *self._window_of_b)
 
     def b_from_theirs(self, b: np.ndarray) -> np.ndarray:
         """The inverse of `b_to_theirs`; of a fused weight, our part of the outputs.
@@ -180,9 +179,8 @@ class Name:
         Raises:
             ValueError: it has another shape than it should.
         """
-        ones = (1,) * (len(self.shape) - 2) if self.kind == "conv" else ()
-        if b.shape[0] != self.their_columns or b.shape[2:] != ones:
-            needed = ", ".join(map(str, (self.their_columns, "rank", *ones)))
+        if b.shape[0] != self.their_columns or b.shape[2:] != self._window_of_b:
+            needed = ", ".join(map(str, (self.their_columns, "rank", *self._window_of_b)))
             raise ValueError(f"shape {b.shape}, needed ({needed})")
         return np.ascontiguousarray(b.reshape(b.shape[0], b.shape[1])[self.outputs()].T)
 

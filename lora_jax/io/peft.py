@@ -94,6 +94,7 @@ def load_peft(
             "loading them can run code. Convert them where you trust them: in PEFT, load the "
             "adapter and call save_pretrained(folder, safe_serialization=True)."
         )
+
     found = PeftAdapter(
         config, safetensors.read(folder / WEIGHTS), safetensors.read_metadata(folder / WEIGHTS), ()
     )

@@ -133,18 +133,24 @@ class PeftConfig:
         """Raises ValueError if an entry of a list or pattern matches none of the modules with a
         matrix, or of the others.
         """
-        modules, everything = list(modules), [*modules, *others]
-        for entry in () if isinstance(self.target_modules, str) else self.target_modules:
-            if not any(is_suffix(module, entry) for module in modules):
-                raise ValueError(_unmatched("target_modules", entry, modules))
-        for entry in self.modules_to_save:
-            optional = self.optional_heads and entry in _HEADS
-            if not optional and not any(module.endswith(entry) for module in everything):
-                raise ValueError(_unmatched("modules_to_save", entry, everything))
-        indices = self.trainable_token_indices
-        for entry in indices if isinstance(indices, Mapping) else ():
-            if not any(module.endswith(entry) for module in modules):
-                raise ValueError(_unmatched("trainable_token_indices", entry, modules))
+        modules, indices = list(modules), self.trainable_token_indices
+        targets = () if isinstance(self.target_modules, str) else self.target_modules
+        heads = _HEADS if self.optional_heads else ()
+        saved = [entry for entry in self.modules_to_save if entry not in heads]
+        rows = indices if isinstance(indices, Mapping) else ()
+        for where, entries, among, ends in (
+            ("target_modules", targets, modules, is_suffix),
+            ("modules_to_save", saved, [*modules, *others], str.endswith),
+            ("trainable_token_indices", rows, modules, str.endswith),
+        ):
+            for entry in entries:
+                if not any(ends(module, entry) for module in among):
+                    raise ValueError(
+                        f"{where} names {entry!r}, which is none of the model's {len(among)} "
+                        f"modules. Nearest: {', '.join(nearest(entry, among))}. The adapter is for "
+                        "another model; or take the entry out of the list."
+                    )
+
         targeted = [module for module in modules if self.targets(module)]
         if not targeted:
             raise ValueError(
@@ -180,6 +186,7 @@ def read_config(raw: Mapping[str, Any]) -> PeftConfig:
                 f"adapter_config.json sets {name} to {raw[name]!r}, which cannot be represented "
                 f"here: {why}."
             )
+
     for name in sorted(set(raw) - set(DEFAULTS) - set(_REFUSED) - _WITHOUT_EFFECT):
         if raw[name] not in (None, False, "", [], {}):
             raise ValueError(
@@ -187,6 +194,7 @@ def read_config(raw: Mapping[str, Any]) -> PeftConfig:
                 "may change what the adapter computes. Known fields: "
                 f"{', '.join(sorted(DEFAULTS))}."
             )
+
     values = {name: raw.get(name, default) for name, default in DEFAULTS.items()}
     _check_values(values)
     return PeftConfig(
@@ -277,14 +285,6 @@ def _check_values(values: Mapping[str, Any]) -> None:
 def _numbered(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a table of patterns, by what an error calls them."""
     return {f"{name}[{pattern!r}]": value for pattern, value in (values[name] or {}).items()}
-
-
-def _unmatched(where: str, entry: str, modules: list[str]) -> str:
-    return (
-        f"{where} names {entry!r}, which is none of the model's {len(modules)} modules. Nearest: "
-        f"{', '.join(nearest(entry, modules))}. The adapter is for another model; or take the "
-        "entry out of the list."
-    )
 
 
 def _check_pattern(name: str, pattern: str) -> None:

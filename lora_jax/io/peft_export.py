@@ -14,11 +14,13 @@ from lora_jax.core.json_files import parse_json
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import nearest
 from lora_jax.core.trainable import Trainables
+from lora_jax.io.named_weights import assembled
 from lora_jax.io.names import Name, Names, is_suffix
 
 PREFIX = "base_model.model."
 # PEFT calls them deltas; they are the new rows themselves
 ROWS = "token_adapter.trainable_tokens_delta"
+MAGNITUDE = "lora_magnitude_vector"
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ def _factor_settings(adapted: Mapping[str, Factors], matrices: set[str]) -> dict
     alpha, alpha_pattern = _common(
         {module: _alpha(f.scale, f.a.shape[1]) for module, f in adapted.items()}
     )
+
     return {
         "alpha_pattern": alpha_pattern,
         "auto_mapping": None,
@@ -188,6 +191,7 @@ def _check(trainable: Trainables, names: Names) -> None:
                 f"There is no PEFT name for {path!r}. Nearest: {', '.join(nearest(path, names))}. "
                 "Give names of this model."
             )
+
         name = names[path]
         if leaf.kind == "rows":
             if name.kind != "embedding" or leaf.layers:
@@ -217,6 +221,7 @@ def _check(trainable: Trainables, names: Names) -> None:
                     "both. PEFT would adapt only one of them, so the file would compute something "
                     "else. Merge it, or leave this site out."
                 )
+
         for came, needed in shapes:
             if came != needed:
                 raise ValueError(
@@ -242,84 +247,72 @@ def _by_module(trainable: Trainables, names: Names) -> dict[str, dict[int, Facto
                 factors = Factors(
                     names[path], a[index][:, used], b[index][used], scale[index][used], own
                 )
-                modules.setdefault(module, {})[_place(names[path])] = factors
+                part = names[path].part
+                modules.setdefault(module, {})[0 if part is None else part[0]] = factors
     return modules
-
-
-def _place(name: Name) -> int:
-    return 0 if name.part is None else name.part[0]
 
 
 def _fused(module: str, parts: Mapping[int, Factors], names: Names, notes: list[str]) -> Factors:
     """The parts of a module as one, with one scale."""
-    first = next(iter(parts.values()))
-    if first.name.part is None:
-        return _one_scale(module, first.a, first.b, first, first.magnitude, notes)
-    count, columns = len(first.name.part[1]), first.name.their_columns
+    order = [parts[place] for place in sorted(parts)]
+    first, columns = order[0], order[0].name.their_columns
+    count = 1 if first.name.part is None else len(first.name.part[1])
     magnitude = None
-    if any(f.magnitude is not None for f in parts.values()):
-        if len(parts) < count or any(f.magnitude is None for f in parts.values()):
+    if any(f.magnitude is not None for f in order):
+        if len(order) < count or any(f.magnitude is None for f in order):
             raise ValueError(
                 f"{module!r} is fused of {count} parts, and DoRA has a magnitude for only some of "
                 "them. Adapt all parts or none."
             )
         magnitude = np.zeros(columns, np.float32)
-        for f in parts.values():
+        for f in order:
             magnitude[f.name.outputs()] = f.magnitude
-    order = [parts[i] for i in sorted(parts)]
-    if all(np.array_equal(f.a, first.a) and np.array_equal(f.scale, first.scale) for f in order):
-        a, scale = first.a, first.scale
-        b = np.zeros((a.shape[1], columns), np.float32)
-        for f in order:
-            b[:, f.name.outputs()] = f.b
-    else:
-        a = np.concatenate([f.a for f in order], axis=1)
-        scale = np.concatenate([f.scale for f in order])
-        b, row = np.zeros((a.shape[1], columns), np.float32), 0
-        for f in order:
-            rank = f.b.shape[0]
-            b[row : row + rank, f.name.outputs()] = f.b
-            row += rank
-        if len(order) > 1:
-            notes.append(
-                f"{module}: {len(order)} adapted parts of a fused weight, written with the sum of "
-                f"their ranks, {a.shape[1]}"
-            )
-    return _one_scale(module, a, b, Factors(first.name, a, b, scale, magnitude), magnitude, notes)
 
+    # Parts with the same A share its columns; others have theirs one after the other.
+    shared = all(
+        np.array_equal(f.a, first.a) and np.array_equal(f.scale, first.scale) for f in order
+    )
+    apart = [first] if shared else order
+    a, scale = (np.concatenate([getattr(f, x) for f in apart], -1) for x in ("a", "scale"))
+    b, row = np.zeros((a.shape[1], columns), np.float32), 0
+    for f in order:
+        rank = f.b.shape[0]
+        b[row : row + rank, f.name.outputs()] = f.b
+        row += 0 if shared else rank
+    if not shared:
+        notes.append(
+            f"{module}: {len(order)} adapted parts of a fused weight, written with the sum of "
+            f"their ranks, {a.shape[1]}"
+        )
 
-def _one_scale(
-    module: str,
-    a: np.ndarray,
-    b: np.ndarray,
-    like: Factors,
-    magnitude: np.ndarray | None,
-    notes: list[str],
-) -> Factors:
-    scales = np.unique(like.scale)
+    scales = np.unique(scale)
     if len(scales) == 1:
-        return Factors(like.name, a, b, float(scales[0]), magnitude)
+        return Factors(first.name, a, b, float(scales[0]), magnitude)
     notes.append(
         f"{module}: its columns have {len(scales)} scales, from {scales[0]:g} to {scales[-1]:g}; "
         "they are part of B, and the scale is 1"
     )
-    return Factors(like.name, a, b * np.asarray(like.scale)[:, None], 1.0, magnitude)
+    return Factors(first.name, a, b * scale[:, None], 1.0, magnitude)
 
 
 def _factor_tensors(adapted: Mapping[str, Factors]) -> dict[str, np.ndarray]:
     tensors = {}
     for module, f in adapted.items():
-        if f.name.kind == "embedding":
-            tensors[f"{PREFIX}{module}.lora_embedding_A"] = f.name.a_to_theirs(f.a)
-            tensors[f"{PREFIX}{module}.lora_embedding_B"] = f.name.b_to_theirs(f.b)
-        else:
-            tensors[f"{PREFIX}{module}.lora_A.weight"] = f.name.a_to_theirs(f.a)
-            tensors[f"{PREFIX}{module}.lora_B.weight"] = f.name.b_to_theirs(f.b)
+        key_a, key_b = factor_keys(f.name, module)
+        tensors[PREFIX + key_a] = f.name.a_to_theirs(f.a)
+        tensors[PREFIX + key_b] = f.name.b_to_theirs(f.b)
         if f.magnitude is not None:
-            ones = (1,) * (len(f.name.shape) - 2) if f.name.kind == "conv" else ()
-            shape = (1, -1, *ones) if ones else (-1,)
-            tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = f.magnitude.reshape(shape)
+            window = [1] * (len(f.name.shape) - 2)
+            shape = (1, -1, *window) if f.name.kind == "conv" else (-1,)
+            tensors[f"{PREFIX}{module}.{MAGNITUDE}"] = f.magnitude.reshape(shape)
     return tensors
+
+
+def factor_keys(name: Name, module: str) -> tuple[str, str]:
+    """PEFT's names of A and B of a module, without the prefix."""
+    if name.kind == "embedding":
+        return f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
+    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
 
 
 def _uses_dora(adapted: Mapping[str, Factors]) -> bool:
@@ -338,33 +331,18 @@ def _whole(
 ) -> tuple[str, list[str], dict[str, np.ndarray]]:
     """PEFT's bias mode, its modules_to_save, and the tensors of both."""
     values = {path: np.asarray(leaf.value) for path, leaf in trainable.items() if leaf.replaces}
-    theirs: dict[str, np.ndarray] = {}
-    filled: dict[str, set[int]] = {}
-    for path, value in values.items():
-        name = names[path]
-        for index, parameter in name.layers():
-            mine = name.to_theirs(value[index])
-            if name.part is None:
-                theirs[parameter] = mine
-                continue
-            fused = theirs.setdefault(parameter, np.zeros(name.their_shape(), mine.dtype))
-            name.put(fused, mine)
-            filled.setdefault(parameter, set()).add(name.part[0])
-            if len(filled[parameter]) == len(name.part[1]):
-                del filled[parameter]
-    if filled:
-        raise ValueError(
-            f"{min(filled)!r} is fused, and only some of its parts are trained whole. Train all "
-            "parts or none."
-        )
+    theirs = dict(assembled(names, values))
     members: dict[str, set[str]] = {}
     for name in names.values():
         for _, parameter in name.layers():
             members.setdefault(parameter.rpartition(".")[0], set()).add(parameter)
+
+    only_biases = lambda inside: all(parameter.endswith("bias") for parameter in inside)
     complete = sorted(
-        m for m, inside in members.items() if inside <= set(theirs) and not _all_biases(inside)
+        m for m, inside in members.items() if inside <= set(theirs) and not only_biases(inside)
     )
     in_modules = {parameter for module in complete for parameter in members[module]}
+
     biases = {parameter for parameter in theirs if parameter.endswith("bias")} - in_modules
     if single := sorted(set(theirs) - in_modules - biases):
         module = single[0].rpartition(".")[0]
@@ -373,12 +351,14 @@ def _whole(
             "same module are not. PEFT's modules_to_save stores whole modules: train all weights "
             "of the module or none."
         )
+
     _check_whole(complete, members, adapted)
     tensors = {PREFIX + parameter: theirs[parameter] for parameter in in_modules}
     for parameter in biases:
         module, _, last = parameter.rpartition(".")
         key = f"{module}.base_layer.{last}" if module in adapted else parameter
         tensors[PREFIX + key] = theirs[parameter]
+
     return _bias_mode(biases, in_modules, members, adapted), complete, tensors
 
 
@@ -444,10 +424,6 @@ def _bias_mode(
         f"and the adapter trains {len(biases)} that are neither: of the adapted modules it lacks "
         f"{lacking[:3] or 'none'}, and has {extra[:3] or 'none'} besides."
     )
-
-
-def _all_biases(parameters: set[str]) -> bool:
-    return all(parameter.endswith("bias") for parameter in parameters)
 
 
 def _dropout(trainable: Trainables, wanted: float | None) -> float:

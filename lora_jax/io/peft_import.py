@@ -4,8 +4,7 @@ the file holds must be the same.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,12 +14,21 @@ from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten
 from lora_jax.core.rows import Rows
 from lora_jax.core.trainable import Trainable, Trainables
-from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.io.named_weights import perhaps
 from lora_jax.io.names import Index, Name, Names
 from lora_jax.io.peft_config import PeftConfig, read_config
-from lora_jax.io.peft_export import PREFIX, ROWS, PeftAdapter
-from lora_jax.io.trained_layers import fitted, low_rank, trained_weight
+from lora_jax.io.peft_export import MAGNITUDE, PREFIX, ROWS, PeftAdapter, factor_keys
+from lora_jax.io.trained_layers import (
+    check_numbers,
+    fitted,
+    low_rank,
+    module_of_key,
+    renamed,
+    trained_weight,
+)
+
+# The keys of one weight: by what a tensor is of it ('A', 'B', 'magnitude', 'rows', 'whole'), by layer.
+Keys = dict[str, dict[Index, str]]
 
 
 def from_peft(
@@ -40,7 +48,7 @@ def from_peft(
     """
     config = read_config(found.config)
     tensors = _without_doubles(_unprefixed(found.tensors))
-    module_of = _renamed(names, tensors)
+    module_of = renamed(names, tensors)
     matrices = {
         m
         for path, name in names.items()
@@ -49,43 +57,73 @@ def from_peft(
     }
     config.check_used(sorted(matrices), sorted(set(module_of.values()) - matrices))
     _check_said(config, names, module_of)
-    expected = _expected(config, names, module_of)
-    _check_keys(expected, tensors, names, module_of, frozen)
+    promised = list(_promised(config, names, module_of))
+    _check_keys({key for key, *_ in promised}, tensors, names, module_of, frozen)
 
+    keys: dict[str, Keys] = {}
+    for key, path, role, index in promised:
+        keys.setdefault(path, {}).setdefault(role, {})[index] = key
     scales = found.recorded.get("scale", {})
     trainable: dict[str, Trainable] = {}
-    for path, name in names.items():
-        leaf = (
-            _site(path, name, module_of, config, tensors, scales)
-            or _rows(path, name, module_of, config, tensors)
-            or _whole(path, name, module_of, tensors)
-        )
-        if leaf is not None:
-            trainable[path] = leaf
+    for path, own in keys.items():
+        if "rows" in own:
+            trainable[path] = _rows(path, names[path], own, config, tensors)
+        elif "A" not in own:
+            convert = names[path].from_theirs
+            whole = {i: fitted(key, tensors[key], convert) for i, key in own["whole"].items()}
+            trainable[path] = trained_weight(path, names[path], whole)
+        elif (low := _factors(names[path], own, config, tensors, scales)) is not None:
+            trainable[path] = low
     _check_effect(trainable)
     return trainable
 
 
-def _site(
-    path: str,
+def _promised(
+    config: PeftConfig, names: Names, module_of: Mapping[str, str]
+) -> Iterator[tuple[str, str, str, Index]]:
+    """(key, our path, what it is of the weight, layer) of every tensor that the configuration
+    promises. Several paths share a key where their weights are fused.
+    """
+    adapted = {
+        module
+        for name in names.values()
+        if name.kind != "vector"
+        for _, module in _modules(name, module_of)
+        if config.targets(module)
+    }
+    for path, name in names.items():
+        for index, parameter in name.layers():
+            module, _, last = parameter.rpartition(".")
+            module = module_of[module]
+            if name.kind == "embedding" and config.rows(module, _is_input(path)) is not None:
+                yield f"{module}.{ROWS}", path, "rows", index
+            if name.kind != "vector" and module in adapted:
+                for role, key in zip("AB", factor_keys(name, module)):
+                    yield key, path, role, index
+                if config.use_dora:
+                    yield f"{module}.{MAGNITUDE}", path, "magnitude", index
+            if config.saves(module):
+                yield f"{module}.{last}", path, "whole", index
+            elif last == "bias" and (
+                config.bias == "all" or (config.bias == "lora_only" and module in adapted)
+            ):
+                inside = ".base_layer" if module in adapted else ""
+                yield f"{module}{inside}.{last}", path, "whole", index
+
+
+def _factors(
     name: Name,
-    module_of: Mapping[str, str],
+    keys: Keys,
     config: PeftConfig,
     tensors: Mapping[str, np.ndarray],
     scales: Mapping[str, float],
 ) -> LowRank | None:
-    if name.kind == "vector":
-        return None
     layers: dict[Index, tuple[np.ndarray, np.ndarray, float]] = {}
     magnitude = np.zeros((*name.stack, name.columns), np.float32)
-    for index, module in _modules(name, module_of):
-        keys = _factor_keys(name, module)
-        if keys[0] not in tensors:
-            continue
-        a, b = (
-            fitted(key, tensors[key], convert)
-            for key, convert in zip(keys, (name.a_from_theirs, name.b_from_theirs))
-        )
+    for index, key_a in keys["A"].items():
+        module, key_b = module_of_key(key_a), keys["B"][index]
+        a = fitted(key_a, tensors[key_a], name.a_from_theirs)
+        b = fitted(key_b, tensors[key_b], name.b_from_theirs)
         rank, scale = config.rank(module), config.scale(module)
         if a.shape[1] != rank or b.shape[0] != rank:
             raise ValueError(
@@ -97,8 +135,9 @@ def _site(
                 f"{module!r} was saved with scale {scales[module]}, and adapter_config.json gives "
                 f"{scale}: it was changed since."
             )
+
         if name.part is not None:
-            full = tensors[keys[1]].reshape(-1, rank)
+            full = tensors[key_b].reshape(-1, rank)
             # Columns of the other parts of a fused weight.
             elsewhere = (np.abs(full).max(0) > 0) & (np.abs(b).max(1) == 0)
             a, b = a[:, ~elsewhere], b[~elsewhere]
@@ -106,9 +145,10 @@ def _site(
                 continue
         layers[index] = (a, b, scale)
         if config.use_dora:
-            magnitude[index] = tensors[_magnitude_key(module, tensors)].reshape(-1)[name.outputs()]
+            magnitude[index] = tensors[keys["magnitude"][index]].reshape(-1)[name.outputs()]
     if not layers:
         return None
+
     drops = config.lora_dropout and name.kind != "embedding"
     return low_rank(
         name,
@@ -119,19 +159,15 @@ def _site(
 
 
 def _rows(
-    path: str,
-    name: Name,
-    module_of: Mapping[str, str],
-    config: PeftConfig,
-    tensors: Mapping[str, np.ndarray],
-) -> Rows | None:
-    if name.kind != "embedding":
-        return None
-    (_, module), *_ = _modules(name, module_of)
-    rows = config.rows(module, _is_input(path))
-    if rows is None:
-        return None
-    key = f"{module}.{ROWS}"
+    path: str, name: Name, keys: Keys, config: PeftConfig, tensors: Mapping[str, np.ndarray]
+) -> Rows:
+    (key,) = keys["rows"].values()
+    if others := sorted(set(keys) - {"rows"}):
+        raise ValueError(
+            f"{path!r} has trained rows and {', '.join(others)} besides, which are not read "
+            "together. Save the adapter without one of them."
+        )
+    rows = config.rows(module_of_key(key), _is_input(path))
     value = np.asarray(tensors[key], np.float32)
     if value.shape != (len(rows), *name.shape[1:]) or max(rows) >= name.shape[0]:
         raise ValueError(
@@ -146,18 +182,6 @@ def _rows(
 
 def _is_input(path: str) -> bool:
     return path in ("embed/embedding", "embeddings/word/embedding")
-
-
-def _whole(
-    path: str, name: Name, module_of: Mapping[str, str], tensors: Mapping[str, np.ndarray]
-) -> TrainedWeight | None:
-    found: dict[Index, np.ndarray] = {}
-    for index, parameter in name.layers():
-        module, _, last = parameter.rpartition(".")
-        for key in (f"{module_of[module]}.{last}", f"{module_of[module]}.base_layer.{last}"):
-            if key in tensors and not (last == "weight" and ".base_layer." in key):
-                found[index] = fitted(key, tensors[key], name.from_theirs)
-    return trained_weight(path, name, found) if found else None
 
 
 def _check_said(config: PeftConfig, names: Names, module_of: Mapping[str, str]) -> None:
@@ -180,34 +204,6 @@ def _check_said(config: PeftConfig, names: Names, module_of: Mapping[str, str]) 
                 )
 
 
-def _expected(config: PeftConfig, names: Names, module_of: Mapping[str, str]) -> set[str]:
-    """The keys that the configuration promises."""
-    keys: set[str] = set()
-    adapted: set[str] = set()
-    for path, name in names.items():
-        if name.kind == "vector":
-            continue
-        for _, module in _modules(name, module_of):
-            if name.kind == "embedding" and config.rows(module, _is_input(path)) is not None:
-                keys.add(f"{module}.{ROWS}")
-            if config.targets(module):
-                adapted.add(module)
-                keys |= set(_factor_keys(name, module))
-                if config.use_dora:
-                    keys.add(f"{module}.lora_magnitude_vector")
-    for name in names.values():
-        for _, parameter in name.layers():
-            module, _, last = parameter.rpartition(".")
-            module = module_of[module]
-            if config.saves(module):
-                keys.add(f"{module}.{last}")
-            elif last == "bias" and (
-                config.bias == "all" or (config.bias == "lora_only" and module in adapted)
-            ):
-                keys.add(f"{module}.base_layer.{last}" if module in adapted else f"{module}.{last}")
-    return keys
-
-
 def _check_keys(
     expected: set[str],
     tensors: Mapping[str, np.ndarray],
@@ -215,15 +211,12 @@ def _check_keys(
     module_of: Mapping[str, str],
     frozen: Mapping[str, Any] | None,
 ) -> None:
-    found = {
-        key.removesuffix(".weight") if key.endswith("lora_magnitude_vector.weight") else key
-        for key in tensors
-    }
-    missing, extra = sorted(expected - found), sorted(found - expected)
+    missing, extra = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
     copies = {key: path for path, key in _base_copies(names, module_of) if key in extra}
     for key, path in copies.items():
         _check_copy(key, tensors[key], path, names[path], frozen)
     extra = [key for key in extra if key not in copies]
+
     if missing or extra:
         lines = [f"  missing     {key}{perhaps(key, extra)}" for key in missing] + [
             f"  unexpected  {key}" for key in extra
@@ -233,14 +226,8 @@ def _check_keys(
             f"{len(missing)} missing, {len(extra)} unexpected. "
             "The adapter is for another model, or the file is incomplete.\n" + "\n".join(lines[:60])
         )
-    for key, value in tensors.items():
-        if not np.issubdtype(value.dtype, np.floating):
-            raise ValueError(
-                f"{key} has dtype {value.dtype}; factors are floating numbers. Save the adapter "
-                "again."
-            )
-        if not np.isfinite(value).all():
-            raise ValueError(f"{key} holds a NaN or an infinity. Load a sound checkpoint.")
+
+    check_numbers(tensors)
 
 
 def _base_copies(names: Names, module_of: Mapping[str, str]) -> Iterable[tuple[str, str]]:
@@ -261,12 +248,14 @@ def _check_copy(
             "frozen=..., the base's weights, so that it can be seen to be the base's own; or save "
             "with save_embedding_layers=False."
         )
+
     if not hasattr(base, "__array__"):
         raise ValueError(
             f"the file holds {key!r}, a copy of a base weight, and {path!r} is quantised: whether "
             "they are the same cannot be seen. Pass the unquantised base as frozen=..., or save "
             "with save_embedding_layers=False."
         )
+
     if tuple(base.shape) != name.shape or not np.array_equal(
         name.to_theirs(np.asarray(base, np.float32)), np.asarray(value, np.float32)
     ):
@@ -295,7 +284,11 @@ def _unprefixed(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             f"{len(wrong)} of {len(tensors)} tensors have no name of PEFT's, such as {wrong[0]!r}; "
             f"they begin with {PREFIX!r}."
         )
-    return {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+    # DoRA's vector has had both names.
+    return {
+        key.removeprefix(PREFIX).replace(f"{MAGNITUDE}.weight", MAGNITUDE): value
+        for key, value in tensors.items()
+    }
 
 
 def _without_doubles(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -316,52 +309,5 @@ def _without_doubles(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     }
 
 
-def _renamed(names: Names, tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """The file's name of each of our modules: the same, or with one leading prefix more or less."""
-    ours = {module for name in names.values() for _, module in name.modules()}
-    theirs = {_module_of_key(key) for key in tensors}
-    shorter: dict[str, list[str]] = {}
-    for module in ours:
-        for prefix, rest in _cuts(module):
-            shorter.setdefault(rest, []).append(prefix)
-    changes: Counter[tuple[str, str]] = Counter()
-    for module in theirs:
-        changes.update((prefix, "") for prefix in shorter.get(module, ()))
-        changes.update(("", prefix) for prefix, rest in _cuts(module) if prefix and rest in ours)
-    if not changes:
-        return {module: module for module in ours}
-    old, new = max(changes, key=lambda change: (changes[change], change == ("", "")))
-    return {
-        module: new + module.removeprefix(old) if module.startswith(old) else module
-        for module in ours
-    }
-
-
-def _cuts(module: str) -> list[tuple[str, str]]:
-    pieces = module.split(".")
-    return [
-        (".".join([*pieces[:count], ""]), ".".join(pieces[count:]))
-        for count in range(min(3, len(pieces)))
-    ]
-
-
-def _module_of_key(key: str) -> str:
-    for marker in (".lora_", ".base_layer.", ".token_adapter."):
-        if marker in key:
-            return key.partition(marker)[0]
-    return key.rpartition(".")[0]
-
-
 def _modules(name: Name, module_of: Mapping[str, str]) -> Iterable[tuple[Index, str]]:
     return ((index, module_of[module]) for index, module in name.modules())
-
-
-def _factor_keys(name: Name, module: str) -> tuple[str, str]:
-    if name.kind == "embedding":
-        return f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
-    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
-
-
-def _magnitude_key(module: str, tensors: Mapping[str, np.ndarray]) -> str:
-    key = f"{module}.lora_magnitude_vector"
-    return key if key in tensors else f"{key}.weight"

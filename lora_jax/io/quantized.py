@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,13 @@ def save_quantized(
         if not isinstance(leaf, QuantizedArray):
             tensors[path] = np.asarray(leaf)
             continue
-        tensors |= {f"{path}#{name}": np.asarray(array) for name, array in _parts(leaf)}
+        for keys, array in jax.tree.leaves_with_path(leaf):
+            tensors[f"{path}#{'.'.join(key.name for key in keys)}"] = np.asarray(array)
+        fields = dataclasses.asdict(leaf.spec)
+        del fields["kernel"]  # It is the program's business.
         kind = next(kind for kind, box in _KINDS.items() if type(leaf) is box)
         boxes[path] = {
-            "kind": kind, "spec": _stored(leaf.spec), "kernel_shape": leaf.kernel_shape, "in_axes": leaf.in_axes,
+            "kind": kind, "spec": fields, "kernel_shape": leaf.kernel_shape, "in_axes": leaf.in_axes,
             "dtype": jnp.dtype(leaf.dtype).name,
             "levels": [getattr(part, "level", None) for part in (leaf.scale, leaf.zero)],
         }  # fmt: skip
@@ -93,11 +96,13 @@ def load_quantized(folder: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{path} is not a quantised checkpoint of this library (format {text.get('format')!r}, "
             f"needed {_FORMAT!r})."
         )
+
     if text.pop("checksum", None) != safetensors.checksum(stored, text):
         raise ValueError(
             f"{path} is damaged: its checksum is not that of what it holds. Copy it again, or "
             "quantise the model again."
         )
+
     boxes, half = json.loads(text["boxes"]), set(json.loads(text["bfloat16"]))
     _register(path, json.loads(text["codebooks"]))
     flat: dict[str, Any] = {}
@@ -109,11 +114,13 @@ def load_quantized(folder: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
             parts.setdefault(site, {})[part] = value
         else:
             flat[name] = value
+
     if set(parts) != set(boxes):
         raise ValueError(
             f"{path}: the parts of {sorted(set(parts) ^ set(boxes))[0]!r} are missing or left "
             "over. Quantise the model again."
         )
+
     for site, box in boxes.items():
         try:
             flat[site] = _box(box, parts[site])
@@ -122,25 +129,6 @@ def load_quantized(folder: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
                 f"{path}: {site!r} does not fit together ({error}). Quantise the model again."
             ) from None
     return unflatten(flat), json.loads(text["metadata"])
-
-
-def _parts(q: QuantizedArray) -> Iterator[tuple[str, Any]]:
-    yield "codes", q.codes
-    for name, part in (("scale", q.scale), ("zero", q.zero)):
-        if isinstance(part, DoubleQuantized):
-            yield from (
-                (f"{name}.{field}", getattr(part, field)) for field in ("codes", "absmax", "offset")
-            )
-        elif part is not None:
-            yield name, part
-    if q.in_scale is not None:
-        yield "in_scale", q.in_scale
-
-
-def _stored(spec: QuantSpec) -> dict[str, Any]:
-    fields = dataclasses.asdict(spec)
-    del fields["kernel"]  # It is the program's business.
-    return fields
 
 
 def _box(box: Mapping[str, Any], parts: dict[str, jax.Array]) -> QuantizedArray:
@@ -153,11 +141,13 @@ def _box(box: Mapping[str, Any], parts: dict[str, jax.Array]) -> QuantizedArray:
     )  # fmt: skip
     if parts:
         raise ValueError(f"left over: {sorted(parts)}")
+
     rows, out = q.rows, math.prod(kernel_shape) // q.rows
     if isinstance(q, FlatQuantized):  # its blocks run on from row to row
         rows, out = rows * out, 1
     blocks = block_sizes(rows, spec.block_size)[1]
     _expect("codes", q.codes, (bit_packing.packed_rows(rows, spec.bits), out), np.uint8)
+
     for name, value in (("scale", q.scale), ("zero", q.zero)):
         if (value is None) != (name == "zero" and not codebooks.format_named(spec.format).offset):
             raise ValueError(f"{name} is missing or left over")

@@ -13,13 +13,12 @@ from typing import Any
 from lora_jax.core.extras import needs
 from lora_jax.data.text_tokenizers import TextTokenizer
 from lora_jax.data.tokenizers import backend_errors
-from lora_jax.io.merges import merges_of
+from lora_jax.io.merges import NORMAL, UNKNOWN, add_tokens, joined_pieces, merged_model
 
 with needs("data"):
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+    from tokenizers import Regex, Tokenizer, models, normalizers
 
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _UNIGRAM, _BPE = 1, 2
 
 
@@ -88,33 +87,19 @@ def _pipeline(model: _Model, vocabulary: dict[str, int]) -> Tokenizer:
     # As there, a text that begins with a space gets the prefix as well.
     steps += [normalizers.Prepend("▁")] if model.add_prefix else []
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
-    strip = [decoders.Strip(" ", 1, 0)] if model.add_prefix else []
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
-
-    added = [
-        AddedToken(piece, normalized=False, special=kind == _CONTROL)
-        for piece, _, kind in model.pieces
-        if kind in (_CONTROL, _USER_DEFINED)
-    ]
-    backend.add_special_tokens([token for token in added if token.special])
-    backend.add_tokens([token for token in added if not token.special])
+    backend.decoder = joined_pieces(prefix=model.add_prefix)
+    add_tokens(backend, ((piece, kind) for piece, _, kind in model.pieces))
     return backend
 
 
 def _core(model: _Model, vocabulary: dict[str, int]) -> models.Model:
-    unknown = next((n for n, (_, _, kind) in enumerate(model.pieces) if kind == _UNKNOWN), 0)
+    unknown = next((n for n, (_, _, kind) in enumerate(model.pieces) if kind == UNKNOWN), 0)
     if model.kind == _UNIGRAM:
         scored = [(piece, score) for piece, score, _ in model.pieces]
         return models.Unigram(scored, unknown, model.byte_fallback)
-    ranks = {piece: score for piece, score, kind in model.pieces if kind == _NORMAL}
-    return models.BPE(
-        vocabulary,
-        merges_of(vocabulary, ranks),
-        unk_token=model.pieces[unknown][0],
-        fuse_unk=True,
-        byte_fallback=model.byte_fallback,
+    ranks = {piece: score for piece, score, kind in model.pieces if kind == NORMAL}
+    return merged_model(
+        vocabulary, ranks, model.pieces[unknown][0], byte_fallback=model.byte_fallback
     )
 
 
@@ -122,7 +107,7 @@ def _parse(content: bytes) -> _Model:
     model = _Model()
     for number, value in _fields(content):
         if number == 1:
-            piece = {1: b"", 2: 0.0, 3: _NORMAL} | dict(_fields(value))
+            piece = {1: b"", 2: 0.0, 3: NORMAL} | dict(_fields(value))
             model.pieces.append((piece[1].decode("utf-8"), float(piece[2]), int(piece[3])))
         elif number == 2:
             told = dict(_fields(value))
@@ -143,6 +128,7 @@ def _fields(content: bytes) -> Iterator[tuple[int, bytes | int | float]]:
     at = 0
     while at < len(content):
         tag, at = _varint(content, at)
+
         kind = tag & 7
         if kind == 0:
             value, at = _varint(content, at)
@@ -159,6 +145,7 @@ def _fields(content: bytes) -> Iterator[tuple[int, bytes | int | float]]:
             value, at = content[at : at + size], at + size
         else:
             raise ValueError(f"wire type {kind} at byte {at}")
+
         yield tag >> 3, value
 
 

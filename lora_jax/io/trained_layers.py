@@ -4,6 +4,7 @@ of a stack.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.trained_weight import TrainedWeight
-from lora_jax.io.names import Index, Name
+from lora_jax.io.names import Index, Name, Names
 
 
 def low_rank(
@@ -52,6 +53,18 @@ def trained_weight(path: str, name: Name, layers: Mapping[Index, np.ndarray]) ->
     return TrainedWeight(value=jnp.asarray(value.reshape(*name.stack, *name.shape)))
 
 
+def check_numbers(tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError if a tensor does not hold floating numbers, or a NaN or an infinity."""
+    for key, value in tensors.items():
+        if not np.issubdtype(value.dtype, np.floating):
+            raise ValueError(
+                f"{key} has dtype {value.dtype}; factors are floating numbers. Save the adapter "
+                "again."
+            )
+        if not np.isfinite(value).all():
+            raise ValueError(f"{key} holds a NaN or an infinity. Load a sound checkpoint.")
+
+
 def fitted(key: str, value: np.ndarray, convert: Any) -> np.ndarray:
     """One layer's array by `convert`, a method of its `Name`.
 
@@ -64,3 +77,40 @@ def fitted(key: str, value: np.ndarray, convert: Any) -> np.ndarray:
         raise ValueError(
             f"{key} does not fit the model: {error}. The adapter is for another model."
         ) from None
+
+
+def renamed(names: Names, tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """The file's name of each of our modules: the same, or with one leading prefix more or less."""
+    ours = {module for name in names.values() for _, module in name.modules()}
+    theirs = {module_of_key(key) for key in tensors}
+    shorter: dict[str, list[str]] = {}
+    for module in ours:
+        for prefix, rest in _cuts(module):
+            shorter.setdefault(rest, []).append(prefix)
+    changes: Counter[tuple[str, str]] = Counter()
+    for module in theirs:
+        changes.update((prefix, "") for prefix in shorter.get(module, ()))
+        changes.update(("", prefix) for prefix, rest in _cuts(module) if prefix and rest in ours)
+    if not changes:
+        return {module: module for module in ours}
+    old, new = max(changes, key=lambda change: (changes[change], change == ("", "")))
+    return {
+        module: new + module.removeprefix(old) if module.startswith(old) else module
+        for module in ours
+    }
+
+
+def _cuts(module: str) -> list[tuple[str, str]]:
+    pieces = module.split(".")
+    return [
+        (".".join([*pieces[:count], ""]), ".".join(pieces[count:]))
+        for count in range(min(3, len(pieces)))
+    ]
+
+
+def module_of_key(key: str) -> str:
+    """The module that a tensor belongs to, in PEFT's files and in loralib's."""
+    for marker in (".lora_", ".base_layer.", ".token_adapter."):
+        if marker in key:
+            return key.partition(marker)[0]
+    return key.rpartition(".")[0]

@@ -29,7 +29,6 @@ from lora_jax.io.gguf_decoder import IGNORED, gguf_config
 from lora_jax.io.gguf_tables import ExpertsApart
 from lora_jax.io.gguf_write import gguf_names
 from lora_jax.io.named_weights import (
-    Tensors,
     check_named,
     dtype_of,
     formats_of,
@@ -39,6 +38,7 @@ from lora_jax.io.named_weights import (
 )
 from lora_jax.io.names import Name, Names, in_layout, unrolled
 from lora_jax.io.tensor_files import ModelFolder
+from lora_jax.io.tensors import Tensors
 from lora_jax.models.decoder_config import DecoderConfig
 from lora_jax.models.encoder_parts import EncoderConfig
 from lora_jax.models.kinds import ModelConfig
@@ -65,11 +65,6 @@ class StoredModel:
     tensors: Tensors
     new: Mapping[str, np.ndarray]
     dtype: Any = np.float32
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every weight, by path."""
-        stored = {path: (*name.stack, *name.shape) for path, name in self.names.items()}
-        return stored | {path: weight.shape for path, weight in self.new.items()}
 
     def leaf(self, path: str, spec: QuantSpec | None = None) -> np.ndarray | QuantizedArray:
         """One weight, quantised if a format is given.
@@ -367,6 +362,7 @@ def _family_of(raw: Raw, kind: str | None) -> Family:
             f"model_type {name!r} is not supported. Nearest: {nearest(str(name), known, 2)}; "
             f"known: {', '.join(known)}."
         )
+
     family = FAMILIES[name]
     if kind == "encoder" and family.kind != kind:
         raise ValueError(
@@ -374,6 +370,7 @@ def _family_of(raw: Raw, kind: str | None) -> Family:
             f"'completion', or use {_DOORS[family.kind]}) is not supported; needed "
             f"{', '.join(map(repr, known))}."
         )
+
     if kind not in (None, family.kind):
         raise ValueError(
             f"model_type {name!r} is {_an(family.kind)}, and needed here is {_an(str(kind))}. Load "

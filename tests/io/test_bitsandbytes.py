@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lora_jax.core.bit_packing import unpack
 from lora_jax.core.quantize import QuantSpec, quantize
 from lora_jax.io import bitsandbytes as bnb
 from lora_jax.io import safetensors
@@ -83,11 +84,8 @@ def test_cuda_and_cpu_differ_only_as_named():
     assert (nf4["cuda"] == 0).all() and (nf4["cpu"] == 0x77).all()
     fp4 = np.asarray([1.0, -0.0859375, 0.0859375, 1e-4, -1e-4, 0.0, 0.5, -0.5], np.float32)[:, None]
     codes = {
-        backend: bnb._halves(
-            np.asarray(
-                bnb.quantize_4bit(jnp.asarray(fp4), "fp4", double=False, backend=backend).codes
-            ),
-            8,
+        backend: unpack(
+            bnb.quantize_4bit(jnp.asarray(fp4), "fp4", double=False, backend=backend).codes, 4, 8
         )
         for backend in nf4
     }
@@ -125,13 +123,17 @@ def test_state_dict_of_bitsandbytes_is_read_to_its_own_dequantised_weight(name, 
     np.testing.assert_allclose(q.matrix(), expected, rtol=1.2e-7)
 
 
+def eight_bits(w):
+    """As Linear8bitLt, which rounds weights to float16 first."""
+    spec = QuantSpec("int8", None, double=False)
+    return quantize(w.astype(jnp.float16), spec).replace(dtype=w.dtype)
+
+
 def test_8_bit_weight_of_bitsandbytes_is_read_and_made():
     tensors = safetensors.read(GOLDEN / "bitsandbytes.safetensors")
     q = bnb.from_tensors("eight.weight", tensors)
     np.testing.assert_array_equal(q.matrix(), tensors["eight.dequantised"].T)
-    made = bnb.to_tensors(
-        "eight.weight", bnb.quantize_8bit(jnp.asarray(weight((16, 64), 0, "float32").T))
-    )
+    made = bnb.to_tensors("eight.weight", eight_bits(jnp.asarray(weight((16, 64), 0, "float32").T)))
     for key in ("eight.weight", "eight.SCB", "eight.weight_format"):
         assert made[key].dtype == tensors[key].dtype and made[key].shape == tensors[key].shape
         np.testing.assert_array_equal(made[key], tensors[key])
@@ -280,7 +282,7 @@ def test_bitsandbytes_loads_what_is_written(tmp_path):
             f"{name}.bias": np.zeros(out, np.float32),
             f"{name}.expected": np.asarray(q.matrix()).T,
         }
-    eight = bnb.quantize_8bit(jnp.asarray(weight((16, 64), 2, "float32").T))
+    eight = eight_bits(jnp.asarray(weight((16, 64), 2, "float32").T))
     weights |= {"eight.weight": eight, "eight.expected": np.asarray(eight.matrix()).T}
     bnb.write(tmp_path / "ours.safetensors", weights)
     # An environment of its own may have torch: name its Python in LORA_JAX_PEER_PYTHON.

@@ -56,7 +56,9 @@ def test_the_names_are_those_of_the_models_own_weights(folder):
             model_of(config, scan=scan).init, jax.random.key(0), *example_inputs(config)
         )["params"]
         stored = open_model(GOLDEN / folder, scan=scan, **head_of(folder))
-        assert stored.shapes() == {path: leaf.shape for path, leaf in flatten(tree).items()}
+        shapes = {path: (*name.stack, *name.shape) for path, name in stored.names.items()}
+        shapes |= {path: weight.shape for path, weight in stored.new.items()}
+        assert shapes == {path: leaf.shape for path, leaf in flatten(tree).items()}
 
 
 @pytest.mark.parametrize("scan", [True, False], ids=["scan", "loop"])

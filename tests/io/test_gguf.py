@@ -84,11 +84,9 @@ def test_an_export_in_eight_bits_is_within_the_formats_error(tmp_path, tokenizer
     )
     params = Decoder(config).init(jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
     export_gguf(tmp_path / "model.gguf", config, params, tokenizer_file, format="Q8_0")
-    file = GgufFile(tmp_path / "model.gguf")
-    assert (
-        file.type_of("blk.0.ffn_up.weight") == "Q8_0"
-        and file.type_of("blk.0.attn_norm.weight") == "F32"
-    )
+    stored = gguf.GGUFReader(tmp_path / "model.gguf").tensors
+    formats = {tensor.name: tensor.tensor_type.name for tensor in stored}
+    assert formats["blk.0.ffn_up.weight"] == "Q8_0" and formats["blk.0.attn_norm.weight"] == "F32"
     for path, leaf in flatten(load_decoder(tmp_path)[1]).items():
         theirs = np.asarray(flatten(params)[path])
         # Half a step of 1/127 of a block's largest weight, and up to 0.06 steps because the step is
@@ -146,7 +144,7 @@ def test_mutated_gguf_files_are_refused_or_read_within_their_size(tokenizer_file
     config, params = load_decoder(GOLDEN / "llama")
     export_gguf(tmp_path / "model.gguf", config, params, tokenizer_file)
     whole = (tmp_path / "model.gguf").read_bytes()
-    header = GgufFile(tmp_path / "model.gguf")._tensors["token_embd.weight"].start
+    header = GgufFile(tmp_path / "model.gguf")._entries["token_embd.weight"].start
     read = refused = 0
     for n, content in enumerate(mutations(whole, header, 2000, 0)):
         path = damaged(tmp_path / "x.gguf", content)

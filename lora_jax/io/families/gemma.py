@@ -58,7 +58,10 @@ def _second(raw: Raw) -> dict[str, Any]:
 
 def _gemma2(raw: Raw) -> DecoderConfig:
     return DecoderConfig(
-        family="gemma2", **_second(raw), **layer_types(raw, pattern=2), rotary=rotary(raw)
+        family="gemma2",
+        **_second(raw),
+        **layer_types(raw, lambda n: n % 2 == 0),
+        rotary=rotary(raw),
     )
 
 
@@ -75,7 +78,7 @@ def _gemma3(raw: Raw) -> DecoderConfig:
     return DecoderConfig(
         family="gemma3_text",
         **_second(raw),
-        **layer_types(raw, pattern=pattern),
+        **layer_types(raw, lambda n: bool((n + 1) % pattern)),
         rotary=whole,
         local_rotary=local,
         qk_norm=True,

@@ -22,6 +22,7 @@ def _from_json(raw: Raw) -> DecoderConfig:
         scale_attn_weights=(True, None),
     )
     whole_numbers(raw, "vocab_size", "n_embd", "n_layer", "n_head", "n_positions")
+
     hidden, heads = raw["n_embd"], raw["n_head"]
     return DecoderConfig(
         family="gpt2",

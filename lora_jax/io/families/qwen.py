@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lora_jax.io.config_json import Raw
-from lora_jax.io.decoder_json import layer_types_json, llama_json, llama_like
+from lora_jax.io.decoder_json import layer_types, layer_types_json, llama_json, llama_like
 from lora_jax.io.families.llama import BLOCK, SHARED
 from lora_jax.io.families.llama import TABLE as LLAMA
 from lora_jax.io.family import Family, Gguf, Table
@@ -51,14 +51,8 @@ def _from_json(raw: Raw) -> DecoderConfig:
 def _windows(raw: Raw) -> dict[str, Any]:
     if not raw.get("use_sliding_window") or not raw.get("sliding_window"):
         return {}
-    types, layers = raw.get("layer_types"), raw["num_hidden_layers"]
-    first = raw.get("max_window_layers", layers)
-    local = (
-        [kind == "sliding_attention" for kind in types]
-        if types
-        else [n >= first for n in range(layers)]
-    )
-    return {"window": raw["sliding_window"], "local_layers": tuple(local)} if any(local) else {}
+    first = raw.get("max_window_layers", raw["num_hidden_layers"])
+    return layer_types(raw, lambda n: n >= first)
 
 
 def _experts(raw: Raw, shared: int | None) -> Experts:
@@ -86,8 +80,10 @@ def _to_json(config: DecoderConfig) -> dict[str, Any]:
             "layer_types": layer_types_json(config),
             "max_window_layers": config.locality.index(True),
         }
+
     if config.family.startswith("qwen3"):
         out["attention_bias"] = config.qkv_bias
+
     if config.experts is not None:
         out |= {
             "num_experts": config.experts.count,

@@ -1,0 +1,29 @@
+"""Tensors by name whose shapes are known before they are read: what weights are read from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """The tensors of a file, or of several. A kind of them says how one is read (`__getitem__`) and
+    fills `_entries`: by name, what has its `shape`.
+    """
+
+    _entries: Mapping[str, Any]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor.
+        return name in self._entries
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        return self._entries[name].shape
