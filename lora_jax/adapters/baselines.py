@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from lora_jax.adapters.sites import Site
@@ -181,6 +182,5 @@ def _index(path: str) -> int:
 
 def _on(path: str, site: Site, dropped: int) -> Array | None:
     """1 where a layer keeps its adapter; None if this one is dropped."""
-    layers = jnp.arange(site.stack[0]) if site.stack else jnp.asarray(_index(path))
-    kept = layers >= dropped
-    return kept.astype(jnp.float32) if kept.any() else None
+    kept = np.asarray(np.arange(site.stack[0]) if site.stack else _index(path)) >= dropped
+    return jnp.asarray(kept, jnp.float32) if kept.any() else None
