@@ -54,7 +54,7 @@ def training_step(
     from lora_jax.models.encoder import Encoder
     from lora_jax.tasks.heads import classifier_loss
     from lora_jax.training.allocator import keep_freed_memory
-    from lora_jax.training.kept_memory import program_for
+    from lora_jax.training.compile import program_for
 
     keep_freed_memory()
     dtype = jnp.bfloat16 if precision.endswith("bf16") else jnp.float32
@@ -115,7 +115,7 @@ def ours(kind: str, precision: str, folder: str, steps: int, *sizes: Any) -> Non
     import jax
 
     from lora_jax.training.allocator import peak_bytes
-    from lora_jax.training.kept_memory import SETTLING
+    from lora_jax.training.compile import SETTLING
 
     _, program, state, frozen, data = training_step(kind, precision, folder, *sizes)
     first = time.perf_counter()
@@ -176,7 +176,7 @@ def main() -> None:
     chosen = arguments.only.split(",")
     if unknown := [name for name in chosen if name not in CASES]:
         raise SystemExit(f"unknown cases {unknown}; known are {', '.join(CASES)}")
-    from lora_jax.training.kept_memory import SETTLING
+    from lora_jax.training.compile import SETTLING
 
     folders = prepare(arguments.cache)
     print(

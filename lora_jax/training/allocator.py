@@ -20,7 +20,7 @@ def keep_freed_memory() -> bool:
     and 494 ms after: the rest was 63,000 page faults a step. The process holds its peak until it
     ends or calls `release_freed_memory`; this is for programs that train, not for libraries, and
     for their start: before JAX computes anything. Programs then see to it that what is kept does
-    not pile up (`training/kept_memory.py`).
+    not pile up (`training/compile.py`).
 
     Programs then run in the thread that calls them, whose heap grows without a limit: the C library
     gives other threads arenas of 64 MB and maps anew what is larger. (One arena for all threads

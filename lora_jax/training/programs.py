@@ -11,8 +11,7 @@ import jax
 
 from lora_jax.config import Config, OptimConfig
 from lora_jax.tasks.losses import PerExample, Summed
-from lora_jax.training.compile import Program
-from lora_jax.training.kept_memory import program_for
+from lora_jax.training.compile import Program, program_for
 from lora_jax.training.optim import make_optimizer, structure_of
 from lora_jax.training.step import (
     make_eval_step,

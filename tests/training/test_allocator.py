@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from lora_jax.training import allocator, kept_memory
-from lora_jax.training.compile import Program
-from lora_jax.training.kept_memory import SETTLING, KeptProgram
+from lora_jax.training import allocator
+from lora_jax.training import compile as compiling
+from lora_jax.training.compile import SETTLING, KeptProgram, Program
 
 CODE = """
 import resource, sys
@@ -83,11 +83,11 @@ def test_a_program_gives_kept_memory_back_when_its_place_in_the_heap_is_new(monk
     large shape; then only above what the process held before and the step needs.
     """
     given_back, held = [], [1000]
-    monkeypatch.setattr(kept_memory, "release_freed_memory", lambda: given_back.append("all"))
-    monkeypatch.setattr(kept_memory, "resident_bytes", lambda: held[0])
+    monkeypatch.setattr(compiling, "release_freed_memory", lambda: given_back.append("all"))
+    monkeypatch.setattr(compiling, "resident_bytes", lambda: held[0])
     monkeypatch.setattr(allocator, "resident_bytes", lambda: held[0])
     monkeypatch.setattr(allocator, "release_freed_memory", lambda: given_back.append("above"))
-    monkeypatch.setattr(kept_memory, "_LARGE", -1)
+    monkeypatch.setattr(compiling, "_LARGE", -1)
     first, second = (KeptProgram(lambda x, n=n: x @ x + n) for n in (1, 2))
 
     def after(program: KeptProgram, times: int = 1) -> list[str]:
@@ -108,4 +108,4 @@ def test_a_program_gives_kept_memory_back_when_its_place_in_the_heap_is_new(monk
 def test_programs_are_plain_ones_unless_the_process_keeps_memory(monkeypatch):
     for kept, kind in ((False, Program), (True, KeptProgram)):
         monkeypatch.setattr(allocator, "_kept", kept)
-        assert type(kept_memory.program_for(lambda x: x)) is kind
+        assert type(compiling.program_for(lambda x: x)) is kind
