@@ -18,17 +18,11 @@ from lora_jax.config import ADAPTERS, NO_FORMAT
 from lora_jax.io.contents import changed_contents
 from lora_jax.metrics.score import Score
 from lora_jax.sweeps.grid import shown_format, shown_targets
-from lora_jax.sweeps.settings import NOT_READ, differing, names_of, settings_of
+from lora_jax.sweeps.settings import NAMED, differing, names_of, settings_of, variants
 from lora_jax.sweeps.store import RunRecord, RunStore, is_run, read_run
 
 _FORMAT_ORDER = ("fp32", "int8", "fp4", "nf4", "int4")
-# Settings that a cell's name says in its own way, and words for those that it adds.
-_NAMED = ("method", "lora.rank", "lora.targets", "quant.format")
-_SHORT = {"data.name": "data", "model.name": "model"}
 _PARTS = re.compile(r"(\d+\.?\d*(?:e-?\d+)?)|([^\d]+)")
-# A baseline is named by these as soon as any runs differ in them, also if it has none of its kind
-# to differ from: next to runs of other data it must not stand without a word.
-_SHARED = ("data.", "model.", "train.", "optim.")
 
 
 @dataclass(frozen=True)
@@ -243,8 +237,10 @@ def cells_of(records: Iterable[RunRecord]) -> list[Cell]:
 
     keys = list(groups)
     cells = [_cell(groups[key]) for key in keys]
-    variants = _variants(cells, [settings[key] for key in keys])
-    named = [replace(cell, variant=words) for cell, words in zip(cells, variants, strict=True)]
+    kinds = [cell.method if cell.rank is None else "" for cell in cells]
+    quantised = [cell.format != "fp32" for cell in cells]
+    words = variants(kinds, [settings[key] for key in keys], quantised)
+    named = [replace(cell, variant=said) for cell, said in zip(cells, words, strict=True)]
     return sorted(named, key=order)
 
 
@@ -312,43 +308,6 @@ def _cell(runs: Sequence[RunRecord]) -> Cell:
     )
 
 
-def _variants(cells: Sequence[Cell], settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The words that each cell's name needs beside method, format, rank and targets, such as
-    'learning_rate=0.001'.
-    """
-    quantised = [cell.format != "fp32" for cell in cells]
-    shared = [key for key in differing(settings, quantised) if key.startswith(_SHARED)]
-
-    groups: dict[str, list[int]] = defaultdict(list)
-    for place, cell in enumerate(cells):
-        groups[cell.method if cell.rank is None else ""].append(place)
-    words = [""] * len(cells)
-    for method, places in groups.items():
-        varied = differing([settings[n] for n in places], [quantised[n] for n in places])
-        keys = [key for key in varied if key not in _NAMED]
-        if method:
-            keys = [*dict.fromkeys([*shared, *keys])]
-        short = _short_names(keys)
-        for place in places:
-            setting = settings[place]
-            words[place] = " ".join(
-                f"{short[key]}={setting[key]}"
-                for key in keys
-                # None is "not given": the others say what they have instead.
-                if setting.get(key, NOT_READ) not in (NOT_READ, None)
-            )
-    return words
-
-
-def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The last part of each key, with the part before where two would be alike."""
-    leaf_of = {key: key.rpartition(".")[2] for key in keys}
-    count = Counter(leaf_of.values())
-    return {
-        key: _SHORT.get(key, leaf if count[leaf] == 1 else key) for key, leaf in leaf_of.items()
-    }
-
-
 # Settings that a cell itself carries, with the words of a report.
 _OWN = ("rank", "format", "targets")
 _WORDS = {
@@ -358,6 +317,7 @@ _WORDS = {
 # Axes over whose levels a mean says nothing, and what to call several of them.
 UNLIKE = {
     "data": "data sets",
+    "mixture": "mixtures",
     "model": "models",
     "data content": "contents of the data",
     "model content": "contents of the model",
@@ -371,9 +331,21 @@ def axes(cells: Sequence[Cell]) -> dict[str, list[Any]]:
     own = {name: [getattr(cell, name) for cell in cells] for name in _OWN}
     settings = [settings_of(cell.runs[0])[1] for cell in cells]
     varied = differing(settings, [cell.format != "fp32" for cell in cells])
-    others = {key: column for key, column in varied.items() if key not in _NAMED}
+    others = {key: column for key, column in varied.items() if key not in NAMED}
     found = {name: column for name, column in own.items() if len(set(column)) > 1}
     return found | {_word(key, others): column for key, column in others.items()}
+
+
+def facets(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """The cells by what they are of, where they are of several data sets or models: only those of
+    one are compared with each other. {'data=imdb': its cells}; {'': all} where they are of one.
+    """
+    columns = {name: column for name, column in axes(cells).items() if name in UNLIKE}
+    found: dict[str, list[Cell]] = defaultdict(list)
+    for place, cell in enumerate(cells):
+        words = (f"{name}={shown(column[place])}" for name, column in columns.items())
+        found[" ".join(words)].append(cell)
+    return found
 
 
 def levels(column: Sequence[Any]) -> list[Any]:

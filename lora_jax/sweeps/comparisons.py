@@ -15,7 +15,7 @@ import numpy as np
 
 from lora_jax.statistics.paired import PairedTest, holm, mcnemar, paired_test
 from lora_jax.statistics.variance import Decomposition, decompose
-from lora_jax.sweeps.cells import Cell, axes, levels, seed_of, shown
+from lora_jax.sweeps.cells import UNLIKE, Cell, axes, facets, levels, seed_of, shown
 from lora_jax.sweeps.files import read_lines
 from lora_jax.sweeps.records import RunRecord
 
@@ -66,15 +66,17 @@ def adapters(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def against_best(cells: Sequence[Cell]) -> list[Comparison]:
-    """The cell with the best mean score against every other with which it shares seeds, nearest
-    first.
+    """The cell with the best mean score against every other of the same data and model with which
+    it shares seeds, nearest first; one best after the other where there are several of these.
 
     The best was picked by its score, so each p-value is adjusted for all pairs of cells, not only
     for these.
     """
-    if len(cells) < 2:
-        return []
+    groups = facets(cells).values()
+    return [one for alike in groups if len(alike) > 1 for one in _against_best(alike)]
 
+
+def _against_best(cells: Sequence[Cell]) -> list[Comparison]:
     best = max(cells, key=lambda cell: cell.merit)
     scores = best.by_seed
     found = []
@@ -94,13 +96,15 @@ def against_best(cells: Sequence[Cell]) -> list[Comparison]:
 
 def between_levels(cells: Sequence[Cell]) -> list[Comparison]:
     """Every pair of levels of every axis (of axes with many levels, neighbours only), in cells that
-    agree in all other axes.
+    agree in all other axes. Scores on other data or of another model are not compared.
     """
     columns = axes(cells)
     scores = [cell.by_seed for cell in cells]
     higher = cells[0].score.higher_is_better if cells else True
     found = []
     for axis, column in columns.items():
+        if axis in UNLIKE:
+            continue
         others = [
             tuple(str(columns[name][index]) for name in columns if name != axis)
             for index in range(len(cells))
@@ -124,12 +128,17 @@ def between_levels(cells: Sequence[Cell]) -> list[Comparison]:
 
 
 def on_examples(cells: Sequence[Cell]) -> list[ExampleTest]:
-    """The best cell against every other whose runs kept their answers to the same examples; nearest
-    first. Nothing where answers are not simply right or wrong, as in a regression.
+    """The best cell against every other of the same data and model whose runs kept their answers to
+    the same examples; nearest first. Nothing where answers are not simply right or wrong, as in a
+    regression.
     """
-    if len(cells) < 2 or not _right_or_wrong(cells[0]):
+    if not cells or not _right_or_wrong(cells[0]):
         return []
+    groups = facets(cells).values()
+    return [one for alike in groups if len(alike) > 1 for one in _on_examples(alike)]
 
+
+def _on_examples(cells: Sequence[Cell]) -> list[ExampleTest]:
     best = max(cells, key=lambda cell: cell.merit)
     ours = _answers(best)
     found = []

@@ -11,7 +11,7 @@ from lora_jax.metrics.score import Score
 from lora_jax.statistics.interval import share_interval
 from lora_jax.statistics.paired import detectable_difference
 from lora_jax.statistics.variance import REST, Decomposition
-from lora_jax.sweeps.cells import UNLIKE, Cell, axes, measure
+from lora_jax.sweeps.cells import UNLIKE, Cell, axes, facets, measure
 from lora_jax.sweeps.comparisons import (
     Comparison,
     ExampleTest,
@@ -73,9 +73,10 @@ def conclude(
         unsupported += _one_seed(cells, said)
     else:
         supported += [_contrast(one, said) for one in contrasts if one.adjusted < LEVEL]
-        supported += _best(cells, tests, said)
+        parts = [(alike, _of_these(tests, alike)) for alike in facets(cells).values()]
+        supported += [text for alike, own in parts for text in _best(alike, own, said)]
         unsupported += _undecided(contrasts, said)
-        unsupported += _near_best(tests)
+        unsupported += [text for _, own in parts for text in _near_best(own)]
         unsupported += _few_seeds(cells, said)
 
     if table is not None and max(seeds) > 1:
@@ -96,7 +97,8 @@ def conclude(
             "have too many levels."
         )
 
-    supported += _on_examples(examples)
+    for alike in facets(cells).values():
+        supported += _on_examples([one for one in examples if one.best in alike])
     unsupported += _unlike(cells)
     if missing:
         unsupported.append(
@@ -112,6 +114,12 @@ def conclude(
     return Conclusions(tuple(supported), tuple(unsupported))
 
 
+def _of_these(tests: Sequence[Comparison], cells: Sequence[Cell]) -> list[Comparison]:
+    """The tests whose best cell is one of these: no two cells of a report have one name."""
+    names = {cell.name for cell in cells}
+    return [one for one in tests if one.first in names]
+
+
 def _one_seed(cells: Sequence[Cell], said: Score) -> list[str]:
     text = [
         "**No comparison between settings is supported: there is one seed a setting.** Another "
@@ -119,18 +127,25 @@ def _one_seed(cells: Sequence[Cell], said: Score) -> list[str]:
         "the same command with more seeds, such as `--config.sweep.seeds=0,1,2,3,4`: finished runs "
         "are kept.",
     ]
+    return text + [
+        sentence
+        for words, alike in facets(cells).items()
+        for sentence in _by_size_alone(alike, said, f" of {words}" if words else "")
+    ]
+
+
+def _by_size_alone(cells: Sequence[Cell], said: Score, which: str) -> list[str]:
     best = max(cells, key=lambda cell: cell.merit)
     examples = best.score.count
     # Only a share of independent right answers has an interval by the test set's size alone.
     if not best.score.share or not examples:
-        return text
+        return []
 
     interval = share_interval(round(best.value * examples), examples)
     beside = sum(cell.value >= interval.low for cell in cells) - 1
     return [
-        *text,
-        f"The {examples} test examples alone leave the best {said.label} ({said.text(best.value)}) "
-        f"between {said.text(interval.low)} and {said.text(interval.high)} (95%, Wilson); {beside} "
+        f"The {examples} test examples{which} alone leave the best {said.label} "
+        f"({said.text(best.value)}) between {said.text(interval.low)} and {said.text(interval.high)} (95%, Wilson); {beside} "
         f"of the other {len(cells) - 1} settings {'lies' if beside == 1 else 'lie'} above the "
         "lower limit.",
     ]
@@ -145,7 +160,8 @@ def _unlike(cells: Sequence[Cell]) -> list[str]:
         return []
     return [
         f"These runs are of {' and '.join(named)}, which every name and line says: a score on one "
-        "is not compared with a score on another, so there is no map over the grid."
+        "is not compared with a score on another, so there is no map over the grid, and the best of "
+        "each stands by itself."
     ]
 
 

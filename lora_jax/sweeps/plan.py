@@ -14,7 +14,7 @@ from rich.table import Table
 
 from lora_jax.config import Config
 from lora_jax.sweeps.grid import duration, expand, run_id
-from lora_jax.sweeps.runner import describe_run
+from lora_jax.sweeps.runner import describe_runs
 from lora_jax.sweeps.side_by_side import Pack, Predicted, packs, predicted
 from lora_jax.sweeps.store import RunStore, read_run
 from lora_jax.tasks.opening import LastTask
@@ -109,6 +109,7 @@ def plan_table(planned: Sequence[PlannedGroup]) -> Table:
         table.add_column(
             heading, justify="right" if "MB" in heading or heading == "time" else "left"
         )
+    words = describe_runs([run for group in planned for run in group.pack.runs])
     for number, group in enumerate(planned, start=1):
         runs, needs = group.pack.runs, group.needs
         shared = (
@@ -122,7 +123,7 @@ def plan_table(planned: Sequence[PlannedGroup]) -> Table:
             first = run is runs[0]
             table.add_row(
                 str(number) if first else "",
-                describe_run(run),
+                words[run_id(run)],
                 run_id(run),
                 "yes" if done else "",
                 *(shared if first else [""] * len(shared)),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_jax.core.extras import needs
 from lora_jax.statistics.interval import over_seeds
-from lora_jax.sweeps.cells import UNLIKE, Cell, axes, levels, measure, order, shown
+from lora_jax.sweeps.cells import UNLIKE, Cell, axes, facets, levels, measure, order, shown
 from lora_jax.sweeps.files import read_lines
 from lora_jax.sweeps.plot_style import (
     BASELINES,
@@ -23,6 +22,7 @@ from lora_jax.sweeps.plot_style import (
     finish,
     panels,
     plain_numbers,
+    shortened,
 )
 
 with needs("report"):
@@ -68,9 +68,7 @@ def rank_curve(cells: Sequence[Cell]) -> Figure | None:
         axis.set_xscale("log", base=2)
         axis.set_xticks(ranks, [str(rank) for rank in ranks])
         axis.minorticks_off()
-        axis.set(
-            xlabel="LoRA rank (log scale)", title=f"Targets: {textwrap.shorten(str(targets), 46)}"
-        )
+        axis.set(xlabel="LoRA rank (log scale)", title=f"Targets: {shortened(targets, 46)}")
     drawn[0].set_ylabel(said.axis)
     plain_numbers(drawn[0].yaxis)
     finish(
@@ -158,7 +156,7 @@ def _places(axis: Any, name: str, steps: Sequence[Any]) -> dict[Any, float]:
     if numeric:
         whole = all(float(level).is_integer() for level in steps)
         axis.set_xscale("log", base=2 if whole else 10)
-    axis.set_xticks(list(x_of.values()), [textwrap.shorten(text, 16) for text in words])
+    axis.set_xticks(list(x_of.values()), [shortened(text, 16) for text in words])
     axis.minorticks_off()
     if not numeric:
         axis.margins(x=0.15)
@@ -168,22 +166,31 @@ def _places(axis: Any, name: str, steps: Sequence[Any]) -> dict[Any, float]:
 
 def learning_curves(cells: Sequence[Cell]) -> Figure | None:
     """Loss against steps, mean over seeds: a panel for each format and target set, baselines in
-    every panel.
+    every panel of their data and model.
     """
-    chosen, left_out = _drawable(cells)
+    part = {id(cell): words for words, alike in facets(cells).items() for cell in alike}
+    chosen, left_out = _drawable(cells, part)
     split, curves = _curves(chosen)
     if not curves:
         return None
 
     adapters = [cell for cell, _ in curves if cell.rank is not None]
-    shown_panels = list(dict.fromkeys((cell.targets, cell.format) for cell in adapters))
-    shown_panels = shown_panels or [(None, "baselines")]
+    shown_panels = list(
+        dict.fromkeys((part[id(cell)], cell.targets, cell.format) for cell in adapters)
+    )
+    # Data that only baselines were trained on.
+    lone = dict.fromkeys(part[id(cell)] for cell, _ in curves)
+    for words, *_ in shown_panels:
+        lone.pop(words, None)
+    shown_panels += [(words, None, "baselines") for words in lone]
     ranks = sorted({cell.rank for cell in adapters})
-    columns = len({format for _, format in shown_panels})
+    columns = len({format for *_, format in shown_panels})
     figure, drawn = panels(len(shown_panels), width=3.5, height=2.9, columns=min(columns, 4))
     shades = matplotlib.colormaps["viridis"]
-    for axis, (targets, format) in zip(drawn, shown_panels, strict=True):
+    for axis, (words, targets, format) in zip(drawn, shown_panels, strict=True):
         for cell, (steps, losses) in curves:
+            if part[id(cell)] != words:
+                continue
             if cell.rank is None:
                 colour, dashes = BASELINES[cell.method]
                 axis.plot(steps, losses, color=colour, ls=dashes, lw=1.3, label=cell.name)
@@ -191,10 +198,10 @@ def learning_curves(cells: Sequence[Cell]) -> Figure | None:
                 place = ranks.index(cell.rank)
                 shade = shades(0.85 * place / max(1, len(ranks) - 1))
                 style = _RANK_STYLES[place % len(_RANK_STYLES)]
-                axis.plot(steps, losses, color=shade, ls=style, lw=1.8, label=f"rank {cell.rank}")
-        axis.set_title(
-            f"{format} base, {textwrap.shorten(str(targets), 26)}" if targets else format
-        )
+                label = f"rank {cell.rank} {cell.variant}".strip()
+                axis.plot(steps, losses, color=shade, ls=style, lw=1.8, label=label)
+        title = f"{format} base, {shortened(targets, 26)}" if targets else format
+        axis.set_title("\n".join(filter(None, (shortened(words, 44), title))))
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axis.set_xlabel("Optimiser step")
         axis.label_outer()
@@ -205,7 +212,7 @@ def learning_curves(cells: Sequence[Cell]) -> Figure | None:
     kind = "validation loss" if split == "validation" else smoothed
     few = max(cell.seeds for cell in chosen) <= MOST_SEEDS
     seeds = "seeds" if few else f"the first {MOST_SEEDS} seeds"
-    finish(figure, drawn[0], f"Learning curves: {kind}, mean over {seeds}{left_out}")
+    finish(figure, drawn, f"Learning curves: {kind}, mean over {seeds}{left_out}")
     return figure
 
 
@@ -248,13 +255,13 @@ def _best_lines(adapters: Sequence[Cell]) -> list[str]:
     ]
 
 
-def _drawable(cells: Sequence[Cell]) -> tuple[list[Cell], str]:
-    """(cells, what is left out): of the variants of one rank, format and targets the best, and of
-    those no more than a reader can follow.
+def _drawable(cells: Sequence[Cell], part: Mapping[int, str]) -> tuple[list[Cell], str]:
+    """(cells, what is left out): of the variants of one rank, format and targets the best, in each
+    `part` by the cell's `id`; and of those no more than a reader can follow.
     """
     best: dict[tuple[Any, ...], Cell] = {}
     for cell in cells:
-        key = (cell.method, cell.format, cell.rank, cell.targets)
+        key = (part[id(cell)], cell.method, cell.format, cell.rank, cell.targets)
         if key not in best or cell.merit > best[key].merit:
             best[key] = cell
     ranked = sorted(best.values(), key=lambda cell: (cell.rank is not None, -cell.merit))

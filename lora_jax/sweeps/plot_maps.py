@@ -4,7 +4,6 @@ differences with intervals.
 
 from __future__ import annotations
 
-import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from lora_jax.core.extras import needs
 from lora_jax.metrics.score import Score
 from lora_jax.statistics.variance import REST, Decomposition
-from lora_jax.sweeps.cells import UNLIKE, Cell, axes, front, measure, order
+from lora_jax.sweeps.cells import UNLIKE, Cell, axes, facets, front, measure, order
 from lora_jax.sweeps.comparisons import Comparison
 from lora_jax.sweeps.plot_style import (
     FAINT,
@@ -30,6 +29,7 @@ from lora_jax.sweeps.plot_style import (
     new_figure,
     panels,
     plain_numbers,
+    shortened,
 )
 
 with needs("report"):
@@ -74,9 +74,9 @@ def heat_maps(cells: Sequence[Cell]) -> Figure | None:
     for axis, panel, chosen in zip(drawn, values, shown_panels, strict=True):
         image = _heat_map(axis, panel, limits, said)
         axis.set_xticks(np.arange(len(ranks)) + 0.5, [str(rank) for rank in ranks])
-        names = [textwrap.shorten(str(row), 24) for row in rows]
+        names = [shortened(str(row), 24) for row in rows]
         axis.set_yticks(np.arange(len(rows)) + 0.5, names)
-        title = "" if chosen is None else f"Targets: {textwrap.shorten(str(chosen), 30)}"
+        title = "" if chosen is None else f"Targets: {shortened(str(chosen), 30)}"
         axis.set(xlabel="LoRA rank", title=title)
     drawn[0].invert_yaxis()  # once: the panels share it
     drawn[0].set_ylabel("targets" if by_targets else "frozen base")
@@ -210,8 +210,7 @@ def difference_plot(
         axis.plot(middle, place, color=colour, marker="o", ms=6, mfc=filling)
 
     axis.axvline(0, color=INK, lw=1)
-    pairs = [f"{one.axis}: {one.first}  −  {one.second}" for one in chosen]
-    names = [textwrap.shorten(pair, 70) for pair in pairs]
+    names = [shortened(f"{one.axis}: {one.first}  −  {one.second}", 70) for one in chosen]
     axis.set_yticks(range(len(chosen)), names, fontsize=8.5)
     axis.set_ylim(len(chosen) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
@@ -229,15 +228,52 @@ def difference_plot(
 def _front(
     cells: Sequence[Cell], cost: Callable[[Cell], float | None], title: str, label: str
 ) -> Figure | None:
+    """A panel for each data set and model where they differ, each with a front of its own."""
     known = [cell for cell in cells if cost(cell) is not None]
     if len(known) < 2:
         return None
 
-    said = measure(cells)
-    figure, axis = new_figure(9, 5.4)
+    said, parts = measure(cells), facets(known)
+    alone = len(parts) == 1
+    size = dict(width=7.1, height=4.5) if alone else dict(width=6.2, height=4.6)
+    figure, drawn = panels(len(parts), columns=2, sharex=False, sharey=False, **size)
     targets = list(dict.fromkeys(cell.targets for cell in known if cell.targets))
-    at = {id(cell): (cost(cell), said.factor * cell.value) for cell in known}
-    best = front(known, cost)
+    fronts = [
+        _draw_front(axis, words, alike, cost, said, targets)
+        for axis, (words, alike) in zip(drawn, parts.items(), strict=True)
+    ]
+    for axis, words in zip(drawn, parts, strict=True):
+        axis.set(xlabel=label, ylabel=said.axis, title=shortened(words, 60))
+
+    formats = {
+        cell.format: cell_look(cell, targets)[0]
+        for cell in sorted(known, key=order)
+        if cell.rank is not None
+    }
+    for format, colour in formats.items():
+        drawn[0].scatter([], [], color=colour, marker="s", label=f"{format} base")
+    for name in targets:
+        marker = TARGET_MARKERS[targets.index(name) % len(TARGET_MARKERS)]
+        words = shortened(name, 30)
+        drawn[0].scatter([], [], facecolor="none", edgecolor=INK, marker=marker, label=words)
+    finish(figure, drawn, f"Test {said.label} {title}")
+    for axis, names in zip(drawn, fronts, strict=True):
+        plain_numbers(axis.yaxis)
+        name_points(axis, *names)
+    return figure
+
+
+def _draw_front(
+    axis: Any,
+    words: str,
+    cells: Sequence[Cell],
+    cost: Callable[[Cell], float | None],
+    said: Score,
+    targets: Sequence[str],
+) -> tuple[list[tuple[str, float, float]], list[tuple[float, float]], list[tuple[float, float]]]:
+    """Draws the cells and their front; what `name_points` needs: (names, points, the line)."""
+    at = {id(cell): (cost(cell), said.factor * cell.value) for cell in cells}
+    best = front(cells, cost)
     best_ids = set(map(id, best))
     on_front = [at[id(cell)] for cell in best]
     axis.plot(
@@ -250,7 +286,7 @@ def _front(
     )
 
     looks: dict[tuple[bool, str, str], list[tuple[float, float]]] = defaultdict(list)
-    for cell in known:
+    for cell in cells:
         looks[id(cell) in best_ids, *cell_look(cell, targets)].append(at[id(cell)])
     for (is_best, colour, marker), points in sorted(looks.items()):
         rim, width = (INK, 1.4) if is_best else (PAPER, 0.5)
@@ -264,23 +300,11 @@ def _front(
             zorder=3,
         )
     axis.margins(x=0.16, y=0.12)
-    axis.set(xlabel=label, ylabel=said.axis)
 
-    formats = {
-        cell.format: cell_look(cell, targets)[0]
-        for cell in sorted(known, key=order)
-        if cell.rank is not None
-    }
-    for format, colour in formats.items():
-        axis.scatter([], [], color=colour, marker="s", label=f"{format} base")
-    for name in targets:
-        marker = TARGET_MARKERS[targets.index(name) % len(TARGET_MARKERS)]
-        words = textwrap.shorten(name, 30)
-        axis.scatter([], [], facecolor="none", edgecolor=INK, marker=marker, label=words)
-    finish(figure, axis, f"Test {said.label} {title}")
-    plain_numbers(axis.yaxis)
-
-    baselines = [cell for cell in known if cell.rank is None and id(cell) not in best_ids]
-    named = [(cell.name, *at[id(cell)]) for cell in [*best, *baselines][:_MOST_NAMES]]
-    name_points(axis, named, list(at.values()), on_front)
-    return figure
+    baselines = [cell for cell in cells if cell.rank is None and id(cell) not in best_ids]
+    # What the panel's title says of all, a name need not say again.
+    named = [
+        (cell.name.replace(words, "").strip(), *at[id(cell)])
+        for cell in [*best, *baselines][:_MOST_NAMES]
+    ]
+    return named, list(at.values()), on_front

@@ -110,6 +110,15 @@ def finish(
     figure.tight_layout(rect=(0.01, 0.3 / height, right, top))
 
 
+def shortened(text: object, width: int) -> str:
+    """The text, or its ends: regexes of targets have no blanks to be cut at, and often one
+    beginning.
+    """
+    whole = str(text)
+    half = width // 2
+    return whole if len(whole) <= width else f"{whole[: half - 1]}…{whole[half - width :]}"
+
+
 def plain_numbers(axis: Any) -> None:
     """Tick labels without trailing zeros."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from lora_jax.config import ADAPTERS
 from lora_jax.metrics.score import Score
-from lora_jax.sweeps.cells import Cell, cells_of, gather, measure, pareto, seed_of
+from lora_jax.sweeps.cells import Cell, cells_of, facets, gather, measure, pareto, seed_of
 from lora_jax.sweeps.comparisons import adapters
 from lora_jax.sweeps.conclusions import Findings, findings_of
 from lora_jax.sweeps.files import disk, without_collection, write_csv
@@ -100,18 +100,25 @@ def summary_table(cells: Sequence[Cell]) -> Table:
     for heading in _headings(said):
         table.add_column(heading, justify="left" if heading in _LEFT else "right")
 
-    best = max(cell.merit for cell in cells)
+    best = set()
+    for alike in facets(cells).values():
+        most = max(cell.merit for cell in alike)
+        best |= {id(cell) for cell in alike if cell.merit == most}
     for cell in cells:
         # Names are a user's texts: rich would read brackets in them as its markup.
         row = map(escape, _row(cell, said))
-        table.add_row(*row, style="bold" if cell.merit == best else "")
+        table.add_row(*row, style="bold" if id(cell) in best else "")
     return table
 
 
 def headline(cells: Sequence[Cell]) -> str:
     """The answer in two or three sentences: the best adapter, the cheapest that is as good, and the
-    baselines.
+    baselines; for each data set and model where they differ.
     """
+    return " ".join(_headline(alike) for alike in facets(cells).values())
+
+
+def _headline(cells: Sequence[Cell]) -> str:
     said, chosen = measure(cells), adapters(cells)
     best = max(chosen, key=lambda cell: cell.merit)
     ties = sum(cell.merit == best.merit for cell in chosen) - 1

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lora_jax.config import ADAPTERS, Config
+from lora_jax.config import ADAPTERS, NO_FORMAT, Config, canonical
 from lora_jax.core.heap import release_freed_memory
 from lora_jax.sweeps.grid import expand, run_id, shown_format, shown_targets
 from lora_jax.sweeps.halving import Halving, ground
 from lora_jax.sweeps.leases import Leases
 from lora_jax.sweeps.provenance import environment
+from lora_jax.sweeps.settings import flat, variants
 from lora_jax.sweeps.side_by_side import Pack, packs, predicted
 from lora_jax.sweeps.store import RunStore
 from lora_jax.tasks.opening import LastTask
@@ -76,7 +77,7 @@ def run_sweep(
         leases = Leases(store, surroundings, say, since)
         ours = planned if runs is None else runs
         place = {run_id(run): number for number, run in enumerate(ours, 1)}
-        sweep = _Sweep(config, leases, quiet, place, tasks)
+        sweep = _Sweep(config, leases, quiet, place, describe_runs(planned), tasks)
 
         # Packed as the whole sweep, whichever runs are chosen: a run that another launcher goes on
         # with must find its checkpoint's shapes.
@@ -114,17 +115,18 @@ class _Sweep:
         leases: Leases,
         quiet: bool,
         numbers: Mapping[str, int],
+        words: Mapping[str, str],
         tasks: LastTask,
     ) -> None:
         self.config, self.leases, self.quiet, self.numbers = config, leases, quiet, numbers
-        self.tasks = tasks
+        self.tasks, self.words = tasks, words
         under = ground(config) if config.sweep.halving.rungs else None
         self.halving = Halving(leases.store.root, config.sweep.halving, under)
         self.stopped: list[str] = []
 
     def title(self, run: Config) -> str:
         """The run's number and description."""
-        return f"[{self.numbers[run_id(run)]}/{len(self.numbers)}] {describe_run(run)}"
+        return f"[{self.numbers[run_id(run)]}/{len(self.numbers)}] {self.words[run_id(run)]}"
 
     def ended(self, run: Config) -> bool:
         """Whether the run is done already, or was stopped at a rung; which is said and counted."""
@@ -207,13 +209,25 @@ class _Sweep:
         release_freed_memory()
 
 
-def describe_run(run: Config) -> str:
-    """A run in a few words: 'nf4, rank 4, all-linear, seed 0'."""
-    words = [run.method]
-    if run.method in ADAPTERS:
-        words = [
-            shown_format(run.quant.format),
-            f"rank {run.lora.rank}",
-            shown_targets(run.lora.targets),
-        ]
-    return ", ".join([*words, f"seed {run.train.seed}"])
+def describe_runs(runs: Sequence[Config]) -> dict[str, str]:
+    """Each run in a few words, by id: 'nf4, rank 4, all-linear, learning_rate=0.01, seed 0', with
+    the settings in which they differ.
+    """
+    settings = [flat(canonical(run)) for run in runs]
+    for setting in settings:
+        del setting["train.seed"]
+    kinds = ["" if run.method in ADAPTERS else run.method for run in runs]
+    others = variants(kinds, settings, [run.quant.format != NO_FORMAT for run in runs])
+
+    found = {}
+    for run, other in zip(runs, others, strict=True):
+        words = [run.method]
+        if run.method in ADAPTERS:
+            words = [
+                shown_format(run.quant.format),
+                f"rank {run.lora.rank}",
+                shown_targets(run.lora.targets),
+            ]
+        words += [other] if other else []
+        found[run_id(run)] = ", ".join([*words, f"seed {run.train.seed}"])
+    return found

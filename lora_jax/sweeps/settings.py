@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import marshal
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,12 @@ from lora_jax.sweeps.records import RunRecord
 
 # A setting that a run does not read, such as the block size of a base that is not quantised.
 NOT_READ = "–"
+# Settings that a name says in its own way, and words for those that it adds.
+NAMED = ("method", "lora.rank", "lora.targets", "quant.format")
+_SHORT = {"data.name": "data", "model.name": "model"}
+# A baseline is named by these as soon as any runs differ in them, also if it has none of its kind
+# to differ from: next to runs of other data it must not stand without a word.
+_SHARED = ("data.", "model.", "train.", "optim.")
 
 
 def settings_of(run: RunRecord) -> tuple[str, Mapping[str, Any]]:
@@ -34,6 +41,48 @@ def settings_of(run: RunRecord) -> tuple[str, Mapping[str, Any]]:
         if all(name in made_of for name in names[group])
     }
     return f"{key} {content}", settings | content
+
+
+def variants(
+    kinds: Sequence[str], settings: Sequence[Mapping[str, Any]], quantised: Sequence[bool]
+) -> list[str]:
+    """The words that each name needs beside method, format, rank and targets, such as
+    'learning_rate=0.001'.
+
+    Args:
+        kinds: the method of each baseline; "" of adapters.
+        settings: as `settings_of` gives them.
+        quantised: which have a quantised base.
+    """
+    shared = [key for key in differing(settings, quantised) if key.startswith(_SHARED)]
+    groups: dict[str, list[int]] = defaultdict(list)
+    for place, kind in enumerate(kinds):
+        groups[kind].append(place)
+    words = [""] * len(kinds)
+    for kind, places in groups.items():
+        varied = differing([settings[n] for n in places], [quantised[n] for n in places])
+        keys = [key for key in varied if key not in NAMED]
+        if kind:
+            keys = [*dict.fromkeys([*shared, *keys])]
+        short = _short_names(keys)
+        for place in places:
+            setting = settings[place]
+            words[place] = " ".join(
+                f"{short[key]}={setting[key]}"
+                for key in keys
+                # None is "not given": the others say what they have instead.
+                if setting.get(key, NOT_READ) not in (NOT_READ, None)
+            )
+    return words
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The last part of each key, with the part before where two would be alike."""
+    leaf_of = {key: key.rpartition(".")[2] for key in keys}
+    count = Counter(leaf_of.values())
+    return {
+        key: _SHORT.get(key, leaf if count[leaf] == 1 else key) for key, leaf in leaf_of.items()
+    }
 
 
 def changed_settings(then: Config, now: Config) -> str:

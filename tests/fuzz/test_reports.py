@@ -17,7 +17,8 @@ from lora_jax.config import Config, canonical, flatten, from_config_dict, to_dic
 from lora_jax.config.limits import Limit
 from lora_jax.config.values import _marks, kind_of
 from lora_jax.sweeps import plots
-from lora_jax.sweeps.cells import cells_of, gather
+from lora_jax.sweeps.cells import UNLIKE, cells_of, gather
+from lora_jax.sweeps.conclusions import findings_of
 from lora_jax.sweeps.grid import run_id
 from lora_jax.sweeps.report import write_report
 from lora_jax.sweeps.store import RunRecord, RunStore
@@ -91,7 +92,10 @@ def pair(draw: random.Random) -> tuple[str, Config, Config]:
     """(a setting, two runs that differ in it alone)."""
     while True:
         one = from_config_dict(BASES[draw.choice(list(BASES))])
-        key = draw.choice([key for key in flatten(Config()) if key in reached(one)])
+        keys = [key for key in flatten(Config()) if key in reached(one)]
+        if draw.random() < 0.3:
+            keys = [key for key in keys if key in ("data.name", "model.name", "data.mixture")]
+        key = draw.choice(keys)
         if (other := with_setting(one, key, draw)) is not None:
             return key, one, other
 
@@ -179,7 +183,18 @@ def check_report(where: str, key: str, runs: list[Config], roots: list[Path], ou
     named = words_of(key)
     for file in (page, page.with_suffix(".html"), out / "cells.csv"):
         assert named.search(file.read_text()), f"{where}: {file.name} does not name it"
-    for name in ("rank_curve", "axis_curves"):
+    apart = key.startswith(("data.name", "data.mixture", "model.name"))
+    always, of_the_best = (
+        ("rank_curve", "axis_curves"),
+        ("pareto", "pareto_time", "learning_curves"),
+    )
+    for name in (*always, *(of_the_best if apart else ())):
         if (figure := plots.figure(name, cells)) is not None:
             said = " ".join(text.get_text() for text in figure.findobj(Text))
             assert named.search(said), f"{where}: {name} does not name it: {said}"
+    # Nothing on other data, or of another model, is compared.
+    tests = findings_of(cells)
+    assert not apart or all(one.axis not in UNLIKE for one in tests.between_levels), where
+    for one in tests.against_best:
+        data = [name.partition(" data=")[2] for name in (one.first, one.second)]
+        assert data[0] == data[1], where

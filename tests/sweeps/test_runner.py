@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lora_jax.config import load_config
+from lora_jax.config import Config, load_config
 from lora_jax.sweeps import plan as planning
 from lora_jax.sweeps import runner
 from lora_jax.sweeps.grid import expand, run_id
+from lora_jax.sweeps.runner import describe_runs
 from lora_jax.sweeps.store import RunStore
 from lora_jax.tasks.opening import LastTask
 from lora_jax.training import programs
@@ -163,3 +164,15 @@ def test_a_signal_while_a_task_is_opened_leaves_the_run_interrupted(
         runner.run_sweep(config, quiet=True, say=lambda text: None)
     (record,) = RunStore(tmp_path).runs()
     assert record.status == "interrupted" and record.error is None
+
+
+def test_a_line_a_run_says_in_what_it_differs():
+    """Three runs of another learning rate were three equal lines."""
+    run = Config()
+    rates = [replace(run, optim=replace(run.optim, learning_rate=rate)) for rate in (0.1, 0.01)]
+    assert [*describe_runs([*rates, replace(run, method="head")]).values()] == [
+        "fp32, rank 8, all-linear, learning_rate=0.1, seed 0",
+        "fp32, rank 8, all-linear, learning_rate=0.01, seed 0",
+        "head, learning_rate=0.001, seed 0",
+    ]
+    assert [*describe_runs([run]).values()] == ["fp32, rank 8, all-linear, seed 0"]

@@ -44,6 +44,17 @@ def test_two_stores_of_two_data_sets_are_named_by_their_data(tmp_path):
     curve = plots.figure("rank_curve", found)
     lines = [text.get_text() for text in curve.legends[0].get_texts()]
     assert {"fp32 data=rotten_tomatoes", "fp32 data=imdb"} <= set(lines)
+    said = headline(found)
+    assert said.count("has the highest test accuracy") == 2
+    for name in ("pareto", "learning_curves"):
+        titles = [axis.get_title() for axis in plots.figure(name, found).axes]
+        assert [title.partition("\n")[0] for title in titles] == [
+            "data=rotten_tomatoes", "data=imdb",
+        ]  # fmt: skip
+    tests = findings_of(found)
+    best = [(one.first[:8], one.second[:8]) for one in tests.against_best]
+    assert sorted(best) == [("fp32 r16", "fp32 r1 "), ("fp32 r8 ", "fp32 r4 ")]
+    assert not any(one.axis == "data" for one in tests.between_levels)
     text = write_report([one.root, other.root], tmp_path / "report").read_text()
     assert "These runs are of 2 data sets, which every name and line says" in text
     assert (
