@@ -41,6 +41,7 @@ install_import_hook(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, help="how many random cases each fuzzer takes")
+    parser.addoption("--seed", type=int, default=0, help="of the fuzzer of files")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+_DEEPEST = 100
+
 
 def parse_json(content: bytes | str, where: object) -> Any:
     """The value that a text stands for.
@@ -16,17 +18,29 @@ def parse_json(content: bytes | str, where: object) -> Any:
         where: what the text is, for the error: a path, or a path with a line.
 
     Raises:
-        ValueError: it is no JSON in UTF-8, is nested deeper or has longer numbers than Python
-            reads, or holds half of a surrogate pair, which no text file can.
+        ValueError: it is no JSON in UTF-8, is nested more than 100 deep, has numbers of thousands
+            of digits, or holds half of a surrogate pair, which no text file can.
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8")
         value = json.loads(text)
+        _check_depth(value)
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON ({error}). Fetch it, or save it, again.") from None
+
+
+def _check_depth(value: Any) -> None:
+    """Raises ValueError for what those who walk through it would need too many calls for."""
+    level = [[value]]
+    for _ in range(_DEEPEST):
+        groups = (item.values() if type(item) is dict else item for item in level)
+        level = [item for items in groups for item in items if type(item) in (dict, list)]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {_DEEPEST} deep")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -76,6 +76,13 @@ def read_backend(path: Path) -> tokenizers.Tokenizer:
         backend = tokenizers.Tokenizer.from_file(str(path))
         backend.no_padding()
         backend.no_truncation()
+        ids = backend.get_vocab().values()
+    # The package makes a list of all ids that are left out.
+    if max(ids, default=0) > 8 * len(ids) + 100_000:
+        raise ValueError(
+            f"{str(path)!r} has {len(ids):,} tokens with ids up to {max(ids):,}. Fetch the model's "
+            "files again."
+        )
     return backend
 
 

@@ -201,7 +201,7 @@ def from_tensors(
 
 def _from_4bit(name: str, tensors: Mapping[str, Any]) -> QuantizedArray:
     parts = {
-        key.removeprefix(f"{name}."): np.asarray(value)
+        key.removeprefix(f"{name}."): np.asarray(value).reshape(-1)
         for key, value in tensors.items()
         if key.startswith(f"{name}.")
     }
@@ -291,7 +291,7 @@ def read(path: Path | str, *, dtype: Any = jnp.float32) -> dict[str, Any]:
     if lost := [
         key
         for key in rest
-        if key.endswith((".absmax", ".quant_map", ".SCB", ".weight_format")) or _STATE in key
+        if any(mark in key for mark in (".absmax", ".quant_map", ".SCB", ".weight_format", _STATE))
     ]:
         raise ValueError(
             f"{path}: {lost[0]!r} belongs to a quantised weight that is not in the file. Save the "
@@ -326,11 +326,11 @@ def _weights(tensors: Mapping[str, Any]) -> list[str]:
 
 def _from_8bit(name: str, stem: str, tensors: Mapping[str, Any], dtype: Any) -> QuantizedArray:
     weight, scale = np.asarray(tensors[name]), np.asarray(tensors[f"{stem}SCB"])
-    layout = int(np.asarray(tensors.get(f"{stem}weight_format", 0)))
-    if layout != 0 or weight.dtype != np.int8 or weight.ndim != 2:
+    layout = np.asarray(tensors.get(f"{stem}weight_format", 0)).reshape(-1)
+    if layout.tolist() != [0] or weight.dtype != np.int8 or weight.ndim != 2:
         raise ValueError(
             f"{name}: needed int8 (out, in) in row format (0), got {weight.dtype} {weight.shape} "
-            f"in format {layout}."
+            f"in format {layout.tolist()[:4]}."
         )
     _check(name, "SCB", scale, "float32", weight.shape[0])
     codes = (weight.astype(np.int16) + 128).astype(np.uint8).T

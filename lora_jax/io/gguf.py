@@ -158,7 +158,7 @@ class GgufFile(Header):
                     f"{len(self._file.bytes):,}"
                 )
             tensors[name] = _Tensor(shape, format, start + offset, size)
-        _refuse_overlaps(reader, tensors)
+        _check_places(reader, tensors, start, alignment, len(self._file.bytes))
         return tensors
 
 
@@ -217,9 +217,15 @@ class _Reader:
         )
 
 
-def _refuse_overlaps(reader: _Reader, tensors: Mapping[str, _Tensor]) -> None:
-    reached, last = 0, ""
+def _check_places(
+    reader: _Reader, tensors: Mapping[str, _Tensor], start: int, alignment: int, size: int
+) -> None:
+    """Raises ValueError if tensors overlap, or bytes between or behind them belong to none."""
+    reached, last = start, "its header"
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
-        if tensor.start < reached:
-            raise reader.error(f"the tensors {last!r} and {name!r} overlap")
+        if tensor.start != -(-reached // alignment) * alignment:
+            what = "overlap" if tensor.start < reached else "have bytes between them"
+            raise reader.error(f"{last!r} and {name!r} {what}")
         reached, last = tensor.start + tensor.size, name
+    if size not in (reached, -(-reached // alignment) * alignment):
+        raise reader.error(f"{size - reached:,} bytes behind {last!r} belong to no tensor")

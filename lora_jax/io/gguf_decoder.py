@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lora_jax.core.paths import nearest
+from lora_jax.io.config_json import in_file, typed
 from lora_jax.io.families import FAMILIES
 from lora_jax.io.family import Family
 from lora_jax.io.gguf import Header
@@ -72,7 +73,8 @@ def gguf_config(file: Header) -> DecoderConfig:
     family = gguf_family(file)
     keys = _Keys(file, family.gguf.architecture)
     try:
-        config = _config(file, keys, family)
+        with in_file(file.path):
+            config = typed(_config(file, keys, family))
     except (TypeError, ZeroDivisionError, OverflowError, AttributeError) as error:
         raise ValueError(
             f"{file.path} has metadata that describes no decoder: {error}. If it is changed, fetch "

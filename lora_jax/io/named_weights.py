@@ -43,13 +43,7 @@ def check_named(
         ValueError: tensors are missing, left over or of another shape; all of them are listed.
     """
     stored = set(tensors) - set(ignored)
-    # A damaged configuration may claim more layers than memory can count.
-    claimed = sum(math.prod(name.stack) for name in names.values())
-    if claimed > 8 * len(stored) + 10_000:
-        raise ValueError(
-            f"The configuration of the {what} claims {claimed:,} tensors, and the file has "
-            f"{len(stored):,}. Check that it belongs to the file."
-        )
+    check_claimed(names, len(stored), what)
     wanted = {
         parameter: name.their_shape() for name in names.values() for _, parameter in name.layers()
     }
@@ -69,6 +63,18 @@ def check_named(
         f"over, {len(wrong)} of another shape. Every tensor must be used exactly once. Check that "
         "the configuration belongs to the file.\n" + "\n".join(lines[:60])
     )
+
+
+def check_claimed(names: Names, stored: int, what: str) -> None:
+    """Raises ValueError if a configuration claims far more tensors than there are: more layers than
+    memory can count.
+    """
+    claimed = sum(math.prod(name.stack) for name in names.values())
+    if claimed > 8 * stored + 10_000:
+        raise ValueError(
+            f"The configuration of the {what} claims {claimed:,} tensors, and the file has "
+            f"{stored:,}. Check that it belongs to the file."
+        )
 
 
 def formats_of(quant: Rules[QuantSpec], names: Names) -> dict[str, QuantSpec]:

@@ -53,7 +53,14 @@ def sentencepiece_tokenizer(path: Path | str) -> TextTokenizer:
         )
     try:
         model = _parse(path.read_bytes())
-    except (IndexError, struct.error, UnicodeDecodeError, ValueError, TypeError) as error:
+    except (
+        LookupError,
+        struct.error,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+    ) as error:
         raise ValueError(
             f"{path} needs to be a SentencePiece model, but cannot be read ({error}). Fetch it "
             "again."

@@ -20,6 +20,7 @@ from lora_jax.io.tensors import Tensors
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_MOST_AXES = 32  # numpy's own limit, in its older versions
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
     "U8": np.dtype(np.uint8),
@@ -147,6 +148,8 @@ def _entry(what: str, told: dict[str, Any], start: int) -> _Entry:
             f"{what} has dtype {told['dtype']}, which is not read; needed one of "
             f"{', '.join(_DTYPES)}."
         )
+    if len(told["shape"]) > _MOST_AXES:
+        raise ValueError(f"{what} has {len(told['shape'])} axes; at most {_MOST_AXES} are read.")
     return _Entry(_DTYPES[told["dtype"]], tuple(told["shape"]), start + told["data_offsets"][0])
 
 

@@ -20,7 +20,7 @@ from lora_jax.core.json_files import read_json
 from lora_jax.core.paths import Rules, flatten, nearest, unflatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
 from lora_jax.io import safetensors
-from lora_jax.io.config_json import Raw, in_file, named_errors
+from lora_jax.io.config_json import Raw, in_file, named_errors, typed
 from lora_jax.io.differences import differences
 from lora_jax.io.families import FAMILIES
 from lora_jax.io.family import Family
@@ -29,6 +29,7 @@ from lora_jax.io.gguf_decoder import IGNORED, gguf_config
 from lora_jax.io.gguf_tables import ExpertsApart
 from lora_jax.io.gguf_write import gguf_names
 from lora_jax.io.named_weights import (
+    check_claimed,
     check_named,
     dtype_of,
     formats_of,
@@ -142,18 +143,17 @@ def open_model(
     raw = read_json(folder / "config.json")
     with named_errors(folder / "config.json", f"a model of kind {kind or 'encoder or decoder'}"):
         family = _family_of(raw, kind)
-        config = family.from_json(raw)
+    tensors = ModelFolder(folder)
+    _check_layers(folder / "config.json", raw, len(tensors))
+    with named_errors(folder / "config.json", f"a {family.name} model"):
+        config = typed(family.from_json(raw))
         if num_classes is not None:
             config = dataclasses.replace(config, num_classes=num_classes)
-
-    tensors = ModelFolder(folder)
-    if config.num_layers > len(tensors):  # Before anything is made for each of them.
-        raise ValueError(
-            f"{folder / 'config.json'} claims {config.num_layers:,} layers, and the files have "
-            f"{len(tensors)} tensors. Give the config.json that belongs to the weights."
-        )
-    config = family.settled(config, tensors)
-    names = _as_stored(folder, family, family.names(config), tensors)
+        config = family.settled(config, tensors)
+        names = family.names(config)
+        what = f"{family.name} model in {folder}"
+        check_claimed(names, len(tensors), what)
+    names = _as_stored(folder, family, names, tensors)
 
     head = _head_of(config, names)
     unread = _unread(family, config, names, tensors)
@@ -165,7 +165,7 @@ def open_model(
         for _, parameter in names[path].layers()
     ):
         new = _new_head(folder, {path: names.pop(path) for path in head}, key)
-    check_named(names, tensors, what=f"{family.name} model in {folder}", ignored=unread)
+    check_named(names, tensors, what=what, ignored=unread)
     return StoredModel(folder, config, names if scan else unrolled(names), tensors, new, dtype)
 
 
@@ -381,6 +381,17 @@ def _family_of(raw: Raw, kind: str | None) -> Family:
 
 def _an(kind: str) -> str:
     return f"{'an' if kind[0] == 'e' else 'a'} {kind}"
+
+
+def _check_layers(path: Path, raw: Raw, stored: int) -> None:
+    """Raises ValueError if there are more layers than tensors, before anything is made for each."""
+    told = (raw.get(name) for name in ("num_hidden_layers", "n_layer", "num_layers"))
+    layers = next((count for count in told if type(count) is int), 0)
+    if layers > stored:
+        raise ValueError(
+            f"{path} claims {layers:,} layers, and the files have {stored} tensors. Give the "
+            "config.json that belongs to the weights."
+        )
 
 
 def _as_stored(

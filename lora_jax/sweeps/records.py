@@ -157,3 +157,5 @@ def _check_types(file: str, content: Any, types: Mapping[str, Any]) -> None:
         # A yes or no is an int to Python, and none of these is one.
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise ValueError(f"{file} needs another type in {key!r}, got {value!r}")
+        if isinstance(value, int) and abs(value) >> 63:
+            raise ValueError(f"{file} holds a number in {key!r} of more than 63 bits")

@@ -88,17 +88,18 @@ class Checkpoints:
             raise self._damaged(step, error) from error
         for what in differs:
             raise ValueError(
-                f"The checkpoint at step {step} belongs to {what} {identity[what]}, and this run "
-                f"has {what} {self._identity[what]}. Train in another folder (--config.out), or "
-                "delete the run's folder to start again."
+                f"{self._folder}: the checkpoint at step {step} belongs to {what} "
+                f"{identity[what]}, and this run has {what} {self._identity[what]}. Train in "
+                "another folder (--config.out), or delete the run's folder to start again."
             )
 
         # Orbax itself would cut or fill arrays of other shapes without a word.
         template = _named(like)
         if arrays != _described(template):
             raise ValueError(
-                f"The checkpoint at step {step} holds other arrays than this run trains: it was "
-                "written by another version. Delete the run's folder to start it again."
+                f"{self._folder}: the checkpoint at step {step} holds other arrays than this run "
+                "trains: it was written by another version. Delete the run's folder to start it "
+                "again."
             )
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), template)
         named = self._read(step, state=ocp.args.StandardRestore(abstract)).state

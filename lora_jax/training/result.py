@@ -139,6 +139,8 @@ def _typed(content: Mapping[str, Any], name: str, kind: Any, otherwise: Any) -> 
     # True and False are ints to Python, and none of these fields is a yes or no.
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ValueError(f"result.json needs another type in {name!r}, got {value!r}")
+    if isinstance(value, int) and abs(value) >> 63:
+        raise ValueError(f"result.json holds a number in {name!r} of more than 63 bits")
     return value
 
 

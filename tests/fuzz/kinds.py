@@ -1,0 +1,512 @@
+"""A small valid file of every kind that the library reads, and what reads it."""
+
+import dataclasses
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mutations as of
+import numpy as np
+from made_up_sweep import ENVIRONMENT, result_of
+from tiny_encoder import CONFIG, WORDS, save_tiny_encoder
+
+import lora_jax
+from lora_jax.core import LowRank, TrainedWeight
+from lora_jax.io import bitsandbytes, safetensors
+from lora_jax.io.weights import load_model, open_model, save_model
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+BASE = "b" * 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How the files of a folder are mutated, and the whole folder read.
+
+    checked: a checksum guards the files: nothing explains another result.
+    writes: reading changes the folder.
+    """
+
+    files: dict[str, of.Mutator]
+    read: Callable[[Path], Any]
+    checked: bool = False
+    writes: bool = False
+
+
+def _model(source: str, folder: Path, shard_bytes: int = 0, **options: Any) -> Kind:
+    """A model's folder, read as a base is; of several shards, the index and the first of them."""
+    if shard_bytes:
+        save_model(folder, *load_model(GOLDEN / source), shard_bytes=shard_bytes)
+    else:
+        folder.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            shutil.copy(GOLDEN / source / name, folder / name)
+    tensors = sorted(path.name for path in folder.glob("*.safetensors"))[:1]
+    index = [path.name for path in folder.glob("*.index.json")]
+    files = dict.fromkeys(tensors, of.of_safetensors) | dict.fromkeys(index, of.of_json)
+    return Kind(
+        files | {"config.json": of.of_json},
+        lambda folder: load_model(folder, scan=False, **options),
+    )
+
+
+def _bert(folder: Path) -> Kind:
+    save_tiny_encoder(folder)
+    (folder / "vocab.txt").unlink()
+    files = {"model.safetensors": of.of_safetensors, "config.json": of.of_json}
+    return Kind(files, load_model)
+
+
+def _gguf(folder: Path) -> Kind:
+    folder.mkdir()
+    config, params = load_model(GOLDEN / "decoders" / "llama")
+    _byte_tokenizer(folder / "tokenizer", config.vocab_size)
+    lora_jax.io.export_gguf(
+        folder / "model.gguf", config, params, folder / "tokenizer", format="F32"
+    )
+    shutil.rmtree(folder / "tokenizer")
+
+    def read(folder: Path) -> Any:
+        tokenizer = lora_jax.io.load_text_tokenizer(folder)
+        said = tokenizer.encode("the"), tokenizer.eos_ids, tokenizer.chat_template
+        return load_model(folder, scan=False), said
+
+    return Kind({"model.gguf": of.of_gguf}, read)
+
+
+def _adapter_leaves() -> dict[str, Any]:
+    rng = np.random.default_rng(1)
+
+    def draw(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    out: dict[str, Any] = {
+        f"layers/attn/{name}/kernel": LowRank(
+            a=draw(2, 16, 2), b=draw(2, 2, 16), scale=jnp.full((2, 2), 2.0), in_axes=(0,)
+        )
+        for name in "qv"
+    }
+    return out | {f"layers/attn/{name}/bias": TrainedWeight(value=draw(2, 16)) for name in "qv"}
+
+
+def _adapter(folder: Path) -> Kind:
+    lora_jax.save_adapter(folder, _adapter_leaves(), base=BASE, model="x", label_names=("a", "b"))
+    files = {"adapter.safetensors": of.of_safetensors}
+    return Kind(files, lambda folder: lora_jax.load_adapter(folder, base=BASE)[0], checked=True)
+
+
+def _adapter_1(folder: Path) -> Kind:
+    """As it was saved before it had a checksum."""
+    _adapter(folder)
+    file = folder / "adapter.safetensors"
+    said = safetensors.read_metadata(file) | {"format": "lora_jax-adapter-1"}
+    said = {key: text for key, text in said.items() if key not in ("checksum", "tensors")}
+    safetensors.write(file, safetensors.read(file), said)
+    # A weight less, trained whole, is what cannot be seen there.
+    return Kind(
+        {"adapter.safetensors": lambda c, rng: of.of_safetensors(c, rng)._replace(explains=True)},
+        lambda folder: lora_jax.load_adapter(folder, base=BASE)[0],
+    )
+
+
+def _peft(folder: Path) -> Kind:
+    names = lora_jax.io.encoder_names(CONFIG)
+    lora_jax.save_peft(folder, _adapter_leaves(), names, base=BASE)
+    files = {"adapter_config.json": of.of_json, "adapter_model.safetensors": of.of_safetensors}
+    return Kind(files, lambda folder: lora_jax.load_peft(folder, names)[0])
+
+
+def _peft_of_theirs(folder: Path) -> Kind:
+    shutil.copytree(GOLDEN / "peft" / "bert_patterns", folder)
+    config = open_model(GOLDEN / "peft" / "bert_cls", num_classes=2).config
+    names = lora_jax.io.encoder_names(config)
+    files = {"adapter_config.json": of.of_json, "adapter_model.safetensors": of.of_safetensors}
+    return Kind(files, lambda folder: lora_jax.load_peft(folder, names)[0])
+
+
+def _loralib(folder: Path) -> Kind:
+    folder.mkdir()
+    names = lora_jax.io.encoder_names(CONFIG)
+    theirs = {}
+    for part in ("query", "value"):
+        for layer in range(2):
+            stem = f"encoder.layer.{layer}.attention.self.{part}"
+            theirs[f"{stem}.lora_A"] = np.ones((2, 16), np.float32) * (layer + 1)
+            theirs[f"{stem}.lora_B"] = np.ones((16, 2), np.float32)
+    safetensors.write(folder / "lora.safetensors", theirs)
+    load = lora_jax.io.load_loralib
+    return Kind(
+        {"lora.safetensors": of.of_safetensors},
+        lambda folder: load(folder / "lora.safetensors", names, alpha=4.0),
+    )
+
+
+def _weight() -> jax.Array:
+    return jnp.asarray(np.random.default_rng(3).standard_normal((64, 32)), jnp.float32)
+
+
+def _quantized(folder: Path) -> Kind:
+    w = _weight()
+    tree = {
+        "a": {"kernel": lora_jax.quantize(w, lora_jax.QuantSpec("nf4", 64))},
+        "b": {"kernel": lora_jax.quantize(w, lora_jax.QuantSpec("int4", 32, double=False))},
+        "c": {"bias": w[0]},
+    }
+    lora_jax.io.save_quantized(folder, tree, {"model": "x"})
+    files = {"quantized.safetensors": of.of_safetensors}
+    return Kind(files, lora_jax.io.load_quantized, checked=True)
+
+
+def _bitsandbytes(folder: Path) -> Kind:
+    folder.mkdir()
+    w = _weight()
+    boxes = {
+        "fc1.weight": bitsandbytes.quantize_4bit(w),
+        "fc2.weight": bitsandbytes.quantize_8bit(w),
+        "fc3.weight": bitsandbytes.quantize_4bit(w[:40, :31], "fp4", 64, False),
+        "bias": w[0],
+    }
+    bitsandbytes.write(folder / "model.safetensors", boxes)
+
+    def mutate(content: bytes, rng: random.Random) -> of.Mutation:
+        made = of.of_safetensors(content, rng)
+        # A plain tensor may have any name, shape and type there.
+        plain = made.what.startswith(("bias", "without bias"))
+        return made._replace(explains=made.explains or plain)
+
+    return Kind(
+        {"model.safetensors": mutate},
+        lambda folder: bitsandbytes.read(folder / "model.safetensors"),
+    )
+
+
+# --- tokenizers ----------------------------------------------------------------------------------
+
+
+def _encoder_tokens(folder: Path) -> Any:
+    tokenizer = lora_jax.io.load_tokenizer(folder)
+    ids = tokenizer.backend.encode("the good film", "a plot").ids
+    return tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.pad_id, ids
+
+
+def _vocabulary(folder: Path) -> Kind:
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    settings = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return Kind({"vocab.txt": of.of_text, "tokenizer_config.json": of.of_json}, _encoder_tokens)
+
+
+def _tokenizer(folder: Path) -> Kind:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    folder.mkdir()
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    backend = Tokenizer(models.WordLevel({w: n for n, w in enumerate(names)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(names[:5])
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    backend.save(str(folder / "tokenizer.json"))
+    return Kind({"tokenizer.json": of.of_json}, _encoder_tokens)
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}a: {% endif %}"
+)
+
+
+def _byte_tokenizer(folder: Path, size: int | None = None) -> None:
+    """A byte-level BPE with a few merges, as Hugging Face folders have it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    folder.mkdir(parents=True)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters = letters if size is None else [x for x in letters if x.isalpha() and x.isascii()]
+    names = ["<pad>", "<bos>", "<eos>", *letters, "th", "the", "fi"]
+    names = names if size is None else [*names[:3], *letters[-size + 6 :], *names[-3:]]
+    merges = [("t", "h"), ("th", "e"), ("f", "i")]
+    backend = Tokenizer(models.BPE({w: n for n, w in enumerate(names)}, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<pad>", "<bos>", "<eos>"])
+    backend.save(str(folder / "tokenizer.json"))
+    settings = {
+        "bos_token": "<bos>",
+        "eos_token": {"content": "<eos>"},
+        "pad_token": "<pad>",
+        "add_bos_token": True,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2]}))
+
+
+def _text_tokens(folder: Path) -> Any:
+    tokenizer = lora_jax.io.load_text_tokenizer(folder)
+    said = tokenizer.encode("the fi"), tokenizer.decode([4, 5, 6]), tokenizer.chat_template
+    return said, tokenizer.eos_ids, tokenizer.pad_id, tokenizer.bos_id, tokenizer.add_bos
+
+
+def _text_tokenizer(folder: Path) -> Kind:
+    _byte_tokenizer(folder)
+    files = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+    return Kind(dict.fromkeys(files, of.of_json), _text_tokens)
+
+
+def _sentencepiece(folder: Path) -> Kind:
+    folder.mkdir()
+    shutil.copy(GOLDEN / "sentencepiece" / "unigram.model", folder / "tokenizer.model")
+    return Kind({"tokenizer.model": of.of_anything}, _text_tokens)
+
+
+def _template(folder: Path) -> Kind:
+    _byte_tokenizer(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    chat = [{"role": "user", "content": "the film"}]
+
+    def read(folder: Path) -> str:
+        return lora_jax.io.load_text_tokenizer(folder).chat(chat)
+
+    return Kind({"chat_template.jinja": of.of_template}, read)
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def _rows(count: int = 40) -> list[tuple[str, str]]:
+    rng = random.Random(0)
+    texts = (" ".join(rng.choice(WORDS) for _ in range(4)) for _ in range(count))
+    return [(f"{text} {n}", ("neg", "pos")[n % 2]) for n, text in enumerate(texts)]
+
+
+def _data(folder: Path, suffix: str, head: str, line: Callable[[Any], str], mutate: Any) -> Kind:
+    folder.mkdir()
+    name = f"data.{suffix}"
+    (folder / name).write_text("\n".join([*head.splitlines(), *map(line, _rows())]) + "\n")
+
+    def read(folder: Path) -> Any:
+        found = lora_jax.data.load(str(folder / name), "classification", on_error="stop")
+        skipped = lora_jax.data.load(str(folder / name), "classification", on_error="skip")
+        return found.splits, found.label_names, skipped.fingerprint
+
+    return Kind({name: mutate}, read)
+
+
+def _object(row: tuple[str, str]) -> str:
+    return json.dumps({"text": row[0], "label": row[1]})
+
+
+def _json_data(folder: Path) -> Kind:
+    kind = _data(folder, "json", "", _object, of.of_json)
+    rows = [json.loads(_object(row)) for row in _rows()]
+    (folder / "data.json").write_text(json.dumps(rows))
+    return kind
+
+
+def _completions(folder: Path) -> Kind:
+    from lora_jax.data.completions import read_completions
+
+    folder.mkdir()
+    lines = (json.dumps({"prompt": text, "completion": word}) for text, word in _rows())
+    (folder / "data.jsonl").write_text("\n".join(lines) + "\n")
+    read = lambda folder: read_completions(str(folder / "data.jsonl")).fingerprint
+    return Kind({"data.jsonl": of.of_lines}, read)
+
+
+def _predictions(folder: Path) -> Kind:
+    from lora_jax.metrics.predictions import (
+        Prediction,
+        Predictions,
+        load_predictions,
+        save_predictions,
+    )
+
+    rows = tuple(Prediction(f"{n}", 0.5, 1.0, 1.0, "a", "b") for n in range(5))
+    save_predictions(folder / "test.jsonl", Predictions("test", ("accuracy",), rows))
+    return Kind({"test.jsonl": of.of_lines}, lambda folder: load_predictions(folder / "test.jsonl"))
+
+
+# --- settings and stores -------------------------------------------------------------------------
+
+
+def _overrides(folder: Path) -> Kind:
+    from lora_jax.sweeps.grid import expand, run_id
+
+    folder.mkdir()
+    (folder / "config.py").write_text("def get_config():\n    return dict(out='x')\n")
+    words = [
+        *("config.method=qlora", "config.lora.rank=4", "config.sweep.rank=1,2,4"),
+        *("config.optim.learning_rate=1e-3", "config.quant.format=nf4", "config.out=runs/x"),
+        *("config.data.label_names=a,b", "config.train.eval_every=None"),
+        "config.sweep.axes='lora.alpha = 8, 16'",
+    ]
+    (folder / "words.txt").write_text("\n".join(words))
+
+    def read(folder: Path) -> list[str]:
+        text = (folder / "words.txt").read_bytes().decode("utf-8", "surrogateescape")
+        config = lora_jax.load_config(str(folder / "config.py"), text.split("\n"))
+        return [run_id(run) for run in expand(config)]
+
+    return Kind({"words.txt": of.of_overrides}, read)
+
+
+def _runs(root: Path) -> list[Any]:
+    from lora_jax.config import from_config_dict
+    from lora_jax.sweeps.grid import expand
+
+    sweep = {"rank": [1], "format": ["none", "nf4"], "targets": ["query+value"], "seeds": [0, 1]}
+    where = {"data": {"name": "x.csv"}, "sweep": {**sweep, "baselines": []}, "out": str(root)}
+    return expand(from_config_dict(where))
+
+
+def _made_store(root: Path) -> list[str]:
+    """A store of a run that is done, one that failed, one that was let go; the first one's files."""
+    from lora_jax.sweeps.grid import run_id
+    from lora_jax.sweeps.store import RunStore
+
+    store, runs = RunStore(root), _runs(root)
+    store.write_plan([run_id(run) for run in runs])
+    for number, run in enumerate(runs[:3]):
+        folder = store.start(run_id(run), run, ENVIRONMENT)
+        rows = ({"step": n, "split": "train", "loss": 1 / n, "time": 1e9 + n} for n in range(1, 9))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if number == 0:
+            store.finish(run_id(run), result_of(run))
+        elif number == 1:
+            store.fail(run_id(run), RuntimeError("made up"))
+        else:
+            store.release(run_id(run))
+    return [run_id(run) for run in runs[:3]]
+
+
+def _store_files(name: str) -> dict[str, of.Mutator]:
+    of_run = ("status.json", "result.json", "config.json", "environment.json")
+    files = {f"{name}/{file}": of.of_json for file in of_run} | {"store.json": of.of_json}
+    return files | {f"{name}/metrics.jsonl": of.of_lines, "index.jsonl": of.of_lines}
+
+
+def _store(folder: Path) -> Kind:
+    """All that lists a store and shows it."""
+    from lora_jax.sweeps.export import export_runs
+    from lora_jax.sweeps.store import RunStore
+    from lora_jax.sweeps.watch import frame, look
+
+    def read(folder: Path) -> Any:
+        store = RunStore(folder)
+        records = store.runs()
+        for record in records:
+            store.metrics(record.run_id), store.status(record.run_id)
+        store.planned(), store.history()
+        export_runs(folder, folder / "out.csv")
+        frame(look(folder))
+        return [(record.run_id, record.status, record.error) for record in records]
+
+    names = _made_store(folder)
+    return Kind(_store_files(names[0]) | {"plan.json": of.of_json}, read, writes=True)
+
+
+def _resume(folder: Path) -> Kind:
+    """What a launcher does to a store that is there: plan, claim every run, open its log."""
+    from lora_jax.sweeps.grid import run_id
+    from lora_jax.sweeps.leases import Leases
+    from lora_jax.sweeps.store import RunStore
+    from lora_jax.training.metrics import MetricsLog
+
+    def read(folder: Path) -> Any:
+        runs, store = _runs(folder), RunStore(folder)
+        store.write_plan([run_id(run) for run in runs])
+        leases = Leases(store, ENVIRONMENT, lambda text: None)
+        for run in runs:
+            where = leases.claim(run_id(run), run, "t")
+            if where is not None:
+                log = MetricsLog(where)
+                log.resume(4, 8)
+                log.close()
+                leases.store.release(run_id(run))
+        return len(leases.kept), len(leases.failed)
+
+    names = _made_store(folder)
+    files = _store_files(names[2]) | _store_files(names[0]) | {"plan.json": of.of_json}
+    del files[f"{names[2]}/result.json"]
+    return Kind(files, read, writes=True)
+
+
+def _saved_run(folder: Path) -> Kind:
+    """The settings of a run as they are read when it is loaded again."""
+    from lora_jax.config import config_hash, from_config_dict, to_dict
+    from lora_jax.core.json_files import read_json
+
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(to_dict(_runs(folder)[0])))
+
+    def read(folder: Path) -> str:
+        return config_hash(from_config_dict(read_json(folder / "config.json")))
+
+    return Kind({"config.json": of.of_json}, read)
+
+
+def _checkpoint(folder: Path) -> Kind:
+    from small_task import PLAIN, make
+
+    from lora_jax.training.checkpoint import Checkpoints
+
+    state = lora_jax.create_state(make()[1], lora_jax.make_optimizer(PLAIN, 9), jax.random.key(0))
+    saving = Checkpoints(folder, base="b", run="r")
+    saving.save(state, {"at": 3})
+    saving.close()
+
+    def read(folder: Path) -> Any:
+        reading = Checkpoints(folder, base="b", run="r")
+        try:
+            restored, data = reading.restore(state)
+            return restored.replace(key=jax.random.key_data(restored.key)), data
+        finally:
+            reading.close()
+
+    inside = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = {str(path.relative_to(folder)): of.of_anything for path in inside}
+    return Kind({name: how for name, how in files.items() if (folder / name).stat().st_size}, read)
+
+
+BUILDERS: dict[str, Callable[[Path], Kind]] = {
+    "bert": _bert,
+    "roberta": lambda folder: _model("roberta", folder, num_classes=3),
+    "deberta": lambda folder: _model("deberta/v3", folder, num_classes=3),
+    "t5": lambda folder: _model("t5/v1_1", folder),
+    "llama in shards": lambda folder: _model("decoders/llama", folder, shard_bytes=6000),
+    "gemma3": lambda folder: _model("decoders/gemma3", folder),
+    "gpt2": lambda folder: _model("decoders/gpt2", folder),
+    "qwen2_moe": lambda folder: _model("decoders/qwen2_moe", folder),
+    "gguf": _gguf,
+    "adapter": _adapter,
+    "adapter without checksum": _adapter_1,
+    "peft": _peft,
+    "peft of theirs": _peft_of_theirs,
+    "loralib": _loralib,
+    "quantised": _quantized,
+    "bitsandbytes": _bitsandbytes,
+    "vocab.txt": _vocabulary,
+    "tokenizer": _tokenizer,
+    "text tokenizer": _text_tokenizer,
+    "sentencepiece": _sentencepiece,
+    "chat template": _template,
+    "csv": lambda folder: _data(
+        folder, "csv", "text,label", lambda row: f'"{row[0]}",{row[1]}', of.of_text
+    ),
+    "tsv": lambda folder: _data(folder, "tsv", "text\tlabel", "\t".join, of.of_text),
+    "jsonl": lambda folder: _data(folder, "jsonl", "", _object, of.of_lines),
+    "json": _json_data,
+    "completions": _completions,
+    "predictions": _predictions,
+    "overrides": _overrides,
+    "settings": _saved_run,
+    "store": _store,
+    "resume": _resume,
+    "checkpoint": _checkpoint,
+}
