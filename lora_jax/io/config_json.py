@@ -55,8 +55,10 @@ def whole_numbers(raw: Raw, *names: str) -> None:
 
 
 def _most(name: str) -> int:
-    """What a size is below: things are made for each layer, and arrays of the other sizes."""
-    return 1 << 16 if "layer" in name else 1 << 31
+    """What a size is below: arrays have these sizes, but for layers, which are counted as tensors
+    before anything is made for each.
+    """
+    return 1 << 40 if "layer" in name else 1 << 31
 
 
 def typed(config: Any) -> Any:

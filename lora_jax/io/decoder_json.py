@@ -114,6 +114,8 @@ def layer_types(raw: Raw, usual: Callable[[int], bool]) -> dict[str, Any]:
     where the file does not.
     """
     types = raw.get("layer_types")
+    if raw["num_hidden_layers"] >= 1 << 16:  # More than can be counted one by one.
+        raise ValueError(f"num_hidden_layers {raw['num_hidden_layers']} is more than any model has")
     local = (
         [kind == "sliding_attention" for kind in types]
         if types

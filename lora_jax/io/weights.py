@@ -143,12 +143,17 @@ def open_model(
     raw = read_json(folder / "config.json")
     with named_errors(folder / "config.json", f"a model of kind {kind or 'encoder or decoder'}"):
         family = _family_of(raw, kind)
-    tensors = ModelFolder(folder)
-    _check_layers(folder / "config.json", raw, len(tensors))
-    with named_errors(folder / "config.json", f"a {family.name} model"):
         config = typed(family.from_json(raw))
         if num_classes is not None:
             config = dataclasses.replace(config, num_classes=num_classes)
+
+    tensors = ModelFolder(folder)
+    if config.num_layers > len(tensors):  # Before anything is made for each of them.
+        raise ValueError(
+            f"{folder / 'config.json'} claims {config.num_layers:,} layers, and the files have "
+            f"{len(tensors)} tensors. Give the config.json that belongs to the weights."
+        )
+    with named_errors(folder / "config.json", f"a {family.name} model"):
         config = family.settled(config, tensors)
         names = family.names(config)
         what = f"{family.name} model in {folder}"
@@ -381,17 +386,6 @@ def _family_of(raw: Raw, kind: str | None) -> Family:
 
 def _an(kind: str) -> str:
     return f"{'an' if kind[0] == 'e' else 'a'} {kind}"
-
-
-def _check_layers(path: Path, raw: Raw, stored: int) -> None:
-    """Raises ValueError if there are more layers than tensors, before anything is made for each."""
-    told = (raw.get(name) for name in ("num_hidden_layers", "n_layer", "num_layers"))
-    layers = next((count for count in told if type(count) is int), 0)
-    if layers > stored:
-        raise ValueError(
-            f"{path} claims {layers:,} layers, and the files have {stored} tensors. Give the "
-            "config.json that belongs to the weights."
-        )
 
 
 def _as_stored(
