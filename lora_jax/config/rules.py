@@ -155,10 +155,11 @@ def _check_variant(config: Config) -> None:
 def _check_steps(config: Config) -> None:
     batch, parts = config.train.batch_size, config.train.accumulate
     if batch % parts:
+        below = range(min(parts - 1, batch, 1 << 16), 0, -1)
         raise ValueError(
             "config.train.accumulate must divide config.train.batch_size, got "
             f"{parts} and {batch}. Nearest that does: "
-            f"{max(n for n in range(1, parts) if batch % n == 0)}."
+            f"{next(n for n in below if batch % n == 0)}."
         )
 
 

@@ -58,14 +58,14 @@ class Reader:
                     first = answer[0] + 1
                     yield tuple(answer)
             if first < count:
-                yield begun, "dead", f"the process ended with {self._process.wait()}"
+                yield begun, "dead", f"the process ended with {self.close()}"
                 first = begun + 1
                 self._process = self._started()
 
-    def close(self) -> None:
-        """Lets it end."""
-        self._process.stdin.close()
-        self._process.wait()
+    def close(self) -> int:
+        """Lets it end; its exit status."""
+        self._process.communicate()
+        return self._process.returncode
 
 
 @pytest.fixture(scope="module")
