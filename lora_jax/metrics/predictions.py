@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from jaxtyping import Float
 
 from lora_jax.core.json_files import parse_json
 from lora_jax.metrics.table import metric
+
+_HEAD = ("split", "metrics", "classes")  # what the first line of a file says of all
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,16 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of a model on a split, and the names of the metrics that score them."""
+    """The predictions of a model on a split, and the names of the metrics that score them.
+
+    `classes` is how many the task has, of which some may not occur in these rows; None where it has
+    none, or where nobody said.
+    """
 
     split: str
     metrics: tuple[str, ...]
     rows: tuple[Prediction, ...]
+    classes: int | None = None
 
     def by_task(self) -> dict[str, Predictions]:
         """The predictions of each task of a mixture; nothing outside one."""
@@ -54,7 +61,7 @@ class Predictions:
 
     def at(self, places: Iterable[int]) -> Predictions:
         """The predictions at these positions, in their order."""
-        return Predictions(self.split, self.metrics, tuple(self.rows[place] for place in places))
+        return replace(self, rows=tuple(self.rows[place] for place in places))
 
     def column(self, name: str) -> Any:
         """A field of all rows; numbers as an array."""
@@ -68,9 +75,14 @@ class Predictions:
         if name in ("loss", "correct"):
             total, units = self.column(name), self.column("units")
             return lambda rows: float(total[rows].sum() / units[rows].sum())
-        score = metric(name).score
+        score, known = metric(name).score, {}
         predicted, references = self.column("predicted"), self.column("references")
-        return lambda rows: score([predicted[n] for n in rows], [references[n] for n in rows])
+        if metric(name).by_classes:
+            # By all rows where nobody said: some resample of them may lack a class.
+            known["classes"] = self.classes or 1 + max(1, *predicted, *references)
+        return lambda rows: score(
+            [predicted[n] for n in rows], [references[n] for n in rows], **known
+        )
 
     def each(self, name: str) -> Float[np.ndarray, " rows"] | None:
         """The metric's score of each example; None where that of the set is not their mean."""
@@ -81,7 +93,7 @@ class Predictions:
 def save_predictions(path: Path, predictions: Predictions) -> Path:
     """Writes a line of JSON an example, after one that names split and metrics."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = json.dumps({"split": predictions.split, "metrics": predictions.metrics})
+    head = json.dumps({name: getattr(predictions, name) for name in _HEAD})
     rows = (json.dumps(asdict(row), ensure_ascii=False) for row in predictions.rows)
     path.write_text("".join(f"{line}\n" for line in (head, *rows)), encoding="utf-8")
     return path
@@ -103,7 +115,7 @@ def load_predictions(path: Path) -> Predictions:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         head, *rows = (parse_json(line, path) for line in lines)
         found = tuple(Prediction(**row) for row in rows)
-        return Predictions(head["split"], tuple(head["metrics"]), found)
+        return Predictions(head["split"], tuple(head["metrics"]), found, head.get("classes"))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no file of predictions ({error}). Make it anew with: lora-jax evaluate RUN."

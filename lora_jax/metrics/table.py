@@ -22,15 +22,17 @@ class Metric:
     """A score of a set of examples.
 
     `kind` says what is compared: class ids, numbers, or texts (references then are lists of right
-    texts). `score` takes predictions and references. `each` gives a score an example where the
-    set's score is their mean, else None.
+    texts). `score` takes predictions and references, and with `by_classes` the number of `classes`
+    of the task, which some of its examples may lack. `each` gives a score an example where the set's
+    score is their mean, else None.
     """
 
     name: str
     kind: Kind
-    score: Callable[[Sequence[Any], Sequence[Any]], float]
+    score: Callable[..., float]
     each: Callable[[Sequence[Any], Sequence[Any]], Float[np.ndarray, " examples"]] | None = None
     higher_is_better: bool = True
+    by_classes: bool = False
 
 
 class Primary(NamedTuple):
@@ -102,25 +104,36 @@ def accuracy(predictions: Sequence[Any], references: Sequence[Any]) -> float:
     return float(accuracy_each(predictions, references).mean())
 
 
-def f1(predictions: Sequence[int], references: Sequence[int]) -> float:
-    """F1 of class 1 of two classes (as GLUE's MRPC and QQP); with other classes, the mean of every
-    class's F1 (macro).
+def f1(
+    predictions: Sequence[int], references: Sequence[int], *, classes: int | None = None
+) -> float:
+    """F1 of class 1 of two classes (as GLUE's MRPC and QQP; 0 where nothing is of class 1); with
+    more classes, `macro_f1`.
+
+    Args:
+        classes: how many the task has: a set of examples, or a resample of it, may lack some. None:
+            two, unless there is another label than 0 and 1.
     """
     check_pairs(predictions, references)
-    binary = set(predictions) | set(references) <= {0, 1}
-    if not binary:
+    if classes is None:
+        classes = 2 if {*predictions, *references} <= {0, 1} else len({*predictions, *references})
+    if classes != 2:
         return macro_f1(predictions, references)
     return float(_sklearn().f1_score(references, predictions, zero_division=0.0))
 
 
 def macro_f1(predictions: Sequence[int], references: Sequence[int]) -> float:
-    """The mean of every class's F1, however frequent the class."""
+    """The mean of the F1 of every class, however frequent. A class that is neither right nor
+    predicted anywhere has no F1 and does not count, as in scikit-learn.
+    """
     check_pairs(predictions, references)
     return float(_sklearn().f1_score(references, predictions, average="macro", zero_division=0.0))
 
 
 def matthews(predictions: Sequence[int], references: Sequence[int]) -> float:
-    """Matthews correlation, -1 to 1 (GLUE's CoLA); 0 where one of the two is constant."""
+    """Matthews correlation, -1 to 1 (GLUE's CoLA); 0 where one of the two is constant, as in
+    scikit-learn.
+    """
     check_pairs(predictions, references)
     return float(_sklearn().matthews_corrcoef(references, predictions))
 
@@ -191,9 +204,13 @@ def _sklearn() -> ModuleType:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    # Asked of the numbers themselves: a constant's mean can differ from it by rounding.
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan
     a, b = a - a.mean(), b - b.mean()
-    scale = math.sqrt((a * a).sum() * (b * b).sum())
-    return float((a * b).sum() / scale) if scale else math.nan
+    # Each by its largest, so that no square is infinite or 0.
+    a, b = a / np.abs(a).max(), b / np.abs(b).max()
+    return float((a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum()))
 
 
 def _text_metric(name: str, *, mean_of_each: bool = False, higher: bool = True) -> Metric:
@@ -214,7 +231,7 @@ METRICS: dict[str, Metric] = {
     one.name: one
     for one in (
         Metric("accuracy", "classes", accuracy, accuracy_each),
-        Metric("f1", "classes", f1),
+        Metric("f1", "classes", f1, by_classes=True),
         Metric("macro_f1", "classes", macro_f1),
         Metric("matthews", "classes", matthews),
         Metric("pearson", "numbers", pearson),

@@ -10,6 +10,7 @@ import itertools
 import math
 import re
 import string
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -87,7 +88,9 @@ def ter(predictions: Texts, references: References) -> float:
 
 
 def rouge_1_each(predictions: Texts, references: References) -> Float[np.ndarray, " examples"]:
-    """F1 of words, stemmed, with the reference that suits best (Lin 2004; rouge-score)."""
+    """F1 of words, stemmed, with the reference that suits best (Lin 2004; rouge-score); NaN where
+    no reference has a word of the letters a to z and digits, with a warning where some have none.
+    """
     return _rouge(predictions, references, "rouge1")
 
 
@@ -290,8 +293,27 @@ def _sacrebleu(name: str, predictions: Texts, references: References, **options:
 def _rouge(predictions: Texts, references: References, name: str) -> np.ndarray:
     check_pairs(predictions, references)
     scorer: Any = library("rouge_score.rouge_scorer").RougeScorer([name], use_stemmer=True)
+    if not _have_words(references):
+        return np.full(len(predictions), np.nan)
     pairs = zip(predictions, references, strict=True)
-    return np.array([scorer.score_multi(list(right), text)[name].fmeasure for text, right in pairs])
+    found = [scorer.score_multi(list(right), text)[name].fmeasure for text, right in pairs]
+    return np.array(found, float)
+
+
+def _have_words(references: References) -> bool:
+    """Whether rouge-score finds a word in any right text, with a warning where it finds none in
+    some: an equal text would score 0.
+    """
+    texts = [text for right in references for text in right if text.strip()]
+    wordless = sum(re.search("[a-z0-9]", text.lower()) is None for text in texts)
+    if wordless:
+        warnings.warn(
+            f"ROUGE finds no word in {wordless} of {len(texts)} references: rouge-score reads the "
+            "letters a to z and digits alone. Whatever is compared with them scores 0, and all "
+            "of them together nan. Score texts in other scripts with chrf.",
+            stacklevel=4,
+        )
+    return wordless < len(texts) or not texts
 
 
 def _best(

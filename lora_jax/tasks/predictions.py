@@ -59,7 +59,8 @@ def predict(
             )
 
     kept = tuple(rows[n] for n in sorted(rows) if n < limit)
-    return Predictions(split, task.metrics, kept)
+    classes = len(task.label_names) or getattr(encoded, "choices", None)
+    return Predictions(split, task.metrics, kept, classes)
 
 
 @functools.lru_cache(maxsize=4)

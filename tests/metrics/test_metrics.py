@@ -11,6 +11,12 @@ import numpy as np
 import pytest
 
 from lora_jax.metrics import text_metrics
+from lora_jax.metrics.predictions import (
+    Prediction,
+    Predictions,
+    load_predictions,
+    save_predictions,
+)
 from lora_jax.metrics.table import METRICS, entities, metric, perplexity
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "metrics.json").read_text())
@@ -91,6 +97,56 @@ def test_classification_metrics_are_the_textbooks():
     assert metric("f1").score([0, 2, 1], [0, 2, 2]) == pytest.approx((1 + 0 + 2 / 3) / 3)
 
 
+def rows(predicted, gold, **more):
+    found = [
+        Prediction(str(n), 0.0, 1.0, 0.0, *pair) for n, pair in enumerate(zip(predicted, gold))
+    ]
+    return Predictions("test", ("f1",), tuple(found), **more)
+
+
+def test_the_formula_of_f1_follows_from_the_task_not_from_the_labels_that_occur(tmp_path):
+    pytest.importorskip("sklearn")
+    predicted, gold = [0, 1, 1, 2], [0, 1, 0, 2]
+    # F1 of class 0 is 2 * 1 / (1 + 2), of class 1 2 * 1 / (2 + 1), of class 2 1.
+    three = rows(predicted, gold, classes=3)
+    score = three.scored_by("f1")
+    assert score(range(4)) == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    # Rows without class 2 are still rows of a task with three: the mean over classes 0 and 1.
+    assert score([0, 1, 2]) == three.at([0, 1, 2]).scored_by("f1")(range(3)) == pytest.approx(2 / 3)
+    assert score([0, 0]) == 1.0
+    # Of a task with two classes it is that of class 1, also where no row has it (0, as scikit-learn).
+    two = rows([0, 1, 1, 0], [0, 1, 0, 1], classes=2).scored_by("f1")
+    assert two(range(4)) == pytest.approx(2 * 1 / (2 + 2)) and two([0]) == 0.0
+    assert two([0, 1]) == 1.0
+    # A file that does not say is of as many classes as all its rows have; a new one says.
+    unsaid = rows(predicted, gold).scored_by("f1")
+    assert (
+        unsaid([0, 1, 2]) == score([0, 1, 2]) and rows([0, 0], [0, 1]).scored_by("f1")([0]) == 0.0
+    )
+    assert load_predictions(save_predictions(tmp_path / "p.jsonl", three)) == three
+    # Called by itself it goes by the labels, unless told.
+    assert metric("f1").score([0, 1], [0, 1], classes=3) == 1.0
+    assert metric("f1").score([0, 1, 1], [0, 1, 0], classes=3) == pytest.approx(2 / 3)
+
+
+def test_predictions_without_the_number_of_classes_are_read(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"split": "test", "metrics": ["f1"]}\n')
+    assert load_predictions(tmp_path / "p.jsonl") == Predictions("test", ("f1",), ())
+
+
+def test_rouge_says_how_many_texts_it_cannot_read():
+    pytest.importorskip("rouge_score")
+    score = metric("rouge_l").score
+    with pytest.warns(UserWarning, match="no word in 1 of 3 references"):
+        # The second text is equal and scores 0, as rouge-score has it.
+        assert score(["a cat", "猫です"], [["a cat", "a dog"], ["猫です"]]) == 0.5
+    with pytest.warns(UserWarning, match="no word in 2 of 2 references"):
+        assert math.isnan(score(["猫", "犬"], [["猫"], ["犬"]]))
+    # A prediction in another script, or nothing, is wrong and no more; blank references are blank.
+    assert score(["猫", ""], [["a cat"], ["a dog"]]) == 0.0 == score([""], [[" "]])
+    assert metric("chrf").score(["猫です"], [["猫です"]]) == pytest.approx(100)
+
+
 def test_correlations_equal_scipys_with_ties():
     from scipy.stats import pearsonr, spearmanr
 
@@ -98,6 +154,17 @@ def test_correlations_equal_scipys_with_ties():
     assert metric("pearson").score(a, b) == pytest.approx(pearsonr(a, b)[0])
     assert metric("spearman").score(a, b) == pytest.approx(spearmanr(a, b)[0])
     assert math.isnan(metric("pearson").score([1.0, 1.0], [1.0, 2.0]))
+    # The mean of three times 0.1 is not 0.1: a constant all the same.
+    for name in ("pearson", "spearman"):
+        for constant in ([0.1] * 3, [1e300] * 3, [-7.3e-300] * 3, [0.0] * 3):
+            assert math.isnan(metric(name).score(constant, [1.0, 2.0, 4.0]))
+            assert math.isnan(metric(name).score([1.0, 2.0, 4.0], constant))
+        assert math.isnan(metric(name).score([1.0], [2.0]))
+        assert math.isnan(metric(name).score([1.0, math.nan, 2.0], [1.0, 2.0, 3.0]))
+    # Squares of these are infinite, or 0.
+    for size in (1e-200, 1e200):
+        scaled = [size * x for x in a]
+        assert metric("pearson").score(scaled, b) == pytest.approx(pearsonr(a, b)[0])
 
 
 def test_entities_are_conlls():
