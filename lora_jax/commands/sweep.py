@@ -113,6 +113,7 @@ def _search(
     """Searches, prints the best trials, and says what became of all runs together."""
     from rich.table import Table
 
+    from lora_jax.core.escapes import in_terminal
     from lora_jax.sweeps.search import search
 
     batch = max(config.sweep.stack, arguments.workers or 1)
@@ -122,7 +123,7 @@ def _search(
     table = Table(
         "trial",
         "validation loss",
-        *trials[0].settings,
+        *map(in_terminal, trials[0].settings),
         "runs",
         title=f"best of {len(trials)} trials",
     )
@@ -134,7 +135,7 @@ def _search(
         table.add_row(
             str(trial.number),
             "failed" if trial.loss is None else f"{trial.loss:.4f}",
-            *values,
+            *map(in_terminal, values),
             ", ".join(trial.runs),
         )
     print_table(table)

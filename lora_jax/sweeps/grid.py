@@ -20,6 +20,7 @@ from lora_jax.config import (
     resolve_targets,
     validate,
 )
+from lora_jax.core.escapes import one_line
 from lora_jax.sweeps.axes import Axis, read_axes, reads
 
 _LONGEST_TARGETS = 24  # letters of a regex in a folder's name; the hash tells apart what this cuts
@@ -121,7 +122,7 @@ def shown_targets(targets: str) -> str:
     thing.
     """
     names = {regex: name for name, regex in TARGETS.items()}
-    return names.get(resolve_targets(targets), targets)
+    return names.get(resolve_targets(targets), one_line(targets))
 
 
 def duration(seconds: float) -> str:

@@ -52,7 +52,8 @@ FIXED_DARK, FIXED_LIGHT = "#010101", "#fefefe"
 STYLE: dict[str, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": GRID,
     "axes.axisbelow": True, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 120, "axes.titlesize": 10,
-    "font.family": ["DejaVu Sans"], "svg.fonttype": "none", "svg.hashsalt": "lora-jax",
+    "font.family": ["DejaVu Sans"], "text.parse_math": False,  # names may hold dollar signs
+     "svg.fonttype": "none", "svg.hashsalt": "lora-jax",
 }  # fmt: skip
 _THEMED = {INK: "--ink", MUTED: "--muted", FAINT: "--faint", GRID: "--grid", PAPER: "--paper"}
 

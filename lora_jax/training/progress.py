@@ -29,7 +29,7 @@ class TrainingBar:
         self._terminal = sys.stderr.isatty() and not quiet
         self._last_line = time.monotonic()
         columns = (
-            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
             TextColumn("{task.fields[news]}"), TimeElapsedColumn(), TextColumn("left"),
             TimeRemainingColumn(),
         )  # fmt: skip

@@ -67,6 +67,11 @@ def test_long_contexts_lose_their_beginning_and_what_cannot_fit_is_an_error(mode
         for ids in (context, context[-15:])
     )
     assert cut == pytest.approx(whole, rel=1e-6)
+    # By full logits: 16 tokens are read, the last of the continuation only predicted.
+    logp = jax.nn.log_softmax(decoder.apply({"params": params}, np.array([[*context[-15:], 9]])))
+    assert cut == pytest.approx(float(logp[0, -2, 9] + logp[0, -1, 10]), rel=1e-5)
+    with pytest.raises(ValueError, match="from 0 to 39, and 40 came"):
+        score_continuations(decoder, params, {}, [([3], [40])])
     for context, continuation in (([], [3]), ([3], []), ([3], list(range(3, 30)))):
         with pytest.raises(ValueError, match="A continuation needs 1 to 16 tokens"):
             score_continuations(decoder, params, {}, [(context, continuation)], window=16)
