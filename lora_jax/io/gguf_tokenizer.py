@@ -68,7 +68,9 @@ def gguf_tokenizer(keys: Mapping[str, Any], path: Path | str) -> TextTokenizer:
     name = keys.get("tokenizer.ggml.pre")
     split = Split() if name is None else SPLITS.get(name) if isinstance(name, str) else None
     if kind == "llama":
-        backend = _sentencepiece(path, tokens, keys, arch=str(keys.get("general.architecture", "")))
+        with backend_errors(path):
+            arch = str(keys.get("general.architecture", ""))
+            backend = _sentencepiece(path, tokens, keys, arch=arch)
     elif kind == "gpt2":
         if split is None:
             raise ValueError(
@@ -76,7 +78,8 @@ def gguf_tokenizer(keys: Mapping[str, Any], path: Path | str) -> TextTokenizer:
                 f"{nearest(str(name), SPLITS, 1)[0]!r}; known: {', '.join(SPLITS)}. Give the "
                 "tokenizer of the original model."
             )
-        backend = _byte_level(path, tokens, keys, split)
+        with backend_errors(path):
+            backend = _byte_level(path, tokens, keys, split)
     else:
         raise ValueError(
             f"{path} has the tokenizer {kind!r}, which is not supported; needed 'llama' or 'gpt2'."
@@ -175,8 +178,7 @@ def _byte_level(
 
     vocabulary = {token: n for n, token in enumerate(tokens)}
     pairs = [tuple(merge.split(" ")) for merge in merges]
-    with backend_errors(path):
-        backend = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=split.whole))
+    backend = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=split.whole))
     if (normalizer := split.normalizer()) is not None:
         backend.normalizer = normalizer
     backend.pre_tokenizer = split.pre_tokenizer()

@@ -2,6 +2,7 @@
 tokens and chats from metadata.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -229,6 +230,26 @@ def test_a_sentencepiece_bpe_is_written_with_scores_that_give_its_merges(arch, t
     for text in [*PLAIN, *TEXTS[:5]]:
         assert ours.encode(text) == theirs.encode(text), text
     assert keys["tokenizer.ggml.add_space_prefix"] == (arch != "gemma3")
+
+
+def test_keys_of_another_type_are_named_and_templates_for_tools_come_back():
+    theirs = byte_fallback_bpe("llama")
+    templates = dict(chat_template="{{ bos_token }}{{ unk_token }}", tool_template="with tools")
+    theirs = dataclasses.replace(theirs, **templates)
+    keys = tokenizer_keys(theirs, "llama", theirs.vocab_size)
+    ours = gguf_tokenizer(keys, "x.gguf")
+    chat = [{"role": "user", "content": "a"}]
+    assert ours.chat(chat) == "<s><unk>" and ours.chat(chat, tools=[{}]) == "with tools"
+    for name, value, words in (
+        ("tokenizer.ggml.add_bos_token", "yes", "add_bos_token needs to be true or false"),
+        ("tokenizer.ggml.add_space_prefix", 1, "add_space_prefix needs to be true or false"),
+        ("tokenizer.ggml.token_type", 5, "token_type needs to be a list of numbers"),
+        ("tokenizer.ggml.scores", ["a"] * theirs.vocab_size, "needs a score for each of"),
+        ("tokenizer.chat_template", 7, "chat_template needs to be a text"),
+        ("tokenizer.ggml.bos_token_id", 1.5, "gives the bos token the id 1.5"),
+    ):
+        with pytest.raises(ValueError, match=f"x.gguf.*{words}"):
+            gguf_tokenizer(keys | {name: value}, "x.gguf")
 
 
 def byte_fallback_bpe(arch):
