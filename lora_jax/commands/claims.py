@@ -131,6 +131,7 @@ def _list(entries: dict, results: Path) -> None:
 
     from lab import ledger
     from lora_jax.commands.shared import print_table
+    from lora_jax.core.escapes import in_terminal
 
     table = Table("claim", "what", "source", "kind", "verdict")
     for key, entry in entries.items():
@@ -139,5 +140,6 @@ def _list(entries: dict, results: Path) -> None:
             verdict = "not run" if result is None else result["verdict"]
         except ledger.ResultError:
             verdict = "result of another version"
-        table.add_row(key, entry.claim.title, entry.claim.source, entry.claim.kind, verdict)
+        row = (key, entry.claim.title, entry.claim.source, entry.claim.kind, verdict)
+        table.add_row(*map(in_terminal, row))
     print_table(table)

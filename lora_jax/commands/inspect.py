@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from lora_jax.commands.shared import print_table
+from lora_jax.core.escapes import in_terminal
 
 if TYPE_CHECKING:
     from lora_jax.analysis.quantisation import Loss
@@ -89,7 +90,7 @@ def loss_table(rows: Sequence[Loss]) -> Table:
     )
     for row in rows:
         table.add_row(
-            row.path, "" if row.layer is None else str(row.layer), row.format, str(row.block_size or "column"), f"{row.relative_error:.5f}",
+            in_terminal(row.path), "" if row.layer is None else str(row.layer), row.format, str(row.block_size or "column"), f"{row.relative_error:.5f}",
             f"{row.bits:.3f}", f"{row.bytes_before:,}", f"{row.bytes_after:,}", f"{row.damage:.1%}" + (" !" if row.damage > 0.01 else ""),
         )  # fmt: skip
     if rows:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.config import ADAPTERS, NO_FORMAT
+from lora_jax.core.escapes import one_line
 from lora_jax.io.contents import changed_contents
 from lora_jax.metrics.score import Score
 from lora_jax.sweeps.grid import shown_format, shown_targets
@@ -361,7 +362,7 @@ def levels(column: Sequence[Any]) -> list[Any]:
 
 def shown(level: Any) -> str:
     """A level as people write it."""
-    return f"{level:g}" if isinstance(level, float) else str(level)
+    return f"{level:g}" if isinstance(level, float) else one_line(level)
 
 
 def _word(key: str, others: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lora_jax.core.escapes import in_markdown
 from lora_jax.metrics.score import Score
 from lora_jax.statistics.interval import share_interval
 from lora_jax.statistics.paired import detectable_difference
@@ -88,12 +89,12 @@ def conclude(
             )
     if table is not None and table.trends:
         unsupported.append(
-            f"Of {', '.join(table.trends)} only a straight line is looked at in the spread between "
+            f"Of {_listed(table.trends)} only a straight line is looked at in the spread between "
             "runs, as there are many different values: a best value in their middle would not show."
         )
     if table is not None and table.left_out:
         unsupported.append(
-            f"What {', '.join(table.left_out)} do together is not told apart from the rest: they "
+            f"What {_listed(table.left_out)} do together is not told apart from the rest: they "
             "have too many levels."
         )
 
@@ -130,7 +131,7 @@ def _one_seed(cells: Sequence[Cell], said: Score) -> list[str]:
     return text + [
         sentence
         for words, alike in facets(cells).items()
-        for sentence in _by_size_alone(alike, said, f" of {words}" if words else "")
+        for sentence in _by_size_alone(alike, said, f" of {in_markdown(words)}" if words else "")
     ]
 
 
@@ -169,7 +170,7 @@ def _on_examples(tests: Sequence[ExampleTest]) -> list[str]:
     beaten = [one for one in tests if one.adjusted < LEVEL]
     if not tests:
         return []
-    best, seeds = tests[0].best.name, max(one.seeds for one in tests)
+    best, seeds = in_markdown(tests[0].best.name), max(one.seeds for one in tests)
     return [
         f"On new examples these trained models would differ as follows: **{best}** is right on "
         f"more test examples than {len(beaten)} of the {len(tests)} others whose answers were "
@@ -180,7 +181,7 @@ def _on_examples(tests: Sequence[ExampleTest]) -> list[str]:
 
 def _contrast(one: Comparison, said: Score) -> str:
     first_wins = (one.test.difference > 0) == said.higher_is_better
-    better, worse = (one.first, one.second) if first_wins else (one.second, one.first)
+    better, worse = map(in_markdown, (one.first, one.second)[:: 1 if first_wins else -1])
     low, high = sorted((one.test.low, one.test.high), key=abs)
     wins = one.wins if first_wins else one.matched - one.wins
     return (
@@ -198,7 +199,8 @@ def _best(cells: Sequence[Cell], tests: Sequence[Comparison], said: Score) -> li
         return []
     best = max(cells, key=lambda cell: cell.merit)
     return [
-        f"The setting with the {said.best} mean, **{best.name}** ({said.text(best.value)}), beats "
+        f"The setting with the {said.best} mean, **{in_markdown(best.name)}** "
+        f"({said.text(best.value)}), beats "
         f"{len(beaten)} of the {len(cells) - 1} others under the same seeds, corrected for all "
         "pairs of settings."
     ]
@@ -208,10 +210,10 @@ def _near_best(tests: Sequence[Comparison]) -> list[str]:
     near = [one for one in tests if not one.adjusted < LEVEL]
     if not near:
         return []
-    named = ", ".join(one.second for one in near[:4])
+    named = ", ".join(in_markdown(one.second) for one in near[:4])
     more = f" and {len(near) - 4} more" if len(near) > 4 else ""
     return [
-        f"That **{near[0].first}** is better than {named}{more} is not shown: after "
+        f"That **{in_markdown(near[0].first)}** is better than {named}{more} is not shown: after "
         "correction, seeds alone could make these differences."
     ]
 
@@ -224,7 +226,8 @@ def _undecided(contrasts: Sequence[Comparison], said: Score) -> list[str]:
         known = not math.isnan(one.test.low)
         limits = f" (95% interval {low} to {high}{said.points})" if known else ""
         sentences.append(
-            f"{_axis(one.axis)} {one.first} against {one.second}: no difference is shown{limits}."
+            f"{_axis(one.axis)} {in_markdown(one.first)} against {in_markdown(one.second)}: no "
+            f"difference is shown{limits}."
         )
     if len(open_ones) > 6:
         sentences.append(
@@ -263,7 +266,9 @@ def _sources(table: Decomposition) -> list[str]:
     )
     if not named:
         return []
-    words = ", ".join(f"{source.name} {100 * source.share:.0f}%" for source in named[:4])
+    words = ", ".join(
+        f"{in_markdown(source.name)} {100 * source.share:.0f}%" for source in named[:4]
+    )
     many = "each of them more" if len(named) > 1 else "more"
     return [
         f"Of the spread between runs (sum of squares), {words}: {many} than chance would explain. "
@@ -271,8 +276,12 @@ def _sources(table: Decomposition) -> list[str]:
     ]
 
 
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(in_markdown, names))
+
+
 def _axis(name: str) -> str:
-    return f"{name[0].upper()}{name[1:]}"
+    return in_markdown(f"{name[0].upper()}{name[1:]}")
 
 
 def _count(number: int, word: str) -> str:

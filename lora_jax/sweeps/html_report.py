@@ -4,13 +4,13 @@ dark.
 
 from __future__ import annotations
 
-import html
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_jax.core.escapes import html_of, in_html
 from lora_jax.metrics.score import Score
 from lora_jax.statistics.variance import REST
 from lora_jax.sweeps.conclusions import Findings
@@ -46,8 +46,8 @@ def html_page(page: Page, pictures: Mapping[str, str]) -> str:
     """The page as one file, with its pictures, {title: <svg> element}."""
     parts = [
         "<h1>Sweep report</h1>",
-        f'<p class="lead">{_inline(page.headline)}</p>',
-        f'<p class="muted">{_inline(page.state)}</p>',
+        f'<p class="lead">{html_of(page.headline)}</p>',
+        f'<p class="muted">{html_of(page.state)}</p>',
         '<section class="verdict"><div><h2>What the data support</h2>',
         _sentences(page.supported, "Nothing beyond a description of these runs."),
         "</div><div><h2>What they do not support</h2>",
@@ -55,10 +55,10 @@ def html_page(page: Page, pictures: Mapping[str, str]) -> str:
         "</div></section>",
         "<h2>Cells</h2>",
         table("cells", *page.cells),
-        f'<p class="muted">{_inline(page.notes)}</p>',
+        f'<p class="muted">{html_of(page.notes)}</p>',
     ]
     for name, svg in pictures.items():
-        parts.append(f"<h2>{html.escape(name)}</h2><figure>{svg}</figure>")
+        parts.append(f"<h2>{in_html(name)}</h2><figure>{svg}</figure>")
         if name == "Where the spread comes from":
             parts.append(table("spread", *page.spread))
         if name == "Paired differences":
@@ -77,8 +77,7 @@ def html_page(page: Page, pictures: Mapping[str, str]) -> str:
         parts += ["<h2>Runs not finished yet</h2>", waiting]
     parts.append("<h2>How to make this again</h2>")
     parts += [
-        f"<p>{html.escape(what)}</p><pre>{html.escape(command)}</pre>"
-        for what, command in page.commands
+        f"<p>{in_html(what)}</p><pre>{_lines(command)}</pre>" for what, command in page.commands
     ]
     return _document("\n".join(parts))
 
@@ -104,7 +103,7 @@ def table(name: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     numeric = [_is_numeric([row[column] for row in shown]) for column in range(len(headings))]
     head = "".join(
         f"<th{' class=number' if is_number else ''}>"
-        f"<button type=button>{html.escape(text)}</button></th>"
+        f"<button type=button>{in_html(text)}</button></th>"
         for text, is_number in zip(headings, numeric, strict=True)
     )
     body = "\n".join(
@@ -130,7 +129,7 @@ def _is_numeric(texts: Sequence[str]) -> bool:
 def _table_cell(text: str, is_number: bool) -> str:
     value = _number(text) if is_number else None
     key = "" if value is None else f' data-key="{value!r}"'
-    return f"<td{' class=number' if is_number else ''}{key}>{html.escape(text)}</td>"
+    return f"<td{' class=number' if is_number else ''}{key}>{in_html(text)}</td>"
 
 
 def spread_table(findings: Findings) -> tuple[Sequence[str], list[list[str]]]:
@@ -202,16 +201,14 @@ def tests_table(findings: Findings, said: Score) -> tuple[Sequence[str], list[li
     return headings, rows + by_examples
 
 
+def _lines(text: str) -> str:
+    return "\n".join(map(in_html, text.split("\n")))
+
+
 def _sentences(sentences: Sequence[str], otherwise: str) -> str:
     if not sentences:
-        return f"<p>{html.escape(otherwise)}</p>"
-    return f"<ul>{''.join(f'<li>{_inline(text)}</li>' for text in sentences)}</ul>"
-
-
-def _inline(text: str) -> str:
-    safe = html.escape(text, quote=False)
-    safe = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", safe)
-    return re.sub(r"`(.+?)`", r"<code>\1</code>", safe)
+        return f"<p>{in_html(otherwise)}</p>"
+    return f"<ul>{''.join(f'<li>{html_of(text)}</li>' for text in sentences)}</ul>"
 
 
 def _text(value: float, form: str) -> str:

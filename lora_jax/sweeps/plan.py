@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from rich.table import Table
+from rich.text import Text
 
 from lora_jax.config import Config
+from lora_jax.core.escapes import in_terminal
 from lora_jax.sweeps.grid import duration, expand, run_id
 from lora_jax.sweeps.runner import describe_runs
 from lora_jax.sweeps.side_by_side import Pack, Predicted, packs, predicted
@@ -86,8 +88,8 @@ def plan_table(planned: Sequence[PlannedGroup]) -> Table:
     )
     table = Table(
         title=f"{total} runs in {len(planned)} groups; a group shares its compiled programs{time_left}",
-        caption="\n".join(
-            f"group {n} is apart from group {n - 1}: {'; '.join(group.pack.why)}"
+        caption=Text("\n").join(
+            in_terminal(f"group {n} is apart from group {n - 1}: {'; '.join(group.pack.why)}")
             for n, group in enumerate(planned, 1)
             if group.pack.why
         ),
@@ -123,7 +125,7 @@ def plan_table(planned: Sequence[PlannedGroup]) -> Table:
             first = run is runs[0]
             table.add_row(
                 str(number) if first else "",
-                words[run_id(run)],
+                in_terminal(words[run_id(run)]),
                 run_id(run),
                 "yes" if done else "",
                 *(shared if first else [""] * len(shared)),

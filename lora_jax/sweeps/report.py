@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from lora_jax.config import ADAPTERS
+from lora_jax.core.escapes import as_code, in_markdown, in_terminal, one_line
 from lora_jax.metrics.score import Score
 from lora_jax.sweeps.cells import Cell, cells_of, facets, gather, measure, pareto, seed_of
 from lora_jax.sweeps.comparisons import adapters
@@ -105,8 +106,7 @@ def summary_table(cells: Sequence[Cell]) -> Table:
         most = max(cell.merit for cell in alike)
         best |= {id(cell) for cell in alike if cell.merit == most}
     for cell in cells:
-        # Names are a user's texts: rich would read brackets in them as its markup.
-        row = map(escape, _row(cell, said))
+        row = map(in_terminal, _row(cell, said))
         table.add_row(*row, style="bold" if id(cell) in best else "")
     return table
 
@@ -127,7 +127,7 @@ def _headline(cells: Sequence[Cell]) -> str:
         f" (so {'has' if ties == 1 else 'have'} {ties} other{'s' * (ties > 1)})" if ties else ""
     )
     text = (
-        f"**{best.name}** has the {said.best} test {said.label}, "
+        f"**{in_markdown(best.name)}** has the {said.best} test {said.label}, "
         f"{_with_error(best, said)}{shared}{_size(best)}."
     )
 
@@ -137,13 +137,13 @@ def _headline(cells: Sequence[Cell]) -> str:
         cheapest = close[0]
         within = "within one standard error of it" if error else "with the same score"
         text += (
-            f" The smallest {within} is **{cheapest.name}**, "
+            f" The smallest {within} is **{in_markdown(cheapest.name)}**, "
             f"{_with_error(cheapest, said)}{_size(cheapest)}."
         )
     elif close and error:
         text += " No smaller cell is within one standard error of it."
     baselines = [
-        f"{cell.name} {_with_error(cell, said)}"
+        f"{in_markdown(cell.name)} {_with_error(cell, said)}"
         for cell in cells
         if cell.rank is None and cell is not best
     ]
@@ -272,7 +272,7 @@ def _page(
 
     return Page(
         headline=headline(cells),
-        state=f"Runs: {', '.join(counted)}. {footnote(cells)}.",
+        state=f"Runs: {', '.join(counted)}. {in_markdown(footnote(cells))}.",
         supported=found.conclusions.supported,
         unsupported=found.conclusions.unsupported,
         cells=(_headings(said), [_row(cell, said) for cell in cells]),
@@ -280,7 +280,7 @@ def _page(
         spread=spread_table(found),
         tests=tests_table(found, said),
         failed=[
-            (run.run_id, " ".join(str(run.error).split()))
+            (run.run_id, one_line(" ".join(str(run.error).split())))
             for run in records
             if run.status == "failed"
         ],
@@ -327,10 +327,16 @@ def _markdown(page: Page, pictures: Mapping[str, str]) -> str:
         ("## Runs not finished yet", page.waiting),
     ):
         if runs:
-            lines += [heading, "", *(f"- `{name}`: {text}" for name, text in runs), ""]
+            lines += [
+                heading,
+                "",
+                *(f"- {as_code(name)}: {in_markdown(text)}" for name, text in runs),
+                "",
+            ]
     lines += ["## How to make this again", ""]
     for what, command in page.commands:
-        lines += [what, "", "```", command, "```", ""]
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
+        lines += [what, "", fence, *map(one_line, command.split("\n")), fence, ""]
     return "\n".join(lines)
 
 
@@ -340,7 +346,7 @@ def _items(sentences: Sequence[str], otherwise: str) -> list[str]:
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     """A Markdown table, its first columns to the left."""
-    escaped = [[text.replace("|", "\\|") for text in row] for row in rows]
+    escaped = [map(in_markdown, row) for row in rows]
     ruler = f"|{'---|' * left}{'---:|' * (len(headings) - left)}"
     return [
         f"| {' | '.join(headings)} |",
@@ -369,5 +375,6 @@ def _commit(git: Mapping[str, Any]) -> str | None:
 
 def _distinct(values: Any) -> str:
     return (
-        ", ".join(dict.fromkeys(str(value) for value in values if value is not None)) or "unknown"
+        ", ".join(dict.fromkeys(one_line(value) for value in values if value is not None))
+        or "unknown"
     )

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_jax.config import Config, canonical, from_config_dict
+from lora_jax.core.escapes import one_line
 from lora_jax.sweeps.records import RunRecord
 
 # A setting that a run does not read, such as the block size of a base that is not quantised.
@@ -68,7 +69,7 @@ def variants(
         for place in places:
             setting = settings[place]
             words[place] = " ".join(
-                f"{short[key]}={setting[key]}"
+                one_line(f"{short[key]}={setting[key]}")
                 for key in keys
                 # None is "not given": the others say what they have instead.
                 if setting.get(key, NOT_READ) not in (NOT_READ, None)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lora_jax.core.escapes import in_terminal, one_line
 from lora_jax.sweeps.files import last_line
 from lora_jax.sweeps.grid import duration
 from lora_jax.sweeps.lock import Lock
@@ -104,7 +104,7 @@ def frame(seen: Snapshot) -> RenderableType:
 
     parts: list[RenderableType] = [
         Text(
-            f"{seen.root}: {', '.join(words) or 'no runs yet'}; {ended} of {seen.planned} ended",
+            f"{one_line(seen.root)}: {', '.join(words) or 'no runs yet'}; {ended} of {seen.planned} ended",
             style="bold",
         ),
         ProgressBar(total=max(seen.planned, 1), completed=ended, width=60),
@@ -113,7 +113,9 @@ def frame(seen: Snapshot) -> RenderableType:
     if seen.best is not None:
         score = seen.best.result.score("test")
         parts.append(
-            Text(f"best so far: {score.text(score.value)} test {score.label}, {seen.best.run_id}")
+            Text(
+                f"best so far: {score.text(score.value)} test {score.label}, {one_line(seen.best.run_id)}"
+            )
         )
 
     if seen.running:
@@ -128,7 +130,7 @@ def frame(seen: Snapshot) -> RenderableType:
             step = f"{one.step}/{one.steps}" if one.steps else str(one.step)
             loss = "" if one.loss is None else f"{one.loss:.4f}"
             silent = "" if one.silent_seconds is None else f"{duration(one.silent_seconds)} ago"
-            table.add_row(one.record.run_id, step, loss, silent, one.owner)
+            table.add_row(*map(in_terminal, (one.record.run_id, step, loss, silent, one.owner)))
         parts += [table, *_more(len(seen.running))]
 
     if seen.failed:
@@ -136,7 +138,8 @@ def frame(seen: Snapshot) -> RenderableType:
         table.add_column("run", no_wrap=True)
         table.add_column("error")
         for record in seen.failed[:MOST_ROWS]:
-            table.add_row(record.run_id, escape(" ".join(str(record.error).split())[:200]))
+            error = " ".join(str(record.error).split())[:200]
+            table.add_row(*map(in_terminal, (record.run_id, error)))
         parts += [table, *_more(len(seen.failed))]
     return Group(*parts)
 

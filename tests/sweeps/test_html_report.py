@@ -13,10 +13,11 @@ import pytest
 from made_up_sweep import fill, grid
 from page_reader import Reader
 
+from lora_jax.core.escapes import html_of
 from lora_jax.sweeps.cells import cells_of, gather
 from lora_jax.sweeps.conclusions import findings_of
 from lora_jax.sweeps.grid import expand, run_id
-from lora_jax.sweeps.html_report import MOST_ROWS, _inline, table
+from lora_jax.sweeps.html_report import MOST_ROWS, table
 from lora_jax.sweeps.report import write_report
 from lora_jax.sweeps.store import RunStore
 
@@ -147,6 +148,6 @@ def test_sentences_are_escaped_before_their_marks_are_read():
     """Names of targets, formats and files are a user's: they stand in the headline and in what the
     data support.
     """
-    assert _inline("**<b>x</b>** is `a & b`") == (
+    assert html_of("**<b>x</b>** is `a & b`") == (
         "<strong>&lt;b&gt;x&lt;/b&gt;</strong> is <code>a &amp; b</code>"
     )

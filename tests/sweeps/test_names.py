@@ -20,6 +20,7 @@ from lora_jax.sweeps.cells import cells_of, gather
 from lora_jax.sweeps.grid import run_id
 from lora_jax.sweeps.plan import PlannedGroup, plan_table
 from lora_jax.sweeps.report import summary_table, write_report
+from lora_jax.sweeps.side_by_side import Pack, Predicted
 from lora_jax.sweeps.store import RunStore
 from lora_jax.sweeps.watch import frame, look
 
@@ -107,8 +108,10 @@ def test_a_sweep_of_nasty_names_is_reported_watched_and_planned(seed, tmp_path):
     assert all(one_line(re.escape(name)) in table for name in names)
     # An error is one line: its line breaks are spaces.
     assert one_line(" ".join(names[2].split())) in printed(frame(look(store.root)))
-    group = PlannedGroup(("id[/]",), (names[0],), (False,), 1, 1, 1, (8,), 1, 1.0, (names[1],))
-    plan = printed(plan_table([group]))
-    assert "id[/]" in plan and shown[0] in plan and shown[1] in plan
+    pack = Pack(tuple(runs), None, 1, (names[1],))
+    needs = Predicted(1, 1, 1, (8,), 1.0, 1.0, 1)
+    plan = printed(plan_table([PlannedGroup(pack, needs, (False,) * len(runs), 1.0)]))
+    assert all(one_line(re.escape(name)) in plan for name in names)
+    assert f"apart from group 0: {shown[1]}" in plan
     for name in ("rank_curve", "pareto"):
         assert plots.figure(name, cells) is not None
