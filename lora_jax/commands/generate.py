@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.min_p,
         arguments.repetition_penalty,
     )
-    prompts = arguments.prompt or [line.rstrip("\n") for line in sys.stdin]
+    prompts = arguments.prompt or [line.rstrip("\n").removeprefix("\ufeff") for line in sys.stdin]
     if not prompts:
         raise ValueError("There is no prompt. Give --prompt TEXT, or lines on standard input.")
     texts = _generator(arguments)

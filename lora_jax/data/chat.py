@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from lora_jax.core.extras import needs
@@ -141,9 +142,11 @@ def _start() -> subprocess.Popen[str]:
     program = (
         "import sys; sys.path[:] = sys.argv[1:]; import lora_jax.data.chat as chat; chat.serve()"
     )
+    # Without `site` it starts in half the time; an editable install is found by its own path.
+    paths = [*sys.path, str(Path(__file__).parents[2])]
     # Its own session: an interrupt from the keyboard is for us alone.
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", program, *sys.path],
+        [sys.executable, "-I", "-S", "-c", program, *paths],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -26,6 +26,17 @@ _BETA = 1.2  # recall counts this much more than precision in COCO's ROUGE-L
 _SIGMA = 6.0  # of CIDEr-D's penalty on a difference in length
 
 
+def _check(predictions: Texts, references: References) -> None:
+    """Raises ValueError if there is no text, or one without a right one."""
+    check_pairs(predictions, references)
+    without = [n for n, right in enumerate(references) if not len(right)]
+    if without:
+        raise ValueError(
+            f"A text needs at least one reference, and {len(without)} of {len(references)} have "
+            f"none, the first at position {without[0]}. Leave them out."
+        )
+
+
 # --- Answers (Rajpurkar et al. 2016, SQuAD: evaluate-v1.1.py).
 
 
@@ -114,7 +125,7 @@ def nist(predictions: Texts, references: References) -> float:
     """NIST of order 5 (Doddington 2002), lower case, mteval-v13a's tokens: matches weigh as much as
     they tell.
     """
-    check_pairs(predictions, references)
+    _check(predictions, references)
     tokens = library("sacrebleu.tokenizers.tokenizer_13a").Tokenizer13a()
     cut = lambda text: tuple(tokens(text.lower()).split())
     ours = [cut(text) for text in predictions]
@@ -150,7 +161,7 @@ def coco_rouge_l_each(predictions: Texts, references: References) -> Float[np.nd
     """ROUGE-L as COCO's scorer has it: the best precision and the best recall over the references,
     F with beta 1.2.
     """
-    check_pairs(predictions, references)
+    _check(predictions, references)
     out = []
     for text, texts in zip(predictions, references, strict=True):
         ours = caption_words(text)
@@ -167,7 +178,7 @@ def cider(predictions: Texts, references: References) -> float:
     """CIDEr-D (Vedantam, Zitnick & Parikh 2015), 0 to 10: cosine of tf-idf n-grams of orders 1 to
     4, over these references.
     """
-    check_pairs(predictions, references)
+    _check(predictions, references)
     ours = [_all_grams(text) for text in predictions]
     theirs = [[_all_grams(text) for text in texts] for texts in references]
     documents = collections.Counter(
@@ -208,7 +219,7 @@ def meteor(predictions: Texts, references: References) -> float:
     """
     from lora_jax.metrics.meteor import meteor_score
 
-    check_pairs(predictions, references)
+    _check(predictions, references)
     join = lambda text: " ".join(caption_words(text))
     return meteor_score(
         [join(text) for text in predictions],
@@ -283,7 +294,7 @@ def _largest(counts: Sequence[collections.Counter]) -> collections.Counter:
 
 
 def _sacrebleu(name: str, predictions: Texts, references: References, **options: Any) -> float:
-    check_pairs(predictions, references)
+    _check(predictions, references)
     # The n-th reference of every text, for each n; None where a text has fewer.
     streams = list(itertools.zip_longest(*references))
     scorer = getattr(library("sacrebleu"), name)(**options)
@@ -291,7 +302,7 @@ def _sacrebleu(name: str, predictions: Texts, references: References, **options:
 
 
 def _rouge(predictions: Texts, references: References, name: str) -> np.ndarray:
-    check_pairs(predictions, references)
+    _check(predictions, references)
     scorer: Any = library("rouge_score.rouge_scorer").RougeScorer([name], use_stemmer=True)
     if not _have_words(references):
         return np.full(len(predictions), np.nan)
@@ -319,6 +330,6 @@ def _have_words(references: References) -> bool:
 def _best(
     predictions: Texts, references: References, score: Callable[[str, str], float]
 ) -> np.ndarray:
-    check_pairs(predictions, references)
+    _check(predictions, references)
     pairs = zip(predictions, references, strict=True)
     return np.array([max(score(text, other) for other in right) for text, right in pairs])

@@ -100,8 +100,11 @@ def paired_bootstrap(
     observed = float(first(everything)) - float(second(everything))
     every = draws(examples, resamples, seed)
     resampled = np.array([first(rows) - second(rows) for rows in every])
-    # A tolerance: resampled sums of equal differences differ from the observed one by rounding.
-    far = np.abs(resampled - observed) >= abs(observed) - 1e-12
+    if math.isnan(observed):
+        return Difference(math.nan, math.nan, math.nan, math.nan)
+    # A tolerance: resampled sums of equal differences differ from the observed one by rounding. A
+    # resample without a score counts as far: it says nothing for a difference.
+    far = ~(np.abs(resampled - observed) < abs(observed) - 1e-12)
     p = float((1 + far.sum()) / (1 + len(resampled)))
     return Difference(observed, *_bounds(resampled, level), p)
 

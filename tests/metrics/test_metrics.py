@@ -196,6 +196,9 @@ def test_the_score_of_a_set_is_the_mean_of_each(name):
 def test_nothing_and_uneven_lists_are_errors(name):
     with pytest.raises(ValueError, match="a reference for every prediction and at least one"):
         METRICS[name].score([], [])
+    if METRICS[name].kind == "texts":
+        with pytest.raises(ValueError, match="1 of 2 have none, the first at position 1"):
+            METRICS[name].score(["a", "b"], [["a"], []])
 
 
 def test_an_unknown_name_and_a_missing_library_say_what_to_do(monkeypatch):

@@ -113,3 +113,15 @@ def test_seeds_get_students_interval():
 def test_what_has_no_answer_is_an_error(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_a_score_that_is_not_there_is_no_evidence():
+    """A correlation of constants is NaN, in all examples or in some resamples."""
+    none = paired_bootstrap(lambda rows: math.nan, lambda rows: 1.0, 5, resamples=20)
+    assert all(math.isnan(value) for value in none)
+    # 1 on the examples as they are, and of every resample that lacks the first one nothing.
+    some = lambda rows: 1.0 if 0 in rows else math.nan
+    found = paired_bootstrap(some, lambda rows: 0.0, 3, resamples=1000)
+    # Of three draws from three, none is the first in (2/3)^3 = 0.296 of resamples: 0.03 are two
+    # standard deviations.
+    assert found.value == 1.0 and found.p == pytest.approx((2 / 3) ** 3, abs=0.03)
