@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import math
 import numbers
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -127,9 +127,9 @@ def coerce(value: Any, kind: Any, key: str) -> Any:
     if kind is int and is_number and isinstance(value, numbers.Integral):
         return int(value)
     if kind is float and is_number and isinstance(value, numbers.Real):
-        if not math.isfinite(value):
+        if not abs(value) <= sys.float_info.max:  # also an int that is no float
             raise ValueError(
-                f"config.{key} needs a finite number, got {value}. The default is "
+                f"config.{key} needs a finite number, got {value!s:.40}. The default is "
                 f"{default_of(key)!r}."
             )
         return float(value)

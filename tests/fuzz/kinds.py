@@ -167,7 +167,7 @@ def _bitsandbytes(folder: Path) -> Kind:
     w = _weight()
     boxes = {
         "fc1.weight": bitsandbytes.quantize_4bit(w),
-        "fc2.weight": bitsandbytes.quantize_8bit(w),
+        "fc2.weight": lora_jax.quantize(w, lora_jax.QuantSpec("int8", None, double=False)),
         "fc3.weight": bitsandbytes.quantize_4bit(w[:40, :31], "fp4", 64, False),
         "bias": w[0],
     }
