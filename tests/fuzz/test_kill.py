@@ -126,6 +126,18 @@ def content(folder: Path) -> dict[str, object]:
     }
 
 
+def different(one: dict[str, object], other: dict[str, object]) -> list[str]:
+    """Which parts of two contents differ, and which figures of the result."""
+    found = [part for part in ("rows", "adapter") if one[part] != other[part]]
+    ours, theirs = one["result"], other["result"]
+    for key in {*ours, *theirs}:
+        # A process that has only the last scores left compiles no step: it knows of no peak.
+        unknown = key == "peak_bytes" and None in (ours.get(key), theirs.get(key))
+        if ours.get(key) != theirs.get(key) and not unknown:
+            found.append(f"{key}: {ours.get(key)} for {theirs.get(key)}")
+    return found
+
+
 def trials(out: Path) -> list[tuple[object, ...]]:
     """What a search asked and was told, in this order."""
     if not (out / "search.journal").exists():
@@ -177,6 +189,6 @@ def test_a_killed_command_makes_what_it_would_have_made(lab, request, pytestconf
         where = f"store {stores - 1} after {killed} kills"
         assert names(out) == list(expected), where
         for name, want in expected.items():
-            assert content(out / name) == want, f"{where}: {name}"
+            assert not different(content(out / name), want), f"{where}: {name}"
         assert trials(out) == trials(whole), where
     print(f"{request.node.name}: {killed} kills, {stores} stores, all equal")
