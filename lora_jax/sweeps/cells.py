@@ -23,6 +23,7 @@ from lora_jax.sweeps.settings import NAMED, differing, names_of, settings_of, va
 from lora_jax.sweeps.store import RunRecord, RunStore, is_run, read_run
 
 _FORMAT_ORDER = ("fp32", "int8", "fp4", "nf4", "int4")
+_LARGEST = 1e100  # of a score: squares of them are added up
 _PARTS = re.compile(r"(\d+\.?\d*(?:e-?\d+)?)|([^\d]+)")
 
 
@@ -177,7 +178,7 @@ def _checked(record: RunRecord, chosen: tuple[str, str] | None) -> RunRecord:
     missing = [key for key, group in needed.items() if group.get(key.rpartition(".")[2]) is None]
     if missing:
         return _left_out(record, f"its config.json holds no {missing[0]}")
-    if not score.is_finite:
+    if not score.is_finite or abs(score.value) > _LARGEST:
         return _left_out(record, f"its test {score.label} is no number")
     if (score.name, score.unit) != chosen:
         return _left_out(

@@ -115,6 +115,18 @@ def _object(line: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
+def number(value: Any) -> float | None:
+    """The value as a float; None if it is no finite number, as in a line that somebody else
+    wrote.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
 def jsonable(value: Any) -> Any:
     """`value` with numpy and JAX scalars as numbers, paths as text, dataclasses as dicts, and NaN
     as None.

@@ -9,7 +9,7 @@ from typing import Any
 from lora_jax.core.extras import needs
 from lora_jax.statistics.interval import over_seeds
 from lora_jax.sweeps.cells import UNLIKE, Cell, axes, facets, levels, measure, order, shown
-from lora_jax.sweeps.files import read_lines
+from lora_jax.sweeps.files import number, read_lines
 from lora_jax.sweeps.plot_style import (
     BASELINES,
     COLOURS,
@@ -272,7 +272,9 @@ def _drawable(cells: Sequence[Cell], part: Mapping[int, str]) -> tuple[list[Cell
     return chosen, f"\nthe best variant of each cell{cut}"
 
 
-def _curves(cells: Sequence[Cell]) -> tuple[str, list[tuple[Cell, tuple[list[int], list[float]]]]]:
+def _curves(
+    cells: Sequence[Cell],
+) -> tuple[str, list[tuple[Cell, tuple[list[float], list[float]]]]]:
     """(split, curves): validation loss if every cell has at least three points of it, else the
     training loss.
     """
@@ -284,11 +286,12 @@ def _curves(cells: Sequence[Cell]) -> tuple[str, list[tuple[Cell, tuple[list[int
     for split, least, window in (("validation", 3, 1), ("train", 2, 5)):
         curves = []
         for cell in cells:
-            points: dict[int, list[float]] = defaultdict(list)
+            points: dict[float, list[float]] = defaultdict(list)
             members = [run for run in cell.runs if run.run_id in rows]
             for row in (row for run in members for row in rows[run.run_id]):
-                if row.get("split") == split and row.get("loss") is not None:
-                    points[row["step"]].append(row["loss"])
+                step, loss = number(row.get("step")), number(row.get("loss"))
+                if row.get("split") == split and None not in (step, loss):
+                    points[step].append(loss)
             # A step that some seeds lack would move the mean by itself.
             steps = sorted(step for step, losses in points.items() if len(losses) == len(members))
             losses = [sum(points[step]) / len(points[step]) for step in steps]

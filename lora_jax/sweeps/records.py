@@ -95,6 +95,7 @@ def make_record(
         ValueError: one of them is no object, or an entry has another type; it is named.
     """
     _check_types("config.json", config, _CONFIG_TYPES)
+    _check_plain("config.json", config)
     _check_types("environment.json", environment, _ENVIRONMENT_TYPES)
     if state.status == "done":
         _check_types("result.json", result, {})
@@ -145,6 +146,23 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} holds no JSON object")
     return value
+
+
+def _check_plain(file: str, value: Any) -> None:
+    """Nothing if a report can show and sort everything in it: whole numbers that no float holds and
+    texts that no file can hold are in no run of ours.
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_plain(file, key)
+            _check_plain(file, item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_plain(file, item)
+    elif isinstance(value, str):
+        value.encode()
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"{file} holds a whole number of {len(str(value))} digits")
 
 
 def _check_types(file: str, content: Any, types: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_jax.core.escapes import in_terminal, one_line
-from lora_jax.sweeps.files import last_line
+from lora_jax.sweeps.files import last_line, number
 from lora_jax.sweeps.grid import duration
 from lora_jax.sweeps.lock import Lock
 from lora_jax.sweeps.records import RunRecord
@@ -153,12 +153,12 @@ def is_over(seen: Snapshot) -> bool:
 def _progress(record: RunRecord, now: float) -> Progress:
     row: Mapping[str, Any] = last_line(record.folder / "metrics.jsonl") or {}
     owner = Lock(record.folder / "lock").owner()
-    seen = row.get("time") or record.updated
+    seen = number(row.get("time")) or record.updated
     return Progress(
         record=record,
-        step=int(row.get("step") or 0),
+        step=int(number(row.get("step")) or 0),
         steps=(record.config.get("train") or {}).get("total_steps"),
-        loss=row.get("loss"),
+        loss=number(row.get("loss")),
         silent_seconds=None if seen is None else max(now - seen, 0.0),
         owner=f"{owner.get('pid')} on {owner.get('host')}" if owner else "",
     )

@@ -214,7 +214,7 @@ def save(group: Group, runs: Sequence[Run], saved: Callable[[Run], None] | None 
     """Writes the runs' checkpoints."""
 
     def write(run: Run) -> None:
-        run.save(group.slots.take(run.slot))
+        run.save(group.slots.take(run.slot), group.slots.peak_bytes())
         if saved is not None:
             saved(run)
 
@@ -271,7 +271,10 @@ def finish(group: Group, runs: Sequence[Run]) -> None:
     for run in group.still(ending):
         own = sizes(slots.frozen, slots.take(run.slot).trainable)
         # What it would take alone.
-        own |= {"peak_bytes": slots.peak_bytes(), "stacked": len(slots) if len(slots) > 1 else None}
+        own |= {
+            "peak_bytes": run.at_peak(slots.peak_bytes()),
+            "stacked": len(slots) if len(slots) > 1 else None,
+        }
         group.leave(run, run.result(scored[run], **own))
 
 

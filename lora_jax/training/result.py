@@ -121,15 +121,16 @@ class RunResult:
             primary=primary,
             examples=_examples(content),
             note=_typed(content, "note", str, ""),
-            **{name: _typed(content, name, (int, float), None) for name in _NUMBERS},
+            **{name: _figure(content, name, is_whole) for name, is_whole in _NUMBERS.items()},
         )
 
 
-_NUMBERS = tuple(
-    one.name
+# Sizes and times, and whether each is a whole number.
+_NUMBERS = {
+    one.name: "int" in str(one.type)
     for one in fields(RunResult)
     if one.name not in ("scores", "primary", "examples", "note")
-)
+}
 
 
 def _typed(content: Mapping[str, Any], name: str, kind: Any, otherwise: Any) -> Any:
@@ -144,6 +145,16 @@ def _typed(content: Mapping[str, Any], name: str, kind: Any, otherwise: Any) -> 
     return value
 
 
+def _figure(content: Mapping[str, Any], name: str, is_whole: bool) -> Any:
+    """A count, size or time: from 0 on, and no more than there are bytes or seconds."""
+    value = _typed(content, name, (int, float), None)
+    if value is None:
+        return None
+    if not 0 <= value < 2**63:
+        raise ValueError(f"result.json needs a number from 0 on in {name!r}, got {value!r}")
+    return int(value) if is_whole else float(value)
+
+
 def _object(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = content.get(name) or {}
     if not isinstance(value, Mapping):
@@ -153,7 +164,7 @@ def _object(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _examples(content: Mapping[str, Any]) -> dict[str, int]:
     counts = _object(content, "examples")
-    return {split: _typed(counts, split, (int, float), 0) for split in counts}
+    return {split: _figure(counts, split, True) or 0 for split in counts}
 
 
 def _scores(content: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
@@ -164,13 +175,21 @@ def _scores(content: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
             entry = _object(named, name)
             found[split][name] = Score(
                 name,
-                _typed(entry, "value", (int, float), math.nan),
+                _value(entry),
                 bool(entry.get("higher_is_better", True)),
                 _typed(entry, "unit", str, "records"),
-                _typed(entry, "count", (int, float), 0),
+                _figure(entry, "count", True) or 0,
                 bool(entry.get("share", False)),
             )
     return found
+
+
+def _value(entry: Mapping[str, Any]) -> float:
+    """A score; NaN where there was no finite one."""
+    value = _typed(entry, "value", (int, float), math.nan)
+    if entry.get("share") and not (math.isnan(value) or 0 <= value <= 1):
+        raise ValueError(f"result.json needs a share between 0 and 1, got {value!r}")
+    return float(value)
 
 
 def _from_version_1(content: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ class Run:
     step: int = 0
     steps: int = 0
     clock: Clock = field(default_factory=Clock)
+    peak_bytes: int | None = None  # of the processes that had it before
 
     def open(self, task: Task, slot: int) -> None:
         """Opens its files and its iterator over the training batches, at step 0.
@@ -101,6 +102,7 @@ class Run:
         self.iterator = iter(self.batches)
         if step:
             state, position = self.checkpoints.restore(first, step)
+            self._take_up(position.pop("figures", {}))  # older checkpoints have none
             self.iterator.set_state(position)
         elif initializer_named(self.config.lora.init).reads != "format":
             # What chooses codes starts nearer to the base before quantisation than the frozen one.
@@ -129,8 +131,18 @@ class Run:
         self.clock.tokens += int(batch["mask"][batch["weight"] > 0].sum())
         return batch
 
-    def save(self, state: TrainState) -> None:
-        """Writes a checkpoint at its step.
+    def _take_up(self, figures: Mapping[str, Any]) -> None:
+        self.peak_bytes = figures.get("peak_bytes")
+        known = {one.name: figures[one.name] for one in fields(Clock) if one.name in figures}
+        self.clock = Clock(**known)
+
+    def at_peak(self, peak_bytes: int | None) -> int | None:
+        """The most of its steps so far, of this process (`peak_bytes`) and of those before."""
+        known = [peak for peak in (peak_bytes, self.peak_bytes) if peak is not None]
+        return max(known, default=None)
+
+    def save(self, state: TrainState, peak_bytes: int | None = None) -> None:
+        """Writes a checkpoint at its step, with what it has used until then.
 
         Raises:
             FileNotFoundError: its folder is gone.
@@ -138,7 +150,8 @@ class Run:
         if not self.log.path.exists():
             # A new folder with this checkpoint alone would go on without the rows so far.
             raise FileNotFoundError(f"{self.folder} was removed while the run was trained.")
-        self.checkpoints.save(state, self.iterator.get_state())
+        figures = {**asdict(self.clock), "peak_bytes": self.at_peak(peak_bytes)}
+        self.checkpoints.save(state, {**self.iterator.get_state(), "figures": figures})
 
     def conclude(
         self, frozen: Any, state: TrainState, means: Mapping[str, Mapping[str, float]]

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from tiny_encoder import save_tiny_encoder, write_reviews
 from user_models import same_bits
@@ -158,6 +159,26 @@ def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(
     )
     assert result.value("test", "loss") == expected.value("test", "loss")
     assert same_bits(load_adapter(folder / "adapter")[0], load_adapter(reference / "adapter")[0])
+
+
+def test_what_a_run_used_before_it_was_stopped_counts(uninterrupted, where, monkeypatch) -> None:
+    """The process that goes on takes no step, so that it knows of no peak by itself."""
+    config, _, expected = uninterrupted
+    folder = where / "used"
+    stopping(monkeypatch, Checkpoints, "save", lambda _, state, data: int(state.step) == STEPS)
+    with pytest.raises(Interrupted):
+        train(config, folder, quiet=True)
+    figures = (
+        Checkpoints(folder / "checkpoints", base="", run="")
+        ._read(STEPS, meta=ocp.args.JsonRestore())
+        .meta["data"]["figures"]
+    )
+    result = train(config, folder, quiet=True)
+    assert result.peak_bytes == expected.peak_bytes
+    assert result.seconds > figures["seconds"] > figures["training"] > 0
+    assert result.tokens_per_second == pytest.approx(
+        figures["tokens"] / figures["training"], abs=0.06
+    )
 
 
 def stopping(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, when: Any) -> None:
