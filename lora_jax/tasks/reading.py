@@ -47,13 +47,10 @@ def recipe_of(data: DataConfig) -> Recipe:
         ValueError: a metric is unknown, or scores another kind of answer than the task has.
     """
     texts = data.task == "completion"
-    if data.recipe is not None:
-        recipe = recipe_named(data.recipe)
-    elif texts:
-        recipe = recipe_named("completion")
-    else:
-        kind = "pair_classification" if data.text_pair else "classification"
-        recipe = dataclasses.replace(recipe_named(kind), metrics=("accuracy",))
+    classes = "pair_classification" if data.text_pair else "classification"
+    recipe = recipe_named(data.recipe or ("completion" if texts else classes))
+    if data.recipe is None and not texts:
+        recipe = dataclasses.replace(recipe, metrics=("accuracy",))
     decoding = {
         name: value
         for name, value in dataclasses.asdict(data.decoding).items()
@@ -63,9 +60,8 @@ def recipe_of(data: DataConfig) -> Recipe:
     if data.metrics is None:
         return recipe
 
-    answers = "texts" if texts or recipe.head == "span" else "classes"
-    if recipe.head == "score" and not texts:
-        answers = "numbers"
+    of_heads = {"span": "texts", "score": "numbers"}
+    answers = "texts" if texts else of_heads.get(recipe.head, "classes")
     for name in data.metrics:
         if (found := metric(name).kind) != answers:
             raise ValueError(
