@@ -16,7 +16,7 @@ from typing import Any
 from lora_jax.config.fields import Config, flatten
 from lora_jax.config.limits import listed
 from lora_jax.config.rules import check_together
-from lora_jax.config.values import build, read_value
+from lora_jax.config.values import build, default_of, read_value
 from lora_jax.core.extras import needs
 
 with needs("training"):
@@ -88,8 +88,7 @@ def describe(config: Config) -> list[tuple[str, Any, bool]]:
     """(dotted key, value, whether it differs from the default) of every setting: what a run prints
     when it starts.
     """
-    defaults = flatten(Config())
-    return [(key, value, value != defaults[key]) for key, value in flatten(config).items()]
+    return [(key, value, value != default_of(key)) for key, value in flatten(config).items()]
 
 
 def _plain(values: Any) -> Any:
