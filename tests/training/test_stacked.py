@@ -104,7 +104,10 @@ def check_equal(mine: Path, alone: Path) -> None:
             two.get("grad_norm", 0), rel=100 * CLOSE, abs=1e-6
         )
     one, two = (load_adapter(folder / "adapter") for folder in (mine, alone))
-    assert one[1] == two[1] and jax.tree.map(np.shape, one[0]) == jax.tree.map(np.shape, two[0])
+    # The checksum is of the numbers, which the order of sums changes.
+    said = [{**told, "checksum": ""} for _, told in (one, two)]
+    assert said[0] == said[1]
+    assert jax.tree.map(np.shape, one[0]) == jax.tree.map(np.shape, two[0])
     for x, y in zip(jax.tree.leaves(one[0]), jax.tree.leaves(two[0]), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=CLOSE * max(1.0, float(np.abs(y).max())))
 
