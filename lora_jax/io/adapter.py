@@ -22,6 +22,7 @@ from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.io import safetensors
 from lora_jax.io.config_json import named_errors
 from lora_jax.io.tensor_files import SafetensorsFile
+from lora_jax.io.tensors import check_finite
 
 FILE = "adapter.safetensors"
 _FORMAT = "lora_jax-adapter-2"
@@ -62,8 +63,7 @@ def save_adapter(
             for name, value in parts.items()
             if value is not None
         }
-    if wrong := _not_finite(tensors):
-        raise ValueError(f"{wrong} holds a NaN or an infinity; the adapter was not saved.")
+    check_finite(tensors, "; the adapter was not saved.")
 
     axes = {path: leaf.in_axes for path, leaf in trainable.items() if leaf.rank}
     metadata = {
@@ -167,10 +167,7 @@ def _check(
             f"{path} was trained on base {metadata['base']} ({metadata['model']}), and this base "
             f"is {base}. Load the base that it was trained on."
         )
-    if wrong := _not_finite(tensors):
-        raise ValueError(
-            f"{path}: {wrong} holds a NaN or an infinity. Train it again from a sound checkpoint."
-        )
+    check_finite(tensors, ". Train it again from a sound checkpoint.", f"{path}: ")
 
 
 def _check_unchanged(
@@ -207,10 +204,6 @@ def _odd_static(leaf: Any) -> str | None:
         ),
         None,
     )
-
-
-def _not_finite(tensors: Mapping[str, np.ndarray]) -> str | None:
-    return next((name for name, value in tensors.items() if not np.isfinite(value).all()), None)
 
 
 def _static(leaf: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from lora_jax.core.host import aligned, closed, filled, to_device
 from lora_jax.core.paths import Rules, match, nearest
 from lora_jax.core.quantize import QuantizedArray, QuantSpec, quantize
 from lora_jax.io.names import Index, Name, Names
-from lora_jax.io.tensors import Tensors
+from lora_jax.io.tensors import Tensors, check_finite
 
 _CHUNK = 1 << 20  # numbers that are looked at together
 _LARGE = 1 << 20  # bytes of a matrix whose quantisation leaves room worth giving back
@@ -175,8 +175,7 @@ def named_tensors(
             )
 
     for parameter, tensor in assembled(names, flat):
-        if not np.isfinite(tensor).all():
-            raise ValueError(f"{parameter} holds a NaN or an infinity; nothing was written.")
+        check_finite({parameter: tensor}, "; nothing was written.")
         yield parameter, np.ascontiguousarray(tensor.astype(dtype))
 
 

@@ -16,6 +16,7 @@ from lora_jax.core.paths import nearest
 from lora_jax.core.trainable import Trainables
 from lora_jax.io.named_weights import assembled
 from lora_jax.io.names import Name, Names, is_suffix
+from lora_jax.io.tensors import check_finite
 
 PREFIX = "base_model.model."
 # PEFT calls them deltas; they are the new rows themselves
@@ -106,9 +107,7 @@ def to_peft(
     bias, saved, whole_tensors = _whole(trainable, names, adapted)
     rows, row_tensors = _trained_rows(trainable, names, {*adapted, *saved})
     tensors = _factor_tensors(adapted) | whole_tensors | row_tensors
-    for key, value in tensors.items():
-        if not np.isfinite(value).all():
-            raise ValueError(f"{key} holds a NaN or an infinity; the adapter was not written.")
+    check_finite(tensors, "; the adapter was not written.")
     if task_type in ("SEQ_CLS", "TOKEN_CLS") and (
         heads := [m for m in adapted if m.rpartition(".")[2] in ("classifier", "score")]
     ):

@@ -27,3 +27,10 @@ class Tensors(Mapping[str, np.ndarray]):
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
         return self._entries[name].shape
+
+
+def check_finite(tensors: Mapping[str, np.ndarray], then: str, where: str = "") -> None:
+    """Raises ValueError if a tensor holds a NaN or an infinity: where, and what to do then."""
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"{where}{name} holds a NaN or an infinity{then}")

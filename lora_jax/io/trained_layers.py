@@ -14,6 +14,7 @@ import numpy as np
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.io.names import Index, Name, Names
+from lora_jax.io.tensors import check_finite
 
 
 def low_rank(
@@ -61,8 +62,7 @@ def check_numbers(tensors: Mapping[str, np.ndarray]) -> None:
                 f"{key} has dtype {value.dtype}; factors are floating numbers. Save the adapter "
                 "again."
             )
-        if not np.isfinite(value).all():
-            raise ValueError(f"{key} holds a NaN or an infinity. Load a sound checkpoint.")
+    check_finite(tensors, ". Load a sound checkpoint.")
 
 
 def fitted(key: str, value: np.ndarray, convert: Any) -> np.ndarray:
