@@ -160,6 +160,7 @@ def _check(
             f"{path} was written by an older version and has no checksum: that nothing in it has "
             "changed since cannot be seen. Saving it again adds one."
         )
+
     if absent := [name for name in ("base", "model", "in_axes") if name not in metadata]:
         raise ValueError(f"{path} lacks the metadata {absent[0]!r}. The file is incomplete.")
     if base is not None and metadata["base"] != base:

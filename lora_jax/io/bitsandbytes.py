@@ -108,20 +108,15 @@ def to_tensors(name: str, q: QuantizedArray) -> dict[str, np.ndarray]:
         ValueError: bitsandbytes has no such format, or its blocks would hold other weights than
             ours.
     """
-    rows, out = q.rows, math.prod(q.kernel_shape) // q.rows
-    spec = q.spec
+    spec, rows, out = q.spec, q.rows, math.prod(q.kernel_shape) // q.rows
     if q.codes.ndim != 2 or q.in_scale is not None:
         raise ValueError(
             f"{name}: bitsandbytes stores single matrices without input scales. Write the layers "
             "of a stack one by one."
         )
 
-    if (
-        spec.format == "int8"
-        and spec.block_size is None
-        and not spec.double
-        and spec.scale_dtype == "float32"
-    ):
+    kind = (spec.format, spec.block_size, spec.double, spec.scale_dtype)
+    if kind == ("int8", None, False, "float32"):
         integers = (np.asarray(q.codes).astype(np.int16) - 128).astype(np.int8)
         stem = name.removesuffix("weight")
         return {

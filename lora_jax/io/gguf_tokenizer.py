@@ -101,10 +101,7 @@ def gguf_tokenizer(keys: Mapping[str, Any], path: Path | str) -> TextTokenizer:
     for text in (template, tool_template):
         if text is not None and not isinstance(text, str):
             raise wrong_setting(path, "tokenizer.chat_template", "a text", text)
-    # What ends a turn by the template ends an answer as well.
-    turns = ("<end_of_turn>", "<|eot_id|>", "<|im_end|>")
-    ends = {backend.token_to_id(token) for token in turns if token in (template or "")}
-    eos_ids = tuple(dict.fromkeys(i for i in (eos, *sorted(ends - {None})) if i is not None))
+    eos_ids = _ends(backend, eos, template or "")
     add_bos = switch(path, keys, "tokenizer.ggml.add_bos_token")
     return TextTokenizer(
         backend,
@@ -124,6 +121,13 @@ def gguf_tokenizer(keys: Mapping[str, Any], path: Path | str) -> TextTokenizer:
         },
         source=str(path),
     )
+
+
+def _ends(backend: Tokenizer, eos: int | None, template: str) -> tuple[int, ...]:
+    """What ends an answer: eos, and what ends a turn by the template."""
+    turns = ("<end_of_turn>", "<|eot_id|>", "<|im_end|>")
+    ends = {backend.token_to_id(token) for token in turns if token in template}
+    return tuple(dict.fromkeys(i for i in (eos, *sorted(ends - {None})) if i is not None))
 
 
 def _sentencepiece(

@@ -91,6 +91,7 @@ def _promised(
         for _, module in _modules(name, module_of)
         if config.targets(module)
     }
+
     for path, name in names.items():
         for index, parameter in name.layers():
             module, _, last = parameter.rpartition(".")
@@ -102,6 +103,7 @@ def _promised(
                     yield key, path, role, index
                 if config.use_dora:
                     yield f"{module}.{MAGNITUDE}", path, "magnitude", index
+            # PEFT wraps an adapted module, so that its own bias lies a name deeper.
             if config.saves(module):
                 yield f"{module}.{last}", path, "whole", index
             elif last == "bias" and (
