@@ -155,7 +155,6 @@ def to_tensors(name: str, q: QuantizedArray) -> dict[str, np.ndarray]:
         f"{name}.absmax": scale,
         f"{name}.quant_map": codebooks.format_named(spec.format).table() + 0.0,
     }
-
     if isinstance(scale, DoubleQuantized):
         tensors |= {
             f"{name}.absmax": scale.codes,

@@ -103,6 +103,7 @@ def gguf_tokenizer(keys: Mapping[str, Any], path: Path | str) -> TextTokenizer:
             raise wrong_setting(path, "tokenizer.chat_template", "a text", text)
     eos_ids = _ends(backend, eos, template or "")
     add_bos = switch(path, keys, "tokenizer.ggml.add_bos_token")
+    named = {name: _id(path, keys, said, len(tokens)) for said, name in _NAMES.items()}
     return TextTokenizer(
         backend,
         bos,
@@ -114,11 +115,7 @@ def gguf_tokenizer(keys: Mapping[str, Any], path: Path | str) -> TextTokenizer:
         add_eos=bool(switch(path, keys, "tokenizer.ggml.add_eos_token")),
         chat_template=template,
         tool_template=tool_template,
-        named_tokens={
-            f"{name}_token": tokens[found]
-            for said, name in _NAMES.items()
-            if (found := _id(path, keys, said, len(tokens))) is not None
-        },
+        named_tokens={f"{name}_token": tokens[n] for name, n in named.items() if n is not None},
         source=str(path),
     )
 

@@ -246,8 +246,7 @@ def _check_values(values: Mapping[str, Any]) -> None:
             )
         for pattern in values[name] or {}:
             _check_pattern(name, _ending(pattern))
-    ranks = {"r": values["r"], **_numbered("rank_pattern", values)}
-    for name, rank in ranks.items():
+    for name, rank in {"r": values["r"], **_numbered("rank_pattern", values)}.items():
         if type(rank) is not int or not 1 <= rank < 1 << 31:
             raise ValueError(
                 f"adapter_config.json needs ranks of at least 1, but {name} is {_shown(rank)}."
