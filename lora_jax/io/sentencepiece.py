@@ -126,6 +126,8 @@ def _parse(content: bytes) -> _Model:
         elif number == 3:
             told = dict(_fields(value))
             model.charsmap = told.get(2, b"")
+            if not isinstance(model.charsmap, bytes):
+                raise TypeError(f"its table of letters is {model.charsmap!r}")
             model.add_prefix, model.squeeze = bool(told.get(3, 1)), bool(told.get(4, 1))
     return model
 

@@ -95,7 +95,12 @@ def test_DeBERTas_spm_model_lays_out_texts_and_pairs(tmp_path):
 
 def test_a_damaged_file_is_named(tmp_path):
     whole = (FOLDER / "bpe.model").read_bytes()
-    for content in (whole[: len(whole) // 2], b"\xff" * 40, b""):
+    # A table of letters that is a number, and one that tokenizers panics over.
+    tables = (b"\x1a\x02\x10\x05", b"\x1a\x06\x12\x04" + bytes(4))
+    for content in (whole[: len(whole) // 2], b"\xff" * 40, b"", whole + tables[0]):
         (tmp_path / "x.model").write_bytes(content)
         with pytest.raises(ValueError, match="SentencePiece|pieces"):
             sentencepiece_tokenizer(tmp_path / "x.model")
+    (tmp_path / "x.model").write_bytes(whole + tables[1])
+    with pytest.raises(ValueError, match="x.model' needs to be a tokenizer definition"):
+        sentencepiece_tokenizer(tmp_path / "x.model").encode("a")
