@@ -6,12 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lora_jax import cli
+from lora_jax.config import SweepConfig, load_config
+from lora_jax.sweeps.grid import expand, run_id
+from lora_jax.sweeps.leases import Leases
 from lora_jax.sweeps.store import RunStore
+from lora_jax.training.result import RunResult
 
 DEFAULT = str(Path(__file__).parents[1] / "configs" / "default.py")
 ROTTEN = str(Path(__file__).parents[1] / "configs" / "rotten_tomatoes.py")
@@ -97,6 +102,25 @@ def test_train_sweep_report_and_evaluate_agree(tiny, tmp_path, capsys):
         ".csv",
         ".png",
     }
+
+
+def test_the_result_of_a_run_on_other_data_is_not_shown(tiny, tmp_path, capsys):
+    data = tmp_path / "reviews.csv"
+    data.write_text(Path(tiny["config.data.name"]).read_text())
+    given = arguments("train", tiny, tmp_path / "runs", **{"config.data.name": str(data)})
+    config = load_config(given[2], given[4:])
+    (run,) = expand(replace(config, sweep=SweepConfig(learning_rate=config.sweep.learning_rate)))
+    leases = Leases(RunStore(tmp_path / "runs"), {}, print)
+    leases.claim(run_id(run), run, "a run")
+    leases.finish(run_id(run), RunResult.from_json({"test_accuracy": 0.5}), "done")
+    capsys.readouterr()
+
+    assert cli.main(given) == 0
+    assert json.loads(capsys.readouterr().out.partition("run folder")[0])["test_accuracy"] == 0.5
+    data.write_text("text,label\nfilm,0\n")
+    assert cli.main(given) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and "what it was made of has changed" in said.err
 
 
 def test_dry_run_shows_the_plan_and_trains_nothing(tiny, tmp_path, capsys):

@@ -27,10 +27,13 @@ from typing import TYPE_CHECKING
 from lora_jax.commands.shared import add_config, print_table, read_config, show_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from rich.table import Table
 
     from lora_jax.config import Config
     from lora_jax.sweeps.runner import Outcome
+    from lora_jax.sweeps.search import Trial
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,22 +114,24 @@ def _search(
     config: Config, train: Callable[[Config], Outcome], arguments: argparse.Namespace
 ) -> Outcome:
     """Searches, prints the best trials, and says what became of all runs together."""
-    from rich.table import Table
-
-    from lora_jax.core.escapes import in_terminal
     from lora_jax.sweeps.search import search
 
     batch = max(config.sweep.stack, arguments.workers or 1)
     outcome, trials = search(
         config, train, batch=batch, say=partial(print, file=sys.stderr, flush=True)
     )
-    table = Table(
-        "trial",
-        "validation loss",
-        *map(in_terminal, trials[0].settings),
-        "runs",
-        title=f"best of {len(trials)} trials",
-    )
+    print_table(trials_table(trials))
+    return outcome
+
+
+def trials_table(trials: Sequence[Trial]) -> Table:
+    """A rich table of the first ten of these trials, the best first."""
+    from rich.table import Table
+
+    from lora_jax.core.escapes import in_terminal
+
+    headings = ("trial", "validation loss", *trials[0].settings, "runs")
+    table = Table(*headings, title=f"best of {len(trials)} trials")
     for trial in trials[:10]:
         values = [
             f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -138,8 +143,7 @@ def _search(
             *map(in_terminal, values),
             ", ".join(trial.runs),
         )
-    print_table(table)
-    return outcome
+    return table
 
 
 def _on_workers(config: Config, arguments: argparse.Namespace) -> Outcome:

@@ -44,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
         show_settings(single)
     outcome = run_sweep(single, quiet=arguments.quiet, tasks=tasks)
     record = read_run(RunStore(single.out).folder(run_id(expand(single)[0])))
-    if record.result is not None:
+    # A run of this id that is there and was refused, as of other data, is not the one asked for.
+    if record.result is not None and record.run_id not in outcome.failed:
         print(json.dumps(record.result.row(), indent=2))
         print(f"run folder: {record.folder}")
     return 1 if outcome.failed else 0

@@ -2,14 +2,17 @@
 stopped.
 """
 
+import io
 import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from lora_jax.commands.sweep import trials_table
 from lora_jax.config import UnknownKeyError, load_config
 from lora_jax.sweeps.runner import Outcome, run_sweep
-from lora_jax.sweeps.search import open_study, read_dimension, read_space, search
+from lora_jax.sweeps.search import Trial, open_study, read_dimension, read_space, search
 from lora_jax.sweeps.store import RunStore
 
 CONFIG = Path(__file__).parents[2] / "configs" / "default.py"
@@ -148,6 +151,21 @@ def test_a_trial_that_was_halved_away_tells_the_loss_that_it_had(tiny, tmp_path)
     outcome, trials = quiet_search(config_of(tiny, tmp_path, **more), batch=3)
     assert outcome.stopped and len(outcome.done) + len(outcome.stopped) == 3
     assert all(trial.loss is not None for trial in trials)
+
+
+def test_the_best_trials_are_shown_with_names_as_they_are():
+    """Brackets in a regex of targets are no markup."""
+    trials = [
+        Trial(
+            2, {"optim.learning_rate": 0.0123456, "lora.targets": "layers/[qv]/[/]"}, 0.5, ("a",)
+        ),
+        Trial(0, {"optim.learning_rate": 0.1, "lora.targets": "query+value"}, None, ("b", "c")),
+    ]
+    screen = Console(file=io.StringIO(), width=120)
+    screen.print(trials_table(trials))
+    shown = screen.file.getvalue()
+    for text in ("best of 2 trials", "0.01235", "layers/[qv]/[/]", "failed", "b, c", "0.5000"):
+        assert text in shown
 
 
 @pytest.mark.parametrize(
