@@ -80,9 +80,14 @@ def main() -> None:
         mask[1, :PADDING] = 0
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         with torch.no_grad():
-            arrays[f"{name}/logits"] = model(
-                input_ids=tokens, attention_mask=mask, position_ids=positions
-            ).logits.numpy()
+            # One by one: in a batch, LongRoPE chooses by the longest of its texts.
+            alone = [
+                model(input_ids=ids, attention_mask=own, position_ids=places).logits.numpy()
+                for ids, own, places in zip(
+                    tokens.split(1), mask.split(1), positions.split(1), strict=True
+                )
+            ]
+            arrays[f"{name}/logits"] = np.concatenate(alone)
             if name in GREEDY:
                 model.generation_config.eos_token_id = None  # No text ends before the last token.
                 out = model.generate(
