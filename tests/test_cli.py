@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,13 @@ def test_train_sweep_report_and_evaluate_agree(tiny, tmp_path, capsys):
     assert again["accuracy"] == record.result.value("test", "accuracy") and again[
         "loss"
     ] == pytest.approx(record.result.value("test", "loss"), rel=1e-6)
+    # A store that cannot be written costs what was said of each example, not the score.
+    shutil.rmtree(record.folder / "predictions")
+    (record.folder / "predictions").write_text("in the way")
+    assert cli.main(["evaluate", str(record.folder), "--split", "test"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == again and "each example is not kept" in said.err
+    (record.folder / "predictions").unlink()
     assert (
         cli.main(
             arguments(

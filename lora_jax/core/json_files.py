@@ -35,7 +35,7 @@ def parse_json(content: bytes | str, where: object) -> Any:
 def _check_depth(value: Any) -> None:
     """Raises ValueError for what those who walk through it would need too many calls for."""
     level = [[value]]
-    for _ in range(_DEEPEST):
+    for _ in range(_DEEPEST + 1):
         groups = (item.values() if type(item) is dict else item for item in level)
         level = [item for items in groups for item in items if type(item) in (dict, list)]
         if not level:

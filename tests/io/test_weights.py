@@ -169,6 +169,23 @@ CONFIG_ERRORS = {
         "hidden_size 16 must be a multiple of num_heads 3",
     ),
     "text for a number": (lambda c: c.update(hidden_size="16"), "hidden_size .*'16'"),
+    "text for a fraction": (
+        lambda c: c.update(layer_norm_eps="1e-5"),
+        "config.json .*norm_eps must be a finite number, and is '1e-5'",
+    ),
+    "no number": (
+        lambda c: c.update(layer_norm_eps=float("nan")),
+        "norm_eps must be a finite number, and is nan",
+    ),
+    "a number of hundreds of digits": (
+        lambda c: c.update(layer_norm_eps=10**400),
+        "norm_eps must be a finite number, and is 10000",
+    ),
+    "a list for a word": (lambda c: c.update(hidden_act=[]), r"config.json .*\[\]|unhashable"),
+    "a size of no model": (
+        lambda c: c.update(vocab_size=2**31),
+        "vocab_size must be a whole number from 1, and is 2147483648",
+    ),
 }
 
 
@@ -191,6 +208,16 @@ def test_a_configuration_that_is_no_json_object_is_an_error(
 ) -> None:
     (folder / "config.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=message):
+        load_encoder(folder)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_weight_that_is_no_number_is_named_with_its_file(folder: Path, bad: float) -> None:
+    file = folder / "model.safetensors"
+    tensors = {name: np.array(tensor) for name, tensor in safetensors.read(file).items()}
+    tensors["pooler.dense.weight"][3, 2] = bad
+    safetensors.write(file, tensors)
+    with pytest.raises(ValueError, match=f"{folder}: pooler.dense.weight holds a NaN"):
         load_encoder(folder)
 
 

@@ -109,3 +109,11 @@ def test_programs_are_plain_ones_unless_the_process_keeps_memory(monkeypatch):
     for kept, kind in ((False, Program), (True, KeptProgram)):
         monkeypatch.setattr(allocator, "_kept", kept)
         assert type(compiling.program_for(lambda x: x)) is kind
+
+
+def test_a_programs_peak_is_its_own_and_not_that_of_who_started_it():
+    held = np.ones(400_000_000, np.uint8)
+    code = "from lora_jax.training.allocator import peak_bytes; print(peak_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # It imports no JAX: tens of megabytes. What it inherits as ru_maxrss is above 400.
+    assert 5e6 < int(done.stdout) < held.nbytes < allocator.peak_bytes()
