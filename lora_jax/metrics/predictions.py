@@ -86,8 +86,11 @@ class Predictions:
 
     def each(self, name: str) -> Float[np.ndarray, " rows"] | None:
         """The metric's score of each example; None where that of the set is not their mean."""
-        by = metric(name).each
-        return None if by is None else by(self.column("predicted"), self.column("references"))
+        one, compared = metric(name), (self.column("predicted"), self.column("references"))
+        if one.each is None:
+            return None
+        one.check(*compared)
+        return one.each(*compared)
 
 
 def save_predictions(path: Path, predictions: Predictions) -> Path:

@@ -22,17 +22,50 @@ class Metric:
     """A score of a set of examples.
 
     `kind` says what is compared: class ids, numbers, or texts (references then are lists of right
-    texts). `score` takes predictions and references, and with `by_classes` the number of `classes`
-    of the task, which some of its examples may lack. `each` gives a score an example where the set's
-    score is their mean, else None.
+    texts). `whole` gives the score of the set, and with `by_classes` takes the number of `classes`
+    of the task, which some of its examples may lack. Where the score is a mean over examples, `each`
+    gives theirs, and `whole` is not needed.
     """
 
     name: str
     kind: Kind
-    score: Callable[..., float]
+    whole: Callable[..., float] | None = None
     each: Callable[[Sequence[Any], Sequence[Any]], Float[np.ndarray, " examples"]] | None = None
     higher_is_better: bool = True
     by_classes: bool = False
+
+    def check(self, predictions: Sequence[Any], references: Sequence[Any]) -> None:
+        """Nothing, if there is a reference for every prediction and at least one, of texts at least
+        one right text for each.
+
+        Raises:
+            ValueError: there is not.
+        """
+        if len(predictions) != len(references) or not len(predictions):
+            raise ValueError(
+                "A metric needs a reference for every prediction and at least one, got "
+                f"{len(predictions)} predictions and {len(references)} references."
+            )
+        texts = references if self.kind == "texts" else ()
+        if without := [n for n, right in enumerate(texts) if not len(right)]:
+            raise ValueError(
+                f"A text needs at least one reference, and {len(without)} of {len(references)} "
+                f"have none, the first at position {without[0]}. Leave them out."
+            )
+
+    def score(self, predictions: Sequence[Any], references: Sequence[Any], **known: Any) -> float:
+        """The score of a set of examples.
+
+        Args:
+            known: of the task, `classes` with `by_classes`.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        self.check(predictions, references)
+        if self.whole is None:
+            return float(self.each(predictions, references).mean())
+        return self.whole(predictions, references, **known)
 
 
 class Primary(NamedTuple):
@@ -78,30 +111,11 @@ def metric(name: str) -> Metric:
     return METRICS[name]
 
 
-def check_pairs(predictions: Sequence[Any], references: Sequence[Any]) -> None:
-    """Nothing, if there is a reference for every prediction and at least one.
-
-    Raises:
-        ValueError: there is not.
-    """
-    if len(predictions) != len(references) or not len(predictions):
-        raise ValueError(
-            "A metric needs a reference for every prediction and at least one, got "
-            f"{len(predictions)} predictions and {len(references)} references."
-        )
-
-
 def accuracy_each(
     predictions: Sequence[Any], references: Sequence[Any]
 ) -> Float[np.ndarray, " examples"]:
     """1 where a prediction equals its reference, 0 elsewhere."""
     return np.array([p == r for p, r in zip(predictions, references, strict=True)], float)
-
-
-def accuracy(predictions: Sequence[Any], references: Sequence[Any]) -> float:
-    """The share of predictions that equal their reference."""
-    check_pairs(predictions, references)
-    return float(accuracy_each(predictions, references).mean())
 
 
 def f1(
@@ -114,7 +128,6 @@ def f1(
         classes: how many the task has: a set of examples, or a resample of it, may lack some. None:
             two, unless there is another label than 0 and 1.
     """
-    check_pairs(predictions, references)
     if classes is None:
         classes = 2 if {*predictions, *references} <= {0, 1} else len({*predictions, *references})
     if classes != 2:
@@ -126,7 +139,6 @@ def macro_f1(predictions: Sequence[int], references: Sequence[int]) -> float:
     """The mean of the F1 of every class, however frequent. A class that is neither right nor
     predicted anywhere has no F1 and does not count, as in scikit-learn.
     """
-    check_pairs(predictions, references)
     return float(_sklearn().f1_score(references, predictions, average="macro", zero_division=0.0))
 
 
@@ -134,13 +146,11 @@ def matthews(predictions: Sequence[int], references: Sequence[int]) -> float:
     """Matthews correlation, -1 to 1 (GLUE's CoLA); 0 where one of the two is constant, as in
     scikit-learn.
     """
-    check_pairs(predictions, references)
     return float(_sklearn().matthews_corrcoef(references, predictions))
 
 
 def pearson(predictions: Sequence[float], references: Sequence[float]) -> float:
     """Pearson correlation; NaN where one of the two is constant."""
-    check_pairs(predictions, references)
     return _correlation(np.asarray(predictions, float), np.asarray(references, float))
 
 
@@ -148,7 +158,6 @@ def spearman(predictions: Sequence[float], references: Sequence[float]) -> float
     """Spearman rank correlation, ties at their mean rank; NaN where one of the two is constant."""
     from scipy.stats import rankdata
 
-    check_pairs(predictions, references)
     return _correlation(rankdata(predictions), rankdata(references))
 
 
@@ -159,7 +168,6 @@ def token_f1(predictions: Sequence[Sequence[str]], references: Sequence[Sequence
     Predictions and references are BIO labels of words, such as B-PER, I-PER and O, of equal
     lengths. seqeval counts by the same rule; it would be one more package for these lines.
     """
-    check_pairs(predictions, references)
     found, wanted, right = 0, 0, 0
     for predicted, gold in zip(predictions, references, strict=True):
         if len(predicted) != len(gold):
@@ -213,14 +221,6 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float((a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum()))
 
 
-def _text_metric(name: str, *, mean_of_each: bool = False, higher: bool = True) -> Metric:
-    """The score that text_metrics.py has by this name, or the mean of its scores `name`_each."""
-    if not mean_of_each:
-        return Metric(name, "texts", _text(name), None, higher)
-    each = _text(f"{name}_each")
-    return Metric(name, "texts", lambda *texts: float(each(*texts).mean()), each)
-
-
 def _text(name: str) -> Callable[..., Any]:
     """A function of text_metrics.py, imported at the first call."""
     where = "lora_jax.metrics.text_metrics"
@@ -230,25 +230,25 @@ def _text(name: str) -> Callable[..., Any]:
 METRICS: dict[str, Metric] = {
     one.name: one
     for one in (
-        Metric("accuracy", "classes", accuracy, accuracy_each),
+        Metric("accuracy", "classes", each=accuracy_each),
         Metric("f1", "classes", f1, by_classes=True),
         Metric("macro_f1", "classes", macro_f1),
         Metric("matthews", "classes", matthews),
         Metric("pearson", "numbers", pearson),
         Metric("spearman", "numbers", spearman),
         Metric("token_f1", "classes", token_f1),
-        _text_metric("exact_match", mean_of_each=True),
-        _text_metric("squad_f1", mean_of_each=True),
-        _text_metric("bleu"),
-        _text_metric("lowercase_bleu"),
-        _text_metric("nist"),
-        _text_metric("chrf"),
-        _text_metric("ter", higher=False),
-        _text_metric("rouge_1", mean_of_each=True),
-        _text_metric("rouge_2", mean_of_each=True),
-        _text_metric("rouge_l", mean_of_each=True),
-        _text_metric("coco_rouge_l", mean_of_each=True),
-        _text_metric("cider"),
-        _text_metric("meteor"),
+        Metric("exact_match", "texts", each=_text("exact_match_each")),
+        Metric("squad_f1", "texts", each=_text("squad_f1_each")),
+        Metric("bleu", "texts", _text("bleu")),
+        Metric("lowercase_bleu", "texts", _text("lowercase_bleu")),
+        Metric("nist", "texts", _text("nist")),
+        Metric("chrf", "texts", _text("chrf")),
+        Metric("ter", "texts", _text("ter"), higher_is_better=False),
+        Metric("rouge_1", "texts", each=_text("rouge_1_each")),
+        Metric("rouge_2", "texts", each=_text("rouge_2_each")),
+        Metric("rouge_l", "texts", each=_text("rouge_l_each")),
+        Metric("coco_rouge_l", "texts", each=_text("coco_rouge_l_each")),
+        Metric("cider", "texts", _text("cider")),
+        Metric("meteor", "texts", _text("meteor")),
     )
 }

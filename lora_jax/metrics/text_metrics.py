@@ -6,6 +6,7 @@ All functions take texts and a list of references for each; those with `_each` g
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import math
 import re
@@ -17,24 +18,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lora_jax.metrics.table import check_pairs, library
+from lora_jax.metrics.table import library
 
 Texts = Sequence[str]
 References = Sequence[Sequence[str]]
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
 _BETA = 1.2  # recall counts this much more than precision in COCO's ROUGE-L
 _SIGMA = 6.0  # of CIDEr-D's penalty on a difference in length
-
-
-def _check(predictions: Texts, references: References) -> None:
-    """Raises ValueError if there is no text, or one without a right one."""
-    check_pairs(predictions, references)
-    without = [n for n, right in enumerate(references) if not len(right)]
-    if without:
-        raise ValueError(
-            f"A text needs at least one reference, and {len(without)} of {len(references)} have "
-            f"none, the first at position {without[0]}. Leave them out."
-        )
 
 
 # --- Answers (Rajpurkar et al. 2016, SQuAD: evaluate-v1.1.py).
@@ -70,49 +60,53 @@ def squad_f1_each(predictions: Texts, references: References) -> Float[np.ndarra
 # --- sacrebleu and rouge-score.
 
 
-def bleu(predictions: Texts, references: References) -> float:
-    """BLEU by sacrebleu's defaults (Post 2018), 0 to 100: mteval-v13a's tokens, letter case kept,
-    four orders, exponential smoothing.
+def _sacrebleu(name: str, predictions: Texts, references: References, **options: Any) -> float:
+    # The n-th reference of every text, for each n; None where a text has fewer.
+    streams = list(itertools.zip_longest(*references))
+    scorer = getattr(library("sacrebleu"), name)(**options)
+    return float(scorer.corpus_score(list(predictions), streams).score)
+
+
+def _rouge(name: str, predictions: Texts, references: References) -> np.ndarray:
+    scorer: Any = library("rouge_score.rouge_scorer").RougeScorer([name], use_stemmer=True)
+    if not _have_words(references):
+        return np.full(len(predictions), np.nan)
+    pairs = zip(predictions, references, strict=True)
+    found = [scorer.score_multi(list(right), text)[name].fmeasure for text, right in pairs]
+    return np.array(found, float)
+
+
+def _have_words(references: References) -> bool:
+    """Whether rouge-score finds a word in any right text, with a warning where it finds none in
+    some: an equal text would score 0.
     """
-    return _sacrebleu("BLEU", predictions, references)
+    texts = [text for right in references for text in right if text.strip()]
+    wordless = sum(re.search("[a-z0-9]", text.lower()) is None for text in texts)
+    if wordless:
+        warnings.warn(
+            f"ROUGE finds no word in {wordless} of {len(texts)} references: rouge-score reads the "
+            "letters a to z and digits alone. Whatever is compared with them scores 0, and all "
+            "of them together nan. Score texts in other scripts with chrf.",
+            stacklevel=4,
+        )
+    return wordless < len(texts) or not texts
 
 
-def lowercase_bleu(predictions: Texts, references: References) -> float:
-    """As `bleu`, letter case dropped: the BLEU of E2E's scorer (mteval-v13a), times 100, where
-    every order has a match.
-    """
-    return _sacrebleu("BLEU", predictions, references, lowercase=True)
-
-
-def chrf(predictions: Texts, references: References) -> float:
-    """chrF2 by sacrebleu (Popović 2015), 0 to 100: F of character n-grams up to 6, recall twice as
-    heavy.
-    """
-    return _sacrebleu("CHRF", predictions, references)
-
-
-def ter(predictions: Texts, references: References) -> float:
-    """Translation edit rate by sacrebleu (Snover et al. 2006), in percent, letter case dropped;
-    lower is better.
-    """
-    return _sacrebleu("TER", predictions, references)
-
-
-def rouge_1_each(predictions: Texts, references: References) -> Float[np.ndarray, " examples"]:
-    """F1 of words, stemmed, with the reference that suits best (Lin 2004; rouge-score); NaN where
-    no reference has a word of the letters a to z and digits, with a warning where some have none.
-    """
-    return _rouge(predictions, references, "rouge1")
-
-
-def rouge_2_each(predictions: Texts, references: References) -> Float[np.ndarray, " examples"]:
-    """As `rouge_1_each`, of pairs of words."""
-    return _rouge(predictions, references, "rouge2")
-
-
-def rouge_l_each(predictions: Texts, references: References) -> Float[np.ndarray, " examples"]:
-    """As `rouge_1_each`, of the longest common subsequence of words."""
-    return _rouge(predictions, references, "rougeL")
+# BLEU by sacrebleu's defaults (Post 2018), 0 to 100: mteval-v13a's tokens, letter case kept, four
+# orders, exponential smoothing.
+bleu = functools.partial(_sacrebleu, "BLEU")
+# Letter case dropped: the BLEU of E2E's scorer (mteval-v13a), times 100, where every order has a
+# match.
+lowercase_bleu = functools.partial(_sacrebleu, "BLEU", lowercase=True)
+# chrF2 (Popović 2015), 0 to 100: F of character n-grams up to 6, recall twice as heavy.
+chrf = functools.partial(_sacrebleu, "CHRF")
+# Translation edit rate (Snover et al. 2006), in percent, letter case dropped; lower is better.
+ter = functools.partial(_sacrebleu, "TER")
+# F1 of words, stemmed, with the reference that suits best (Lin 2004; rouge-score), of pairs of words,
+# and of the longest common subsequence of words; NaN where no reference has a word that it knows.
+rouge_1_each = functools.partial(_rouge, "rouge1")
+rouge_2_each = functools.partial(_rouge, "rouge2")
+rouge_l_each = functools.partial(_rouge, "rougeL")
 
 
 # --- The E2E challenge's scorer (Dušek, Novikova & Rieser 2018): mteval-v13a and COCO's metrics.
@@ -125,7 +119,6 @@ def nist(predictions: Texts, references: References) -> float:
     """NIST of order 5 (Doddington 2002), lower case, mteval-v13a's tokens: matches weigh as much as
     they tell.
     """
-    _check(predictions, references)
     tokens = library("sacrebleu.tokenizers.tokenizer_13a").Tokenizer13a()
     cut = lambda text: tuple(tokens(text.lower()).split())
     ours = [cut(text) for text in predictions]
@@ -161,7 +154,6 @@ def coco_rouge_l_each(predictions: Texts, references: References) -> Float[np.nd
     """ROUGE-L as COCO's scorer has it: the best precision and the best recall over the references,
     F with beta 1.2.
     """
-    _check(predictions, references)
     out = []
     for text, texts in zip(predictions, references, strict=True):
         ours = caption_words(text)
@@ -178,7 +170,6 @@ def cider(predictions: Texts, references: References) -> float:
     """CIDEr-D (Vedantam, Zitnick & Parikh 2015), 0 to 10: cosine of tf-idf n-grams of orders 1 to
     4, over these references.
     """
-    _check(predictions, references)
     ours = [_all_grams(text) for text in predictions]
     theirs = [[_all_grams(text) for text in texts] for texts in references]
     documents = collections.Counter(
@@ -219,7 +210,6 @@ def meteor(predictions: Texts, references: References) -> float:
     """
     from lora_jax.metrics.meteor import meteor_score
 
-    _check(predictions, references)
     join = lambda text: " ".join(caption_words(text))
     return meteor_score(
         [join(text) for text in predictions],
@@ -293,43 +283,8 @@ def _largest(counts: Sequence[collections.Counter]) -> collections.Counter:
     return total
 
 
-def _sacrebleu(name: str, predictions: Texts, references: References, **options: Any) -> float:
-    _check(predictions, references)
-    # The n-th reference of every text, for each n; None where a text has fewer.
-    streams = list(itertools.zip_longest(*references))
-    scorer = getattr(library("sacrebleu"), name)(**options)
-    return float(scorer.corpus_score(list(predictions), streams).score)
-
-
-def _rouge(predictions: Texts, references: References, name: str) -> np.ndarray:
-    _check(predictions, references)
-    scorer: Any = library("rouge_score.rouge_scorer").RougeScorer([name], use_stemmer=True)
-    if not _have_words(references):
-        return np.full(len(predictions), np.nan)
-    pairs = zip(predictions, references, strict=True)
-    found = [scorer.score_multi(list(right), text)[name].fmeasure for text, right in pairs]
-    return np.array(found, float)
-
-
-def _have_words(references: References) -> bool:
-    """Whether rouge-score finds a word in any right text, with a warning where it finds none in
-    some: an equal text would score 0.
-    """
-    texts = [text for right in references for text in right if text.strip()]
-    wordless = sum(re.search("[a-z0-9]", text.lower()) is None for text in texts)
-    if wordless:
-        warnings.warn(
-            f"ROUGE finds no word in {wordless} of {len(texts)} references: rouge-score reads the "
-            "letters a to z and digits alone. Whatever is compared with them scores 0, and all "
-            "of them together nan. Score texts in other scripts with chrf.",
-            stacklevel=4,
-        )
-    return wordless < len(texts) or not texts
-
-
 def _best(
     predictions: Texts, references: References, score: Callable[[str, str], float]
 ) -> np.ndarray:
-    _check(predictions, references)
     pairs = zip(predictions, references, strict=True)
     return np.array([max(score(text, other) for other in right) for text, right in pairs])
