@@ -12,6 +12,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Sequence
+from types import ModuleType
 
 from lora_jax.core.cache import cache_dir
 from lora_jax.training.allocator import keep_freed_memory
@@ -69,7 +70,7 @@ def _main(given: list[str]) -> int:
 
         print(f"lora-jax {version('lora-jax')}")
         return 0
-    name, *rest = given
+    name = given[0]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         return _complain(
@@ -77,6 +78,23 @@ def _main(given: list[str]) -> int:
             f"{', '.join(COMMANDS)}."
         )
     _prepare_process()
+    command, parsed = parse(given)
+    if parsed.overrides and not hasattr(parsed, "config"):
+        return _complain(
+            f"lora-jax {name} takes no settings, but {parsed.overrides[0]!r} came. See lora-jax "
+            f"{name} --help."
+        )
+    keep_freed_memory()  # Not before: it imports JAX, and a command's help need not wait for that.
+    return _guarded(command.run, parsed)
+
+
+def parse(given: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
+    """The command's module and its options, `overrides` with them.
+
+    Raises:
+        SystemExit: After --help, and with status 2 when the command has no such option.
+    """
+    name, *rest = given
     command = importlib.import_module(f"lora_jax.commands.{name}")
     parser = argparse.ArgumentParser(
         prog=f"lora-jax {name}",
@@ -89,14 +107,8 @@ def _main(given: list[str]) -> int:
     overrides, rest = _split_overrides(rest)
     # Intermixed: `claims run --again C3` as well as `claims run C3 --again`.
     parsed = parser.parse_intermixed_args(rest)
-    if overrides and not hasattr(parsed, "config"):
-        return _complain(
-            f"lora-jax {name} takes no settings, but {overrides[0]!r} came. See lora-jax {name} "
-            "--help."
-        )
     parsed.overrides = overrides
-    keep_freed_memory()  # Not before: it imports JAX, and a command's help need not wait for that.
-    return _guarded(command.run, parsed)
+    return command, parsed
 
 
 def _prepare_process() -> None:

@@ -1,8 +1,10 @@
 """The README's commands and code are real."""
 
+import ast
 import math
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import optax
@@ -41,18 +43,41 @@ def test_its_python_trains_saves_loads_and_merges(tmp_path, monkeypatch):
     exec(compile(own_optimiser, "README.md", "exec"), names)
 
 
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if "lora-jax" in line]
+def commands(text: str) -> list[str]:
+    """What follows `lora-jax` in each line of a shell, lines that end in a backslash joined."""
+    lines = re.sub(r"\\\n\s*", "", text).splitlines()
+    return [
+        re.sub(r".*?lora-jax ", "", line.split("  ")[0]) for line in lines if "lora-jax" in line
+    ]
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_its_commands_name_commands_files_and_settings_that_exist(line, monkeypatch):
+README = commands("\n".join(blocks("bash")))
+DOCSTRINGS = {
+    f"{file.relative_to(ROOT)}: {command}": command
+    for file in sorted((ROOT / "configs").rglob("*.py"))
+    for block in re.findall(r"(?:^  .+\n)+", ast.get_docstring(ast.parse(file.read_text())), re.M)
+    for command in commands(textwrap.dedent(block))
+}
+
+
+@pytest.mark.parametrize("line", [*README, *DOCSTRINGS.values()], ids=[*README, *DOCSTRINGS])
+def test_commands_have_options_files_and_settings_that_exist(line, monkeypatch):
     monkeypatch.chdir(ROOT)
-    command, *words = shlex.split(line.rpartition("&&")[2])[1:]
-    assert command in cli.COMMANDS
-    if "--config" in words:
-        overrides = [word for word in words if word.startswith("--config.")]
-        config = load_config(words[words.index("--config") + 1], overrides)
+    _, parsed = cli.parse(shlex.split(line, comments=True))
+    if "--config" in line:
+        config = load_config(parsed.config, parsed.overrides)
         assert config.sweep.search.trials or expand(config)
+
+
+@pytest.mark.slow  # Memory is planned from compiled steps.
+@pytest.mark.parametrize(
+    "line", [line for line in README if line.startswith("sweep") and ".csv" not in line]
+)
+def test_its_sweeps_can_be_planned(line, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(ROOT)
+    words = [*shlex.split(line, comments=True), f"--config.out={tmp_path}", "--dry-run"]
+    assert cli.main(words) == 0
+    assert re.search(r"\d+ (runs|trials)", capsys.readouterr().out)
 
 
 def test_ci_runs_the_commands_that_it_gives():
