@@ -33,7 +33,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-from flax import struct
+from flax import struct  # noqa: E402 - JAX reads the environment when it is imported
 
 # JAX rebuilds pytrees with leaves that are no arrays (None, sentinels): fields of pytree nodes
 # cannot be checked when they are made.
