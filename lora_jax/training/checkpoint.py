@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from lora_jax.training.step import TrainState
 
 with needs("training"):
     import orbax.checkpoint as ocp
+
+
+_BESIDE_ARRAYS = 32_768  # bytes of a checkpoint's own files
 
 
 class DamagedCheckpoint(ValueError):
@@ -54,11 +59,24 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, data: dict[str, Any]) -> None:
-        """Writes a checkpoint at the state's step; nothing is done if there is one already."""
+        """Writes a checkpoint at the state's step; nothing is done if there is one already.
+
+        Raises:
+            OSError: it does not fit on the disk.
+        """
         step = int(state.step)
         if step in self.steps():
             return
         named = _named(state)
+        # Orbax finds out in the midst of it, in threads that print a traceback for each array.
+        needed = sum(array.nbytes for array in named.values()) + _BESIDE_ARRAYS
+        if (free := shutil.disk_usage(self._folder).free) < needed:
+            raise OSError(
+                errno.ENOSPC,
+                f"No space left on device: a checkpoint of {needed:,} bytes is to be written into "
+                f"{self._folder}, where {free:,} are free. Free some space, or choose another "
+                "folder with --config.out",
+            )
         meta = {"identity": self._identity, "data": data, "arrays": _described(named)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(named), meta=ocp.args.JsonSave(meta))
         # Without force a step below the newest would be left out without a word: runs that were

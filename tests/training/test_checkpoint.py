@@ -3,6 +3,7 @@ run or shape.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from small_task import PLAIN, batch, loss, make
 from user_models import same_bits
 
 from lora_jax import LoraSpec, create_state, make_optimizer, make_train_step
+from lora_jax.training import checkpoint
 from lora_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
 
 TX = make_optimizer(PLAIN, 100)
@@ -38,6 +40,24 @@ def test_a_restored_state_is_the_saved_one_bit_for_bit_and_trains_on_alike(tmp_p
     assert same_bits(again, state) and position == {"grain": {"next": 3}, "batches": "x"}
     assert jnp.issubdtype(again.key.dtype, jax.dtypes.prng_key)
     assert same_bits(step(again, frozen, batch(seed=1))[0], step(state, frozen, batch(seed=1))[0])
+
+
+def test_a_checkpoint_that_does_not_fit_is_not_begun(tmp_path: Path, monkeypatch: Any) -> None:
+    """Orbax would print a traceback for each array, from threads that nobody can catch."""
+    _, state = state_of()
+    checkpoints = Checkpoints(tmp_path, base="b", run="r")
+    free = SimpleNamespace(free=1000)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: free)
+    said = (
+        r"No space left on device: a checkpoint of [\d,]+ bytes .* where 1,000 are free. Free some"
+    )
+    with pytest.raises(OSError, match=said):
+        checkpoints.save(state, {})
+    assert checkpoints.steps() == [] and not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    checkpoints.save(state, {})
+    assert checkpoints.steps() == [0]
+    checkpoints.close()
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
