@@ -137,7 +137,12 @@ def _open_table(path: Path) -> Iterator[IO[str]]:
 def _csv(path: Path, problems: Problems) -> Iterator[Record]:
     with _open_table(path) as file:
         rows = csv.reader(file, strict=True)
-        header = _header(path, next(rows, []))
+        try:
+            header = _header(path, next(rows, []))
+        except csv.Error as error:
+            raise ValueError(
+                f"{path}: the header cannot be parsed: {error}. Double the quotes inside quotes."
+            ) from None
         while True:
             line = rows.line_num + 1
             try:

@@ -179,7 +179,8 @@ class Name:
         Raises:
             ValueError: it has another shape than it should.
         """
-        if b.shape[0] != self.their_columns or b.shape[2:] != self._window_of_b:
+        fits = b.ndim > 1 and (b.shape[0], b.shape[2:]) == (self.their_columns, self._window_of_b)
+        if not fits:
             needed = ", ".join(map(str, (self.their_columns, "rank", *self._window_of_b)))
             raise ValueError(f"shape {b.shape}, needed ({needed})")
         return np.ascontiguousarray(b.reshape(b.shape[0], b.shape[1])[self.outputs()].T)

@@ -53,6 +53,11 @@ class Checkpoints:
                 f"Cannot make checkpoints in {folder}: {error.strerror or error}. Give a folder "
                 "that can be written (--config.out)."
             ) from error
+        except ValueError as error:
+            raise ValueError(
+                f"The checkpoints in {folder} cannot be listed: {error}. One of them is damaged: "
+                "move the newest away, or delete the run's folder to start it again."
+            ) from error
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, ascending."""

@@ -85,6 +85,7 @@ def test_a_large_file_is_read_row_by_row(tmp_path):
         ("a.xlsx", b"x", "one of the suffixes"),
         ("a.csv", b"", "is empty"),
         ("a.csv", b"a,a\n1,2\n", "2 columns named 'a'"),
+        ("a.csv", b'a,"b" c\n1,2\n', "a.csv: the header cannot be parsed"),
         ("a.json", b"[1,", "not JSON"),
         ("a.json", b'"x"', "an array|needs a JSON array"),
         ("a.parquet", b"PAR1 no", "no whole Parquet file"),

@@ -175,8 +175,8 @@ def _bitsandbytes(folder: Path) -> Kind:
 
     def mutate(content: bytes, rng: random.Random) -> of.Mutation:
         made = of.of_safetensors(content, rng)
-        # A plain tensor may have any name, shape and type there.
-        plain = made.what.startswith(("bias", "without bias"))
+        # A plain tensor may have any name, shape and type there, and the format's number none.
+        plain = made.what.removeprefix("without ").startswith(("bias", "fc2.weight_format"))
         return made._replace(explains=made.explains or plain)
 
     return Kind(
