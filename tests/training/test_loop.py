@@ -246,10 +246,10 @@ def test_a_signal_that_comes_when_all_is_done_goes_to_whoever_was_asked_before(
     asked: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
     try:
-        stopping(monkeypatch, loop.Group, "result", lambda *args: True)
+        stopping(monkeypatch, loop.Run, "result", lambda *args: True)
         train(config_of(where, "head"), where / "done", quiet=True)
         assert asked == [signal.SIGINT]
-        stopping(monkeypatch, loop.Group, "result", lambda *args: True)
+        stopping(monkeypatch, loop.Run, "result", lambda *args: True)
         with stop_signals() as stopped, pytest.raises(Interrupted):
             train(config_of(where, "head"), where / "done", quiet=True)
             assert stopped.is_set() and len(asked) == 1

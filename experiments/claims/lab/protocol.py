@@ -142,7 +142,11 @@ class Run:
             saved = load_run(self.folder)
             task = saved.task
             losses, weights = example_losses(
-                task.model, task.splits[split], saved.frozen, saved.trainable, buckets=task.buckets
+                task.model,
+                task.splits[split],
+                saved.frozen,
+                saved.trainable,
+                buckets=getattr(task, "buckets", ()),
             )
             np.savez(path, losses=losses, weights=weights)
         with np.load(path) as stored:
