@@ -55,3 +55,18 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} needs a JSON object, and is not a JSON object. Fetch it, or save it, again."
         )
     return value
+
+
+def save_json(path: Path, value: Any, **options: Any) -> None:
+    """Writes JSON for people; `options` are those of json.dumps.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the text names the file.
+    """
+    try:
+        path.write_text(json.dumps(value, indent=2, **options) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OSError(
+            f"{path} could not be written: {error.strerror or error}. Free some space, or choose "
+            "another folder."
+        ) from error

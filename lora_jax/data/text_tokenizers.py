@@ -5,13 +5,12 @@ package.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsInt
 
 from lora_jax.core.extras import needs
-from lora_jax.core.json_files import read_json
+from lora_jax.core.json_files import read_json, save_json
 
 from .chat import Message, render_chat
 from .records import held_by
@@ -208,9 +207,7 @@ def save_text_tokenizer(folder: Path | str, tokenizer: TextTokenizer) -> None:
     settings |= {"bos_token": token(tokenizer.bos_id)} if tokenizer.bos_id is not None else {}
     settings |= {"eos_token": token(tokenizer.eos_ids[0])} if tokenizer.eos_ids else {}
     settings |= tokenizer.named_tokens or {}
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    save_json(folder / "tokenizer_config.json", settings, ensure_ascii=False)
     if tokenizer.chat_template is not None:
         (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
     if tokenizer.tool_template is not None:

@@ -4,7 +4,6 @@ ecosystem.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lora_jax.core.extras import needs
+from lora_jax.core.json_files import save_json
 from lora_jax.core.paths import flatten
 from lora_jax.data.text_tokenizers import TextTokenizer, save_text_tokenizer
 from lora_jax.io.gguf_tables import experts_together
@@ -54,7 +54,7 @@ def export_merged(
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends, "pad_token_id": tokenizer.pad_id}
     save_decoder(folder, config, params, dtype=dtype, special_ids=ids)
     save_text_tokenizer(folder, tokenizer)
-    (Path(folder) / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
+    save_json(Path(folder) / "generation_config.json", ids)
 
 
 def export_gguf(

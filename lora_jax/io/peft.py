@@ -4,12 +4,11 @@ every key accounted for, nothing dropped.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_jax.core.json_files import read_json
+from lora_jax.core.json_files import read_json, save_json
 from lora_jax.core.trainable import Trainable, Trainables
 from lora_jax.io import safetensors
 from lora_jax.io.config_json import in_file
@@ -57,7 +56,7 @@ def save_peft(
     folder = Path(folder) if adapter == "default" else Path(folder) / adapter
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.write(folder / WEIGHTS, made.tensors, made.metadata)
-    (folder / CONFIG).write_text(json.dumps(made.config, indent=2, sort_keys=True) + "\n")
+    save_json(folder / CONFIG, made.config, sort_keys=True)
     return made
 
 

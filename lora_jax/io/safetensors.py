@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from lora_jax.core.json_files import save_json
 from lora_jax.io.tensor_files import SafetensorsFile
 
 
@@ -99,7 +100,7 @@ def write_folder(folder: Path, shards: Sequence[Mapping[str, np.ndarray]]) -> No
         weight_map |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    save_json(folder / "model.safetensors.index.json", index)
 
 
 def _sort_metadata(file: BinaryIO) -> None:

@@ -5,7 +5,6 @@ back. Every tensor is used exactly once.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import types
 from collections.abc import Iterable, Mapping
@@ -16,7 +15,7 @@ import jax
 import numpy as np
 
 from lora_jax.core.fingerprint import fingerprint_of_parts
-from lora_jax.core.json_files import read_json
+from lora_jax.core.json_files import read_json, save_json
 from lora_jax.core.paths import Rules, flatten, nearest, unflatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
 from lora_jax.io import safetensors
@@ -257,7 +256,7 @@ def save_model(
     shards = _shards(tensors, shard_bytes)
     raw |= {"dtype": np.dtype(dtype).name}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(raw | dict(special_ids), indent=2) + "\n")
+    save_json(folder / "config.json", raw | dict(special_ids))
     safetensors.write_folder(folder, shards)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_jax.core.json_files import parse_json, read_json
+from lora_jax.core.json_files import parse_json, read_json, save_json
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,10 @@ def test_what_is_json_is_its_value(tmp_path: Path) -> None:
         read_json(tmp_path / "a.json")
     with pytest.raises(FileNotFoundError, match="b.json"):
         read_json(tmp_path / "b.json")
+
+
+def test_what_cannot_be_written_names_its_file(tmp_path: Path) -> None:
+    save_json(tmp_path / "a.json", {"b": 1, "a": "é"}, sort_keys=True)
+    assert (tmp_path / "a.json").read_text() == '{\n  "a": "\\u00e9",\n  "b": 1\n}\n'
+    with pytest.raises(OSError, match="/dev/full could not be written: No space left on device"):
+        save_json(Path("/dev/full"), {})
