@@ -106,18 +106,6 @@ def add_missing(root: Path, records: Iterable[RunRecord]) -> None:
             note_final(root, record, written)
 
 
-def history(root: Path) -> list[dict[str, Any]]:
-    """The changes of every run in the order in which they came, each {"time", "run_id", "status",
-    "error"}.
-    """
-    lines, _ = read_lines(root / NAME)
-    return [
-        {key: line.get(key) for key in ("time", "run_id", "status", "error")}
-        for line in lines
-        if "run_id" in line
-    ]
-
-
 def signature(folder: os.DirEntry[str] | Path) -> list[list[int]]:
     """Time (ns) and size of the files that a line is made from; [] for one that is not there."""
     found = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lora_jax.core.json_files import parse_json
+from lora_jax.core.json_files import read_json
 from lora_jax.sweeps.lock import Lock
 from lora_jax.training.result import RunResult
 
@@ -77,9 +77,9 @@ def read_run(folder: Path) -> RunRecord:
         return make_record(
             folder,
             state,
-            _object(folder / "config.json"),
-            _object(seen) if seen.is_file() else {},
-            _object(scored) if state.status == "done" else None,
+            read_json(folder / "config.json"),
+            read_json(seen) if seen.is_file() else {},
+            read_json(scored) if state.status == "done" else None,
         )
     except (OSError, ValueError) as problem:
         error = f"its files cannot be read: {problem}"
@@ -120,7 +120,7 @@ def read_state(folder: Path) -> State:
     if not path.is_file():
         return State("pending")
     try:
-        state = make_state(_object(path))
+        state = make_state(read_json(path))
     except (OSError, ValueError) as problem:
         return State("failed", f"status.json cannot be read: {problem}")
     if state.status == "running" and not Lock(folder / "lock").is_held():
@@ -139,13 +139,6 @@ def make_state(content: Mapping[str, Any]) -> State:
     if status not in _STATUSES:
         raise ValueError(f"status.json needs one of {', '.join(_STATUSES)}, got {status!r}")
     return State(status, content.get("error"), content.get("updated"), content.get("attempts") or 0)
-
-
-def _object(path: Path) -> dict[str, Any]:
-    value = parse_json(path.read_bytes(), path.name)
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name} holds no JSON object")
-    return value
 
 
 def _check_plain(file: str, value: Any) -> None:

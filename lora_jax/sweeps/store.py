@@ -304,7 +304,12 @@ class RunStore:
         """Every change of a status that the index holds, oldest first: {"time", "run_id", "status",
         "error"}.
         """
-        return index.history(self.root)
+        lines, _ = read_lines(self.root / index.NAME)
+        return [
+            {key: line.get(key) for key in ("time", "run_id", "status", "error")}
+            for line in lines
+            if "run_id" in line
+        ]
 
     def metrics(self, run_id: str) -> list[dict[str, Any]]:
         """The rows that the run has logged; a half-written line is left out."""
