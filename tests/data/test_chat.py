@@ -128,7 +128,7 @@ def test_messages_that_are_none_are_refused():
         render_chat("x", CHAT, continued=True)
 
 
-def test_threads_and_a_fork_get_their_own_answers():
+def test_threads_get_their_own_answers():
     found = {}
 
     def ask(n):
