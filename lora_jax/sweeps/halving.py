@@ -114,6 +114,7 @@ class Halving:
                 f"config.sweep.halving says {self._settings}. Use the same, another folder "
                 f"(--config.out), or delete {self._path} to judge all runs again."
             )
+
         if changed := [key for key, x in self._under.items() if before.get(key, x) != x]:
             shown = ", ".join(
                 f"{key} was {before[key]!r} and is {self._under[key]!r}" for key in changed[:4]
@@ -123,6 +124,7 @@ class Halving:
                 f"be stopped by them: {shown}. Use the same, another folder (--config.out), or "
                 f"delete {self._path} to judge all runs again."
             )
+
         self._under = before | self._under
         self._scores = {
             int(step): {name: math.inf if loss is None else loss for name, loss in rung.items()}

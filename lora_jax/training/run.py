@@ -171,6 +171,7 @@ class Run:
             for split, found in means.items()
         }
         scores["test"] |= metric_scores(task, frozen, state.trainable, batch_size=size)
+
         save_adapter(
             self.folder / "adapter",
             trim(state.trainable),
