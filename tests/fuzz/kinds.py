@@ -55,6 +55,17 @@ def _model(source: str, folder: Path, shard_bytes: int = 0, **options: Any) -> K
     )
 
 
+def _t5(folder: Path) -> Kind:
+    kind = _model("t5/v1_1", folder)
+
+    def mutate(content: bytes, rng: random.Random) -> of.Mutation:
+        made = of.of_safetensors(content, rng)
+        # Its config.json says that the head is tied: without one, it is, to transformers as well.
+        return made._replace(explains=made.explains or made.what == "without lm_head.weight")
+
+    return dataclasses.replace(kind, files=kind.files | {"model.safetensors": mutate})
+
+
 def _bert(folder: Path) -> Kind:
     save_tiny_encoder(folder)
     (folder / "vocab.txt").unlink()
@@ -478,7 +489,7 @@ BUILDERS: dict[str, Callable[[Path], Kind]] = {
     "bert": _bert,
     "roberta": lambda folder: _model("roberta", folder, num_classes=3),
     "deberta": lambda folder: _model("deberta/v3", folder, num_classes=3),
-    "t5": lambda folder: _model("t5/v1_1", folder),
+    "t5": _t5,
     "llama in shards": lambda folder: _model("decoders/llama", folder, shard_bytes=6000),
     "gemma3": lambda folder: _model("decoders/gemma3", folder),
     "gpt2": lambda folder: _model("decoders/gpt2", folder),
