@@ -82,6 +82,11 @@ def test_overrides_take_the_type_of_their_key(override, key, value):
         ("--config.sweep.format=nf44", ValueError, "Nearest: 'nf4'"),
         ("--config.sweep.targets=all-liner", ValueError, "Nearest name: 'all-linear'"),
         ("--config.lora.targets=layers/(", ValueError, "not a regex"),
+        (
+            "--config.lora.targets=query+valee",
+            ValueError,
+            r"config.lora.targets: Targets 'query\+valee' is neither",
+        ),
         ("--config.quant.block_size=7", ValueError, "even number"),
         ("--config.data.buckets=32,16", ValueError, "increase"),
         ("--config.data.buckets=16,32", ValueError, "must hold a text of config.data.max_length"),

@@ -34,8 +34,11 @@ class Limit:
         Raises:
             ValueError: it is not; the nearest name, or else the default, is given.
         """
-        if self.holds(value):
-            return
+        try:
+            if self.holds(value):
+                return
+        except ValueError as error:
+            raise ValueError(f"config.{key}: {error}") from error
         near = difflib.get_close_matches(value, self.names, 1, 0.4) if self.names else []
         hint = f"Nearest: {near[0]!r}." if near else f"The default is {default!r}."
         raise ValueError(f"config.{key} must be {self.words}, got {value!r}. {hint}")
@@ -87,7 +90,7 @@ def resolve_targets(name: str) -> str:
         )
     try:
         re.compile(name)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(
             f"Targets must be one of {listed(TARGETS)} or a full-match regex on parameter paths, "
             f"got {name!r}, which is not a regex ({error}). An example: 'layers/attn/(q|v)/kernel'."
