@@ -6,12 +6,14 @@ checksum does. Where it cannot (a tensor less, a header that lies), another resu
 wrongness.
 """
 
+import dataclasses
 import json
 import math
 import random
 import re
 import struct
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -24,6 +26,22 @@ class Mutation(NamedTuple):
 
 
 Mutator = Callable[[bytes, random.Random], Mutation]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How the files of a folder are mutated, and the whole folder read.
+
+    checked: a checksum guards the files: nothing explains another result.
+    writes: reading changes the folder.
+    """
+
+    files: dict[str, Mutator]
+    read: Callable[[Path], Any]
+    checked: bool = False
+    writes: bool = False
+
+
 HUGE = (2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**64 - 1)
 ODD: list[Any] = [
     *(None, True, False, 0, -1, 1, 2, 1.5, -0.0, 1e308, math.nan, math.inf, -math.inf, 10**12),
