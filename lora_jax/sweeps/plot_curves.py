@@ -11,7 +11,6 @@ from lora_jax.statistics.interval import over_seeds
 from lora_jax.sweeps.cells import UNLIKE, Cell, axes, facets, levels, measure, order, shown
 from lora_jax.sweeps.files import number, read_lines
 from lora_jax.sweeps.plot_style import (
-    BASELINES,
     COLOURS,
     INK,
     MARKERS,
@@ -19,6 +18,7 @@ from lora_jax.sweeps.plot_style import (
     SERIES,
     TARGET_MARKERS,
     baseline_lines,
+    baseline_look,
     finish,
     panels,
     plain_numbers,
@@ -192,7 +192,7 @@ def learning_curves(cells: Sequence[Cell]) -> Figure | None:
             if part[id(cell)] != words:
                 continue
             if cell.rank is None:
-                colour, dashes = BASELINES[cell.method]
+                colour, dashes = baseline_look(cell.method)
                 axis.plot(steps, losses, color=colour, ls=dashes, lw=1.3, label=cell.name)
             elif (cell.targets, cell.format) == (targets, format):
                 place = ranks.index(cell.rank)

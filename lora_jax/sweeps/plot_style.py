@@ -125,10 +125,15 @@ def plain_numbers(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
+def baseline_look(method: str) -> tuple[str, Any]:
+    """(colour, dashes) of a baseline; of one that another version trained, too."""
+    return BASELINES.get(method, (MUTED, (0, (5, 1))))
+
+
 def cell_look(cell: Cell, targets: Sequence[str]) -> tuple[str, str]:
     """(colour, marker) of a cell: colour is the format, marker the targets."""
     if cell.rank is None:
-        return BASELINES[cell.method][0], "*" if cell.method == "full" else "X"
+        return baseline_look(cell.method)[0], "*" if cell.method == "full" else "X"
     marker = TARGET_MARKERS[targets.index(cell.targets) % len(TARGET_MARKERS)]
     return COLOURS.get(cell.format, OTHER_COLOUR), marker
 
@@ -141,7 +146,7 @@ def baseline_lines(axis: Axes, cells: Iterable[Cell], said: Score) -> None:
     room = 0.75 * (high - low)
     words = {"full": "full fine-tuning", "head": "head only"}
     for cell in (cell for cell in cells if cell.rank is None):
-        colour, dashes = BASELINES[cell.method]
+        colour, dashes = baseline_look(cell.method)
         look = dict(color=colour, ls=dashes, lw=1.4)
         name = words.get(cell.method, cell.method.replace("_", " "))
         label = f"{name} {cell.variant}".strip()

@@ -47,7 +47,7 @@ class State:
 # What is read of a run's settings and surroundings, and the types it must have where it is there.
 _NUMBER = (int, float)
 _CONFIG_TYPES = {
-    "method": str, "model": Mapping, "model.name": str, "data": Mapping, "data.name": str, "train": Mapping,
+    "method": str, "model": Mapping, "model.name": str, "data": Mapping, "data.name": str, "data.mixture": list, "train": Mapping,
     "train.seed": int, "train.total_steps": int, "lora": Mapping, "lora.rank": int, "lora.targets": str,
     "quant": Mapping, "quant.format": str, "optim": Mapping,
 }  # fmt: skip

@@ -106,7 +106,7 @@ ODD_RESULTS = [
 ]  # fmt: skip
 ODD_CONFIGS = [
     {"lora": {"rank": "4"}}, {"train": {"seed": None}}, {"train": {"seed": "0"}}, {"train": 5}, {"quant": []},
-    {"method": None}, {"lora": None}, {"optim": 1}, {"data": "x"}, {"train": {"seed": True}},
+    {"method": None}, {"lora": None}, {"optim": 1}, {"data": "x"}, {"train": {"seed": True}}, {"data": {"mixture": 0.5}},
 ]  # fmt: skip
 
 
@@ -230,3 +230,12 @@ def test_settings_that_are_lists_or_columns_are_axes_as_any(tmp_path):
     settings = settings_of(replace(run, config={**run.config, "data": named}))[1]
     assert settings["data.fields.text"] == "review"
     assert all(isinstance(value, (str, int, float, type(None))) for value in settings.values())
+
+
+def test_a_method_of_another_version_is_drawn_as_any_baseline(tmp_path):
+    store = RunStore(tmp_path)
+    fill(store, [replace(Config(), method="head"), *ranks(1, 4)])
+    (folder,) = tmp_path.glob("head*")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"method": "next_year"}))
+    assert "next_year" in write_report(tmp_path).read_text()
