@@ -98,7 +98,8 @@ def test_pieces_ride_through_a_scan_as_through_a_loop_and_start_at_the_base(name
     pieces = MAKE[name](sites)
     run = jax.jit(lambda pieces: apply(model, params, pieces, TOKENS, MASK))
     if name != "prefix_layers":
-        np.testing.assert_array_equal(run(pieces), run({}))
+        # Pieces of zeros add nothing, but another program rounds otherwise.
+        np.testing.assert_allclose(run(pieces), run({}), rtol=0, atol=5e-7)
     pieces = noisy(pieces)
     loop, loop_params, _ = encoder(False)
     one_by_one = jax.jit(lambda pieces: apply(loop, loop_params, pieces, TOKENS, MASK))(

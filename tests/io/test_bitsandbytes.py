@@ -58,8 +58,11 @@ def mismatches(cases, backend: str) -> list:
 
 
 def test_every_byte_of_the_cpu_backend_in_264_cases():
-    assert len(CASES) == 264
-    assert mismatches(CASES, "cpu") == []
+    # As users compile: in the way of the tests a mean of 1e-38 is 0.
+    given = "import test_bitsandbytes as t; assert (len(t.CASES), t.mismatches(t.CASES, 'cpu')) == "
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": paths}
+    subprocess.run([sys.executable, "-c", given + "(264, [])"], check=True, env=environment)
 
 
 def test_cuda_rules_give_the_same_bytes_where_the_backends_agree():

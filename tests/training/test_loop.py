@@ -351,10 +351,9 @@ def test_a_finished_run_that_is_started_again_trains_no_step_more(
     before = rows(folder), rows(folder, "validation"), rows(folder, "test")
     result = train(config, folder, quiet=True)
     assert (rows(folder), rows(folder, "validation"), rows(folder, "test")) == before
-    assert (
-        result.value("test", "loss") == expected.value("test", "loss")
-        and result.tokens_per_second is None
-    )
+    assert result.value("test", "loss") == expected.value("test", "loss")
+    # What its steps took was measured when they were run.
+    assert result.tokens_per_second == expected.tokens_per_second > 0
 
 
 def test_a_run_is_not_resumed_by_another_configuration(
