@@ -154,8 +154,11 @@ class PackedBatches(EpochBatches):
     @property
     def padding_fraction(self) -> float:
         """The part of the first epoch's token slots that holds no real token."""
-        slots = sum(planned.count * planned.length for planned in self.plan(0))
-        return 1 - int(self.encoded.lengths.sum()) / slots
+        plan = self.plan(0)
+        slots = sum(planned.count * planned.length for planned in plan)
+        # Of a mixture's examples some are drawn often, and some not at all.
+        drawn = [index for planned in plan for row in planned.rows for index in row]
+        return 1 - int(self.encoded.lengths[drawn].sum()) / slots
 
     def fingerprint(self) -> str:
         """See `EpochBatches.fingerprint`."""

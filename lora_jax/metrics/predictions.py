@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -94,11 +95,18 @@ class Predictions:
 
 
 def save_predictions(path: Path, predictions: Predictions) -> Path:
-    """Writes a line of JSON an example, after one that names split and metrics."""
+    """Writes a line of JSON an example, after one that names split and metrics; what was there is
+    kept if the disk refuses.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     head = json.dumps({name: getattr(predictions, name) for name in _HEAD})
     rows = (json.dumps(asdict(row), ensure_ascii=False) for row in predictions.rows)
-    path.write_text("".join(f"{line}\n" for line in (head, *rows)), encoding="utf-8")
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        new.write_text("".join(f"{line}\n" for line in (head, *rows)), encoding="utf-8")
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
     return path
 
 

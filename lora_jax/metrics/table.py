@@ -128,9 +128,7 @@ def f1(
         classes: how many the task has: a set of examples, or a resample of it, may lack some. None:
             two, unless there is another label than 0 and 1.
     """
-    if classes is None:
-        classes = 2 if {*predictions, *references} <= {0, 1} else len({*predictions, *references})
-    if classes != 2:
+    if classes != 2 and (classes is not None or not {*predictions, *references} <= {0, 1}):
         return macro_f1(predictions, references)
     return float(_sklearn().f1_score(references, predictions, zero_division=0.0))
 

@@ -161,9 +161,11 @@ def _on_examples(cells: Sequence[Cell]) -> list[ExampleTest]:
 
 def spread(cells: Sequence[Cell]) -> Decomposition | None:
     """How much of the spread of single runs each axis, pair of axes and the seed explain; None if
-    there is nothing to explain.
+    there is nothing to explain, or runs are of several data sets or models.
     """
     columns = axes(cells)
+    if UNLIKE.keys() & columns:
+        return None
     runs = [(index, run) for index, cell in enumerate(cells) for run in cell.runs]
     if len(runs) < 3 or not columns:
         return None

@@ -22,6 +22,8 @@ from lora_jax.sweeps.axes import read_axes
 from lora_jax.sweeps.store import StoreError, write_json
 
 FILE = "halving.json"
+# Settings of which each value has losses of its own.
+INCOMPARABLE = {"data.name", "data.mixture", "data.recipe", "model.name", "model.revision"}
 
 
 def ground(config: Config) -> dict[str, Any]:
@@ -34,7 +36,12 @@ def ground(config: Config) -> dict[str, Any]:
         for key, value in canonical(config).items()
         if key.startswith(("data.", "model.", "train.")) and key not in {*axes, "train.seed"}
     }
-    named = contents(name for name in config.names if not axes & {"data.name", "model.name"})
+    if config.sweep.halving.rungs and (unlike := sorted(axes & INCOMPARABLE)):
+        raise ValueError(
+            f"config.sweep.halving compares losses, and those of runs that differ in {unlike[0]!r} "
+            "do not compare. Make a sweep of each, or set config.sweep.halving.rungs='()'."
+        )
+    named = contents(config.names)
     return shared | {f"the content of {name}": content for name, content in named.items()}
 
 

@@ -245,10 +245,11 @@ def _with_intervals(axis: Any, x: Sequence[float], points: Sequence[Cell], **loo
 
 
 def _best_lines(adapters: Sequence[Cell]) -> list[str]:
-    """The line of each format whose cells have the best mean."""
-    scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for cell in sorted(adapters, key=order):
-        scores[cell.format][_line_name(cell)].append(cell.merit)
+    """The line of each format, of each data set and model, whose cells have the best mean."""
+    scores: dict[Any, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for facet, cells in facets(adapters).items():
+        for cell in sorted(cells, key=order):
+            scores[facet, cell.format][_line_name(cell)].append(cell.merit)
     return [
         max(lines, key=lambda line: sum(lines[line]) / len(lines[line]))
         for lines in scores.values()

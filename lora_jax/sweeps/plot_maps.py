@@ -195,7 +195,11 @@ def difference_plot(
     """Differences with 95% intervals: the best cell against the nearest others, and levels of each
     axis; None with one seed.
     """
-    every = (*tests[:10], *contrasts[:14])
+    # Of each data set and model there is a best cell, and the tests of each begin with the nearest.
+    firsts = list(dict.fromkeys(one.first for one in tests))
+    each = max(1, 10 // max(1, len(firsts)))
+    nearest = [one for first in firsts for one in [t for t in tests if t.first == first][:each]]
+    every = (*nearest, *contrasts[:14])
     chosen = [one for one in every if not np.isnan(one.test.low)]
     if not chosen:
         return None

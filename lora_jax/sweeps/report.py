@@ -34,8 +34,8 @@ _NOTES = (
 )
 _TESTS_NOTE = (
     "p: Student's paired t-test over seeds; p, signs: randomisation test; corrected: Holm, among "
-    "all pairs of levels, or among all pairs of cells for the best cell, because it was picked by "
-    "its score. n/a: one pair of seeds says nothing about the spread."
+    "all pairs of levels, or among all pairs of cells of its data and model for the best cell, "
+    "because it was picked by its score. n/a: one pair of seeds says nothing about the spread."
 )
 
 

@@ -33,7 +33,7 @@ from lora_jax.core.extras import needs
 from lora_jax.io.contents import changed_contents, contents
 from lora_jax.sweeps.axes import check_key
 from lora_jax.sweeps.grid import expand, run_id
-from lora_jax.sweeps.halving import Halving
+from lora_jax.sweeps.halving import INCOMPARABLE, Halving
 from lora_jax.sweeps.runner import Outcome
 from lora_jax.sweeps.settings import changed_settings
 from lora_jax.sweeps.store import RunStore, is_run, read_run
@@ -143,6 +143,11 @@ def read_space(config: Config) -> tuple[Dimension, ...]:
 
     space = tuple(map(read_dimension, sweep.search.space))
     keys = [dimension.key for dimension in space]
+    if unlike := [key for key in keys if key in INCOMPARABLE]:
+        raise ValueError(
+            f"A search orders its trials by their losses, and those of runs that differ in "
+            f"{unlike[0]!r} do not compare. Make a search of each."
+        )
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise ValueError(
             f"config.sweep.search.space: {twice[0]} stands in two lines. Put its values into one."

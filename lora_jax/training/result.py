@@ -148,7 +148,8 @@ def _typed(content: Mapping[str, Any], name: str, kind: Any, otherwise: Any) -> 
 def _figure(content: Mapping[str, Any], name: str, is_whole: bool) -> Any:
     """A count, size or time: from 0 on, and no more than there are bytes or seconds."""
     value = _typed(content, name, (int, float), None)
-    if value is None:
+    # Mixtures with a temperature once had a padding of all their examples over the drawn ones'.
+    if value is None or (name == "padding_fraction" and -1 < value < 0):
         return None
     if not 0 <= value < 2**63:
         raise ValueError(f"result.json needs a number from 0 on in {name!r}, got {value!r}")

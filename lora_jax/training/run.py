@@ -99,6 +99,8 @@ class Run:
             ValueError: it is another run's, or the adapter's start is not that of the base.
         """
         state = first
+        if self.step:  # A later checkpoint was taken up before, and is not gone on from.
+            self.clock, self.peak_bytes = Clock(), None
         self.iterator = iter(self.batches)
         if step:
             state, position = self.checkpoints.restore(first, step)

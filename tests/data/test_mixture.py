@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tiny_language import write_completions, write_tiny_model
 
-from lora_jax.data.completions import mixture_order, mixture_rates
+from lora_jax.data.completions import EncodedCompletions, mixture_order, mixture_rates
+from lora_jax.data.token_packing import PackedBatches
 
 
 def test_rates_go_from_sizes_to_equal():
@@ -32,6 +33,23 @@ def test_every_example_comes_once_before_any_comes_again_over_epochs():
     assert len(set(large[:90])) == min(90, len(large))
     np.testing.assert_array_equal(epochs[2], mixture_order(groups, 1e9, seed=0, epoch=2))
     assert not np.array_equal(epochs[0], mixture_order(groups, 1e9, seed=1, epoch=0))
+
+
+def test_padding_counts_the_examples_that_are_drawn():
+    lengths = np.repeat([50, 4], [100, 10])
+    encoded = EncodedCompletions(
+        [np.full(length, 7, np.int32) for length in lengths],
+        np.ones(110, np.int32),
+        max_length=50,
+        pad_id=0,
+        truncated=0,
+        groups=np.repeat([0, 1], [100, 10]),
+        temperature=1e9,
+    )
+    batches = PackedBatches(encoded, 10, seed=0)
+    first = [batches[n] for n in range(len(batches.plan(0)))]
+    filled, slots = (sum(int(f(b["mask"])) for b in first) for f in (np.sum, np.size))
+    assert batches.padding_fraction == pytest.approx(1 - filled / slots)
 
 
 def test_a_run_on_a_mixture_trains_and_scores_each_task(tmp_path, capsys):

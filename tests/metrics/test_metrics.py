@@ -5,6 +5,7 @@ own words when they are missing.
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,8 @@ def test_classification_metrics_are_the_textbooks():
     assert metric("matthews").score([1, 1], [0, 1]) == 0.0
     # A third class makes F1 the mean over classes: F1 is 1 for classes 0 and 2, 2/3 for none.
     assert metric("f1").score([0, 2, 1], [0, 2, 2]) == pytest.approx((1 + 0 + 2 / 3) / 3)
+    # Two labels that are not 0 and 1: none of them is the one that F1 is of.
+    assert metric("f1").score([1, 2, 2, 1], [1, 2, 1, 1]) == pytest.approx((4 / 5 + 2 / 3) / 2)
 
 
 def rows(predicted, gold, **more):
@@ -104,7 +107,9 @@ def rows(predicted, gold, **more):
     return Predictions("test", ("f1",), tuple(found), **more)
 
 
-def test_the_formula_of_f1_follows_from_the_task_not_from_the_labels_that_occur(tmp_path):
+def test_the_formula_of_f1_follows_from_the_task_not_from_the_labels_that_occur(
+    tmp_path, monkeypatch
+):
     pytest.importorskip("sklearn")
     predicted, gold = [0, 1, 1, 2], [0, 1, 0, 2]
     # F1 of class 0 is 2 * 1 / (1 + 2), of class 1 2 * 1 / (2 + 1), of class 2 1.
@@ -123,7 +128,13 @@ def test_the_formula_of_f1_follows_from_the_task_not_from_the_labels_that_occur(
     assert (
         unsaid([0, 1, 2]) == score([0, 1, 2]) and rows([0, 0], [0, 1]).scored_by("f1")([0]) == 0.0
     )
-    assert load_predictions(save_predictions(tmp_path / "p.jsonl", three)) == three
+    path = save_predictions(tmp_path / "p.jsonl", three)
+    assert load_predictions(path) == three
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(OSError, match="No space left"):
+            save_predictions(path, replace(three, rows=()))
+    assert load_predictions(path) == three and list(tmp_path.iterdir()) == [path]
     # Called by itself it goes by the labels, unless told.
     assert metric("f1").score([0, 1], [0, 1], classes=3) == 1.0
     assert metric("f1").score([0, 1, 1], [0, 1, 0], classes=3) == pytest.approx(2 / 3)

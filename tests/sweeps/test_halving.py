@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -68,6 +69,10 @@ def test_losses_of_other_data_or_another_training_stop_no_run(tmp_path):
     del kept["under"]  # as an older version wrote it
     (tmp_path / FILE).write_text(json.dumps(kept))
     assert Halving(tmp_path, TWO, ground(sweep_of(data, total_steps=9))).last("a") == 0.5
+
+    unlike = sweep_of(data, (f"data.name = {data}, {tmp_path}/b.csv",), total_steps=8)
+    with pytest.raises(ValueError, match="runs that differ in 'data.name' do not compare"):
+        ground(replace(unlike, sweep=replace(unlike.sweep, halving=TWO)))
 
 
 @pytest.mark.parametrize("values", [{"rungs": (4, 2)}, {"rungs": (0,)}, {"factor": 1}])

@@ -192,6 +192,7 @@ def test_a_line_that_spells_no_dimension_is_an_error(line, error, says):
         ({"sweep.axes": "('lora.alpha = 1, 2',)"}, "move config.sweep.axes into"),
         ({"sweep.search.space": "('lora.rank = 1, 2', 'lora.rank = 4, 8')"}, "stands in two lines"),
         ({"sweep.search.space": "()"}, "needs a space"),
+        ({"sweep.search.space": "('data.name = a, b',)"}, "differ in 'data.name' do not compare"),
     ],
 )
 def test_a_search_and_a_grid_at_once_are_an_error(tiny, tmp_path, settings, says):

@@ -9,6 +9,7 @@ from made_up_sweep import ENVIRONMENT, fill, grid, result_of
 from lora_jax.config import Config, LoraConfig, TrainConfig, from_config_dict
 from lora_jax.sweeps import plots, watch
 from lora_jax.sweeps.cells import axes, cells_of, gather
+from lora_jax.sweeps.comparisons import spread
 from lora_jax.sweeps.conclusions import findings_of
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.report import headline, write_report
@@ -54,7 +55,7 @@ def test_two_stores_of_two_data_sets_are_named_by_their_data(tmp_path):
     tests = findings_of(found)
     best = [(one.first[:8], one.second[:8]) for one in tests.against_best]
     assert sorted(best) == [("fp32 r16", "fp32 r1 "), ("fp32 r8 ", "fp32 r4 ")]
-    assert not any(one.axis == "data" for one in tests.between_levels)
+    assert not any(one.axis == "data" for one in tests.between_levels) and spread(found) is None
     text = write_report([one.root, other.root], tmp_path / "report").read_text()
     assert "These runs are of 2 data sets, which every name and line says" in text
     assert (
