@@ -113,7 +113,7 @@ class _Renderer:
                 self._process.kill()
                 self.end()
                 raise
-            if answer:
+            if answer.endswith("\n"):
                 return tuple(json.loads(answer))
             code = self.end()
         if code == -signal.SIGPROF:
@@ -128,13 +128,26 @@ class _Renderer:
         process.communicate()
         return process.returncode
 
+    def stop(self) -> None:
+        """Ends the process without waiting for it to see that nothing more comes: another child of
+        ours may hold the way to it open.
+        """
+        if self._process is not None:
+            self._process.kill()
+        self.end()
+
 
 @functools.lru_cache(maxsize=1)
 def _renderer() -> _Renderer:
     renderer = _Renderer()
-    atexit.register(renderer.end)
-    # A forked process would read the other's answers.
-    os.register_at_fork(after_in_child=_renderer.cache_clear)
+    atexit.register(renderer.stop)
+
+    def forget() -> None:
+        # A forked process would read the other's answers, and end what is not its own.
+        atexit.unregister(renderer.stop)
+        _renderer.cache_clear()
+
+    os.register_at_fork(after_in_child=forget)
     return renderer
 
 
@@ -177,8 +190,9 @@ def serve() -> None:
     for line in sys.stdin:
         # Where time is up, the signal ends this process, also in the middle of an expression.
         signal.setitimer(signal.ITIMER_PROF, _SECONDS)
-        print(json.dumps(_rendered(make, line)), flush=True)
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        answer = json.dumps(_rendered(make, line))
+        signal.setitimer(signal.ITIMER_PROF, 0)  # before it is sent: the next chat has its own time
+        print(answer, flush=True)
 
 
 def _rendered(make: Any, request: str) -> tuple[str | None, str]:
@@ -188,7 +202,7 @@ def _rendered(make: Any, request: str) -> tuple[str | None, str]:
         template, variables = json.loads(request)
         text = make(template).render(variables)
     except TemplateError as error:
-        return None, str(error)
+        return None, str(error)[:500]
     except MemoryError:
         return None, f"it needs more than {_MEMORY / 2**20:g} MiB of memory"
     except Exception as error:

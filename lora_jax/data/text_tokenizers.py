@@ -208,12 +208,16 @@ def save_text_tokenizer(folder: Path | str, tokenizer: TextTokenizer) -> None:
     settings |= {"eos_token": token(tokenizer.eos_ids[0])} if tokenizer.eos_ids else {}
     settings |= tokenizer.named_tokens or {}
     save_json(folder / "tokenizer_config.json", settings, ensure_ascii=False)
-    if tokenizer.chat_template is not None:
-        (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
-    if tokenizer.tool_template is not None:
-        more = folder / "additional_chat_templates"
-        more.mkdir(exist_ok=True)
-        (more / f"{_TOOLS}.jinja").write_text(tokenizer.tool_template, encoding="utf-8")
+    templates = {
+        folder / "chat_template.jinja": tokenizer.chat_template,
+        folder / "additional_chat_templates" / f"{_TOOLS}.jinja": tokenizer.tool_template,
+    }
+    for file, template in templates.items():
+        # What another tokenizer left there would be taken for this one's.
+        file.unlink(missing_ok=True)
+        if template is not None:
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(template, encoding="utf-8")
 
 
 def _json(path: Path) -> dict[str, Any]:

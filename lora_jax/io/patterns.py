@@ -71,6 +71,10 @@ def _check(parts: Any, depth: int) -> None:
     for kind, argument in parts:
         if kind in _LETTERS or kind is op.AT:
             continue
+        if kind in (op.ASSERT, op.ASSERT_NOT) and argument[0] < 0:
+            least, most = argument[1].getwidth()
+            if least != most:
+                raise ValueError("it looks behind for texts of several lengths")
         if kind is op.BRANCH:
             inner = argument[1]
         elif (
@@ -92,14 +96,21 @@ class _Match:
     def __init__(self, name: str) -> None:
         self._name = name
         self._held: dict[tuple[int, int], bool] = {}
+        self._ends: dict[tuple[int, int], _Ends] = {}
 
     def ends(self, parts: Any, starts: _Ends) -> _Ends:
         """Where a sequence of parts can end that begins at one of `starts`."""
-        for kind, argument in parts:
-            if not starts:
-                break
-            starts = self._part(kind, argument, starts)
-        return starts
+        return set().union(*(self._from(parts, start) for start in starts))
+
+    def _from(self, parts: Any, start: int) -> _Ends:
+        # Once for each place: nested repeats would ask for the same again and again.
+        key = id(parts), start
+        if key not in self._ends:
+            places = {start}
+            for kind, argument in parts:
+                places = self._part(kind, argument, places)
+            self._ends[key] = places
+        return self._ends[key]
 
     def _part(self, kind: Any, argument: Any, starts: _Ends) -> _Ends:
         if kind is op.BRANCH:

@@ -68,6 +68,11 @@ def from_peft(
     for path, own in keys.items():
         if "rows" in own:
             trainable[path] = _rows(path, names[path], own, config, tensors)
+        elif {"A", "whole"} <= own.keys():
+            raise ValueError(
+                f"{path!r} has factors in some layers and is trained whole in others, which are "
+                "not read together. Train all of its layers one way."
+            )
         elif "A" not in own:
             convert = names[path].from_theirs
             whole = {i: fitted(key, tensors[key], convert) for i, key in own["whole"].items()}

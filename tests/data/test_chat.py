@@ -165,3 +165,22 @@ def test_templates_by_name_and_tokens_of_older_files_are_found(tmp_path):
         json.dumps(settings | {"chat_template": named, "added_tokens_decoder": {}})
     )
     assert read_text_tokenizer(folder).chat(CHAT) == "plain "
+
+
+def test_a_forked_process_ends_and_leaves_the_other_its_renderer():
+    code = """
+import multiprocessing.util, os, sys
+from lora_jax.data.chat import render_chat
+say = lambda: render_chat("{{ messages[0].content }}", [{"role": "user", "content": "hi"}])
+assert say() == "hi"
+if (child := os.fork()) == 0:
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0 and say() == "hi"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_refusal_is_as_short_as_any_error():
+    with pytest.raises(ValueError, match="éé") as caught:
+        render_chat("{{ raise_exception('é' * 100000) }}", [{"role": "user", "content": "hi"}])
+    assert len(str(caught.value)) < 1000

@@ -68,6 +68,7 @@ def test_random_patterns_are_answered_as_by_re() -> None:
         ".*.*.*.*.*.*.*.*x",
         "((a{1000}){1000}){1000}b",
         "(a*)*" * 20 + "b",
+        "(" * 48 + "." + "+)" * 48 + "b",
     ],
 )
 def test_time_does_not_explode(pattern: str) -> None:
@@ -84,6 +85,7 @@ def test_time_does_not_explode(pattern: str) -> None:
         "(?i)a",
         r"(a)\1",
         "a++",
+        "a(?<=a*)b",
         "(?>a)",
         "(" * 5000,
         "(" * 300 + ")" * 300,
