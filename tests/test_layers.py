@@ -28,7 +28,14 @@ ALLOWED: dict[str, set[str]] = {
     "adapters": ADAPT,
     "models": {"models", "core.order", "core.notice"},
     "data": {"data", "core.cache", "core.extras", "core.json_files"},
-    "metrics": {"metrics", "statistics", "core.extras", "core.json_files", "core.paths"},
+    "metrics": {
+        "metrics",
+        "statistics",
+        "core.extras",
+        "core.json_files",
+        "core.paths",
+        "core.replacing",
+    },
     "statistics": {"statistics"},
     "io": {"io", "core", "models", "data.text_tokenizers", "data.tokenizers"},
     "config": {

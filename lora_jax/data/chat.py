@@ -110,8 +110,7 @@ class _Renderer:
                 answer = _ask(self._process, request)
             except BaseException:
                 # An interrupt: the answer that is still to come would be taken for the next one's.
-                self._process.kill()
-                self.end()
+                self.stop()
                 raise
             if answer.endswith("\n"):
                 return tuple(json.loads(answer))

@@ -7,8 +7,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -133,29 +134,47 @@ def encode_completions(
     An example that is too long loses tokens at the start of its prompt, after bos; then at the end
     of its completion.
     """
+
+    def encode(prompt: str, completion: str) -> tuple[list[int], list[int]]:
+        first = tokenizer.encode(prompt_text(prompt))
+        return first, tokenizer.encode(completion, special=False) + list(tokenizer.eos_ids[:1])
+
+    def cut(first: list[int], last: list[int]) -> tuple[list[int], list[int]]:
+        bos = first[:1] if tokenizer.add_bos else []
+        kept = max(max_length - len(last) - len(bos), 1 - len(bos), 0)
+        first = bos + (first[-kept:] if kept else [])
+        return first, last[: max_length - len(first)]
+
+    fields = encoded_fields(records, tokenizer, max_length, encode, cut)
+    return EncodedCompletions(**fields, temperature=temperature)
+
+
+def encoded_fields(
+    records: Completions,
+    tokenizer: TextTokenizer,
+    max_length: int,
+    encode: Callable[[str, str], tuple[list[int], list[int]]],
+    cut: Callable[[list[int], list[int]], tuple[list[int], list[int]]],
+) -> dict[str, Any]:
+    """What `EncodedCompletions` holds of these records. `encode` gives the ids of a prompt and of
+    its completion; `cut` shortens those that together are longer than `max_length`.
+    """
     tokens, lengths, truncated = [], [], 0
     for prompt, completion in zip(records.prompts, records.completions, strict=True):
-        first = tokenizer.encode(prompt_text(prompt))
-        last = tokenizer.encode(completion, special=False) + list(tokenizer.eos_ids[:1])
-        room = max_length - len(last)
-        if len(first) > room:
+        first, last = encode(prompt, completion)
+        if len(first) + len(last) > max_length:
             truncated += 1
-            bos = first[:1] if tokenizer.add_bos else []
-            kept = max(room - len(bos), 1 - len(bos), 0)
-            first = bos + (first[-kept:] if kept else [])
-            last = last[: max_length - len(first)]
+            first, last = cut(first, last)
         tokens.append(np.asarray(first + last, np.int32))
         lengths.append(len(first))
 
-    groups = group_numbers(records.tasks)
-    return EncodedCompletions(
-        tokens,
-        np.asarray(lengths, np.int32),
-        max_length,
-        tokenizer.pad_id,
-        truncated,
-        groups,
-        temperature,
+    return dict(
+        tokens=tokens,
+        prompt_lengths=np.asarray(lengths, np.int32),
+        max_length=max_length,
+        pad_id=tokenizer.pad_id,
+        truncated=truncated,
+        groups=group_numbers(records.tasks),
     )
 
 

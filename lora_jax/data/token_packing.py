@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from .batches import EpochBatches
-from .completions import Completions, EncodedCompletions, group_numbers, mixture_order
+from .completions import Completions, EncodedCompletions, encoded_fields, mixture_order
 from .text_tokenizers import TextTokenizer
 
 
@@ -225,29 +225,19 @@ def encode_pairs(
         )
 
     eos = list(tokenizer.eos_ids[:1])
-    tokens, lengths, truncated = [], [], 0
-    for prompt, completion in zip(records.prompts, records.completions, strict=True):
+
+    def encode(prompt: str, completion: str) -> tuple[list[int], list[int]]:
         source, target = (
             tokenizer.encode(text.strip(), special=False) + eos for text in (prompt, completion)
         )
-        if len(source) + len(target) > max_length:
-            truncated += 1
-            source = source[: max(max_length - len(target) - 1, 0)] + eos
-            target = target[: max_length - len(source)]
-        tokens.append(np.asarray(source + target, np.int32))
-        lengths.append(len(source))
+        return source, target
 
-    groups = group_numbers(records.tasks)
-    return EncodedPairs(
-        tokens,
-        np.asarray(lengths, np.int32),
-        max_length,
-        tokenizer.pad_id,
-        truncated,
-        groups,
-        temperature,
-        start_id,
-    )
+    def cut(source: list[int], target: list[int]) -> tuple[list[int], list[int]]:
+        source = source[: max(max_length - len(target) - 1, 0)] + eos
+        return source, target[: max_length - len(source)]
+
+    fields = encoded_fields(records, tokenizer, max_length, encode, cut)
+    return EncodedPairs(**fields, temperature=temperature, start_id=start_id)
 
 
 class PairBatches(PackedBatches):

@@ -4,7 +4,6 @@ ecosystem.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ import numpy as np
 from lora_jax.core.extras import needs
 from lora_jax.core.json_files import save_json
 from lora_jax.core.paths import flatten
+from lora_jax.core.replacing import replacing
 from lora_jax.data.text_tokenizers import TextTokenizer, save_text_tokenizer
 from lora_jax.io.gguf_tables import experts_together
 from lora_jax.io.gguf_tokenizer_keys import tokenizer_keys
@@ -89,17 +89,17 @@ def export_gguf(
     told = tokenizer_keys(source, arch, config.vocab_size)
 
     path = Path(path)
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    writer = gguf.GGUFWriter(str(new), arch)  # This writes general.architecture as well.
-    # As llama.cpp's readers want each kind of value.
-    add = {
-        bool: writer.add_bool,
-        int: writer.add_uint32,
-        float: writer.add_float32,
-        str: writer.add_string,
-        list: writer.add_array,
-    }
-    try:
+    with replacing(path) as new:
+        writer = gguf.GGUFWriter(str(new), arch)  # This writes general.architecture as well.
+        # As llama.cpp's readers want each kind of value.
+        add = {
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+            list: writer.add_array,
+        }
+
         for key, value in (metadata | told).items():
             if key != "general.architecture":
                 add[type(value)](key, value)
@@ -119,9 +119,6 @@ def export_gguf(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _format_of(name: str, tensor: np.ndarray, format: str) -> str:

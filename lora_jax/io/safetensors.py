@@ -4,10 +4,8 @@ reads them one by one.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from lora_jax.core.json_files import save_json
+from lora_jax.core.replacing import replacing
 from lora_jax.io.tensor_files import SafetensorsFile
 
 
@@ -50,27 +49,22 @@ def write(
         OSError: the disk is full or the folder cannot be written; the old file is kept.
     """
     path = Path(path)
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        # The format's writer takes an array's memory as it lies: a transposed view would be stored
-        # untransposed.
-        save_file(
-            {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()},
-            str(new),
-            metadata=dict(metadata or {}),
-        )
-        with open(new, "r+b") as file:
-            _sort_metadata(file)
-            os.fsync(file.fileno())
-        os.replace(new, path)
+        with replacing(path) as new:
+            # The format's writer takes an array's memory as it lies: a transposed view would be
+            # stored untransposed.
+            save_file(
+                {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()},
+                str(new),
+                metadata=dict(metadata or {}),
+            )
+            with open(new, "r+b") as file:
+                _sort_metadata(file)
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"{path} could not be written: {error}. Free some space or choose another folder; what "
             "was there is kept."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            new.unlink()
 
 
 def checksum(tensors: Mapping[str, np.ndarray], text: Mapping[str, str]) -> str:

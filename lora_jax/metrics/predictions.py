@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lora_jax.core.json_files import parse_json
+from lora_jax.core.replacing import replacing
 from lora_jax.metrics.table import metric
 
 _HEAD = ("split", "metrics", "classes")  # what the first line of a file says of all
@@ -101,12 +101,8 @@ def save_predictions(path: Path, predictions: Predictions) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     head = json.dumps({name: getattr(predictions, name) for name in _HEAD})
     rows = (json.dumps(asdict(row), ensure_ascii=False) for row in predictions.rows)
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
+    with replacing(path) as new:
         new.write_text("".join(f"{line}\n" for line in (head, *rows)), encoding="utf-8")
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
     return path
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.core.extras import needs
+from lora_jax.core.replacing import replacing
 from lora_jax.sweeps.files import disk, read_lines, write_csv
 from lora_jax.sweeps.records import RunRecord
 from lora_jax.sweeps.settings import flat
@@ -79,13 +80,8 @@ def _write_parquet(rows: list[dict[str, Any]], out: Path) -> None:
     table = pyarrow.table(
         {name: pyarrow.array(_one_kind([row.get(name) for row in rows])) for name in columns}
     )
-    temporary = out.with_name(f".{out.name}.new")
-    with disk(out):
-        try:
-            parquet.write_table(table, temporary)
-            temporary.replace(out)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with disk(out), replacing(out) as new:
+        parquet.write_table(table, new)
 
 
 def _one_kind(values: list[Any]) -> list[Any]:

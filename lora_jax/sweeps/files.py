@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lora_jax.core.replacing import replacing
+
 try:
     import fcntl
 except ImportError:  # Windows: appends of one short write do not mix there either
@@ -37,16 +39,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         StoreError: the disk is full or the folder cannot be written; the old file is kept.
     """
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with disk(path):
-        try:
-            with new.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, path)
-        finally:
-            new.unlink(missing_ok=True)
+    with disk(path), replacing(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from lora_jax.core.extras import needs
 from lora_jax.core.json_files import parse_json
+from lora_jax.core.replacing import replacing
 
 
 class MetricsLog:
@@ -33,9 +33,8 @@ class MetricsLog:
         """
         self.close()
         kept = self._rows_up_to(step, total_steps) if step else []
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, self.path)
+        with replacing(self.path) as new:
+            new.write_text("".join(kept))
         self._file = self.path.open("a")
         self._writer = self._writer_type(str(self._events), purge_step=step + 1 if step else None)
 

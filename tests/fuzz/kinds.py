@@ -15,6 +15,7 @@ import numpy as np
 import stores
 from mutations import Kind
 from tiny_encoder import CONFIG, WORDS, save_tiny_encoder
+from tiny_language import SPECIAL_TOKENS
 
 import lora_jax
 from lora_jax.core import LowRank, TrainedWeight
@@ -237,13 +238,7 @@ def _byte_tokenizer(folder: Path, size: int | None = None) -> None:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<pad>", "<bos>", "<eos>"])
     backend.save(str(folder / "tokenizer.json"))
-    settings = {
-        "bos_token": "<bos>",
-        "eos_token": {"content": "<eos>"},
-        "pad_token": "<pad>",
-        "add_bos_token": True,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer_config.json").write_text(json.dumps(SPECIAL_TOKENS))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2]}))
 
 

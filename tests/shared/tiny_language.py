@@ -20,6 +20,12 @@ LETTERS = [
     *"0123456789",
 ][:40]
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['role'][0] }} {{ m['content'] | trim }}\n{% endfor %}{% if add_generation_prompt %}a {% endif %}"
+SPECIAL_TOKENS = {
+    "bos_token": "<bos>",
+    "eos_token": {"content": "<eos>"},
+    "pad_token": "<pad>",
+    "add_bos_token": True,
+}
 
 
 def write_tiny_model(folder: Path, name: str = "llama3") -> Path:
@@ -35,13 +41,7 @@ def write_tiny_model(folder: Path, name: str = "llama3") -> Path:
     backend.decoder = decoders.Fuse()
     backend.add_special_tokens(LETTERS[:4])
     backend.save(str(folder / "tokenizer.json"))
-    settings = {
-        "bos_token": "<bos>",
-        "eos_token": {"content": "<eos>"},
-        "pad_token": "<pad>",
-        "add_bos_token": True,
-        "chat_template": TEMPLATE,
-    }
+    settings = SPECIAL_TOKENS | {"chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 31]}))
     return folder
