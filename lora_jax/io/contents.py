@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from lora_jax.io.hub import PIECES, WHEELS
+from lora_jax.io.hub import PIECES, WHEELS, sha256_of
 
 
 def contents(names: Iterable[str]) -> dict[str, str]:
@@ -59,5 +59,4 @@ def _digest_of(file: Path) -> str:
 @functools.lru_cache(maxsize=10_000)
 def _digest(file: str, modified: int, size: int) -> str:
     """A file that has kept its time and size is read once a process."""
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()[:16]
+    return sha256_of(Path(file))[:16]

@@ -229,9 +229,14 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     return found[0]
 
 
-def _check(file: Path, sha256: str, what: str) -> None:
+def sha256_of(file: Path) -> str:
+    """The sha256 (hex) of a file, of which a piece at a time is in memory."""
     with file.open("rb") as content:
-        came = hashlib.file_digest(content, "sha256").hexdigest()
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _check(file: Path, sha256: str, what: str) -> None:
+    came = sha256_of(file)
     if came != sha256:
         raise ValueError(
             f"{what} needs sha256 {sha256}, but a file with {came} came. It is damaged or not the "
@@ -270,9 +275,8 @@ def _sums(folder: Path) -> dict[str, list[Any]]:
     out = {}
     for path in sorted(entry for entry in folder.rglob("*") if entry.is_file()):
         stat = path.stat()
-        with path.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        out[path.relative_to(folder).as_posix()] = [stat.st_size, stat.st_mtime_ns, digest]
+        place = path.relative_to(folder).as_posix()
+        out[place] = [stat.st_size, stat.st_mtime_ns, sha256_of(path)]
     return out
 
 
@@ -288,7 +292,7 @@ def _check_kept(target: Path) -> None:
         stat = file.stat() if file.is_file() else None
         if stat is not None and (stat.st_size, stat.st_mtime_ns) == (size, time_ns):
             continue
-        if stat is None or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        if stat is None or sha256_of(file) != sha256:
             raise ValueError(
                 f"{file} is not what was fetched: it was changed or is gone. Delete {target}, and "
                 "it is fetched again."
