@@ -23,7 +23,7 @@ from lora_jax.config.limits import (
 )
 from lora_jax.core.codebooks import FORMATS
 from lora_jax.core.init import INITIALIZERS
-from lora_jax.core.variants import VARIANTS
+from lora_jax.core.variants import SCALINGS, VARIANTS
 from lora_jax.data.recipes import RECIPES
 
 T = TypeVar("T")
@@ -184,7 +184,8 @@ class LoraConfig:
 
     rank: Count = 8
     alpha: Positive = 16.0  # numerator of the scale
-    scaling: Literal["standard", "rslora"] = "standard"  # alpha / rank, or alpha / sqrt(rank)
+    # Scale of the update: alpha / rank; rslora: alpha / sqrt(rank); fixed: alpha itself.
+    scaling: Annotated[str, one_of(SCALINGS)] = "standard"
     dropout: Share = 0.0  # probability on the adapter's input, in training
     # First values of the factors; those that choose the codes of a base need method qlora.
     init: Annotated[str, one_of(INITIALIZERS, also=r"pissa_niter_\d+")] = "kaiming"

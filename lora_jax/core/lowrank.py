@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from lora_jax.core.matrix import from_matrix, to_matrix
 from lora_jax.core.paths import entry, key_for
 from lora_jax.core.quantize import QuantizedArray
 from lora_jax.core.trainable import Trainable
-from lora_jax.core.variants import VARIANTS
+from lora_jax.core.variants import SCALINGS, VARIANTS
 
 # Axis of each array that counts ranks. What is not here has none.
 RANK_AXIS = {"a": -1, "b": -2, "scale": -1, "gain": -1, "parts": -2, "a0": -1, "b0": -2}
@@ -34,8 +34,8 @@ class LoraSpec:
 
     rank: columns of `a`.
     alpha: numerator of the scale.
-    scaling: 'standard' is alpha / rank (LoRA, Hu et al. 2021, section 4.1), 'rslora' is
-        alpha / sqrt(rank) (Kalajdzievski 2023).
+    scaling: a name in `lora_jax.core.variants.SCALINGS`: 'standard' is alpha / rank, 'rslora'
+        alpha / sqrt(rank), 'fixed' alpha itself.
     dropout: probability that an entry of the adapter's input is dropped in training.
     init: a name that `lora_jax.core.init.initializer_named` knows.
     layers: indices along the first stack axis that are adapted, None for all.
@@ -49,7 +49,7 @@ class LoraSpec:
 
     rank: int = 8
     alpha: float = 16.0
-    scaling: Literal["standard", "rslora"] = "standard"
+    scaling: str = "standard"
     dropout: float = 0.0
     init: str = "kaiming"
     layers: tuple[int, ...] | None = None
@@ -65,9 +65,7 @@ class LoraSpec:
                 f"LoRA rank must be at least 1, got {self.rank}. To leave a site alone, give its "
                 "rule the value None."
             )
-        if self.scaling not in ("standard", "rslora"):
-            raise ValueError(f"LoRA scaling must be 'standard' or 'rslora', got {self.scaling!r}.")
-
+        entry(SCALINGS, self.scaling, "LoRA scaling")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"LoRA dropout must be in [0, 1), got {self.dropout}.")
         if not math.isfinite(self.alpha) or self.alpha == 0:
@@ -96,10 +94,10 @@ class LoraSpec:
 
     @property
     def effective_scale(self) -> float:
-        """What multiplies `a @ b`: alpha / rank or alpha / sqrt(rank); of VeRA 1."""
+        """What multiplies `a @ b`, by the rule of `scaling`; of VeRA 1."""
         if not VARIANTS[self.variant].scaled:
             return 1.0
-        return self.alpha / (self.rank if self.scaling == "standard" else math.sqrt(self.rank))
+        return SCALINGS[self.scaling](self.alpha, self.rank)
 
     @property
     def columns(self) -> int:

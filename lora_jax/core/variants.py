@@ -1,4 +1,5 @@
-"""The variants of the low-rank update, one table: what is trained, its start, what it goes with.
+"""The variants of the low-rank update and the rules of its scale, a table each: what is trained,
+its start, what it goes with.
 
 A variant is data: its arrays stand in `LowRank`, and everything that multiplies, merges, saves or
 counts reads those arrays.
@@ -6,6 +7,8 @@ counts reads those arrays.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,4 +70,14 @@ VARIANTS: dict[str, Variant] = {
         # Xu et al. 2023 (arXiv 2309.14717): `a` acts on sums of a group of inputs.
         Variant("qa_lora", grouped=True),
     )
+}
+
+# What multiplies `a @ b`, of alpha and rank.
+SCALINGS: dict[str, Callable[[float, int], float]] = {
+    # Hu et al. 2021, section 4.1.
+    "standard": lambda alpha, rank: alpha / rank,
+    # Kalajdzievski 2023 (arXiv 2312.03732): activations and gradients keep their size over ranks.
+    "rslora": lambda alpha, rank: alpha / math.sqrt(rank),
+    # The same at every rank, as if alpha grew with it: ranks differ in nothing else.
+    "fixed": lambda alpha, rank: alpha,
 }

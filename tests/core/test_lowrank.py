@@ -22,10 +22,11 @@ def random(stack: tuple[int, ...] = (2,), rows: int = 5, out: int = 3, rank: int
     )
 
 
-def test_the_effective_scale_is_alpha_over_rank_or_over_its_root() -> None:
+def test_the_effective_scale_is_alpha_over_rank_over_its_root_or_alpha_itself() -> None:
     assert (
         LoraSpec(8, 16.0).effective_scale == 2.0
         and LoraSpec(16, 8.0, "rslora").effective_scale == 2.0
+        and LoraSpec(16, 2.0, "fixed").effective_scale == 2.0
     )
     assert np.array_equal(
         initialize(jax.random.key(0), (3,), 20, 20, LoraSpec(16, 8.0, "rslora")).scale,

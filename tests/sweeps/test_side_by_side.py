@@ -49,11 +49,11 @@ def test_runs_of_one_seed_stand_together_and_single_seeds_share():
 
 def test_rates_decay_schedule_rank_targets_and_scale_are_data():
     axes = (
-        "lora.alpha = 8, 16", "lora.scaling = standard, rslora", "optim.learning_rate = 1e-3, 2e-3", "optim.weight_decay = 0, 0.1",
+        "lora.alpha = 8, 16", "lora.scaling = standard, rslora, fixed", "optim.learning_rate = 1e-3, 2e-3", "optim.weight_decay = 0, 0.1",
         "optim.schedule = linear, cosine", "optim.clip_norm = 0, 1", "optim.lora_plus_ratio = 1, 16", "lora.init = kaiming, orthogonal",
     )  # fmt: skip
     (pack,) = packed(0, rank=(1, 4), targets=("mlp", "all-linear"), axes=axes)
-    assert len(pack.runs) == pack.slots == 2**10
+    assert len(pack.runs) == pack.slots == 3 * 2**9
 
 
 @pytest.mark.parametrize(
