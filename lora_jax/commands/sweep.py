@@ -11,6 +11,11 @@ is recorded and the rest goes on, and the same command continues after a stop. S
 share one folder: a run is trained by one of them. With --workers N this command starts N itself, as
 processes here, on Ray or on SLURM.
 
+With --config.sweep.tune.factors=0.5,1,2, each cell's learning rate (or sweep.tune.setting) is first
+chosen on validation data from a grid around its own, under seeds that are not scored:
+
+  lora-jax sweep --config configs/default.py --config.sweep.tune.factors=0.5,1,2
+
 With --config.sweep.search.trials=N and lines of sweep.search.space, Optuna asks for the settings of
 N trials in place of a grid:
 
@@ -75,25 +80,52 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         show_settings(config)
     if arguments.dry_run:
-        from lora_jax.sweeps.plan import plan, plan_table
-
-        print_table(plan_table(plan(config)))
-        if config.sweep.search.trials:
-            from lora_jax.sweeps.search import read_space
-
-            print(
-                f"A search of {config.sweep.search.trials} trials like this, over:",
-                *map(str, read_space(config)),
-                sep="\n  ",
-            )
-        return 0
+        return _plan(config)
     from lora_jax.sweeps.runner import run_sweep
 
     if arguments.workers is not None or arguments.executor is not None:
         train = partial(_on_workers, arguments=arguments)
     else:
         train = partial(run_sweep, quiet=arguments.quiet)
-    outcome = _search(config, train, arguments) if config.sweep.search.trials else train(config)
+    if config.sweep.search.trials:
+        outcome = _search(config, train, arguments)
+    elif config.sweep.tune.factors:
+        from lora_jax.sweeps.tuning import tune
+
+        outcome, _ = tune(config, train, say=partial(print, file=sys.stderr, flush=True))
+    else:
+        outcome = train(config)
+    return _ended(config, outcome, arguments)
+
+
+def _plan(config: Config) -> int:
+    """Prints the runs that will be trained first, and says what follows them."""
+    from lora_jax.sweeps.plan import plan, plan_table
+    from lora_jax.sweeps.tuning import first_round, size
+
+    tune = config.sweep.tune
+    print_table(plan_table(plan(first_round(config) if tune.factors else config)))
+    if config.sweep.search.trials:
+        from lora_jax.sweeps.search import read_space
+
+        print(
+            f"A search of {config.sweep.search.trials} trials like this, over:",
+            *map(str, read_space(config)),
+            sep="\n  ",
+        )
+    if tune.factors:
+        least, most = size(config)
+        print(
+            f"This is the first of up to {tune.grow + 2} rounds: it tunes {tune.setting} by "
+            f"validation loss, and the last one trains each cell at its best value. In all at "
+            f"least {least} runs, and at most {most}, if the best of every cell stands at an edge "
+            "of its grid."
+        )
+    return 0
+
+
+def _ended(config: Config, outcome: Outcome, arguments: argparse.Namespace) -> int:
+    """Says what became of the runs, and writes the report; the status of the command."""
     stopped = f", {len(outcome.stopped)} stopped at a rung" if outcome.stopped else ""
     print(
         f"{len(outcome.done)} runs trained, {len(outcome.kept)} kept from before, "

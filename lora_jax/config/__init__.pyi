@@ -17,6 +17,7 @@ from .fields import QuantConfig as QuantConfig
 from .fields import SearchConfig as SearchConfig
 from .fields import SweepConfig as SweepConfig
 from .fields import TrainConfig as TrainConfig
+from .fields import TuneConfig as TuneConfig
 from .fields import built as built
 from .fields import flatten as flatten
 from .ids import canonical as canonical
@@ -30,6 +31,7 @@ from .load import load_config as load_config
 from .load import to_dict as to_dict
 from .load import validate as validate
 from .values import UnknownKeyError as UnknownKeyError
+from .values import default_of as default_of
 from .values import kind_of as kind_of
 from .values import read_value as read_value
 from .values import split_items as split_items

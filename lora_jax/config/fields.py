@@ -329,6 +329,22 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
+class TuneConfig:
+    """A nuisance setting that is tuned for every cell of the sweep, by its validation loss: a grid
+    around the cell's own value, under seeds that are not scored; then sweep.seeds at the best.
+    """
+
+    # The grid, in multiples of the cell's own value: 0.5, 1, 2. None = nothing is tuned.
+    factors: tuple[Positive, ...] = ()
+    setting: str = "optim.learning_rate"
+    grow: NotNegative = 2  # values added at most where the best stands at an edge of the grid
+    seeds: tuple[NotNegative, ...] = (101, 102)  # of the runs of tuning
+    # A round of tuning: a line for each cell that is trained, with its values. Written by
+    # lora_jax.sweeps.tuning.
+    at: tuple[Line, ...] = ()
+
+
+@dataclass(frozen=True)
 class SweepConfig:
     """A grid, rank × format × targets × seeds, and baselines × seeds. An empty axis keeps the
     config's value.
@@ -351,6 +367,7 @@ class SweepConfig:
     memory_budget_gb: Positive | None = None
     halving: HalvingConfig = HalvingConfig()
     search: SearchConfig = SearchConfig()
+    tune: TuneConfig = TuneConfig()
 
 
 @dataclass(frozen=True)

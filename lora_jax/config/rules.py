@@ -180,3 +180,30 @@ def _check_sweep(config: Config) -> None:
             "config.sweep.search.space is read by a search only: set config.sweep.search.trials to "
             "the number of trials."
         )
+    if sweep.tune.factors:
+        _check_tuning(config)
+
+
+def _check_tuning(config: Config) -> None:
+    sweep, tune = config.sweep, config.sweep.tune
+    if list(tune.factors) != sorted(set(tune.factors)) or len(tune.factors) < 2:
+        raise ValueError(
+            "config.sweep.tune.factors must be two or more that increase, such as 0.5, 1, 2, got "
+            f"{tune.factors}."
+        )
+    scored = sweep.seeds or (config.train.seed,)
+    if not tune.seeds or set(tune.seeds) & set(scored):
+        raise ValueError(
+            "config.sweep.tune.seeds must be seeds that are not scored, or a value chosen by luck "
+            f"would be scored with that luck; got {tune.seeds}, and {scored} are scored."
+        )
+    if sweep.halving.rungs:
+        raise ValueError(
+            "config.sweep.halving would stop cells for their loss at values that they are not "
+            "scored at: leave config.sweep.halving.rungs or config.sweep.tune.factors empty."
+        )
+    if sweep.search.trials:
+        raise ValueError(
+            "A search asks for every setting itself: put config.sweep.tune.setting into "
+            "config.sweep.search.space, and leave config.sweep.tune.factors empty."
+        )

@@ -16,9 +16,14 @@ from lora_jax.config import (
     TARGETS,
     Config,
     SweepConfig,
+    TuneConfig,
     config_hash,
+    default_of,
+    read_value,
     resolve_targets,
+    split_items,
     validate,
+    with_value,
 )
 from lora_jax.core.escapes import one_line
 from lora_jax.sweeps.axes import Axis, read_axes, reads
@@ -36,13 +41,20 @@ def expand(config: Config) -> list[Config]:
     without axes the config itself is the one adapter run. Format 'none' makes a lora run, any other
     a qlora run. `alpha` is config.lora.alpha at every rank. Then each of `sweep.axes` multiplies
     the runs that meet its condition and whose method reads it, in the order of the axes: a
-    condition may ask for what an axis before it has set. Runs of equal content occur once.
+    condition may ask for what an axis before it has set. Of a round of tuning, the cells that
+    `sweep.tune.at` lists, at their values. Runs of equal content occur once.
 
     Raises:
         ValueError: a combination is not legal (see `lora_jax.config.validate`); no run reads an
-            axis; the grid has more than `MOST_CELLS` cells.
+            axis; the grid has more than `MOST_CELLS` cells; the sweep is tuned, so that its runs
+            depend on losses.
     """
     sweep = config.sweep
+    if sweep.tune.factors:
+        raise ValueError(
+            "The runs of a sweep that tunes are known round by round: train it with "
+            "lora_jax.sweeps.tuning.tune, or leave config.sweep.tune.factors empty."
+        )
     axes = read_axes(sweep.axes)
     seeds = sweep.seeds or (config.train.seed,)
     grid = {
@@ -67,7 +79,9 @@ def expand(config: Config) -> list[Config]:
         if not any(axis.applies(run) and any(reads(run, key) for key in axis.keys) for run in runs):
             _refuse_unread(axis, runs)
         runs = [run for same in made for run in same]
-    for run in runs if axes else ():
+    if sweep.tune.at:
+        runs = _at_points(runs, sweep.tune)
+    for run in runs if axes or sweep.tune.at else ():
         try:
             validate(run)
         except ValueError as error:
@@ -112,6 +126,12 @@ def run_id(config: Config) -> str:
     return "-".join([*parts, f"s{config.train.seed}", config_hash(config)])
 
 
+def cell_id(run: Config, setting: str) -> str:
+    """A name of all runs that differ from this one in their seed and in `setting` alone."""
+    plain = with_value(with_value(run, setting, default_of(setting)), "train.seed", 0)
+    return run_id(plain).replace("-s0-", "-")
+
+
 def shown_format(format: str) -> str:
     """The format as people read it: the base that is not quantised is 'fp32'."""
     return "fp32" if format == NO_FORMAT else format
@@ -145,6 +165,21 @@ def _adapter_run(config: Config, format: str, targets: str, rank: int, seed: int
         ),
         seed,
     )
+
+
+def _at_points(runs: Sequence[Config], tune: TuneConfig) -> list[Config]:
+    """The runs of cells that have a line, each at its values; a cell without values as it is."""
+    values = {}
+    for line in tune.at:
+        cell, _, right = (part.strip() for part in line.partition("="))
+        values[cell] = [read_value(tune.setting, item) for item in split_items(right)]
+    cells = [(run, values.get(cell_id(run, tune.setting))) for run in runs]
+    return [
+        made
+        for run, own in cells
+        if own is not None
+        for made in ([with_value(run, tune.setting, value) for value in own] or [run])
+    ]
 
 
 def _concrete(config: Config, seed: int) -> Config:

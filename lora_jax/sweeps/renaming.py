@@ -57,7 +57,7 @@ def rename_runs(root: Path) -> dict[str, str]:
         for old, new in names.items():
             _rename_checkpoints(root / old, old[-8:], new[-8:])
             (root / old).rename(root / new)
-        for file in ("plan.json", "halving.json"):
+        for file in ("plan.json", "halving.json", "tuning.json"):
             _replace_names(root / file, known)
         rebuild(root)
 

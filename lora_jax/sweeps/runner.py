@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from lora_jax.config import ADAPTERS, NO_FORMAT, Config, canonical
 from lora_jax.core.heap import release_freed_memory
@@ -37,6 +37,18 @@ class Outcome:
     failed: tuple[str, ...]
     elsewhere: tuple[str, ...]
     stopped: tuple[str, ...] = ()
+
+
+def together(outcomes: Sequence[Outcome]) -> Outcome:
+    """One outcome of several: a run that one batch trained and another found done was trained."""
+    names = [field.name for field in fields(Outcome)]
+    found = {
+        name: tuple(dict.fromkeys(run for outcome in outcomes for run in getattr(outcome, name)))
+        for name in names
+    }
+    return Outcome(
+        **{**found, "kept": tuple(run for run in found["kept"] if run not in found["done"])}
+    )
 
 
 def run_sweep(

@@ -10,7 +10,6 @@ trained first.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 import warnings
@@ -34,7 +33,7 @@ from lora_jax.io.contents import changed_contents, contents
 from lora_jax.sweeps.axes import check_key
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.halving import INCOMPARABLE, Halving
-from lora_jax.sweeps.runner import Outcome
+from lora_jax.sweeps.runner import Outcome, together
 from lora_jax.sweeps.settings import changed_settings
 from lora_jax.sweeps.store import RunStore, is_run, read_run
 
@@ -194,7 +193,7 @@ def search(
             trial = _ask(study, config.sweep.search.seed, len(trials) + place)
             points[trial.number] = {dimension.key: dimension.ask(trial) for dimension in space}
         if not points:
-            return _together(outcomes), _trials(study, plain, len(space))
+            return together(outcomes), _trials(study, plain, len(space))
         outcomes.append(train(_sweep_of(plain, list(points.values()))))
         for number, settings in points.items():
             _tell(study, plain, number, settings, say)
@@ -363,15 +362,3 @@ def _trials(study: Any, config: Config, dimensions: int) -> list[Trial]:
         for trial in _whole(study, dimensions)
     ]
     return sorted(trials, key=lambda trial: math.inf if trial.loss is None else trial.loss)
-
-
-def _together(outcomes: Sequence[Outcome]) -> Outcome:
-    """One outcome of several: a run that one batch trained and another found done was trained."""
-    names = [field.name for field in dataclasses.fields(Outcome)]
-    found = {
-        name: tuple(dict.fromkeys(run for outcome in outcomes for run in getattr(outcome, name)))
-        for name in names
-    }
-    return Outcome(
-        **{**found, "kept": tuple(run for run in found["kept"] if run not in found["done"])}
-    )

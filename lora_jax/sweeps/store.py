@@ -3,6 +3,7 @@ line.
 
     RUNS/store.json         {"format", "lora_jax"}: which layout this is; a newer one is refused
     RUNS/plan.json          ids of all runs that sweeps have planned here
+    RUNS/tuning.json        what was tuned for each cell, and which runs are of tuning (tuned.py)
     RUNS/index.jsonl        every change of a status: thousands of runs are listed fast (index.py)
     RUNS/renamed.json       old and new names, in a store that was brought up (renaming.py)
     RUNS/<run_id>/

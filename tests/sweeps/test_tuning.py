@@ -1,0 +1,250 @@
+"""Each cell of a tuned sweep is scored at its own best value, under seeds that it was not chosen by,
+and an interrupted sweep comes to the same runs.
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from made_up_sweep import fill, result_of
+
+from lora_jax.config import from_config_dict, load_config, to_dict
+from lora_jax.metrics.score import Score
+from lora_jax.sweeps.grid import cell_id, expand, run_id
+from lora_jax.sweeps.runner import Outcome, run_sweep
+from lora_jax.sweeps.store import RunStore, StoreError
+from lora_jax.sweeps.tuned import FILE, Curve, read_curves
+from lora_jax.sweeps.tuning import first_points, first_round, size, tune
+
+CONFIG = Path(__file__).parents[2] / "configs" / "default.py"
+RATE = "optim.learning_rate"
+
+
+def config_of(**sweep):
+    made = {"rank": (1, 4), "seeds": (0, 1, 2), "tune": {"factors": (0.5, 1, 2)}} | sweep
+    return from_config_dict({"method": "lora", "sweep": made})
+
+
+def made_up(run, best):
+    """The result of a run whose validation loss is lowest at the rate `best(run)`."""
+    away = abs(run.optim.learning_rate / best(run) - 1)
+    loss = Score("loss", 0.5 + away + run.train.seed / 1e4, higher_is_better=False)
+    result = result_of(run)
+    return replace(result, scores=result.scores | {"validation": {"loss": loss}})
+
+
+def trainer(best, diverges=lambda run: False, asked=None):
+    """Fills the store with made-up results, as a sweep would; `asked` gets the runs of each round."""
+
+    def train(config):
+        store, runs = RunStore(config.out), expand(config)
+        if asked is not None:
+            asked.append([run_id(run) for run in runs])
+        left = [run for run in runs if store.status(run_id(run)) != "done"]
+        lost = [run for run in left if diverges(run)]
+        fill(store, [run for run in left if not diverges(run)], lambda run: made_up(run, best))
+        for run in lost:
+            store.start(run_id(run), run, {})
+            store.fail(run_id(run), DivergedError("the loss is NaN"))
+        names = [run_id(run) for run in left if run not in lost]
+        return Outcome(tuple(names), (), tuple(map(run_id, lost)), ())
+
+    return train
+
+
+class DivergedError(FloatingPointError):
+    """Recorded under the name of the one that training raises."""
+
+
+DivergedError.__name__ = "Diverged"
+
+
+def tuned(config, train):
+    return tune(config, train, say=lambda text: None)
+
+
+@pytest.mark.parametrize(
+    ("losses", "best", "edge", "beyond"),
+    [
+        ({0.5: 0.3, 1.0: 0.2, 2.0: 0.4}, 1.0, "", None),
+        ({0.5: 0.1, 1.0: 0.2, 2.0: 0.4}, 0.5, "lowest", 0.25),
+        ({0.5: 0.3, 1.0: 0.2, 3.0: 0.1}, 3.0, "highest", 9.0),
+        # One that diverged loses, and is a neighbour all the same.
+        ({0.5: 0.3, 1.0: 0.2, 2.0: None}, 1.0, "", None),
+        ({0.5: 0.2, 1.0: 0.2, 2.0: None}, 0.5, "lowest", 0.25),
+        ({0.5: None, 1.0: None}, None, "", None),
+    ],
+)
+def test_the_best_has_the_lowest_loss_and_at_an_edge_the_grid_grows(losses, best, edge, beyond):
+    curve = Curve(RATE, losses=losses)
+    assert (curve.best, curve.edge, curve.beyond) == (best, edge, beyond)
+
+
+@pytest.mark.parametrize(
+    ("setting", "losses", "beyond"),
+    [
+        ("lora.dropout", {0.4: 0.3, 0.8: 0.2}, None),  # 1.6 is no share
+        ("lora.rank", {4: 0.3, 6: 0.2}, 9),
+        ("lora.rank", {1: 0.1, 2: 0.2}, None),  # half a rank is none
+        (RATE, {0.003: 0.2, 0.01: 0.1}, 0.0333333),
+    ],
+)
+def test_a_grid_grows_to_values_that_the_setting_may_have(setting, losses, beyond):
+    assert Curve(setting, losses=losses).beyond == beyond
+
+
+def test_every_cell_is_scored_at_its_own_best_under_fresh_seeds(tmp_path):
+    """Rank 1 is best inside of its grid, rank 4 four times above it; the rate of `full` is its own,
+    and its highest diverges.
+    """
+    config = config_of(baselines=("full",), learning_rate={"full": 1e-4})
+    config, rounds = replace(config, out=str(tmp_path)), []
+    best = {("lora", 1): 1e-3, ("lora", 4): 4e-3}
+    train = trainer(
+        lambda run: best.get((run.method, run.lora.rank), 1e-4),
+        lambda run: run.method == "full" and run.optim.learning_rate == 2e-4,
+        rounds,
+    )
+    outcome, curves = tuned(config, train)
+    by_best = {curve.best: (curve.values, curve.edge) for curve in curves.values()}
+    assert by_best == {
+        1e-4: ([5e-5, 1e-4, 2e-4], ""),
+        1e-3: ([5e-4, 1e-3, 2e-3], ""),
+        4e-3: ([5e-4, 1e-3, 2e-3, 4e-3, 8e-3], ""),
+    }
+    assert [*map(len, rounds)] == [18, 2, 2, 9] and outcome.failed == ()
+    assert size(config) == (18 + 9, 18 + 9 + 3 * 2 * 2)
+
+    runs = {run.run_id: run for run in RunStore(tmp_path).runs()}
+    for curve in curves.values():
+        scored = [runs[name].config for name in curve.scored]
+        assert [one["train"]["seed"] for one in scored] == [0, 1, 2]
+        assert {one["optim"]["learning_rate"] for one in scored} == {curve.best}
+        aside = set(curve.tried) - set(curve.scored)
+        assert {runs[name].config["train"]["seed"] for name in aside} == {101, 102}
+    assert read_curves(tmp_path) == {
+        cell: replace(curve, tried=(*curve.tried, *curve.scored)) for cell, curve in curves.items()
+    }
+    assert tuned(config, train)[1] == curves
+
+
+@pytest.mark.parametrize("stops_in", [1, 2, 3])
+def test_a_tuned_sweep_that_was_stopped_comes_to_the_same_rounds(stops_in, tmp_path):
+    best = lambda run: 8e-3 if run.lora.rank == 4 else 1e-3
+    config = config_of(tune={"factors": (0.5, 1, 2), "grow": 1, "seeds": (7,)})
+    whole, again = ([], [])
+    straight = tuned(replace(config, out=str(tmp_path / "a")), trainer(best, asked=whole))
+
+    stopping, config = trainer(best), replace(config, out=str(tmp_path / "b"))
+
+    def stops(round_):
+        if len(again) == stops_in - 1:
+            fill(RunStore(round_.out), expand(round_)[:1], lambda run: made_up(run, best))
+            raise KeyboardInterrupt
+        again.append(round_)
+        return stopping(round_)
+
+    with pytest.raises(KeyboardInterrupt):
+        tuned(config, stops)
+    goes_on = []
+    assert tuned(config, trainer(best, asked=goes_on))[1] == straight[1]
+    assert goes_on == whole and [*map(len, whole)] == [6, 1, 6]
+    assert {curve.edge for curve in straight[1].values()} == {"", "highest"}
+
+
+def test_a_tuned_sweep_that_was_killed_in_a_run_of_tuning_ends_with_the_numbers_of_one_that_was_not(
+    tiny, tmp_path
+):
+    grid = {
+        "rank": "2", "format": "()", "targets": "query+value", "baselines": "()", "seeds": "0", "learning_rate.lora": "None",
+        "tune.factors": "1,4", "tune.grow": "0", "tune.seeds": "7",
+    }  # fmt: skip
+    values = {**tiny, **{f"config.sweep.{key}": value for key, value in grid.items()}}
+    values |= {"config.train.total_steps": "4", "config.train.checkpoint_every": "2"}
+
+    def one(out, train):
+        config = load_config(
+            str(CONFIG), [f"{key}={value}" for key, value in (values | {"config.out": out}).items()]
+        )
+        return tuned(config, train)
+
+    def train(round_):
+        return run_sweep(round_, quiet=True, say=lambda text: None)
+
+    def stops(round_):
+        run_sweep(round_, runs=expand(round_)[:1], quiet=True, say=lambda text: None)
+        raise KeyboardInterrupt
+
+    straight, curves = one(tmp_path / "a", train)
+    with pytest.raises(KeyboardInterrupt):
+        one(tmp_path / "b", stops)
+    outcome, again = one(tmp_path / "b", train)
+    assert len(straight.done) == 3 and len(outcome.done) == 2 and len(outcome.kept) == 1
+    assert again == curves
+    losses = [
+        {run.run_id: run.result.value("test", "loss") for run in RunStore(tmp_path / name).runs()}
+        for name in "ab"
+    ]
+    assert len(losses[0]) == 3 and losses[0] == losses[1]
+
+
+def test_a_cell_that_diverges_at_every_value_is_not_scored_and_its_runs_have_failed(tmp_path):
+    config = replace(config_of(), out=str(tmp_path))
+    outcome, curves = tuned(config, trainer(lambda run: 1e-3, lambda run: run.lora.rank == 1))
+    assert len(outcome.failed) == 6 and len(outcome.done) == 9
+    assert sorted(map(str, (curve.best for curve in curves.values()))) == ["0.001", "None"]
+
+
+def test_what_a_method_does_not_read_is_not_tuned_for_it(tmp_path):
+    made = {"factors": (0.5, 1, 2), "setting": "lora.alpha"}
+    config = replace(config_of(baselines=("head",), tune=made), out=str(tmp_path))
+    points = first_points(config)
+    assert sorted(points.values()) == [(), (8.0, 16.0, 32.0), (8.0, 16.0, 32.0)]
+    assert {run.method for run in expand(first_round(config))} == {"lora"}
+    outcome, curves = tuned(config, trainer(lambda run: 1e-3))
+    assert len(curves) == 2 and sum(name.startswith("head") for name in outcome.done) == 3
+
+
+def test_rounds_are_settings_as_any_and_old_runs_keep_their_ids():
+    config = config_of()
+    round_ = first_round(config)
+    assert from_config_dict(to_dict(round_)) == round_
+    plain = replace(config, sweep=replace(config.sweep, tune=type(config.sweep.tune)()))
+    assert [run_id(run) for run in expand(round_)][2] != [run_id(run) for run in expand(plain)][0]
+    assert run_id(config) == run_id(replace(config, sweep=type(config.sweep)()))
+    # A cell is what its runs have in common, whatever the base that it is tuned around.
+    (one, *_), (other, *_) = (
+        [cell_id(run, RATE) for run in expand(made)]
+        for made in (plain, replace(plain, optim=replace(plain.optim, learning_rate=0.1)))
+    )
+    assert one == other
+    with pytest.raises(ValueError, match="known round by round"):
+        expand(config)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"tune": {"factors": (2, 1)}}, "two or more that increase"),
+        ({"tune": {"factors": (1, 2), "seeds": (2, 3)}}, "seeds that are not scored"),
+        ({"halving": {"rungs": (2,)}}, "would stop cells"),
+        ({"search": {"trials": 2, "space": ("lora.rank = 1, 2",)}}, "asks for every setting"),
+        ({"axes": ("optim.learning_rate = 1e-3, 2e-3",)}, "is an axis of this sweep"),
+        ({"tune": {"factors": (1, 2), "setting": "lora.rank"}}, "is an axis of this sweep"),
+        ({"tune": {"factors": (1, 2), "setting": "lora.rnk"}}, "Nearest: lora.rank"),
+        ({"tune": {"factors": (1, 2), "setting": "data.max_length"}}, "do not compare"),
+        ({"tune": {"factors": (1, 2), "setting": "optim.schedule"}}, "around a number above 0"),
+        ({"tune": {"factors": (1, 2), "setting": "baseline.size"}}, "no run of this sweep reads"),
+        ({"tune": {"factors": (1, 1.1), "setting": "train.accumulate"}}, "Spread the factors"),
+    ],
+)
+def test_a_tuning_that_cannot_be_fair_is_refused(more, says):
+    with pytest.raises((ValueError, KeyError), match=re.escape(says)):
+        first_points(config_of(**more))
+
+
+def test_a_damaged_file_is_an_error_and_not_a_sweep_without_tuning(tmp_path):
+    (tmp_path / FILE).write_text('{"cells": {"a": {"values": ["x"]}}}')
+    with pytest.raises(StoreError, match="Delete it and run the same sweep again"):
+        read_curves(tmp_path)
