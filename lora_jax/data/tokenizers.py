@@ -178,7 +178,7 @@ def _from_vocabulary(path: Path) -> tokenizers.Tokenizer:
     """BERT's WordPiece tokenizer over a vocab.txt, a token a line; its line number is its id."""
     with needs("data"):
         from tokenizers import Tokenizer as Backend
-        from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+        from tokenizers import decoders, models, normalizers, pre_tokenizers
 
     try:
         # Not splitlines: that cuts at U+2028 and U+0085 too, and moves the ids of all that follow.
@@ -210,10 +210,17 @@ def _from_vocabulary(path: Path) -> tokenizers.Tokenizer:
         lowercase=lower is not False,
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    lay_out(backend, vocabulary)
+    backend.decoder = decoders.WordPiece()
+    return backend
+
+
+def lay_out(backend: tokenizers.Tokenizer, ids: Mapping[str, int]) -> None:
+    """Texts become [CLS] text [SEP], pairs [CLS] text [SEP] pair [SEP], with segments 0 and 1."""
+    with needs("data"):
+        from tokenizers import processors
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+        special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")],
     )
-    backend.decoder = decoders.WordPiece()
-    return backend

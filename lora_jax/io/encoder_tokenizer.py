@@ -9,7 +9,7 @@ from lora_jax.data import tokenizers as plain
 from lora_jax.io.sentencepiece import sentencepiece_tokenizer
 
 with needs("data"):
-    from tokenizers import AddedToken, processors
+    from tokenizers import AddedToken
 
 
 _SPM = "spm.model"
@@ -18,9 +18,6 @@ _SPM = "spm.model"
 def load_tokenizer(folder: Path | str) -> plain.Tokenizer:
     """The tokenizer of `data.tokenizers.load_tokenizer`; a folder with neither tokenizer.json nor
     vocab.txt may hold DeBERTa's SentencePiece model.
-
-    Texts are then laid out as [CLS] text [SEP], pairs as [CLS] text [SEP] pair [SEP], the second
-    text's segment being 1.
 
     Raises:
         FileNotFoundError: there is none of these. ValueError: a file does not parse, or lacks
@@ -45,11 +42,7 @@ def load_tokenizer(folder: Path | str) -> plain.Tokenizer:
         [AddedToken(token, normalized=False, special=True) for token in (*known, "[MASK]")]
     )
     ids = plain.special_ids(backend, path)
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0",
-        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
-    )
+    plain.lay_out(backend, ids)
     return plain.Tokenizer(
         backend,
         *ids.values(),

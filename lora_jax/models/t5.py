@@ -16,6 +16,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from lora_jax.models.attention import attend
 from lora_jax.models.decoder import Mlp
 from lora_jax.models.decoder_config import ACTIVATIONS, Activation
 from lora_jax.models.head import OutputHead
@@ -337,14 +338,7 @@ class _Attention(nn.Module):
             )
             k, v = write(past[0], k), write(past[1], v)
 
-        scores = jnp.einsum(
-            "bqhd,bkhd->bhqk", q, k.astype(q.dtype), preferred_element_type=jnp.float32
-        )
-        scores = scores if bias is None else scores + bias
-        weights = jax.nn.softmax(
-            jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min / 2), axis=-1
-        ).astype(self.dtype)
-        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v.astype(self.dtype))
+        y = attend(q, k, v, scale=1.0, bias=bias, mask=mask)
         y = kept(y.reshape(*x.shape[:-1], heads * dim))
         return kept(dense(config.hidden_size, name="o")(y)), (k, v)
 
