@@ -14,6 +14,7 @@ from .fields import MixturePart as MixturePart
 from .fields import ModelConfig as ModelConfig
 from .fields import OptimConfig as OptimConfig
 from .fields import QuantConfig as QuantConfig
+from .fields import ReportConfig as ReportConfig
 from .fields import SearchConfig as SearchConfig
 from .fields import SweepConfig as SweepConfig
 from .fields import TrainConfig as TrainConfig

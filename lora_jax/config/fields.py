@@ -371,6 +371,15 @@ class SweepConfig:
 
 
 @dataclass(frozen=True)
+class ReportConfig:
+    """What a report of the runs calls a difference."""
+
+    # Smallest difference of the score that matters, in its own unit: 0.01 is 1 point of accuracy.
+    # None = 1 point, or of other scores a tenth of what the best setting gains over the head alone.
+    margin: Positive | None = None
+
+
+@dataclass(frozen=True)
 class Config:
     """One run, or with `sweep` a grid of them. `method` qlora goes with a quant.format, the others
     with format none.
@@ -388,6 +397,7 @@ class Config:
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     sweep: Annotated[SweepConfig, NO_RESULT] = SweepConfig()
+    report: Annotated[ReportConfig, NO_RESULT] = ReportConfig()
     # Such as 2GiB: before training, format, micro-batches and remat are chosen so that the process
     # stays under it; None = as set. What it chooses stands in other settings.
     memory_budget: Annotated[str, NO_RESULT] | None = None
