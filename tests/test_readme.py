@@ -14,6 +14,7 @@ import lora_jax
 from lora_jax import cli
 from lora_jax.config import load_config
 from lora_jax.sweeps.grid import expand
+from lora_jax.sweeps.tuning import first_points
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -66,7 +67,8 @@ def test_commands_have_options_files_and_settings_that_exist(line, monkeypatch):
     _, parsed = cli.parse(shlex.split(line, comments=True))
     if "--config" in line:
         config = load_config(parsed.config, parsed.overrides)
-        assert config.sweep.search.trials or expand(config)
+        runs = first_points if config.sweep.tune.factors else expand
+        assert config.sweep.search.trials or runs(config)
 
 
 @pytest.mark.slow  # Memory is planned from compiled steps.

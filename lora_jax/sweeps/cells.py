@@ -19,8 +19,10 @@ from lora_jax.core.escapes import one_line
 from lora_jax.io.contents import changed_contents
 from lora_jax.metrics.score import Score
 from lora_jax.sweeps.grid import shown_format, shown_targets
+from lora_jax.sweeps.records import RunRecord, is_run, read_run, with_curves
 from lora_jax.sweeps.settings import NAMED, differing, names_of, settings_of, variants
-from lora_jax.sweeps.store import RunRecord, RunStore, is_run, read_run
+from lora_jax.sweeps.store import RunStore
+from lora_jax.sweeps.tuned import Curve, read_curves
 
 _FORMAT_ORDER = ("fp32", "int8", "fp4", "nf4", "int4")
 _LARGEST = 1e100  # of a score: squares of them are added up
@@ -52,6 +54,11 @@ class Cell:
     def seeds(self) -> int:
         """How many seeds the cell has."""
         return len(self.runs)
+
+    @property
+    def curve(self) -> Curve | None:
+        """What tuning found of the cell, where it was tuned."""
+        return self.runs[0].curve
 
     @property
     def score(self) -> Score:
@@ -113,7 +120,8 @@ def gather(roots: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
     once, if done as done.
 
     Runs of one id whose data or model had other contents are two runs, the second called by its
-    folder. A run counts as failed, with an error that says so, if it is of another folder with the
+    folder. A run of tuning has the curve of its cell, and no cell counts it; of a cell that two
+    roots have tuned to unlike values, those at the first one count. A run counts as failed, with an error that says so, if it is of another folder with the
     id of one before and other settings, if its score is no number, or if it names another metric
     than most runs do.
 
@@ -125,14 +133,19 @@ def gather(roots: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
     """
     records: dict[str, RunRecord] = {}
     planned: list[str] = []
+    curves: dict[str, Curve] = {}
     for root in roots:
         if not root.is_dir():
             raise FileNotFoundError(
                 f"A report needs the folder of a sweep (config.out), but there is no folder {root}."
             )
 
-        found = [read_run(root)] if is_run(root) else RunStore(root).runs()
-        planned += [] if is_run(root) else RunStore(root).planned()
+        found = [read_run(root)]
+        if not is_run(root):
+            own = curves_beside(curves, read_curves(root))
+            curves = own | curves
+            found = with_curves(RunStore(root).runs(), own)
+            planned += RunStore(root).planned()
         for record in found:
             before = records.get(record.run_id)
             if before is None:
@@ -155,6 +168,16 @@ def gather(roots: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
         )
     waiting = [name for name in dict.fromkeys(planned) if name not in records]
     return _comparable(_with_contents(list(records.values()))), waiting
+
+
+def curves_beside(before: Mapping[str, Curve], curves: Mapping[str, Curve]) -> dict[str, Curve]:
+    """These curves, without scored runs of cells that `before` has at another value."""
+    return {
+        cell: replace(curve, scored=())
+        if cell in before and before[cell].best != curve.best
+        else curve
+        for cell, curve in curves.items()
+    }
 
 
 def _comparable(records: Sequence[RunRecord]) -> list[RunRecord]:
@@ -233,7 +256,7 @@ def cells_of(records: Iterable[RunRecord]) -> list[Cell]:
     groups: dict[str, list[RunRecord]] = defaultdict(list)
     settings: dict[str, Mapping[str, Any]] = {}
     for record in records:
-        if record.status == "done":
+        if record.status == "done" and record.is_scored:
             key, settings[key] = settings_of(record)
             groups[key].append(record)
 
@@ -364,6 +387,11 @@ def levels(column: Sequence[Any]) -> list[Any]:
 def shown(level: Any) -> str:
     """A level as people write it."""
     return f"{level:g}" if isinstance(level, float) else one_line(level)
+
+
+def word_of(key: str) -> str:
+    """A setting as people call it."""
+    return _WORDS.get(key, key.rpartition(".")[2].replace("_", " "))
 
 
 def _word(key: str, others: Mapping[str, Any]) -> str:

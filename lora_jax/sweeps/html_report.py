@@ -33,6 +33,7 @@ class Page:
     state: str
     supported: Sequence[str]
     unsupported: Sequence[str]
+    fairness: Sequence[str]
     cells: Table
     notes: str
     spread: Table
@@ -53,6 +54,8 @@ def html_page(page: Page, pictures: Mapping[str, str]) -> str:
         "</div><div><h2>What they do not support</h2>",
         _sentences(page.unsupported, "Nothing stands out."),
         "</div></section>",
+        "<h2>What was tuned, and what was held fixed</h2>",
+        _sentences(page.fairness, "Nothing is known of it."),
         "<h2>Cells</h2>",
         table("cells", *page.cells),
         f'<p class="muted">{html_of(page.notes)}</p>',

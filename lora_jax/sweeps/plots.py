@@ -20,6 +20,7 @@ from lora_jax.sweeps.plot_maps import (
     time_front,
 )
 from lora_jax.sweeps.plot_style import MUTED, STYLE, save_png, svg_text
+from lora_jax.sweeps.plot_tuning import tuning_curves
 
 with needs("report"):
     import matplotlib
@@ -39,6 +40,7 @@ _PICTURES: dict[str, tuple[str, Callable[[Sequence[Cell], Findings], Figure | No
             found.against_best, found.between_levels, measure(cells)
         ),
     ),
+    "What was tuned": ("tuning", lambda cells, found: tuning_curves(cells)),
     "Learning curves": ("learning_curves", lambda cells, found: learning_curves(cells)),
 }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lora_jax.core.json_files import read_json
 from lora_jax.sweeps.lock import Lock
+from lora_jax.sweeps.tuned import Curve
 from lora_jax.training.result import RunResult
 
 Status = Literal["pending", "running", "interrupted", "done", "failed"]
@@ -19,7 +20,8 @@ class RunRecord:
     """What a run's folder says. `result` is there exactly if `status` is done, `error` if it is
     failed.
 
-    `updated` is when the status was written, in seconds since 1970.
+    `updated` is when the status was written, in seconds since 1970. `curve` is what tuning found of
+    its cell, where it was run for one.
     """
 
     run_id: str
@@ -30,6 +32,12 @@ class RunRecord:
     environment: Mapping[str, Any] = field(default_factory=dict)
     result: RunResult | None = None
     updated: float | None = None
+    curve: Curve | None = None
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the run counts: one that a cell was only tuned by does not."""
+        return self.curve is None or self.run_id in self.curve.scored
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,12 @@ def make_record(
         RunResult.from_json(result, config) if state.status == "done" else None,
         state.updated,
     )
+
+
+def with_curves(records: Iterable[RunRecord], curves: Mapping[str, Curve]) -> list[RunRecord]:
+    """The records of a store, each with the curve of the cell that it was run for."""
+    known = {name: curve for curve in curves.values() for name in curve.tried}
+    return [replace(record, curve=known.get(record.run_id)) for record in records]
 
 
 def read_state(folder: Path) -> State:

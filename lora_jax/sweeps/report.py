@@ -15,9 +15,10 @@ from rich.table import Table
 from lora_jax.config import ADAPTERS
 from lora_jax.core.escapes import as_code, in_markdown, in_terminal, one_line
 from lora_jax.metrics.score import Score
-from lora_jax.sweeps.cells import Cell, cells_of, facets, gather, measure, pareto, seed_of
+from lora_jax.sweeps.cells import Cell, cells_of, facets, gather, measure, pareto, seed_of, word_of
 from lora_jax.sweeps.comparisons import adapters
 from lora_jax.sweeps.conclusions import Findings, findings_of
+from lora_jax.sweeps.fairness import chosen, fairness
 from lora_jax.sweeps.files import disk, without_collection, write_csv
 from lora_jax.sweeps.grid import shown_targets
 from lora_jax.sweeps.html_report import Page, html_page, spread_table, tests_table
@@ -72,7 +73,9 @@ def write_and_summarise(
     out = Path(out_dir) if out_dir is not None else folders[0] / "report"
     with disk(out):
         out.mkdir(parents=True, exist_ok=True)
-    missing = len(pending) + sum(record.status != "done" for record in records)
+    # A value of tuning that diverged is an answer.
+    lacking = [record for record in records if record.status != "done" and record.is_scored]
+    missing = len(pending) + len(lacking)
     found = findings_of(cells, missing)
     page = _page(cells, found, records, pending, _commands(folders, out_dir, records))
 
@@ -98,7 +101,7 @@ def summary_table(cells: Sequence[Cell]) -> Table:
         caption=_error_kind(cells),
         header_style="bold",
     )
-    for heading in _headings(said):
+    for heading in _headings(said, cells):
         table.add_column(heading, justify="left" if heading in _LEFT else "right")
 
     best = set()
@@ -106,7 +109,7 @@ def summary_table(cells: Sequence[Cell]) -> Table:
         most = max(cell.merit for cell in alike)
         best |= {id(cell) for cell in alike if cell.merit == most}
     for cell in cells:
-        row = map(in_terminal, _row(cell, said))
+        row = map(in_terminal, _row(cell, said, _tuned(cells)))
         table.add_row(*row, style="bold" if id(cell) in best else "")
     return table
 
@@ -205,20 +208,27 @@ def _size(cell: Cell) -> str:
     return f", with {cell.stored_bytes / 1e6:.1f} MB of base and adapter"
 
 
-def _headings(said: Score) -> tuple[str, ...]:
+def _tuned(cells: Sequence[Cell]) -> list[str]:
+    """The settings that were tuned, in words."""
+    return list(dict.fromkeys(word_of(cell.curve.setting) for cell in cells if cell.curve))
+
+
+def _headings(said: Score, cells: Sequence[Cell]) -> tuple[str, ...]:
     return (
-        *_LEFT, "rank", f"test {said.label}{', %' * said.share}", "seeds", "trainable", "base, MB", "bits a weight", "adapter, MB", "peak, MB",
+        *_LEFT, "rank", *(f"{word}, tuned" for word in _tuned(cells)), f"test {said.label}{', %' * said.share}", "seeds", "trainable", "base, MB", "bits a weight", "adapter, MB", "peak, MB",
         "tokens/s", "time, s",
     )  # fmt: skip
 
 
-def _row(cell: Cell, said: Score) -> list[str]:
+def _row(cell: Cell, said: Score, tuned: Sequence[str]) -> list[str]:
     """The texts of a table row, under `_headings`."""
+    own = cell.curve and word_of(cell.curve.setting)
     return [
         " ".join((cell.method, cell.variant)).strip(),
         cell.format,
         cell.targets or "",
         "" if cell.rank is None else str(cell.rank),
+        *(chosen(cell) if word == own else "" for word in tuned),
         _with_error(cell, said, unit=False),
         str(cell.seeds),
         _number(cell.mean("trainable_parameters"), 1, 0),
@@ -243,6 +253,7 @@ def _cell_row(cell: Cell) -> dict[str, Any]:
         "seeds": cell.seeds, "metric": cell.score.name, "value": cell.value,
         "standard_error": None if cell.error_kind == "unknown" else cell.standard_error,
         "standard_error_kind": cell.error_kind,
+        **({f"tuned {cell.curve.setting}": cell.curve.best, "tuned_at_edge": cell.curve.edge} if cell.curve else {}),
         **{key: cell.mean(key) for key, value in row.items() if not isinstance(value, str)},
     }  # fmt: skip
 
@@ -252,6 +263,8 @@ def _run_row(record: RunRecord) -> dict[str, Any]:
     config = record.config
     row = dict.fromkeys(_IDENTITY) | {"run_id": record.run_id, "method": config["method"]}
     row["seed"] = seed_of(record)
+    if record.curve is not None:
+        row["scored"] = record.is_scored
     if config["method"] in ADAPTERS:
         row |= {"format": config["quant"]["format"], "rank": config["lora"]["rank"]}
         row["targets"] = shown_targets(config["lora"]["targets"])
@@ -268,6 +281,8 @@ def _page(
     said, counts = measure(cells), Counter(record.status for record in records)
     counted = [f"{number} {status}" for status, number in sorted(counts.items())]
     counted += [f"{len(pending)} pending"] if pending else []
+    aside = sum(not record.is_scored for record in records)
+    counted += [f"{aside} of these to tune by, which no score counts"] if aside else []
     waiting = [run for run in records if run.status in ("running", "interrupted")]
 
     return Page(
@@ -275,7 +290,8 @@ def _page(
         state=f"Runs: {', '.join(counted)}. {in_markdown(footnote(cells))}.",
         supported=found.conclusions.supported,
         unsupported=found.conclusions.unsupported,
-        cells=(_headings(said), [_row(cell, said) for cell in cells]),
+        fairness=fairness(cells, [run.curve for run in records if run.curve is not None]),
+        cells=(_headings(said, cells), [_row(cell, said, _tuned(cells)) for cell in cells]),
         notes=f"{_error_kind(cells)}. {_NOTES}",
         spread=spread_table(found),
         tests=tests_table(found, said),
@@ -310,6 +326,8 @@ def _markdown(page: Page, pictures: Mapping[str, str]) -> str:
         *_items(page.supported, "Nothing beyond a description of these runs."),
         *("## What they do not support", ""),
         *_items(page.unsupported, "Nothing stands out."),
+        *("## What was tuned, and what was held fixed", ""),
+        *_items(page.fairness, "Nothing is known of it."),
         *("## Cells", "", *_table(*page.cells, left=len(_LEFT)), page.notes, ""),
     ]
     for title, name in pictures.items():
@@ -360,6 +378,8 @@ def _nothing_finished(folders: Sequence[Path], records: Sequence[RunRecord]) -> 
     statuses = sorted(Counter(record.status for record in records).items())
     counts = ", ".join(f"{number} {status}" for status, number in statuses)
     failed = [record for record in records if record.status == "failed"]
+    aside = [record for record in records if record.status == "done" and not record.is_scored]
+    counts += f" ({len(aside)} of them to tune by, which no score counts)" if aside else ""
     why = f" The first failure, {failed[0].run_id}: {failed[0].error}." if failed else ""
     return (
         f"A report needs at least one finished run, but {', '.join(map(str, folders))} has "

@@ -15,6 +15,8 @@ from lora_jax.sweeps.records import RunRecord
 
 # A setting that a run does not read, such as the block size of a base that is not quantised.
 NOT_READ = "–"
+# A setting that each cell has at its own best value.
+TUNED = "tuned"
 # Settings that a name says in its own way, and words for those that it adds.
 NAMED = ("method", "lora.rank", "lora.targets", "quant.format")
 _SHORT = {"data.name": "data", "model.name": "model"}
@@ -26,9 +28,10 @@ _SHARED = ("data.", "model.", "train.", "optim.")
 def settings_of(run: RunRecord) -> tuple[str, Mapping[str, Any]]:
     """(a key, {dotted setting: value}) of what decides a run but for its seed; the key is equal for
     runs of one cell. What its data and its model were made of counts as two settings,
-    data.content and model.content, where it was recorded.
+    data.content and model.content, where it was recorded. A setting that was tuned for the run's
+    cell has no value of its own: it is TUNED.
     """
-    config = run.config
+    config = run.config if run.curve is None else _without(run.config, run.curve.setting)
     train = {key: value for key, value in (config.get("train") or {}).items() if key != "seed"}
     # marshal writes ten times as fast as json, and a report asks this of every run; its version 2
     # writes equal values to equal bytes.
@@ -41,7 +44,8 @@ def settings_of(run: RunRecord) -> tuple[str, Mapping[str, Any]]:
         for group in names
         if all(name in made_of for name in names[group])
     }
-    return f"{key} {content}", settings | content
+    tuned = {} if run.curve is None else {run.curve.setting: TUNED}
+    return f"{key} {content} {tuned}", settings | content | tuned
 
 
 def variants(
@@ -133,6 +137,14 @@ def differing(
         if len(read) < 2:
             del varied[key]
     return varied
+
+
+def _without(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The nested config without the setting at a dotted key."""
+    group, _, rest = key.partition(".")
+    left = {name: value for name, value in config.items() if name != group}
+    below = config.get(group)
+    return left | {group: _without(below, rest)} if rest and isinstance(below, Mapping) else left
 
 
 @functools.lru_cache(maxsize=100_000)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ FILE = "tuning.json"
 
 @dataclass(frozen=True)
 class Curve:
-    """The losses of one cell by the value of `setting`: means of the validation loss over `seeds`,
+    """The losses of one cell (`cell_id`) by the value of `setting`: means of the validation loss over `seeds`,
     None where a run diverged or failed.
 
     `tried` are the ids of its runs, at every value and of every seed that was ever run; `scored`
@@ -31,6 +31,7 @@ class Curve:
     losses: Mapping[float, float | None] = field(default_factory=dict)
     tried: tuple[str, ...] = ()
     scored: tuple[str, ...] = ()
+    cell: str = ""
 
     @property
     def values(self) -> list[float]:
@@ -87,7 +88,7 @@ def read_curves(root: Path) -> dict[str, Curve]:
     if not path.is_file():
         return {}
     try:
-        return {str(cell): _curve(entry) for cell, entry in read_json(path)["cells"].items()}
+        return {str(cell): _curve(cell, entry) for cell, entry in read_json(path)["cells"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise StoreError(
             f"{path} cannot be read ({type(problem).__name__}: {problem}), and says which runs are "
@@ -111,7 +112,7 @@ def write_curves(root: Path, curves: Mapping[str, Curve]) -> None:
 def _with_tried(curve: Curve, before: Curve | None) -> Curve:
     old = () if before is None else before.tried
     tried = tuple(dict.fromkeys((*old, *curve.tried, *curve.scored)))
-    return Curve(curve.setting, curve.seeds, curve.losses, tried, curve.scored)
+    return replace(curve, tried=tried)
 
 
 def _entry(curve: Curve) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def _entry(curve: Curve) -> dict[str, Any]:
     }
 
 
-def _curve(entry: Mapping[str, Any]) -> Curve:
+def _curve(cell: str, entry: Mapping[str, Any]) -> Curve:
     losses = dict(zip(entry["values"], entry["losses"], strict=True))
     for number in (*losses, *(loss for loss in losses.values() if loss is not None)):
         if not isinstance(number, (int, float)) or not math.isfinite(number):
@@ -138,4 +139,5 @@ def _curve(entry: Mapping[str, Any]) -> Curve:
         losses=losses,
         tried=tuple(map(str, entry["tried"])),
         scored=tuple(map(str, entry["scored"])),
+        cell=str(cell),
     )

@@ -62,7 +62,9 @@ def tune(
     settings, store = config.sweep.tune, RunStore(config.out)
     points = first_points(config)
     curves = {
-        cell: Curve(settings.setting, settings.seeds) for cell, values in points.items() if values
+        cell: Curve(settings.setting, settings.seeds, cell=cell)
+        for cell, values in points.items()
+        if values
     }
     outcomes, wanted = [], {cell: points[cell] for cell in curves}
     for number in range(1, settings.grow + 2):

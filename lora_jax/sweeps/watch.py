@@ -19,8 +19,9 @@ from lora_jax.core.escapes import in_terminal, one_line
 from lora_jax.sweeps.files import last_line, number
 from lora_jax.sweeps.grid import duration
 from lora_jax.sweeps.lock import Lock
-from lora_jax.sweeps.records import RunRecord
+from lora_jax.sweeps.records import RunRecord, with_curves
 from lora_jax.sweeps.store import RunStore
+from lora_jax.sweeps.tuned import read_curves
 
 MOST_ROWS = 12
 
@@ -72,7 +73,7 @@ def look(root: str | Path, now: float | None = None) -> Snapshot:
         )
 
     store = RunStore(root)
-    records = store.runs()
+    records = with_curves(store.runs(), read_curves(root))
     pending = set(store.planned()) - {record.run_id for record in records}
     counts = Counter(record.status for record in records)
     counts["pending"] = len(pending)
@@ -87,7 +88,7 @@ def look(root: str | Path, now: float | None = None) -> Snapshot:
             (record for record in records if record.status == "failed"),
             key=lambda record: -(record.updated or 0),
         ),
-        best=_best(done),
+        best=_best([record for record in done if record.is_scored]),
         seconds_left=_seconds_left(done, running, len(pending) + counts["interrupted"]),
     )
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from lora_jax import config as settings
 from lora_jax.metrics.score import Score
-from lora_jax.sweeps.grid import run_id
+from lora_jax.sweeps.grid import expand, run_id
+from lora_jax.sweeps.runner import Outcome
 from lora_jax.sweeps.store import RunStore
 from lora_jax.training.result import RunResult
 
@@ -90,3 +91,37 @@ def fill(
                 loss = 0.69 - gone * (result.value("test", "accuracy") - 0.6) + noise.gauss(0, 0.02)
                 metrics.write(json.dumps({"step": step, "split": "train", "loss": loss}) + "\n")
         store.finish(name, result)
+
+
+class DivergedError(FloatingPointError):
+    """Recorded under the name of the one that training raises."""
+
+
+DivergedError.__name__ = "Diverged"
+
+
+def with_loss(run, best):
+    """The result of a run whose validation loss is lowest at the rate `best(run)`."""
+    away = abs(run.optim.learning_rate / best(run) - 1)
+    loss = Score("loss", 0.5 + away + run.train.seed / 1e4, higher_is_better=False)
+    result = result_of(run)
+    return replace(result, scores=result.scores | {"validation": {"loss": loss}})
+
+
+def trainer(best, diverges=lambda run: False, asked=None):
+    """Fills the store with made-up results, as a sweep would; `asked` gets the runs of each round."""
+
+    def train(config):
+        store, runs = RunStore(config.out), expand(config)
+        if asked is not None:
+            asked.append([run_id(run) for run in runs])
+        left = [run for run in runs if store.status(run_id(run)) != "done"]
+        lost = [run for run in left if diverges(run)]
+        fill(store, [run for run in left if not diverges(run)], lambda run: with_loss(run, best))
+        for run in lost:
+            store.start(run_id(run), run, {})
+            store.fail(run_id(run), DivergedError("the loss is NaN"))
+        names = [run_id(run) for run in left if run not in lost]
+        return Outcome(tuple(names), (), tuple(map(run_id, lost)), ())
+
+    return train

@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_sweep import fill, result_of
+from made_up_sweep import fill, trainer, with_loss
 
 from lora_jax.config import from_config_dict, load_config, to_dict
-from lora_jax.metrics.score import Score
 from lora_jax.sweeps.grid import cell_id, expand, run_id
-from lora_jax.sweeps.runner import Outcome, run_sweep
+from lora_jax.sweeps.runner import run_sweep
 from lora_jax.sweeps.store import RunStore, StoreError
 from lora_jax.sweeps.tuned import FILE, Curve, read_curves
 from lora_jax.sweeps.tuning import first_points, first_round, size, tune
@@ -24,40 +23,6 @@ RATE = "optim.learning_rate"
 def config_of(**sweep):
     made = {"rank": (1, 4), "seeds": (0, 1, 2), "tune": {"factors": (0.5, 1, 2)}} | sweep
     return from_config_dict({"method": "lora", "sweep": made})
-
-
-def made_up(run, best):
-    """The result of a run whose validation loss is lowest at the rate `best(run)`."""
-    away = abs(run.optim.learning_rate / best(run) - 1)
-    loss = Score("loss", 0.5 + away + run.train.seed / 1e4, higher_is_better=False)
-    result = result_of(run)
-    return replace(result, scores=result.scores | {"validation": {"loss": loss}})
-
-
-def trainer(best, diverges=lambda run: False, asked=None):
-    """Fills the store with made-up results, as a sweep would; `asked` gets the runs of each round."""
-
-    def train(config):
-        store, runs = RunStore(config.out), expand(config)
-        if asked is not None:
-            asked.append([run_id(run) for run in runs])
-        left = [run for run in runs if store.status(run_id(run)) != "done"]
-        lost = [run for run in left if diverges(run)]
-        fill(store, [run for run in left if not diverges(run)], lambda run: made_up(run, best))
-        for run in lost:
-            store.start(run_id(run), run, {})
-            store.fail(run_id(run), DivergedError("the loss is NaN"))
-        names = [run_id(run) for run in left if run not in lost]
-        return Outcome(tuple(names), (), tuple(map(run_id, lost)), ())
-
-    return train
-
-
-class DivergedError(FloatingPointError):
-    """Recorded under the name of the one that training raises."""
-
-
-DivergedError.__name__ = "Diverged"
 
 
 def tuned(config, train):
@@ -140,7 +105,7 @@ def test_a_tuned_sweep_that_was_stopped_comes_to_the_same_rounds(stops_in, tmp_p
 
     def stops(round_):
         if len(again) == stops_in - 1:
-            fill(RunStore(round_.out), expand(round_)[:1], lambda run: made_up(run, best))
+            fill(RunStore(round_.out), expand(round_)[:1], lambda run: with_loss(run, best))
             raise KeyboardInterrupt
         again.append(round_)
         return stopping(round_)
