@@ -178,7 +178,10 @@ def trials_table(trials: Sequence[Trial]) -> Table:
     return table
 
 
-def _on_workers(config: Config, arguments: argparse.Namespace) -> Outcome:
+def _on_workers(
+    config: Config, arguments: argparse.Namespace, runs: Sequence[Config] = ()
+) -> Outcome:
+    """`run_on`, as the command says. Workers pass over what is done, whichever `runs` are meant."""
     import shlex
     from pathlib import Path
 

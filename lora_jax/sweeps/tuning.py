@@ -8,7 +8,7 @@ A run that diverges loses. A grid for each cell, and not a joint search: each ha
 tries, which is what makes the comparison fair (Choi et al. 2019, arXiv 1910.05446; Godbole et al.
 2023, Deep Learning Tuning Playbook).
 
-Each round of this is an ordinary sweep over all cells (`sweep.tune.at` lists their values), so that
+Each round of this is an ordinary sweep over cells (`sweep.tune.at` lists their values), so that
 runs are packed, stacked, kept and resumed as any. A round begins when the one before is complete:
 what it holds follows from the config and the results in the store, and whoever starts the same
 sweep again, or beside this one, comes to the same rounds.
@@ -37,11 +37,12 @@ _GRID = {"lora.rank": "rank", "quant.format": "format", "lora.targets": "targets
 _PATIENCE = 5.0  # seconds between two looks at a run of another process
 
 Points = Mapping[str, Sequence[float]]  # values by cell; none: the cell as it is
+Runs = Mapping[tuple[str, float], Sequence[Config]]  # one a seed, by cell and value
 
 
 def tune(
     config: Config,
-    train: Callable[[Config], Outcome],
+    train: Callable[..., Outcome],
     *,
     say: Callable[[str], None] = print,
 ) -> tuple[Outcome, dict[str, Curve]]:
@@ -52,7 +53,7 @@ def tune(
     not scored, and its runs are.
 
     Args:
-        train: runs a sweep into `config.out`, such as `run_sweep`.
+        train: runs a sweep into `config.out`, such as `run_sweep`; with `runs`, these of it.
         say: gets a line for every round and every cell.
 
     Raises:
@@ -68,16 +69,20 @@ def tune(
     }
     outcomes, wanted = [], {cell: points[cell] for cell in curves}
     for number in range(1, settings.grow + 2):
-        tried = sum(map(len, wanted.values())) * len(settings.seeds)
-        say(f"tuning {settings.setting}, round {number}: {tried} runs of {len(wanted)} cells")
-        round_ = stage(config, wanted, settings.seeds)
-        runs = _runs_by_point(round_)
+        round_ = stage(config, _with_known(wanted, curves), settings.seeds)
+        runs = {
+            (cell, value): made
+            for (cell, value), made in _runs_by_point(round_).items()
+            if value in wanted.get(cell, ())
+        }
+        count = sum(map(len, runs.values()))
+        say(f"tuning {settings.setting}, round {number}: {count} runs of {len(wanted)} cells")
         curves |= _with_runs(curves, runs)
         # Which runs are of tuning is on the disk before the first of them is.
-        store.write_plan([name for names in runs.values() for name in names])
+        store.write_plan([run_id(run) for made in runs.values() for run in made])
         write_curves(store.root, curves)
 
-        outcomes.append(_trained(train, round_, store, say))
+        outcomes.append(_trained(train, round_, runs, store, say))
         curves |= _with_losses(curves, runs, store, outcomes[-1])
         write_curves(store.root, curves)
         wanted = {
@@ -90,9 +95,9 @@ def tune(
         say(f"{cell}: {_chosen(curve)}")
     last = scored(config, curves)
     if last is not None:
-        for (cell, _), names in _runs_by_point(last).items():
+        for (cell, _), made in _runs_by_point(last).items():
             if cell in curves:
-                curves[cell] = replace(curves[cell], scored=tuple(names))
+                curves[cell] = replace(curves[cell], scored=tuple(map(run_id, made)))
         write_curves(store.root, curves)
         outcomes.append(train(last))
     return _without_diverged(together(outcomes), store, curves), curves
@@ -196,52 +201,61 @@ def _grid(run: Config, setting: str, factors: Sequence[float]) -> tuple[float, .
     return found
 
 
-def _runs_by_point(round_: Config) -> dict[tuple[str, float], list[str]]:
-    """The ids of a round's runs, by cell and value."""
+def _with_known(wanted: Points, curves: Mapping[str, Curve]) -> Points:
+    """The points of a round with those that came through before it: what is done already is passed
+    over, but programs have the shapes of all cells, and are compiled once for all rounds.
+    """
+    return {
+        cell: (*(value for value in curve.values if curve.losses[value] is not None), *own)
+        for cell, curve in curves.items()
+        for own in [wanted.get(cell, ())]
+        if own or curve.best is not None
+    }
+
+
+def _runs_by_point(round_: Config) -> Runs:
+    """The runs of a round, by cell and value."""
     setting = round_.sweep.tune.setting
-    found: dict[tuple[str, float], list[str]] = defaultdict(list)
+    found: dict[tuple[str, float], list[Config]] = defaultdict(list)
     for run in expand(round_):
-        found[cell_id(run, setting), value_of(run, setting)].append(run_id(run))
+        found[cell_id(run, setting), value_of(run, setting)].append(run)
     return found
 
 
-def _with_runs(
-    curves: Mapping[str, Curve], runs: Mapping[tuple[str, float], Sequence[str]]
-) -> dict[str, Curve]:
+def _with_runs(curves: Mapping[str, Curve], runs: Runs) -> dict[str, Curve]:
     found = {}
-    for (cell, _), names in runs.items():
+    for (cell, _), made in runs.items():
         curve = found.get(cell, curves[cell])
-        found[cell] = replace(curve, tried=(*curve.tried, *names))
+        found[cell] = replace(curve, tried=(*curve.tried, *map(run_id, made)))
     return found
 
 
 def _trained(
-    train: Callable[[Config], Outcome],
+    train: Callable[..., Outcome],
     round_: Config,
+    runs: Runs,
     store: RunStore,
     say: Callable[[str], None],
 ) -> Outcome:
     """What became of a round. What another process runs is waited for: the next round depends on
     it.
     """
-    outcomes = [train(round_)]
+    ours = [run for made in runs.values() for run in made]
+    outcomes = [train(round_, runs=ours)]
     while names := outcomes[-1].elsewhere:
         say(f"waiting for {len(names)} runs of another process, such as {names[0]}")
         while any(store.status(name) == "running" for name in names):
             time.sleep(_PATIENCE)
-        outcomes.append(train(round_))
+        outcomes.append(train(round_, runs=ours))
     return replace(together(outcomes), elsewhere=())
 
 
 def _with_losses(
-    curves: Mapping[str, Curve],
-    runs: Mapping[tuple[str, float], Sequence[str]],
-    store: RunStore,
-    outcome: Outcome,
+    curves: Mapping[str, Curve], runs: Runs, store: RunStore, outcome: Outcome
 ) -> dict[str, Curve]:
     found: dict[str, Curve] = {}
-    for (cell, value), names in runs.items():
-        losses = [_loss_of(store, name, outcome) for name in names]
+    for (cell, value), made in runs.items():
+        losses = [_loss_of(store, run_id(run), outcome) for run in made]
         known = [loss for loss in losses if loss is not None]
         mean = statistics.fmean(known) if len(known) == len(losses) else None
         curve = found.get(cell, curves[cell])

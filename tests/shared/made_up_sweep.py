@@ -111,8 +111,8 @@ def with_loss(run, best):
 def trainer(best, diverges=lambda run: False, asked=None):
     """Fills the store with made-up results, as a sweep would; `asked` gets the runs of each round."""
 
-    def train(config):
-        store, runs = RunStore(config.out), expand(config)
+    def train(config, runs=None):
+        store, runs = RunStore(config.out), runs or expand(config)
         if asked is not None:
             asked.append([run_id(run) for run in runs])
         left = [run for run in runs if store.status(run_id(run)) != "done"]

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from made_up_sweep import fill, trainer, with_loss
 
+from lora_jax import cli
 from lora_jax.config import from_config_dict, load_config, to_dict
 from lora_jax.sweeps.grid import cell_id, expand, run_id
 from lora_jax.sweeps.runner import run_sweep
 from lora_jax.sweeps.store import RunStore, StoreError
 from lora_jax.sweeps.tuned import FILE, Curve, read_curves
 from lora_jax.sweeps.tuning import first_points, first_round, size, tune
+from lora_jax.training.sharing import groups
 
 CONFIG = Path(__file__).parents[2] / "configs" / "default.py"
 RATE = "optim.learning_rate"
@@ -103,12 +105,14 @@ def test_a_tuned_sweep_that_was_stopped_comes_to_the_same_rounds(stops_in, tmp_p
 
     stopping, config = trainer(best), replace(config, out=str(tmp_path / "b"))
 
-    def stops(round_):
+    def stops(round_, runs=None):
         if len(again) == stops_in - 1:
-            fill(RunStore(round_.out), expand(round_)[:1], lambda run: with_loss(run, best))
+            fill(
+                RunStore(round_.out), (runs or expand(round_))[:1], lambda run: with_loss(run, best)
+            )
             raise KeyboardInterrupt
         again.append(round_)
-        return stopping(round_)
+        return stopping(round_, runs)
 
     with pytest.raises(KeyboardInterrupt):
         tuned(config, stops)
@@ -119,7 +123,7 @@ def test_a_tuned_sweep_that_was_stopped_comes_to_the_same_rounds(stops_in, tmp_p
 
 
 def test_a_tuned_sweep_that_was_killed_in_a_run_of_tuning_ends_with_the_numbers_of_one_that_was_not(
-    tiny, tmp_path
+    tiny, tmp_path, capsys
 ):
     grid = {
         "rank": "2", "format": "()", "targets": "query+value", "baselines": "()", "seeds": "0", "learning_rate.lora": "None",
@@ -128,30 +132,44 @@ def test_a_tuned_sweep_that_was_killed_in_a_run_of_tuning_ends_with_the_numbers_
     values = {**tiny, **{f"config.sweep.{key}": value for key, value in grid.items()}}
     values |= {"config.train.total_steps": "4", "config.train.checkpoint_every": "2"}
 
-    def one(out, train):
-        config = load_config(
-            str(CONFIG), [f"{key}={value}" for key, value in (values | {"config.out": out}).items()]
-        )
-        return tuned(config, train)
+    def words(name):
+        return [
+            f"{key}={value}" for key, value in (values | {"config.out": tmp_path / name}).items()
+        ]
 
-    def train(round_):
-        return run_sweep(round_, quiet=True, say=lambda text: None)
+    def train(round_, runs=None):
+        return run_sweep(round_, runs=runs, quiet=True, say=lambda text: None)
 
-    def stops(round_):
-        run_sweep(round_, runs=expand(round_)[:1], quiet=True, say=lambda text: None)
+    def stops(round_, runs):
+        train(round_, runs[:1])
         raise KeyboardInterrupt
 
-    straight, curves = one(tmp_path / "a", train)
+    outcome, curves = tuned(load_config(str(CONFIG), words("a")), train)
     with pytest.raises(KeyboardInterrupt):
-        one(tmp_path / "b", stops)
-    outcome, again = one(tmp_path / "b", train)
-    assert len(straight.done) == 3 and len(outcome.done) == 2 and len(outcome.kept) == 1
-    assert again == curves
+        tuned(load_config(str(CONFIG), words("b")), stops)
+    command = ["sweep", "--config", str(CONFIG), *(f"--{word}" for word in words("b")), "--quiet"]
+    assert cli.main(command) == 0
+    assert "2 runs trained, 1 kept from before, 0 failed" in capsys.readouterr().err
+    assert read_curves(tmp_path / "b") == read_curves(tmp_path / "a")
     losses = [
         {run.run_id: run.result.value("test", "loss") for run in RunStore(tmp_path / name).runs()}
         for name in "ab"
     ]
-    assert len(losses[0]) == 3 and losses[0] == losses[1]
+    assert len(outcome.done) == 3 and losses[0].keys() == {*outcome.done} and losses[0] == losses[1]
+    (best,) = [curve.best for curve in curves.values()]
+    assert f"| {best:g} (" in (tmp_path / "b" / "report" / "report.md").read_text()
+
+
+def test_a_round_in_which_few_cells_grow_has_the_programs_of_all(tmp_path):
+    config = replace(config_of(), out=str(tmp_path))
+    widest, fills = [], trainer(lambda run: 1.0 if run.lora.rank == 1 else 1e-3)
+
+    def train(round_, runs=None):
+        widest.extend(wide.lora.rank for wide, _ in groups(expand(round_)))
+        return fills(round_, runs)
+
+    tuned(config, train)
+    assert widest == [4, 4, 4, 4]
 
 
 def test_a_cell_that_diverges_at_every_value_is_not_scored_and_its_runs_have_failed(tmp_path):
