@@ -28,6 +28,9 @@ Message = Mapping[str, Any]
 _SECONDS = 1.0  # of processor time for a chat
 _MEMORY = 2**29  # bytes of address space, the interpreter's included
 _LETTERS = 2**23  # of a rendered chat
+_READY = "ready\n"
+# What ends a process from outside: another may answer.
+_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 # Names that a message's reasoning has; templates read the first, gpt-oss's the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -51,6 +54,7 @@ def render_chat(
     Raises:
         ValueError: the template is broken, refuses the messages (its own words are given), takes
             more than a second or half a gigabyte, or leaves out a message that is to be continued.
+        OSError: the process in which templates run cannot be started.
     """
     with needs("data"):
         import jinja2  # noqa: F401 - what the other process needs
@@ -103,21 +107,34 @@ class _Renderer:
         self._process: subprocess.Popen[str] | None = None
 
     def answer(self, request: str) -> tuple[str | None, str]:
-        """(the text, "") or (None, why there is none)."""
+        """(the text, "") or (None, why there is none).
+
+        Raises:
+            OSError: no process can be started.
+        """
         with self._turn:
-            self._process = self._process or _start()
-            try:
-                answer = _ask(self._process, request)
-            except BaseException:
-                # An interrupt: the answer that is still to come would be taken for the next one's.
-                self.stop()
-                raise
-            if answer.endswith("\n"):
-                return tuple(json.loads(answer))
-            code = self.end()
+            answer, code = self._asked(request)
+            if code in _FROM_OUTSIDE:
+                answer, code = self._asked(request)
+        if code is None:
+            return tuple(json.loads(answer))
         if code == -signal.SIGPROF:
             return None, f"it needs more than {_SECONDS:g} s of processor time"
+        if code in _FROM_OUTSIDE:
+            name = signal.Signals(-code).name
+            return None, f"its process was ended from outside ({name}), and so was another"
         return None, f"its process ended with {code}; most likely it wanted too much memory"
+
+    def _asked(self, request: str) -> tuple[str, int | None]:
+        """The line that is answered and None, or the exit status of the process if it has ended."""
+        try:
+            self._process = self._process or _start()
+            answer = _ask(self._process, request)
+        except BaseException:
+            # An interrupt: the answer that is still to come would be taken for the next one's.
+            self.stop()
+            raise
+        return answer, None if answer.endswith("\n") else self.end()
 
     def end(self) -> int | None:
         """Lets the process end, and gives its exit status."""
@@ -157,13 +174,26 @@ def _start() -> subprocess.Popen[str]:
     # Without `site` it starts in half the time; an editable install is found by its own path.
     paths = [*sys.path, str(Path(__file__).parents[2])]
     # Its own session: an interrupt from the keyboard is for us alone.
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", program, *paths],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+    )
+    try:
+        if (said := process.stdout.readline()) == _READY:
+            return process
+        written, errors = process.communicate()
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    last = (errors.strip() or said + written).strip().splitlines()[-1:] or ["nothing"]
+    raise OSError(
+        f"Chat templates run in a process of their own, and {sys.executable} could not start it: "
+        f"it ended with {process.returncode} and said {last[0]:.300}. Repair that installation."
     )
 
 
@@ -186,6 +216,8 @@ def serve() -> None:
     # Where the system has no such limit, or a lower one, time and letters still are limited.
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nobody reads it from here on
+    print(_READY, end="", flush=True)
     for line in sys.stdin:
         # Where time is up, the signal ends this process, also in the middle of an expression.
         signal.setitimer(signal.ITIMER_PROF, _SECONDS)

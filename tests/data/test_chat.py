@@ -23,6 +23,7 @@ from chats import (
     write_chat_tokenizer,
 )
 
+from lora_jax.data import chat
 from lora_jax.data.chat import render_chat
 from lora_jax.data.text_tokenizers import read_text_tokenizer, save_text_tokenizer
 
@@ -185,3 +186,32 @@ def test_a_refusal_is_as_short_as_any_error():
     with pytest.raises(ValueError, match="éé") as caught:
         render_chat("{{ raise_exception('é' * 100000) }}", [{"role": "user", "content": "hi"}])
     assert len(str(caught.value)) < 1000
+
+
+def test_a_process_that_cannot_start_is_not_said_to_want_memory(tokenizer, monkeypatch):
+    renderer = chat._Renderer()
+    monkeypatch.setattr(chat, "_renderer", lambda: renderer)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    ours = dataclasses.replace(tokenizer, chat_template="x")
+    with pytest.raises(OSError, match="/bin/false could not start it: it ended with 1 and said "):
+        ours.chat(CHAT)
+    monkeypatch.undo()
+    assert ours.chat(CHAT) == "x"
+
+
+def test_a_chat_is_asked_once_more_where_its_process_was_ended_from_outside(monkeypatch):
+    renderer, start = chat._Renderer(), chat._start
+    monkeypatch.setattr(chat, "_renderer", lambda: renderer)
+    assert render_chat("x", CHAT) == "x"
+    renderer._process.kill()
+    assert render_chat("x", CHAT) == "x"
+
+    def killed():
+        process = start()
+        process.kill()
+        return process
+
+    renderer.stop()
+    monkeypatch.setattr(chat, "_start", killed)
+    with pytest.raises(ValueError, match=r"ended from outside \(SIGKILL\), and so was another"):
+        render_chat("x", CHAT)
