@@ -43,8 +43,13 @@ class Checkpoints:
     def __init__(self, folder: Path, *, base: str, run: str, keep: int = 2) -> None:
         self._identity = {"base": base, "run": run}
         self._folder = Path(folder).absolute()
+        # A checkpoint's own metadata is read when it is restored: here a damaged one would keep
+        # the manager from the sound ones.
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=False
+            max_to_keep=keep,
+            create=True,
+            enable_async_checkpointing=False,
+            lightweight_initialize=True,
         )
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options)

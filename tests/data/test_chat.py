@@ -38,11 +38,11 @@ def tokenizer(tmp_path_factory):
 
 @pytest.mark.parametrize("name", [*FAMILIES, *FEATURES])
 def test_chats_are_transformers(name, tokenizer):
-    for key, (template, text, chat, variables, end) in cases().items():
+    for key, (template, text, given, variables, end) in cases().items():
         if template != name:
             continue
         ours = dataclasses.replace(tokenizer, chat_template=text)
-        asked = CONVERSATIONS[chat], arguments(end, variables)
+        asked = CONVERSATIONS[given], arguments(end, variables)
         if key in STORED["refused"]:
             with pytest.raises(ValueError, match="chat template of .* does not take these"):
                 ours.chat(asked[0], **asked[1])

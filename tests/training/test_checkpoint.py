@@ -111,6 +111,24 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_says_what_to_do(tmp_pa
         Checkpoints(tmp_path / "file" / "checkpoints", base="b", run="r")
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"item_handlers": 5}'])
+def test_a_damaged_note_of_orbax_keeps_no_checkpoint_from_being_read(
+    tmp_path: Path, text: str
+) -> None:
+    _, state = state_of()
+    checkpoints = Checkpoints(tmp_path, base="b", run="r")
+    for number in (2, 4):
+        checkpoints.save(state.replace(step=jnp.int32(number)), {"at": number})
+    checkpoints.close()
+    (tmp_path / "4" / "_CHECKPOINT_METADATA").write_text(text)
+    checkpoints = Checkpoints(tmp_path, base="b", run="r")
+    again, data = checkpoints.restore(state)
+    assert int(again.step) == 4 and data == {"at": 4}
+    checkpoints.save(state.replace(step=jnp.int32(6)), {})
+    assert checkpoints.steps() == [4, 6]
+    checkpoints.close()
+
+
 @pytest.mark.parametrize("what", ["meta", "arrays"])
 def test_a_damaged_checkpoint_is_named_and_can_be_passed_over(tmp_path: Path, what: str) -> None:
     _, state = state_of()
