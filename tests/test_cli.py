@@ -16,6 +16,7 @@ from lora_jax import cli
 from lora_jax.config import SweepConfig, load_config
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.leases import Leases
+from lora_jax.sweeps.runner import Outcome
 from lora_jax.sweeps.store import RunStore
 from lora_jax.training.result import RunResult
 
@@ -143,6 +144,14 @@ def test_dry_run_shows_the_plan_and_trains_nothing(tiny, tmp_path, capsys):
     )
     assert "14 runs in 5 groups" in capsys.readouterr().out
     assert not list(tmp_path.glob("*/result.json"))
+
+
+@pytest.mark.parametrize(("failed", "status"), [((), 0), (("a",), 1)])
+def test_a_sweep_with_a_failed_run_ends_with_1(failed, status, tiny, tmp_path, capsys, monkeypatch):
+    outcome = Outcome(done=(), kept=(), failed=failed, elsewhere=("b",))
+    monkeypatch.setattr("lora_jax.sweeps.runner.run_sweep", lambda config, **_: outcome)
+    assert cli.main(arguments("sweep", tiny, tmp_path)) == status
+    assert f"{len(failed)} failed, 1 run by another process" in capsys.readouterr().err
 
 
 def test_settings_are_printed_at_the_start(tiny, tmp_path, capsys):

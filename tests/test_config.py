@@ -2,6 +2,7 @@
 what to write.
 """
 
+import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -55,6 +56,8 @@ DEFAULT = str(Path(__file__).parents[1] / "configs" / "default.py")
         ),
         ("--config.sweep.learning_rate.full=0.5", "sweep.learning_rate.full", 0.5),
         ("--config.out=/tmp/x=y", "out", "/tmp/x=y"),
+        # The last may be as long as the longest text, which is the default.
+        ("--config.data.buckets=16,128", "data.buckets", (16, 128)),
     ],
 )
 def test_overrides_take_the_type_of_their_key(override, key, value):
@@ -241,7 +244,9 @@ def test_config_files_may_be_written_as_python_is(tmp_path, text):
     (tmp_path / "above").mkdir()
     (tmp_path / "above" / "parts.py").write_text("def columns():\n    return {'prompt': 'q'}")
     (folder / "c.py").write_text(text)
+    before = list(sys.path)
     (part,) = load_config(str(folder / "c.py")).data.mixture
+    assert sys.path == before
     assert (part.name, dict(part.fields)) == ("a.jsonl", {"prompt": "q"})
 
 

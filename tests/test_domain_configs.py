@@ -13,6 +13,7 @@ from tiny_tasks import write_task
 from lora_jax.analysis.domains import adapter_matrix, home_wins
 from lora_jax.config import from_config_dict, load_config
 from lora_jax.generation.text import TextGenerator
+from lora_jax.metrics.predictions import Prediction, Predictions
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.runner import run_sweep
 from lora_jax.sweeps.store import RunStore
@@ -179,6 +180,16 @@ def test_each_of_three_adapters_on_one_quantised_base_wins_at_home(three):
         row["wins"] for row in rows if row["adapter"] != row["domain"]
     )
     assert all(row["low"] <= row["value"] <= row["high"] for row in rows)
+
+
+def test_a_difference_that_chance_could_make_is_no_win():
+    home, away, far = (
+        Predictions("test", (), tuple(Prediction(str(n), x, 1.0, 0.0) for n, x in enumerate(each)))
+        for each in ([1.0] * 4, [0.0, 1.5, 1.0, 1.6], [2.0] * 4)
+    )
+    rows = home_wins({"a": {"a": home, "b": away, "c": far}}, resamples=200)
+    assert [row.get("difference") for row in rows] == pytest.approx([None, -0.025, -1.0])
+    assert [row.get("wins") for row in rows] == [None, False, True]
 
 
 def test_the_three_answer_together_as_they_do_alone(three):

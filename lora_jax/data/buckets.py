@@ -130,7 +130,7 @@ def total_steps(examples: int, batch_size: int, epochs: float | int) -> int:
             f"Training needs a number of epochs above 0, but {epochs} came. Set train.epochs, or "
             "train.total_steps."
         )
-    # Rounded first: 0.1 * 30 is 3.0000000000000004, which is three steps, not four.
+    # Rounded first: 0.07 * 100 is 7.000000000000001, which is seven steps, not eight.
     return int(np.ceil(round(epochs * steps_per_epoch(examples, batch_size), 9)))
 
 

@@ -140,7 +140,7 @@ class RunStore:
             )
             write_json(folder / "environment.json", environment)
             # Held by this process now, so what is still called running was left by one that died.
-            died = before.attempts if before.status in ("running", "interrupted") else 0
+            died = before.attempts if before.status == "running" else 0
             self._set_state(run_id, State("running", attempts=1 + died))
             self._log(
                 run_id,

@@ -83,6 +83,10 @@ def test_shared_directions_are_counted_up_to_the_first_that_is_not():
     # phi(i, i) falls as 3/i after the third: still above 5 times chance at 6, as chance is 6/200.
     assert shared_directions(u, v) == 6 and shared_directions(u, v, above=25.0) == 4
     assert shared_directions(u, basis[:, 50:56]) == 0
+    # The first differs; with the second, in which both agree, phi is above 5 times chance again.
+    first, later = np.eye(200)[:, [0, 1, 2]], np.eye(200)[:, [3, 1, 2]]
+    assert (np.diag(phi(first, later)) > 0.05).tolist() == [False, True, True]
+    assert shared_directions(first, later) == 0
 
 
 def test_spaces_of_different_size_are_refused():

@@ -14,8 +14,8 @@ import lora_jax
 from lora_jax.cli import main
 from lora_jax.io import safetensors
 from lora_jax.io.adapter import load_adapter, save_adapter
-from lora_jax.io.peft import load_peft
-from lora_jax.io.weights import encoder_names, load_decoder, load_encoder
+from lora_jax.io.peft import load_peft, save_peft
+from lora_jax.io.weights import adapter_names, encoder_names, load_decoder, load_encoder
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "peft"
 MODEL = str(GOLDEN / "bert_cls")
@@ -131,6 +131,14 @@ def test_what_cannot_be_converted_is_one_paragraph_and_status_2(
         )
     }
     save_adapter(other, trainable, base="0123456789abcdef", model="x")
+    theirs = save_peft(
+        tmp_path / "theirs",
+        trainable,
+        adapter_names(load_encoder(MODEL, num_classes=2)[0]),
+        base_model=MODEL,
+        base="0123456789abcdef",
+    )
+    assert theirs.tensors
     partly = tmp_path / "partly"
     own = lora_jax.fingerprint(
         {name: leaf for name, leaf in params.items() if name != "classifier"}
@@ -150,6 +158,10 @@ def test_what_cannot_be_converted_is_one_paragraph_and_status_2(
         ),
         (
             ["convert", str(other), str(tmp_path / "out"), "--model", MODEL],
+            "trained on base 0123456789abcdef",
+        ),
+        (
+            ["convert", str(tmp_path / "theirs"), str(tmp_path / "out"), "--model", MODEL],
             "trained on base 0123456789abcdef",
         ),
         (["convert", str(partly), str(tmp_path / "out"), "--model", MODEL], "biases"),

@@ -2,6 +2,7 @@
 resumption.
 """
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -150,6 +151,7 @@ def test_padding_fraction_counts_fillers() -> None:
 def test_total_steps_rounds_parts_of_epochs_up() -> None:
     assert [total_steps(6834, 32, epochs) for epochs in (1, 2, 0.5)] == [214, 428, 107]
     assert total_steps(30, 1, 0.1) == 3 and total_steps(1, 32, 0.01) == 1
+    assert 0.07 * 100 > 7 == total_steps(100, 1, 0.07)  # rounding makes no step
     with pytest.raises(ValueError, match="epochs above 0, but 0 came"):
         total_steps(10, 2, 0)
 
@@ -234,13 +236,25 @@ def test_a_restored_iterator_continues_bit_for_bit(stop: int) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [dict(seed=2), dict(batch_size=4), dict(buckets=(40, 70)), dict(shuffle=False), "data"],
+    [
+        dict(seed=2),
+        dict(batch_size=4),
+        dict(buckets=(40, 70)),
+        dict(shuffle=False),
+        "data",
+        "labels",
+    ],
 )
 def test_a_state_saved_over_other_batches_is_refused(change) -> None:
     lengths = lengths_like_sentences(60)
     options = dict(encoded=encoded_of(lengths), buckets=(32, 70), batch_size=8, seed=1)
     state = iter(Batches(**options)).get_state()
-    other = dict(encoded=encoded_of(lengths[::-1])) if change == "data" else change
+    own = options["encoded"]
+    others = {
+        "data": dict(encoded=encoded_of(lengths[::-1])),
+        "labels": dict(encoded=dataclasses.replace(own, labels=1 - own.labels)),
+    }
+    other = others[change] if isinstance(change, str) else change
     with pytest.raises(ValueError, match="state saved over the same examples"):
         iter(Batches(**options | other)).set_state(state)
     with pytest.raises(ValueError, match="keys 'grain' and 'batches'"):

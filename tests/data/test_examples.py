@@ -142,6 +142,21 @@ def test_published_splits_are_kept_and_hidden_labels_are_not_used(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("scores", "hidden"), [((-1.0, -1.0), True), ((-1.0, 2.0), False)])
+def test_scores_are_hidden_where_all_of_a_split_are_minus_one(scores, hidden):
+    parts = {"train": (0.0,) * 40, "validation": (-1.0, 0.5), "test": scores}
+    data = load(
+        {
+            split: [{"text": f"{split} {n}", "score": score} for n, score in enumerate(values)]
+            for split, values in parts.items()
+        },
+        "regression",
+    )
+    assert ("test split of rows has no labels" in data.note) is hidden
+    serves = "validation" if hidden else "test"
+    assert data["test"][0].values == {"text": f"{serves} 0", "score": -1.0}
+
+
 WRONG = [
     ("classification", {"text": "x"}, "needs the field 'label'", "no field 'label'"),
     ("classification", {"text": " ", "label": "good"}, "text that is not empty", "an empty text"),

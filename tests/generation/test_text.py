@@ -61,6 +61,10 @@ def test_a_stop_string_ends_a_text_and_is_never_shown(plain):
         == plain.generate(["abc"], max_new=12, stop=[stop])[0]
     )
     assert len(pieces) < 12
+    # Of two that are found at once the one that begins first ends the text.
+    for stops in ([whole[3:5], whole[2:5]], [whole[2:5], whole[3:5]]):
+        first = min(map(whole.index, stops))
+        assert plain.generate(["abc"], max_new=12, stop=stops) == [whole[:first]]
     with pytest.raises(ValueError, match="empty"):
         plain.generate(["abc"], max_new=1, stop=[""])
 

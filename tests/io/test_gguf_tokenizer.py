@@ -293,6 +293,14 @@ def byte_fallback_bpe(arch):
     return TextTokenizer(backend, 1, (2,), 2, add_bos=True)
 
 
+def test_of_merges_to_one_token_the_longer_beginning_is_tried_first():
+    vocabulary = {"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4, "abc": 5}
+    rank = {"abc": -1.0, "ab": -2.0, "bc": -2.0}
+    # As transformers 5.23 has it (convert_slow_tokenizer.generate_merges).
+    wanted = [("ab", "c"), ("a", "bc"), ("a", "b"), ("b", "c")]
+    assert merges_of(vocabulary, rank) == wanted
+
+
 def test_merges_that_the_vocabulary_does_not_imply_are_refused():
     theirs = byte_fallback_bpe("llama")
     told = json.loads(theirs.backend.to_str())

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from lora_jax.metrics import text_metrics
+from lora_jax.metrics.comparison import aligned
 from lora_jax.metrics.predictions import (
     Prediction,
     Predictions,
@@ -130,6 +131,10 @@ def test_the_formula_of_f1_follows_from_the_task_not_from_the_labels_that_occur(
     )
     path = save_predictions(tmp_path / "p.jsonl", three)
     assert load_predictions(path) == three
+    # Of the marks that end a line for Python, JSON lines escape the ASCII ones alone.
+    lines = rows(["a\u2028b", "\x85"], [["\n\r"], ["\x1c\u2029"]])
+    assert load_predictions(save_predictions(tmp_path / "p.jsonl", lines)) == lines
+    save_predictions(path, three)
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
         with pytest.raises(OSError, match="No space left"):
@@ -143,6 +148,18 @@ def test_the_formula_of_f1_follows_from_the_task_not_from_the_labels_that_occur(
 def test_predictions_without_the_number_of_classes_are_read(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"split": "test", "metrics": ["f1"]}\n')
     assert load_predictions(tmp_path / "p.jsonl") == Predictions("test", ("f1",), ())
+
+
+def test_examples_that_stand_twice_are_compared_each_with_its_like():
+    first, second = (
+        Predictions(
+            "test", (), tuple(Prediction(name, float(n), 1.0, 0.0) for n, name in enumerate(ids))
+        )
+        for ids in ("aab", "bacaa")
+    )
+    ours, theirs = aligned(first, second)
+    assert [row.id for row in ours.rows] == [row.id for row in theirs.rows] == ["a", "a", "b"]
+    assert theirs.column("loss").tolist() == [1.0, 3.0, 0.0]
 
 
 def test_rouge_says_how_many_texts_it_cannot_read():

@@ -105,6 +105,10 @@ def test_yarn_keeps_fast_channels_and_stretches_slow_ones():
     ratio = inverse_frequencies(plain, 64) / inverse_frequencies(yarn, 64)
     np.testing.assert_allclose(ratio[[0, -1]], [1.0, 8.0], rtol=1e-5)
     assert (np.diff(ratio) >= -1e-5).all()
+    # transformers 5.23's, with the limits of the ramp rounded and as they are.
+    for truncate, theirs in ((True, [0.23717082, 0.05]), (False, [0.19858353, 0.02559525])):
+        yarn = Rotary(scaling="yarn", factor=4.0, original_positions=64, truncate=truncate)
+        np.testing.assert_allclose(inverse_frequencies(yarn, 16)[1:3], theirs, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

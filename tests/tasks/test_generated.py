@@ -2,18 +2,25 @@
 command that prints them.
 """
 
+import argparse
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tiny_language import write_completions, write_tiny_model
 
 from lora_jax import cli
+from lora_jax.commands.evaluate import _perplexity
 from lora_jax.config import from_config_dict, to_dict
+from lora_jax.data.completions import Completions
 from lora_jax.data.recipes import Decoding
+from lora_jax.generation.engine import Generator
+from lora_jax.io.adapter import load_adapter, save_adapter
 from lora_jax.metrics.comparison import aligned, compare
-from lora_jax.metrics.predictions import Predictions
+from lora_jax.metrics.predictions import Prediction, Predictions
 from lora_jax.tasks.generated import cut_at_stop, generate_predictions
 from lora_jax.tasks.predictions import predict, scores_of
 from lora_jax.training.loop import train
@@ -119,6 +126,19 @@ def test_a_tasks_scores_hold_those_of_its_texts_when_they_are_asked_for(folder):
     assert score.value == pytest.approx(score.per_example.mean())
 
 
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_prompt_that_is_too_long_keeps_its_first_token_and_its_end(folder, window, monkeypatch):
+    run, given = load_run(folder), []
+    recorded = lambda self, prompts, **_: given.extend(prompts) or [[] for _ in prompts]
+    monkeypatch.setattr(Generator, "generate_all", recorded)
+    decoding = Decoding(max_new=run.task.model.config.max_positions - window)
+    generate_predictions(run.task, run.frozen, {}, "test", decoding=decoding, examples=2)
+    encoded = run.task.splits["test"]
+    whole = [encoded.tokens[n][: encoded.prompt_lengths[n]].tolist() for n in range(2)]
+    first = 1 if window > 1 else 0
+    assert given == [[*prompt[:first], *prompt[first - window :]] for prompt in whole]
+
+
 def test_texts_end_before_the_first_stop_string_and_a_leading_one_is_skipped():
     assert (
         cut_at_stop("\n\nyes\nno", ["\n"]) == "yes"
@@ -161,6 +181,15 @@ def test_the_command_compares_with_the_base_and_reports_forgetting(folder, tmp_p
     assert cli.main([*given[:2], "--examples", "0"]) == 2 and "1 or more" in capsys.readouterr().err
 
 
+def test_a_perplexity_a_byte_counts_the_bytes_of_utf_8():
+    records = Completions(("a", "b"), ("né", "x"))
+    task = SimpleNamespace(records={"test": records}, splits={"test": SimpleNamespace(truncated=0)})
+    ours = Predictions("test", (), (Prediction("1", 3 * math.log(5), 2.0, 0.0),))
+    found = _perplexity(SimpleNamespace(task=task), argparse.Namespace(split="test"), ours)
+    assert found["perplexity_per_byte"] == pytest.approx(5)
+    assert found["perplexity_per_token"] == pytest.approx(5**1.5)
+
+
 def test_an_encoders_base_cannot_be_scored(tiny, tmp_path, capsys):
     assert (
         cli.main(
@@ -190,3 +219,12 @@ def test_an_encoders_base_cannot_be_scored(tiny, tmp_path, capsys):
     assert cli.main(["evaluate", str(run), str(run)]) == 0
     seeds = json.loads(capsys.readouterr().out)["seeds"]["accuracy"]
     assert (seeds["runs"], seeds["deviation"], seeds["mean"]) == (2, 0.0, out["accuracy"])
+    # The order of the classes is that of the head's outputs.
+    trainable, said = load_adapter(run / "adapter")
+    named = dict(base=said["base"], model=said["model"])
+    labels = tuple(json.loads(said["labels"]))[::-1]
+    save_adapter(run / "adapter", trainable, label_names=labels, **named)
+    assert cli.main(["evaluate", str(run)]) == 2
+    assert f"trained on the classes {', '.join(labels)}, in this order" in " ".join(
+        capsys.readouterr().err.split()
+    )

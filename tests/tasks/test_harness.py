@@ -5,6 +5,7 @@ backend on the same records.
 import json
 import os
 
+import jax
 import pytest
 from tiny_language import write_tiny_model
 
@@ -76,8 +77,19 @@ def test_generated_texts_equal_it_up_to_stop_sequences(models):
     assert ours.generate_until(asked) == theirs.generate_until(asked)
 
 
+def test_drawing_without_a_temperature_is_at_1(models):
+    ours, _, _ = models
+    drawn = {"do_sample": True, "max_gen_toks": 8}
+    asked = [(TEXTS[0], settings) for settings in (drawn, {**drawn, "temperature": 1.0})]
+    made = []
+    for one in asked:
+        ours._key = jax.random.key(0)
+        made += ours.generate_until(instances("generate_until", [one]))
+    greedy = ours.generate_until(instances("generate_until", [(TEXTS[0], {"max_gen_toks": 8})]))
+    assert made[0] == made[1] != greedy[0]
+
+
 def test_a_local_task_runs_with_a_quantised_base_and_an_adapter(models, tmp_path):
-    import jax
     import lm_eval
     from lm_eval.tasks import TaskManager
 

@@ -60,6 +60,7 @@ def test_the_best_span_is_legal_and_no_longer_than_asked() -> None:
     logits = jnp.asarray([[begin, end]])
     assert best_span(logits).tolist() == [[1, 3]]  # not 1 to 0, which has the largest sum
     assert best_span(logits, longest=1).tolist() == [[0, 0]]
+    assert best_span(logits.at[0, 1, 2].set(9.0), longest=1).tolist() == [[2, 2]]
 
 
 def test_low_precision_logits_are_summed_in_float32() -> None:

@@ -479,6 +479,16 @@ def test_a_judge_stops_runs_at_their_rungs_and_the_survivors_are_as_alone(
     for number in (1, 3):
         alone(runs[number], tmp_path / f"alone{number}", runs)
         check_equal(tmp_path / str(number), tmp_path / f"alone{number}")
+    # One that was killed at its rung is judged there before it takes another step.
+    outcomes.clear()
+    fit(
+        [Run(runs[0], tmp_path / "0", rungs=(4, 7))],
+        lambda job, outcome: outcomes.update({job.folder.name: outcome}),
+        wide=widest(runs),
+        judge=judge,
+        quiet=True,
+    )
+    assert asked[6:] == [("0", 4)] and isinstance(outcomes["0"], Stopped)
     # What was stopped can go on from where it was.
     alone(runs[0], tmp_path / "0", runs)
     alone(runs[0], tmp_path / "alone0", runs)
