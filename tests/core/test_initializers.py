@@ -150,13 +150,13 @@ def test_loftq_has_the_scale_in_its_formula_and_never_raises_the_error(alpha):
 def test_more_iterations_of_loftq_are_kept_only_where_they_help():
     from lora_jax.core.initializers.spectral import loftq
 
-    # In so few bits the error goes up and down from one iteration to the next.
-    w, coarse = jnp.stack([weight(seed=s) for s in range(4)]), QuantSpec("int2", 16, False)
-    spec = LoraSpec(rank=4, alpha=8.0)
+    # In so few bits, of so many directions, the error goes up and down from one to the next.
+    w = jnp.stack([np.random.default_rng(s).normal(size=(32, 24)) for s in range(4)])
+    coarse, spec = QuantSpec("int2", 16, False), LoraSpec(rank=2, alpha=4.0)
     error = lambda a, b, base: np.linalg.norm(
         np.float64(w) - base.matrix(jnp.float32) - 2 * np.float64(a) @ np.float64(b), axis=(1, 2)
     )
-    errors = [error(*loftq(w, coarse, KEY, spec, iterations=n)) for n in (1, 2, 3, 5)]
+    errors = [error(*loftq(w, coarse, KEY, spec, iterations=n)) for n in (1, 3, 4, 5)]
     assert np.all(np.diff(errors, axis=0) <= 1e-6)
 
 
