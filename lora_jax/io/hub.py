@@ -23,7 +23,7 @@ from lora_jax.core.json_files import read_json
 from lora_jax.core.paths import nearest
 
 _SCRATCH = "fetching-"
-_HUGGING_FACE_FILES = (
+HUGGING_FACE_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
@@ -145,7 +145,7 @@ def _from_hugging_face(name: str, revision: str | None) -> Path:
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=list(_HUGGING_FACE_FILES)
+                name, revision=revision, allow_patterns=list(HUGGING_FACE_FILES)
             )
         )
     except Exception as error:

@@ -230,8 +230,8 @@ def _contents(record: RunRecord) -> Mapping[str, str]:
 
 
 def _with_contents(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """The records; one from before contents were recorded is taken to be of the content that a name
-    has in all the others, if that is one.
+    """The records; one for which a name's content was not recorded is taken to be of the content
+    that it has in all the others, if that is one.
     """
     seen: dict[str, set[str]] = defaultdict(set)
     for record in records:
@@ -240,10 +240,10 @@ def _with_contents(records: Sequence[RunRecord]) -> list[RunRecord]:
     agreed = {name: content for name, (content, *others) in seen.items() if not others}
 
     def completed(record: RunRecord) -> RunRecord:
-        if not agreed or record.environment.get("contents") is not None:
-            return record
         names = {name for group in names_of(record.config).values() for name in group}
-        known = {name: agreed[name] for name in names if name in agreed}
+        known = {name: agreed[name] for name in names if name in agreed} | _contents(record)
+        if known == _contents(record):
+            return record
         return replace(record, environment={**record.environment, "contents": known})
 
     return [completed(record) for record in records]

@@ -41,7 +41,7 @@ def ground(config: Config) -> dict[str, Any]:
             f"config.sweep.halving compares losses, and those of runs that differ in {unlike[0]!r} "
             "do not compare. Make a sweep of each, or set config.sweep.halving.rungs='()'."
         )
-    named = contents(config.names)
+    named = contents(config.names, config.model.revision)
     return shared | {f"the content of {name}": content for name, content in named.items()}
 
 

@@ -48,7 +48,7 @@ class Leases:
             return None
 
         try:
-            made_of = {"contents": contents(run.names)}
+            made_of = {"contents": contents(run.names, run.model.revision)}
             folder = self.store.start(name, run, {**self.environment, **made_of})
         except RunDone:  # by another launcher, since we looked
             self._end(self.kept, name, f"{title}: done before, kept", alone=True)
@@ -77,7 +77,7 @@ class Leases:
         for another run; said and counted.
         """
         try:
-            self.store.check_content(name, run, contents(run.names))
+            self.store.check_content(name, run, contents(run.names, run.model.revision))
         except RunConflict as conflict:
             self._end(self.failed, name, f"{title}: failed: {conflict}")
             return True
@@ -97,10 +97,18 @@ class Leases:
         if not alone or self.since is None:
             self.say(text)
 
-    def finish(self, name: str, result: RunResult, summary: str) -> None:
-        """Records the result of a claimed run and says `summary`."""
+    def finish(
+        self,
+        name: str,
+        result: RunResult,
+        summary: str,
+        made_of: Mapping[str, str] | None = None,
+    ) -> None:
+        """Records the result of a claimed run, with what its data and model were when they were
+        read, and says `summary`.
+        """
         try:
-            self.store.finish(name, result)
+            self.store.finish(name, result, made_of)
         except RunLocked as lost:
             self._end(self.elsewhere, name, str(lost))
         except FileNotFoundError as removed:

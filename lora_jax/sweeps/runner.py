@@ -193,7 +193,7 @@ class _Sweep:
             else:
                 score, seconds = outcome.score("test"), outcome.seconds
                 said = f"{title}: test {score.label} {score.value:.4f} in {seconds:.0f} s"
-                self.leases.finish(name, outcome, said)
+                self.leases.finish(name, outcome, said, self.tasks.made_of)
 
         slots = max(1, min(pack.slots, len(group)))
         many = len(group) > 1

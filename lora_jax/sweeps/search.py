@@ -263,7 +263,7 @@ def _check_recorded(study: Any, config: Config, dimensions: int) -> None:
     guide what is asked next, and are shown beside what comes.
     """
     trials = _whole(study, dimensions)
-    then, made_of = _recorded(study), contents(config.names)
+    then, made_of = _recorded(study), contents(config.names, config.model.revision)
     changed = ""
     if trials and then is not None:
         changed = ", ".join(

@@ -163,8 +163,14 @@ class RunStore:
         if read_state(self.folder(run_id)).attempts > 1:
             self._set_state(run_id, State("running", attempts=1))
 
-    def finish(self, run_id: str, result: RunResult) -> None:
+    def finish(
+        self, run_id: str, result: RunResult, contents: Mapping[str, str] | None = None
+    ) -> None:
         """Writes the result, then status 'done', and gives the claim back.
+
+        Args:
+            contents: what its data and model were when they were read: a name may have been
+                fetched, or its file written anew, after the run was claimed.
 
         Raises:
             RunLocked: another machine has taken the run over, because this one did not answer for
@@ -172,7 +178,11 @@ class RunStore:
             FileNotFoundError: the run's folder was removed.
         """
         self._check_mine(run_id)
-        write_json(self.folder(run_id) / "result.json", result.to_json())
+        folder = self.folder(run_id)
+        known = read_run(folder).environment
+        if contents and {**(known.get("contents") or {}), **contents} != known.get("contents"):
+            write_json(folder / "environment.json", {**known, "contents": dict(contents)})
+        write_json(folder / "result.json", result.to_json())
         self._set_state(run_id, State("done"))
         self._log(run_id, "done")
         self._note_final(run_id)

@@ -124,7 +124,8 @@ def _check_contents(folder: Path, config: Config) -> None:
     """Held-out examples of data that was edited since are not those that training left out."""
     environment = folder / "environment.json"
     then = read_json(environment).get("contents") if environment.is_file() else None
-    if changed := changed_contents(then or {}, contents(config.names)):
+    now = contents(config.names, config.model.revision)
+    if changed := changed_contents(then or {}, now):
         raise ValueError(
             f"The run in {folder} was trained on other content of {', '.join(changed)} than is "
             "there now. Give it what it was trained on, or train again in another --config.out."

@@ -33,6 +33,16 @@ def test_a_run_goes_from_pending_to_done_and_is_not_started_again(tmp_path):
         store.start("a", Config(), ENVIRONMENT)
 
 
+def test_a_run_is_recorded_to_be_of_what_was_read(tmp_path):
+    """Its names were fetched, or written anew, after it was claimed."""
+    store = RunStore(tmp_path)
+    store.start("a", Config(), ENVIRONMENT | {"contents": {"x.csv": "old"}})
+    read = {"x.csv": "new", "org/model": "fetched"}
+    store.finish("a", RunResult.from_json({"test_accuracy": 0.5}), read)
+    assert store.runs()[0].environment == ENVIRONMENT | {"contents": read}
+    assert read_run(tmp_path / "a").environment == ENVIRONMENT | {"contents": read}
+
+
 def test_a_run_is_not_done_before_its_result_is_on_the_disk(tmp_path, monkeypatch):
     store, real = RunStore(tmp_path), store_module.write_json
     store.start("a", Config(), ENVIRONMENT)
