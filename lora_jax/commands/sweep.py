@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = read_config(arguments)
     if not arguments.quiet:
         show_settings(config)
+        _caution(config)
     if arguments.dry_run:
         return _plan(config)
     from lora_jax.sweeps.runner import run_sweep
@@ -96,6 +97,17 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         outcome = train(config)
     return _ended(config, outcome, arguments)
+
+
+def _caution(config: Config) -> None:
+    """Says what is odd about the sweep before it begins."""
+    from lora_jax.sweeps.grid import expand
+    from lora_jax.sweeps.guards import cautions
+    from lora_jax.sweeps.tuning import stage
+
+    seeds = config.sweep.seeds or (config.train.seed,)
+    for text in cautions(config, expand(stage(config, {}, seeds))):
+        print(f"note: {text}", file=sys.stderr)
 
 
 def _plan(config: Config) -> int:
@@ -136,7 +148,7 @@ def _ended(config: Config, outcome: Outcome, arguments: argparse.Namespace) -> i
     if (outcome.done or outcome.kept) and not arguments.no_report:
         from lora_jax.sweeps.report import write_and_summarise
 
-        page, table = write_and_summarise(config.out)
+        page, table = write_and_summarise(config.out, margin=config.report.margin)
         print_table(table)
         print(f"report: {page}")
     return 1 if outcome.failed else 0

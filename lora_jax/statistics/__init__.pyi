@@ -1,7 +1,14 @@
+from .aggregate import improvement_interval as improvement_interval
+from .aggregate import interquartile_mean as interquartile_mean
+from .aggregate import interquartile_mean_interval as interquartile_mean_interval
+from .aggregate import performance_profile as performance_profile
+from .aggregate import probability_of_improvement as probability_of_improvement
 from .bootstrap import Difference as Difference
 from .bootstrap import mean_interval as mean_interval
 from .bootstrap import paired_bootstrap as paired_bootstrap
 from .bootstrap import paired_means as paired_means
+from .crossed import Crossed as Crossed
+from .crossed import crossed_mean as crossed_mean
 from .interval import Interval as Interval
 from .interval import OverSeeds as OverSeeds
 from .interval import over_seeds as over_seeds
@@ -12,6 +19,7 @@ from .paired import detectable_difference as detectable_difference
 from .paired import holm as holm
 from .paired import mcnemar as mcnemar
 from .paired import paired_test as paired_test
+from .paired import pairs_needed as pairs_needed
 from .paired import sign_flip_p as sign_flip_p
 from .variance import Decomposition as Decomposition
 from .variance import decompose as decompose

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
-from scipy import stats
+from scipy import optimize, stats
 
 from lora_jax.statistics.interval import over_seeds
 
 _MOST_EXACT = 16  # differences whose 2^n signs are all tried
+_MOST_PAIRS = 10_000  # that are asked for
 
 
 class McNemar(NamedTuple):
@@ -34,7 +36,7 @@ class McNemar(NamedTuple):
 
 @dataclass(frozen=True)
 class PairedTest:
-    """`first - second`, its confidence limits, and two-sided p-values.
+    """`first - second`, its confidence limits, its standard error, and two-sided p-values.
 
     `p` is Student's paired t-test, which takes the differences for normal. `p_signs` takes them for
     symmetric only: the share of sign changes that give a mean as far from 0; with n pairs it cannot
@@ -47,6 +49,22 @@ class PairedTest:
     p: float
     p_signs: float
     count: int
+    error: float = math.nan
+
+    def p_within(self, margin: float) -> float:
+        """The p-value of the two settings differing by `margin` or more, either way: the larger of
+        two one-sided t-tests (TOST: Schuirmann 1987; below 0.05, the 90% interval of the difference
+        lies within the margin). NaN for a single pair.
+
+        Differences without any spread are judged by their signs: n of them lie on one side of the
+        margin by chance with 2^-n.
+        """
+        distance = margin - abs(self.difference)
+        if self.count < 2 or math.isnan(self.error):
+            return math.nan
+        if not self.error:
+            return 0.5**self.count if distance > 0 else 1.0
+        return float(stats.t.sf(distance / self.error, self.count - 1))
 
 
 def paired_test(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> PairedTest:
@@ -65,14 +83,14 @@ def paired_test(first: Sequence[float], second: Sequence[float], level: float = 
     differences = one - other
     mean = over_seeds(differences.tolist(), level=level)
     if mean.runs == 1:
-        return PairedTest(mean.mean, mean.low, mean.high, float("nan"), float("nan"), 1)
+        return PairedTest(mean.mean, mean.low, mean.high, math.nan, math.nan, 1)
 
     signs = sign_flip_p(differences)
     # Differences that are alike to rounding leave no spread to judge by; their signs still count.
     flat = mean.deviation <= 1e-12 * max(np.abs(one).max(), np.abs(other).max(), 1e-300)
-    t = 0.0 if flat else mean.mean / (mean.deviation / np.sqrt(mean.runs))
-    p = signs if flat else float(2 * stats.t.sf(abs(t), mean.runs - 1))
-    return PairedTest(mean.mean, mean.low, mean.high, p, signs, mean.runs)
+    error = 0.0 if flat else mean.deviation / math.sqrt(mean.runs)
+    p = signs if flat else float(2 * stats.t.sf(abs(mean.mean / error), mean.runs - 1))
+    return PairedTest(mean.mean, mean.low, mean.high, p, signs, mean.runs, error)
 
 
 def mcnemar(first: Bool[np.ndarray, " examples"], second: Bool[np.ndarray, " others"]) -> McNemar:
@@ -141,11 +159,49 @@ def detectable_difference(
     spread: float, count: int, *, level: float = 0.95, power: float = 0.8
 ) -> float:
     """The difference of two means that a paired test of `count` pairs, whose differences have
-    standard deviation `spread`, finds with `power`.
-
-    By the normal approximation with Student's quantiles; infinite for fewer than two pairs.
+    standard deviation `spread`, finds with `power`. Infinite for fewer than two pairs.
     """
     if count < 2:
-        return float("inf")
-    quantiles = stats.t.ppf((1 + level) / 2, count - 1) + stats.t.ppf(power, count - 1)
-    return float(quantiles * spread / np.sqrt(count))
+        return math.inf
+    missing = lambda distance: _power(distance, count, level) - power
+    most = 1.0
+    while missing(most) < 0:
+        most *= 2
+    return float(optimize.brentq(missing, 0.0, most)) * spread
+
+
+def pairs_needed(
+    difference: float, spread: float, *, level: float = 0.95, power: float = 0.8
+) -> int | None:
+    """How many pairs a paired test needs to find this difference of two means with `power`, where
+    the differences have standard deviation `spread`; None if 10,000 are not enough.
+    """
+    if not spread:
+        return 2 if difference else None
+    enough = lambda count: _power(abs(difference) / spread, count, level) >= power
+    if not enough(_MOST_PAIRS):
+        return None
+    few, many = 1, 2
+    while not enough(many):
+        few, many = many, 2 * many
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (few, middle) if enough(middle) else (middle, many)
+    return many
+
+
+def _power(distance: float, count: int, level: float) -> float:
+    """How often a paired t-test finds a mean that is so many standard deviations from 0: Student's
+    noncentral t (Cohen 1988, section 2.2), as the mean of normal tails over the deviations that may
+    be estimated: scipy's has no digits left far out.
+    """
+    needed, shift = _needed(count - 1, level), distance * math.sqrt(count)
+    return float(np.mean(stats.norm.sf(needed - shift) + stats.norm.cdf(-needed - shift)))
+
+
+@functools.lru_cache(maxsize=256)
+def _needed(freedom: int, level: float) -> np.ndarray:
+    """How many true standard errors a mean must be from 0, for each estimate of the deviation."""
+    shares = (np.arange(1000) + 0.5) / 1000
+    quantile = stats.t.ppf((1 + level) / 2, freedom)
+    return quantile * np.sqrt(stats.chi2.ppf(shares, freedom) / freedom)

@@ -1,10 +1,10 @@
 from .cells import cells_of as cells_of
 from .cells import gather as gather
-from .conclusions import Findings as Findings
-from .conclusions import findings_of as findings_of
 from .executors import run_on as run_on
 from .export import export_runs as export_runs
 from .files import StoreError as StoreError
+from .findings import Findings as Findings
+from .findings import findings_of as findings_of
 from .grid import expand as expand
 from .grid import run_id as run_id
 from .lock import RunLocked as RunLocked

@@ -6,20 +6,25 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from lora_jax.metrics.score import Score
+from lora_jax.statistics.crossed import Crossed, crossed_mean
 from lora_jax.statistics.paired import PairedTest, holm, mcnemar, paired_test
 from lora_jax.statistics.variance import Decomposition, decompose
+from lora_jax.sweeps.answers import Answers, answers_of
 from lora_jax.sweeps.cells import UNLIKE, Cell, axes, facets, levels, seed_of, shown
-from lora_jax.sweeps.files import read_lines
 from lora_jax.sweeps.records import RunRecord
 
 _MOST_LEVELS = 8  # of an axis, all pairs of which are tested
+LOSS = "loss"
+A_DOUBLING = "a doubling"  # in place of two levels: the slope along the axis
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,9 @@ class Comparison:
 
     `matched` counts the settings that have both levels; `wins` those in which the first is better
     on the mean of the seeds. `adjusted` is Holm's p among the pairs of levels of all axes, or among
-    all pairs of cells.
+    all pairs of cells. `metric` is the score that was compared, None the primary one. `crossed` is
+    of seeds and examples, where all runs kept what they gave on the same examples: it then stands
+    in for `test`, which is of seeds on these examples alone.
     """
 
     axis: str
@@ -40,6 +47,24 @@ class Comparison:
     matched: int = 1
     wins: int = 0
     adjusted: float = float("nan")
+    metric: str | None = None
+    crossed: Crossed | None = None
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of no difference."""
+        return self.test.p if self.crossed is None else self.crossed.p
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The 95% interval of the difference."""
+        if self.crossed is None:
+            return self.test.low, self.test.high
+        return self.crossed.interval()[1:]
+
+    def p_within(self, margin: float) -> float:
+        """Of a difference of `margin` or more: see `PairedTest.p_within`."""
+        return (self.test if self.crossed is None else self.crossed).p_within(margin)
 
 
 @dataclass(frozen=True)
@@ -60,70 +85,145 @@ class ExampleTest:
     adjusted: float = float("nan")
 
 
+@dataclass(frozen=True)
+class ByScore:
+    """What is asked about one score: cells, levels, slopes along axes, and sources of spread."""
+
+    against_best: tuple[Comparison, ...] = ()
+    between_levels: tuple[Comparison, ...] = ()
+    along_axes: tuple[Comparison, ...] = ()
+    spread: Decomposition | None = None
+
+
+class Choice(NamedTuple):
+    """By which score the best cell is picked: of the validation split, or of the test split where
+    no validation score is there.
+    """
+
+    split: str
+    score: Score
+
+    def merit(self, cell: Cell) -> float:
+        """Larger for the better of two cells: the mean over seeds."""
+        values = [run.result.value(self.split, self.score.name) for run in cell.runs]
+        return statistics.fmean(values) * (1 if self.score.higher_is_better else -1)
+
+    @property
+    def words(self) -> str:
+        """Such as 'the highest validation accuracy'."""
+        return f"the {self.score.best} {self.split} {self.score.label}"
+
+
+def choice(cells: Sequence[Cell]) -> Choice:
+    """The validation score that all of these runs have: their primary metric, else their loss; the
+    test score, if they have neither.
+    """
+    results = [run.result for cell in cells for run in cell.runs]
+    first = results[0]
+    for name in (first.primary, LOSS):
+        found = [result.scores.get("validation", {}).get(name) for result in results]
+        if all(score is not None and score.is_finite for score in found):
+            return Choice("validation", first.score("validation", name))
+    return Choice("test", first.score("test"))
+
+
+def ranked(cells: Sequence[Cell]) -> list[Cell]:
+    """These cells, the best by `choice` first; of a tie, in their order."""
+    return sorted(cells, key=choice(cells).merit, reverse=True)
+
+
 def adapters(cells: Sequence[Cell]) -> list[Cell]:
     """The cells of a grid: those with an adapter, or all if there is none."""
     return [cell for cell in cells if cell.rank is not None] or list(cells)
 
 
-def against_best(cells: Sequence[Cell]) -> list[Comparison]:
-    """The cell with the best mean score against every other of the same data and model with which
-    it shares seeds, nearest first; one best after the other where there are several of these.
+def has_loss(cells: Sequence[Cell]) -> bool:
+    """Whether all runs have a test loss besides their primary metric."""
+    results = [run.result for cell in cells for run in cell.runs]
+    losses = [result.scores["test"].get(LOSS) for result in results if result.primary != LOSS]
+    return bool(losses) and all(loss is not None and loss.is_finite for loss in losses)
 
-    The best was picked by its score, so each p-value is adjusted for all pairs of cells, not only
-    for these.
+
+def against_best(cells: Sequence[Cell], metric: str | None = None) -> list[Comparison]:
+    """The best cell (`ranked`) against every other of the same data and model with which it shares
+    seeds, by their test scores, nearest first; one best after the other where there are several of
+    these.
+
+    The best was picked by a score of the same runs, so each p-value is adjusted for all pairs of
+    cells, not only for these.
     """
     groups = facets(cells).values()
-    return [one for alike in groups if len(alike) > 1 for one in _against_best(alike)]
+    return [one for alike in groups if len(alike) > 1 for one in _against_best(alike, metric)]
 
 
-def _against_best(cells: Sequence[Cell]) -> list[Comparison]:
-    best = max(cells, key=lambda cell: cell.merit)
-    scores = best.by_seed
+def _against_best(cells: Sequence[Cell], metric: str | None) -> list[Comparison]:
+    best, *others = ranked(cells)
     found = []
-    for other in cells:
-        theirs = other.by_seed
-        shared = sorted(scores.keys() & theirs.keys())
-        if other is not best and shared:
-            test = paired_test([scores[seed] for seed in shared], [theirs[seed] for seed in shared])
-            found.append(Comparison("best cell", best.name, other.name, test))
-
-    adjusted = holm([one.test.p for one in found], family=math.comb(len(cells), 2))
+    for other in others:
+        tested = _tested([(best, 1.0), (other, -1.0)], metric)
+        if tested is not None:
+            test, crossed = tested
+            found.append(
+                Comparison("best cell", best.name, other.name, test, metric=metric, crossed=crossed)
+            )
     return sorted(
-        (replace(one, adjusted=float(p)) for one, p in zip(found, adjusted, strict=True)),
-        key=lambda one: abs(one.test.difference),
+        _adjusted(found, family=math.comb(len(cells), 2)), key=lambda one: abs(one.test.difference)
     )
 
 
-def between_levels(cells: Sequence[Cell]) -> list[Comparison]:
+def between_levels(cells: Sequence[Cell], metric: str | None = None) -> list[Comparison]:
     """Every pair of levels of every axis (of axes with many levels, neighbours only), in cells that
     agree in all other axes. Scores on other data or of another model are not compared.
     """
-    columns = axes(cells)
-    scores = [cell.by_seed for cell in cells]
-    higher = cells[0].score.higher_is_better if cells else True
     found = []
-    for axis, column in columns.items():
-        if axis in UNLIKE:
-            continue
-        others = [
-            tuple(str(columns[name][index]) for name in columns if name != axis)
-            for index in range(len(cells))
-        ]
-        places: dict[tuple[str, ...], dict[Any, int]] = defaultdict(dict)
-        for index, (rest, level) in enumerate(zip(others, column, strict=True)):
-            places[rest][level] = index
-
-        different = levels(column)
+    for axis, different, places in _matched(cells):
         pairs = itertools.pairwise(different)
         if len(different) <= _MOST_LEVELS:
             pairs = itertools.combinations(different, 2)
         for low, high in pairs:
-            matched = [place for place in places.values() if low in place and high in place]
-            test = _level_test(axis, high, low, matched, scores, higher)
-            if test is not None:
-                found.append(test)
+            matched = [place for place in places if low in place and high in place]
+            found += _level_test(axis, matched, {high: 1.0, low: -1.0}, metric)
+    return _adjusted(found)
 
-    adjusted = holm([one.test.p for one in found])
+
+def along_axes(cells: Sequence[Cell], metric: str | None = None) -> list[Comparison]:
+    """For every axis of three or more numbers above 0: how much the score rises with each doubling,
+    the slope of a straight line on log2, in cells that agree in all other axes.
+    """
+    found = []
+    for axis, different, places in _matched(cells):
+        is_numeric = all(
+            isinstance(one, (int, float)) and not isinstance(one, bool) and one > 0
+            for one in different
+        )
+        if len(different) < 3 or not is_numeric:
+            continue
+        matched = [place for place in places if len(place) == len(different)]
+        x = np.log2(different) - np.log2(different).mean()
+        slope = dict(zip(different, (x / (x @ x)).tolist(), strict=True))
+        found += _level_test(axis, matched, slope, metric)
+    return _adjusted(found)
+
+
+def _matched(
+    cells: Sequence[Cell],
+) -> list[tuple[str, list[Any], list[dict[Any, Cell]]]]:
+    """(axis, its levels, {level: cell} of each setting of all other axes)."""
+    columns = axes(cells)
+    found = []
+    for axis, column in columns.items():
+        if axis in UNLIKE:
+            continue
+        places: dict[tuple[str, ...], dict[Any, Cell]] = defaultdict(dict)
+        for index, cell in enumerate(cells):
+            rest = tuple(str(columns[name][index]) for name in columns if name != axis)
+            places[rest][column[index]] = cell
+        found.append((axis, levels(column), list(places.values())))
+    return found
+
+
+def _adjusted(found: Sequence[Comparison], family: int | None = None) -> list[Comparison]:
+    adjusted = holm([one.p for one in found], family)
     return [replace(one, adjusted=float(p)) for one, p in zip(found, adjusted, strict=True)]
 
 
@@ -139,11 +239,11 @@ def on_examples(cells: Sequence[Cell]) -> list[ExampleTest]:
 
 
 def _on_examples(cells: Sequence[Cell]) -> list[ExampleTest]:
-    best = max(cells, key=lambda cell: cell.merit)
-    ours = _answers(best)
+    best, *others = ranked(cells)
+    ours = _right(best)
     found = []
-    for other in cells if ours else ():
-        theirs = _answers(other) if other is not best else {}
+    for other in others if ours else ():
+        theirs = _right(other)
         shared = [seed for seed in ours if seed in theirs and ours[seed][0] == theirs[seed][0]]
         if not shared:
             continue
@@ -159,7 +259,7 @@ def _on_examples(cells: Sequence[Cell]) -> list[ExampleTest]:
     )
 
 
-def spread(cells: Sequence[Cell]) -> Decomposition | None:
+def spread(cells: Sequence[Cell], metric: str | None = None) -> Decomposition | None:
     """How much of the spread of single runs each axis, pair of axes and the seed explain; None if
     there is nothing to explain, or runs are of several data sets or models.
     """
@@ -173,7 +273,8 @@ def spread(cells: Sequence[Cell]) -> Decomposition | None:
         name: [column[index] for index, _ in runs] for name, column in columns.items()
     }
     factors["seed"] = [seed_of(run) for _, run in runs]
-    table = decompose(factors, [run.result.value("test") for _, run in runs], blocks=("seed",))
+    values = [run.result.value("test", metric) for _, run in runs]
+    table = decompose(factors, values, blocks=("seed",))
     if table.replicated:
         return table
     # One seed a setting: its luck is in every source, and nothing shows how large it is.
@@ -181,7 +282,8 @@ def spread(cells: Sequence[Cell]) -> Decomposition | None:
     return replace(
         table,
         sources=tuple(
-            replace(source, corrected=unknown, f=unknown, p=unknown) for source in table.sources
+            replace(source, corrected=unknown, f=unknown, p=unknown, adjusted=unknown)
+            for source in table.sources
         ),
     )
 
@@ -197,33 +299,101 @@ def seed_deviation(cells: Sequence[Cell]) -> float | None:
     return math.sqrt(squares / sum(cell.seeds - 1 for cell in repeated))
 
 
+def paired_deviation(cells: Sequence[Cell]) -> float | None:
+    """Standard deviation of the difference of two cells over the seeds that they share, pooled over
+    all pairs: what is left of the scores without the mean of each cell and of each seed. None if no
+    two cells of one data set and model share two seeds.
+    """
+    squares, freedom = 0.0, 0
+    for alike in facets(cells).values():
+        scores = [cell.by_seed for cell in alike]
+        shared = sorted(set.intersection(*(set(one) for one in scores)))
+        if len(alike) > 1 and len(shared) > 1:
+            table = np.array([[one[seed] for seed in shared] for one in scores])
+            rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+            squares += float((rest**2).sum())
+            freedom += (len(alike) - 1) * (len(shared) - 1)
+    return math.sqrt(2 * squares / freedom) if freedom else None
+
+
 def _level_test(
     axis: str,
-    first: Any,
-    second: Any,
-    matched: Sequence[Mapping[Any, int]],
-    scores: Sequence[Mapping[int, float]],
-    higher_is_better: bool,
-) -> Comparison | None:
-    """The mean difference a seed is one measurement: settings under one seed share its luck and are
-    not independent.
+    matched: Sequence[Mapping[Any, Cell]],
+    weights: Mapping[Any, float],
+    metric: str | None,
+) -> list[Comparison]:
+    """The comparison of the levels by these weights; nothing without a setting or a seed that has
+    them all.
     """
-    pairs = [(scores[place[first]], scores[place[second]]) for place in matched]
-    shared = [one.keys() & other.keys() for one, other in pairs]
-    seeds = sorted(set.intersection(*shared)) if shared else []
+    each = [[(place[level], weight) for level, weight in weights.items()] for place in matched]
+    everything = [(cell, weight / len(each)) for one in each for cell, weight in one]
+    tested = _tested(everything, metric) if each else None
+    if tested is None:
+        return []
+    test, crossed = tested
+    higher = matched[0][next(iter(weights))].runs[0].result.score("test", metric).higher_is_better
+    mean = lambda cell: statistics.fmean(_values(cell, metric).values())
+    means = [math.fsum(weight * mean(cell) for cell, weight in one) for one in each]
+    wins = sum(mean > 0 if higher else mean < 0 for mean in means)
+    named = map(shown, weights) if len(weights) == 2 else (A_DOUBLING, "")
+    return [Comparison(axis, *named, test, len(each), wins, metric=metric, crossed=crossed)]
+
+
+def _tested(
+    weights: Sequence[tuple[Cell, float]], metric: str | None
+) -> tuple[PairedTest, Crossed | None] | None:
+    """The weighted sum of these cells' scores, tested against 0; None if they share no seed.
+
+    A seed is one measurement: settings under one seed share its luck and are not independent.
+    """
+    scores = [(_values(cell, metric), weight) for cell, weight in weights]
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed, _ in scores)))
     if not seeds:
         return None
-    differences = np.array([[one[seed] - other[seed] for seed in seeds] for one, other in pairs])
-    test = paired_test(differences.mean(axis=0).tolist(), [0.0] * len(seeds))
-    means = differences.mean(axis=1)
-    return Comparison(
-        axis,
-        shown(first),
-        shown(second),
-        test,
-        len(pairs),
-        int((means > 0 if higher_is_better else means < 0).sum()),
+    above, below = (
+        [math.fsum(abs(w) * one[seed] for one, w in scores if w * sign > 0) for seed in seeds]
+        for sign in (1, -1)
     )
+    return paired_test(above, below), _crossed(weights, seeds, metric) if len(seeds) > 1 else None
+
+
+def _values(cell: Cell, metric: str | None) -> dict[int, float]:
+    return {seed_of(run): run.result.value("test", metric) for run in cell.runs}
+
+
+def _crossed(
+    weights: Sequence[tuple[Cell, float]], seeds: Sequence[int], metric: str | None
+) -> Crossed | None:
+    """The same over seeds and examples; None unless all runs kept what they gave on the same, and
+    all, test examples, and the score is a mean of that.
+    """
+    total, first, largest = None, None, 0.0
+    for cell, weight in weights:
+        rows = {}
+        for run in cell.runs:
+            if seed_of(run) not in seeds:
+                continue
+            answers, score = answers_of(run), run.result.score("test", metric)
+            first = first or answers
+            if answers is None or not _whole(run, answers) or answers.ids != first.ids:
+                return None
+            if score.name not in ("accuracy", LOSS) or (answers.units != first.units).any():
+                return None
+            sums = answers.loss if score.name == LOSS else answers.correct
+            rows[seed_of(run)] = sums / np.maximum(answers.units, 1e-9)
+        part = weight * np.stack([rows[seed] for seed in seeds])
+        largest = max(largest, float(np.abs(part).max()))
+        total = part if total is None else total + part
+    if total is None or not np.isfinite(total).all():
+        return None
+    # Equal answers differ by nothing, not by rounding.
+    total[np.abs(total) < 1e-12 * largest] = 0.0
+    return crossed_mean(total, first.units)
+
+
+def _whole(run: RunRecord, answers: Answers) -> bool:
+    """Whether the answers are to all examples that the run's score is of."""
+    return len(answers.ids) == run.result.examples.get("test", len(answers.ids))
 
 
 def _right_or_wrong(cell: Cell) -> bool:
@@ -231,18 +401,11 @@ def _right_or_wrong(cell: Cell) -> bool:
     return accuracy is not None and accuracy.share
 
 
-def _answers(cell: Cell) -> dict[int, tuple[list[str], np.ndarray]]:
+def _right(cell: Cell) -> dict[int, tuple[tuple[str, ...], np.ndarray]]:
     """{seed: (ids of the examples, which were right)} of the cell's runs that kept them."""
-    found = {seed_of(run): _read(run) for run in cell.runs}
-    return {seed: answers for seed, answers in found.items() if answers is not None}
-
-
-def _read(run: RunRecord) -> tuple[list[str], np.ndarray] | None:
-    rows = [
-        row
-        for row in read_lines(run.folder / "predictions" / "test.jsonl")[0]
-        if row.get("units") == 1 and isinstance(row.get("correct"), (int, float)) and "id" in row
-    ]
-    if not rows:
-        return None
-    return [row["id"] for row in rows], np.array([row["correct"] for row in rows], float)
+    found = {seed_of(run): answers_of(run) for run in cell.runs}
+    return {
+        seed: (answers.ids, answers.correct)
+        for seed, answers in found.items()
+        if answers is not None and (answers.units == 1).all()
+    }

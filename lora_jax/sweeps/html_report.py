@@ -7,13 +7,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_jax.core.escapes import html_of, in_html
 from lora_jax.metrics.score import Score
 from lora_jax.statistics.variance import REST
-from lora_jax.sweeps.conclusions import Findings
+from lora_jax.sweeps.comparisons import LOSS
+from lora_jax.sweeps.findings import Findings
 
 _ASSETS = Path(__file__).parent / "assets"
 MOST_ROWS = 500  # of a table; more are in the CSV files beside the page
@@ -142,9 +143,11 @@ def spread_table(findings: Findings) -> tuple[Sequence[str], list[list[str]]]:
         "levels",
         "degrees of freedom",
         "share, %",
-        "corrected share, %",
+        "omega squared (of these levels), %",
         "F",
         "p",
+        "p, corrected",
+        "tested against (degrees of freedom)",
     )
 
     rows = []
@@ -159,14 +162,16 @@ def spread_table(findings: Findings) -> tuple[Sequence[str], list[list[str]]]:
                 _text(100 * source.corrected, ".1f") if source.name != REST else "",
                 _text(source.f, ".2f"),
                 _text(source.p, ".2g"),
+                _text(source.adjusted, ".2g"),
+                f"{source.against} ({source.error_freedom})" if source.against else "",
             ]
         )
     return headings, rows
 
 
-def tests_table(findings: Findings, said: Score) -> tuple[Sequence[str], list[list[str]]]:
-    """(headings, rows) of the paired tests: levels of each axis first, then the best cell against
-    the others.
+def tests_table(found: Findings, said: Score) -> tuple[Sequence[str], list[list[str]]]:
+    """(headings, rows) of the paired tests: levels of each axis first, then slopes, then the best
+    cell against the others; all by the metric, then by the loss.
     """
     headings = (
         "what",
@@ -182,14 +187,17 @@ def tests_table(findings: Findings, said: Score) -> tuple[Sequence[str], list[li
         "p, corrected",
     )
 
+    loss = replace(said, name=LOSS, higher_is_better=False, share=False)
+    asked = [(found.by_metric, said, ""), (found.by_loss, loss, " in loss")]
     rows = [
         [
             *(one.axis, one.first, one.second),
-            *map(said.difference, (one.test.difference, one.test.low, one.test.high)),
+            *(score.difference(v) + which for v in (one.test.difference, *one.limits)),
             *(str(one.test.count), str(one.matched)),
-            *(_text(p, ".2g") for p in (one.test.p, one.test.p_signs, one.adjusted)),
+            *(_text(p, ".2g") for p in (one.p, one.test.p_signs, one.adjusted)),
         ]
-        for one in (*findings.between_levels, *findings.against_best)
+        for tests, score, which in asked
+        for one in (*tests.between_levels, *tests.along_axes, *tests.against_best)
     ]
 
     by_examples = [
@@ -199,7 +207,7 @@ def tests_table(findings: Findings, said: Score) -> tuple[Sequence[str], list[li
             *(str(one.seeds), "1"),
             *(_text(one.p, ".2g"), "n/a", _text(one.adjusted, ".2g")),
         ]
-        for one in findings.on_examples
+        for one in found.on_examples
     ]
     return headings, rows + by_examples
 

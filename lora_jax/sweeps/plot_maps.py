@@ -208,7 +208,7 @@ def difference_plot(
     for place, one in enumerate(chosen):
         shown = one.adjusted < 0.05
         colour, filling = ("#0072B2", "#0072B2") if shown else (MUTED, PAPER)
-        limits = [said.factor * one.test.low, said.factor * one.test.high]
+        limits = [said.factor * limit for limit in one.limits]
         axis.plot(limits, [place, place], color=colour, lw=1.8, solid_capstyle="butt")
         middle = said.factor * one.test.difference
         axis.plot(middle, place, color=colour, marker="o", ms=6, mfc=filling)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lora_jax.core.extras import needs
 from lora_jax.sweeps.cells import Cell, measure
-from lora_jax.sweeps.conclusions import Findings, findings_of
+from lora_jax.sweeps.findings import Findings, findings_of
 from lora_jax.sweeps.plot_curves import axis_curves, learning_curves, rank_curve
 from lora_jax.sweeps.plot_maps import (
     difference_plot,

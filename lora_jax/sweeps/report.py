@@ -16,10 +16,10 @@ from lora_jax.config import ADAPTERS
 from lora_jax.core.escapes import as_code, in_markdown, in_terminal, one_line
 from lora_jax.metrics.score import Score
 from lora_jax.sweeps.cells import Cell, cells_of, facets, gather, measure, pareto, seed_of, word_of
-from lora_jax.sweeps.comparisons import adapters
-from lora_jax.sweeps.conclusions import Findings, findings_of
+from lora_jax.sweeps.comparisons import adapters, choice, ranked
 from lora_jax.sweeps.fairness import chosen, fairness
 from lora_jax.sweeps.files import disk, without_collection, write_csv
+from lora_jax.sweeps.findings import Findings, findings_of
 from lora_jax.sweeps.grid import shown_targets
 from lora_jax.sweeps.html_report import Page, html_page, spread_table, tests_table
 from lora_jax.sweeps.store import RunRecord, write_text
@@ -28,20 +28,24 @@ _IDENTITY = ("run_id", "method", "format", "rank", "targets", "seed")
 _LEFT = ("method", "base", "targets")  # columns of words
 _MOST_TESTS = 40
 _NOTES = (
-    "The best cell was chosen on the test set, so its score is a little optimistic. MB are 10^6 "
-    "bytes. Base: bytes of the arrays as stored. Peak: arguments, outputs and temporaries of the "
+    "MB are 10^6 bytes. Base: bytes of the arrays as stored. Peak: arguments, outputs and temporaries of the "
     "compiled training step. Time: the whole run, compilation included. Tokens: real ones, no "
     "padding."
 )
 _TESTS_NOTE = (
-    "p: Student's paired t-test over seeds; p, signs: randomisation test; corrected: Holm, among "
-    "all pairs of levels, or among all pairs of cells of its data and model for the best cell, "
-    "because it was picked by its score. n/a: one pair of seeds says nothing about the spread."
+    "p: Student's paired t-test over seeds, or of seeds and examples where answers were kept; p, "
+    "signs: randomisation test; corrected: Holm, among all pairs of levels, or among all pairs of "
+    "cells of its data and model for the best cell, because it was picked by its score, and never "
+    "below the corrected p of the axis as a whole. n/a: one pair of seeds says nothing about the "
+    "spread."
 )
 
 
 def write_report(
-    roots: str | Path | Sequence[str | Path], out_dir: str | Path | None = None
+    roots: str | Path | Sequence[str | Path],
+    out_dir: str | Path | None = None,
+    *,
+    margin: float | None = None,
 ) -> Path:
     """The path of report.md, written into `out_dir` with report.html (all of it in one file),
     report.csv, cells.csv, tests.csv and pictures.
@@ -49,18 +53,23 @@ def write_report(
     Args:
         roots: folders of sweeps, or of single runs.
         out_dir: by default `report` in the first root.
+        margin: the smallest difference of the score that matters, in its own unit; None = as the
+            runs were configured (`config.report.margin`), or see `margin_of`.
 
     Raises:
         FileNotFoundError: a root does not exist.
         ValueError: there is no run, or none is finished.
         StoreError: `out_dir` cannot be written.
     """
-    return write_and_summarise(roots, out_dir)[0]
+    return write_and_summarise(roots, out_dir, margin=margin)[0]
 
 
 @without_collection()
 def write_and_summarise(
-    roots: str | Path | Sequence[str | Path], out_dir: str | Path | None = None
+    roots: str | Path | Sequence[str | Path],
+    out_dir: str | Path | None = None,
+    *,
+    margin: float | None = None,
 ) -> tuple[Path, Table]:
     """`write_report`, and its table of cells for a terminal; the runs are read once."""
     import lora_jax.sweeps.plots as plots  # matplotlib is slow to import
@@ -76,8 +85,8 @@ def write_and_summarise(
     # A value of tuning that diverged is an answer.
     lacking = [record for record in records if record.status != "done" and record.is_scored]
     missing = len(pending) + len(lacking)
-    found = findings_of(cells, missing)
-    page = _page(cells, found, records, pending, _commands(folders, out_dir, records))
+    found = findings_of(cells, missing, margin)
+    page = _page(cells, found, records, pending, _commands(folders, out_dir, margin, records))
 
     write_csv(out / "report.csv", [_run_row(record) for record in records if record.result])
     write_csv(out / "cells.csv", [_cell_row(cell) for cell in cells])
@@ -106,8 +115,8 @@ def summary_table(cells: Sequence[Cell]) -> Table:
 
     best = set()
     for alike in facets(cells).values():
-        most = max(cell.merit for cell in alike)
-        best |= {id(cell) for cell in alike if cell.merit == most}
+        merits = list(map(choice(alike).merit, alike))
+        best |= {id(cell) for cell, merit in zip(alike, merits) if merit == max(merits)}
     for cell in cells:
         row = map(in_terminal, _row(cell, said, _tuned(cells)))
         table.add_row(*row, style="bold" if id(cell) in best else "")
@@ -122,20 +131,21 @@ def headline(cells: Sequence[Cell]) -> str:
 
 
 def _headline(cells: Sequence[Cell]) -> str:
-    said, chosen = measure(cells), adapters(cells)
-    best = max(chosen, key=lambda cell: cell.merit)
-    ties = sum(cell.merit == best.merit for cell in chosen) - 1
+    said, arms = measure(cells), adapters(cells)
+    by, best = choice(arms), ranked(arms)[0]
+    ties = sum(by.merit(cell) == by.merit(best) for cell in arms) - 1
     # The first of a tie is the first in the table, and no better than the others.
     shared = (
         f" (so {'has' if ties == 1 else 'have'} {ties} other{'s' * (ties > 1)})" if ties else ""
     )
+    scored = "" if by.split == "test" else f"{shared}; its test {said.label} is"
     text = (
-        f"**{in_markdown(best.name)}** has the {said.best} test {said.label}, "
-        f"{_with_error(best, said)}{shared}{_size(best)}."
+        f"**{in_markdown(best.name)}** has {by.words}{scored or ','} "
+        f"{_with_error(best, said)}{'' if scored else shared}{_size(best)}."
     )
 
     error = 0.0 if math.isnan(best.standard_error) else best.standard_error
-    close = [cell for cell in pareto(chosen) if cell.merit >= best.merit - error]
+    close = [cell for cell in pareto(arms) if cell.merit >= best.merit - error]
     if close and close[0] is not best:
         cheapest = close[0]
         within = "within one standard error of it" if error else "with the same score"
@@ -200,6 +210,26 @@ def _with_error(cell: Cell, said: Score, unit: bool = True) -> str:
         text += f" ± {said.number(cell.standard_error)}"
     text += " (b)" if cell.error_kind == "binomial" else ""
     return f"{text} %" if unit and said.share else text
+
+
+def _chosen_by(cells: Sequence[Cell]) -> str:
+    by = choice(adapters(cells))
+    if by.split == "test":
+        return (
+            "The best cell was chosen on the test set, as not all runs have a validation score, so "
+            "its score is a little optimistic."
+        )
+    return f"The best cell was chosen by {by.words}, and no test score had a part in it."
+
+
+def _matters(found: Findings, said: Score) -> str:
+    if found.margin is None:
+        return (
+            "What difference would be too small to matter is not set (config.report.margin), so no "
+            "settings are called alike."
+        )
+    size = f"{said.difference(found.margin, '')}{said.points}"
+    return f"Settings are called alike if they differ by less than {size} (config.report.margin)."
 
 
 def _size(cell: Cell) -> str:
@@ -288,11 +318,11 @@ def _page(
     return Page(
         headline=headline(cells),
         state=f"Runs: {', '.join(counted)}. {in_markdown(footnote(cells))}.",
-        supported=found.conclusions.supported,
+        supported=(*found.conclusions.supported, *found.conclusions.alike),
         unsupported=found.conclusions.unsupported,
         fairness=fairness(cells, [run.curve for run in records if run.curve is not None]),
         cells=(_headings(said, cells), [_row(cell, said, _tuned(cells)) for cell in cells]),
-        notes=f"{_error_kind(cells)}. {_NOTES}",
+        notes=f"{_error_kind(cells)}. {_chosen_by(cells)} {_matters(found, said)} {_NOTES}",
         spread=spread_table(found),
         tests=tests_table(found, said),
         failed=[
@@ -307,12 +337,18 @@ def _page(
 
 
 def _commands(
-    folders: Sequence[Path], out_dir: str | Path | None, records: Sequence[RunRecord]
+    folders: Sequence[Path],
+    out_dir: str | Path | None,
+    margin: float | None,
+    records: Sequence[RunRecord],
 ) -> list[tuple[str, str]]:
-    out = [] if out_dir is None else ["--out", str(out_dir)]
-    commands = [("This report:", shlex.join(["lora-jax", "report", *map(str, folders), *out]))]
-    given = (record.environment.get("command") for record in records)
-    made = dict.fromkeys(str(command) for command in given if command)
+    given = {"--out": out_dir, "--margin": margin}
+    options = [
+        text for name, value in given.items() if value is not None for text in (name, str(value))
+    ]
+    commands = [("This report:", shlex.join(["lora-jax", "report", *map(str, folders), *options]))]
+    started = (record.environment.get("command") for record in records)
+    made = dict.fromkeys(str(command) for command in started if command)
     if made:
         commands.append(("The runs were made with:", "\n".join(made)))
     return commands

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from lora_jax.sweeps import export_runs, plots, report, watch
 from lora_jax.sweeps.cells import cells_of, gather
-from lora_jax.sweeps.conclusions import findings_of
+from lora_jax.sweeps.findings import findings_of
 from lora_jax.sweeps.grid import expand
 from lora_jax.sweeps.store import RunStore
 

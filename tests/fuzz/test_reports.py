@@ -18,7 +18,7 @@ from lora_jax.config.limits import Limit
 from lora_jax.config.values import _marks, kind_of
 from lora_jax.sweeps import plots
 from lora_jax.sweeps.cells import UNLIKE, cells_of, gather
-from lora_jax.sweeps.conclusions import findings_of
+from lora_jax.sweeps.findings import findings_of
 from lora_jax.sweeps.grid import run_id
 from lora_jax.sweeps.report import write_report
 from lora_jax.sweeps.store import RunRecord, RunStore

@@ -20,7 +20,7 @@ from lora_jax.sweeps.comparisons import (
     seed_deviation,
     spread,
 )
-from lora_jax.sweeps.conclusions import findings_of
+from lora_jax.sweeps.findings import findings_of
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.store import RunRecord
 from lora_jax.training.result import RunResult

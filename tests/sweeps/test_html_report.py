@@ -15,7 +15,7 @@ from page_reader import Reader
 
 from lora_jax.core.escapes import html_of
 from lora_jax.sweeps.cells import cells_of, gather
-from lora_jax.sweeps.conclusions import findings_of
+from lora_jax.sweeps.findings import findings_of
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.html_report import MOST_ROWS, table
 from lora_jax.sweeps.report import write_report

@@ -13,8 +13,8 @@ from made_up_sweep import fill, grid, result_by
 
 from lora_jax.sweeps import watch
 from lora_jax.sweeps.cells import cells_of, front, gather
-from lora_jax.sweeps.conclusions import findings_of
 from lora_jax.sweeps.export import run_rows
+from lora_jax.sweeps.findings import findings_of
 from lora_jax.sweeps.grid import expand
 from lora_jax.sweeps.report import headline, write_report
 from lora_jax.sweeps.store import RunStore
@@ -41,15 +41,17 @@ def cells(store):
     return cells_of(gather([store.root])[0])
 
 
-def test_the_best_cell_is_the_best_by_the_metric_and_its_number_stands_there(reported):
+def test_the_best_cell_is_chosen_on_validation_and_its_test_score_stands_there(reported):
+    """These metrics are not computed on validation data, where the loss is."""
     metric, store, text = reported
-    words, _, lower = METRICS[metric]
+    words = METRICS[metric][0]
     found = [cell for cell in cells(store) if cell.rank]
-    mean = lambda cell: sum(run.result.scores["test"][metric].value for run in cell.runs) / 3
-    best = (min if lower else max)(found, key=mean)
+    mean = lambda cell, split, name: sum(run.result.value(split, name) for run in cell.runs) / 3
+    best = min(found, key=lambda cell: mean(cell, "validation", "loss"))
     said = headline(cells(store))
-    assert said.startswith(f"**{best.name}** has the {'lowest' if lower else 'highest'} {words}, ")
-    assert f"{mean(best):.3f} ± {best.standard_error:.3f}" in said and said in text
+    label = best.runs[0].result.score("validation", "loss").label
+    assert said.startswith(f"**{best.name}** has the lowest validation {label}; its {words} is ")
+    assert f"{mean(best, 'test', metric):.3f} ± {best.standard_error:.3f}" in said and said in text
     assert f"| {words} |" in text
 
 

@@ -10,7 +10,7 @@ from lora_jax.config import Config, LoraConfig, TrainConfig, from_config_dict
 from lora_jax.sweeps import plots, watch
 from lora_jax.sweeps.cells import axes, cells_of, gather
 from lora_jax.sweeps.comparisons import spread
-from lora_jax.sweeps.conclusions import findings_of
+from lora_jax.sweeps.findings import findings_of
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.report import headline, write_report
 from lora_jax.sweeps.settings import settings_of
@@ -46,7 +46,7 @@ def test_two_stores_of_two_data_sets_are_named_by_their_data(tmp_path):
     lines = [text.get_text() for text in curve.legends[0].get_texts()]
     assert {"fp32 data=rotten_tomatoes", "fp32 data=imdb"} <= set(lines)
     said = headline(found)
-    assert said.count("has the highest test accuracy") == 2
+    assert said.count("has the highest validation accuracy; its test accuracy is") == 2
     for name in ("pareto", "learning_curves"):
         titles = [axis.get_title() for axis in plots.figure(name, found).axes]
         assert [title.partition("\n")[0] for title in titles] == [

@@ -1,0 +1,146 @@
+"""What makes a comparison empty before its statistics begin: arms that are one, a best at the edge of
+what was tried, a test that everyone passes. Axes that no run reads are errors: `sweeps/grid.py`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from lora_jax.config import (
+    ADAPTERS,
+    Config,
+    built,
+    canonical,
+    resolve_targets,
+)
+from lora_jax.core.escapes import in_markdown
+from lora_jax.core.init import initializer_named
+from lora_jax.core.lowrank import LoraSpec
+from lora_jax.sweeps.axes import read_axes
+from lora_jax.sweeps.cells import Cell, axes, levels, measure, seed_of, shown
+from lora_jax.sweeps.comparisons import LOSS, choice, ranked
+from lora_jax.sweeps.grid import run_id
+
+
+def limits_of(cells: Sequence[Cell]) -> list[str]:
+    """Sentences of Markdown about these adapters of one data set and model: what their scores
+    cannot show, however many seeds there are.
+    """
+    return [*_ceiling(cells), *_same_results(cells), *_at_an_edge(cells)]
+
+
+def _ceiling(cells: Sequence[Cell]) -> list[str]:
+    said = measure(cells)
+    values = {value for cell in cells for value in cell.by_seed.values()}
+    if len(cells) < 2 or not said.share or len(values) > 1 or not values <= {0.0, 1.0}:
+        return []
+    return [
+        f"Every run reaches a test {said.label} of {said.text(values.pop())}: this test set cannot "
+        "tell these settings apart. Take a harder one, or compare losses."
+    ]
+
+
+def _same_results(cells: Sequence[Cell]) -> list[str]:
+    """Cells that gave the same to the last digit: to train them was to do one thing twice."""
+    groups: dict[object, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        scores = [
+            (seed_of(run), split, name, score.value)
+            for run in cell.runs
+            for split, named in run.result.scores.items()
+            for name, score in named.items()
+        ]
+        if any(name == LOSS for _, _, name, _ in scores):
+            groups[tuple(sorted(scores))].append(cell)
+    return [
+        f"{', '.join(in_markdown(cell.name) for cell in same)} gave equal losses and scores to the "
+        "last digit under every seed: they are one setting under several names."
+        for same in groups.values()
+        if len(same) > 1
+    ]
+
+
+def _at_an_edge(cells: Sequence[Cell]) -> list[str]:
+    best, text = ranked(cells)[0], []
+    place = next(n for n, cell in enumerate(cells) if cell is best)
+    for axis, column in axes(cells).items():
+        numbers = [
+            level
+            for level in levels(column)
+            if isinstance(level, (int, float)) and not isinstance(level, bool)
+        ]
+        if len(numbers) > 2 and column[place] in (numbers[0], numbers[-1]):
+            end = "smallest" if column[place] == numbers[0] else "largest"
+            text.append(
+                f"The setting with {choice(cells).words} has the {end} {in_markdown(axis)} that was "
+                f"tried, {shown(column[place])}: a better one may lie beyond."
+            )
+    return text
+
+
+def cautions(config: Config, runs: Sequence[Config]) -> list[str]:
+    """What can be said of a sweep before its first run: plain sentences. `runs` are those of
+    `expand(config)`.
+    """
+    return [*_repeated(config), *_one_in_effect(runs), *_single_seed(runs)]
+
+
+def _repeated(config: Config) -> list[str]:
+    sweep = config.sweep
+    values = {
+        "sweep.rank": sweep.rank, "sweep.format": sweep.format, "sweep.seeds": sweep.seeds, "sweep.baselines": sweep.baselines,
+        "sweep.targets": tuple(map(resolve_targets, sweep.targets)),
+    }  # fmt: skip
+    values |= {axis.text: axis.points for axis in read_axes(sweep.axes)}
+    return [
+        f"config.{name} has a value twice: its runs are trained once."
+        for name, given in values.items()
+        if len(set(given)) < len(given)
+    ]
+
+
+def _one_in_effect(runs: Sequence[Config]) -> list[str]:
+    """Arms whose settings differ, and what is done with them does not."""
+    groups: dict[str, list[Config]] = defaultdict(list)
+    for run in runs:
+        if run.method in ADAPTERS and run.train.seed == runs[0].train.seed:
+            groups[repr(sorted(_effect(run).items()))].append(run)
+    return [
+        f"{', '.join(map(run_id, same))} are one in effect: between them, "
+        f"{', '.join(_differing(same))} changes nothing."
+        for same in groups.values()
+        if len(same) > 1
+    ]
+
+
+def _effect(run: Config) -> dict[str, Any]:
+    """The settings by what they do: the scale in place of alpha and its rule, and none that another
+    setting puts out of play.
+    """
+    settings = canonical(run)
+    idle = ["lora.scaling"]
+    idle += [] if run.quant.double else ["quant.second_level"]
+    idle += [] if run.lora.variant == "qa_lora" else ["lora.group_size"]
+    if initializer_named(run.lora.init).reads not in ("gradient", "inputs"):
+        idle.append("lora.calibration_batches")
+    if run.lora.variant != "adalora":
+        idle += [key for key in settings if key.startswith("optim.adalora.")]
+    # 12 digits: 2 / 4 * 4 and 2 are one scale.
+    settings["lora.alpha"] = float(f"{built(LoraSpec, run.lora).effective_scale:.12g}")
+    return {key: value for key, value in settings.items() if key not in idle}
+
+
+def _differing(runs: Sequence[Config]) -> list[str]:
+    settings = list(map(canonical, runs))
+    return [key for key in settings[0] if len({repr(one.get(key)) for one in settings}) > 1]
+
+
+def _single_seed(runs: Sequence[Config]) -> list[str]:
+    if len(runs) < 2 or len({run.train.seed for run in runs}) > 1:
+        return []
+    return [
+        "There is one seed a setting: the report will describe these runs and support no comparison "
+        "between settings. Three or more seeds do, such as --config.sweep.seeds=0,1,2."
+    ]
