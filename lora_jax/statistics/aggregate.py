@@ -64,7 +64,7 @@ def improvement_interval(
 
 
 def _paired(first: Tasks, second: Tasks) -> list[tuple[Sequence[float], Sequence[float]]]:
-    if len(first) != len(second) or not all(map(len, (*first, *second))) or not first:
+    if len(first) != len(second) or not all(map(len, (*first, *second))) or not len(first):
         raise ValueError(
             f"Two settings are compared over the same tasks, with runs in each, got "
             f"{[len(task) for task in first]} and {[len(task) for task in second]} runs."

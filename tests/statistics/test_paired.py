@@ -7,7 +7,13 @@ import pytest
 from scipy import stats
 
 from lora_jax.statistics.interval import over_seeds, share_interval
-from lora_jax.statistics.paired import detectable_difference, holm, paired_test, sign_flip_p
+from lora_jax.statistics.paired import (
+    detectable_difference,
+    holm,
+    paired_test,
+    pairs_needed,
+    sign_flip_p,
+)
 
 FIRST = [0.81, 0.79, 0.83, 0.80, 0.82]
 SECOND = [0.78, 0.79, 0.80, 0.79, 0.78]
@@ -122,5 +128,35 @@ def test_the_detectable_difference_is_found_as_often_as_promised():
             for _ in range(2000)
         ]
     )
-    assert found == pytest.approx(0.8, abs=0.05)  # the approximation, and 0.9% of standard error
+    assert found == pytest.approx(0.8, abs=0.027)  # three standard errors of 0.9%
     assert detectable_difference(0.01, 1) == math.inf
+
+
+@pytest.mark.parametrize(("difference", "pairs"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
+def test_so_many_pairs_are_needed_as_tables_of_power_say(difference, pairs):
+    """R: power.t.test(delta=difference, sd=1, power=0.8, type="paired"), rounded up."""
+    assert pairs_needed(difference, 1.0) == pairs == pairs_needed(-2 * difference, 2.0)
+    assert detectable_difference(1.0, pairs) <= difference < detectable_difference(1.0, pairs - 1)
+
+
+def test_no_number_of_pairs_shows_what_is_not_there_and_two_show_what_never_varies():
+    assert pairs_needed(0.0, 1.0) is None and pairs_needed(0.0, 0.0) is None
+    assert pairs_needed(0.3, 0.0) == 2 and pairs_needed(1e6, 1.0) == 2
+
+
+@pytest.mark.parametrize("margin", [0.01, 0.05, 0.2])
+def test_equivalence_is_the_larger_of_two_one_sided_tests(margin):
+    differences = np.array(FIRST) - np.array(SECOND)
+    below = stats.ttest_1samp(differences, margin, alternative="less").pvalue
+    above = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue
+    found = paired_test(FIRST, SECOND)
+    assert found.p_within(margin) == pytest.approx(max(below, above), rel=1e-9)
+    wide = paired_test(FIRST, SECOND, level=0.9)
+    assert (found.p_within(margin) < 0.05) == (-margin < wide.low and wide.high < margin)
+
+
+def test_equivalence_of_differences_without_spread_goes_by_their_number():
+    found = paired_test([0.5, 0.6, 0.7], [0.5, 0.6, 0.7])
+    assert found.p_within(0.1) == 1 / 8
+    assert paired_test([0.5, 0.6, 0.7], [0.4, 0.5, 0.6]).p_within(0.05) == 1
+    assert math.isnan(paired_test([0.5], [0.5]).p_within(0.1))

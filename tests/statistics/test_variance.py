@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lora_jax.statistics.paired import holm, paired_test
 from lora_jax.statistics.variance import REST, decompose
 
 
@@ -169,3 +170,86 @@ def test_seeds_are_never_a_trend_and_words_with_many_levels_have_no_interaction(
     found = decompose(factors, list(random.standard_normal(60)), blocks=("seed",))
     assert found.trends == () and found.left_out == ("a × b",)
     assert found.levels["seed"] == 30
+
+
+def crossed_with_seeds(draw, *, of_rank=0.0, seeds=4):
+    """Scores of a grid under the same seeds; each seed does something of its own to each rank."""
+    grid = list(itertools.product((1, 4, 16), ("nf4", "int8"), range(seeds)))
+    luck, own = draw.normal(size=seeds), draw.normal(0, of_rank, (3, seeds))
+    factors = {name: [row[n] for row in grid] for n, name in enumerate(("rank", "format", "seed"))}
+    place = {1: 0, 4: 1, 16: 2}
+    noise = draw.normal(0, 0.3, len(grid))
+    return factors, [
+        luck[seed] + own[place[rank], seed] + noise[n] for n, (rank, _, seed) in enumerate(grid)
+    ]
+
+
+def test_a_source_is_tested_against_what_seeds_do_to_it():
+    """Two levels under the same seeds are Student's paired test of their means in each seed."""
+    factors, values = crossed_with_seeds(np.random.default_rng(8), of_rank=0.5)
+    table = decompose(factors, values, blocks=("seed",))
+    mean = lambda format, seed: np.mean(
+        [
+            value
+            for value, *at in zip(values, factors["format"], factors["seed"], strict=True)
+            if at == [format, seed]
+        ]
+    )
+    sides = [[mean(format, seed) for seed in range(4)] for format in ("nf4", "int8")]
+    assert table["format"].p == pytest.approx(paired_test(*sides).p, rel=1e-9)
+    assert table["format"].against == "format × seed" and table["format"].error_freedom == 3
+    assert table["rank"].against == "rank × seed" and table["rank"].error_freedom == 6
+    assert table["rank × format"].against == "rank × format × seed"
+    assert table["seed"].against == REST
+
+    own = [table[name] for name in ("rank", "format", "rank × format")]
+    assert [one.adjusted for one in own] == pytest.approx(holm([one.p for one in own]))
+    assert np.isnan(table["seed"].adjusted)
+
+
+def test_what_seeds_do_to_an_axis_is_not_taken_for_the_axis():
+    draw = np.random.default_rng(9)
+    tables = [
+        decompose(*crossed_with_seeds(draw, of_rank=0.5), blocks=("seed",)) for _ in range(200)
+    ]
+    # 5% of 200 are 10, and three binomial deviations more are 19. Against the rest it were 36.
+    assert sum(table["rank"].p < 0.05 for table in tables) <= 19
+    pooled = [
+        stats.f.sf(
+            table["rank"].sum_of_squares / 2 / (table[REST].sum_of_squares / table[REST].freedom),
+            2,
+            table[REST].freedom,
+        )
+        for table in tables
+    ]
+    assert np.mean(np.array(pooled) < 0.05) > 0.15
+
+
+def test_seeds_that_settings_do_not_share_leave_the_rest_to_test_against():
+    draw = np.random.default_rng(10)
+    factors = {"rank": [1] * 4 + [4] * 4, "seed": list(range(8))}
+    (rank,) = [
+        one
+        for one in decompose(factors, draw.normal(size=8), blocks=("seed",)).sources
+        if one.name == "rank"
+    ]
+    assert rank.against in (REST, "")
+
+
+def test_a_numeric_factor_is_one_column_where_it_is_asked_for():
+    draw = np.random.default_rng(11)
+    factors, values = crossed_with_seeds(draw)
+    values = [value + 0.5 * np.log2(rank) for value, rank in zip(values, factors["rank"])]
+    line = decompose(factors, values, blocks=("seed",), trends=("rank",))
+    assert line.trends == ("rank",) and line["rank"].freedom == 1
+    assert line["rank"].error_freedom == 3  # the slope of each of four seeds
+    slopes = [
+        stats.linregress(
+            [np.log2(r) for r, s in zip(factors["rank"], factors["seed"]) if s == seed],
+            [v for v, s in zip(values, factors["seed"]) if s == seed],
+        ).slope
+        for seed in range(4)
+    ]
+    assert line["rank"].p == pytest.approx(paired_test(slopes, [0.0] * 4).p, rel=1e-9)
+    with pytest.raises(ValueError, match="levels of format are none"):
+        decompose(factors, values, blocks=("seed",), trends=("format",))

@@ -247,6 +247,34 @@ def test_with_several_seeds_an_example_counts_once(tmp_path):
     )
 
 
+def test_where_answers_were_kept_differences_are_over_seeds_and_examples(tmp_path):
+    """Each seed has other examples right: 15 or 16 of 20 against 10."""
+    one, two = sorted(
+        cells(tmp_path, seeds=3, formats=("none",), ranks=(1, 4), noise=0.0),
+        key=lambda cell: -cell.value,
+    )
+    plain = between_levels([one, two])[0]
+    (kept,) = [
+        keep_answers(one, tmp_path, [True] * 15 + [False] * 5),
+    ]
+    other = keep_answers(two, tmp_path, [True] * 10 + [False] * 10)
+    # Answers to a part of the examples that the score is of do not stand in for it.
+    assert between_levels([kept, other])[0].crossed is None and plain.crossed is None
+
+    def of_20(cell):
+        runs = [
+            replace(run, result=replace(run.result, examples={"test": 20})) for run in cell.runs
+        ]
+        return replace(cell, runs=tuple(runs))
+
+    (found,) = between_levels([of_20(kept), of_20(other)])
+    # Five examples of 20 make a difference of a quarter: rank 4 is better.
+    assert found.crossed.value == pytest.approx(0.25) and found.crossed.examples == 20
+    assert found.p == found.crossed.p and found.limits == found.crossed.interval()[1:]
+    assert (found.crossed.seeds, found.crossed.seed_error) == (3, pytest.approx(0.0))
+    assert against_best([of_20(kept), of_20(other)])[0].crossed == found.crossed
+
+
 def test_a_setting_of_many_values_is_looked_at_as_a_line_and_the_report_says_so(tmp_path):
     rates = [1e-4 * 1.2**n for n in range(20)]
     found = findings_of(cells(tmp_path, seeds=2, ranks=(1, 4), formats=("nf4",), rates=rates))

@@ -4,16 +4,19 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_up_sweep import result_by, result_of
 
-from lora_jax.config import Config, LoraConfig, TrainConfig, to_dict
+from lora_jax.config import Config, LoraConfig, ReportConfig, TrainConfig, to_dict
 from lora_jax.statistics.paired import PairedTest
 from lora_jax.sweeps.cells import cells_of
-from lora_jax.sweeps.comparisons import Comparison
+from lora_jax.sweeps.comparisons import Comparison, choice, ranked
 from lora_jax.sweeps.conclusions import conclude
+from lora_jax.sweeps.findings import findings_of, margin_of
 from lora_jax.sweeps.grid import run_id
 from lora_jax.sweeps.store import RunRecord
+from lora_jax.training.result import RunResult
 
 
 def cells(seeds=2, ranks=(1, 4, 16), primary=None):
@@ -95,3 +98,115 @@ def test_six_undecided_pairs_are_named_and_missing_runs_are_counted():
     assert open_ones.count("no difference is shown") == 6
     assert "2 more pairs of levels differ" in open_ones
     assert "2 planned runs have no result" in open_ones
+
+
+def scored(accuracy, validation=None, loss=None, *, ranks=(4, 16), run=None):
+    """Cells of these ranks with accuracies (a list of seeds for each rank) and what else is given."""
+    records = []
+    for place, rank in enumerate(ranks):
+        for seed, value in enumerate(accuracy[place]):
+            config = replace(
+                run or Config(), lora=LoraConfig(rank=rank), train=TrainConfig(seed=seed)
+            )
+            flat = {"test_accuracy": value, "examples": {"test": 1000}}
+            if validation is not None:
+                flat["validation_accuracy"] = validation[place][seed]
+            if loss is not None:
+                flat["test_loss"] = loss[place][seed]
+            folder = Path(run_id(config))
+            result = RunResult.from_json(flat)
+            records.append(
+                RunRecord(folder.name, folder, "done", config=to_dict(config), result=result)
+            )
+    return cells_of(records)
+
+
+def test_the_best_is_chosen_on_validation_and_the_report_says_on_what():
+    """Rank 4 is better on the test set and rank 16 on validation data."""
+    test, validation = [[0.9, 0.9], [0.8, 0.8]], [[0.7, 0.7], [0.8, 0.8]]
+    found = scored(test, validation)
+    assert [cell.rank for cell in ranked(found)] == [16, 4]
+    assert choice(found).words == "the highest validation accuracy"
+    assert not any(
+        "picked by its score on the test" in text
+        for text in findings_of(found).conclusions.unsupported
+    )
+    (without,) = [scored(test)]
+    assert [cell.rank for cell in ranked(without)] == [4, 16] and choice(without).split == "test"
+    assert any(
+        "picked by its score on the test" in text
+        for text in findings_of(without).conclusions.unsupported
+    )
+
+
+def test_the_loss_is_tested_too_and_said_where_it_alone_tells():
+    draw = np.random.default_rng(0)
+    near = [list(0.8 + draw.normal(0, 0.01, 5)) for _ in range(2)]
+    loss = [[0.50, 0.51, 0.52, 0.50, 0.51], [0.40, 0.41, 0.415, 0.40, 0.41]]
+    found = findings_of(scored(near, loss=loss))
+    assert found.between_levels[0].adjusted > 0.05
+    (text,) = [text for text in found.conclusions.supported if "beats" in text]
+    assert text.startswith("By test loss: Rank **16** beats 4 by 0.10")
+    both = findings_of(scored([[0.7 + n / 1000 for n in (0, 2, 1, 0, 3)], [0.9] * 5], loss=loss))
+    assert "By test loss, too (p" in both.conclusions.supported[0]
+    worse = findings_of(scored([[0.9] * 5, [0.7 + n / 1000 for n in (0, 2, 1, 0, 3)]], loss=loss))
+    assert "By test loss it is the other way round" in worse.conclusions.supported[0]
+
+
+def test_levels_within_the_margin_are_alike_as_far_as_all_pairs_are():
+    """Ranks 4 to 64 lie within 0.2 points, rank 1 5 points below; the margin is 1 point."""
+    draw = np.random.default_rng(1)
+    means = (0.75, 0.80, 0.802, 0.801)
+    found = scored([list(m + draw.normal(0, 0.001, 4)) for m in means], ranks=(1, 4, 16, 64))
+    (text,) = findings_of(found).conclusions.alike
+    assert text.startswith(
+        "Rank **4** to **64**: no difference larger than 1.00 points (the farthest differ by 0."
+    )
+    assert not findings_of(found, margin=0.0005).conclusions.alike
+    assert "larger than 6.00 points" in findings_of(found, margin=0.06).conclusions.alike[0]
+    assert "Rank **1** to **64**" in findings_of(found, margin=0.06).conclusions.alike[0]
+
+
+def test_the_margin_is_given_configured_a_point_or_a_tenth_of_the_gain_over_the_head():
+    found = scored([[0.8, 0.8], [0.8, 0.8]])
+    assert margin_of(found) == 0.01 and margin_of(found, 0.03) == 0.03
+    run = replace(Config(), report=ReportConfig(margin=0.02))
+    assert margin_of(scored([[0.8], [0.8]], run=run)) == 0.02
+    losses = cells(primary="loss")
+    assert margin_of(losses) is None
+    head = cells_of(
+        [replace(losses[0].runs[0], config=losses[0].runs[0].config | {"method": "head"})]
+    )
+    gain = abs(ranked(losses)[0].value - head[0].value)
+    assert margin_of([*losses, *head]) == pytest.approx(gain / 10)
+
+
+def test_so_many_seeds_would_tell_the_two_best_apart():
+    """The difference of the seeds is 1 point on the mean, with a deviation of 2: d = 0.5, 34 pairs."""
+    found = scored([[0.81, 0.83, 0.79], [0.80, 0.80, 0.80]])
+    (text,) = [t for t in findings_of(found).conclusions.unsupported if "two best" in t]
+    assert "would take about 34 seeds, if they differ by 1.00 points" in text
+
+
+def test_what_no_number_of_seeds_would_show_is_said():
+    perfect = findings_of(scored([[1.0, 1.0], [1.0, 1.0]])).conclusions
+    assert any(
+        "Every run reaches a test accuracy of 100.0%" in text for text in perfect.unsupported
+    )
+    same = [[0.8, 0.82], [0.8, 0.82], [0.9, 0.91]]
+    twins = findings_of(scored(same, loss=same, ranks=(1, 4, 16))).conclusions
+    (text,) = [text for text in twins.unsupported if "one setting under several names" in text]
+    assert "fp32 r1 all-linear, fp32 r4 all-linear gave equal losses" in text
+    assert any("has the largest rank that was tried, 16" in text for text in twins.unsupported)
+    middle = findings_of(scored([[0.8], [0.9], [0.7]], ranks=(1, 4, 16))).conclusions
+    assert not any("that was tried" in text for text in middle.unsupported)
+
+
+def test_a_slope_is_said_a_doubling():
+    draw = np.random.default_rng(2)
+    values = [list(0.7 + 0.01 * n + draw.normal(0, 0.001, 3)) for n in (0, 2, 4)]
+    found = findings_of(scored(values, ranks=(1, 4, 16)))
+    (slope,) = found.by_metric.along_axes
+    assert slope.test.difference == pytest.approx(0.01, abs=0.001)
+    (text,) = [text for text in found.conclusions.supported if "doubling" in text]
+    assert text.startswith("With each doubling of rank, test accuracy rises by 1.0")
