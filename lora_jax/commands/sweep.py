@@ -83,11 +83,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _plan(config)
     from lora_jax.sweeps.runner import run_sweep
+    from lora_jax.tasks.opening import LastTask
 
     if arguments.workers is not None or arguments.executor is not None:
         train = partial(_on_workers, arguments=arguments)
     else:
-        train = partial(run_sweep, quiet=arguments.quiet)
+        # Batches of a search and rounds of tuning read the model and its data once.
+        train = partial(run_sweep, quiet=arguments.quiet, tasks=LastTask())
     if config.sweep.search.trials:
         outcome = _search(config, train, arguments)
     elif config.sweep.tune.factors:

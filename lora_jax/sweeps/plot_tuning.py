@@ -98,5 +98,6 @@ def _scale(axis: Any, cells: Sequence[Cell]) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
     if len(values) <= _MOST_TICKS:
         axis.set_xticks(values, list(map(shown, values)), rotation=30)
-    axis.set_xlabel(f"{word_of(cells[0].curve.setting).capitalize()} (log scale)")
+    named = " or ".join(dict.fromkeys(word_of(cell.curve.setting) for cell in cells))
+    axis.set_xlabel(f"{named.capitalize()} (log scale)")
     plain_numbers(axis.yaxis)

@@ -33,7 +33,6 @@ from lora_jax.sweeps.tuned import Curve, as_value, write_curves
 # Settings of these groups change how a model is trained, and not on what its loss is measured.
 _GROUPS = ("lora", "quant", "baseline", "optim", "train")
 _MEASURED = ("train.seed", "train.eval_examples", "train.eval_batch_size")
-_GRID = {"lora.rank": "rank", "quant.format": "format", "lora.targets": "targets"}
 _PATIENCE = 5.0  # seconds between two looks at a run of another process
 
 Points = Mapping[str, Sequence[float]]  # values by cell; none: the cell as it is
@@ -67,27 +66,15 @@ def tune(
         for cell, values in points.items()
         if values
     }
-    outcomes, wanted = [], {cell: points[cell] for cell in curves}
+    outcomes: list[Outcome] = []
+    wanted: Points = {cell: points[cell] for cell in curves}
     for number in range(1, settings.grow + 2):
-        round_ = stage(config, _with_known(wanted, curves), settings.seeds)
-        runs = {
-            (cell, value): made
-            for (cell, value), made in _runs_by_point(round_).items()
-            if value in wanted.get(cell, ())
-        }
-        count = sum(map(len, runs.values()))
-        say(f"tuning {settings.setting}, round {number}: {count} runs of {len(wanted)} cells")
-        curves |= _with_runs(curves, runs)
-        # Which runs are of tuning is on the disk before the first of them is.
-        store.write_plan([run_id(run) for made in runs.values() for run in made])
-        write_curves(store.root, curves)
-
-        outcomes.append(_trained(train, round_, runs, store, say))
-        curves |= _with_losses(curves, runs, store, outcomes[-1])
-        write_curves(store.root, curves)
-        wanted = {
-            cell: (curve.beyond,) for cell, curve in curves.items() if curve.beyond is not None
-        }
+        say(f"tuning {settings.setting}, round {number}: {len(wanted)} cells")
+        outcome, found = _round(config, wanted, curves, train, say)
+        outcomes.append(outcome)
+        curves |= found
+        past = {cell: curve.beyond for cell, curve in curves.items()}
+        wanted = {cell: (value,) for cell, value in past.items() if value is not None}
         if not wanted:
             break
 
@@ -176,7 +163,7 @@ def _check_setting(config: Config) -> None:
             "optim.learning_rate."
         )
     axes = {key for axis in read_axes(config.sweep.axes) for key in axis.keys}
-    if setting in axes or getattr(config.sweep, _GRID.get(setting, ""), ()):
+    if setting in axes or (setting == "lora.rank" and config.sweep.rank):
         raise ValueError(
             f"{where}: {setting} is an axis of this sweep, and a setting is compared or tuned. "
             "Take it out of the axes, or leave config.sweep.tune.factors empty."
@@ -201,6 +188,33 @@ def _grid(run: Config, setting: str, factors: Sequence[float]) -> tuple[float, .
     return found
 
 
+def _round(
+    config: Config,
+    wanted: Points,
+    curves: Mapping[str, Curve],
+    train: Callable[..., Outcome],
+    say: Callable[[str], None],
+) -> tuple[Outcome, dict[str, Curve]]:
+    """Trains the points that are wanted; what became of their runs, and the curves with them."""
+    store, seeds = RunStore(config.out), config.sweep.tune.seeds
+    round_ = stage(config, _with_known(wanted, curves), seeds)
+    runs = {
+        (cell, value): made
+        for (cell, value), made in _runs_by_point(round_).items()
+        if value in wanted.get(cell, ())
+    }
+
+    # Which runs are of tuning is on the disk before the first of them is.
+    store.write_plan([run_id(run) for made in runs.values() for run in made])
+    known = {**curves, **_with_runs(curves, runs)}
+    write_curves(store.root, known)
+
+    outcome = _trained(train, round_, runs, store, say)
+    found = _with_losses(known, runs, store, outcome)
+    write_curves(store.root, found)
+    return outcome, found
+
+
 def _with_known(wanted: Points, curves: Mapping[str, Curve]) -> Points:
     """The points of a round with those that came through before it: what is done already is passed
     over, but programs have the shapes of all cells, and are compiled once for all rounds.
@@ -223,7 +237,7 @@ def _runs_by_point(round_: Config) -> Runs:
 
 
 def _with_runs(curves: Mapping[str, Curve], runs: Runs) -> dict[str, Curve]:
-    found = {}
+    found: dict[str, Curve] = {}
     for (cell, _), made in runs.items():
         curve = found.get(cell, curves[cell])
         found[cell] = replace(curve, tried=(*curve.tried, *map(run_id, made)))
