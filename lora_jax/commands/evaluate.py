@@ -10,11 +10,12 @@
   lora-jax evaluate RUN --contamination
       the score again without records that training records hold too
   lora-jax evaluate RUN RUN RUN
-      runs that differ in their seed: mean, deviation and interval over them, too
+      runs that differ in their seed: mean, deviation and interval over them, and intervals over
+      seeds and examples at once
 
 The base is loaded as the run's config names it, quantised as it was in training, and its
 fingerprint is checked. What the model said about each example is kept in
-RUN/predictions/SPLIT.jsonl.
+RUN/predictions/SPLIT.jsonl; a report of runs that have it for all test examples counts these, too.
 """
 
 from __future__ import annotations
@@ -61,7 +62,6 @@ def run(arguments: argparse.Namespace) -> int:
     JSON.
     """
     from lora_jax.metrics.comparison import intervals
-    from lora_jax.metrics.predictions import save_predictions
     from lora_jax.tasks.opening import LastTask
     from lora_jax.training.saved import load_run
 
@@ -70,11 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     tasks = LastTask()  # Runs that differ in a seed share their model and data.
     loaded = load_run(arguments.run, tasks=tasks)
     ours = _predictions(loaded, arguments, adapter=True)
-    kept = Path(arguments.run) / "predictions" / f"{arguments.split}.jsonl"
-    try:
-        save_predictions(kept, ours)
-    except OSError as error:  # A store that can only be read is to be scored, too.
-        print(f"lora-jax: what was said of each example is not kept: {error}", file=sys.stderr)
+    _keep(arguments.run, arguments.split, ours)
     options: dict[str, Any] = dict(
         resamples=arguments.resamples, level=arguments.level, seed=arguments.seed
     )
@@ -88,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         "intervals": _as_json(found),
     }
     if arguments.seeds:
-        out["seeds"] = _over_seeds(found, arguments, options, tasks)
+        out |= _over_seeds(ours, arguments, options, tasks)
     if parts := ours.by_task():
         out["tasks"] = {
             name: {"examples": len(part.rows), **_as_json(intervals(part, **options))}
@@ -137,22 +133,35 @@ def _against(
 
 
 def _over_seeds(
-    found: dict[str, Any], arguments: argparse.Namespace, options: dict[str, Any], tasks: Any
+    ours: Any, arguments: argparse.Namespace, options: dict[str, Any], tasks: Any
 ) -> dict[str, Any]:
-    """Mean, deviation and interval of every score over the named runs."""
-    from lora_jax.metrics.comparison import intervals
+    """Mean, deviation and interval of every score over the named runs, and intervals over other
+    seeds and other examples at once.
+    """
+    from lora_jax.metrics.comparison import intervals, intervals_over_seeds
     from lora_jax.statistics.interval import over_seeds
     from lora_jax.training.saved import load_run
 
-    scores = {name: [interval.value] for name, interval in found.items()}
+    runs = [ours]
     for folder in arguments.seeds:
-        saved = load_run(folder, tasks=tasks)
-        other = intervals(_predictions(saved, arguments, adapter=True), **options)
-        for name in scores:
-            scores[name].append(other[name].value)
-    return _as_json(
-        {name: over_seeds(values, level=arguments.level) for name, values in scores.items()}
-    )
+        runs.append(_predictions(load_run(folder, tasks=tasks), arguments, adapter=True))
+        _keep(folder, arguments.split, runs[-1])
+    scores = [intervals(one, **options) for one in runs]
+    means = {
+        name: over_seeds([one[name].value for one in scores], level=arguments.level)
+        for name in scores[0]
+    }
+    both = intervals_over_seeds(runs, **options)
+    return {"seeds": _as_json(means), "seeds and examples": _as_json(both)}
+
+
+def _keep(folder: str, split: str, predictions: Any) -> None:
+    from lora_jax.metrics.predictions import save_predictions
+
+    try:
+        save_predictions(Path(folder) / "predictions" / f"{split}.jsonl", predictions)
+    except OSError as error:  # A store that can only be read is to be scored, too.
+        print(f"lora-jax: what was said of each example is not kept: {error}", file=sys.stderr)
 
 
 def _predictions(loaded: Any, arguments: argparse.Namespace, *, adapter: bool) -> Any:

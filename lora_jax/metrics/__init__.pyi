@@ -1,5 +1,6 @@
 from .comparison import compare as compare
 from .comparison import intervals as intervals
+from .comparison import intervals_over_seeds as intervals_over_seeds
 from .predictions import Prediction as Prediction
 from .predictions import Predictions as Predictions
 from .predictions import load_predictions as load_predictions

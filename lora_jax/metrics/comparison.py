@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from lora_jax.statistics.bootstrap import (
     paired_bootstrap,
     paired_means,
 )
+from lora_jax.statistics.crossed import crossed_mean
 from lora_jax.statistics.interval import Interval
 from lora_jax.statistics.paired import McNemar, mcnemar
 
@@ -46,6 +48,40 @@ def intervals(
         else:
             out[name] = bootstrap(predictions.scored_by(name), len(predictions.rows), **options)
     return out
+
+
+def intervals_over_seeds(
+    runs: Sequence[Predictions], *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> dict[str, Interval]:
+    """As `intervals`, of the mean of two or more runs that differ in their seed, over other seeds
+    and other examples at once; of the scores that are means over examples.
+
+    Raises:
+        ValueError: there are fewer than two runs, or they were scored on different examples.
+    """
+    same = [aligned(runs[0], other)[1] for other in runs]
+    counts = [len(one.rows) for one in runs]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"Runs at several seeds are scored on the same examples, got {counts} of them. Evaluate "
+            "them on the same data and split."
+        )
+    units = same[0].column("units")
+    tables = {
+        name: np.stack([one.column(column) for one in same]) / np.maximum(units, 1e-9)
+        for name, column in (("loss", "loss"), ("accuracy", "correct"))
+    }
+    found = {
+        name: crossed_mean(table, units, resamples=resamples, seed=seed).interval(level)
+        for name, table in tables.items()
+        if not np.isnan(table).any()
+    }
+    for name in same[0].metrics:
+        each = [None] if name == "accuracy" else [one.each(name) for one in same]
+        if each[0] is not None:
+            mean = crossed_mean(np.stack(each), resamples=resamples, seed=seed)
+            found[name] = mean.interval(level)
+    return found
 
 
 def perplexities(predictions: Predictions, byte_count: int) -> dict[str, float]:

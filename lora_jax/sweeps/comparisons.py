@@ -24,6 +24,7 @@ from lora_jax.sweeps.records import RunRecord
 
 _MOST_LEVELS = 8  # of an axis, all pairs of which are tested
 LOSS = "loss"
+COUNTED = ("accuracy", LOSS)  # scores of which answers that were kept hold each example's part
 A_DOUBLING = "a doubling"  # in place of two levels: the slope along the axis
 
 
@@ -377,7 +378,7 @@ def _crossed(
             first = first or answers
             if answers is None or not _whole(run, answers) or answers.ids != first.ids:
                 return None
-            if score.name not in ("accuracy", LOSS) or (answers.units != first.units).any():
+            if score.name not in COUNTED or (answers.units != first.units).any():
                 return None
             sums = answers.loss if score.name == LOSS else answers.correct
             rows[seed_of(run)] = sums / np.maximum(answers.units, 1e-9)

@@ -15,6 +15,7 @@ from lora_jax.statistics.paired import detectable_difference, holm, pairs_needed
 from lora_jax.statistics.variance import REST, Decomposition, Source
 from lora_jax.sweeps.cells import UNLIKE, Cell, axes, facets, levels, measure, shown
 from lora_jax.sweeps.comparisons import (
+    COUNTED,
     LOSS,
     ByScore,
     Comparison,
@@ -72,7 +73,7 @@ def conclude(
         unsupported += [text for _, own in parts for text in _near_best(own, said)]
         unsupported += _few_seeds(cells, said)
         unsupported += [text for same, own in parts for text in _power(same, own, said)]
-        unsupported += _one_test_set([*contrasts, *tests])
+        unsupported += _one_test_set([*contrasts, *tests], said)
         for one, which in ((table, ""), (by_loss.spread, " by test loss")):
             supported += _sources(one, which) if one is not None else []
         if table is not None and not _explaining(table) and not math.isnan(table.sources[0].p):
@@ -377,14 +378,19 @@ def _power(cells: Sequence[Cell], tests: Sequence[Comparison], said: Score) -> l
     ]
 
 
-def _one_test_set(tests: Sequence[Comparison]) -> list[str]:
+def _one_test_set(tests: Sequence[Comparison], said: Score) -> list[str]:
     if not tests or all(one.crossed is not None for one in tests):
         return []
-    return [
+    text = (
         "Intervals are over seeds, on these test examples: how much other examples would move a "
-        "difference is not in them. `lora-jax evaluate RUN` for every run keeps what each example "
-        "gave; intervals are then over seeds and examples."
-    ]
+        "difference is not in them."
+    )
+    if said.name in COUNTED:
+        text += (
+            " `lora-jax evaluate RUN RUN ...` keeps what each example of these runs gave; once all "
+            "have it, intervals are over seeds and examples."
+        )
+    return [text]
 
 
 def _explaining(table: Decomposition) -> list[Source]:

@@ -6,17 +6,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_jax.core.escapes import html_of, in_html
 from lora_jax.metrics.score import Score
+from lora_jax.statistics.interval import Interval
 from lora_jax.statistics.variance import REST
+from lora_jax.sweeps.cells import Cell
 from lora_jax.sweeps.comparisons import LOSS
 from lora_jax.sweeps.findings import Findings
+from lora_jax.sweeps.over_tasks import over_tasks
 
 _ASSETS = Path(__file__).parent / "assets"
+TASKS_NOTE = (
+    "Settings that ran on all tasks, by their mean rank on them. Interquartile mean: of the middle "
+    "half of all runs. P: how likely a run of the first setting scores above one of this, on the mean "
+    "of the tasks. In brackets, 95% intervals over seeds, one at a time; from fewer than ten runs a "
+    "task they are too short (Agarwal et al. 2021)."
+)
 MOST_ROWS = 500  # of a table; more are in the CSV files beside the page
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headings, rows
 
@@ -37,6 +46,7 @@ class Page:
     fairness: Sequence[str]
     cells: Table
     notes: str
+    tasks: Table
     spread: Table
     tests: Table
     failed: Sequence[tuple[str, str]]
@@ -61,6 +71,9 @@ def html_page(page: Page, pictures: Mapping[str, str]) -> str:
         table("cells", *page.cells),
         f'<p class="muted">{html_of(page.notes)}</p>',
     ]
+    if page.tasks[1]:
+        parts += ["<h2>Over all tasks</h2>", table("tasks", *page.tasks)]
+        parts.append(f'<p class="muted">{html_of(TASKS_NOTE)}</p>')
     for name, svg in pictures.items():
         parts.append(f"<h2>{in_html(name)}</h2><figure>{svg}</figure>")
         if name == "Where the spread comes from":
@@ -210,6 +223,31 @@ def tests_table(found: Findings, said: Score) -> tuple[Sequence[str], list[list[
         for one in found.on_examples
     ]
     return headings, rows + by_examples
+
+
+def tasks_table(cells: Sequence[Cell], said: Score) -> tuple[Sequence[str], list[list[str]]]:
+    """(headings, rows) of the settings over several tasks; no row where there is one task."""
+    headings = (
+        "setting",
+        "tasks",
+        "runs",
+        "mean rank",
+        f"interquartile mean{', %' * said.share}",
+        "P(first is better)",
+    )
+    middle = lambda one: _limits(one.middle, said.number)
+    better = lambda one: _limits(one.improvement, "{:.2f}".format)
+    rows = [
+        [one.name, str(len(one.scores)), str(sum(map(len, one.scores))), f"{one.rank:.1f}", middle(one), better(one)]
+        for one in over_tasks(cells)
+    ]  # fmt: skip
+    return headings, rows
+
+
+def _limits(interval: Interval | None, text: Callable[[float], str]) -> str:
+    if interval is None:
+        return "n/a"
+    return f"{text(interval.value)} ({text(interval.low)} to {text(interval.high)})"
 
 
 def _lines(text: str) -> str:

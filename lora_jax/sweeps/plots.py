@@ -11,6 +11,7 @@ from pathlib import Path
 from lora_jax.core.extras import needs
 from lora_jax.sweeps.cells import Cell, measure
 from lora_jax.sweeps.findings import Findings, findings_of
+from lora_jax.sweeps.over_tasks import over_tasks
 from lora_jax.sweeps.plot_curves import axis_curves, learning_curves, rank_curve
 from lora_jax.sweeps.plot_maps import (
     difference_plot,
@@ -20,6 +21,7 @@ from lora_jax.sweeps.plot_maps import (
     time_front,
 )
 from lora_jax.sweeps.plot_style import MUTED, STYLE, save_png, svg_text
+from lora_jax.sweeps.plot_tasks import profiles
 from lora_jax.sweeps.plot_tuning import tuning_curves
 
 with needs("report"):
@@ -39,6 +41,10 @@ _PICTURES: dict[str, tuple[str, Callable[[Sequence[Cell], Findings], Figure | No
         lambda cells, found: difference_plot(
             found.against_best, found.between_levels, measure(cells)
         ),
+    ),
+    "{} profiles over all tasks": (
+        "profiles",
+        lambda cells, found: profiles(over_tasks(cells), measure(cells)),
     ),
     "What was tuned": ("tuning", lambda cells, found: tuning_curves(cells)),
     "Learning curves": ("learning_curves", lambda cells, found: learning_curves(cells)),

@@ -21,7 +21,14 @@ from lora_jax.sweeps.fairness import chosen, fairness
 from lora_jax.sweeps.files import disk, without_collection, write_csv
 from lora_jax.sweeps.findings import Findings, findings_of
 from lora_jax.sweeps.grid import shown_targets
-from lora_jax.sweeps.html_report import Page, html_page, spread_table, tests_table
+from lora_jax.sweeps.html_report import (
+    TASKS_NOTE,
+    Page,
+    html_page,
+    spread_table,
+    tasks_table,
+    tests_table,
+)
 from lora_jax.sweeps.store import RunRecord, write_text
 
 _IDENTITY = ("run_id", "method", "format", "rank", "targets", "seed")
@@ -323,6 +330,7 @@ def _page(
         fairness=fairness(cells, [run.curve for run in records if run.curve is not None]),
         cells=(_headings(said, cells), [_row(cell, said, _tuned(cells)) for cell in cells]),
         notes=f"{_error_kind(cells)}. {_chosen_by(cells)} {_matters(found, said)} {_NOTES}",
+        tasks=tasks_table(cells, said),
         spread=spread_table(found),
         tests=tests_table(found, said),
         failed=[
@@ -366,6 +374,8 @@ def _markdown(page: Page, pictures: Mapping[str, str]) -> str:
         *_items(page.fairness, "Nothing is known of it."),
         *("## Cells", "", *_table(*page.cells, left=len(_LEFT)), page.notes, ""),
     ]
+    if page.tasks[1]:
+        lines += ["## Over all tasks", "", *_table(*page.tasks), TASKS_NOTE, ""]
     for title, name in pictures.items():
         lines += [f"## {title}", "", f"![{title}]({name})", ""]
         if title == "Where the spread comes from":

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lora_jax.metrics import text_metrics
-from lora_jax.metrics.comparison import aligned
+from lora_jax.metrics.comparison import aligned, intervals, intervals_over_seeds
 from lora_jax.metrics.predictions import (
     Prediction,
     Predictions,
@@ -160,6 +160,26 @@ def test_examples_that_stand_twice_are_compared_each_with_its_like():
     ours, theirs = aligned(first, second)
     assert [row.id for row in ours.rows] == [row.id for row in theirs.rows] == ["a", "a", "b"]
     assert theirs.column("loss").tolist() == [1.0, 3.0, 0.0]
+
+
+def test_the_interval_over_seeds_and_examples_is_that_of_the_mean_and_wider_than_over_examples():
+    draw = np.random.default_rng(0)
+    ids = [str(n) for n in range(50)]
+
+    def run(shift, order):
+        losses = shift + draw.random(50)
+        rows = [Prediction(ids[n], float(losses[n]), 1.0, float(losses[n] < 1)) for n in order]
+        return Predictions("test", ("accuracy",), tuple(rows))
+
+    runs = [run(0.2, range(50)), run(0.5, reversed(range(50))), run(0.8, range(50))]
+    found = intervals_over_seeds(runs)
+    assert set(found) == {"loss", "accuracy"}
+    mean = np.mean([one.column("loss").mean() for one in runs])
+    assert found["loss"].value == pytest.approx(mean)
+    alone = intervals(runs[0])["loss"]
+    assert found["loss"].high - found["loss"].low > 2 * (alone.high - alone.low)
+    with pytest.raises(ValueError, match="same examples"):
+        intervals_over_seeds([runs[0], runs[1].at(range(20))])
 
 
 def test_rouge_says_how_many_texts_it_cannot_read():

@@ -7,11 +7,13 @@ import pytest
 from made_up_sweep import ENVIRONMENT, fill, grid, result_of
 
 from lora_jax.config import Config, LoraConfig, TrainConfig, from_config_dict
+from lora_jax.statistics.aggregate import interquartile_mean, probability_of_improvement
 from lora_jax.sweeps import plots, watch
 from lora_jax.sweeps.cells import axes, cells_of, gather
 from lora_jax.sweeps.comparisons import spread
 from lora_jax.sweeps.findings import findings_of
 from lora_jax.sweeps.grid import expand, run_id
+from lora_jax.sweeps.over_tasks import over_tasks
 from lora_jax.sweeps.report import headline, write_report
 from lora_jax.sweeps.settings import settings_of
 from lora_jax.sweeps.store import RunStore
@@ -70,6 +72,30 @@ def test_no_map_averages_over_data_sets(tmp_path):
     found = cells_of(gather([tmp_path])[0])
     assert plots.figure("heat_maps", found) is None
     assert plots.figure("heat_maps", [cell for cell in found if "imdb" in cell.name]) is not None
+
+
+def test_settings_that_ran_on_several_data_sets_are_compared_over_all_of_them(tmp_path):
+    store, names = RunStore(tmp_path), ("rotten_tomatoes", "imdb", "sst2")
+    for name in names:
+        fill(store, ranks(1, 16, seeds=(0, 1, 2), data=dict(name=name)))
+    fill(store, ranks(4, data=dict(name="imdb")))
+    found = cells_of(gather([tmp_path])[0])
+    first, second = over_tasks(found)
+    # Rank 4 ran on one of them only.
+    assert (first.name, first.rank, second.name, second.rank) == ("rank 16", 1.0, "rank 1", 2.0)
+    both = [
+        [[x for cell in found if cell.rank == rank and name in cell.name for x in cell.by_seed.values()] for name in names]
+        for rank in (16, 1)
+    ]  # fmt: skip
+    assert second.improvement.value == pytest.approx(probability_of_improvement(*both))
+    assert first.middle.value == pytest.approx(interquartile_mean(both[0]))
+    text = write_report([tmp_path]).read_text()
+    assert (
+        "## Over all tasks" in text
+        and f"| rank 1 | 3 | 9 | 2.0 | {second.middle.value:.1%}"[:-1] in text
+    )
+    assert (tmp_path / "report" / "profiles.png").exists()
+    assert over_tasks([cell for cell in found if "imdb" in cell.name]) == []
 
 
 def test_one_rank_that_was_trained_otherwise_says_so(tmp_path):

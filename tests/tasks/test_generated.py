@@ -217,8 +217,11 @@ def test_an_encoders_base_cannot_be_scored(tiny, tmp_path, capsys):
     out = json.loads(capsys.readouterr().out)
     assert out["against"]["difference"]["mcnemar"] == {"first_only": 0, "second_only": 0, "p": 1.0}
     assert cli.main(["evaluate", str(run), str(run)]) == 0
-    seeds = json.loads(capsys.readouterr().out)["seeds"]["accuracy"]
+    both = json.loads(capsys.readouterr().out)
+    seeds = both["seeds"]["accuracy"]
     assert (seeds["runs"], seeds["deviation"], seeds["mean"]) == (2, 0.0, out["accuracy"])
+    crossed = both["seeds and examples"]["accuracy"]
+    assert crossed["value"] == pytest.approx(out["accuracy"]) and crossed["low"] < crossed["value"]
     # The order of the classes is that of the head's outputs.
     trainable, said = load_adapter(run / "adapter")
     named = dict(base=said["base"], model=said["model"])
