@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import lora_jax
 from lora_jax.core import LowRank, TrainedWeight
 from lora_jax.data.tokenizers import backend_errors
 from lora_jax.io import bitsandbytes, safetensors
+from lora_jax.io.gguf_splits import SPLITS
 from lora_jax.io.weights import load_model, open_model, save_model
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -77,6 +79,39 @@ def _gguf(folder: Path) -> Kind:
         return load_model(folder, scan=False), said
 
     return Kind({"model.gguf": of.of_gguf}, read)
+
+
+def _gguf_splits(folder: Path) -> Kind:
+    """A vocabulary alone, and how it says that texts are split."""
+    import gguf
+
+    _byte_tokenizer(folder)
+    told = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    writer = gguf.GGUFWriter(folder / "vocabulary.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list(list(told["vocab"]))
+    writer.add_token_merges([" ".join(pair) for pair in told["merges"]])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+    def mutate(content: bytes, rng: random.Random) -> of.Mutation:
+        if rng.random() < 0.4:
+            return of.of_gguf(content, rng)
+        name = rng.choice([*SPLITS, "", "x", "GPT-2", "llama-bpe\0", "é" * 99, *SPLITS]).encode()
+        at = content.index(b"tokenizer.ggml.pre") + len(b"tokenizer.ggml.pre") + 4
+        size = struct.unpack("<Q", content[at : at + 8])[0]
+        new = content[:at] + struct.pack("<Q", len(name)) + name + content[at + 8 + size :]
+        return of.Mutation(f"split {name!r}", new, name.decode() in SPLITS)
+
+    def read(folder: Path) -> Any:
+        tokenizer = lora_jax.io.load_text_tokenizer(folder / "vocabulary.gguf")
+        said = tokenizer.encode("the 12345 fi\n\n'll x"), tokenizer.decode([4, 5])
+        return said, tokenizer.eos_ids, tokenizer.add_bos
+
+    return Kind({"vocabulary.gguf": mutate}, read)
 
 
 def _adapter_leaves() -> dict[str, Any]:
@@ -337,6 +372,7 @@ BUILDERS: dict[str, Callable[[Path], Kind]] = {
     "gpt2": lambda folder: _model("decoders/gpt2", folder),
     "qwen2_moe": lambda folder: _model("decoders/qwen2_moe", folder),
     "gguf": _gguf,
+    "gguf splits": _gguf_splits,
     "adapter": _adapter,
     "adapter without checksum": _adapter_1,
     "peft": _peft,
