@@ -63,7 +63,10 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:  # which names no file
+                raise OSError(error.errno, error.strerror, str(path)) from error
         self.bytes = np.frombuffer(self._map, np.uint8)
 
     def take(self, start: int, size: int) -> np.ndarray:

@@ -5,6 +5,7 @@ access.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import importlib
 import importlib.resources
@@ -190,7 +191,11 @@ def _reading(builder: Any, name: str) -> Iterator[None]:
     """Turns whatever TFDS or ArrayRecord says about damaged files into one paragraph."""
     try:
         yield
+    except (PermissionError, MemoryError):
+        raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # Nothing is wrong with the files.
         raise FileNotFoundError(
             f"Data set {name!r} needs readable ArrayRecord files in {str(builder.data_dir)!r}, but "
             "they cannot be read. Delete that folder and start again to prepare it anew. TFDS "

@@ -67,11 +67,13 @@ def read_backend(path: Path) -> tokenizers.Tokenizer:
     """The pipeline of a tokenizer.json, which pads and truncates nothing by itself.
 
     Raises:
-        ValueError: the file does not parse.
+        OSError: the file cannot be read. ValueError: it does not parse.
     """
     with needs("data"):
         import tokenizers
 
+    with path.open("rb"):
+        pass  # The package calls a file that it may not read one that does not parse.
     with backend_errors(path):
         backend = tokenizers.Tokenizer.from_file(str(path))
         backend.no_padding()

@@ -54,6 +54,7 @@ class SafetensorsFile(Tensors):
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: it may not be read, or cannot be opened now.
         ValueError: the header is damaged, or does not fit the file's size; or a dtype is unknown.
     """
 
@@ -65,11 +66,17 @@ class SafetensorsFile(Tensors):
             raise FileNotFoundError(
                 f"There is no file {self.path}. Safetensors files in its folder: {near or 'none'}."
             )
-        # The format's own reader compares the header with the file, and gives no views of it.
+        # The format's own reader compares the header with the file, and gives no views of it. What
+        # it cannot open, it says not to be there.
         try:
-            with safe_open(self.path, framework="numpy"):
+            with self.path.open("rb"), safe_open(self.path, framework="numpy"):
                 pass
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
+            raise OSError(
+                f"{self.path} cannot be read: {error.strerror or error}. The file itself may be "
+                "sound: see to its permissions and to the number of open files, and try again."
+            ) from error
+        except SafetensorError as error:
             raise ValueError(
                 f"{self.path} needs to be a whole safetensors file, but {error}. It is cut off, "
                 "changed or of another kind; fetch it again."

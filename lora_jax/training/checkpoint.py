@@ -23,6 +23,9 @@ with needs("training"):
 
 
 _BESIDE_ARRAYS = 32_768  # bytes of a checkpoint's own files
+# What a damaged checkpoint lacks; and what the storage says where a sound one cannot be opened.
+_OF_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, None)
+_OF_SYSTEM = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED")
 
 
 class DamagedCheckpoint(ValueError):
@@ -151,15 +154,27 @@ class Checkpoints:
         except MemoryError:
             raise
         except Exception as error:  # Orbax and its storage raise many kinds for damaged files.
+            of_system = isinstance(error, OSError) and error.errno not in _OF_DAMAGE
+            if of_system or any(word in str(error) for word in _OF_SYSTEM):
+                raise OSError(
+                    f"The checkpoint in {self._folder / str(step)} cannot be read: "
+                    f"{_first_line(error)}. It may be sound: see to its permissions and to the "
+                    "number of open files, and start again."
+                ) from error
             raise self._damaged(step, error) from error
 
     def _damaged(self, step: int, error: Exception) -> DamagedCheckpoint:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        return DamagedCheckpoint(f"The checkpoint in {self._folder / str(step)} is damaged: {said}")
+        return DamagedCheckpoint(
+            f"The checkpoint in {self._folder / str(step)} is damaged: {_first_line(error)}"
+        )
 
     def close(self) -> None:
         """Releases the manager's threads."""
         self._manager.close()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _named(state: TrainState) -> dict[str, np.ndarray]:

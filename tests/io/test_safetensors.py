@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from lora_jax.core.json_files import read_json
+from lora_jax.data.tokenizers import read_backend
 from lora_jax.io import safetensors
-from lora_jax.io.tensor_files import ModelFolder
+from lora_jax.io.gguf import GgufFile
+from lora_jax.io.sentencepiece import sentencepiece_tokenizer
+from lora_jax.io.tensor_files import ModelFolder, SafetensorsFile
+from lora_jax.metrics.predictions import load_predictions
 
 TENSORS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -191,3 +197,22 @@ def test_of_a_file_no_more_is_held_than_the_last_tensor(tmp_path: Path) -> None:
     assert (
         0 < held < 6 * size
     )  # Of four tensors of 4 bytes a number one, and what the system reads ahead.
+
+
+@pytest.mark.parametrize(
+    "read",
+    [SafetensorsFile, GgufFile, read_backend, sentencepiece_tokenizer, read_json, load_predictions],
+)
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 100)
+
+    def refused(self: Path, *args: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(OSError, match="Permission denied") as caught:
+        read(path)
+    assert str(path) in str(caught.value) and "etch it again" not in str(caught.value)

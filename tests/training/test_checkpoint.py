@@ -111,6 +111,24 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_says_what_to_do(tmp_pa
         Checkpoints(tmp_path / "file" / "checkpoints", base="b", run="r")
 
 
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "no"), OSError(24, "no"), ValueError("PERMISSION_DENIED: x\ny")]
+)
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    checkpoints = Checkpoints(tmp_path, base="b", run="r")
+    _, state = state_of()
+
+    def refused(*args: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoints._manager, "restore", refused)
+    with pytest.raises(OSError, match="/4 cannot be read: .*It may be sound"):
+        checkpoints.restore(state, 4)
+    checkpoints.close()
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"item_handlers": 5}'])
 def test_a_damaged_note_of_orbax_keeps_no_checkpoint_from_being_read(
     tmp_path: Path, text: str
