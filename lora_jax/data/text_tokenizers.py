@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # A tokenizer's templates by name: chats without tools use the first, chats with tools the second.
 _DEFAULT, _TOOLS = "default", "tool_use"
+_TOKENS = {f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -239,10 +240,13 @@ def _extra(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _named(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens among settings, by name, each given as a text or as an AddedToken."""
+    """The special tokens among settings, by name, each given as a text or as an AddedToken. Under
+    names of a model's own, what is neither is another setting, such as a switch.
+    """
     found = {}
     for name, token in settings.items():
-        if name.endswith("_token") and not name.startswith("add_") and token is not None:
+        own = name.endswith("_token") and not name.startswith("add_")
+        if (name in _TOKENS and token is not None) or (own and isinstance(token, (str, dict))):
             found[name] = token.get("content") if isinstance(token, dict) else token
             if not isinstance(found[name], str):
                 wanted = "a text, or an object with a text as its content"

@@ -107,6 +107,14 @@ def test_a_setting_of_another_type_is_an_error_that_names_file_and_field(
         read_text_tokenizer(folder)
 
 
+def test_a_switch_whose_name_ends_like_a_tokens_is_no_token(folder):
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    own = {"legacy_token": False, "use_image_token": True, "image_token": "a", "add_x_token": 1}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told | own))
+    named = read_text_tokenizer(folder).named_tokens
+    assert named["image_token"] == "a" and not {*own, "x"} & {*named} - {"image_token"}
+
+
 def test_settings_that_are_null_are_as_if_not_there(folder):
     told = json.loads((folder / "tokenizer_config.json").read_text())
     told |= {"add_bos_token": None, "unk_token": None, "extra_special_tokens": ["<x>"]}
