@@ -20,7 +20,14 @@ from lora_jax.io.contents import changed_contents
 from lora_jax.metrics.score import Score
 from lora_jax.sweeps.grid import shown_format, shown_targets
 from lora_jax.sweeps.records import RunRecord, is_run, read_run, with_curves
-from lora_jax.sweeps.settings import NAMED, differing, names_of, settings_of, variants
+from lora_jax.sweeps.settings import (
+    INCOMPARABLE,
+    NAMED,
+    differing,
+    names_of,
+    settings_of,
+    variants,
+)
 from lora_jax.sweeps.store import RunStore
 from lora_jax.sweeps.tuned import Curve, read_curves
 
@@ -335,18 +342,12 @@ def _cell(runs: Sequence[RunRecord]) -> Cell:
 
 # Settings that a cell itself carries, with the words of a report.
 _OWN = ("rank", "format", "targets")
-_WORDS = {
-    "optim.learning_rate": "learning rate", "quant.block_size": "block size", "lora.init": "initialisation", "model.name": "model",
-    "data.name": "data", "data.content": "data content", "model.content": "model content", "lora.alpha": "alpha", "quant.double": "double quantisation", "lora.variant": "variant",
+_WORDS = {key: one for key, (one, _) in INCOMPARABLE.items()} | {
+    "optim.learning_rate": "learning rate", "quant.block_size": "block size", "lora.init": "initialisation",
+    "lora.alpha": "alpha", "quant.double": "double quantisation", "lora.variant": "variant",
 }  # fmt: skip
 # Axes over whose levels a mean says nothing, and what to call several of them.
-UNLIKE = {
-    "data": "data sets",
-    "mixture": "mixtures",
-    "model": "models",
-    "data content": "contents of the data",
-    "model content": "contents of the model",
-}
+UNLIKE = dict(INCOMPARABLE.values())
 
 
 def axes(cells: Sequence[Cell]) -> dict[str, list[Any]]:

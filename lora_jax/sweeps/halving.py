@@ -19,11 +19,10 @@ from lora_jax.config import Config, HalvingConfig, canonical
 from lora_jax.core.json_files import read_json
 from lora_jax.io.contents import contents
 from lora_jax.sweeps.axes import read_axes
+from lora_jax.sweeps.settings import INCOMPARABLE
 from lora_jax.sweeps.store import StoreError, write_json
 
 FILE = "halving.json"
-# Settings of which each value has losses of its own.
-INCOMPARABLE = {"data.name", "data.mixture", "data.recipe", "model.name", "model.revision"}
 
 
 def ground(config: Config) -> dict[str, Any]:
@@ -36,7 +35,7 @@ def ground(config: Config) -> dict[str, Any]:
         for key, value in canonical(config).items()
         if key.startswith(("data.", "model.", "train.")) and key not in {*axes, "train.seed"}
     }
-    if config.sweep.halving.rungs and (unlike := sorted(axes & INCOMPARABLE)):
+    if config.sweep.halving.rungs and (unlike := sorted(axes & INCOMPARABLE.keys())):
         raise ValueError(
             f"config.sweep.halving compares losses, and those of runs that differ in {unlike[0]!r} "
             "do not compare. Make a sweep of each, or set config.sweep.halving.rungs='()'."

@@ -84,7 +84,7 @@ def axis_curves(cells: Sequence[Cell]) -> Figure | None:
     """Test score along every other axis (learning rate, block size, initialisation, ...), a
     panel each; None if there is none.
 
-    A line for each data set or model where they differ, else for each format (or, with one format,
+    A line for each data set and model where they differ, else for each format (or, with one format,
     for each target set): the mean over all cells that share the level.
     """
     adapters = [cell for cell in cells if cell.rank is not None]
@@ -101,21 +101,16 @@ def axis_curves(cells: Sequence[Cell]) -> Figure | None:
     said = measure(cells)
     figure, drawn = panels(len(plain), width=4.2, height=3.6, sharex=False)
     for axis, (name, column) in zip(drawn, plain.items(), strict=True):
-        others = (*UNLIKE, "format", "targets", "rank")
-        split = next((other for other in others if other in columns and other != name), None)
-        if name in ("format", "targets") and split not in UNLIKE:
-            split = None
+        lines = _lines_along(name, columns)
         steps = levels(column)
         x_of = _places(axis, name, steps)
         joined = "-" if _is_log(steps) else ":"
 
-        groups = columns[split] if split else [""] * len(adapters)
-        for index, group in enumerate(levels(groups)):
+        for index, (line, places) in enumerate(lines.items()):
             scores: dict[Any, list[float]] = {level: [] for level in steps}
-            for cell, level, own in zip(adapters, column, groups, strict=True):
-                if own == group:
-                    scores[level].append(cell.value)
-            colour = SERIES[index % len(SERIES)] if split else INK
+            for place in places:
+                scores[column[place]].append(adapters[place].value)
+            colour = SERIES[index % len(SERIES)] if line else INK
             axis.plot(
                 [x_of[level] for level in steps if scores[level]],
                 [said.factor * sum(one) / len(one) for one in scores.values() if one],
@@ -124,7 +119,7 @@ def axis_curves(cells: Sequence[Cell]) -> Figure | None:
                 lw=1.6,
                 ms=6,
                 ls=joined if len(steps) <= MOST_TICKS else "",
-                label=f"{split} {shown(group)}" if split else "all cells",
+                label=line or "all cells",
             )
     drawn[0].set_ylabel(said.axis)
     plain_numbers(drawn[0].yaxis)
@@ -132,6 +127,27 @@ def axis_curves(cells: Sequence[Cell]) -> Figure | None:
         figure, drawn, f"Test {said.label} along the other axes\nmean over all cells with the level"
     )
     return figure
+
+
+def _lines_along(name: str, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[int]]:
+    """{what a line along an axis is of: its cells by place}: each combination of data and model by
+    itself, as a mean over those says nothing; {'': all} where there is one line.
+    """
+    chosen = [other for other in UNLIKE if other in columns and other != name]
+    if not chosen and name not in ("format", "targets"):
+        others = (other for other in ("format", "targets", "rank") if other != name)
+        chosen = [other for other in others if other in columns][:1]
+    rows = list(zip(*(columns[other] for other in chosen), strict=True))
+    if not rows:
+        return {"": list(range(len(columns[name])))}
+
+    rank_of = [{level: n for n, level in enumerate(levels(columns[other]))} for other in chosen]
+    at = lambda place: [ranks[x] for ranks, x in zip(rank_of, rows[place], strict=True)]
+    found: dict[str, list[int]] = defaultdict(list)
+    for place in sorted(range(len(rows)), key=at):
+        words = zip(chosen, rows[place], strict=True)
+        found[" ".join(f"{other} {shown(level)}" for other, level in words)].append(place)
+    return dict(found)
 
 
 def _is_log(steps: Sequence[Any]) -> bool:

@@ -32,10 +32,10 @@ from lora_jax.core.extras import needs
 from lora_jax.io.contents import changed_contents, contents
 from lora_jax.sweeps.axes import check_key
 from lora_jax.sweeps.grid import expand, run_id
-from lora_jax.sweeps.halving import INCOMPARABLE, Halving
+from lora_jax.sweeps.halving import Halving
 from lora_jax.sweeps.lock import Lock, RunLocked
 from lora_jax.sweeps.runner import Outcome, together
-from lora_jax.sweeps.settings import changed_settings
+from lora_jax.sweeps.settings import INCOMPARABLE, changed_settings
 from lora_jax.sweeps.store import RunStore, is_run, read_run
 
 FILE = "search.journal"

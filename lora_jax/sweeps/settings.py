@@ -20,6 +20,17 @@ TUNED = "tuned"
 # Settings that a name says in its own way, and words for those that it adds.
 NAMED = ("method", "lora.rank", "lora.targets", "quant.format")
 _SHORT = {"data.name": "data", "model.name": "model"}
+# Settings of which each value has losses and scores of its own, that compare with no other's: what a
+# report calls them, one and several.
+INCOMPARABLE = {
+    "data.name": ("data", "data sets"),
+    "data.mixture": ("mixture", "mixtures"),
+    "data.recipe": ("recipe", "recipes"),
+    "data.content": ("data content", "contents of the data"),
+    "model.name": ("model", "models"),
+    "model.revision": ("revision", "revisions of the model"),
+    "model.content": ("model content", "contents of the model"),
+}
 # A baseline is named by these as soon as any runs differ in them, also if it has none of its kind
 # to differ from: next to runs of other data it must not stand without a word.
 _SHARED = ("data.", "model.", "train.", "optim.")

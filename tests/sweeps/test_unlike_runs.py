@@ -9,7 +9,7 @@ from made_up_sweep import ENVIRONMENT, fill, grid, result_of
 from lora_jax.config import Config, LoraConfig, TrainConfig, from_config_dict
 from lora_jax.statistics.aggregate import interquartile_mean, probability_of_improvement
 from lora_jax.sweeps import plots, watch
-from lora_jax.sweeps.cells import axes, cells_of, gather
+from lora_jax.sweeps.cells import axes, cells_of, facets, gather
 from lora_jax.sweeps.comparisons import spread
 from lora_jax.sweeps.findings import findings_of
 from lora_jax.sweeps.grid import expand, run_id
@@ -63,6 +63,35 @@ def test_two_stores_of_two_data_sets_are_named_by_their_data(tmp_path):
     assert (
         "inf" not in text.replace("info", "") and not (tmp_path / "report/heat_maps.png").exists()
     )
+
+
+def test_a_line_along_an_axis_is_of_one_data_set_and_one_model(tmp_path):
+    """Of two data sets and two models, a line was a mean over the models."""
+    store = RunStore(tmp_path)
+    for data in ("rotten_tomatoes", "imdb"):
+        for model in ("minilm-l6", "org/other"):
+            for rate in (0.1, 0.01):
+                changes = dict(data=dict(name=data), model=dict(name=model))
+                fill(store, ranks(4, **changes, optim=dict(learning_rate=rate)))
+    curves = plots.figure("axis_curves", cells_of(gather([tmp_path])[0]))
+    (panel,) = [axis for axis in curves.axes if axis.get_xlabel().startswith("Learning rate")]
+    assert [line.get_label() for line in panel.get_lines()] == [
+        f"data {data} model {model}"
+        for data in ("imdb", "rotten_tomatoes")
+        for model in ("minilm-l6", "org/other")
+    ]
+
+
+def test_recipes_and_revisions_are_not_compared(tmp_path):
+    """They were in the table of searches and rungs, and not in that of reports."""
+    store = RunStore(tmp_path)
+    for revision in ("v1", "v2"):
+        fill(store, ranks(4, 8, model=dict(name="org/other", revision=revision)))
+    found = cells_of(gather([tmp_path])[0])
+    assert {cell.name.partition(" revision=")[2] for cell in found} == {"v1", "v2"}
+    assert {*facets(found)} == {"revision=v1", "revision=v2"}
+    assert plots.figure("heat_maps", found) is None
+    assert not any(one.axis == "revision" for one in findings_of(found).between_levels)
 
 
 def test_no_map_averages_over_data_sets(tmp_path):
