@@ -45,6 +45,11 @@ class Curve:
         return min(known, key=lambda value: (known[value], value), default=None)
 
     @property
+    def is_over(self) -> bool:
+        """Whether the best is known, and is being scored; or there is none."""
+        return bool(self.scored) or (bool(self.losses) and self.best is None)
+
+    @property
     def edge(self) -> str:
         """'lowest' or 'highest' where the best is at an end of what was tried, else nothing. A
         neighbour that diverged is a neighbour.

@@ -46,7 +46,7 @@ class Progress:
 @dataclass(frozen=True)
 class Snapshot:
     """A store at one moment. `seconds_left` is None as long as no run was finished, or if nobody is
-    at work.
+    at work. While it is `tuning`, more runs follow from those that have ended.
     """
 
     root: Path
@@ -56,6 +56,7 @@ class Snapshot:
     failed: Sequence[RunRecord]
     best: RunRecord | None
     seconds_left: float | None
+    tuning: bool = False
 
 
 def look(root: str | Path, now: float | None = None) -> Snapshot:
@@ -73,7 +74,8 @@ def look(root: str | Path, now: float | None = None) -> Snapshot:
         )
 
     store = RunStore(root)
-    records = with_curves(store.runs(), read_curves(root))
+    curves = read_curves(root)
+    records = with_curves(store.runs(), curves)
     pending = set(store.planned()) - {record.run_id for record in records}
     counts = Counter(record.status for record in records)
     counts["pending"] = len(pending)
@@ -90,6 +92,7 @@ def look(root: str | Path, now: float | None = None) -> Snapshot:
         ),
         best=_best([record for record in done if record.is_scored]),
         seconds_left=_seconds_left(done, running, len(pending) + counts["interrupted"]),
+        tuning=any(not curve.is_over for curve in curves.values()),
     )
 
 
@@ -148,7 +151,7 @@ def frame(seen: Snapshot) -> RenderableType:
 def is_over(seen: Snapshot) -> bool:
     """Whether every planned run has ended, so that nothing will change."""
     ended = seen.counts.get("done", 0) + seen.counts.get("failed", 0)
-    return seen.planned > 0 and ended == seen.planned
+    return seen.planned > 0 and ended == seen.planned and not seen.tuning
 
 
 def _progress(record: RunRecord, now: float) -> Progress:

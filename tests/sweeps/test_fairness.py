@@ -15,8 +15,8 @@ from lora_jax.sweeps.plots import figure
 from lora_jax.sweeps.report import write_report
 from lora_jax.sweeps.store import RunRecord, RunStore
 from lora_jax.sweeps.tuned import Curve, read_curves
-from lora_jax.sweeps.tuning import tune
-from lora_jax.sweeps.watch import look
+from lora_jax.sweeps.tuning import first_round, tune
+from lora_jax.sweeps.watch import is_over, look
 
 BEST = {1: 1e-3, 4: 4e-3, 16: 1.0}
 
@@ -50,7 +50,8 @@ def test_a_cell_is_its_fresh_seeds_at_its_best_value_and_the_setting_is_no_axis(
     assert list(axes(cells[1:])) == ["rank"]
     assert sum(not record.is_scored for record in records) == 5 * 6 + 2 * 2
     scored = [record.result.value("test") for record in records if record.result and record.is_scored]  # fmt: skip
-    assert look(store.root).best.result.value("test") == max(scored)
+    seen = look(store.root)
+    assert seen.best.result.value("test") == max(scored) and is_over(seen)
 
 
 def test_the_report_has_the_chosen_values_the_curves_and_what_was_fixed(store, tmp_path):
@@ -110,7 +111,11 @@ def test_a_sweep_that_is_still_tuning_has_no_report_yet_and_says_why(tmp_path):
     config = from_config_dict({"sweep": sweep, "out": str(tmp_path)})
     with pytest.raises(KeyboardInterrupt):
         tune(config, stops, say=lambda text: None)
-    with pytest.raises(ValueError, match="2 of them to tune by, which no score counts"):
+    # Every run that is planned so far has ended, and others follow from them.
+    assert look(tmp_path).counts["done"] == look(tmp_path).planned - 2
+    trainer(lambda run: 1e-3)(first_round(config))
+    assert look(tmp_path).counts["done"] == look(tmp_path).planned and not is_over(look(tmp_path))
+    with pytest.raises(ValueError, match="4 of them to tune by, which no score counts"):
         write_report(tmp_path)
 
 
