@@ -42,7 +42,7 @@ def problem(d: int = 96):
     return weight, x, loss, jax.grad(loss)(weight)
 
 
-def first_step(init: str, rank: int) -> tuple[float, float]:
+def first_step(init: str, rank: int, seed: int = 5) -> tuple[float, float]:
     """(cosine of the first step of gradient descent with the negative gradient, largest output
     difference at the start).
     """
@@ -53,7 +53,7 @@ def first_step(init: str, rank: int) -> tuple[float, float]:
         "lora_ga": {"weight": weight, "data": gradient},
     }
     low = initialize(
-        jax.random.key(5),
+        jax.random.key(seed),
         (),
         *weight.shape,
         LoraSpec(rank=rank, alpha=float(rank), init=init),

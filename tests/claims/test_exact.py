@@ -79,6 +79,7 @@ def test_c34_starts_are_the_base_and_lora_ga_steps_along_the_gradient():
         found = {init: c34.first_step(init, rank) for init in c34.INITS}
         assert max(off for _, off in found.values()) < 1e-5
         assert found["lora_ga"][0] > found["kaiming"][0]
-    random = np.mean([c34.first_step("kaiming", 4)[0]])
-    # sqrt(r / d), within what one draw of four directions out of 96 spreads.
-    assert random == pytest.approx(np.sqrt(4 / 96), rel=0.5)
+    random = np.mean([c34.first_step("kaiming", 4, seed)[0] for seed in range(8)])
+    # sqrt(r / d); 40 draws of four directions out of 96 have a deviation of 0.026 and a mean of
+    # 0.200. Three standard errors of eight.
+    assert random == pytest.approx(np.sqrt(4 / 96), abs=3 * 0.026 / np.sqrt(8))

@@ -20,9 +20,10 @@ from pathlib import Path
 from lora_jax.config import from_config_dict, to_dict
 from lora_jax.sweeps.executors.work import Launch, parse_options, unfinished, work
 from lora_jax.sweeps.files import write_json
-from lora_jax.training.interrupted import stop_signals
+from lora_jax.training.interrupted import Interrupted, ended_by_signals, stop_signals
 
-_STOPPED = 130
+_STOPPED = 128 + signal.SIGINT
+_ENDED = (0, _STOPPED, 128 + signal.SIGTERM)  # as a worker ends by itself, or where it is asked to
 
 
 def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -> int:
@@ -57,7 +58,7 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
 
                 for number, process in [(n, p) for n, p in crew.items() if p.poll() is not None]:
                     del crew[number]
-                    if process.returncode in (0, _STOPPED) or stopped.is_set():
+                    if process.returncode in _ENDED or stopped.is_set():
                         continue
                     died += 1
                     what = (
@@ -82,15 +83,14 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
 
 def main(order: str, number: str, cores: str) -> int:
     """The worker's own process."""
-    from lora_jax.training.interrupted import Interrupted
-
     if cores:
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     content = json.loads(Path(order).read_text())
     config = from_config_dict(content.pop("config"))
     launch = Launch(config, **(content | {"command": tuple(content["command"])}))
     try:
-        work(launch, int(number), lambda text: print(text, flush=True))
+        with ended_by_signals():
+            work(launch, int(number), lambda text: print(text, flush=True))
     except (Interrupted, KeyboardInterrupt):
         return _STOPPED
     return 0
@@ -126,7 +126,14 @@ def _spawn(
     affinity = getattr(os, "sched_getaffinity", None)
     cores = cores_of(number, workers, sorted(affinity(0))) if affinity else []
     environment = os.environ | device_settings(number, workers, _gpus(), os.environ)
-    program = "import sys; from lora_jax.sweeps.executors.processes import main; sys.exit(main(*sys.argv[1:]))"
+    # Until `main` answers signals itself: an end without a traceback out of an import.
+    program = (
+        "import os, signal, sys\n"
+        "for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "    signal.signal(number, lambda number, _: os._exit(128 + number))\n"
+        "from lora_jax.sweeps.executors.processes import main\n"
+        "sys.exit(main(*sys.argv[1:]))"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(order), str(number), ",".join(map(str, cores))],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",

@@ -109,6 +109,23 @@ def test_two_workers_train_every_run_once(tiny, tmp_path):
     assert len(again.kept) == 4 and again.done == () and set(starts(store).values()) == {1}
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_that_is_asked_to_stop_while_it_imports_says_no_traceback(number, tmp_path):
+    said: list[str] = []
+    process = processes._spawn(tmp_path / "no order yet", 0, 1, said.append)
+    status, terminates = Path(f"/proc/{process.pid}/status"), 1 << (signal.SIGTERM - 1)
+
+    def answers() -> bool:
+        caught = next(line for line in status.read_text().splitlines() if "SigCgt" in line)
+        return bool(int(caught.split()[1], 16) & terminates)
+
+    while not answers():
+        time.sleep(0.001)
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number and not any("Traceback" in line for line in said)
+
+
 def test_a_worker_that_is_killed_is_replaced_and_only_its_steps_are_lost(tiny, tmp_path):
     """The worker is killed in mid-run, after a checkpoint; the curve is that of a run without
     it.
