@@ -55,7 +55,7 @@ def pack(
     >>> pack([5, 3, 2, 4], 7)
     [[0, 2], [3, 1]]
     >>> pack([(5, 1), (3, 4), (2, 3)], (8, 5))
-    [[0, 1], [2]]
+    [[1, 0], [2]]
     """
     whole = np.atleast_1d(length)
     sizes = np.reshape(lengths, (len(lengths), len(whole)))
