@@ -16,6 +16,7 @@ from lora_jax.config.load import run_file
 from lora_jax.sweeps.grid import expand
 from lora_jax.sweeps.runner import run_sweep
 from lora_jax.sweeps.store import RunStore
+from lora_jax.sweeps.tuning import first_round, size
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SPECS = [
@@ -103,6 +104,15 @@ def test_a_shrunk_language_run_takes_its_steps(spec, tmp_path):
     )
     assert run_sweep(config, quiet=True, say=print).failed == ()
     assert [record.result.steps for record in RunStore(tmp_path / "runs").runs()] == [2]
+
+
+def test_its_tuned_form_varies_one_setting_at_a_time_around_a_centre():
+    config = load_config(str(CONFIGS / "default.py:tuned"))
+    centre, *others = [run for run in expand(first_round(config)) if run.method != "head"][::3]
+    differ = lambda run: [
+        run.lora.rank != centre.lora.rank, run.quant.format != centre.quant.format, run.lora.targets != centre.lora.targets,
+    ]  # fmt: skip
+    assert [sum(differ(run)) for run in others] == [1] * 4 and size(config) == (36, 48)
 
 
 def test_the_default_grid_is_the_one_the_readme_promises():

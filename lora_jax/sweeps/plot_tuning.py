@@ -44,10 +44,11 @@ def tuning_curves(cells: Sequence[Cell]) -> Figure | None:
 
     # Baselines last: their values and losses are elsewhere.
     titles = sorted(parts, key=lambda title: title == "baselines")
+    names = list(dict.fromkeys(_name(cell) for title in titles for cell in parts[title]))
     figure, drawn = panels(len(titles), width=3.6, height=3.0, sharex=False, sharey=False)
     for axis, title in zip(drawn, titles, strict=True):
-        for place, cell in enumerate(parts[title]):
-            _curve(axis, cell, place)
+        for cell in parts[title]:
+            _curve(axis, cell, names.index(_name(cell)))
         _scale(axis, parts[title])
         axis.set_title(title)
     cut = _same_height(
@@ -72,6 +73,10 @@ def _same_height(axes: Sequence[Any], best: Sequence[float]) -> str:
     return f"; losses above {top:.2g} are cut off" if limits and top < max(limits) else ""
 
 
+def _name(cell: Cell) -> str:
+    return cell.name if cell.rank is None else f"rank {cell.rank} {cell.variant}".strip()
+
+
 def _curve(axis: Any, cell: Cell, place: int) -> None:
     curve = cell.curve
     known = [(value, curve.losses[value]) for value in curve.values]
@@ -79,12 +84,12 @@ def _curve(axis: Any, cell: Cell, place: int) -> None:
     colour, dashes = SERIES[place % len(SERIES)], "-"
     if cell.rank is None:
         colour, dashes = baseline_look(cell.method)
-    name = cell.name if cell.rank is None else f"rank {cell.rank} {cell.variant}".strip()
     axis.plot(
         *zip(*points, strict=True), color=colour, ls=dashes, lw=1.6, ms=5,
-        marker=TARGET_MARKERS[place % len(TARGET_MARKERS)], label=name,
+        marker=TARGET_MARKERS[place % len(TARGET_MARKERS)], label=_name(cell),
     )  # fmt: skip
-    axis.plot([curve.best], [curve.losses[curve.best]], "o", ms=11, mfc="none", mec=INK, mew=1.4)
+    ring = dict(ms=11, mfc="none", mec=INK, mew=1.4, clip_on=False)
+    axis.plot([curve.best], [curve.losses[curve.best]], "o", **ring)
     for value in (value for value, loss in known if loss is None):
         top = axis.get_xaxis_transform()
         axis.plot([value], [0.96], "x", color=colour, ms=7, transform=top)
