@@ -1,10 +1,13 @@
-"""Which notebooks take long: they run with `pytest -m slow notebooks`. Their code is tested on a
-tiny model otherwise.
-"""
+"""Which notebooks take long: they run with `pytest -m slow notebooks`."""
 
 import pytest
 
-SLOW = {"3_finetune_a_language_model.ipynb", "5_inside_an_update.ipynb"}
+SLOW = {
+    "1_first_adapter.ipynb",
+    "2_what_quantisation_loses.ipynb",
+    "3_finetune_a_language_model.ipynb",
+    "5_inside_an_update.ipynb",
+}
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers

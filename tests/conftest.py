@@ -56,6 +56,11 @@ install_import_hook(
 )
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many again as there are cores: a test often waits, for the disk or another process."""
+    return 3 * len(os.sched_getaffinity(0)) // 2 if hasattr(os, "sched_getaffinity") else 2
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, help="how many random cases each fuzzer takes")
     parser.addoption("--seed", type=int, default=0, help="of the fuzzer of files")

@@ -164,16 +164,16 @@ def spread_bars(table: Decomposition | None) -> Figure | None:
     sources = [*sources[: _MOST_BARS - 1], table[REST]]
     figure, axis = new_figure(8, 0.36 * len(sources) + 1.5)
     for place, source in enumerate(sources):
-        chance = source.name == REST or not source.p < 0.05
+        chance = source.name == REST or not source.adjusted < 0.05
         axis.barh(place, 100 * source.share, height=0.68, color=FAINT if chance else "#0072B2")
         text = f"{100 * source.share:.1f}%"
-        if source.name != REST and not np.isnan(source.p):
-            text += f"   p = {source.p:.2g}" if source.p >= 1e-4 else "   p < 0.0001"
+        if source.name != REST and not np.isnan(source.adjusted):
+            text += f"   p = {source.adjusted:.2g}" if source.adjusted >= 1e-4 else "   p < 0.0001"
         axis.text(100 * source.share + 0.8, place, text, va="center", fontsize=8.5)
 
     if table.replicated:
         rest = "rest: luck of the seed in a setting"
-        judged = "blue: more than chance explains (F test, p < 0.05, not corrected)"
+        judged = "blue: more than chance explains (F test, p < 0.05, corrected by Holm)"
     else:
         rest = "rest: three axes and more"
         judged = "one seed a setting: no source can be told from chance"
