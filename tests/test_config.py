@@ -56,6 +56,7 @@ DEFAULT = str(Path(__file__).parents[1] / "configs" / "default.py")
         ),
         ("--config.sweep.learning_rate.full=0.5", "sweep.learning_rate.full", 0.5),
         ("--config.out=/tmp/x=y", "out", "/tmp/x=y"),
+        ("--config.quant.double=0", "quant.double", False),
         # The last may be as long as the longest text, which is the default.
         ("--config.data.buckets=16,128", "data.buckets", (16, 128)),
     ],
@@ -133,6 +134,19 @@ def test_a_wrong_config_file_is_an_error(tmp_path, text, error, words):
     (tmp_path / "c.py").write_text(text)
     with pytest.raises(error, match=words):
         load_config(str(tmp_path / "c.py"))
+
+
+@pytest.mark.parametrize("budget", [3, 4, 5])
+def test_adalora_may_keep_all_of_its_rank_and_no_more(budget):
+    values = {
+        "lora": {"variant": "adalora", "rank": 4},
+        "optim": {"adalora": {"target_rank": budget}},
+    }
+    if budget <= 4:
+        assert from_config_dict(values).optim.adalora.target_rank == budget
+        return
+    with pytest.raises(ValueError, match="at most config.lora.rank = 4, got 5"):
+        from_config_dict(values)
 
 
 def test_a_missing_config_file_lists_its_neighbours():

@@ -25,6 +25,8 @@ def test_an_update_along_w_amplifies_by_its_size_over_w_there():
     assert found.top == pytest.approx(20.0) and found.update == pytest.approx(10.0)
     assert found.weight == pytest.approx(np.linalg.norm(W))
     assert projections(W, dense_svd(rank_one(15, 15, 10.0)), rank=1) == pytest.approx([5.0])
+    # Directions that the update has not are none of it, however many are asked for.
+    assert amplification_of(W, dense_svd(rank_one(15, 15, 10.0)), rank=3) == found
 
 
 def test_an_update_where_w_is_nothing_amplifies_without_bound():

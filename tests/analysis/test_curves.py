@@ -59,7 +59,8 @@ def test_forgetting_is_compared_at_equal_learning():
     ) == pytest.approx(1.0)
     assert forgetting_at(curve, 1.0) is None
     worse = Kept("worse", 10, 2.2, 0.5)
-    assert [point.step for point in pareto([*curve, worse])] == [0, 10, 20]
+    alike = Kept("alike", 15, 2.0, 0.5)  # as much learnt as at step 10, and more forgotten
+    assert [point.step for point in pareto([*curve, worse, alike])] == [0, 10, 20]
 
 
 def test_the_envelope_names_the_best_curve_of_each_budget():

@@ -12,6 +12,7 @@ from adapted_decoders import adapted_decoder
 
 import lora_jax
 from lora_jax.cli import main
+from lora_jax.commands.adapter import is_stacked
 from lora_jax.io import safetensors
 from lora_jax.io.adapter import load_adapter, save_adapter
 from lora_jax.io.peft import load_peft, save_peft
@@ -116,6 +117,10 @@ def test_what_changes_nothing_is_shown(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["inspect", "--adapter", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "sites that change nothing: layers/q/kernel" in out and "base 0123456789abcdef" in out
+    assert is_stacked(tmp_path)
+    for path in ("layers_0/q/kernel", "encoder/layers_1/q/kernel", "decoder/layers_0/q/kernel"):
+        save_adapter(tmp_path, {path: moving}, base="0", model="x")
+        assert not is_stacked(tmp_path), path
 
 
 def test_what_cannot_be_converted_is_one_paragraph_and_status_2(

@@ -42,6 +42,7 @@ def test_the_update_moves_zeros_and_no_code(group):
     ("spec", "group", "says"),
     [
         (("int4_asym", 8, False), 4, "no multiple of block_size 8"),
+        (("int4_asym", 6, False), 8, "no multiple of block_size 6"),
         (("int4_asym", 4, True), 4, "double=False"),
     ],
 )

@@ -18,6 +18,9 @@ def test_long_shared_runs_are_near_and_a_short_phrase_is_not():
     other = "the quick brown fox sat down and then a completely different story went on for many more words"
     found = find_contamination([LONG], [changed, other], n=8)
     assert found.near == (0,) and found.exact == ()
+    # One run of two: half of them is enough where half is asked for.
+    for share, near in ((0.5, (0,)), (0.51, ())):
+        assert find_contamination(["a b x"], ["a b c"], n=2, share=share).near == near
 
 
 def test_word_order_and_other_scripts_matter():

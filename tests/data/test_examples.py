@@ -2,6 +2,7 @@
 rows are told.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,10 @@ def test_a_capped_file_keeps_the_same_few_examples_whatever_comes_after(tmp_path
     # A cap of the training set leaves what it is scored on as it is.
     assert all(few[split] == whole[split] for split in ("validation", "test"))
     assert {row.place for row in few.splits["train"]} <= {row.place for row in more.splits["train"]}
+    # Which ones is part of every recorded result: those of the smallest hashes.
+    by_hash = lambda row: hashlib.sha256(whole.recipe.input_text(row.values).encode()).digest()
+    smallest = sorted(whole["train"], key=by_hash)[:40]
+    assert sorted(few["train"], key=by_hash) == smallest
 
 
 def test_pairs_of_one_text_and_questions_of_one_context_stay_together(tmp_path):

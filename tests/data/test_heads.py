@@ -82,5 +82,6 @@ def test_choices_follow_each_other_and_need_to_be_equally_many(tokenizer):
         [2, 9, 10, 3, 4, 5, 3],
     ]
     assert found.choices == 2 and found.labels.tolist() == [1, 0]
+    assert found.lengths.tolist() == [7, 7]
     with pytest.raises(ValueError, match=r"has \[1, 2\]"):
         encoded(tokenizer, "multiple_choice", 16, values, values | {"choices": ["a"]})

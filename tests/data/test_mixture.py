@@ -50,6 +50,8 @@ def test_padding_counts_the_examples_that_are_drawn():
     first = [batches[n] for n in range(len(batches.plan(0)))]
     filled, slots = (sum(int(f(b["mask"])) for b in first) for f in (np.sum, np.size))
     assert batches.padding_fraction == pytest.approx(1 - filled / slots)
+    apart = PackedBatches(encoded, 10, seed=0, packed=False)
+    assert apart.fingerprint() != batches.fingerprint() == PackedBatches(encoded, 10).fingerprint()
 
 
 def test_a_run_on_a_mixture_trains_and_scores_each_task(tmp_path, capsys):

@@ -96,8 +96,8 @@ def test_draws_differ_by_key_step_and_text():
     assert min(len(set(row)) for row in first) > 4
     # Batches of any number of prompts draw apart, too.
     options = dict(batch_size=3, max_new=8, sampling=Sampling(temperature=1e6))
-    many = model.generate_all(prompts * 2, key=jax.random.key(0), **options)
-    assert len({tuple(row) for row in many}) == 6
+    many = model.generate_all((prompts * 2)[:5], key=jax.random.key(0), **options)
+    assert len({tuple(row) for row in many}) == 5 and all(len(row) == 8 for row in many)
 
 
 def test_repetition_is_penalised_in_prompt_and_answer_and_not_in_padding():

@@ -82,6 +82,10 @@ DAMAGE = {
         lambda t, m: [t.pop(f"out/kernel#{part}") for part in ("a", "b", "scale", "dropout")],
         "lacks the factors of 1 sites that its metadata names, such as 'out/kernel'",
     ),
+    "trained rows less": (
+        lambda t, m: m.update(variants='{"word/embedding": {"kind": "rows"}}'),
+        "lacks the factors of 1 sites that its metadata names, such as 'word/embedding'",
+    ),
     "a name without a part": (
         lambda t, m: t.update({"out": t["out/kernel#a"]}),
         "needed a, b and scale",

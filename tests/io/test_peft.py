@@ -483,6 +483,15 @@ def test_a_list_that_names_a_module_that_is_not_there_is_refused_with_the_neares
         load_peft(folder, names_of("bert_lora"))
 
 
+def test_a_module_inside_of_one_that_is_saved_whole_gets_no_factors() -> None:
+    config = read_config(
+        {"peft_type": "LORA", "target_modules": ["query", "dense"], "modules_to_save": ["self"]}
+    )
+    layer = "encoder.layer.0.attention"
+    targets = [config.targets(f"{layer}.{name}") for name in ("self.query", "output.dense")]
+    assert targets == [False, True]
+
+
 def test_a_pattern_that_matches_no_adapted_module_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="rank_pattern has 'key', which matches none of the 4 adapted modules"

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from tiny_tasks import write_task
 
+from lora_jax.adapters.apply import apply
+from lora_jax.adapters.surgery import adapt
 from lora_jax.config import from_config_dict
+from lora_jax.core.lowrank import LoraSpec
 from lora_jax.io import safetensors
 from lora_jax.io.tensor_files import ModelFolder
 from lora_jax.io.weights import encoder_names, load_encoder, save_encoder
@@ -38,6 +41,15 @@ def test_hidden_states_and_logits_equal_transformers(scan):
         np.where(STORED["mask"][..., None], STORED["hidden"], 0),
         atol=1e-4,
     )
+
+
+def test_an_adapter_on_its_one_segment_serves_texts_with_two():
+    config, params = load_encoder(GOLDEN, num_classes=3)
+    texts = (STORED["tokens"], STORED["mask"], np.ones_like(STORED["tokens"]))
+    rules = [("embeddings/type/embedding", LoraSpec(1))]
+    frozen, trainable = adapt(Encoder(config), params, texts, lora=rules, key=jax.random.key(0))
+    logits = apply(Encoder(config), frozen, trainable, *texts)
+    np.testing.assert_allclose(logits, STORED["logits"], atol=1e-4)
 
 
 def test_saving_gives_the_same_tensors_and_config_back(tmp_path):

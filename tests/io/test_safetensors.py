@@ -178,6 +178,16 @@ def test_a_folder_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
             safetensors.write(path, TENSORS)
 
 
+def test_an_index_says_which_file_holds_what_and_the_bytes_of_all(tmp_path: Path) -> None:
+    shards = [{"a": TENSORS["a"]}, {"b": TENSORS["b"], "c": TENSORS["c"]}]
+    safetensors.write_folder(tmp_path, shards)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 6 * 4 + 3 * 2 + 8
+    first, second = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
+    assert index["weight_map"] == {"a": first, "b": second, "c": second}
+    assert set(ModelFolder(tmp_path)) == {"a", "b", "c"}
+
+
 def test_arrays_that_are_not_contiguous_are_written_by_value(tmp_path: Path) -> None:
     safetensors.write(tmp_path / "x.safetensors", {"t": TENSORS["a"].T, "s": np.arange(10)[::3]})
     read = safetensors.read(tmp_path / "x.safetensors")

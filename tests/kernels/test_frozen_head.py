@@ -64,6 +64,9 @@ def test_value_and_gradient_equal_the_plain_loss(sizes, head):
     assert 0 < float(correct.sum()) == pytest.approx(float((right * weight).sum()))
     np.testing.assert_array_equal(correct, right * weight)
     np.testing.assert_array_equal(word_losses(hidden, words, labels, head).right, right)
+    # Every word stands there twice: the first of the two is the likeliest.
+    twice = jnp.concatenate([words, words], head.axis)
+    np.testing.assert_array_equal(word_losses(hidden, twice, labels, head).right, right)
 
 
 def test_a_gradient_of_single_tokens_losses_is_an_error(sizes):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lora_jax.metrics import text_metrics
-from lora_jax.metrics.comparison import aligned, intervals, intervals_over_seeds
+from lora_jax.metrics.comparison import aligned, intervals, intervals_over_seeds, verdict
 from lora_jax.metrics.predictions import (
     Prediction,
     Predictions,
@@ -63,6 +63,9 @@ def test_answers_score_as_squads_script_scores_them():
         [c["f1"] for c in GOLDEN["answers"]],
         rtol=1e-12,
     )
+    # SQuAD 2.0's questions without an answer.
+    none = text_metrics.squad_f1_each(["", "a dog", "the"], [[""], [""], ["cat", "an"]])
+    assert none.tolist() == [1, 0, 1]
 
 
 def test_sacrebleu_and_rouge_score_by_hand():
@@ -180,6 +183,11 @@ def test_the_interval_over_seeds_and_examples_is_that_of_the_mean_and_wider_than
     assert found["loss"].high - found["loss"].low > 2 * (alone.high - alone.low)
     with pytest.raises(ValueError, match="same examples"):
         intervals_over_seeds([runs[0], runs[1].at(range(20))])
+
+
+def test_a_winner_is_named_below_one_in_twenty_alone():
+    assert verdict("loss", -0.4, 0.051).startswith("cannot tell (loss -0.4")
+    assert verdict("accuracy", -0.4, 0.049).startswith("second better")
 
 
 def test_rouge_says_how_many_texts_it_cannot_read():

@@ -2,6 +2,7 @@
 packed rows do not mix.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -19,7 +20,13 @@ from lora_jax.core.trainable import combine, partition
 from lora_jax.io.weights import load_decoder
 from lora_jax.models.decoder import Decoder, positions_of
 from lora_jax.models.decoder_config import DecoderConfig, Experts
-from lora_jax.models.rotary import Rotary, inverse_frequencies, rotary_angles, rotate
+from lora_jax.models.rotary import (
+    Rotary,
+    attention_factor,
+    inverse_frequencies,
+    rotary_angles,
+    rotate,
+)
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "decoders"
 TOKENS = np.arange(3, 27).reshape(2, 12)
@@ -109,6 +116,9 @@ def test_yarn_keeps_fast_channels_and_stretches_slow_ones():
     for truncate, theirs in ((True, [0.23717082, 0.05]), (False, [0.19858353, 0.02559525])):
         yarn = Rotary(scaling="yarn", factor=4.0, original_positions=64, truncate=truncate)
         np.testing.assert_allclose(inverse_frequencies(yarn, 16)[1:3], theirs, rtol=1e-6)
+    assert attention_factor(yarn) == pytest.approx(1.1386294361, rel=1e-9)
+    both = replace(yarn, mscale=0.8, mscale_all_dim=0.5)
+    assert attention_factor(both) == pytest.approx(1.0388929, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def test_the_paired_test_sees_a_small_steady_difference_that_unpaired_intervals_
         lambda rows: float(first[rows].mean()), lambda rows: float(second[rows].mean()), 200
     )
     np.testing.assert_allclose(test, slow, atol=1e-12)
+    assert paired_means(np.r_[1.0, 0.0], np.zeros(2), np.r_[3.0, 1.0]).value == 0.75
     # No resample is as far: the observed one is, and p is never 0.
     assert paired_means(first, first - 9, resamples=99).p == 0.01
 

@@ -9,9 +9,9 @@ import pytest
 from made_up_sweep import result_by, result_of
 
 from lora_jax.config import Config, LoraConfig, ReportConfig, TrainConfig, to_dict
-from lora_jax.statistics.paired import PairedTest
+from lora_jax.statistics.paired import PairedTest, detectable_difference
 from lora_jax.sweeps.cells import cells_of
-from lora_jax.sweeps.comparisons import Comparison, choice, ranked
+from lora_jax.sweeps.comparisons import Comparison, choice, paired_deviation, ranked
 from lora_jax.sweeps.conclusions import conclude
 from lora_jax.sweeps.findings import findings_of, margin_of
 from lora_jax.sweeps.grid import run_id
@@ -87,6 +87,10 @@ def test_what_so_many_seeds_can_tell(seeds):
         ("there is one seed a setting" in open_ones) == (seeds == 1) == ("beats" not in supported)
     )
     assert ("must differ by about" in open_ones) == (seeds > 1)
+    if seeds > 1:
+        # Of a difference of two settings, not of the scores of one.
+        least = detectable_difference(paired_deviation(cells(seeds)), seeds)
+        assert f"must differ by about {100 * least:.1f} points" in open_ones
     assert ("With fewer than five seeds" in open_ones) == (1 < seeds < 5)
 
 

@@ -24,6 +24,7 @@ def test_a_run_goes_on_if_it_is_among_the_best_share_of_those_before_it(tmp_path
     assert decided == [True, False, True, True, False]
     assert halving.stopped == {"b": 2, "e": 2}
     assert halving.keep("c", 4, 0.3) and not halving.keep("d", 4, 0.31)
+    assert (halving.last("c"), halving.last("b"), halving.last("z")) == (0.3, 0.6, None)
     # A share that is no whole number is rounded up: the second of three goes on.
     assert halving.keep("x", 4, 0.305) and not halving.keep("y", 4, 0.306)
 

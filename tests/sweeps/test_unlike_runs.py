@@ -10,7 +10,7 @@ from lora_jax.config import Config, LoraConfig, TrainConfig, from_config_dict
 from lora_jax.statistics.aggregate import interquartile_mean, probability_of_improvement
 from lora_jax.sweeps import plots, watch
 from lora_jax.sweeps.cells import axes, cells_of, facets, gather
-from lora_jax.sweeps.comparisons import spread
+from lora_jax.sweeps.comparisons import between_levels, spread
 from lora_jax.sweeps.findings import findings_of
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.over_tasks import over_tasks
@@ -100,6 +100,7 @@ def test_no_map_averages_over_data_sets(tmp_path):
     fill(store, [*runs, *(replace(run, data=replace(run.data, name="imdb")) for run in runs)])
     found = cells_of(gather([tmp_path])[0])
     assert plots.figure("heat_maps", found) is None
+    assert not any(one.axis == "data" for one in between_levels(found))
     assert plots.figure("heat_maps", [cell for cell in found if "imdb" in cell.name]) is not None
 
 
@@ -125,6 +126,16 @@ def test_settings_that_ran_on_several_data_sets_are_compared_over_all_of_them(tm
     )
     assert (tmp_path / "report" / "profiles.png").exists()
     assert over_tasks([cell for cell in found if "imdb" in cell.name]) == []
+
+
+def test_of_a_run_in_two_folders_the_one_that_is_done_counts(tmp_path):
+    (run,) = ranks(4)
+    done, failed = RunStore(tmp_path / "done"), RunStore(tmp_path / "failed")
+    fill(done, [run])
+    failed.start(run_id(run), run, ENVIRONMENT)
+    failed.fail(run_id(run), RuntimeError("out of memory"))
+    for stores in ((done, failed), (failed, done)):
+        assert [record.status for record in gather([one.root for one in stores])[0]] == ["done"]
 
 
 def test_one_rank_that_was_trained_otherwise_says_so(tmp_path):

@@ -5,6 +5,7 @@ command that prints them.
 import argparse
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -139,6 +140,17 @@ def test_a_prompt_that_is_too_long_keeps_its_first_token_and_its_end(folder, win
     assert given == [[*prompt[:first], *prompt[first - window :]] for prompt in whole]
 
 
+def test_any_of_the_references_is_right(folder, monkeypatch):
+    run = load_run(folder)
+    written = run.task.tokenizer.encode("b", special=False)
+    recorded = lambda self, prompts, **_: [written for _ in prompts]
+    monkeypatch.setattr(Generator, "generate_all", recorded)
+    right = (("a", " b"),) * len(run.task.splits["test"])
+    task = replace(run.task, records={"test": replace(run.task.records["test"], references=right)})
+    (row,) = generate_predictions(task, run.frozen, {}, "test", examples=1).rows
+    assert (row.predicted, row.references, row.correct) == ("b", ["a", " b"], 1.0)
+
+
 def test_texts_end_before_the_first_stop_string_and_a_leading_one_is_skipped():
     assert (
         cut_at_stop("\n\nyes\nno", ["\n"]) == "yes"
@@ -188,6 +200,8 @@ def test_a_perplexity_a_byte_counts_the_bytes_of_utf_8():
     found = _perplexity(SimpleNamespace(task=task), argparse.Namespace(split="test"), ours)
     assert found["perplexity_per_byte"] == pytest.approx(5)
     assert found["perplexity_per_token"] == pytest.approx(5**1.5)
+    task.splits["test"].truncated = 1  # Of texts that were cut it would be of other texts.
+    assert _perplexity(SimpleNamespace(task=task), argparse.Namespace(split="test"), ours) == {}
 
 
 def test_an_encoders_base_cannot_be_scored(tiny, tmp_path, capsys):

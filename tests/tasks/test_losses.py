@@ -55,6 +55,12 @@ def test_an_answer_outside_the_window_trains_nothing_and_is_never_right() -> Non
     assert HEADS["span"](sure, batch).correct.tolist() == [0, 1, 0]
 
 
+def test_a_score_loses_half_its_squared_error_and_is_right_within_a_half() -> None:
+    batch = {"labels": jnp.asarray([1.0, 2.5, 2.0]), "weight": jnp.asarray([1.0, 1.0, 0.0])}
+    losses = HEADS["score"](jnp.asarray([[3.0], [2.25], [9.0]]), batch)
+    assert losses.loss.tolist() == [2.0, 0.03125, 0.0] and losses.correct.tolist() == [0, 1, 0]
+
+
 def test_the_best_span_is_legal_and_no_longer_than_asked() -> None:
     begin, end = [0.0, 3.0, 0.0, 0.0], [4.0, 0.0, 1.0, 2.0]
     logits = jnp.asarray([[begin, end]])

@@ -15,6 +15,7 @@ from lora_jax.metrics.comparison import compare, intervals
 from lora_jax.metrics.predictions import load_predictions, save_predictions
 from lora_jax.tasks.heads import best_span
 from lora_jax.tasks.predictions import predict
+from lora_jax.tasks.reading import recipe_of
 from lora_jax.training.loop import train
 from lora_jax.training.saved import load_run
 
@@ -108,3 +109,6 @@ def test_a_recipe_of_texts_needs_a_decoder_and_roles_belong_to_a_recipe(model, t
         from_config_dict({"data": {"recipe": "classification", "fields": {"summary": "x"}}})
     with pytest.raises(ValueError, match="data.recipe must be one of .*Nearest: 'classification'"):
         from_config_dict({"data": {"recipe": "clasification"}})
+    scored = from_config_dict({"data": {"recipe": "classification", "metrics": ["bleu"]}})
+    with pytest.raises(ValueError, match="'bleu' scores texts, and the answers .* are classes"):
+        recipe_of(scored.data)

@@ -193,6 +193,8 @@ def test_factors_are_cut_along_inputs_and_outputs_and_small_arrays_and_embedding
     assert (axes["layers/up/kernel"].a, axes["layers/up/kernel"].b) == (-2, -1)
     assert axes["head/kernel"].value == -2  # (600, 10): the longer axis
     assert axes["head/bias"].value == 0 and axes["embed/embedding"].value == 0
+    whole = {"embed/embedding": TrainedWeight(value=jnp.zeros((600, 20)))}
+    assert block_axes(whole)["embed/embedding"].value == 0
     # 1100 * 3 = 3300 numbers a layer, as bitsandbytes counts them, though the stack of three layers
     # has more than 4096.
     assert block_axes(tree(3))["layers/up/kernel"].a == 0

@@ -6,13 +6,17 @@ import json
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
 from tiny_encoder import save_tiny_encoder
 from tiny_tasks import write_task
 
 from lora_jax.config import config_hash, from_config_dict
 from lora_jax.tasks.opening import open_task
+from lora_jax.training.compile import Memory, Program
 from lora_jax.training.memory import estimate, fit_budget, parse_bytes
+from lora_jax.training.programs import Programs, lanes_for
+from lora_jax.training.slots import Slots
 
 NOTHING = lambda: (0, 0)
 
@@ -114,3 +118,12 @@ def test_sizes_are_read_with_their_units(text, size):
 def test_what_is_no_size_is_an_error(text):
     with pytest.raises(ValueError, match="a size such as 2GiB"):
         parse_bytes(text)
+
+
+def test_a_run_beside_others_is_charged_the_base_and_its_own_share_of_the_states():
+    step = Program(lambda state: state)
+    slots = Slots(Programs(step, step, 4))
+    slots.frozen = {"w": jnp.zeros(100, jnp.float32)}
+    assert slots.peak_bytes() is None
+    slots._largest = Memory(arguments=400 + 4 * 30, new_results=4 * 2, temporaries=1000)
+    assert slots.peak_bytes() == 400 + 30 + 2 + 1000 // lanes_for(4)

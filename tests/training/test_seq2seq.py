@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -126,6 +127,17 @@ def test_packed_equals_unpacked_and_plain(folder, data):
     for a, b in zip(jax.tree.leaves(packed[1]), jax.tree.leaves(unpacked[1]), strict=True):
         # fp32: sums over tokens in another order.
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5 * max(1, np.abs(b).max()))
+
+
+def test_the_loss_under_a_frozen_tied_head_is_that_of_its_logits(tmp_path, data):
+    tied = write_t5(tmp_path / "tied", "v1_0")
+    config, params = load_t5(tied)
+    assert config.tied and config.scaled
+    batch = jax.tree.map(jnp.asarray, PairBatches(encoded_of(tied, data), 4, shuffle=False)[0])
+    loss, _ = language_loss(T5(config))(params, {}, batch, None)
+    logits = apply(T5(config), params, {}, *hidden_inputs(batch))
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+    np.testing.assert_allclose(loss, (each * batch["loss_weight"]).sum(), rtol=1e-5)
 
 
 def config_of(folder, data, **changes):

@@ -479,6 +479,7 @@ def test_a_judge_stops_runs_at_their_rungs_and_the_survivors_are_as_alone(
     for number in (1, 3):
         alone(runs[number], tmp_path / f"alone{number}", runs)
         check_equal(tmp_path / str(number), tmp_path / f"alone{number}")
+    assert all((tmp_path / n / "checkpoints" / "4").is_dir() for n in ("0", "2"))
     # One that was killed at its rung is judged there before it takes another step.
     outcomes.clear()
     fit(
