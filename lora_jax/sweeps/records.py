@@ -159,15 +159,16 @@ def _check_plain(file: str, value: Any) -> None:
     """Nothing if a report can show and sort everything in it: whole numbers that no float holds and
     texts that no file can hold are in no run of ours.
     """
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            _check_plain(file, key)
-            _check_plain(file, item)
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict):
+        "".join(value).encode()
+        for item in value.values():
+            if type(item) is not float and item is not None:
+                _check_plain(file, item)
     elif isinstance(value, list):
         for item in value:
             _check_plain(file, item)
-    elif isinstance(value, str):
-        value.encode()
     elif isinstance(value, int) and abs(value) >= 2**63:
         raise ValueError(f"{file} holds a whole number of {len(str(value))} digits")
 
