@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from lora_jax.core.cache import cache_dir
+from lora_jax.core.extras import needs
 from lora_jax.core.json_files import read_json
 from lora_jax.io.hub import HUGGING_FACE_FILES, PIECES, WHEELS, sha256_of
 
@@ -70,8 +71,9 @@ def _fetched(name: str, revision: str | None) -> str | None:
     """
     found = _HUGGING_FACE.fullmatch(name)
     try:
-        from huggingface_hub import constants
-    except ImportError:  # The extra is not installed: nothing was fetched.
+        with needs("hub"):
+            from huggingface_hub import constants
+    except ModuleNotFoundError:  # So nothing was fetched.
         return None
     if found is None:
         return None
