@@ -148,7 +148,8 @@ def _by_size_alone(cells: Sequence[Cell], said: Score, which: str) -> list[str]:
         f"The {examples} test examples{which} alone leave the best {said.label} "
         f"({said.text(best.value)}) between {said.text(interval.low)} and {said.text(interval.high)} (95%, Wilson); {beside} "
         f"of the other {len(cells) - 1} settings {'lies' if beside == 1 else 'lie'} above the "
-        "lower limit.",
+        "lower limit. The interval is of other test examples for this one trained model, and holds "
+        "nothing of other seeds.",
     ]
 
 
@@ -285,8 +286,9 @@ def _alike(
             pairs = [within[axis, frozenset(pair)] for pair in itertools.combinations(group, 2)]
             largest = max(abs(one.test.difference) for _, one in pairs)
             ends = f"**{in_markdown(group[0])}** to **{in_markdown(group[-1])}**"
-            if len(group) == 2:
-                ends = ends.replace("** to **", "** and **")
+            # Words are no range, and neither are two.
+            if len(group) == 2 or isinstance(column[0], str):
+                ends = " and ".join(f"**{in_markdown(name)}**" for name in group)
             text.append(
                 f"{_axis(axis)} {ends}: no difference larger than {size} "
                 f"({'they differ' if len(group) == 2 else 'the farthest differ'} by "
