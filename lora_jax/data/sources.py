@@ -156,8 +156,8 @@ def _fetch(name: str) -> Path:
     except Exception as error:
         raise FileNotFoundError(
             f"The Hugging Face dataset {repository!r} is not in the local cache and could not be "
-            "fetched. Check the name and the network, or copy its files here and give their "
-            f"folder. The hub says: {short(error)}"
+            "fetched. Check the name, the network and the room in its cache, or copy its files "
+            f"here and give their folder. The hub says: {short(error)}"
         ) from error
     if not config:
         return folder

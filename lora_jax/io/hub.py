@@ -152,8 +152,8 @@ def _from_hugging_face(name: str, revision: str | None) -> Path:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise FileNotFoundError(
             f"The Hugging Face model {name!r}{f' at {revision!r}' if revision else ''} is not in "
-            "the local cache and could not be fetched. Check the name and the network, or copy the "
-            f"model's folder here and give its path. The hub says: {said}"
+            "the local cache and could not be fetched. Check the name, the network and the room in "
+            f"its cache, or copy the model's folder here and give its path. The hub says: {said}"
         ) from error
 
 

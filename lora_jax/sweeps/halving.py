@@ -41,7 +41,11 @@ def ground(config: Config) -> dict[str, Any]:
             "do not compare. Make a sweep of each, or set config.sweep.halving.rungs='()'."
         )
     named = contents(config.names, config.model.revision)
-    return shared | {f"the content of {name}": content for name, content in named.items()}
+    return shared | _of_contents(named)
+
+
+def _of_contents(named: Mapping[str, str]) -> dict[str, str]:
+    return {f"the content of {name}": content for name, content in named.items()}
 
 
 class Halving:
@@ -84,6 +88,29 @@ class Halving:
             self._write()
         return self.stopped.get(run_id) != step
 
+    def check_contents(self, made_of: Mapping[str, str]) -> None:
+        """Nothing if the runs that come are of the same contents as those before, which are known
+        once they are read (`LastTask.made_of`).
+
+        Raises:
+            ValueError: something changed; it is named.
+        """
+        if self.on:
+            self._go_on_under(_of_contents(made_of))
+
+    def _go_on_under(self, now: Mapping[str, Any]) -> None:
+        before = self._under
+        if changed := [key for key, x in now.items() if before.get(key, x) != x]:
+            shown = ", ".join(
+                f"{key} was {before[key]!r} and is {now[key]!r}" for key in changed[:4]
+            )
+            raise ValueError(
+                f"The losses in {self._path} were measured under other settings, and no run is to "
+                f"be stopped by them: {shown}. Use the same, another folder (--config.out), or "
+                f"delete {self._path} to judge all runs again."
+            )
+        self._under = {**before, **now}
+
     def last(self, run_id: str) -> float | None:
         """The validation loss of the run at the last rung where it was, None if it was at none."""
         losses = (self._scores[step].get(run_id) for step in sorted(self._scores, reverse=True))
@@ -121,17 +148,8 @@ class Halving:
                 f"(--config.out), or delete {self._path} to judge all runs again."
             )
 
-        if changed := [key for key, x in self._under.items() if before.get(key, x) != x]:
-            shown = ", ".join(
-                f"{key} was {before[key]!r} and is {self._under[key]!r}" for key in changed[:4]
-            )
-            raise ValueError(
-                f"The losses in {self._path} were measured under other settings, and no run is to "
-                f"be stopped by them: {shown}. Use the same, another folder (--config.out), or "
-                f"delete {self._path} to judge all runs again."
-            )
-
-        self._under = before | self._under
+        self._under, now = before, self._under
+        self._go_on_under(now)
         self._scores = {
             int(step): {name: math.inf if loss is None else loss for name, loss in rung.items()}
             for step, rung in scores.items()

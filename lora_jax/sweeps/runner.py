@@ -19,6 +19,7 @@ from lora_jax.sweeps.settings import flat, variants
 from lora_jax.sweeps.side_by_side import Pack, packs, predicted
 from lora_jax.sweeps.store import RunStore
 from lora_jax.tasks.opening import LastTask
+from lora_jax.tasks.task import Task
 from lora_jax.training.interrupted import Interrupted, stop_signals
 from lora_jax.training.loop import Stopped, fit
 from lora_jax.training.result import RunResult
@@ -177,6 +178,11 @@ class _Sweep:
                     started[run_id(config)] = config
                     yield Run(config, folder, rungs)
 
+        def task_of(config: Config) -> Task:
+            task = self.tasks.of(config)
+            self.halving.check_contents(self.tasks.made_of)
+            return task
+
         def judge(run: Run, step: int, score: dict[str, float]) -> bool:
             return self.halving.keep(run_id(run.config), step, score["loss"])
 
@@ -201,7 +207,7 @@ class _Sweep:
             fit(
                 runs(),
                 finished,
-                task_of=self.tasks.of,
+                task_of=task_of,
                 wide=pack.wide,
                 slots=slots,
                 judge=judge,

@@ -47,6 +47,17 @@ def test_other_rungs_in_one_folder_and_a_damaged_file_are_refused(tmp_path):
         Halving(tmp_path, TWO)
 
 
+def test_data_that_change_in_the_midst_of_a_sweep_are_judged_by_no_rung_of_before(tmp_path):
+    halving = Halving(tmp_path, TWO, {"train.total_steps": 8})
+    halving.check_contents({"a.csv": "1"})
+    halving.check_contents({"a.csv": "1", "org/model": "fetched now"})
+    halving.keep("a", 2, 0.5)
+    for one in (halving, Halving(tmp_path, TWO, {"train.total_steps": 8})):
+        with pytest.raises(ValueError, match="the content of a.csv was '1' and is '2'"):
+            one.check_contents({"a.csv": "2"})
+    Halving(tmp_path, HalvingConfig()).check_contents({"a.csv": "2"})
+
+
 def sweep_of(data, axes=(), **train):
     changed = {"data": {"name": str(data)}, "train": train, "lora": {"rank": 2}}
     return from_config_dict(changed | {"sweep": {"axes": axes}})
