@@ -22,7 +22,7 @@ class Loss:
     """What one matrix lost: norm of the error over the norm of the weights, bits a weight, and
     bytes before and after.
 
-    `damage` is the share of scales that double quantisation moved by more than 5 %: above 0.01 the
+    `norm` is that of the weights; NaN in rows of old files, which do not have it. `damage` is the share of scales that double quantisation moved by more than 5 %: above 0.01 the
     spec does not suit the layer.
     """
 
@@ -35,6 +35,7 @@ class Loss:
     bytes_before: int
     bytes_after: int
     damage: float
+    norm: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def losses(path: str, w: Any, q: QuantizedArray) -> list[Loss]:
     """The loss of each matrix of a stack that `w` was quantised from to `q`; one with layer None if
     there is no stack.
     """
-    errors, damage = (
+    errors, damage, norms = (
         np.asarray(part, np.float64).reshape(-1) for part in _errors(jnp.asarray(w), q)
     )
 
@@ -74,6 +75,7 @@ def losses(path: str, w: Any, q: QuantizedArray) -> list[Loss]:
             bytes_before=bytes_before // count,
             bytes_after=bytes_after // count,
             damage=float(damage[index]),
+            norm=float(norms[index]),
         )
         for index, error in enumerate(errors)
     ]
@@ -99,12 +101,12 @@ def sweep(
 
 def total(rows: Sequence[Loss]) -> tuple[float, float]:
     """(relative error, bits a weight) of all matrices together, as if they were one; weights of one
-    dtype.
+    dtype. The error is NaN where a row has no norm.
     """
     sizes = [row.bytes_before for row in rows]
-    error = math.sqrt(
-        sum(size * row.relative_error**2 for size, row in zip(sizes, rows)) / sum(sizes)
-    )
+    norm = math.hypot(*(row.norm for row in rows))
+    lost = math.hypot(*(row.norm * row.relative_error for row in rows))
+    error = lost / norm if norm else 0.0
     return error, sum(size * row.bits for size, row in zip(sizes, rows)) / sum(sizes)
 
 
@@ -147,12 +149,12 @@ def rms_error(samples: Any, spec: QuantSpec) -> float:
 
 
 @jax.jit
-def _errors(w: jax.Array, q: QuantizedArray) -> tuple[jax.Array, jax.Array]:
+def _errors(w: jax.Array, q: QuantizedArray) -> tuple[jax.Array, jax.Array, jax.Array]:
     exact = to_matrix(w, len(q.kernel_shape), q.in_axes).astype(jnp.float32)
     off = jnp.linalg.norm(q.matrix(jnp.float32) - exact, axis=(-2, -1))
     size = jnp.linalg.norm(exact, axis=(-2, -1))
     damage = scale_damage(w, q) if q.spec.double else jnp.zeros(size.shape)
-    return jnp.where(size > 0, off / jnp.where(size > 0, size, 1.0), off), damage
+    return jnp.where(size > 0, off / jnp.where(size > 0, size, 1.0), off), damage, size
 
 
 @jax.jit

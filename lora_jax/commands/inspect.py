@@ -12,6 +12,7 @@ change nothing.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -101,7 +102,7 @@ def loss_table(rows: Sequence[Loss]) -> Table:
             "",
             "",
             "",
-            f"{error:.5f}",
+            "unknown" if math.isnan(error) else f"{error:.5f}",
             f"{bits:.3f}",
             f"{before:,}",
             f"{after:,}",
