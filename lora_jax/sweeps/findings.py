@@ -65,7 +65,9 @@ def findings_of(cells: Sequence[Cell], missing: int = 0, margin: float | None = 
     of at most 5%, over all tests, sentences and both scores together: levels and slopes of an axis
     are tested only if the axis as a whole explains more than chance would, among all axes and both
     scores, and cells only if any axis does (hierarchical testing: Marcus, Peritz & Gabriel 1976,
-    Meinshausen 2008). A p-value carries that of its gate.
+    Meinshausen 2008). A p-value carries that of its gate, and counts both scores. The 5%
+    are promised where nothing differs: beside a rank that did, some other axis or pair of ranks was
+    called different in 22 of 300 simulated sweeps.
     """
     chosen = adapters(cells)
     margin = margin_of(cells, margin)
@@ -126,7 +128,7 @@ def _gated(asked: Sequence[ByScore]) -> list[ByScore]:
         # Runs of several data sets have no table: each kind of test has its share of the level.
         p = len(_KINDS) * len(asked) * one.adjusted
         if gate:
-            p = np.maximum(one.adjusted, gate.get(one.axis, anything))
+            p = np.maximum(len(asked) * one.adjusted, gate.get(one.axis, anything))
         return replace(one, adjusted=float(np.minimum(p, 1.0)))
 
     return [
