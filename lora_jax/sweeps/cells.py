@@ -72,10 +72,17 @@ class Cell:
         """The test score of the first seed by the metric that its result names."""
         return self.runs[0].result.score("test")
 
-    @property
-    def by_seed(self) -> dict[int, float]:
-        """{seed: test score}."""
-        return {seed_of(run): run.result.value("test") for run in self.runs}
+    def by_seed(self, metric: str | None = None) -> dict[int, float]:
+        """{seed: test score} by a metric, by default the primary one."""
+        if metric not in self._by_seed:
+            self._by_seed[metric] = {
+                seed_of(run): run.result.value("test", metric) for run in self.runs
+            }
+        return self._by_seed[metric]
+
+    @functools.cached_property
+    def _by_seed(self) -> dict[str | None, dict[int, float]]:
+        return {}
 
     def mean(self, key: str) -> float | None:
         """Mean over seeds of a field of `RunResult.row`; None if a seed lacks it."""
@@ -89,7 +96,7 @@ class Cell:
     @functools.cached_property
     def value(self) -> float:
         """Mean test score over seeds, by the primary metric."""
-        return statistics.fmean(self.by_seed.values())
+        return statistics.fmean(self.by_seed().values())
 
     @property
     def merit(self) -> float:
@@ -102,7 +109,7 @@ class Cell:
         sqrt(p (1 - p) / n), if the score is a share of right answers, and NaN if it is not.
         """
         if self.seeds > 1:
-            spread = sum((value - self.value) ** 2 for value in self.by_seed.values())
+            spread = sum((value - self.value) ** 2 for value in self.by_seed().values())
             return math.sqrt(spread / (self.seeds - 1) / self.seeds)
         if not self.score.share or not self.score.count:
             return math.nan

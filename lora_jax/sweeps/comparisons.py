@@ -307,7 +307,7 @@ def paired_deviation(cells: Sequence[Cell]) -> float | None:
     """
     squares, freedom = 0.0, 0
     for alike in facets(cells).values():
-        scores = [cell.by_seed for cell in alike]
+        scores = [cell.by_seed() for cell in alike]
         shared = sorted(set.intersection(*(set(one) for one in scores)))
         if len(alike) > 1 and len(shared) > 1:
             table = np.array([[one[seed] for seed in shared] for one in scores])
@@ -333,7 +333,7 @@ def _level_test(
         return []
     test, crossed = tested
     higher = matched[0][next(iter(weights))].runs[0].result.score("test", metric).higher_is_better
-    mean = lambda cell: statistics.fmean(_values(cell, metric).values())
+    mean = lambda cell: statistics.fmean(cell.by_seed(metric).values())
     means = [math.fsum(weight * mean(cell) for cell, weight in one) for one in each]
     wins = sum(mean > 0 if higher else mean < 0 for mean in means)
     named = map(shown, weights) if len(weights) == 2 else (A_DOUBLING, "")
@@ -347,7 +347,7 @@ def _tested(
 
     A seed is one measurement: settings under one seed share its luck and are not independent.
     """
-    scores = [(_values(cell, metric), weight) for cell, weight in weights]
+    scores = [(cell.by_seed(metric), weight) for cell, weight in weights]
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed, _ in scores)))
     if not seeds:
         return None
@@ -356,10 +356,6 @@ def _tested(
         for sign in (1, -1)
     )
     return paired_test(above, below), _crossed(weights, seeds, metric) if len(seeds) > 1 else None
-
-
-def _values(cell: Cell, metric: str | None) -> dict[int, float]:
-    return {seed_of(run): run.result.value("test", metric) for run in cell.runs}
 
 
 def _crossed(

@@ -33,7 +33,7 @@ def limits_of(cells: Sequence[Cell]) -> list[str]:
 
 def _ceiling(cells: Sequence[Cell]) -> list[str]:
     said = measure(cells)
-    values = {value for cell in cells for value in cell.by_seed.values()}
+    values = {value for cell in cells for value in cell.by_seed().values()}
     if len(cells) < 2 or not said.share or len(values) > 1 or not values <= {0.0, 1.0}:
         return []
     return [

@@ -48,7 +48,7 @@ def over_tasks(cells: Sequence[Cell]) -> list[OverTasks]:
     said = measure(cells)
     ranks = _mean_ranks(tasks, arms)
     first, *_ = order = sorted(arms, key=ranks.__getitem__)
-    scores = {name: tuple(tuple(cell.by_seed.values()) for cell in arms[name]) for name in arms}
+    scores = {name: tuple(tuple(cell.by_seed().values()) for cell in arms[name]) for name in arms}
     sign = 1 if said.higher_is_better else -1
     merits = {name: [[sign * x for x in task] for task in scores[name]] for name in arms}
     return [

@@ -248,7 +248,7 @@ def interval_of(cell: Cell) -> tuple[float, float]:
     seeds; 0 with one seed.
     """
     factor = measure([cell]).factor
-    found = over_seeds([factor * value for value in cell.by_seed.values()])
+    found = over_seeds([factor * value for value in cell.by_seed().values()])
     return (0.0, 0.0) if found.runs < 2 else (found.mean - found.low, found.high - found.mean)
 
 

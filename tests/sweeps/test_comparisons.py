@@ -134,7 +134,7 @@ def test_the_spread_goes_to_the_axis_that_made_it(tmp_path):
         and abs(table.overlap) < 1e-9
     )
     found = cells(tmp_path)
-    variances = [np.var(list(cell.by_seed.values()), ddof=1) for cell in found]
+    variances = [np.var(list(cell.by_seed().values()), ddof=1) for cell in found]
     assert len({cell.seeds for cell in found}) == 1  # so that each variance counts alike
     assert seed_deviation(found) == pytest.approx(math.sqrt(np.mean(variances)), rel=1e-9)
     assert seed_deviation(found) == pytest.approx(0.003, rel=0.5)  # what was drawn

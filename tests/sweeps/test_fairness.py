@@ -46,7 +46,7 @@ def test_a_cell_is_its_fresh_seeds_at_its_best_value_and_the_setting_is_no_axis(
         "full", "fp32 r1 all-linear", "fp32 r4 all-linear", "fp32 r16 all-linear",
     ]  # fmt: skip
     assert [cell.curve.best for cell in cells] == [1e-4, 1e-3, 4e-3, 4e-3]
-    assert all(list(cell.by_seed) == [0, 1, 2] for cell in cells)
+    assert all(list(cell.by_seed()) == [0, 1, 2] for cell in cells)
     assert list(axes(cells[1:])) == ["rank"]
     assert sum(not record.is_scored for record in records) == 5 * 6 + 2 * 2
     scored = [record.result.value("test") for record in records if record.result and record.is_scored]  # fmt: skip

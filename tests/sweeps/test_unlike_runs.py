@@ -114,7 +114,7 @@ def test_settings_that_ran_on_several_data_sets_are_compared_over_all_of_them(tm
     # Rank 4 ran on one of them only.
     assert (first.name, first.rank, second.name, second.rank) == ("rank 16", 1.0, "rank 1", 2.0)
     both = [
-        [[x for cell in found if cell.rank == rank and name in cell.name for x in cell.by_seed.values()] for name in names]
+        [[x for cell in found if cell.rank == rank and name in cell.name for x in cell.by_seed().values()] for name in names]
         for rank in (16, 1)
     ]  # fmt: skip
     assert second.improvement.value == pytest.approx(probability_of_improvement(*both))
