@@ -88,12 +88,15 @@ class ExampleTest:
 
 @dataclass(frozen=True)
 class ByScore:
-    """What is asked about one score: cells, levels, slopes along axes, and sources of spread."""
+    """What is asked about one score: cells, levels, slopes along axes, sources of spread, and
+    baselines.
+    """
 
     against_best: tuple[Comparison, ...] = ()
     between_levels: tuple[Comparison, ...] = ()
     along_axes: tuple[Comparison, ...] = ()
     spread: Decomposition | None = None
+    against_baselines: tuple[Comparison, ...] = ()
 
 
 class Choice(NamedTuple):
@@ -170,6 +173,43 @@ def _against_best(cells: Sequence[Cell], metric: str | None) -> list[Comparison]
     return sorted(
         _adjusted(found, family=math.comb(len(cells), 2)), key=lambda one: abs(one.test.difference)
     )
+
+
+def against_baselines(cells: Sequence[Cell], metric: str | None = None) -> list[Comparison]:
+    """The mean of all adapters against every baseline of the same data and model, over the seeds
+    that all of these have. The mean, as no adapter is picked by its score for it.
+    """
+    found = []
+    for words, alike in facets(cells).items():
+        grid = [cell for cell in alike if cell.rank is not None]
+        name = f"mean of {len(grid)} adapter{'s' * (len(grid) > 1)} {words}".strip()
+        for other in (cell for cell in alike if cell.rank is None and grid):
+            tested = _tested([*((cell, 1 / len(grid)) for cell in grid), (other, -1.0)], metric)
+            if tested is None:
+                continue
+            wins = sum(_better(cell, other, metric) for cell in grid)
+            test, crossed = tested
+            found.append(
+                Comparison(
+                    "baseline",
+                    name,
+                    other.name,
+                    test,
+                    len(grid),
+                    wins,
+                    metric=metric,
+                    crossed=crossed,
+                )
+            )
+    return _adjusted(found)
+
+
+def _better(one: Cell, other: Cell, metric: str | None) -> bool:
+    gap = statistics.fmean(one.by_seed(metric).values()) - statistics.fmean(
+        other.by_seed(metric).values()
+    )
+    higher = one.runs[0].result.score("test", metric).higher_is_better
+    return gap > 0 if higher else gap < 0
 
 
 def between_levels(cells: Sequence[Cell], metric: str | None = None) -> list[Comparison]:

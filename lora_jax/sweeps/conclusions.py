@@ -50,6 +50,7 @@ def conclude(
     examples: Sequence[ExampleTest] = (),
     *,
     slopes: Sequence[Comparison] = (),
+    baselines: Sequence[Comparison] = (),
     by_loss: ByScore | None = None,
     margin: float | None = None,
 ) -> Conclusions:
@@ -69,7 +70,8 @@ def conclude(
         supported += [text for same, own in parts for text in _best(same, own, said)]
         if margin is not None:
             alike += _alike(cells, contrasts, margin, said)
-        unsupported += _undecided(contrasts, said)
+        supported += [_baseline(one, said) for one in baselines if one.adjusted < LEVEL]
+        unsupported += _undecided([*contrasts, *baselines], said)
         unsupported += [text for _, own in parts for text in _near_best(own, said)]
         unsupported += _few_seeds(cells, said)
         unsupported += [text for same, own in parts for text in _power(same, own, said)]
@@ -220,6 +222,18 @@ def _contrast(one: Comparison, said: Score) -> str:
         f"{_p(one.adjusted)} after correction), on average over "
         f"{_count(one.matched, 'matched setting')}, {wins} of "
         f"which agree, and {_count(one.test.count, 'seed')}."
+    )
+
+
+def _baseline(one: Comparison, said: Score) -> str:
+    above = "above" if one.test.difference > 0 else "below"
+    better = one.wins if _first_wins(one, said) else one.matched - one.wins
+    word = "better" if _first_wins(one, said) else "worse"
+    return (
+        f"The {in_markdown(one.first)} is {said.difference(abs(one.test.difference), '')}"
+        f"{said.points} of test {said.label} {above} **{in_markdown(one.second)}** "
+        f"({_interval(one, said)}; {_p(one.adjusted)} after correction), and {better} of "
+        f"{one.matched} are {word}, over {_count(one.test.count, 'seed')}."
     )
 
 

@@ -16,6 +16,7 @@ from lora_jax.sweeps.comparisons import (
     Comparison,
     ExampleTest,
     adapters,
+    against_baselines,
     against_best,
     along_axes,
     between_levels,
@@ -67,17 +68,19 @@ def findings_of(cells: Sequence[Cell], missing: int = 0, margin: float | None = 
     scores, and cells only if any axis does (hierarchical testing: Marcus, Peritz & Gabriel 1976,
     Meinshausen 2008). A p-value carries that of its gate, and counts both scores. The 5%
     are promised where nothing differs: beside a rank that did, some other axis or pair of ranks was
-    called different in 22 of 300 simulated sweeps.
+    called different in 22 of 300 simulated sweeps. Baselines are a family of their own, with 5% for
+    it.
     """
     chosen = adapters(cells)
     margin = margin_of(cells, margin)
     asked = [None, LOSS] if has_loss(chosen) else [None]
-    by_metric, *rest = _gated([_tests(chosen, metric) for metric in asked])
+    by_metric, *rest = _gated([_tests(chosen, cells, metric) for metric in asked])
     by_loss = rest[0] if rest else ByScore()
     examples = on_examples(chosen)
     conclusions = conclude(
         chosen, by_metric.against_best, by_metric.between_levels, by_metric.spread, missing, examples,
-        by_loss=by_loss, slopes=by_metric.along_axes, margin=margin,
+        by_loss=by_loss, slopes=by_metric.along_axes, baselines=by_metric.against_baselines,
+        margin=margin,
     )  # fmt: skip
     return Findings(by_metric, by_loss, tuple(examples), margin, conclusions)
 
@@ -104,12 +107,13 @@ def margin_of(cells: Sequence[Cell], given: float | None = None) -> float | None
     return abs(ranked(adapters(cells))[0].value - heads[0].value) / 10 or None
 
 
-def _tests(cells: Sequence[Cell], metric: str | None) -> ByScore:
+def _tests(cells: Sequence[Cell], beside: Sequence[Cell], metric: str | None) -> ByScore:
     return ByScore(
         tuple(against_best(cells, metric)),
         tuple(between_levels(cells, metric)),
         tuple(along_axes(cells, metric)),
         spread(cells, metric),
+        tuple(against_baselines(beside, metric)),
     )
 
 
@@ -135,6 +139,10 @@ def _gated(asked: Sequence[ByScore]) -> list[ByScore]:
         replace(
             tests,
             spread=tests.spread and _with_p(tests.spread, gate),
+            against_baselines=tuple(
+                replace(one, adjusted=float(np.minimum(len(asked) * one.adjusted, 1.0)))
+                for one in tests.against_baselines
+            ),
             **{kind: tuple(gated(one, gate) for one in getattr(tests, kind)) for kind in _KINDS},
         )
         for tests, gate in zip(asked, gates, strict=True)

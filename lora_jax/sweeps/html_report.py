@@ -183,8 +183,8 @@ def spread_table(findings: Findings) -> tuple[Sequence[str], list[list[str]]]:
 
 
 def tests_table(found: Findings, said: Score) -> tuple[Sequence[str], list[list[str]]]:
-    """(headings, rows) of the paired tests: levels of each axis first, then slopes, then the best
-    cell against the others; all by the metric, then by the loss.
+    """(headings, rows) of the paired tests: levels of each axis first, then slopes, the mean of all
+    adapters against baselines, and the best cell against the others; all by the metric, then by the loss.
     """
     headings = (
         "what",
@@ -210,7 +210,12 @@ def tests_table(found: Findings, said: Score) -> tuple[Sequence[str], list[list[
             *(_text(p, ".2g") for p in (one.p, one.test.p_signs, one.adjusted)),
         ]
         for tests, score, which in asked
-        for one in (*tests.between_levels, *tests.along_axes, *tests.against_best)
+        for one in (
+            *tests.between_levels,
+            *tests.along_axes,
+            *tests.against_baselines,
+            *tests.against_best,
+        )
     ]
 
     by_examples = [

@@ -41,7 +41,7 @@ _NOTES = (
 )
 _TESTS_NOTE = (
     "p: Student's paired t-test over seeds, or of seeds and examples where answers were kept; p, "
-    "signs: randomisation test; corrected: Holm, among all pairs of levels, or among all pairs of "
+    "signs: randomisation test; corrected: Holm, among all pairs of levels, all baselines, or all pairs of "
     "cells of its data and model for the best cell, because it was picked by its score, and never "
     "below the corrected p of the axis as a whole. n/a: one pair of seeds says nothing about the "
     "spread."

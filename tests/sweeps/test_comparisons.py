@@ -283,3 +283,28 @@ def test_a_setting_of_many_values_is_looked_at_as_a_line_and_the_report_says_so(
         "Of learning rate only a straight line is looked at" in text
         for text in found.conclusions.unsupported
     )
+
+
+def test_baselines_are_compared_with_the_mean_of_all_adapters(tmp_path):
+    first, second, *grid = cells(tmp_path)
+    head, full = (
+        replace(cell, method=method, rank=None, targets=None)
+        for cell, method in ((first, "head"), (second, "full"))
+    )
+    found = findings_of([head, full, *grid])
+    below, beside = found.by_metric.against_baselines
+    means = [np.mean([cell.by_seed()[seed] for cell in grid]) for seed in range(5)]
+    right = stats.ttest_rel(means, list(head.by_seed().values()))
+    assert (below.first, below.second, below.matched) == ("mean of 4 adapters", "head", 4)
+    assert below.test.difference == pytest.approx(np.mean(means) - head.value)
+    assert below.p == pytest.approx(right.pvalue) and below.wins == 4
+    assert below.adjusted == pytest.approx(2 * min(below.p, beside.p), rel=1e-9)
+    (said,) = [text for text in found.conclusions.supported if "**head**" in text]
+    assert said.startswith("The mean of 4 adapters is ") and "points of test accuracy above" in said
+    # Nothing is said against a baseline that is as good as they are.
+    alike = replace(grid[0], method="head", rank=None, targets=None)
+    same = findings_of([alike, grid[0]])
+    assert same.by_metric.against_baselines[0].adjusted == 1.0
+    assert any(
+        "Baseline mean of 1 adapter against head" in one for one in same.conclusions.unsupported
+    )
