@@ -15,6 +15,7 @@ from lora_jax.sweeps.plot_style import (
     INK,
     MARKERS,
     OTHER_COLOUR,
+    PAPER,
     SERIES,
     TARGET_MARKERS,
     baseline_lines,
@@ -235,7 +236,7 @@ def learning_curves(cells: Sequence[Cell]) -> Figure | None:
 def bars_say(cells: Sequence[Cell]) -> str:
     """What the bars are."""
     if any(cell.seeds > 1 for cell in cells):
-        return "bars: 95% confidence interval of the mean over seeds (Student)"
+        return "bars: 95% confidence interval of the mean over seeds (Student); dots: seeds"
     said, errors = measure(cells), [cell.standard_error for cell in cells]
     if not said.share:
         return "one seed: the spread over seeds is not known"
@@ -258,6 +259,11 @@ def _with_intervals(axis: Any, x: Sequence[float], points: Sequence[Cell], **loo
     heights = [measure(points).factor * cell.value for cell in points]
     errors = list(zip(*bars, strict=True)) if several else None
     axis.errorbar(x, heights, yerr=errors, capsize=3, lw=1.6, ms=6.5, **look)
+    for place, cell in zip(x, points, strict=True):
+        values = [measure(points).factor * value for value in cell.by_seed().values()]
+        if len(values) > 1:
+            dots = dict(ms=3.5, mfc=PAPER, mec=look["color"], mew=0.9, zorder=4)
+            axis.plot([place] * len(values), values, "o", **dots)
 
 
 def _best_lines(adapters: Sequence[Cell]) -> list[str]:

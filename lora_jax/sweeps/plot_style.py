@@ -259,7 +259,13 @@ def svg_text(figure: Figure, label: str) -> str:
     for colour, variable in _THEMED.items():
         text = re.sub(rf"(fill|stroke): {colour}\b", rf"\1: var({variable})", text)
     width, height = (72 * inches for inches in figure.get_size_inches())
-    opening = f'<svg role="img" aria-label="{label}" viewBox="0 0 {width:g} {height:g}" style="max-width:{width * 1.25:.0f}px" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    # As wide as the page where letters stay in proportion to its text; on a telephone the figure
+    # scrolls, as letters of a picture that shrinks cannot be read.
+    limits = f"max-width:{1.6 * width:.0f}px;min-width:{width:.0f}px"
+    opening = (
+        f'<svg role="img" aria-label="{label}" viewBox="0 0 {width:g} {height:g}" style="{limits}" '
+        'xmlns:xlink="http://www.w3.org/1999/xlink">'
+    )
     # Ids are per picture: two pictures of one page must not share a clip path.
     mark = re.sub(r"[^a-z]+", "-", label.lower())
     text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{mark}-", text)
