@@ -341,9 +341,11 @@ def _undecided(contrasts: Sequence[Comparison], said: Score) -> list[str]:
         low, high = map(said.difference, one.limits)
         known = not math.isnan(one.test.low)
         limits = f" (95% interval {low} to {high}{said.points})" if known else ""
+        alone = known and one.limits[0] * one.limits[1] > 0
+        corrected = ": by itself it would be, and not among all that are looked at" if alone else ""
         sentences.append(
             f"{_axis(one.axis)} {in_markdown(one.first)} against {in_markdown(one.second)}: no "
-            f"difference is shown{limits}."
+            f"difference is shown{limits}{corrected}."
         )
     if len(open_ones) > 6:
         sentences.append(

@@ -57,6 +57,7 @@ def test_from_one_in_twenty_on_it_is_not(adjusted):
     supported, open_ones = said(contrasts=[pair(adjusted)])
     assert "beats" not in supported
     assert "Rank 4 against 1: no difference is shown (95% interval +1.00 to +4.00" in open_ones
+    assert "points): by itself it would be, and not among all that are looked at." in open_ones
 
 
 def test_the_worse_level_is_never_the_one_that_beats():
