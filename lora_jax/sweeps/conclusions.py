@@ -73,7 +73,8 @@ def conclude(
         supported += [_baseline(one, said) for one in baselines if one.adjusted < LEVEL]
         unsupported += _undecided([*contrasts, *baselines], said)
         unsupported += [text for _, own in parts for text in _near_best(own, said)]
-        unsupported += _few_seeds(cells, said)
+        for words, same in facets(cells).items():
+            unsupported += _few_seeds(same, said, f"Of {in_markdown(words)}: " if words else "")
         unsupported += [text for same, own in parts for text in _power(same, own, said)]
         unsupported += _one_test_set([*contrasts, *tests], said)
         for one, which in ((table, ""), (by_loss.spread, " by test loss")):
@@ -355,7 +356,7 @@ def _undecided(contrasts: Sequence[Comparison], said: Score) -> list[str]:
     return sentences
 
 
-def _few_seeds(cells: Sequence[Cell], said: Score) -> list[str]:
+def _few_seeds(cells: Sequence[Cell], said: Score, which: str) -> list[str]:
     deviation, paired = seed_deviation(cells), paired_deviation(cells)
     seeds = statistics.median(cell.seeds for cell in cells)
     # Seeds that all agree to the last digit, or a single one in most settings, show no spread.
@@ -364,7 +365,7 @@ def _few_seeds(cells: Sequence[Cell], said: Score) -> list[str]:
 
     smallest = detectable_difference(paired, int(seeds))
     text = (
-        f"Two single settings must differ by about {said.number(smallest)}{said.points} to be told "
+        f"{which}{'two' if which else 'Two'} single settings must differ by about {said.number(smallest)}{said.points} to be told "
         f"apart four times in five with {int(seeds)} seeds, before any correction: within a "
         f"setting, {said.label} has a standard deviation of "
         f"{said.difference(deviation, '')}{said.points} over seeds, and the difference of two "

@@ -215,3 +215,16 @@ def test_a_slope_is_said_a_doubling():
     assert slope.test.difference == pytest.approx(0.01, abs=0.001)
     (text,) = [text for text in found.conclusions.supported if "doubling" in text]
     assert text.startswith("With each doubling of rank, test accuracy rises by 1.0")
+
+
+def test_the_deviation_over_seeds_is_told_for_each_data_set():
+    runs = [run for cell in cells(seeds=3) for run in cell.runs]
+    elsewhere = [
+        replace(run, config={**run.config, "data": {**run.config["data"], "name": "other.csv"}})
+        for run in runs
+    ]
+    _, open_ones = said(given=cells_of(runs + elsewhere))
+    told = [line for line in open_ones.split("\n") if "must differ by about" in line]
+    assert len(told) == 2 and any(
+        "Of " in line and "other.csv: two single" in line for line in told
+    )
