@@ -187,7 +187,7 @@ def against_baselines(cells: Sequence[Cell], metric: str | None = None) -> list[
             tested = _tested([*((cell, 1 / len(grid)) for cell in grid), (other, -1.0)], metric)
             if tested is None:
                 continue
-            wins = sum(_better(cell, other, metric) for cell in grid)
+            wins = _wins([[(cell, 1.0), (other, -1.0)] for cell in grid], metric)
             test, crossed = tested
             found.append(
                 Comparison(
@@ -202,14 +202,6 @@ def against_baselines(cells: Sequence[Cell], metric: str | None = None) -> list[
                 )
             )
     return _adjusted(found)
-
-
-def _better(one: Cell, other: Cell, metric: str | None) -> bool:
-    gap = statistics.fmean(one.by_seed(metric).values()) - statistics.fmean(
-        other.by_seed(metric).values()
-    )
-    higher = one.runs[0].result.score("test", metric).higher_is_better
-    return gap > 0 if higher else gap < 0
 
 
 def between_levels(cells: Sequence[Cell], metric: str | None = None) -> list[Comparison]:
@@ -372,12 +364,17 @@ def _level_test(
     if tested is None:
         return []
     test, crossed = tested
-    higher = matched[0][next(iter(weights))].runs[0].result.score("test", metric).higher_is_better
-    mean = lambda cell: statistics.fmean(cell.by_seed(metric).values())
-    means = [math.fsum(weight * mean(cell) for cell, weight in one) for one in each]
-    wins = sum(mean > 0 if higher else mean < 0 for mean in means)
+    wins = _wins(each, metric)
     named = map(shown, weights) if len(weights) == 2 else (A_DOUBLING, "")
     return [Comparison(axis, *named, test, len(each), wins, metric=metric, crossed=crossed)]
+
+
+def _wins(sums: Sequence[Sequence[tuple[Cell, float]]], metric: str | None) -> int:
+    """In how many of these weighted sums of mean scores the cells of weights above 0 are better."""
+    higher = sums[0][0][0].runs[0].result.score("test", metric).higher_is_better
+    mean = lambda cell: statistics.fmean(cell.by_seed(metric).values())
+    totals = [math.fsum(weight * mean(cell) for cell, weight in one) for one in sums]
+    return sum(total > 0 if higher else total < 0 for total in totals)
 
 
 def _tested(

@@ -219,8 +219,7 @@ def _contrast(one: Comparison, said: Score) -> str:
     wins = one.wins if first_wins else one.matched - one.wins
     return (
         f"{_axis(one.axis)} **{better}** beats {worse} by "
-        f"{said.difference(abs(one.test.difference), '')}{said.points} ({_interval(one, said)}; "
-        f"{_p(one.adjusted)} after correction), on average over "
+        f"{_size(one, said)} {_judged(one, said)}, on average over "
         f"{_count(one.matched, 'matched setting')}, {wins} of "
         f"which agree, and {_count(one.test.count, 'seed')}."
     )
@@ -231,9 +230,8 @@ def _baseline(one: Comparison, said: Score) -> str:
     better = one.wins if _first_wins(one, said) else one.matched - one.wins
     word = "better" if _first_wins(one, said) else "worse"
     return (
-        f"The {in_markdown(one.first)} is {said.difference(abs(one.test.difference), '')}"
-        f"{said.points} of test {said.label} {above} **{in_markdown(one.second)}** "
-        f"({_interval(one, said)}; {_p(one.adjusted)} after correction), and {better} of "
+        f"The {in_markdown(one.first)} is {_size(one, said)} of test {said.label} {above} "
+        f"**{in_markdown(one.second)}** {_judged(one, said)}, and {better} of "
         f"{one.matched} are {word}, over {_count(one.test.count, 'seed')}."
     )
 
@@ -242,10 +240,17 @@ def _slope(one: Comparison, said: Score) -> str:
     rises = "rises" if one.test.difference > 0 else "falls"
     return (
         f"With each doubling of {in_markdown(one.axis)}, test {said.label} {rises} by "
-        f"{said.difference(abs(one.test.difference), '')}{said.points} ({_interval(one, said)}; "
-        f"{_p(one.adjusted)} after correction), along a straight line, on average over "
+        f"{_size(one, said)} {_judged(one, said)}, along a straight line, on average over "
         f"{_count(one.matched, 'matched setting')} and {_count(one.test.count, 'seed')}."
     )
+
+
+def _size(one: Comparison, said: Score) -> str:
+    return f"{said.difference(abs(one.test.difference), '')}{said.points}"
+
+
+def _judged(one: Comparison, said: Score) -> str:
+    return f"({_interval(one, said)}; {_p(one.adjusted)} after correction)"
 
 
 def _interval(one: Comparison, said: Score) -> str:

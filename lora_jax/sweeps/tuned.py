@@ -19,8 +19,8 @@ FILE = "tuning.json"
 
 @dataclass(frozen=True)
 class Curve:
-    """The losses of one cell (`cell_id`) by the value of `setting`: means of the validation loss over `seeds`,
-    None where a run diverged or failed.
+    """The losses of one cell (`cell_id`) by the value of `setting`: means of the validation loss
+    over `seeds`, None where a run diverged or failed.
 
     `tried` are the ids of its runs, at every value and of every seed that was ever run; `scored`
     those at the best value under seeds that were not tuned on.
