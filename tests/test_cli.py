@@ -132,18 +132,20 @@ def test_the_result_of_a_run_on_other_data_is_not_shown(tiny, tmp_path, capsys):
     assert said.out == "" and "what it was made of has changed" in said.err
 
 
-def test_dry_run_shows_the_plan_and_trains_nothing(tiny, tmp_path, capsys):
-    assert (
-        cli.main(
-            [
-                *arguments("sweep", tiny, tmp_path, DEFAULT, **{"config.sweep.rank": "1,2"}),
-                "--dry-run",
-            ]
-        )
-        == 0
-    )
-    assert "14 runs in 5 groups" in capsys.readouterr().out
+def test_dry_run_shows_the_plan_and_trains_nothing(tiny, tmp_path, capsys, monkeypatch):
+    given = arguments("sweep", tiny, tmp_path, DEFAULT, **{"config.sweep.rank": "1,2"})
+
+    def opened(config):
+        raise AssertionError("a dry run reads no data and no weights")
+
+    monkeypatch.setattr("lora_jax.tasks.opening.open_task", opened)
+    assert cli.main([*given, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "14 runs in 5 groups" in out and "add --compile" in out
+    runs = expand(load_config(given[2], [word for word in given if word.startswith("--config.")]))
+    assert all(f" {run_id(run)} " in out for run in runs)
     assert not list(tmp_path.glob("*/result.json"))
+    assert cli.main([*given, "--compile"]) == 2 and "a --dry-run compiles" in complaint(capsys)
 
 
 @pytest.mark.parametrize(("failed", "status"), [((), 0), (("a",), 1)])

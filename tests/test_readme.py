@@ -71,7 +71,6 @@ def test_commands_have_options_files_and_settings_that_exist(line, monkeypatch):
         assert config.sweep.search.trials or runs(config)
 
 
-@pytest.mark.slow  # Memory is planned from compiled steps.
 @pytest.mark.parametrize(
     "line", [line for line in README if line.startswith("sweep") and ".csv" not in line]
 )

@@ -47,7 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="show the runs, what they share and the memory they need; train nothing",
+        help="show the runs, their ids and what they share, in seconds; train and compile nothing",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="with --dry-run: compile a step of each group for its memory and time",
     )
 
     parser.add_argument(
@@ -76,12 +81,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs or plans the sweep."""
+    if arguments.compile and not arguments.dry_run:
+        raise ValueError("--compile says what a --dry-run compiles: give both, or neither.")
     config = read_config(arguments)
     if not arguments.quiet:
         show_settings(config)
         _caution(config)
     if arguments.dry_run:
-        return _plan(config)
+        return _plan(config, compiled=arguments.compile)
     from lora_jax.sweeps.runner import run_sweep
     from lora_jax.tasks.opening import LastTask
 
@@ -112,13 +119,18 @@ def _caution(config: Config) -> None:
         print(f"note: {text}", file=sys.stderr)
 
 
-def _plan(config: Config) -> int:
+def _plan(config: Config, *, compiled: bool) -> int:
     """Prints the runs that will be trained first, and says what follows them."""
     from lora_jax.sweeps.plan import plan, plan_table
     from lora_jax.sweeps.tuning import first_round, size
 
     tune = config.sweep.tune
-    print_table(plan_table(plan(first_round(config) if tune.factors else config)))
+    first = first_round(config) if tune.factors else config
+    print_table(plan_table(plan(first, compiled=compiled)))
+    if not compiled:
+        print("Memory and time: add --compile, which compiles a step of each group.")
+        if config.sweep.memory_budget_gb is not None:
+            print("sweep.memory_budget_gb may put fewer runs side by side than stand here.")
     if config.sweep.search.trials:
         from lora_jax.sweeps.search import read_space
 

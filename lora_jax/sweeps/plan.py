@@ -6,7 +6,7 @@ import functools
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -28,31 +28,38 @@ _EFFICIENCY = 0.7
 
 @dataclass(frozen=True)
 class PlannedGroup:
-    """A pack of runs that share compiled programs, and what they need.
+    """A pack of runs that share compiled programs, and what they need; None where nothing was
+    compiled.
 
     `done` says which of the runs are finished. seconds: of the others, without compilation and
     evaluation; from finished runs of the group if there are some, else from the step's work and
-    this device's speed; None where the compiler does not count work.
+    this device's speed; None where neither is known.
     """
 
     pack: Pack
-    needs: Predicted
+    needs: Predicted | None
     done: tuple[bool, ...]
     seconds: float | None
 
 
-def plan(config: Config) -> list[PlannedGroup]:
-    """The groups of a sweep with their predicted memory and time. Compiles one step a group and
-    trains nothing.
+def plan(config: Config, *, compiled: bool = False) -> list[PlannedGroup]:
+    """The groups of a sweep. Trains nothing, and opens neither a model nor its data.
+
+    Args:
+        compiled: compiles one step a group for its memory and its work. Without it, packs are what
+            they would be without `sweep.memory_budget_gb`.
     """
-    store = RunStore(config.out)
-    tasks = LastTask()
-    found = packs(expand(config), config.sweep, predict=functools.partial(predicted, tasks))
-    return [_planned(pack, store, tasks) for pack in found]
+    store, tasks = RunStore(config.out), LastTask()
+    predict = functools.partial(predicted, tasks)
+    sweep = config.sweep if compiled else replace(config.sweep, memory_budget_gb=None)
+    found = packs(expand(config), sweep, predict=predict)
+    return [
+        _planned(pack, store, predict(pack.wide or pack.runs[0], pack.slots) if compiled else None)
+        for pack in found
+    ]
 
 
-def _planned(pack: Pack, store: RunStore, tasks: LastTask) -> PlannedGroup:
-    needs = predicted(tasks, pack.wide or pack.runs[0], pack.slots)
+def _planned(pack: Pack, store: RunStore, needs: Predicted | None) -> PlannedGroup:
     records = [read_run(store.folder(run_id(run))) for run in pack.runs]
     done = tuple(record.status == "done" for record in records)
     left = len(done) - sum(done)
@@ -60,7 +67,7 @@ def _planned(pack: Pack, store: RunStore, tasks: LastTask) -> PlannedGroup:
     seconds = None
     if measured := [one for one in known if one is not None]:
         seconds = left * statistics.fmean(measured)
-    elif needs.flops is not None:
+    elif needs is not None and needs.flops is not None:
         work = needs.steps * needs.flops * needs.mean_length
         seconds = left * work / (_EFFICIENCY * _rate())
     return PlannedGroup(pack, needs, done, seconds)
@@ -78,7 +85,9 @@ def _rate() -> float:
 
 
 def plan_table(planned: Sequence[PlannedGroup]) -> Table:
-    """A rich table with a row for each run, the groups that share compiled programs ruled apart."""
+    """A rich table with a row for each run, the groups that share compiled programs ruled apart;
+    what nothing is known of has no column.
+    """
     total = sum(len(group.done) for group in planned)
     left = [group.seconds for group in planned]
     time_left = (
@@ -95,31 +104,20 @@ def plan_table(planned: Sequence[PlannedGroup]) -> Table:
         ),
         caption_justify="left",
     )
-    headings = (
-        "group",
-        "run",
-        "id",
-        "done",
-        "side by side",
-        "frozen base, MB",
-        "trained, MB",
-        "peak of a step, MB",
-        "time",
-        "padded lengths",
-    )
+    shared = [_shared(group) for group in planned]
+    headings = [name for name in _SHARED if any(name in columns for columns in shared)]
+    table.add_column("group")
+    table.add_column("run", overflow="fold")
+    # Whole, so that it can be copied: a narrow terminal breaks the description instead.
+    table.add_column("id", no_wrap=True, overflow="fold")
+    table.add_column("done")
     for heading in headings:
-        table.add_column(
-            heading, justify="right" if "MB" in heading or heading == "time" else "left"
-        )
+        numbers = "MB" in heading or heading == "time"
+        table.add_column(heading, justify="right" if numbers else "left")
+
     words = describe_runs([run for group in planned for run in group.pack.runs])
-    for number, group in enumerate(planned, start=1):
-        runs, needs = group.pack.runs, group.needs
-        shared = (
-            str(group.pack.slots),
-            *map(_megabytes, (needs.base_bytes, needs.trained_bytes, needs.peak_bytes)),
-            "n/a" if group.seconds is None else duration(group.seconds),
-            ", ".join(map(str, needs.shapes)),
-        )
+    for number, (group, columns) in enumerate(zip(planned, shared, strict=True), start=1):
+        runs = group.pack.runs
         # What a group shares stands in the row of its first run.
         for run, done in zip(runs, group.done, strict=True):
             first = run is runs[0]
@@ -128,10 +126,27 @@ def plan_table(planned: Sequence[PlannedGroup]) -> Table:
                 in_terminal(words[run_id(run)]),
                 run_id(run),
                 "yes" if done else "",
-                *(shared if first else [""] * len(shared)),
+                *(columns.get(name, "n/a") if first else "" for name in headings),
                 end_section=run is runs[-1],
             )
     return table
+
+
+_SHARED = (
+    "side by side", "frozen base, MB", "trained, MB", "peak of a step, MB", "time", "padded lengths",
+)  # fmt: skip
+
+
+def _shared(group: PlannedGroup) -> dict[str, str]:
+    """What is known of a group, by the heading of its column."""
+    known = {"side by side": str(group.pack.slots)}
+    if group.seconds is not None:
+        known["time"] = duration(group.seconds)
+    if (needs := group.needs) is not None:
+        sizes = (needs.base_bytes, needs.trained_bytes, needs.peak_bytes)
+        known |= zip(_SHARED[1:4], map(_megabytes, sizes), strict=True)
+        known["padded lengths"] = ", ".join(map(str, needs.shapes))
+    return known
 
 
 def _megabytes(size: int | None) -> str:

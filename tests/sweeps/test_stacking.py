@@ -120,7 +120,7 @@ def test_the_plan_of_a_stack_predicts_its_memory_and_says_what_keeps_runs_apart(
     both, tiny, tmp_path
 ):
     (_, together), _ = both
-    groups = plan(replace(together, out=str(tmp_path)))
+    groups = plan(replace(together, out=str(tmp_path)), compiled=True)
     assert [(len(group.pack.runs), group.pack.slots) for group in groups] == [
         (1, 1),
         (4, 4),

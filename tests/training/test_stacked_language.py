@@ -76,7 +76,7 @@ def merged(config, values):
 
 
 def test_a_sweep_of_completions_can_be_planned(config):
-    (group,) = plan(config)
+    (group,) = plan(config, compiled=True)
     assert group.pack.slots == 2 and len(group.pack.runs) == len(expand(config)) == 2
     needs = group.needs
     assert needs.peak_bytes > needs.base_bytes > 0 and group.seconds > 0 and needs.shapes == (32,)
