@@ -21,11 +21,11 @@ from configs.common import chosen, rotten_tomatoes
 
 _ONE = r"layers(_\d+)?/attn/{}/kernel"
 _TABLE_5 = {
-    _ONE.format("q"): 8,
-    _ONE.format("k"): 8,
-    _ONE.format("v"): 8,
-    _ONE.format("o"): 8,
-    _ONE.format("(q|k)"): 4,
+    "query=" + _ONE.format("q"): 8,
+    "key=" + _ONE.format("k"): 8,
+    "value=" + _ONE.format("v"): 8,
+    "output=" + _ONE.format("o"): 8,
+    "query+key=" + _ONE.format("(q|k)"): 4,
     "query+value": 4,
     "attention": 2,
 }

@@ -25,6 +25,8 @@ from .ids import canonical as canonical
 from .ids import changed as changed
 from .ids import config_hash as config_hash
 from .limits import TARGETS as TARGETS
+from .limits import Targets as Targets
+from .limits import name_of_targets as name_of_targets
 from .limits import resolve_targets as resolve_targets
 from .load import describe as describe
 from .load import from_config_dict as from_config_dict

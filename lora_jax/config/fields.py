@@ -352,6 +352,8 @@ class SweepConfig:
 
     rank: tuple[Count, ...] = ()
     format: tuple[Format, ...] = ()  # none = LoRA on the base as it was loaded
+    # Several, or as a dict with names of your own: dict(ffn=r"layers(_\d+)?/mlp/.*/kernel"). On the
+    # command line, in `axes` and in lora.targets a named one is NAME=REGEX.
     targets: tuple[Targets, ...] = ()
     seeds: tuple[NotNegative, ...] = ()
     baselines: tuple[Baseline, ...] = ()

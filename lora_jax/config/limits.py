@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,6 +16,9 @@ TARGETS: dict[str, str] = {
     "mlp": r"layers(_\d+)?/mlp/(gate|up|down)/kernel",
     "all-linear": r"(layers(_\d+)?/.*|pooler)/kernel",
 }
+# No path has a '=', so that no pattern that matches one reads as a name.
+_NAME = r"[A-Za-z][\w+.-]*"
+_NAMED = re.compile(rf"({_NAME})\s*=\s*(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,14 @@ def listed(names: Iterable[str]) -> str:
 
 
 def resolve_targets(name: str) -> str:
-    """The regex on parameter paths that a name in TARGETS stands for; any other text is a regex
-    itself.
+    """The regex on parameter paths that targets stand for: of a name in TARGETS its regex, of
+    'NAME=TARGETS' that of what stands behind; any other text is a regex itself.
 
     Raises:
         ValueError: it is no regex, or a misspelt name.
     """
+    if found := _NAMED.fullmatch(name):
+        return resolve_targets(found[2])
     if name in TARGETS:
         return TARGETS[name]
     near = difflib.get_close_matches(name, TARGETS, 1, 0.75)
@@ -98,10 +103,45 @@ def resolve_targets(name: str) -> str:
     return name
 
 
+def name_of_targets(targets: str) -> str:
+    """What targets are called: the NAME of 'NAME=TARGETS', the name in TARGETS that their regex
+    has, or else the regex.
+
+    Raises:
+        ValueError: as `resolve_targets`.
+    """
+    if found := _NAMED.fullmatch(targets):
+        return found[1]
+    names = {regex: name for name, regex in TARGETS.items()}
+    return names.get(resolve_targets(targets), targets)
+
+
+def named_targets(sets: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+    """'NAME=TARGETS' of each entry of {name: targets}, which `config.key` was given.
+
+    Raises:
+        TypeError, ValueError: a name is none, or what it names is no text.
+    """
+    for name, targets in sets.items():
+        if not re.fullmatch(_NAME, str(name)):
+            raise ValueError(
+                f"config.{key}: a name of targets begins with a letter and is made of letters, "
+                f"digits and _ + . -, got {name!r}."
+            )
+        if not isinstance(targets, str):
+            raise TypeError(
+                f"config.{key}: {name!r} needs one of {listed(TARGETS)}, or a full-match regex on "
+                f"parameter paths, got {targets!r} ({type(targets).__name__})."
+            )
+    return tuple(f"{name}={targets}" for name, targets in sets.items())
+
+
 Count = Annotated[int, at_least(1)]
 NotNegative = Annotated[int, at_least(0)]
 Positive = Annotated[float, Limit("above 0", lambda value: value > 0)]
 Weight = Annotated[float, at_least(0)]
 Share = Annotated[float, Limit("at least 0 and below 1", lambda value: 0 <= value < 1)]
 Name = Annotated[str, Limit("a name", bool)]
-Targets = Annotated[str, Limit(f"one of {listed(TARGETS)}, or a regex", resolve_targets)]
+Targets = Annotated[
+    str, Limit(f"one of {listed(TARGETS)}, a regex, or NAME=REGEX", resolve_targets)
+]

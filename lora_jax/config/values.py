@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from lora_jax.config.fields import ROLES, Columns, Config, Line, flatten
-from lora_jax.config.limits import Limit, ReadBy, listed, one_of
+from lora_jax.config.limits import Limit, ReadBy, Targets, listed, named_targets, one_of
 
 
 class UnknownKeyError(KeyError):
@@ -117,6 +117,8 @@ def coerce(value: Any, kind: Any, key: str) -> Any:
         if isinstance(value, kind) and dataclasses.is_dataclass(kind):
             value = {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
         return build(kind, value, key + ".")
+    if origin is tuple and arguments[0] == Targets and isinstance(value, Mapping):
+        value = named_targets(value, key)
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(coerce(item, arguments[0], key) for item in value)
     if origin is Literal and isinstance(value, str):

@@ -13,11 +13,14 @@ from lora_jax.config import (
     ADAPTERS,
     NO_FORMAT,
     Config,
+    Targets,
     UnknownKeyError,
     canonical,
     flatten,
     kind_of,
+    name_of_targets,
     read_value,
+    resolve_targets,
     split_items,
     value_of,
     with_value,
@@ -67,8 +70,15 @@ class Condition:
     negated: bool
 
     def holds(self, run: Config) -> bool:
-        """Whether the run meets it."""
-        return (value_of(run, self.key) in self.values) != self.negated
+        """Whether the run meets it; targets do under their name and under any spelling of their
+        regex.
+        """
+        value, values = value_of(run, self.key), self.values
+        if kind_of(self.key) == Targets:
+            if name_of_targets(value) in values:
+                return not self.negated
+            value, values = resolve_targets(value), tuple(map(resolve_targets, values))
+        return (value in values) != self.negated
 
 
 def read_axis(text: str) -> Axis:

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_jax.config import ADAPTERS, NO_FORMAT
+from lora_jax.config import ADAPTERS, NO_FORMAT, resolve_targets
 from lora_jax.core.escapes import one_line
 from lora_jax.io.contents import changed_contents
 from lora_jax.metrics.score import Score
-from lora_jax.sweeps.grid import shown_format, shown_targets
+from lora_jax.sweeps.grid import names_of_targets, shown_format
 from lora_jax.sweeps.records import RunRecord, is_run, read_run, with_curves
 from lora_jax.sweeps.settings import (
     INCOMPARABLE,
@@ -275,7 +275,8 @@ def cells_of(records: Iterable[RunRecord]) -> list[Cell]:
             groups[key].append(record)
 
     keys = list(groups)
-    cells = [_cell(groups[key]) for key in keys]
+    names = target_names(run for runs in groups.values() for run in runs)
+    cells = [_cell(groups[key], names) for key in keys]
     kinds = [cell.method if cell.rank is None else "" for cell in cells]
     quantised = [cell.format != "fp32" for cell in cells]
     words = variants(kinds, [settings[key] for key in keys], quantised)
@@ -335,14 +336,20 @@ def seed_of(run: RunRecord) -> int:
     return run.config["train"]["seed"]
 
 
-def _cell(runs: Sequence[RunRecord]) -> Cell:
+def target_names(records: Iterable[RunRecord]) -> dict[str, str]:
+    """{regex: what a report of these runs calls it} of their targets."""
+    adapters = (record.config for record in records if record.config["method"] in ADAPTERS)
+    return names_of_targets(config["lora"]["targets"] for config in adapters)
+
+
+def _cell(runs: Sequence[RunRecord], names: Mapping[str, str]) -> Cell:
     config = runs[0].config
     baseline = config["method"] not in ADAPTERS
     return Cell(
         method=config["method"],
         format=shown_format(NO_FORMAT if baseline else config["quant"]["format"]),
         rank=None if baseline else config["lora"]["rank"],
-        targets=None if baseline else shown_targets(config["lora"]["targets"]),
+        targets=None if baseline else names[resolve_targets(config["lora"]["targets"])],
         runs=tuple(sorted(runs, key=seed_of)),
     )
 

@@ -7,18 +7,19 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from lora_jax.config import (
     ADAPTERS,
     NO_FORMAT,
-    TARGETS,
     Config,
     SweepConfig,
     TuneConfig,
     config_hash,
     default_of,
+    name_of_targets,
     read_value,
     resolve_targets,
     split_items,
@@ -46,8 +47,8 @@ def expand(config: Config) -> list[Config]:
 
     Raises:
         ValueError: a combination is not legal (see `lora_jax.config.validate`); no run reads an
-            axis; the grid has more than `MOST_CELLS` cells; the sweep is tuned, so that its runs
-            depend on losses.
+            axis; two sets of targets have one name; the grid has more than `MOST_CELLS` cells; the
+            sweep is tuned, so that its runs depend on losses.
     """
     sweep = config.sweep
     if sweep.tune.factors:
@@ -79,6 +80,7 @@ def expand(config: Config) -> list[Config]:
         if not any(axis.applies(run) and any(reads(run, key) for key in axis.keys) for run in runs):
             _refuse_unread(axis, runs)
         runs = [run for same in made for run in same]
+    _check_names(run.lora.targets for run in runs if run.method in ADAPTERS)
     if sweep.tune.at:
         runs = _at_points(runs, sweep.tune)
     for run in runs if axes or sweep.tune.at else ():
@@ -96,6 +98,17 @@ def _check_count(count: int, sides: dict[str, int]) -> None:
             f"{' x '.join(f'{size} ({name})' for name, size in sides.items())}. Shorten an axis, "
             "or write several sweeps into one folder."
         )
+
+
+def _check_names(targets: Iterable[str]) -> None:
+    patterns: dict[str, str] = {}
+    for one in dict.fromkeys(targets):
+        name, pattern = name_of_targets(one), resolve_targets(one)
+        if patterns.setdefault(name, pattern) != pattern:
+            raise ValueError(
+                f"Targets of one name must be one set in a sweep, but {name!r} stands for "
+                f"{patterns[name]!r} and {pattern!r}. Give one of them another name."
+            )
 
 
 def _refuse_unread(axis: Axis, runs: Sequence[Config]) -> None:
@@ -116,13 +129,13 @@ def run_id(config: Config) -> str:
     `full-s0-1a2b3c4d`.
 
     The last part is `config_hash(config)`; settings that change no result (see there) leave the id
-    as it is.
+    as it is, and so do names that targets are given: a pattern is what it is.
     """
     parts = [config.method]
     if config.method in ADAPTERS:
-        targets = re.sub(r"[^A-Za-z0-9]+", "_", shown_targets(config.lora.targets)).strip("_")
+        targets = re.sub(r"[^A-Za-z0-9]+", "_", shown_targets(resolve_targets(config.lora.targets)))
         parts += [shown_format(config.quant.format), f"r{config.lora.rank}"]
-        parts.append(targets[:_LONGEST_TARGETS])
+        parts.append(targets.strip("_")[:_LONGEST_TARGETS])
     return "-".join([*parts, f"s{config.train.seed}", config_hash(config)])
 
 
@@ -138,11 +151,25 @@ def shown_format(format: str) -> str:
 
 
 def shown_targets(targets: str) -> str:
-    """The name of the targets if they have one, else their regex: a name and its regex are one
-    thing.
+    """The name of the targets if they have one, else their regex."""
+    return one_line(name_of_targets(targets))
+
+
+def names_of_targets(targets: Iterable[str]) -> dict[str, str]:
+    """{regex: what to call it} of all these: the regex is the set, which some may have named and
+    others not. Of several names the first in the alphabet; where two sets have one name, the regex
+    stands behind it.
     """
-    names = {regex: name for name, regex in TARGETS.items()}
-    return names.get(resolve_targets(targets), one_line(targets))
+    given: dict[str, set[str]] = defaultdict(set)
+    for one in dict.fromkeys(targets):
+        given[resolve_targets(one)].add(shown_targets(one))
+    own = {regex: shown_targets(regex) for regex in given}
+    names = {regex: min(found - {own[regex]}, default=own[regex]) for regex, found in given.items()}
+    shared = Counter(names.values())
+    return {
+        regex: name if shared[name] == 1 else f"{name} ({one_line(regex)})"
+        for regex, name in names.items()
+    }
 
 
 def duration(seconds: float) -> str:

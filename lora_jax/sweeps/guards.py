@@ -10,15 +10,19 @@ from typing import Any
 
 from lora_jax.config import (
     ADAPTERS,
+    TARGETS,
     Config,
+    Targets,
     built,
     canonical,
+    kind_of,
+    name_of_targets,
     resolve_targets,
 )
 from lora_jax.core.escapes import in_markdown
 from lora_jax.core.init import initializer_named
 from lora_jax.core.lowrank import LoraSpec
-from lora_jax.sweeps.axes import read_axes
+from lora_jax.sweeps.axes import Axis, read_axes
 from lora_jax.sweeps.cells import Cell, axes, levels, measure, seed_of, shown
 from lora_jax.sweeps.comparisons import LOSS, choice, ranked
 from lora_jax.sweeps.grid import run_id
@@ -84,7 +88,12 @@ def cautions(config: Config, runs: Sequence[Config]) -> list[str]:
     """What can be said of a sweep before its first run: plain sentences. `runs` are those of
     `expand(config)`.
     """
-    return [*_repeated(config), *_one_in_effect(runs), *_single_seed(runs)]
+    return [
+        *_repeated(config),
+        *_named_anew(runs),
+        *_one_in_effect(runs),
+        *_single_seed(runs),
+    ]
 
 
 def _repeated(config: Config) -> list[str]:
@@ -93,11 +102,45 @@ def _repeated(config: Config) -> list[str]:
         "sweep.rank": sweep.rank, "sweep.format": sweep.format, "sweep.seeds": sweep.seeds, "sweep.baselines": sweep.baselines,
         "sweep.targets": tuple(map(resolve_targets, sweep.targets)),
     }  # fmt: skip
-    values |= {axis.text: axis.points for axis in read_axes(sweep.axes)}
-    return [
+    values |= {axis.text: _in_effect(axis) for axis in read_axes(sweep.axes)}
+    said = [
         f"config.{name} has a value twice: its runs are trained once."
         for name, given in values.items()
         if len(set(given)) < len(given)
+    ]
+    return said + [f"{' and '.join(same)} are one set of targets." for same in _one_set(config)]
+
+
+def _in_effect(axis: Axis) -> tuple[tuple[Any, ...], ...]:
+    """The points of an axis, targets as their regexes."""
+    named = [kind_of(key) == Targets for key in axis.keys]
+    return tuple(
+        tuple(
+            resolve_targets(value) if is_named else value for value, is_named in zip(point, named)
+        )
+        for point in axis.points
+    )
+
+
+def _one_set(config: Config) -> list[list[str]]:
+    """The names of one regex, where the sweep has several."""
+    given = list(config.sweep.targets)
+    for axis in read_axes(config.sweep.axes):
+        if "lora.targets" in axis.keys:
+            given += [point[axis.keys.index("lora.targets")] for point in axis.points]
+    names: dict[str, dict[str, None]] = defaultdict(dict)
+    for targets in given:
+        names[resolve_targets(targets)][repr(name_of_targets(targets))] = None
+    return [list(same) for same in names.values() if len(same) > 1]
+
+
+def _named_anew(runs: Sequence[Config]) -> list[str]:
+    given = dict.fromkeys(run.lora.targets for run in runs if run.method in ADAPTERS)
+    return [
+        f"Targets {name!r} are {resolve_targets(one)!r} in this sweep, not the set that lora_jax "
+        f"calls so, {TARGETS[name]!r}."
+        for one in given
+        if (name := name_of_targets(one)) in TARGETS and resolve_targets(one) != TARGETS[name]
     ]
 
 

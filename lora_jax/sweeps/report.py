@@ -12,15 +12,24 @@ from typing import Any
 
 from rich.table import Table
 
-from lora_jax.config import ADAPTERS
+from lora_jax.config import ADAPTERS, resolve_targets
 from lora_jax.core.escapes import as_code, in_markdown, in_terminal, one_line
 from lora_jax.metrics.score import Score
-from lora_jax.sweeps.cells import Cell, cells_of, facets, gather, measure, pareto, seed_of, word_of
+from lora_jax.sweeps.cells import (
+    Cell,
+    cells_of,
+    facets,
+    gather,
+    measure,
+    pareto,
+    seed_of,
+    target_names,
+    word_of,
+)
 from lora_jax.sweeps.comparisons import adapters, choice, ranked
 from lora_jax.sweeps.fairness import chosen, fairness
 from lora_jax.sweeps.files import disk, without_collection, write_csv
 from lora_jax.sweeps.findings import Findings, findings_of
-from lora_jax.sweeps.grid import shown_targets
 from lora_jax.sweeps.html_report import (
     TASKS_NOTE,
     Page,
@@ -95,7 +104,7 @@ def write_and_summarise(
     found = findings_of(cells, missing, margin)
     page = _page(cells, found, records, pending, _commands(folders, out_dir, margin, records))
 
-    write_csv(out / "report.csv", [_run_row(record) for record in records if record.result])
+    write_csv(out / "report.csv", _run_rows([record for record in records if record.result]))
     write_csv(out / "cells.csv", [_cell_row(cell) for cell in cells])
     headings, rows = page.tests
     tests = [dict(zip(headings, row, strict=True)) for row in rows]
@@ -295,7 +304,12 @@ def _cell_row(cell: Cell) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _run_row(record: RunRecord) -> dict[str, Any]:
+def _run_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    names = target_names(records)
+    return [_run_row(record, names) for record in records]
+
+
+def _run_row(record: RunRecord, names: Mapping[str, str]) -> dict[str, Any]:
     """A row of report.csv: which run it is, and all that its result holds."""
     config = record.config
     row = dict.fromkeys(_IDENTITY) | {"run_id": record.run_id, "method": config["method"]}
@@ -304,7 +318,7 @@ def _run_row(record: RunRecord) -> dict[str, Any]:
         row["scored"] = record.is_scored
     if config["method"] in ADAPTERS:
         row |= {"format": config["quant"]["format"], "rank": config["lora"]["rank"]}
-        row["targets"] = shown_targets(config["lora"]["targets"])
+        row["targets"] = names[resolve_targets(config["lora"]["targets"])]
     return row | record.result.row()
 
 

@@ -47,6 +47,12 @@ def test_an_axis_with_a_condition_multiplies_only_the_runs_that_meet_it():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("said", ["ffn", "mlp", r"layers(_\d+)?/mlp/(gate|up|down)/kernel"])
+def test_a_condition_on_targets_holds_for_their_name_and_their_regex(said):
+    made = runs(f"lora.alpha = 1, 2 if lora.targets == {said}", targets=("ffn=mlp", "attention"))
+    assert [run.lora.alpha for run in made if run.lora.rank == 1] == [1.0, 2.0, 16.0]
+
+
 def test_several_bases_and_formats_are_axes_like_others():
     made = runs("model.name = minilm-l6, ./mine", "quant.format = none, nf4", rank=())
     assert [(run.model.name, run.method) for run in made] == [

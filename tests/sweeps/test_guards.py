@@ -31,6 +31,17 @@ def test_a_value_that_stands_twice_is_named(sweep):
     assert "has a value twice: its runs are trained once" in text
 
 
+def test_two_names_of_one_set_and_a_name_of_ours_for_another_are_said():
+    for sweep in (
+        {"targets": ("a=mlp", "b=mlp", "attention")},
+        {"axes": ("lora.targets = a=mlp, b=mlp",)},
+    ):
+        twice, same = said(**sweep)
+        assert "has a value twice" in twice and same == "'a' and 'b' are one set of targets."
+    (text,) = said(targets=("mlp=layers/x/kernel", "attention=attention"))
+    assert "Targets 'mlp' are 'layers/x/kernel' in this sweep, not the set" in text
+
+
 @pytest.mark.parametrize(
     ("axes", "lora", "setting"),
     [

@@ -170,3 +170,14 @@ def test_terminal_table_has_a_row_a_cell(finished):
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(table)
     assert "all-linear" in console.export_text()
+
+
+def test_targets_have_one_name_whichever_run_gave_it(tmp_path):
+    store = RunStore(tmp_path)
+    for seed, targets in enumerate(("a/q/kernel", "query=a/q/kernel")):
+        sweep = settings.SweepConfig(targets=(targets, "mlp"), seeds=(seed,))
+        fill(store, expand(replace(settings.Config(), sweep=sweep)))
+    cells = cells_of(gather([tmp_path])[0])
+    assert [(cell.targets, cell.seeds) for cell in cells] == [("mlp", 2), ("query", 2)]
+    with (report.write_report(tmp_path, tmp_path / "page").parent / "report.csv").open() as file:
+        assert {row["targets"] for row in csv.DictReader(file)} == {"query", "mlp"}
