@@ -66,19 +66,13 @@ def open_base(model: str, adapter: Path | str, *, scan: bool = True) -> Any:
 
     from lora_jax.io.hub import resolve
     from lora_jax.io.safetensors import read
-    from lora_jax.io.tensor_files import ModelFolder
-    from lora_jax.io.weights import kind_of, open_model
+    from lora_jax.io.weights import classes_of, kind_of, open_model
 
     folder = Path(model) if Path(model).is_file() else resolve(model)
     head: dict[str, Any] = {}
     if kind_of(folder) == "encoder":
-        stored = ModelFolder(folder)
-        heads = [
-            name for name in ("classifier.weight", "classifier.out_proj.weight") if name in stored
-        ]
-        classes = classes_in(read(next(Path(adapter).glob("*.safetensors")))) or (
-            stored.shape(heads[0])[0] if heads else None
-        )
+        trained = classes_in(read(next(Path(adapter).glob("*.safetensors"))))
+        classes = trained or classes_of(folder)
         head = dict(num_classes=classes, key=jax.random.key(0))
     return open_model(folder, scan=scan, **head)
 

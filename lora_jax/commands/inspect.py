@@ -1,12 +1,15 @@
-"""Show what a quantised checkpoint holds and lost by layer, or what an adapter covers.
+"""Show what a quantised checkpoint holds and lost by layer, what an adapter covers, or which weights
+of a model can be targets.
 
   lora-jax inspect runs/minilm-nf4
   lora-jax inspect --adapter runs/default/lora-fp32-r4-all_linear-s0-1a2b3c4d/adapter
   lora-jax inspect --adapter peft_folder --model minilm-l6
+  lora-jax inspect minilm-l6 --targets
+  lora-jax inspect minilm-l6 --targets --pattern 'ffn=layers(_\\d+)?/mlp/.*/kernel'
 
 Of a checkpoint the whole file is read, so that its checksum is verified; no weight is dequantised.
 Of an adapter, ours or PEFT's, the rank at every site and layer is shown, its base, and sites that
-change nothing.
+change nothing. Of a model, the named sets of targets and its sites; no weight is read.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder",
         metavar="FOLDER",
-        help="what lora-jax quantize wrote; with --adapter, an adapter's folder",
+        help="what lora-jax quantize wrote; with --adapter, an adapter's folder; with --targets, a "
+        "model: a folder, a known name or a Hugging Face id",
     )
     parser.add_argument(
         "--adapter",
@@ -38,12 +42,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="FOLDER is an adapter (adapter.safetensors, or PEFT's adapter_config.json)",
     )
     parser.add_argument(
+        "--targets",
+        action="store_true",
+        help="FOLDER is a model: the named sets of targets, what each takes of it, and its sites",
+    )
+    parser.add_argument(
+        "--pattern",
+        action="append",
+        default=[],
+        metavar="[NAME=]REGEX",
+        help="with --targets: targets of your own beside the named ones",
+    )
+    parser.add_argument(
         "--model", help="the base of a PEFT adapter: a folder, a known name or a Hugging Face id"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Reads the checkpoint or the adapter and prints its table."""
+    """Reads the checkpoint, the adapter or the model's names and prints the table."""
+    if arguments.targets or arguments.pattern:
+        return _targets(arguments)
     if arguments.adapter:
         from lora_jax.commands.adapter import describe
 
@@ -71,6 +89,19 @@ def run(arguments: argparse.Namespace) -> int:
         f"{8 * packed / max(weights, 1):.4f} bits each"
     )
     print(f"left as they were: {len(flat) - len(boxes)} weights, {plain:,} bytes")
+    return 0
+
+
+def _targets(arguments: argparse.Namespace) -> int:
+    from lora_jax.commands.targets import tables_of
+
+    if arguments.adapter or not arguments.targets:
+        raise ValueError(
+            "--targets is of a model and --adapter of an adapter: give one of them; --pattern goes "
+            "with --targets."
+        )
+    for table in tables_of(arguments.folder, arguments.pattern):
+        print_table(table)
     return 0
 
 

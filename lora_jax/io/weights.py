@@ -307,6 +307,13 @@ def family_name(config: ModelConfig) -> str:
     return getattr(config, "family", "t5")
 
 
+def classes_of(folder: Path | str) -> int | None:
+    """Outputs of the classifier that an encoder's files hold; None if they hold none."""
+    stored = ModelFolder(Path(folder))
+    heads = ("classifier.weight", "classifier.out_proj.weight")
+    return next((stored.shape(name)[0] for name in heads if name in stored), None)
+
+
 def kind_of(path: Path | str) -> str | None:
     """'encoder', 'decoder' or 'encoder-decoder', by what a folder's config.json says; None if it is
     no model that is known. A GGUF file holds a decoder.

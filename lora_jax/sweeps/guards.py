@@ -144,6 +144,42 @@ def _named_anew(runs: Sequence[Config]) -> list[str]:
     ]
 
 
+def target_cautions(runs: Sequence[Config], *, fetch: bool) -> list[str]:
+    """What the models' own names say of the targets of these runs: plain sentences. Weights are not
+    read; `fetch` says whether models that are not here are fetched.
+
+    Raises:
+        ValueError: targets match no site of their model, and near ones are listed.
+    """
+    from lora_jax.tasks.targets import count_weights, open_sites
+
+    wanted: dict[tuple[Any, ...], dict[str, str]] = defaultdict(dict)
+    for run in runs:
+        if run.method in ADAPTERS:
+            model = (run.model.name, run.model.revision, run.model.scan)
+            wanted[model].setdefault(resolve_targets(run.lora.targets), run.lora.targets)
+
+    said = []
+    for (name, revision, scan), targets in wanted.items():
+        try:
+            opened = open_sites(name, revision=revision, scan=scan, fetch=fetch)
+        except (OSError, ValueError, ImportError) as error:  # Its runs fail with it, or fetch it.
+            said.append(f"Targets in {name} were not looked at: {error}")
+            continue
+        sets: dict[frozenset[str], list[str]] = defaultdict(list)
+        for one in targets.values():
+            taken = opened.taken(one)
+            sets[frozenset(site.path for site in taken)].append(repr(name_of_targets(one)))
+        said += [
+            f"Targets {' and '.join(same)} take the same "
+            f"{count_weights([opened.sites[path] for path in paths])} weights of {name}: arms that "
+            "differ in them alone are one."
+            for paths, same in sets.items()
+            if len(same) > 1
+        ]
+    return said
+
+
 def _one_in_effect(runs: Sequence[Config]) -> list[str]:
     """Arms whose settings differ, and what is done with them does not."""
     groups: dict[str, list[Config]] = defaultdict(list)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lora_jax.adapters.sites import find_sites
-from lora_jax.config import TARGETS, DataConfig, ModelConfig
+from lora_jax.config import DataConfig, ModelConfig
 from lora_jax.data.completions import (
     Completions,
     EncodedCompletions,
@@ -32,15 +32,8 @@ from lora_jax.models.t5 import T5
 from lora_jax.tasks.building import build_options, check_sizes, params_of
 from lora_jax.tasks.language_loss import TokenLosses
 from lora_jax.tasks.reading import completions_of, recipe_of
+from lora_jax.tasks.targets import in_two_stacks
 from lora_jax.tasks.task import Task
-
-# The names of TARGETS in a model of two stacks: attention across them beside that within each.
-_STACK_TARGETS = {
-    "query+value": r"(encoder|decoder)/layers(_\d+)?/(attn|cross)/(q|v)/kernel",
-    "attention": r"(encoder|decoder)/layers(_\d+)?/(attn|cross)/(q|k|v|o)/kernel",
-    "mlp": r"(encoder|decoder)/layers(_\d+)?/mlp/(gate|up|down)/kernel",
-    "all-linear": r"(encoder|decoder)/layers(_\d+)?/.*/kernel",
-}
 
 
 @dataclass(eq=False)
@@ -99,10 +92,7 @@ class Seq2SeqTask(DecoderTask):
 
     def targets(self, name: str) -> str:
         """See `Task.targets`: the names take in both stacks."""
-        pattern = super().targets(name)
-        for kind, known in TARGETS.items():
-            pattern = pattern.replace(known, _STACK_TARGETS[kind])
-        return pattern
+        return in_two_stacks(super().targets(name))
 
 
 def open_language(model_config: ModelConfig, data: DataConfig) -> DecoderTask:
