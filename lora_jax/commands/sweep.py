@@ -139,7 +139,8 @@ def _plan(config: Config, *, compiled: bool) -> int:
 
     tune = config.sweep.tune
     first = first_round(config) if tune.factors else config
-    print_table(plan_table(plan(first, compiled=compiled)))
+    # A round of tuning does not look at the test split.
+    print_table(plan_table(plan(first, compiled=compiled, score_test=not tune.factors)))
     if not compiled:
         print("Memory and time: add --compile, which compiles a step of each group.")
         if config.sweep.memory_budget_gb is not None:
@@ -218,7 +219,10 @@ def trials_table(trials: Sequence[Trial]) -> Table:
 
 
 def _on_workers(
-    config: Config, arguments: argparse.Namespace, runs: Sequence[Config] = ()
+    config: Config,
+    arguments: argparse.Namespace,
+    runs: Sequence[Config] = (),
+    score_test: bool = True,
 ) -> Outcome:
     """`run_on`, as the command says. Workers pass over what is done, whichever `runs` are meant."""
     import shlex
@@ -236,6 +240,7 @@ def _on_workers(
         arguments.executor or "processes",
         arguments.workers or 1,
         options=options,
+        score_test=score_test,
         command=(command,),
         say=say,
     )

@@ -226,7 +226,8 @@ def _checked(record: RunRecord, chosen: tuple[str, str] | None) -> RunRecord:
 
 
 def _score(record: RunRecord) -> Score | None:
-    return record.result.score("test") if record.result is not None else None
+    result = record.result
+    return result.score("test") if result is not None and result.is_tested else None
 
 
 def _left_out(record: RunRecord, why: str) -> RunRecord:

@@ -25,13 +25,15 @@ class Leases:
     process.
 
     With `since`, a run that failed after that time (seconds since 1970) is not tried again: of
-    several launchers that started together, one failure is enough.
+    several launchers that started together, one failure is enough. With `score_test`, a run that
+    was not scored on the test split is not done.
     """
 
     store: RunStore
     environment: Mapping[str, Any]
     say: Callable[[str], None]
     since: float | None = None
+    score_test: bool = True
     done: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -49,7 +51,8 @@ class Leases:
 
         try:
             made_of = {"contents": contents(run.names, run.model.revision)}
-            folder = self.store.start(name, run, {**self.environment, **made_of})
+            surroundings = {**self.environment, **made_of}
+            folder = self.store.start(name, run, surroundings, score_test=self.score_test)
         except RunDone:  # by another launcher, since we looked
             self._end(self.kept, name, f"{title}: done before, kept", alone=True)
         except RunLocked:
@@ -82,7 +85,7 @@ class Leases:
             self._end(self.failed, name, f"{title}: failed: {conflict}")
             return True
         before = self.store.state(name)
-        if before.status == "done":
+        if self.store.is_done(name, score_test=self.score_test):
             self._end(self.kept, name, f"{title}: done before, kept", alone=True)
             return True
         since = math.inf if self.since is None else self.since

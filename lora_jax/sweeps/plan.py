@@ -42,26 +42,34 @@ class PlannedGroup:
     seconds: float | None
 
 
-def plan(config: Config, *, compiled: bool = False) -> list[PlannedGroup]:
+def plan(config: Config, *, compiled: bool = False, score_test: bool = True) -> list[PlannedGroup]:
     """The groups of a sweep. Trains nothing, and opens neither a model nor its data.
 
     Args:
         compiled: compiles one step a group for its memory and its work. Without it, packs are what
             they would be without `sweep.memory_budget_gb`.
+        score_test: as in `run_sweep`: which runs are finished hangs on it.
     """
     store, tasks = RunStore(config.out), LastTask()
     predict = functools.partial(predicted, tasks)
     sweep = config.sweep if compiled else replace(config.sweep, memory_budget_gb=None)
     found = packs(expand(config), sweep, predict=predict)
     return [
-        _planned(pack, store, predict(pack.wide or pack.runs[0], pack.slots) if compiled else None)
+        _planned(
+            pack,
+            store,
+            predict(pack.wide or pack.runs[0], pack.slots) if compiled else None,
+            score_test,
+        )
         for pack in found
     ]
 
 
-def _planned(pack: Pack, store: RunStore, needs: Predicted | None) -> PlannedGroup:
+def _planned(
+    pack: Pack, store: RunStore, needs: Predicted | None, score_test: bool
+) -> PlannedGroup:
     records = [read_run(store.folder(run_id(run))) for run in pack.runs]
-    done = tuple(record.status == "done" for record in records)
+    done = tuple(store.is_done(record.run_id, score_test=score_test) for record in records)
     left = len(done) - sum(done)
     known = [record.result.training_seconds for record in records if record.result is not None]
     seconds = None

@@ -36,8 +36,11 @@ class RunRecord:
 
     @property
     def is_scored(self) -> bool:
-        """Whether the run counts: one that a cell was only tuned by does not."""
-        return self.curve is None or self.run_id in self.curve.scored
+        """Whether the run counts: one that a cell was only tuned by does not, and has no test
+        score.
+        """
+        untested = self.result is not None and not self.result.is_tested
+        return not untested and (self.curve is None or self.run_id in self.curve.scored)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ def run_sweep(
     *,
     runs: Sequence[Config] | None = None,
     since: float | None = None,
+    score_test: bool = True,
     command: Sequence[str] = (),
     say: Callable[[str], None] | None = None,
     quiet: bool = False,
@@ -74,6 +75,8 @@ def run_sweep(
         runs: only these of its runs, as nearly in this order as packs allow.
         since: runs that failed after this time (seconds since 1970) are not tried again; see
             `Leases`.
+        score_test: whether runs are scored on the test split. Those that are only tuned by are not;
+            where they are asked for as results later, that alone is made up for.
         tasks: holds the task of the last run, if its caller has opened it already.
 
     Raises:
@@ -87,7 +90,7 @@ def run_sweep(
         store.write_plan([run_id(run) for run in planned])
         surroundings = environment() | ({"command": " ".join(command)} if command else {})
         say = say or functools.partial(print, file=sys.stderr, flush=True)
-        leases = Leases(store, surroundings, say, since)
+        leases = Leases(store, surroundings, say, since, score_test)
         ours = planned if runs is None else runs
         place = {run_id(run): number for number, run in enumerate(ours, 1)}
         sweep = _Sweep(config, leases, quiet, place, describe_runs(planned), tasks)
@@ -144,7 +147,7 @@ class _Sweep:
     def ended(self, run: Config) -> bool:
         """Whether the run is done already, or was stopped at a rung; which is said and counted."""
         name = run_id(run)
-        if self.leases.store.status(name) == "done":
+        if self.leases.store.is_done(name, score_test=self.leases.score_test):
             self.leases.claim(name, run, self.title(run))
             return True
         if self.halving.on and name in self.halving.stopped:
@@ -197,8 +200,9 @@ class _Sweep:
             elif isinstance(outcome, Exception):
                 self.leases.fail(name, outcome, title)
             else:
-                score, seconds = outcome.score("test"), outcome.seconds
-                said = f"{title}: test {score.label} {score.value:.4f} in {seconds:.0f} s"
+                split, metric = ("test", None) if outcome.is_tested else ("validation", "loss")
+                score, seconds = outcome.score(split, metric), outcome.seconds
+                said = f"{title}: {split} {score.label} {score.value:.4f} in {seconds:.0f} s"
                 self.leases.finish(name, outcome, said, self.tasks.made_of)
 
         slots = max(1, min(pack.slots, len(group)))
@@ -212,6 +216,7 @@ class _Sweep:
                 slots=slots,
                 judge=judge,
                 saved=lambda run: self.leases.store.progressed(run_id(run.config)),
+                score_test=self.leases.score_test,
                 quiet=self.quiet,
                 title=f"{len(group)} runs, {slots} at a time" if many else self.title(group[0]),
             )

@@ -104,16 +104,22 @@ class RunStore:
         return self.root / run_id
 
     def start(
-        self, run_id: str, config: Config | Mapping[str, Any], environment: Mapping[str, Any]
+        self,
+        run_id: str,
+        config: Config | Mapping[str, Any],
+        environment: Mapping[str, Any],
+        *,
+        score_test: bool = True,
     ) -> Path:
         """The run's folder, claimed for this process, with its config and environment written and
         status 'running'.
 
-        A run that failed or was interrupted may be started again; its metrics and checkpoints stay.
+        A run that failed or was interrupted may be started again, and so may one that is done, to
+        be scored on the test split; its metrics and checkpoints stay.
 
         Raises:
             RunLocked: a live process holds the run.
-            RunDone: the run is done: its result is kept.
+            RunDone: the run is done (`is_done`): its result is kept.
             RunConflict: the folder holds a run of other content.
             StoreVersionError: the store has another layout.
             StoreError: the folder cannot be written.
@@ -128,7 +134,7 @@ class RunStore:
         try:
             self.check_content(run_id, config, environment.get("contents") or {})
             before = read_state(folder)
-            if before.status == "done":
+            if self.is_done(run_id, score_test=score_test):
                 raise RunDone(
                     f"Run {run_id} is done and is not run again. To repeat it, delete {folder} "
                     "first."
@@ -237,6 +243,15 @@ class RunStore:
         or 'failed'.
         """
         return self.state(run_id).status
+
+    def is_done(self, run_id: str, *, score_test: bool = True) -> bool:
+        """Whether there is nothing left to do of the run: it is done, and has test scores if these
+        are asked for.
+        """
+        if self.status(run_id) != "done":
+            return False
+        result = read_run(self.folder(run_id)).result
+        return result is None or result.is_tested or not score_test
 
     def state(self, run_id: str) -> State:
         """The status with its time, its error and how many processes died on the run."""

@@ -1,8 +1,8 @@
 """A sweep whose cells are compared at their own best value of a nuisance setting, such as the
 learning rate, chosen on validation data.
 
-Every cell runs a small grid around its own value under seeds that are not scored; the value with
-the lowest mean validation loss is its best, and where that stands at an edge, the grid grows past
+Every cell runs a small grid around its own value under seeds that are not scored, without a look at
+the test split; the value with the lowest mean validation loss is its best, and where that stands at an edge, the grid grows past
 it, a value at a time. Then `sweep.seeds` are run at the best, and they alone are the cell's score.
 A run that diverges loses. A grid for each cell, and not a joint search: each has the same number of
 tries, which is what makes the comparison fair (Choi et al. 2019, arXiv 1910.05446; Godbole et al.
@@ -52,7 +52,8 @@ def tune(
     not scored, and its runs are.
 
     Args:
-        train: runs a sweep into `config.out`, such as `run_sweep`; with `runs`, these of it.
+        train: runs a sweep into `config.out`, such as `run_sweep`; with `runs`, these of it, and
+            with `score_test` False, not on the test split.
         say: gets a line for every round and every cell.
 
     Raises:
@@ -255,12 +256,12 @@ def _trained(
     it.
     """
     ours = [run for made in runs.values() for run in made]
-    outcomes = [train(round_, runs=ours)]
+    outcomes = [train(round_, runs=ours, score_test=False)]
     while names := outcomes[-1].elsewhere:
         say(f"waiting for {len(names)} runs of another process, such as {names[0]}")
         while any(store.status(name) == "running" for name in names):
             time.sleep(_PATIENCE)
-        outcomes.append(train(round_, runs=ours))
+        outcomes.append(train(round_, runs=ours, score_test=False))
     return replace(together(outcomes), elsewhere=())
 
 

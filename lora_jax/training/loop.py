@@ -100,6 +100,7 @@ def fit(
     slots: int = 1,
     judge: Judge | None = None,
     saved: Callable[[Run], None] | None = None,
+    score_test: bool = True,
     quiet: bool = False,
     title: str = "training",
 ) -> None:
@@ -120,12 +121,15 @@ def fit(
         judge: asked at each run's rungs with the scores on the validation split; False stops the
             run.
         saved: called with each run that has written a checkpoint. What it raises ends the run.
+        score_test: whether runs are scored on the test split. One that was not is so later, from
+            its last checkpoint, without a step of training.
 
     Raises:
         Interrupted: SIGTERM or SIGINT came; all runs have checkpoints.
     """
     with stop_signals() as stopped:
-        group = Group(iter(runs), finished, task_of, wide, slots, judge, stopped)
+        splits = ("validation", "test") if score_test else ("validation",)
+        group = Group(iter(runs), finished, task_of, wide, slots, judge, stopped, splits)
         try:
             group.fill()
             if stopped.is_set() and group.runs:
@@ -248,7 +252,7 @@ def finish(group: Group, runs: Sequence[Run]) -> None:
     if not ending:
         return
     scored: dict[Run, dict[str, Any]] = {run: {} for run in ending}
-    for split in ("validation", "test"):
+    for split in group.splits:
         try:
             scores = group.scores(split, until_stopped=True)
         except Interrupted:
@@ -290,10 +294,11 @@ class Group:
         slots: int,
         judge: Judge | None,
         stopped: threading.Event,
+        splits: Sequence[str],
     ) -> None:
         self._waiting, self._finished, self._task_of = waiting, finished, task_of
         self._wide, self._count = wide, slots
-        self.judge, self.stopped = judge, stopped
+        self.judge, self.stopped, self.splits = judge, stopped, splits
         self.runs: list[Run] = []
         self.pending: list[tuple[list[tuple[Run, int]], Any]] = []
         self.slots: Slots | None = None  # made for the first run

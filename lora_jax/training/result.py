@@ -17,7 +17,8 @@ _LOWER_IS_BETTER = ("loss", "perplexity", "ter")
 
 @dataclass(frozen=True)
 class RunResult:
-    """The measured result of a run, `scores[split][metric]`.
+    """The measured result of a run, `scores[split][metric]`; a run that was only to be tuned by has
+    no test scores.
 
     `primary` is the metric to report first: the task names it, and its Score says which way is
     better and what was counted. `examples` are records of each split.
@@ -58,6 +59,11 @@ class RunResult:
             there = ", ".join(f"{s} {n}" for s, named in self.scores.items() for n in named)
             raise KeyError(f"The run has no {split} {name}. It has: {there or 'no score'}.")
         return self.scores[split][name]
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether the run was scored on the test split."""
+        return "test" in self.scores
 
     def value(self, split: str, name: str | None = None) -> float:
         """`score(split, name).value`."""
@@ -102,8 +108,9 @@ class RunResult:
                 primary metric and its units, its data's settings do.
 
         Raises:
-            ValueError: a field has another type, the version is not known, or there is no score of
-                the primary metric.
+            ValueError: a field has another type, the version is not known, or there is no test
+                score of the primary metric (where the test split was not scored, no validation
+                loss).
         """
         version = content.get("version", 1)
         if version not in (1, VERSION):
@@ -114,7 +121,9 @@ class RunResult:
         if version == 1:
             content = _from_version_1(content, config or {})
         scores, primary = _scores(content), _typed(content, "primary", str, None)
-        if primary not in scores.get("test", {}):
+        # Nobody looked at the test split of a run to tune by.
+        is_untested = "test" not in scores and "loss" in scores.get("validation", {})
+        if not is_untested and primary not in scores.get("test", {}):
             raise ValueError(f"result.json holds no test {primary}, which is to be reported")
         return cls(
             scores=scores,

@@ -158,8 +158,8 @@ class Run:
     def conclude(
         self, frozen: Any, state: TrainState, means: Mapping[str, Mapping[str, float]]
     ) -> dict[str, dict[str, Score]]:
-        """Writes the adapter; the scores of each split: those of its sums, and on the test split
-        the task's other metrics.
+        """Writes the adapter; the scores of each split: those of its sums, and on the test split,
+        if that is one of them, the task's other metrics.
         """
         check_reached(state)
         task, size = self.task, self.config.train.eval_batch_size
@@ -172,7 +172,8 @@ class Run:
             }
             for split, found in means.items()
         }
-        scores["test"] |= metric_scores(task, frozen, state.trainable, batch_size=size)
+        if "test" in scores:
+            scores["test"] |= metric_scores(task, frozen, state.trainable, batch_size=size)
 
         save_adapter(
             self.folder / "adapter",

@@ -103,7 +103,7 @@ def test_a_store_that_is_tuned_again_keeps_what_it_had_aside(store, tmp_path):
 
 
 def test_a_sweep_that_is_still_tuning_has_no_report_yet_and_says_why(tmp_path):
-    def stops(config, runs):
+    def stops(config, runs, **how):
         fill(RunStore(config.out), runs[:2])
         raise KeyboardInterrupt
 

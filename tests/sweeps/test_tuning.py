@@ -11,6 +11,7 @@ from made_up_sweep import fill, trainer, with_loss
 
 from lora_jax import cli
 from lora_jax.config import from_config_dict, load_config, to_dict
+from lora_jax.sweeps import plan as planning
 from lora_jax.sweeps.grid import cell_id, expand, run_id
 from lora_jax.sweeps.runner import run_sweep
 from lora_jax.sweeps.store import RunStore, StoreError
@@ -105,14 +106,14 @@ def test_a_tuned_sweep_that_was_stopped_comes_to_the_same_rounds(stops_in, tmp_p
 
     stopping, config = trainer(best), replace(config, out=str(tmp_path / "b"))
 
-    def stops(round_, runs=None):
+    def stops(round_, runs=None, **how):
         if len(again) == stops_in - 1:
             fill(
                 RunStore(round_.out), (runs or expand(round_))[:1], lambda run: with_loss(run, best)
             )
             raise KeyboardInterrupt
         again.append(round_)
-        return stopping(round_, runs)
+        return stopping(round_, runs, **how)
 
     with pytest.raises(KeyboardInterrupt):
         tuned(config, stops)
@@ -137,11 +138,11 @@ def test_a_tuned_sweep_that_was_killed_in_a_run_of_tuning_ends_with_the_numbers_
             f"{key}={value}" for key, value in (values | {"config.out": tmp_path / name}).items()
         ]
 
-    def train(round_, runs=None):
-        return run_sweep(round_, runs=runs, quiet=True, say=lambda text: None)
+    def train(round_, runs=None, **how):
+        return run_sweep(round_, runs=runs, quiet=True, say=lambda text: None, **how)
 
-    def stops(round_, runs):
-        train(round_, runs[:1])
+    def stops(round_, runs, **how):
+        train(round_, runs[:1], **how)
         raise KeyboardInterrupt
 
     outcome, curves = tuned(load_config(str(CONFIG), words("a")), train)
@@ -151,22 +152,36 @@ def test_a_tuned_sweep_that_was_killed_in_a_run_of_tuning_ends_with_the_numbers_
     assert cli.main(command) == 0
     assert "2 runs trained, 1 kept from before, 0 failed" in capsys.readouterr().err
     assert read_curves(tmp_path / "b") == read_curves(tmp_path / "a")
-    losses = [
-        {run.run_id: run.result.value("test", "loss") for run in RunStore(tmp_path / name).runs()}
-        for name in "ab"
+    scores = [
+        {run.run_id: run.result.scores for run in RunStore(tmp_path / name).runs()} for name in "ab"
     ]
-    assert len(outcome.done) == 3 and losses[0].keys() == {*outcome.done} and losses[0] == losses[1]
-    (best,) = [curve.best for curve in curves.values()]
-    assert f"| {best:g} (" in (tmp_path / "b" / "report" / "report.md").read_text()
+    assert len(outcome.done) == 3 and scores[0].keys() == {*outcome.done} and scores[0] == scores[1]
+    (curve,) = curves.values()
+    assert {name for name, found in scores[0].items() if "test" in found} == {*curve.scored}
+    report = (tmp_path / "b" / "report" / "report.md").read_text()
+    assert f"| {curve.best:g} (" in report and "2 of these to tune by" in report
+
+    # Asked for as results, the runs of tuning are scored on the test split, and not trained again.
+    store, plain = RunStore(tmp_path / "a"), first_round(load_config(str(CONFIG), words("a")))
+    trained = {name: store.metrics(name) for name in curve.tried}
+    assert [one.done for one in planning.plan(plain)] == [(False, False)]
+    assert {*train(plain).done} == {*curve.tried} and len(train(plain).kept) == 2
+    for name, rows in trained.items():
+        before, *_ = [row for row in rows if row["split"] == "validation"]
+        last = store.metrics(name)
+        assert [row for row in last if row["split"] == "train"] == rows[: len(last) - 2]
+        assert [row["split"] for row in last[-2:]] == ["validation", "test"]
+        assert last[-2]["loss"] == before["loss"]
+    assert all(run.result.is_tested for run in store.runs())
 
 
 def test_a_round_in_which_few_cells_grow_has_the_programs_of_all(tmp_path):
     config = replace(config_of(), out=str(tmp_path))
     widest, fills = [], trainer(lambda run: 1.0 if run.lora.rank == 1 else 1e-3)
 
-    def train(round_, runs=None):
+    def train(round_, runs=None, **how):
         widest.extend(wide.lora.rank for wide, _ in groups(expand(round_)))
-        return fills(round_, runs)
+        return fills(round_, runs, **how)
 
     tuned(config, train)
     assert widest == [4, 4, 4, 4]

@@ -29,6 +29,7 @@ def run_on(
     workers: int,
     *,
     options: Mapping[str, str] | None = None,
+    score_test: bool = True,
     command: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Outcome:
@@ -42,6 +43,7 @@ def run_on(
         executor: a name in EXECUTORS.
         workers: how many.
         options: of the executor, see its module.
+        score_test: as in `run_sweep`.
         say: gets each worker's lines.
 
     Raises:
@@ -62,11 +64,11 @@ def run_on(
     names = [run_id(run) for run in expand(config)]
     store = RunStore(config.out)
     store.write_plan(names)
-    kept = [name for name in names if store.status(name) == "done"]
+    kept = [name for name in names if store.is_done(name, score_test=score_test)]
     if kept:
         say(f"{len(kept)} runs done before, kept")
 
-    launch = Launch(config, workers, time.time(), tuple(command), str(Path.cwd()))
+    launch = Launch(config, workers, time.time(), tuple(command), str(Path.cwd()), score_test)
     for _ in range(_MOST_ROUNDS):
         died = module.start(launch, dict(options or {}), say)
         left = unfinished(launch)

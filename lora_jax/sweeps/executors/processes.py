@@ -39,7 +39,10 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
         order,
         {
             "config": to_dict(launch.config),
-            **{key: getattr(launch, key) for key in ("workers", "since", "command", "folder")},
+            **{
+                key: getattr(launch, key)
+                for key in ("workers", "since", "command", "folder", "score_test")
+            },
         },
     )
 

@@ -20,7 +20,7 @@ class Launch:
     """One start of a sweep by several workers. `config.out` is absolute; `since` is its time, in
     seconds since 1970.
 
-    `folder` is where relative names of data and models in the config are looked up.
+    `score_test` is as in `run_sweep`. `folder` is where relative names of data and models in the config are looked up.
     """
 
     config: Config
@@ -28,6 +28,7 @@ class Launch:
     since: float
     command: tuple[str, ...]
     folder: str
+    score_test: bool = True
 
 
 def share(launch: Launch, worker: int) -> list[Config]:
@@ -45,7 +46,10 @@ def unfinished(launch: Launch) -> list[Config]:
     def is_left(run: Config) -> bool:
         state = store.state(run_id(run))
         failed_before = state.status == "failed" and (state.updated or 0) < launch.since
-        return state.status in ("pending", "interrupted") or failed_before
+        lacks_test = state.status == "done" and not store.is_done(
+            run_id(run), score_test=launch.score_test
+        )
+        return state.status in ("pending", "interrupted") or failed_before or lacks_test
 
     return [run for run in _in_order(launch.config) if is_left(run)]
 
@@ -68,6 +72,7 @@ def work(launch: Launch, worker: int, say: Callable[[str], None]) -> int:
             launch.config,
             runs=runs,
             since=launch.since,
+            score_test=launch.score_test,
             command=launch.command,
             say=say,
             quiet=True,

@@ -16,11 +16,13 @@ import pytest
 
 from lora_jax import cli
 from lora_jax.config import Config, load_config
+from lora_jax.metrics.score import Score
 from lora_jax.sweeps.executors import processes, ray_cluster, run_on, slurm
 from lora_jax.sweeps.executors.work import Launch, share, unfinished
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.lock import Lock
 from lora_jax.sweeps.store import RunStore
+from lora_jax.training.result import RunResult
 
 ROOT = Path(__file__).parents[3]
 GRID = {
@@ -83,6 +85,12 @@ def test_runs_that_failed_in_this_launch_are_not_left_and_those_before_are(tiny,
     assert unfinished(after) == []  # the second is running
     store.release(run_id(second))
     assert [run_id(run) for run in unfinished(after)] == [run_id(second)]
+    # Done, but for the scores of the test split.
+    store.start(run_id(second), second, {})
+    untested = {"validation": {"loss": Score("loss", 0.5, higher_is_better=False)}}
+    store.finish(run_id(second), RunResult(untested, primary="accuracy"))
+    assert [run_id(run) for run in unfinished(after)] == [run_id(second)]
+    assert unfinished(replace(after, score_test=False)) == []
 
 
 def test_cores_and_gpus_are_divided():
