@@ -4,7 +4,6 @@ import ast
 import math
 import re
 import shlex
-import textwrap
 from pathlib import Path
 
 import optax
@@ -52,13 +51,24 @@ def commands(text: str) -> list[str]:
     ]
 
 
+def docstring_of(file: Path) -> str:
+    return ast.get_docstring(ast.parse(file.read_text())) or ""
+
+
 README = commands("\n".join(blocks("bash")))
+# A command is a line of its own, which may go on after a backslash.
 DOCSTRINGS = {
     f"{file.relative_to(ROOT)}: {command}": command
     for file in sorted((ROOT / "configs").rglob("*.py"))
-    for block in re.findall(r"(?:^  .+\n)+", ast.get_docstring(ast.parse(file.read_text())), re.M)
-    for command in commands(textwrap.dedent(block))
+    for line in re.findall(r"^lora-jax (?:.*\\\n)*.*", docstring_of(file), re.M)
+    for command in commands(line)
 }
+
+
+def test_every_command_of_a_docstring_is_found():
+    for file in (ROOT / "configs").rglob("*.py"):
+        found = [one for one in DOCSTRINGS if one.startswith(f"{file.relative_to(ROOT)}: ")]
+        assert found or "def get_config" not in file.read_text(), f"{file} names no command"
 
 
 @pytest.mark.parametrize("line", [*README, *DOCSTRINGS.values()], ids=[*README, *DOCSTRINGS])
