@@ -358,7 +358,8 @@ def test_one_run_has_one_spelling():
         return config_hash(from_config_dict(groups))
 
     assert hash_of(optim={"weight_decay": -0.0}) == hash_of(optim={"weight_decay": 0.0})
-    assert hash_of(lora={"layers": [1, 0, 1]}) == hash_of(lora={"layers": [0, 1]})
+    for key in ("layers", "embedding_rows"):
+        assert hash_of(lora={key: [1, 0, 1]}) == hash_of(lora={key: [0, 1]}) != hash_of()
     assert hash_of(optim={"head_learning_rate": 1e-3}) == hash_of()
     assert hash_of(lora={"targets": "attention"}) != hash_of()
     assert hash_of(lora={"targets": TARGETS["all-linear"]}) == hash_of(train={"log_every": 3})

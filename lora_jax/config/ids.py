@@ -19,7 +19,7 @@ def canonical(config: Config) -> dict[str, Any]:
 
     Left out is what the method does not read (`ReadBy` on a field or its group: also what changes
     files or memory alone), and `train.epochs` when `train.total_steps` is set. One run has one
-    spelling: named targets are their regexes, layers are sorted, 0 has no sign, and a head's
+    spelling: named targets are their regexes, layers and rows are sorted, 0 has no sign, and a head's
     learning rate that equals the others' is None.
     """
     settings = {}
@@ -36,8 +36,9 @@ def canonical(config: Config) -> dict[str, Any]:
     for key in ("lora.targets", "quant.targets"):
         if key in settings:
             settings[key] = resolve_targets(settings[key])
-    if settings.get("lora.layers") is not None:
-        settings["lora.layers"] = sorted(set(settings["lora.layers"]))
+    for key in ("lora.layers", "lora.embedding_rows"):
+        if settings.get(key) is not None:
+            settings[key] = sorted(set(settings[key]))
     return settings
 
 

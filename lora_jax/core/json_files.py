@@ -11,6 +11,33 @@ from typing import Any
 _DEEPEST = 100
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these members.
+
+    Raises:
+        ValueError: two have one name.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"an object has {twice!r:.80} more than once")
+    return found
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def loads(text: str) -> Any:
+    """The value that a text stands for, as `json.loads` has it.
+
+    Raises:
+        ValueError: as there, and where an object has one name twice: of two values readers take
+            either. RecursionError: it is nested too deeply.
+    """
+    return _STRICT.decode(text)
+
+
 def parse_json(content: bytes | str, where: object) -> Any:
     """The value that a text stands for.
 
@@ -18,12 +45,13 @@ def parse_json(content: bytes | str, where: object) -> Any:
         where: what the text is, for the error: a path, or a path with a line.
 
     Raises:
-        ValueError: it is no JSON in UTF-8, is nested more than 100 deep, has numbers of thousands
-            of digits, or holds half of a surrogate pair, which no text file can.
+        ValueError: it is no JSON in UTF-8, has an object with one name twice, of which readers take
+            either, is nested more than 100 deep, has numbers of thousands of digits, or holds half
+            of a surrogate pair, which no text file can.
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8")
-        value = json.loads(text)
+        value = loads(text)
         _check_depth(value)
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode("utf-8")

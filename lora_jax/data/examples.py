@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import heapq
 import json
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -111,7 +113,7 @@ def load(
     }
 
     _require_splits(splits, source.name, problems)
-    note = " ".join(filter(None, (*notes, source.note)))
+    note = " ".join(filter(None, (*notes, *_alike(names), source.note)))
     return Dataset(
         source.name, recipe, {split: splits[split] for split in SPLITS}, names, note, str(problems)
     )
@@ -324,6 +326,24 @@ def _observed_classes(recipe: Recipe, source: Source, train: Sequence[Example]) 
             "came. If it is a class, name all of them with --config.data.label_names."
         )
     return names
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    """A sentence on each group of classes that people may have meant as one: '1' and '1.0', 'Pos'
+    and 'pos'.
+    """
+    groups: dict[float | str, list[str]] = defaultdict(list)
+    for name in names:
+        try:
+            meant: float | str = float(name)
+        except ValueError:
+            meant = unicodedata.normalize("NFKC", name).casefold()
+        groups[meant].append(name)
+    return [
+        f"Classes that differ in spelling alone are kept apart: {', '.join(map(repr, group))}."
+        for group in groups.values()
+        if len(group) > 1
+    ]
 
 
 def _ids(declared: tuple[str, ...]) -> dict[str, str]:

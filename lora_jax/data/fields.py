@@ -16,7 +16,7 @@ from .records import near_names
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _INTEGER = re.compile(r"-?[0-9]+")
 # What tables write where a label is missing.
-_MISSING = ("nan", "inf", "-inf")
+_MISSING = ("nan", "-nan", "inf", "+inf", "-inf", "<na>", "#n/a", "nat")
 _LARGEST = float(np.finfo(np.float32).max)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lora_jax.core.extras import needs
+from lora_jax.core.json_files import loads
 
 from .records import Problem, Problems, Record, near_names
 
@@ -72,7 +73,7 @@ def _json_lines(path: Path, problems: Problems) -> Iterator[Record]:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 if not line.strip():
                     continue
-                fields = json.loads(line)
+                fields = loads(line)
             except UnicodeDecodeError as error:
                 problems.report(_not_utf_8(place, raw[error.start]))
             except json.JSONDecodeError as error:
@@ -88,7 +89,7 @@ def _json_lines(path: Path, problems: Problems) -> Iterator[Record]:
 
 def _json_array(path: Path, problems: Problems) -> Iterator[Record]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: byte {error.object[error.start]:#04x} is not UTF-8. Convert the file, or "
@@ -228,8 +229,9 @@ def _parquet(path: Path, problems: Problems) -> Iterator[Record]:
         import pyarrow
         import pyarrow.parquet
     try:
-        number = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+        number, file = 0, pyarrow.parquet.ParquetFile(path)
+        _header(path, file.schema_arrow.names)
+        for batch in file.iter_batches(batch_size=1024):
             for fields in batch.to_pylist():
                 yield Record(f"{path}[{number}]", fields)
                 number += 1

@@ -4,7 +4,6 @@ checked against its size by the format's own library.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lora_jax.core.host import MappedFile
-from lora_jax.core.json_files import read_json
+from lora_jax.core.json_files import parse_json, read_json
 from lora_jax.io.tensors import Tensors
 
 _INDEX = "model.safetensors.index.json"
@@ -83,7 +82,7 @@ class SafetensorsFile(Tensors):
             ) from None
         self._file = MappedFile(self.path)
         start = 8 + int.from_bytes(self._file.bytes[:8].tobytes(), "little")
-        header = json.loads(self._file.bytes[8:start].tobytes())
+        header = parse_json(self._file.bytes[8:start].tobytes(), self.path)
         self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         self._entries = {
             name: _entry(f"{name!r} in {self.path}", told, start) for name, told in header.items()

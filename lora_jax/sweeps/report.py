@@ -43,6 +43,7 @@ from lora_jax.sweeps.store import RunRecord, write_text
 _IDENTITY = ("run_id", "method", "format", "rank", "targets", "seed")
 _LEFT = ("method", "base", "targets")  # columns of words
 _MOST_TESTS = 40
+_MOST_NOTES = 3  # of the data
 _NOTES = (
     "MB are 10^6 bytes. Base: bytes of the arrays as stored. Peak: arguments, outputs and temporaries of the "
     "compiled training step. Time: the whole run, compilation included. Tokens: real ones, no "
@@ -338,7 +339,7 @@ def _page(
 
     return Page(
         headline=headline(cells),
-        state=f"Runs: {', '.join(counted)}. {in_markdown(footnote(cells))}.",
+        state=f"Runs: {', '.join(counted)}. {in_markdown(footnote(cells))}.{_of_the_data(cells)}",
         supported=(*found.conclusions.supported, *found.conclusions.alike),
         unsupported=found.conclusions.unsupported,
         fairness=fairness(cells, [run.curve for run in records if run.curve is not None]),
@@ -356,6 +357,15 @@ def _page(
         + [(name, "pending") for name in pending],
         commands=commands,
     )
+
+
+def _of_the_data(cells: Sequence[Cell]) -> str:
+    """What the tasks of these runs said of their data, such as rows that were left out."""
+    notes = list(dict.fromkeys(run.result.note for cell in cells for run in cell.runs))
+    said = [in_markdown(note) for note in notes if note]
+    more = len(said) - _MOST_NOTES
+    said = said[:_MOST_NOTES] + ([f"{more} notes more are in report.csv."] if more > 0 else [])
+    return f" Of the data: {' '.join(said)}" if said else ""
 
 
 def _commands(

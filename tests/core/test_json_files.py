@@ -17,6 +17,7 @@ from lora_jax.core.json_files import parse_json, read_json, save_json
         (b"9" * 5000, "digits"),
         (b'{"a": "\\ud800"}', "surrogates not allowed"),
         (b"", "Expecting value"),
+        (b'{"b": [{"a": 1, "c": 2, "a": 1}]}', "'a' more than once"),
     ],
 )
 def test_what_is_no_json_is_refused_with_the_files_name(content: bytes, message: str) -> None:

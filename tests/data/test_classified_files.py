@@ -94,6 +94,15 @@ def test_01_and_1_are_one_class(tmp_path):
     assert load(write_csv(tmp_path / "a.csv", rows)).label_names == ("0", "1")
 
 
+@pytest.mark.parametrize("pair", [("1", "1.0"), ("Pos", "pos"), ("caf\u00e9", "cafe\u0301")])
+def test_classes_that_differ_in_spelling_alone_are_kept_apart_with_a_note(tmp_path, pair):
+    rows = [f"{text},{[*pair, 'x'][i % 3]}" for i, text in enumerate(TEXTS)]
+    data = load(write_csv(tmp_path / "a.csv", rows))
+    assert len(data.label_names) == 3
+    told = "Classes that differ in spelling alone are kept apart: "
+    assert data.note in (f"{told}{a!r}, {b!r}." for a, b in (pair, pair[::-1]))
+
+
 def test_digits_of_other_scripts_are_names(tmp_path):
     rows = [f"{text},{['①', '²', '٣'][i % 3]}" for i, text in enumerate(TEXTS)]
     assert load(write_csv(tmp_path / "a.csv", rows)).label_names == ("²", "٣", "①")

@@ -40,9 +40,9 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, suffix):
 
 BROKEN = {
     "a.jsonl": (
-        b'{"text": "a"}\n{"text": \n[1]\n{"text": "caf\xe9"}\n{"text": "z"}\n',
-        [2, 3, 4],
-        ["not JSON", "one JSON object", "0xe9"],
+        b'{"text": "a"}\n{"text": \n[1]\n{"text": "caf\xe9"}\n{"text": "b", "text": "c"}\n{"text": "z"}\n',
+        [2, 3, 4, 5],
+        ["not JSON", "one JSON object", "0xe9", "'text' more than once"],
     ),
     "a.csv": (b"text,label\na,1\nb\nc,caf\xe9\nz,2\n", [3, 4], ["2 fields", "0xe9 is not UTF-8"]),
 }
@@ -149,3 +149,13 @@ def test_json_that_python_refuses_is_a_wrong_row(tmp_path, line):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + line + "\n")
     with pytest.raises(ValueError, match="a.jsonl:2: .*no JSON that can be read"):
         list(read_file(tmp_path / "a.jsonl", Problems()))
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table([["a"], ["0"], ["1"]], names=["text", "label", "label"])
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text("text,label,label\na,0,1\n")
+    for name in ("a.parquet", "a.csv"):
+        with pytest.raises(ValueError, match=rf"{name} has 2 columns named 'label'"):
+            list(read_file(tmp_path / name, Problems()))

@@ -115,7 +115,7 @@ def test_failed_unfinished_and_planned_runs_are_listed(tmp_path):
         replace(settings.Config(), lora=settings.LoraConfig(rank=r)) for r in (1, 2, 4, 8)
     )
     store.write_plan([run_id(run) for run in (done, broken, running, later)])
-    fill(store, [done])
+    fill(store, [done], lambda run: replace(result_of(run), note="7 rows left out: a|b."))
     store.start(run_id(broken), broken, ENVIRONMENT)
     store.fail(run_id(broken), ValueError("loss is NaN at step 7"))
     store.start(run_id(running), running, ENVIRONMENT)
@@ -123,6 +123,7 @@ def test_failed_unfinished_and_planned_runs_are_listed(tmp_path):
     assert f"`{run_id(broken)}`: ValueError: loss is NaN at step 7" in text
     assert f"`{run_id(running)}`: running" in text and f"`{run_id(later)}`: pending" in text
     assert "lora-jax report" in text and ENVIRONMENT["command"] in text
+    assert r"Of the data: 7 rows left out: a\|b." in text
 
 
 def test_several_stores_are_one_report_and_a_run_in_both_counts_once(tmp_path, finished):
