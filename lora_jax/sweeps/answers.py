@@ -1,4 +1,6 @@
-"""What runs gave on each test example, where `lora-jax evaluate` kept it beside their results."""
+"""What runs gave on each test example, where training or `lora-jax evaluate` kept it beside their
+results.
+"""
 
 from __future__ import annotations
 

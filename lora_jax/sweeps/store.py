@@ -14,6 +14,7 @@ line.
         result.json         the scores and sizes, once the run is done
         log.txt             who started it, how it ended, tracebacks
         adapter/ checkpoints/ tensorboard/
+        predictions/        what the run gave on each test example
         lock                the claim of the process that runs it (lock.py)
 
 Files are replaced in one step or appended to, never edited; the run folders are the truth, and

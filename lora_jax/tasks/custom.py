@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +143,7 @@ class CustomTask(Task):
     `Task`.
     """
 
+    by_example: ClassVar[bool] = False  # its loss may be a mean over the batch
     loss: Callable[..., jax.Array] | None = None
 
     @property

@@ -42,6 +42,7 @@ class DecoderTask(Task):
 
     generator: ClassVar[type[Generator] | None] = Generator
     beams: ClassVar[bool] = True
+    by_example: ClassVar[bool] = False  # short ones share a row
     primary: ClassVar[Primary] = Primary("loss", "tokens")
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -52,6 +53,15 @@ class Losses(struct.PyTreeNode):
         """Over all rows and units."""
         correct = None if self.correct is None else self.correct.sum()
         return Sums(loss=self.total, correct=correct, weight=self.weight.sum())
+
+    def rows(self) -> dict[str, Any]:
+        """`loss`, `units` and `correct` of every row, summed over its units (correct is NaN where
+        nothing is right or wrong), and `answer` where there is one.
+        """
+        correct = self.loss * math.nan if self.correct is None else self.correct
+        found = {"loss": self.loss, "units": self.weight, "correct": correct}
+        found = {name: x.reshape(x.shape[0], -1).sum(1) for name, x in found.items()}
+        return found if self.answer is None else found | {"answer": self.answer}
 
 
 @runtime_checkable

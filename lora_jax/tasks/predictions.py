@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -41,12 +41,25 @@ def predict(
     limit = len(encoded) if examples is None else examples
     step = row_losses(task.per_example)
 
+    def batch_rows() -> Iterator[tuple[list[int], Mapping[str, Any]]]:
+        for number, planned in enumerate(batches.plan(0)):
+            members = task.examples_of(planned)
+            if any(index < limit for index in members):
+                yield members, jax.device_get(step(frozen, trainable, batches[number]))
+
+    found = predictions_of(task, split, batch_rows())
+    return replace(found, rows=found.rows[:limit])
+
+
+def predictions_of(
+    task: Task, split: str, batches: Iterable[tuple[Sequence[int], Mapping[str, Any]]]
+) -> Predictions:
+    """The predictions of a split in the order of its records, from the examples of each batch and
+    what their rows gave (`Losses.rows`, on the host).
+    """
+    encoded = task.splits[split]
     rows: dict[int, Prediction] = {}
-    for number, planned in enumerate(batches.plan(0)):
-        members = task.examples_of(planned)
-        if all(index >= limit for index in members):
-            continue
-        out = jax.device_get(step(frozen, trainable, batches[number]))
+    for members, out in batches:
         for place, index in enumerate(members):
             numbers = {name: float(out[name][place]) for name in ("loss", "units", "correct")}
             answer = task.answer(split, index, out["answer"][place]) if "answer" in out else ()
@@ -58,23 +71,16 @@ def predict(
                 task=task_name(task, split, index),
             )
 
-    kept = tuple(rows[n] for n in sorted(rows) if n < limit)
     classes = len(task.label_names) or getattr(encoded, "choices", None)
-    return Predictions(split, task.metrics, kept, classes)
+    return Predictions(split, task.metrics, tuple(rows[n] for n in sorted(rows)), classes)
 
 
 @functools.lru_cache(maxsize=4)
 def row_losses(per_example: PerExample) -> Any:
-    """`step(frozen, trainable, batch)`, compiled: loss, units and right ones of every row, summed
-    over its units, and the answers where there are any.
-    """
+    """`step(frozen, trainable, batch)`, compiled: `Losses.rows` of a batch."""
 
     def step(frozen: Any, trainable: Any, batch: Any) -> dict[str, jax.Array]:
-        losses = per_example(frozen, trainable, batch, None)
-        correct = losses.loss * math.nan if losses.correct is None else losses.correct
-        out = {"loss": losses.loss, "units": losses.weight, "correct": correct}
-        out = {name: x.reshape(x.shape[0], -1).sum(1) for name, x in out.items()}
-        return out if losses.answer is None else out | {"answer": losses.answer}
+        return per_example(frozen, trainable, batch, None).rows()
 
     return jax.jit(step)
 
@@ -120,14 +126,11 @@ def loss_and_accuracy(
     return found
 
 
-def metric_scores(
-    task: Task, frozen: Mapping[str, Any], trainable: Mapping[str, Any], *, batch_size: int = 64
-) -> dict[str, Score]:
-    """The scores of the test split that sums over batches do not give, by name."""
-    if set(task.metrics) <= {"accuracy"}:
+def metric_scores(predictions: Predictions, primary: Primary) -> dict[str, Score]:
+    """The scores that sums over batches do not give, by name."""
+    if set(predictions.metrics) <= {"accuracy"}:
         return {}
-    scored = predict(task, frozen, trainable, "test", batch_size=batch_size)
-    found = scores_of(scored, task.primary)
+    found = scores_of(predictions, primary)
     return {one.name: one for one in found if one.name not in ("loss", "accuracy")}
 
 

@@ -52,6 +52,7 @@ class Task:
         generator: the class that writes texts with the model, None where it writes none.
         beams: whether beam search can write them.
         metrics: names of what scores predictions, in `lora_jax.metrics.table.METRICS`.
+        by_example: whether a row of an evaluation's batch is one example, with a loss of its own.
         primary: the metric to report first, and what losses count.
     """
 
@@ -73,6 +74,7 @@ class Task:
     generator: ClassVar[type[Generator] | None] = None
     beams: ClassVar[bool] = False
     metrics: ClassVar[Any] = ()
+    by_example: ClassVar[bool] = True
     primary: ClassVar[Any] = Primary("loss", "records")
 
     @functools.cached_property

@@ -19,10 +19,10 @@ def evaluate(
     Raises:
         ValueError: there is no real example in the batches.
     """
-    return means(sums_of(step, frozen, trainable, batches))
+    return means(results_of(step, frozen, trainable, batches))
 
 
-def sums_of(
+def results_of(
     step: Callable[..., Any], frozen: Any, trainable: Any, batches: Iterable[Any]
 ) -> list[Any]:
     """What the step gives of each batch, on the host."""

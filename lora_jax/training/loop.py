@@ -31,7 +31,7 @@ from lora_jax.training.run import (
     steps_of,
 )
 from lora_jax.training.sharing import differences, stack_key
-from lora_jax.training.slots import Slots
+from lora_jax.training.slots import Evaluated, Slots
 from lora_jax.training.step import TrainState
 
 
@@ -210,7 +210,7 @@ def evaluate(group: Group, runs: Sequence[Run]) -> None:
     """Writes the runs' scores on the validation split."""
     if runs := group.still(runs):
         scores = group.scores("validation")
-        group.each(runs, lambda run: run.log.write(run.step, "validation", scores[run.slot]))
+        group.each(runs, lambda run: run.log.write(run.step, "validation", scores[run.slot].means))
         group.share_time()
 
 
@@ -237,8 +237,9 @@ def ask_judge(group: Group, runs: Sequence[Run]) -> None:
     scores = group.scores("validation")
     group.share_time()
     for run in runs:
-        if not group.judge(run, run.step, scores[run.slot]):
-            group.leave(run, Stopped(run.step, scores[run.slot]))
+        score = scores[run.slot].means
+        if not group.judge(run, run.step, score):
+            group.leave(run, Stopped(run.step, score))
 
 
 def finish(group: Group, runs: Sequence[Run]) -> None:
@@ -251,7 +252,7 @@ def finish(group: Group, runs: Sequence[Run]) -> None:
     ending = [run for run in runs if run.is_over]
     if not ending:
         return
-    scored: dict[Run, dict[str, Any]] = {run: {} for run in ending}
+    evaluated: dict[Run, dict[str, Evaluated]] = {run: {} for run in ending}
     for split in group.splits:
         try:
             scores = group.scores(split, until_stopped=True)
@@ -260,14 +261,15 @@ def finish(group: Group, runs: Sequence[Run]) -> None:
             raise
 
         def note(run: Run, split: str = split, scores: Any = scores) -> None:
-            scored[run][split] = scores[run.slot]
-            run.log.write(run.steps, split, scores[run.slot])
+            evaluated[run][split] = scores[run.slot]
+            run.log.write(run.steps, split, scores[run.slot].means)
 
         group.each(ending, note)
 
+    scored: dict[Run, Any] = {}
+
     def conclude(run: Run) -> None:
-        state = group.slots.take(run.slot)
-        scored[run] = run.conclude(group.slots.frozen, state, scored[run])
+        scored[run] = run.conclude(group.slots.take(run.slot), evaluated[run])
 
     group.each(ending, conclude)
     group.share_time()
@@ -428,8 +430,8 @@ class Group:
 
     # --- What is done for all slots at once.
 
-    def scores(self, split: str, *, until_stopped: bool = False) -> list[dict[str, float]]:
-        """Loss and accuracy of every slot on a split."""
+    def scores(self, split: str, *, until_stopped: bool = False) -> list[Evaluated]:
+        """What every slot gives on a split."""
 
         def batches() -> Iterator[Any]:
             for batch in evaluation_batches(self._first, self._task, split):

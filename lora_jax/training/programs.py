@@ -10,11 +10,10 @@ from typing import Any
 import jax
 
 from lora_jax.config import Config, OptimConfig
-from lora_jax.tasks.losses import PerExample, Summed
+from lora_jax.tasks.losses import PerExample, Summed, Sums
 from lora_jax.training.compile import Program, program_for
 from lora_jax.training.optim import make_optimizer, structure_of
 from lora_jax.training.step import (
-    make_eval_step,
     make_stacked_eval_step,
     make_stacked_step,
     make_train_step,
@@ -23,8 +22,8 @@ from lora_jax.training.step import (
 
 @dataclass(frozen=True)
 class Programs:
-    """A training and an evaluation step. Of one run, or of `slots` side by side, whose state has an
-    axis for them.
+    """A training step, and an evaluation step that gives a batch's `Sums` and `Losses.rows`. Of one
+    run, or of `slots` side by side, whose state has an axis for them.
     """
 
     train: Program
@@ -65,7 +64,11 @@ def _programs(
 ) -> Programs:
     loss = Summed(per_example)
     step = make_train_step(loss, make_optimizer(optim, steps), accumulate=accumulate)
-    score = make_eval_step(loss)
+
+    def score(frozen: Any, trainable: Any, batch: Any) -> tuple[Sums, dict[str, Any]]:
+        losses = per_example(frozen, trainable, batch, None)
+        return losses.sums(), losses.rows()
+
     if slots > 1:
         step = make_stacked_step(step, slots, lanes)
         score = make_stacked_eval_step(score, slots, lanes)

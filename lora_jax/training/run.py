@@ -5,7 +5,7 @@ of the clock.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,18 @@ from lora_jax.core.init import initializer_named
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, bytes_of
 from lora_jax.data import total_steps
+from lora_jax.data.batches import EpochBatches
 from lora_jax.io.adapter import save_adapter
+from lora_jax.metrics.predictions import Predictions, save_predictions
 from lora_jax.metrics.score import Score
-from lora_jax.tasks.predictions import loss_and_accuracy, metric_scores
+from lora_jax.tasks.predictions import loss_and_accuracy, metric_scores, predictions_of
 from lora_jax.tasks.task import Task
 from lora_jax.training.allocator import peak_bytes
 from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.metrics import MetricsLog
 from lora_jax.training.optim import make_optimizer
 from lora_jax.training.result import RunResult
+from lora_jax.training.slots import Evaluated
 from lora_jax.training.step import TrainState, create_state
 
 
@@ -156,13 +159,13 @@ class Run:
         self.checkpoints.save(state, {**self.iterator.get_state(), "figures": figures})
 
     def conclude(
-        self, frozen: Any, state: TrainState, means: Mapping[str, Mapping[str, float]]
+        self, state: TrainState, evaluated: Mapping[str, Evaluated]
     ) -> dict[str, dict[str, Score]]:
-        """Writes the adapter; the scores of each split: those of its sums, and on the test split,
-        if that is one of them, the task's other metrics.
+        """Writes the adapter, and what it said of each test example; the scores of each split:
+        those of its sums, and on the test split, if that is one of them, the task's other metrics.
         """
         check_reached(state)
-        task, size = self.task, self.config.train.eval_batch_size
+        task = self.task
         scores = {
             split: {
                 one.name: one
@@ -170,10 +173,12 @@ class Run:
                     task.primary, found["loss"], found.get("accuracy"), int(found["examples"])
                 )
             }
-            for split, found in means.items()
+            for split, (found, _) in evaluated.items()
         }
-        if "test" in scores:
-            scores["test"] |= metric_scores(task, frozen, state.trainable, batch_size=size)
+        if "test" in scores and task.by_example:
+            said = self._predictions("test", evaluated["test"].rows)
+            scores["test"] |= metric_scores(said, task.primary)
+            save_predictions(self.folder / "predictions" / "test.jsonl", said)
 
         save_adapter(
             self.folder / "adapter",
@@ -183,6 +188,12 @@ class Run:
             label_names=task.label_names,
         )
         return scores
+
+    def _predictions(self, split: str, rows: Sequence[Mapping[str, Any]]) -> Predictions:
+        """What was said of each example of a split of which every batch was scored."""
+        batches = _in_order(self.config, self.task, split)
+        members = map(self.task.examples_of, batches.plan(0))
+        return predictions_of(self.task, split, zip(members, rows, strict=True))
 
     def result(self, scores: Mapping[str, Mapping[str, Score]], **measured: Any) -> RunResult:
         """What a run that is over leaves: its scores, what its clock says, and the fields of
@@ -251,13 +262,17 @@ def evaluation_batches(config: Config, task: Task, split: str) -> Iterator[Any]:
     many, spread evenly over all lengths.
     """
     train = config.train
-    batches = task.batches(split, train.eval_batch_size, shuffle=False, epochs=1)
+    batches = _in_order(config, task, split)
     count = len(batches)
     if split == "validation" and train.eval_examples is not None:
         count = min(count, -(-train.eval_examples // train.eval_batch_size))
     # Batches come longest first: the first of them alone would be a sample of long texts.
     places = np.linspace(0, len(batches) - 1, count)
     return (batches[index] for index in places.round().astype(int).tolist())
+
+
+def _in_order(config: Config, task: Task, split: str) -> EpochBatches:
+    return task.batches(split, config.train.eval_batch_size, shuffle=False, epochs=1)
 
 
 def check_finite(step: int, metrics: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,18 @@ import numpy as np
 
 from lora_jax.core.quantize import bytes_of
 from lora_jax.training.compile import Memory, wait_on_cpu
-from lora_jax.training.evaluation import means, sums_of
+from lora_jax.training.evaluation import means, results_of
 from lora_jax.training.programs import Programs, lanes_for
 from lora_jax.training.step import TrainState
+
+
+class Evaluated(NamedTuple):
+    """What a run gave on a split: loss, accuracy and their number of examples, and the
+    `Losses.rows` of each batch.
+    """
+
+    means: dict[str, float]
+    rows: list[dict[str, Any]]
 
 
 class Slots:
@@ -76,10 +85,13 @@ class Slots:
         """The slot's part of what a step or an evaluation gave."""
         return values if len(self) == 1 else jax.tree.map(lambda x: x[slot], values)
 
-    def evaluate(self, batches: Iterable[Any]) -> list[dict[str, float]]:
-        """Loss and accuracy of every slot on the same batches."""
-        found = sums_of(self.programs.evaluate, self.frozen, self._state.trainable, batches)
-        return [means([self.of(sums, slot) for sums in found]) for slot in range(len(self))]
+    def evaluate(self, batches: Iterable[Any]) -> list[Evaluated]:
+        """What every slot gives on the same batches."""
+        found = results_of(self.programs.evaluate, self.frozen, self._state.trainable, batches)
+        every = ([self.of(one, slot) for one in found] for slot in range(len(self)))
+        return [
+            Evaluated(means([sums for sums, _ in own]), [rows for _, rows in own]) for own in every
+        ]
 
     def peak_bytes(self) -> int | None:
         """What a run alone takes at the peak of its largest step so far: the base, its own state,

@@ -167,8 +167,8 @@ def make_stacked_step(step: Callable[..., Any], slots: int, lanes: int) -> Calla
 
 
 def make_stacked_eval_step(step: Callable[..., Any], slots: int, lanes: int) -> Callable[..., Any]:
-    """`step(frozen, trainable, batch) -> Sums` with an adapter axis; the batch is the same for
-    all.
+    """`step(frozen, trainable, batch)` with an adapter axis in what is trained and what it gives;
+    the batch is the same for all.
     """
 
     def stacked(frozen: Any, trainable: Any, batch: Any) -> Any:

@@ -10,6 +10,7 @@ from tiny_encoder import save_tiny_encoder
 from tiny_tasks import records
 
 from lora_jax.config import from_config_dict
+from lora_jax.metrics.predictions import load_predictions
 from lora_jax.metrics.table import METRICS
 from lora_jax.sweeps.report import write_report
 from lora_jax.sweeps.runner import run_sweep
@@ -63,6 +64,9 @@ def test_a_trained_sweep_is_reported_by_the_metric_of_its_task(name, stack, tmp_
         # What the report says is what the saved adapter does, by the metric's own function.
         run = load_run(record.folder)
         predictions = predict(run.task, run.frozen, run.trainable, "test", batch_size=16)
+        kept = load_predictions(record.folder / "predictions" / "test.jsonl")
+        assert kept.column("id") == predictions.column("id")
+        assert kept.column("loss") == pytest.approx(predictions.column("loss"), rel=1e-4)
         said, right = predictions.column("predicted"), predictions.column("references")
         assert METRICS[metrics[0]].score(said, right) == pytest.approx(
             result.value("test"), abs=1e-5

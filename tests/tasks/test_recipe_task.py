@@ -55,6 +55,15 @@ def test_every_head_learns_and_its_score_is_that_of_the_kept_predictions(recipe,
         len(predictions.rows) == len(run.task.splits["test"])
         and predictions.metrics == run.task.recipe.metrics
     )
+    # Training kept what `lora-jax evaluate` would.
+    kept = load_predictions(tmp_path / "run" / "predictions" / "test.jsonl")
+    assert len(kept.rows) == len(predictions.rows) and kept.classes == predictions.classes
+    for own, made in zip(kept.rows, predictions.rows, strict=True):
+        assert (own.id, own.references, own.units) == (made.id, made.references, made.units)
+        is_number = isinstance(made.predicted, float)
+        said = pytest.approx(made.predicted, rel=1e-5) if is_number else made.predicted
+        assert own.predicted == said
+        assert (own.loss, own.correct) == pytest.approx((made.loss, made.correct), rel=1e-5)
     scores = intervals(predictions, resamples=50)
     assert all(
         result.value("test", name) == pytest.approx(scores[name].value)
