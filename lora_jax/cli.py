@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "data": "show a config's records, prompts, lengths and repeated texts",
     "evaluate": "score a trained run, with intervals, alone or against another",
     "quantize": "write a model's weights in few bits, with a table of what that loses",
+    "allocate": "bits and ranks by layer under a memory budget, by what each layer loses",
     "inspect": "what a quantised checkpoint holds, an adapter covers, or targets take of a model",
     "convert": "an adapter from our format to PEFT's, or back",
     "generate": "continue prompts with a language model and adapters",

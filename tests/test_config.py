@@ -32,7 +32,7 @@ from lora_jax.config import (
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.quantize import QuantSpec
 from lora_jax.data.recipes import Decoding
-from lora_jax.tasks.building import quant_spec
+from lora_jax.tasks.building import quant_rules
 
 DEFAULT = str(Path(__file__).parents[1] / "configs" / "default.py")
 
@@ -183,8 +183,10 @@ def test_how_scales_are_stored_is_part_of_a_run_only_where_it_is_not_the_default
         {"method": "qlora", "quant": {"format": "nf4", "double": False, "scale_dtype": "bfloat16"}}
     )
     assert len({config_hash(plain), config_hash(log), config_hash(brain)}) == 3
-    assert quant_spec(log) == QuantSpec("nf4", second_level="log")
-    assert quant_spec(brain) == QuantSpec("nf4", double=False, scale_dtype="bfloat16")
+    assert quant_rules(log, ".*", ()) == [(".*", QuantSpec("nf4", second_level="log"))]
+    assert quant_rules(brain, ".*", ()) == [
+        (".*", QuantSpec("nf4", double=False, scale_dtype="bfloat16"))
+    ]
     with pytest.raises(ValueError, match="needs config.quant.double=false"):
         from_config_dict({"method": "qlora", "quant": {"format": "nf4", "scale_dtype": "bfloat16"}})
 
@@ -363,6 +365,8 @@ def test_one_run_has_one_spelling():
     assert hash_of(optim={"head_learning_rate": 1e-3}) == hash_of()
     assert hash_of(lora={"targets": "attention"}) != hash_of()
     assert hash_of(lora={"targets": TARGETS["all-linear"]}) == hash_of(train={"log_every": 3})
+    one, other = "layers_0/.*: 2,  pooler/kernel: 4", "mine=layers_0/.*:2, pooler/kernel: 4"
+    assert hash_of(lora={"ranks": one}) == hash_of(lora={"ranks": other}) != hash_of()
 
 
 def test_a_new_setting_leaves_the_ids_of_runs_that_do_not_use_it():

@@ -1,3 +1,6 @@
+from .by_path import read_by_path as read_by_path
+from .by_path import shown_by_path as shown_by_path
+from .by_path import write_by_path as write_by_path
 from .fields import ADAPTERS as ADAPTERS
 from .fields import NO_FORMAT as NO_FORMAT
 from .fields import AdaLoraConfig as AdaLoraConfig

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
+from lora_jax.config.by_path import by_path
 from lora_jax.config.limits import (
     TARGETS,
     Count,
@@ -52,11 +53,16 @@ FOR_ADAPTERS = ReadBy(ADAPTERS)
 FOR_BOTTLENECK = ReadBy(("bottleneck",))
 FOR_PREFIX = ReadBy(("prefix_embedding", "prefix_layers"))
 
+_RANK = Limit("a rank of 1 or more", lambda value: value >= 1)
 _EVEN = Limit("an even number of weights, 2 or more", lambda value: value >= 2 and value % 2 == 0)
 _NOT_ONE = Limit("0 or 2 or more", lambda value: value >= 0 and value != 1)
 _ROOM = Limit("3 or more (two of the tokens are special ones)", lambda value: value >= 3)
 
 Format = Annotated[str, one_of((NO_FORMAT, *FORMATS))]
+# Exceptions by path: 'PATTERN: VALUE, PATTERN: VALUE', the first that matches counts. With NAME=
+# before them, tables have the name. See lora_jax.config.by_path; `lora-jax allocate` writes some.
+Formats = Annotated[str, by_path(one_of((NO_FORMAT, *FORMATS)), str)]
+Ranks = Annotated[str, by_path(_RANK, lambda text: int(text) if text.isdigit() else 0)]
 # A line of a small language: commas belong to it, and on the command line ';' stands between two.
 Line = Annotated[str, "line"]
 
@@ -183,6 +189,7 @@ class LoraConfig:
     """The adapter of methods lora and qlora."""
 
     rank: Count = 8
+    ranks: Ranks = ""  # of some of the targets: 'layers_0/.*: 16, layers_5/.*: 2'
     alpha: Positive = 16.0  # numerator of the scale
     # Scale of the update: alpha / rank; rslora: alpha / sqrt(rank); fixed: alpha itself.
     scaling: Annotated[str, one_of(SCALINGS)] = "standard"
@@ -216,6 +223,7 @@ class QuantConfig:
     # Of scales without double; e8m0: the powers of two of MX formats.
     scale_dtype: Literal["float32", "bfloat16", "e8m0"] = "float32"
     targets: Targets = TARGETS["all-linear"]  # the weights that are quantised
+    formats: Formats = ""  # of some of them: 'layers_0/.*: int8, pooler/kernel: none'
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import hashlib
 import json
 from typing import Any
 
+from lora_jax.config.by_path import read_by_path, write_by_path
 from lora_jax.config.fields import Config, flatten
 from lora_jax.config.limits import resolve_targets
 from lora_jax.config.load import to_dict
@@ -19,8 +20,8 @@ def canonical(config: Config) -> dict[str, Any]:
 
     Left out is what the method does not read (`ReadBy` on a field or its group: also what changes
     files or memory alone), and `train.epochs` when `train.total_steps` is set. One run has one
-    spelling: named targets are their regexes, layers and rows are sorted, 0 has no sign, and a head's
-    learning rate that equals the others' is None.
+    spelling: named targets are their regexes, exceptions by path have no name, layers and rows are
+    sorted, 0 has no sign, and a head's learning rate that equals the others' is None.
     """
     settings = {}
     for key, value in flatten(config).items():
@@ -36,6 +37,9 @@ def canonical(config: Config) -> dict[str, Any]:
     for key in ("lora.targets", "quant.targets"):
         if key in settings:
             settings[key] = resolve_targets(settings[key])
+    for key in ("lora.ranks", "quant.formats"):
+        if key in settings:
+            settings[key] = write_by_path(read_by_path(settings[key]))
     for key in ("lora.layers", "lora.embedding_rows"):
         if settings.get(key) is not None:
             settings[key] = sorted(set(settings[key]))

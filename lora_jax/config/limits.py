@@ -76,6 +76,12 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names)
 
 
+def split_name(text: str) -> tuple[str, str]:
+    """(NAME, REST) of 'NAME=REST'; ('', text) of a text without a name."""
+    found = _NAMED.fullmatch(text)
+    return (found[1], found[2]) if found else ("", text)
+
+
 def resolve_targets(name: str) -> str:
     """The regex on parameter paths that targets stand for: of a name in TARGETS its regex, of
     'NAME=TARGETS' that of what stands behind; any other text is a regex itself.
@@ -83,8 +89,9 @@ def resolve_targets(name: str) -> str:
     Raises:
         ValueError: it is no regex, or a misspelt name.
     """
-    if found := _NAMED.fullmatch(name):
-        return resolve_targets(found[2])
+    called, rest = split_name(name)
+    if called:
+        return resolve_targets(rest)
     if name in TARGETS:
         return TARGETS[name]
     near = difflib.get_close_matches(name, TARGETS, 1, 0.75)
@@ -110,8 +117,9 @@ def name_of_targets(targets: str) -> str:
     Raises:
         ValueError: as `resolve_targets`.
     """
-    if found := _NAMED.fullmatch(targets):
-        return found[1]
+    called, _ = split_name(targets)
+    if called:
+        return called
     names = {regex: name for name, regex in TARGETS.items()}
     return names.get(resolve_targets(targets), targets)
 

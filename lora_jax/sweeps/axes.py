@@ -96,6 +96,9 @@ def read_axis(text: str) -> Axis:
     left, equals, right = head.partition("=")
     keys = tuple(key.strip() for key in left.split(",") if key.strip())
     items = split_items(right.strip()) if equals else []
+    # A point that stands alone has lost its brackets.
+    if len(items) == len(keys) > 1 and not any(item.startswith(("(", "[")) for item in items):
+        items = [right.strip()]
     if not keys or not items:
         raise ValueError(
             "config.sweep.axes: an axis reads 'KEY = value, value', 'KEY, KEY = (value, value), "

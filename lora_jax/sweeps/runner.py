@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from lora_jax.config import ADAPTERS, NO_FORMAT, Config, canonical
+from lora_jax.config import ADAPTERS, NO_FORMAT, Config
 from lora_jax.core.heap import release_freed_memory
 from lora_jax.sweeps.grid import expand, run_id, shown_format, shown_targets
 from lora_jax.sweeps.halving import Halving, ground
 from lora_jax.sweeps.leases import Leases
 from lora_jax.sweeps.provenance import environment
-from lora_jax.sweeps.settings import flat, variants
+from lora_jax.sweeps.settings import in_words, variants
 from lora_jax.sweeps.side_by_side import Pack, packs, predicted
 from lora_jax.sweeps.store import RunStore
 from lora_jax.tasks.opening import LastTask
@@ -236,7 +236,7 @@ def describe_runs(runs: Sequence[Config]) -> dict[str, str]:
     """Each run in a few words, by id: 'nf4, rank 4, all-linear, learning_rate=0.01, seed 0', with
     the settings in which they differ.
     """
-    settings = [flat(canonical(run)) for run in runs]
+    settings = [in_words(run) for run in runs]
     for setting in settings:
         del setting["train.seed"]
     kinds = ["" if run.method in ADAPTERS else run.method for run in runs]

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_jax.config import Config, canonical, from_config_dict
+from lora_jax.config import Config, canonical, from_config_dict, shown_by_path, value_of
 from lora_jax.core.escapes import one_line
 from lora_jax.sweeps.records import RunRecord
 
@@ -163,12 +163,24 @@ def _settings(config: bytes) -> tuple[str, Mapping[str, Any]]:
     values = marshal.loads(config)
     try:
         # What was left out, the seed among it, has its default.
-        setting = flat(canonical(from_config_dict(values)))
+        config = from_config_dict(values)
+        setting, words = flat(canonical(config)), in_words(config)
     except (KeyError, TypeError, ValueError, AttributeError):
         # Written by another version: its own keys still tell its runs apart.
-        setting = flat(values)
-    setting.pop("train.seed", None)
-    return json.dumps(setting, sort_keys=True), setting
+        setting = words = flat(values)
+    key = {name: value for name, value in setting.items() if name != "train.seed"}
+    return json.dumps(key, sort_keys=True), {name: words[name] for name in key}
+
+
+def in_words(config: Config) -> dict[str, Any]:
+    """{dotted setting: its value, as a table has it} of what decides a run: exceptions by path have
+    the name that they were given.
+    """
+    settings = flat(canonical(config))
+    for key in ("lora.ranks", "quant.formats"):
+        if key in settings:
+            settings[key] = shown_by_path(value_of(config, key)) or "uniform"
+    return settings
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

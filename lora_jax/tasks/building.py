@@ -5,6 +5,8 @@ whether data and tokenizer fit.
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.config import Config, DataConfig, ModelConfig, QuantConfig, built
+from lora_jax.config import (
+    NO_FORMAT,
+    Config,
+    DataConfig,
+    ModelConfig,
+    QuantConfig,
+    built,
+    read_by_path,
+)
 from lora_jax.core.host import StoredWeight, can_offload
 from lora_jax.core.lowrank import LoraSpec
-from lora_jax.core.paths import unflatten
+from lora_jax.core.paths import Rules, match, unflatten
 from lora_jax.core.quantize import QuantSpec
 from lora_jax.io.named_weights import dtype_of
 from lora_jax.io.weights import StoredModel
@@ -72,14 +82,43 @@ def shapes_of(params: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), params)
 
 
-def quant_spec(config: Config) -> QuantSpec:
-    """How the configuration stores the frozen base."""
-    return built(QuantSpec, config.quant, without=("kernel",))
+def quant_rules(config: Config, targets: str, paths: Iterable[str]) -> Rules[QuantSpec]:
+    """How the configuration stores each weight of the frozen base; `targets` are the regex of
+    those that it quantises, of a model with these paths.
+
+    Raises:
+        ValueError: the targets, or an exception, match nothing.
+    """
+    spec = built(QuantSpec, config.quant, without=("kernel",))
+    of = lambda format: None if format == NO_FORMAT else replace(spec, format=format)
+    exceptions = {name: of(name) for _, name in read_by_path(config.quant.formats)}
+    return _rules(targets, spec, paths, config.quant.formats, exceptions, what="quant.formats")
 
 
-def lora_spec(config: Config) -> LoraSpec:
-    """The adapter that the configuration asks for at each of its targets."""
-    return built(LoraSpec, config.lora)
+def lora_rules(config: Config, targets: str, paths: Iterable[str]) -> Rules[LoraSpec]:
+    """The adapter that the configuration asks for at each of its targets, likewise."""
+    spec = built(LoraSpec, config.lora)
+    exceptions = {
+        rank: replace(spec, rank=int(rank)) for _, rank in read_by_path(config.lora.ranks)
+    }
+    return _rules(targets, spec, paths, config.lora.ranks, exceptions, what="lora.ranks")
+
+
+def _rules(
+    targets: str,
+    spec: Any,
+    paths: Iterable[str],
+    exceptions: str,
+    specs: Mapping[str, Any],
+    *,
+    what: str,
+) -> Rules[Any]:
+    """One rule for all targets; with exceptions, one for each path that the targets match."""
+    if not exceptions:
+        return [(targets, spec)]
+    taken = match([(targets, spec)], paths, what=what.partition(".")[0])
+    own = match(read_by_path(exceptions), taken, what=f"config.{what}", among="targets")
+    return [(re.escape(path), specs[own[path]] if path in own else spec) for path in taken]
 
 
 def unquantised(config: Config) -> Config:

@@ -24,7 +24,7 @@ from lora_jax.data.batches import EpochBatches
 from lora_jax.data.buckets import FILLER
 from lora_jax.generation.engine import Generator
 from lora_jax.metrics.table import Primary
-from lora_jax.tasks.building import lora_spec, quant_spec, shapes_of, unquantised
+from lora_jax.tasks.building import lora_rules, quant_rules, shapes_of, unquantised
 from lora_jax.tasks.losses import PerExample, Summed
 
 Trees = tuple[dict[str, Any], dict[str, Any]]
@@ -131,11 +131,9 @@ class Task:
         reads = initializer_named(config.lora.init).reads
         init = "kaiming" if reads == "format" else config.lora.init
         plain = unquantised(replace(config, lora=replace(config.lora, init=init)))
-        spec = lora_spec(plain)
-        adapted = match([(self.targets(config.lora.targets), spec)], self.sites, what="lora")
         rules = [
             (re.escape(path), replace(spec, rank=min(spec.rank, site.rows, site.columns)))
-            for path in adapted
+            for path, spec in match(self._lora_rules(plain), self.sites, what="lora").items()
             if not self.is_new(path)
             for site in (self.sites[path],)
         ]
@@ -229,9 +227,10 @@ class Task:
         """Factors on a base that is quantised under method qlora, but for what `apart` excepts."""
         quant: Rules[QuantSpec] = ()
         if config.method == "qlora":
-            quant = self.quant or [(self.targets(config.quant.targets), quant_spec(config))]
+            targets = self.targets(config.quant.targets)
+            quant = self.quant or quant_rules(config, targets, self._known())
         if rules is None:
-            rules = self.lora or [(self.targets(config.lora.targets), lora_spec(config))]
+            rules = self.lora or self._lora_rules(config)
         rules = [*apart, *rules]
 
         return adapt(
@@ -246,6 +245,13 @@ class Task:
             sites=self.sites,
             **options,
         )
+
+    def _lora_rules(self, config: Config) -> Rules[LoraSpec]:
+        return lora_rules(config, self.targets(config.lora.targets), self._known())
+
+    def _known(self) -> list[str]:
+        """The paths that rules may name one by one: those of no new head."""
+        return [path for path in self.sites if not self.is_new(path)]
 
     def _measured(
         self, config: Config, params: Mapping[str, Any], rules: Sequence[Any]

@@ -13,6 +13,13 @@ def runs(*axes, **sweep):
     return expand(from_config_dict({"sweep": {"axes": axes, "rank": (1, 4), **sweep}}))
 
 
+def test_joint_settings_may_have_one_point():
+    assert read_axis("lora.rank, lora.alpha = (1, 2)").points == ((1, 2.0),)
+    two = ((1, 2.0), (4, 8.0))
+    assert read_axis("lora.rank, lora.alpha = ((1, 2), (4, 8))").points == two
+    assert read_axis("lora.rank, lora.alpha = (1, 2), (4, 8)").points == two
+
+
 def test_axes_multiply():
     made = runs("lora.alpha = 8, 16", "lora.init = kaiming, pissa")
     assert (
