@@ -44,6 +44,7 @@ Method = Literal[
 Baseline = Literal[
     "full", "head", "bitfit", "top_layers", "bottleneck", "prefix_embedding", "prefix_layers", "ia3"
 ]
+Sink = Literal["tensorboard", "wandb", "mlflow"]
 ADAPTERS = ("lora", "qlora")  # the methods that have a rank and targets; the others are baselines
 NO_FORMAT = "none"  # the base as it was loaded, shown to people as "fp32"
 ROLES = tuple(dict.fromkeys(role for recipe in RECIPES.values() for role in recipe.fields))
@@ -291,6 +292,8 @@ class TrainConfig:
     eval_batch_size: Count = 64  # examples
     eval_examples: Count | None = None  # cap of the validation set; None = all
     log_every: Annotated[Count, NO_RESULT] = 10  # steps
+    # Where metrics go besides metrics.jsonl. wandb and mlflow need the extra of their name.
+    sinks: Annotated[tuple[Sink, ...], NO_RESULT] = ("tensorboard",)
     eval_every: Count | None = None  # steps; None = at the end only
     checkpoint_every: Annotated[Count, NO_RESULT] = 100  # steps
     seed: NotNegative = 0  # of the factors, the head, the order of the data and dropout

@@ -8,6 +8,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from lora_jax.config import ADAPTERS, NO_FORMAT, Config
 from lora_jax.core.heap import release_freed_memory
@@ -22,6 +23,7 @@ from lora_jax.tasks.opening import LastTask
 from lora_jax.tasks.task import Task
 from lora_jax.training.interrupted import Interrupted, stop_signals
 from lora_jax.training.loop import Stopped, fit
+from lora_jax.training.metrics import MetricsLog
 from lora_jax.training.result import RunResult
 from lora_jax.training.run import Run
 from lora_jax.training.sharing import can_stack
@@ -84,6 +86,8 @@ def run_sweep(
         StoreError: the store cannot be written.
     """
     tasks = tasks or LastTask()
+    # What a sink needs and is not installed ends the sweep, not each of its runs.
+    MetricsLog(Path(config.out), config.train.sinks)
     with stop_signals() as stopped:
         planned = expand(config)
         store = RunStore(config.out)

@@ -13,7 +13,8 @@ line.
         metrics.jsonl       a row a logged step and split: {"step", "split", "loss", ..., "time"}
         result.json         the scores and sizes, once the run is done
         log.txt             who started it, how it ended, tracebacks
-        adapter/ checkpoints/ tensorboard/
+        sinks.json          which rows W&B or MLflow have got, and under which id
+        adapter/ checkpoints/ tensorboard/ wandb/
         predictions/        what the run gave on each test example
         lock                the claim of the process that runs it (lock.py)
 

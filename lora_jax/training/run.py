@@ -16,7 +16,7 @@ import numpy as np
 from lora_jax.adapters.checks import check_start, flags_of_optimizer, unreached
 from lora_jax.adapters.stacking import pad, trim
 from lora_jax.adapters.surgery import trainable_parameters
-from lora_jax.config import Config, config_hash
+from lora_jax.config import Config, canonical, config_hash
 from lora_jax.core.init import initializer_named
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, bytes_of
@@ -33,6 +33,7 @@ from lora_jax.training.metrics import MetricsLog
 from lora_jax.training.optim import make_optimizer
 from lora_jax.training.result import RunResult
 from lora_jax.training.slots import Evaluated
+from lora_jax.training.sinks import About
 from lora_jax.training.step import TrainState, create_state
 
 
@@ -92,7 +93,7 @@ class Run:
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", base=task.base, run=config_hash(self.config)
         )
-        self.log = MetricsLog(self.folder)
+        self.log = MetricsLog(self.folder, train.sinks, about(self.folder, self.config))
 
     def restore(self, first: TrainState, step: int) -> TrainState:
         """The state of the checkpoint at `step` (0: the first state itself), to go on from.
@@ -218,6 +219,12 @@ class Run:
         """Closes its files."""
         self.checkpoints.close()
         self.log.close()
+
+
+def about(folder: Path, config: Config) -> About:
+    """What sinks are told of the run in a folder."""
+    tags = {"method": config.method, "model": config.model.name, "data": config.data.title}
+    return About(folder.name, canonical(config), tags)
 
 
 def steps_of(config: Config, task: Task) -> int:
