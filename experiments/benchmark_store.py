@@ -2,9 +2,10 @@
 real.
 
     python experiments/benchmark_store.py --runs 10000
+    python experiments/benchmark_store.py --runs 1200 --answers
     python experiments/benchmark_store.py --search --runs 100
 
-The second is a search: a run a trial, each with its own values of six continuous settings.
+The second is with what each run gave on 1,066 test examples, as training keeps it. The third is a search: a run a trial, each with its own values of six continuous settings.
 
 Prints seconds, and seconds of processor time (other processes make the first longer), for: listing
 by the index, listing without it (every folder read), making the index again, the export to CSV, and
@@ -28,6 +29,7 @@ from pathlib import Path
 
 from lora_jax import write_report
 from lora_jax.config import Config
+from lora_jax.metrics.predictions import Prediction, Predictions, save_predictions
 from lora_jax.sweeps import RunStore, export_runs
 from lora_jax.sweeps.files import write_json
 from lora_jax.sweeps.grid import run_id
@@ -148,12 +150,27 @@ def timed(title: str, action: Callable[[], object]) -> float:
     return seconds
 
 
+def answer(root: Path, runs: Sequence[Config]) -> None:
+    """What each run gave on the test examples: right as often as its score says."""
+    for run in runs:
+        folder, draw = root / run_id(run), random.Random(run_id(run))
+        accuracy = json.loads((folder / "result.json").read_text())["test_accuracy"]
+        right = [float(number < accuracy * 1066) for number in range(1066)]
+        draw.shuffle(right)
+        rows = (
+            Prediction(f"{n:016x}", draw.random(), 1.0, one, 1, 1) for n, one in enumerate(right)
+        )
+        predictions = Predictions("test", ("accuracy",), tuple(rows), 2)
+        save_predictions(folder / "predictions" / "test.jsonl", predictions)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--search", action="store_true", help="trials of a search, not a grid")
+    parser.add_argument("--answers", action="store_true", help="of every run on every test example")
     parser.add_argument("--keep", type=Path, help="make the store here and leave it")
     arguments = parser.parse_args()
     root = arguments.keep or Path(tempfile.mkdtemp()) / "store"
@@ -161,6 +178,8 @@ def main() -> None:
         if not (root / "plan.json").exists():
             runs = (made_up_trials if arguments.search else made_up_runs)(arguments.runs)
             timed(f"make {arguments.runs} runs", lambda: fill(root, runs))
+            if arguments.answers:
+                timed("make their answers", lambda: answer(root, runs))
         (root / "index.jsonl").unlink(missing_ok=True)
         timed("list, no index yet (every folder is read)", lambda: RunStore(root).runs())
         listed = timed("list", lambda: RunStore(root).runs())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -92,9 +93,9 @@ def crossed_mean(
 
     means = scores @ weights / weights.sum()
     stretched = scores + ((seeds / (seeds - 1)) ** 0.5 - 1) * (means - means.mean())[:, None]
-    rng = np.random.default_rng(seed)
-    times = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples)
-    totals, weight = _resampled(stretched * weights, weights, resamples, rng)
+    columns = np.concatenate([stretched * weights, weights[None]])
+    times, sums = _resampled(columns, resamples, seed)
+    totals, weight = sums[:, :-1], sums[:, -1]
     drawn = (times * totals).sum(axis=1) / (seeds * weight)
 
     seed_error = float(means.std(ddof=1)) / math.sqrt(seeds)
@@ -104,18 +105,41 @@ def crossed_mean(
 
 
 def _resampled(
-    totals: np.ndarray, weights: np.ndarray, resamples: int, rng: np.random.Generator
+    columns: Float[np.ndarray, "columns examples"], resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(sum of each seed's totals, sum of the weights) over the examples that each resample draws."""
-    examples = len(weights)
-    columns = np.concatenate([totals, weights[None]])
+    """(how often each resample draws each seed, the sums of the columns over the examples that it
+    draws); the last column is no seed's.
+    """
+    seeds, examples = columns.shape[0] - 1, columns.shape[1]
+    if resamples * examples <= _MOST_DRAWN:
+        times, drawn = _draws(seeds, examples, resamples, seed)
+        return times, drawn @ columns.T
+
+    rng, times = _seeds_drawn(seeds, resamples, seed)
     at_once = max(1, _MOST_DRAWN // examples)
     found = []
     for start in range(0, resamples, at_once):
         count = min(at_once, resamples - start)
-        rows = rng.integers(0, examples, (count, examples))
-        rows += examples * np.arange(count)[:, None]
-        times = np.bincount(rows.ravel(), minlength=count * examples).reshape(count, examples)
-        found.append(times @ columns.T)
-    sums = np.concatenate(found)
-    return sums[:, :-1], sums[:, -1]
+        found.append(_examples_drawn(rng, count, examples) @ columns.T)
+    return times, np.concatenate(found)
+
+
+@functools.lru_cache(maxsize=4)
+def _draws(seeds: int, examples: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each resample draws each seed and each example: a report asks for the same ones for
+    all that it compares.
+    """
+    rng, times = _seeds_drawn(seeds, resamples, seed)
+    return times, _examples_drawn(rng, resamples, examples)
+
+
+def _seeds_drawn(seeds: int, resamples: int, seed: int) -> tuple[np.random.Generator, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng, rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples)
+
+
+def _examples_drawn(rng: np.random.Generator, resamples: int, examples: int) -> np.ndarray:
+    rows = rng.integers(0, examples, (resamples, examples))
+    rows += examples * np.arange(resamples)[:, None]
+    times = np.bincount(rows.ravel(), minlength=resamples * examples)
+    return times.reshape(resamples, examples).astype(np.float64)

@@ -31,7 +31,7 @@ def answers_of(run: RunRecord) -> Answers | None:
     return _read(path, path.stat().st_mtime_ns) if path.is_file() else None
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=20_000)
 def _read(path: Path, changed: int) -> Answers | None:
     """The answers in a file; `changed` is when it was written, so that a new one is read anew."""
     names = ("loss", "correct", "units")
@@ -43,4 +43,10 @@ def _read(path: Path, changed: int) -> Answers | None:
     if not rows:
         return None
     columns = (np.array([row[name] for row in rows], float) for name in names)
-    return Answers(tuple(str(row["id"]) for row in rows), *columns)
+    return Answers(_same_ids(tuple(str(row["id"]) for row in rows)), *columns)
+
+
+@functools.lru_cache(maxsize=16)
+def _same_ids(ids: tuple[str, ...]) -> tuple[str, ...]:
+    """Equal ids as one object: runs on one test set hold them once, and compare by a look."""
+    return ids
