@@ -1,18 +1,18 @@
-"""Which notebooks take long: they run with `pytest -m slow notebooks`."""
+"""Which notebooks are slow, and which train a language model: `pytest -m "slow or long" notebooks`."""
 
 import pytest
 
-SLOW = {
-    "1_first_adapter.ipynb",
-    "2_what_quantisation_loses.ipynb",
-    "3_finetune_a_language_model.ipynb",
-    "5_inside_an_update.ipynb",
+MARKS = {
+    "1_first_adapter.ipynb": pytest.mark.slow,
+    "2_what_quantisation_loses.ipynb": pytest.mark.slow,
+    "3_finetune_a_language_model.ipynb": pytest.mark.long,
+    "5_inside_an_update.ipynb": pytest.mark.long,
 }
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks slow notebooks."""
+    """Marks them."""
     for item in items:
-        if item.path.name in SLOW:
-            item.add_marker(pytest.mark.slow)
+        if item.path.name in MARKS:
+            item.add_marker(MARKS[item.path.name])

@@ -88,6 +88,7 @@ def test_a_shrunk_run_takes_its_steps(spec, tiny, tmp_path):
     assert [record.result.steps for record in RunStore(tmp_path).runs()] == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", LANGUAGE_SPECS)
 def test_a_shrunk_language_run_takes_its_steps(spec, tmp_path):
     shrunk = {

@@ -63,6 +63,7 @@ def shrink(spec, out, **values):
     assert [record.result.steps for record in RunStore(out).runs()] == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ENCODERS)
 def test_a_shrunk_domain_trains_an_encoder(spec, encoder, tmp_path):
     data = write_task(tmp_path / "a.jsonl", "classification", 60)
@@ -75,6 +76,7 @@ def test_a_shrunk_domain_trains_an_encoder(spec, encoder, tmp_path):
     shrink(spec, tmp_path / "runs", **{"model.name": encoder, "data.name": data, **own})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", DECODERS)
 def test_a_shrunk_domain_trains_a_decoder(spec, decoder, tmp_path):
     data = tmp_path / "a.jsonl"
@@ -174,6 +176,7 @@ def three(tmp_path_factory):
     return runs
 
 
+@pytest.mark.slow
 def test_each_of_three_adapters_on_one_quantised_base_wins_at_home(three):
     rows = home_wins(adapter_matrix(three, batch_size=8), resamples=200)
     assert len(rows) == 3 * 4 and all(
@@ -192,6 +195,7 @@ def test_a_difference_that_chance_could_make_is_no_win():
     assert [row.get("wins") for row in rows] == [None, False, True]
 
 
+@pytest.mark.slow
 def test_the_three_answer_together_as_they_do_alone(three):
     first = next(iter(three.values()))
     frozen, tokenizer = first.frozen, first.task.tokenizer
@@ -208,6 +212,7 @@ def test_the_three_answer_together_as_they_do_alone(three):
     assert together.generate(prompts, max_new=4, adapters=list(three)) == alone
 
 
+@pytest.mark.slow
 def test_adapters_of_another_base_are_refused(three):
     from dataclasses import replace
 

@@ -163,12 +163,14 @@ def shrink(spec: str, model: Path, data: Path, out: Path, **more: Any) -> None:
     assert [record.result.steps for record in RunStore(out).runs()] == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["pair_classification", "multiple_choice"])
 def test_your_own_records_train_an_encoder(recipe, tmp_path):
     data = write_task(tmp_path / "a.jsonl", recipe, 60)
     shrink(f"my_data.py:{recipe}", save_tiny_encoder(tmp_path / "model"), data, tmp_path / "runs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["classification@decoder"])
 def test_your_own_records_train_a_decoder(recipe, tmp_path):
     data = tmp_path / "a.jsonl"

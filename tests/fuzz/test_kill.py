@@ -1,7 +1,7 @@
 """kill -9 at random moments of a command: what the same command then makes is, bit for bit, what it
 would have made undisturbed.
 
-    pytest -m slow -n 0 -s tests/fuzz/test_kill.py --fuzz 20   # 20 kills a kind, in place of 3
+    pytest -m long -n 0 -s tests/fuzz/test_kill.py --fuzz 20   # 20 kills a kind, in place of 3
 """
 
 import json
@@ -164,7 +164,7 @@ def lab(request, tiny, tmp_path) -> Iterator[tuple[Lab, Path, float]]:
     yield lab, tmp_path / "whole", seconds
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("lab", KINDS, indirect=True, ids=list(KINDS))
 def test_a_killed_command_makes_what_it_would_have_made(lab, request, pytestconfig):
     lab, whole, seconds = lab

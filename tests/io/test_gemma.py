@@ -16,7 +16,7 @@ from lora_jax.io.hub import resolve
 from lora_jax.io.weights import load_decoder
 from lora_jax.models.decoder import Decoder
 
-pytestmark = pytest.mark.slow  # fetches 240 MB once; a minute
+pytestmark = pytest.mark.long  # fetches 240 MB once; a minute
 ARRAYS = np.load(Path(__file__).resolve().parents[1] / "golden" / "gemma3_270m.npz")
 
 

@@ -42,7 +42,7 @@ def test_scores_equal_the_e2e_scorers_on_several_references(name, official, unit
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_meteor_equals_the_e2e_scorers():
     pytest.importorskip("pycocoevalcap")
     assert metric("meteor").score(TEXTS, REFERENCES) == pytest.approx(

@@ -44,6 +44,7 @@ def config_of(model, data, recipe, steps=60, **changes):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", HEADS)
 def test_every_head_learns_and_its_score_is_that_of_the_kept_predictions(recipe, model, tmp_path):
     config = config_of(model, write_task(tmp_path / "a.jsonl", recipe), recipe)

@@ -153,6 +153,7 @@ RECIPE_ROWS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [*ROWS, *RECIPE_ROWS])
 def test_a_row_trains_two_steps(row, models, tmp_path):
     """A trained array that no gradient reached is a warning, and so an error here."""

@@ -43,7 +43,7 @@ def fitted(settings):
     return fit_budget(config, open_task(config), resident=NOTHING)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_least_change_that_fits_is_chosen(settings):
     config = from_config_dict(settings)
     as_is = estimate(config, open_task(config), NOTHING)
@@ -59,7 +59,7 @@ def test_the_least_change_that_fits_is_chosen(settings):
     assert estimate(chosen, open_task(config), NOTHING) < as_is and "would need" in said[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_that_fits_is_an_error_with_the_least_that_was_found(settings):
     with pytest.raises(
         ValueError,
@@ -73,7 +73,7 @@ def test_other_methods_keep_their_format(settings):
         fitted(settings | {"method": "full", "memory_budget": "1KB"})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_stays_under_its_budget_and_its_steps_are_compiled_once(tmp_path):
     """MiniLM, for which the run as configured is too large: the first choice that fits is taken,
     and the process stays below.

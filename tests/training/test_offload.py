@@ -83,7 +83,7 @@ def test_moments_stay_in_host_memory_and_nothing_else_changes(
     assert kinds(states[False]).keys() == {"device"} and same_bits(states[True], states[False])
 
 
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_block_inputs_wait_in_host_memory_and_gradients_are_the_same(kind: str, scan: bool) -> None:
     tokens, mask = jnp.arange(20).reshape(2, 10) % 7, jnp.ones((2, 10), bool)

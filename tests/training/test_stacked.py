@@ -173,7 +173,9 @@ def check_runs(runs: list[Config], folder: Path, **more: Any) -> dict[int, RunRe
     return outcomes
 
 
-@pytest.mark.parametrize(("method", "lanes"), [("lora", 1), ("qlora", 3)])
+@pytest.mark.parametrize(
+    ("method", "lanes"), [("lora", 1), pytest.param("qlora", 3, marks=pytest.mark.slow)]
+)
 def test_runs_side_by_side_equal_the_runs_alone(
     where: Path, tmp_path: Path, method: str, lanes: int, monkeypatch: Any
 ) -> None:
@@ -259,7 +261,7 @@ def test_an_initialiser_that_chooses_the_base_shares_it_among_learning_rates(
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kind",
     [

@@ -38,7 +38,9 @@ def config(tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize(("seeds", "lanes"), [((0, 0), 2), ((0, 1), 1)])
+@pytest.mark.parametrize(
+    ("seeds", "lanes"), [((0, 1), 1), pytest.param((0, 0), 2, marks=pytest.mark.slow)]
+)
 def test_completions_side_by_side_equal_each_alone(config, tmp_path, seeds, lanes, monkeypatch):
     monkeypatch.setattr(programs, "lanes_for", lambda slots: lanes)
     values = [

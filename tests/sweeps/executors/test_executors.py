@@ -308,7 +308,7 @@ def test_what_became_of_ray_tasks_is_said(tmp_path, monkeypatch):
         ray_cluster.start(launch, {"colour": "red"}, said.append)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ray_workers_share_the_store(tiny, tmp_path):
     """As a command: Ray forks, and JAX, which other tests have started in this process, warns of
     that.
@@ -338,7 +338,7 @@ def test_ray_workers_share_the_store(tiny, tmp_path):
     assert starts(RunStore(tmp_path)) == dict.fromkeys([run_id(run) for run in expand(config)], 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_slurm_workers_share_the_store(tiny, tmp_path):
     pytest.importorskip("submitit", reason="the slurm executor needs submitit")
     said: list[str] = []
