@@ -63,7 +63,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, help="how many random cases each fuzzer takes")
-    parser.addoption("--seed", type=int, default=0, help="of the fuzzer of files")
+    parser.addoption("--seed", type=int, default=0, help="of the fuzzers of files and of reports")
 
 
 @pytest.fixture(scope="module", autouse=True)
