@@ -228,7 +228,7 @@ def _on_workers(
     import shlex
     from pathlib import Path
 
-    from lora_jax.sweeps.executors import run_on
+    from lora_jax.sweeps.executors.launching import run_on
 
     options = dict(option.partition("=")[::2] for option in arguments.executor_option)
     if "" in options.values():

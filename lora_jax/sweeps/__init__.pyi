@@ -1,6 +1,6 @@
 from .cells import cells_of as cells_of
 from .cells import gather as gather
-from .executors import run_on as run_on
+from .executors.launching import run_on as run_on
 from .export import export_runs as export_runs
 from .files import StoreError as StoreError
 from .findings import Findings as Findings

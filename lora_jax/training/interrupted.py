@@ -94,6 +94,21 @@ def ended_by_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
+def keeping_answers() -> Iterator[None]:
+    """Inside, others may answer SIGINT and SIGTERM in their own way; afterwards they are answered
+    as before.
+    """
+    kept = {}
+    if threading.current_thread() is threading.main_thread():
+        kept = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, before in kept.items():
+            signal.signal(number, before)
+
+
+@contextmanager
 def _answering(handler: Any) -> Iterator[None]:
     old = {number: signal.signal(number, handler) for number in SIGNALS}
     try:

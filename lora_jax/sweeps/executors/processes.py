@@ -15,12 +15,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from lora_jax.config import from_config_dict, to_dict
-from lora_jax.sweeps.executors.work import Launch, parse_options, unfinished, work
+from lora_jax.sweeps.executors.work import Launch, parse_options, unfinished
+from lora_jax.sweeps.executors.worker import begin
 from lora_jax.sweeps.files import write_json
-from lora_jax.training.interrupted import Interrupted, ended_by_signals, stop_signals
+from lora_jax.training.interrupted import Interrupted, stop_signals
 
 _STOPPED = 128 + signal.SIGINT
 _ENDED = (0, _STOPPED, 128 + signal.SIGTERM)  # as a worker ends by itself, or where it is asked to
@@ -35,16 +36,7 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
     """
     parse_options(options, (), "processes")
     order = Path(launch.config.out) / f".launch.{os.getpid()}.json"
-    write_json(
-        order,
-        {
-            "config": to_dict(launch.config),
-            **{
-                key: getattr(launch, key)
-                for key in ("workers", "since", "command", "folder", "score_test")
-            },
-        },
-    )
+    write_json(order, launch.order())
 
     crew: dict[int, subprocess.Popen[str]] = {}
     died = 0
@@ -88,12 +80,8 @@ def main(order: str, number: str, cores: str) -> int:
     """The worker's own process."""
     if cores:
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
-    content = json.loads(Path(order).read_text())
-    config = from_config_dict(content.pop("config"))
-    launch = Launch(config, **(content | {"command": tuple(content["command"])}))
     try:
-        with ended_by_signals():
-            work(launch, int(number), lambda text: print(text, flush=True))
+        begin(json.loads(Path(order).read_text()), int(number), partial(print, flush=True))
     except (Interrupted, KeyboardInterrupt):
         return _STOPPED
     return 0

@@ -2,18 +2,26 @@
 
 Options: address (of a cluster; none = start one here), cpus and gpus of each worker (1 and 0). All
 machines must see the store's folder under one path. A task whose process dies is started again by
-Ray.
+Ray. A launcher that is asked to stop cancels its tasks, which write checkpoints; in the seconds in
+which Ray starts, it is Ray that answers SIGTERM.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from lora_jax.core.extras import needs
-from lora_jax.sweeps.executors.work import Launch, last_words, parse_options, work
+from lora_jax.sweeps.executors.worker import begin
+from lora_jax.training.interrupted import keeping_answers, stop_signals
+
+if TYPE_CHECKING:
+    from lora_jax.sweeps.executors.work import Launch
 
 _OPTIONS = ("address", "cpus", "gpus")
+_PATIENCE = 30.0  # seconds in which cancelled tasks may write their checkpoints
 _PASSED_ON = (
     "JAX_COMPILATION_CACHE_DIR",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
@@ -27,42 +35,55 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
     """Runs the workers until all have ended; how many ended with an error.
 
     Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM came; the workers have stopped with checkpoints.
         ModuleNotFoundError: Ray is not installed.
         ValueError: an option that there is not.
     """
+    # In the launcher alone: a worker can be asked to stop once this module is there.
+    from lora_jax.sweeps.executors.work import last_words, parse_options
+
     chosen = parse_options(options, _OPTIONS, "ray")
     with needs("ray"):
         import ray
 
-    ours = not ray.is_initialized()
     cpus, gpus = int(chosen.get("cpus", 1)), int(chosen.get("gpus", 0))
-    variables = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    if ours:
-        address = chosen.get("address")
-        size = (
-            {}
-            if address
-            else {"num_cpus": max(launch.workers * cpus, 1), "include_dashboard": False}
-        )
-        ray.init(address=address, log_to_driver=True, runtime_env={"env_vars": variables}, **size)
-
-    died = 0
-    try:
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3, max_calls=1)(_work)
-        waiting = {task.remote(launch, number): number for number in range(launch.workers)}
-        while waiting:
-            ended, _ = ray.wait(list(waiting), num_returns=1)
-            number = waiting.pop(ended[0])
-            try:
-                say(f"worker {number}: {ray.get(ended[0])} runs finished")
-            except ray.exceptions.RayError as error:
-                died += 1
-                say(f"worker {number} ended with: {last_words(error)}")
-    finally:
+    ours, died = not ray.is_initialized(), 0
+    # An exception out of a handler would come up in the midst of Ray's own code, and crash it.
+    with stop_signals() as stopped:
         if ours:
-            ray.shutdown()
+            _open(ray, chosen.get("address"), max(launch.workers * cpus, 1))
+        try:
+            task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3, max_calls=1)(_work)
+            order = launch.order()
+            waiting = {task.remote(order, number): number for number in range(launch.workers)}
+            while waiting and not stopped.is_set():
+                ended, _ = ray.wait(list(waiting), num_returns=1, timeout=0.2)
+                for one in ended:
+                    number = waiting.pop(one)
+                    try:
+                        say(f"worker {number}: {ray.get(one)} runs finished")
+                    except ray.exceptions.RayError as error:
+                        died += 1
+                        say(f"worker {number} ended with: {last_words(error)}")
+            if stopped.is_set():
+                for one in waiting:
+                    ray.cancel(one)
+                ray.wait(list(waiting), num_returns=len(waiting), timeout=_PATIENCE)
+        finally:
+            if ours:
+                ray.shutdown()
+        if stopped.is_set():
+            raise KeyboardInterrupt
     return died
 
 
-def _work(launch: Launch, number: int) -> int:
-    return work(launch, number, lambda text: print(f"worker {number}: {text}", flush=True))
+def _open(ray: Any, address: str | None, cpus: int) -> None:
+    """Joins a cluster, or starts one of its own on this machine."""
+    variables = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    size = {} if address else {"num_cpus": cpus, "include_dashboard": False}
+    with keeping_answers():  # Ray's own answer to SIGTERM ends the process.
+        ray.init(address=address, log_to_driver=True, runtime_env={"env_vars": variables}, **size)
+
+
+def _work(order: Mapping[str, Any], number: int) -> int:
+    return begin(order, number, partial(print, f"worker {number}:", flush=True))

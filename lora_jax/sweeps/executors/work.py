@@ -4,11 +4,13 @@ others have not claimed.
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from lora_jax.config import Config
+from lora_jax.config import Config, from_config_dict, to_dict
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.runner import run_sweep
 from lora_jax.sweeps.store import RunStore
@@ -20,7 +22,8 @@ class Launch:
     """One start of a sweep by several workers. `config.out` is absolute; `since` is its time, in
     seconds since 1970.
 
-    `score_test` is as in `run_sweep`. `folder` is where relative names of data and models in the config are looked up.
+    `score_test` is as in `run_sweep`. `folder` is where relative names of data and models in the
+    config are looked up.
     """
 
     config: Config
@@ -29,6 +32,17 @@ class Launch:
     command: tuple[str, ...]
     folder: str
     score_test: bool = True
+
+    def order(self) -> dict[str, Any]:
+        """What a worker is told, as plain values, which are read before anything is imported."""
+        fields = dataclasses.fields(self)
+        return {one.name: to_dict(getattr(self, one.name)) for one in fields}
+
+    @classmethod
+    def of(cls, order: Mapping[str, Any]) -> Launch:
+        """The launch that told this."""
+        config, command = from_config_dict(order["config"]), tuple(order["command"])
+        return cls(**{**order, "config": config, "command": command})
 
 
 def share(launch: Launch, worker: int) -> list[Config]:

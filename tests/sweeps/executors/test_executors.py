@@ -17,7 +17,8 @@ import pytest
 from lora_jax import cli
 from lora_jax.config import Config, load_config
 from lora_jax.metrics.score import Score
-from lora_jax.sweeps.executors import processes, ray_cluster, run_on, slurm
+from lora_jax.sweeps.executors import processes, ray_cluster, slurm
+from lora_jax.sweeps.executors.launching import run_on
 from lora_jax.sweeps.executors.work import Launch, share, unfinished
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.lock import Lock
@@ -224,12 +225,21 @@ def test_what_there_is_not_is_an_error(tiny, tmp_path, capsys):
     assert "KEY=VALUE" in capsys.readouterr().err
 
 
-def fake_slurm(results, refused=None):
-    """submitit, whose jobs give these results or raise them."""
+def fake_slurm(results, refused=None, stop=None):
+    """submitit, whose jobs give these results or raise them; with `stop`, a signal, which comes
+    when they have been submitted.
+    """
+    cancelled = []
 
     class Job:
         def __init__(self, number):
             self.job_id, self._result = f"7_{number}", results[number]
+
+        def done(self):
+            return True
+
+        def cancel(self, check):
+            cancelled.append(self.job_id)
 
         def result(self):
             if isinstance(self._result, Exception):
@@ -245,13 +255,15 @@ def fake_slurm(results, refused=None):
                 raise refused
 
         def map_array(self, work, numbers):
+            if stop:
+                signal.raise_signal(stop)
             return [Job(number) for number in numbers]
 
-    return SimpleNamespace(AutoExecutor=Executor)
+    return SimpleNamespace(AutoExecutor=Executor, cancelled=cancelled)
 
 
-def fake_ray(results):
-    """ray, whose tasks give these results or raise them."""
+def fake_ray(results, stop=None):
+    """ray, whose tasks give these results or raise them; with `stop` as `fake_slurm`."""
     errors = SimpleNamespace(RayError=RuntimeError)
     called = {}
 
@@ -260,12 +272,22 @@ def fake_ray(results):
             raise results[number]
         return results[number]
 
-    task = SimpleNamespace(remote=lambda launch, number: number)
+    def init(**settings):
+        called.update(settings)
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+
+    def remote(order, number):
+        if stop and number == len(results) - 1:
+            signal.raise_signal(stop)
+        return number
+
+    task = SimpleNamespace(remote=remote)
     return SimpleNamespace(
         is_initialized=lambda: False,
-        init=lambda **settings: called.update(settings),
+        init=init,
+        cancel=lambda number: called.setdefault("cancelled", []).append(number),
         remote=lambda **settings: called.update(settings) or (lambda function: task),
-        wait=lambda tasks, num_returns: (tasks[:1], tasks[1:]),
+        wait=lambda tasks, num_returns, timeout: (tasks[:1], tasks[1:]),
         get=get,
         shutdown=lambda: called.update(down=True),
         exceptions=errors,
@@ -306,6 +328,45 @@ def test_what_became_of_ray_tasks_is_said(tmp_path, monkeypatch):
     assert ray.called["num_cpus"] == 2 and ray.called["max_calls"] == 1 and ray.called["down"]
     with pytest.raises(ValueError, match="Executor ray has no option 'colour'. Its options"):
         ray_cluster.start(launch, {"colour": "red"}, said.append)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_launcher_that_is_asked_to_stop_cancels_its_jobs_and_tasks(tmp_path, monkeypatch, number):
+    launch, said = Launch(replace(Config(), out=str(tmp_path)), 2, 0.0, (), "/"), []
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setitem(sys.modules, "submitit", submitit := fake_slurm([1, 1], stop=number))
+    with pytest.raises(KeyboardInterrupt):
+        slurm.start(launch, {}, said.append)
+    assert submitit.cancelled == ["7_0", "7_1"] and said[-1] == "cancelled the jobs"
+    monkeypatch.setitem(sys.modules, "ray", ray := fake_ray([1, 1], stop=number))
+    with pytest.raises(KeyboardInterrupt):
+        ray_cluster.start(launch, {}, said.append)
+    assert ray.called["cancelled"] == [0, 1] and ray.called["down"]
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+WORKER = """
+import importlib, sys
+name, order = sys.argv[1:]
+executor = importlib.import_module("lora_jax.sweeps.executors." + name)
+work = executor.Work({"config": 5}) if order == "job" else executor._work
+assert not {"jax", "numpy", "ml_collections"} & set(sys.modules)
+class Stops:  # in the midst of an import of the worker's
+    def find_spec(self, name, path=None, target=None):
+        if name == "jax":
+            import signal
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Stops())
+work(0) if order == "job" else work({"config": 5}, 0)
+"""
+
+
+@pytest.mark.parametrize(("name", "order"), [("slurm", "job"), ("ray_cluster", "task")])
+def test_a_job_or_task_that_is_asked_to_stop_while_it_imports_says_no_traceback(name, order):
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER, name, order], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (130, "lora-jax: stopped.\n")
 
 
 @pytest.mark.long
