@@ -32,6 +32,12 @@ MISTAKES = {
     "LoraSpec(dropout='0.1')": "LoRA dropout must be a number, got '0.1'",
     "LoraSpec(dora=1)": "LoRA dora must be True or False, got 1",
     "LoraSpec(group_size=2.5)": "LoRA group_size must be a whole number, got 2.5",
+    "QuantSpec(double='no')": "QuantSpec.double must be True or False, got 'no'",
+    "quantize(jnp.ones((4, 4)), 'nf4')": "needs an array and a QuantSpec",
+    "quantize([[1.0]], QuantSpec())": "needs an array and a QuantSpec",
+    "Sampling(temperature='1')": "temperature must be a number, got '1'",
+    "Sampling(temperature=1.0, top_k=2.5)": "top_k must be a whole number, got 2.5",
+    "lora_jax.join(frozen, {'kernel': 5})": "'kernel' needs an adapter, as adapt or a loader gives it, and came as 5",
 }
 RIGHT = ["adapt()", "LoraSpec(np.int64(4), np.float32(8.0))", "adapt(key=jax.random.PRNGKey(0))"]
 
@@ -40,7 +46,8 @@ import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from flax import linen as nn
 import lora_jax
-from lora_jax import LoraSpec
+from lora_jax import LoraSpec, QuantSpec, quantize
+from lora_jax.generation import Sampling
 
 UP, x, model = "kernel", jnp.ones((1, 3)), nn.Dense(4)
 params = {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}

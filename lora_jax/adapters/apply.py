@@ -33,13 +33,18 @@ def join(
     Raises:
         KeyError: an adapter names a weight that is not there.
         ValueError: an adapter's factors do not fit its weight.
-        TypeError: what is not trained of an adapter (its scale, say) is differentiated: see
-            `lora_jax.partition`.
+        TypeError: a leaf is nothing that is trained, or what is not trained of an adapter (its
+            scale, say) is differentiated: see `lora_jax.partition`.
     """
     params = flatten(frozen)
     # Auxiliary modules last: the weight that carries one may itself be adapted.
     for name, update in sorted(trainable.items(), key=lambda item: "#" in item[0]):
         path, _, _ = name.partition("#")
+        if not hasattr(update, "onto"):
+            raise TypeError(
+                f"{name!r} needs an adapter, as adapt or a loader gives it, and came as "
+                f"{update!r:.80}."
+            )
         if path not in params and not update.replaces:
             raise KeyError(
                 f"The adapter has factors for {path!r}, and the base has no such weight. Nearest: "

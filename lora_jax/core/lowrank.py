@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from lora_jax.core.boxes import Wrapping
 from lora_jax.core.matrix import from_matrix, to_matrix
 from lora_jax.core.paths import entry, key_for
+from lora_jax.core.plain_types import check_types
 from lora_jax.core.quantize import QuantizedArray
 from lora_jax.core.trainable import Trainable
 from lora_jax.core.variants import SCALINGS, VARIANTS
@@ -59,7 +60,8 @@ class LoraSpec:
     parts: tuple[bool, ...] | None = None
 
     def __post_init__(self) -> None:
-        self._check_types()
+        numbers = dict(rank=Integral, group_size=Integral, alpha=Real, dropout=Real)
+        check_types("LoRA ", self, **numbers, dora=bool)
         if self.rank < 1:
             raise ValueError(
                 f"LoRA rank must be at least 1, got {self.rank}. To leave a site alone, give its "
@@ -82,15 +84,6 @@ class LoraSpec:
             )
 
         entry(VARIANTS, self.variant, "LoRA variant").check(self)
-
-    def _check_types(self) -> None:
-        wanted = dict(rank=Integral, group_size=Integral, alpha=Real, dropout=Real, dora=bool)
-        for name, kind in wanted.items():
-            value = getattr(self, name)
-            # A truth value is an int to Python, and none of these numbers.
-            if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-                what = {Integral: "a whole number", Real: "a number"}.get(kind, "True or False")
-                raise TypeError(f"LoRA {name} must be {what}, got {value!r}.")
 
     @property
     def effective_scale(self) -> float:

@@ -19,6 +19,7 @@ from lora_jax.core import bit_packing, codebooks, scales
 from lora_jax.core.boxes import Boxed
 from lora_jax.core.matrix import from_matrix, to_matrix
 from lora_jax.core.paths import flatten
+from lora_jax.core.plain_types import check_types
 from lora_jax.core.scales import SCALE_DTYPES, SECOND_LEVELS, DoubleQuantized
 
 _CHAIN = 64  # up to so many levels a comparison with each is faster than a search
@@ -48,6 +49,7 @@ class QuantSpec:
     kernel: str = field(default="auto", repr=False)
 
     def __post_init__(self) -> None:
+        check_types("QuantSpec.", self, double=bool)
         format, size = codebooks.format_named(self.format), self.block_size
         counted = isinstance(size, int) and not isinstance(size, bool)
         if size is not None and (not counted or size < 2 or size % 2):
@@ -172,6 +174,7 @@ def quantize(
     Reference: QLoRA, Dettmers et al. 2023, section 3 (arXiv 2305.14314).
 
     Raises:
+        TypeError: `w` is no array, or `spec` no QuantSpec.
         ValueError: `w` has too few axes, is not floating, is empty, or holds a NaN or an infinity
             (outside jit only).
 
@@ -182,6 +185,11 @@ def quantize(
     >>> quantize(jnp.ones((128, 32)), QuantSpec(double=False)).codes.shape
     (64, 32)
     """
+    if not isinstance(spec, QuantSpec) or not hasattr(w, "ndim"):
+        raise TypeError(
+            "quantize needs an array and a QuantSpec, such as quantize(w, QuantSpec('nf4')); got "
+            f"{type(w).__name__} and {spec!r:.80}."
+        )
     if w.ndim < kernel_ndim or not 0 < len(in_axes) < kernel_ndim or not w.size:
         raise ValueError(
             f"Cannot quantise a weight of shape {w.shape} with {kernel_ndim} kernel axes, of which "

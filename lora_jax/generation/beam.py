@@ -81,7 +81,7 @@ def beam_search(
             "fit the window of "
             f"{model.config.max_positions}. Shorten the prompt, or lower max_new."
         )
-    check_ids([prompt], model.config.vocab_size)
+    check_ids([prompt, eos_ids], model.config.vocab_size)
     start = jax.jit(_start, static_argnames=("model", "new", "beams"))
     step = jax.jit(_step, static_argnames=("model", "search", "eos_ids"))
 

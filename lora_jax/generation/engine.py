@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -71,7 +72,7 @@ class Generator:
         self.model = model.clone(scan=False) if self._apart else model
         self.frozen = jax.tree.map(to_device, frozen_apart(frozen) if self._apart else frozen)
         self.trainable = dict(trainable or {})
-        check_ids([[pad_id]], model.config.vocab_size)
+        check_ids([[pad_id, *eos_ids]], model.config.vocab_size)
         # Who writes targets has no positions that could change.
         self._switch = None if model.writes_targets else model.config.switch_length
         self.eos_ids = tuple(eos_ids)
@@ -168,10 +169,15 @@ class Generator:
         adapters: Sequence[int] | None = None,
     ) -> tuple[GenerationState, Mapping[str, Any] | PerText]:
         """The state after the prompts, and the adapters of these texts."""
-        if not prompts or max_new < 1:
+        if not prompts or not isinstance(max_new, Integral) or max_new < 1:
             raise ValueError(
                 f"Needed at least one prompt and max_new of 1 or more, got {len(prompts)} prompts "
                 f"and max_new={max_new}."
+            )
+        if any(isinstance(prompt, str) or not hasattr(prompt, "__len__") for prompt in prompts):
+            raise TypeError(
+                f"Needed a list of token ids for each prompt, such as [[1, 5, 7]]; got {prompts!r:.80}. "
+                "Texts are continued by a TextGenerator."
             )
         if any(len(prompt) == 0 for prompt in prompts):
             raise ValueError("A prompt has no tokens. Begin it with the model's bos token.")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from lora_jax.core.plain_types import check_types
 from lora_jax.kernels.vocab_loss import likeliest
 
 _NEVER = -jnp.inf
@@ -34,6 +36,9 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        numbers = dict(top_k=Integral, top_p=Real, min_p=Real)
+        given = {name: kind for name, kind in numbers.items() if getattr(self, name) is not None}
+        check_types("", self, temperature=Real, repetition_penalty=Real, **given)
         limits = (
             ("temperature", self.temperature >= 0, "0 or more"),
             ("top_k", self.top_k is None or self.top_k >= 1, "1 or more"),

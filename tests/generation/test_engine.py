@@ -269,12 +269,20 @@ def test_every_text_of_a_batch_has_its_own_adapter():
         (dict(prompts=[[1], [1, 40]], max_new=1), "from 0 to 39, and 40 came"),
         (dict(prompts=[[-1]], max_new=1), "from 0 to 39, and -1 came"),
         (dict(prompts=[[1.0]], max_new=1), "from 0 to 39, and 1.0 came"),
+        (dict(prompts=[1, 2], max_new=1), "a list of token ids for each prompt"),
+        (dict(prompts=["ab"], max_new=1), "a list of token ids for each prompt"),
+        (dict(prompts=[[1]], max_new=1.5), "max_new=1.5"),
     ],
 )
 def test_impossible_requests_are_errors(call, said):
     model = generator("llama3")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((ValueError, TypeError), match=said):
         model.generate(call.pop("prompts"), **call)
+
+
+def test_an_end_token_that_the_vocabulary_has_not_is_refused():
+    with pytest.raises(ValueError, match="from 0 to 39, and 99 came"):
+        generator("llama3", eos_ids=(2, 99))
 
 
 @pytest.mark.parametrize("unroll", [True, False])
