@@ -32,8 +32,8 @@ from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.metrics import MetricsLog
 from lora_jax.training.optim import make_optimizer
 from lora_jax.training.result import RunResult
-from lora_jax.training.slots import Evaluated
 from lora_jax.training.sinks import About
+from lora_jax.training.slots import Evaluated
 from lora_jax.training.step import TrainState, create_state
 
 
