@@ -149,7 +149,14 @@ def _table_cell(text: str, is_number: bool) -> str:
     return f"<td{' class=number' if is_number else ''}{key}>{in_html(text)}</td>"
 
 
-def spread_table(findings: Findings) -> tuple[Sequence[str], list[list[str]]]:
+def told(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """The table without the columns in which no row says anything, such as limits with one seed."""
+    says = lambda text: text not in ("", "–") and not text.startswith("n/a")
+    kept = [n for n in range(len(headings)) if not rows or any(says(row[n]) for row in rows)]
+    return [headings[n] for n in kept], [[row[n] for n in kept] for row in rows]
+
+
+def spread_table(findings: Findings) -> Table:
     """(headings, rows) of the analysis of variance."""
     headings = (
         "source",
@@ -179,10 +186,10 @@ def spread_table(findings: Findings) -> tuple[Sequence[str], list[list[str]]]:
                 f"{source.against} ({source.error_freedom})" if source.against else "",
             ]
         )
-    return headings, rows
+    return told(headings, rows)
 
 
-def tests_table(found: Findings, said: Score) -> tuple[Sequence[str], list[list[str]]]:
+def tests_table(found: Findings, said: Score) -> Table:
     """(headings, rows) of the paired tests: levels of each axis first, then slopes, the mean of all
     adapters against baselines, and the best cell against the others; all by the metric, then by the loss.
     """
@@ -227,10 +234,10 @@ def tests_table(found: Findings, said: Score) -> tuple[Sequence[str], list[list[
         ]
         for one in found.on_examples
     ]
-    return headings, rows + by_examples
+    return told(headings, rows + by_examples)
 
 
-def tasks_table(cells: Sequence[Cell], said: Score) -> tuple[Sequence[str], list[list[str]]]:
+def tasks_table(cells: Sequence[Cell], said: Score) -> Table:
     """(headings, rows) of the settings over several tasks; no row where there is one task."""
     headings = (
         "setting",
@@ -246,7 +253,7 @@ def tasks_table(cells: Sequence[Cell], said: Score) -> tuple[Sequence[str], list
         [one.name, str(len(one.scores)), str(sum(map(len, one.scores))), f"{one.rank:.1f}", middle(one), better(one)]
         for one in over_tasks(cells)
     ]  # fmt: skip
-    return headings, rows
+    return told(headings, rows)
 
 
 def _limits(interval: Interval | None, text: Callable[[float], str]) -> str:

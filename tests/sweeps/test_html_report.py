@@ -17,7 +17,7 @@ from lora_jax.core.escapes import html_of
 from lora_jax.sweeps.cells import cells_of, gather
 from lora_jax.sweeps.findings import findings_of
 from lora_jax.sweeps.grid import expand, run_id
-from lora_jax.sweeps.html_report import MOST_ROWS, table
+from lora_jax.sweeps.html_report import MOST_ROWS, table, told
 from lora_jax.sweeps.report import write_report
 from lora_jax.sweeps.store import RunStore
 
@@ -100,6 +100,13 @@ def test_long_tables_are_cut_and_say_so():
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs a headless Chromium on the path")
+def test_a_column_that_says_nothing_in_any_row_is_left_out():
+    rows = [["rank", "n/a", "", "n/a", "–"], ["format", "0.1", "", "n/a in loss", "n/a"]]
+    headings, kept = told(["source", "low", "p", "high", "F"], rows)
+    assert headings == ["source", "low"] and kept == [["rank", "n/a"], ["format", "0.1"]]
+    assert told(["source", "low"], []) == (["source", "low"], [])
+
+
 def test_tables_sort_and_themes_change_in_a_real_browser(page, tmp_path):
     """A script at the end of a copy of the page clicks as a person would, and leaves what it saw in
     the document.
