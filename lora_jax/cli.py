@@ -35,9 +35,9 @@ COMMANDS: dict[str, str] = {
 }
 
 _EPILOG = """\
-The main job, a few minutes on two CPU cores:
-  lora-jax sweep --config configs/default.py              train the grid and write its report
-  lora-jax sweep --config configs/default.py --dry-run    only show what it would do and need
+The main job, under ten minutes on two CPU cores:
+  lora-jax sweep --config configs/default.py:tuned              tune, train, and write the report
+  lora-jax sweep --config configs/default.py:tuned --dry-run    only show what it would do and need
 
 Any setting can be given on the command line, as often as needed:
   lora-jax sweep --config configs/default.py --config.sweep.rank=1,2,4 --config.out=runs/ranks

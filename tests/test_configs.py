@@ -113,7 +113,7 @@ def test_its_tuned_form_varies_one_setting_at_a_time_around_a_centre():
     differ = lambda run: [
         run.lora.rank != centre.lora.rank, run.quant.format != centre.quant.format, run.lora.targets != centre.lora.targets,
     ]  # fmt: skip
-    assert [sum(differ(run)) for run in others] == [1] * 4 and size(config) == (48, 60)
+    assert [sum(differ(run)) for run in others] == [1] * 5 and size(config) == (56, 70)
 
 
 def test_the_default_grid_is_the_one_the_readme_promises():
