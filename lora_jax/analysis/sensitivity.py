@@ -4,8 +4,8 @@ rank: measured by the losses of calibration examples, one weight at a time.
 The mean loss moves by less than its noise, up as well as down, and whoever chooses by it chooses
 noise. Half the mean square of the change of an example's loss is the rise of the expected loss to
 second order where the model is calibrated, as the Hessian of the expected loss is then Fisher's
-information; it is never negative, and settles with few examples. On MiniLM and Rotten Tomatoes
-(SEE LOG).
+information; it is never negative, and settles with few examples. Of MiniLM's 37 matrices, with 64
+texts of Rotten Tomatoes, it falls from nf2 over nf3 and nf4 to int8 in 37, the mean loss in 2.
 """
 
 from __future__ import annotations

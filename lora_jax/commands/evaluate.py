@@ -180,15 +180,10 @@ def _predictions(loaded: Any, arguments: argparse.Namespace, *, adapter: bool) -
 
 def _perplexity(loaded: Any, arguments: argparse.Namespace, ours: Any) -> dict[str, float]:
     """Perplexities of a language model whose completions were not cut."""
-    from lora_jax.data.completions import Completions
     from lora_jax.metrics.comparison import perplexities
 
-    records = loaded.task.records.get(arguments.split)
-    if not isinstance(records, Completions) or loaded.task.splits[arguments.split].truncated:
-        return {}
-    return perplexities(
-        ours, sum(len(text.encode()) for text in records.completions[: len(ours.rows)])
-    )
+    size = loaded.task.text_bytes(arguments.split, len(ours.rows))
+    return perplexities(ours, size) if size else {}
 
 
 def _contamination(

@@ -38,6 +38,7 @@ from lora_jax.sweeps.html_report import (
     tasks_table,
     tests_table,
 )
+from lora_jax.sweeps.settings import NOT_READ, settings_of
 from lora_jax.sweeps.store import RunRecord, write_text
 
 _IDENTITY = ("run_id", "method", "format", "rank", "targets", "seed")
@@ -47,7 +48,7 @@ _MOST_NOTES = 3  # of the data
 _NOTES = (
     "MB are 10^6 bytes. Base: bytes of the arrays as stored. Peak: arguments, outputs and temporaries of the "
     "compiled training step. Time: the whole run, compilation included. Tokens: real ones, no "
-    "padding."
+    "padding. Every setting of every cell: settings.csv."
 )
 _TESTS_NOTE = (
     "p: Student's paired t-test over seeds, or of seeds and examples where answers were kept; p, "
@@ -65,7 +66,7 @@ def write_report(
     margin: float | None = None,
 ) -> Path:
     """The path of report.md, written into `out_dir` with report.html (all of it in one file),
-    report.csv, cells.csv, tests.csv and pictures.
+    report.csv, cells.csv, settings.csv, tests.csv and pictures.
 
     Args:
         roots: folders of sweeps, or of single runs.
@@ -107,6 +108,7 @@ def write_and_summarise(
 
     write_csv(out / "report.csv", _run_rows([record for record in records if record.result]))
     write_csv(out / "cells.csv", [_cell_row(cell) for cell in cells])
+    write_csv(out / "settings.csv", _settings_rows(cells))
     headings, rows = page.tests
     tests = [dict(zip(headings, row, strict=True)) for row in rows]
     write_csv(out / "tests.csv", tests, headings)
@@ -134,9 +136,8 @@ def summary_table(cells: Sequence[Cell]) -> Table:
     for alike in facets(cells).values():
         merits = list(map(choice(alike).merit, alike))
         best |= {id(cell) for cell, merit in zip(alike, merits) if merit == max(merits)}
-    for cell in cells:
-        row = map(in_terminal, _row(cell, said, _tuned(cells)))
-        table.add_row(*row, style="bold" if id(cell) in best else "")
+    for cell, row in zip(cells, _rows(cells, said), strict=True):
+        table.add_row(*map(in_terminal, row), style="bold" if id(cell) in best else "")
     return table
 
 
@@ -262,13 +263,24 @@ def _tuned(cells: Sequence[Cell]) -> list[str]:
 
 def _headings(said: Score, cells: Sequence[Cell]) -> tuple[str, ...]:
     return (
-        *_LEFT, "rank", *(f"{word}, tuned" for word in _tuned(cells)), f"test {said.label}{', %' * said.share}", "seeds", "trainable", "base, MB", "bits a weight", "adapter, MB", "peak, MB",
+        *_LEFT, "rank", *(f"{word}, tuned" for word in _tuned(cells)), f"test {said.label}{', %' * said.share}",
+        *(["bits a byte"] if _has_bytes(cells) else []), "seeds", "trainable", "base, MB", "bits a weight", "adapter, MB", "peak, MB",
         "tokens/s", "time, s",
     )  # fmt: skip
 
 
-def _row(cell: Cell, said: Score, tuned: Sequence[str]) -> list[str]:
-    """The texts of a table row, under `_headings`."""
+def _has_bytes(cells: Sequence[Cell]) -> bool:
+    """Whether these are language models whose losses can be counted by the bytes of their texts."""
+    return any(cell.mean("test_bits_per_byte") is not None for cell in cells)
+
+
+def _rows(cells: Sequence[Cell], said: Score) -> list[list[str]]:
+    """The rows of a table of cells, under `_headings`."""
+    tuned, per_byte = _tuned(cells), _has_bytes(cells)
+    return [_row(cell, said, tuned, per_byte) for cell in cells]
+
+
+def _row(cell: Cell, said: Score, tuned: Sequence[str], per_byte: bool) -> list[str]:
     own = cell.curve and word_of(cell.curve.setting)
     return [
         " ".join((cell.method, cell.variant)).strip(),
@@ -277,6 +289,7 @@ def _row(cell: Cell, said: Score, tuned: Sequence[str]) -> list[str]:
         "" if cell.rank is None else str(cell.rank),
         *(chosen(cell) if word == own else "" for word in tuned),
         _with_error(cell, said, unit=False),
+        *([_number(cell.mean("test_bits_per_byte"), 1, 4)] if per_byte else []),
         str(cell.seeds),
         _number(cell.mean("trainable_parameters"), 1, 0),
         _number(cell.mean("base_bytes"), 1e6, 1),
@@ -303,6 +316,18 @@ def _cell_row(cell: Cell) -> dict[str, Any]:
         **({f"tuned {cell.curve.setting}": cell.curve.best, "tuned_at_edge": cell.curve.edge} if cell.curve else {}),
         **{key: cell.mean(key) for key, value in row.items() if not isinstance(value, str)},
     }  # fmt: skip
+
+
+def _settings_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """A row of settings.csv for each cell: every setting, those in which cells differ first."""
+    settings = [settings_of(cell.runs[0])[1] for cell in cells]
+    keys = list(dict.fromkeys(key for one in settings for key in one))
+    varied = {key for key in keys if len({str(one.get(key, NOT_READ)) for one in settings}) > 1}
+    keys.sort(key=lambda key: key not in varied)
+    return [
+        {"cell": cell.name, **{key: one.get(key, NOT_READ) for key in keys}}
+        for cell, one in zip(cells, settings, strict=True)
+    ]
 
 
 def _run_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
@@ -332,6 +357,8 @@ def _page(
 ) -> Page:
     said, counts = measure(cells), Counter(record.status for record in records)
     counted = [f"{number} {status}" for status, number in sorted(counts.items())]
+    diverged = sum((run.error or "").startswith("Diverged") for run in records)
+    counted += [f"{diverged} of these diverged"] if diverged else []
     counted += [f"{len(pending)} pending"] if pending else []
     aside = sum(not record.is_scored for record in records)
     counted += [f"{aside} of these to tune by, which no score counts"] if aside else []
@@ -343,7 +370,7 @@ def _page(
         supported=(*found.conclusions.supported, *found.conclusions.alike),
         unsupported=found.conclusions.unsupported,
         fairness=fairness(cells, [run.curve for run in records if run.curve is not None]),
-        cells=(_headings(said, cells), [_row(cell, said, _tuned(cells)) for cell in cells]),
+        cells=(_headings(said, cells), _rows(cells, said)),
         notes=f"{_error_kind(cells)}. {_chosen_by(cells)} {_matters(found, said)} {_NOTES}",
         tasks=tasks_table(cells, said),
         spread=spread_table(found),

@@ -60,6 +60,13 @@ class DecoderTask(Task):
         """See `Task.examples_of`."""
         return [row[0] for row in planned.rows]
 
+    def text_bytes(self, split: str, examples: int | None = None) -> int | None:
+        """See `Task`."""
+        records = self.records.get(split)
+        if not isinstance(records, Completions) or self.splits[split].truncated:
+            return None
+        return sum(len(text.encode()) for text in records.completions[:examples])
+
     def encode(self, records: Completions, data: DataConfig) -> EncodedCompletions:
         """Prompts and completions as the model reads them: one text."""
         return encode_completions(

@@ -187,6 +187,12 @@ class Task:
         """The example of each real row of a planned, unpacked batch (`batches.plan(0)[k]`)."""
         return [int(index) for index in planned.indices if index != FILLER]
 
+    def text_bytes(self, split: str, examples: int | None = None) -> int | None:
+        """UTF-8 bytes of the texts whose tokens the losses of a split count, or of its first
+        examples; None where there are no such texts, or some were cut.
+        """
+        return None
+
     def answer(self, split: str, example: int, said: Any) -> tuple[Any, Any]:
         """(predicted, references) of an example as metrics compare them; `said` is its row of
         `Losses.answer`.

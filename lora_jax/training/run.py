@@ -4,6 +4,7 @@ of the clock.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -176,6 +177,10 @@ class Run:
             }
             for split, (found, _) in evaluated.items()
         }
+        if "test" in scores and (size := task.text_bytes("test")):
+            loss = scores["test"]["loss"]
+            bits = loss.value * loss.count / math.log(2) / size
+            scores["test"]["bits_per_byte"] = Score("bits_per_byte", bits, False, "bytes", size)
         if "test" in scores and task.by_example:
             said = self._predictions("test", evaluated["test"].rows)
             scores["test"] |= metric_scores(said, task.primary)

@@ -14,6 +14,7 @@ from lora_jax import config as settings
 from lora_jax.sweeps import report
 from lora_jax.sweeps.cells import cells_of, front, gather, pareto
 from lora_jax.sweeps.grid import expand, run_id
+from lora_jax.sweeps.settings import settings_of
 from lora_jax.sweeps.store import RunStore
 
 
@@ -39,6 +40,14 @@ def test_every_cell_of_the_grid_is_a_row_with_its_numbers(finished, written):
         assert f"{100 * cell.value:.1f} ± {100 * cell.standard_error:.1f} (b)" in written
     with (finished.root / "report" / "report.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 20
+    with (finished.root / "report" / "settings.csv").open() as file:
+        settings = {row.pop("cell"): row for row in csv.DictReader(file)}
+    for cell in cells:
+        own = settings_of(cell.runs[0])[1]
+        assert {key: str(own.get(key, "–")) for key in settings[cell.name]} == {
+            key: value or "None" for key, value in settings[cell.name].items()
+        }
+    assert list(settings[cells[0].name])[0] != "model.name"  # What differs comes first.
 
 
 @pytest.mark.parametrize("picture", ["rank_curve.png", "pareto.png", "learning_curves.png"])

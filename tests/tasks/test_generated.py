@@ -23,6 +23,7 @@ from lora_jax.io.adapter import load_adapter, save_adapter
 from lora_jax.metrics.comparison import aligned, compare
 from lora_jax.metrics.predictions import Prediction, Predictions
 from lora_jax.tasks.generated import cut_at_stop, generate_predictions
+from lora_jax.tasks.language import DecoderTask
 from lora_jax.tasks.predictions import predict, scores_of
 from lora_jax.training.loop import train
 from lora_jax.training.result import RunResult
@@ -195,7 +196,8 @@ def test_the_command_compares_with_the_base_and_reports_forgetting(folder, tmp_p
 
 def test_a_perplexity_a_byte_counts_the_bytes_of_utf_8():
     records = Completions(("a", "b"), ("né", "x"))
-    task = SimpleNamespace(records={"test": records}, splits={"test": SimpleNamespace(truncated=0)})
+    splits = {"test": SimpleNamespace(truncated=0)}
+    task = DecoderTask(None, {}, {}, splits, lambda: "", records={"test": records})
     ours = Predictions("test", (), (Prediction("1", 3 * math.log(5), 2.0, 0.0),))
     found = _perplexity(SimpleNamespace(task=task), argparse.Namespace(split="test"), ours)
     assert found["perplexity_per_byte"] == pytest.approx(5)

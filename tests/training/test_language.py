@@ -3,6 +3,7 @@ loss.
 """
 
 import json
+import math
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from lora_jax.io.gguf_tokenizer import load_text_tokenizer
 from lora_jax.io.weights import load_decoder
 from lora_jax.models.decoder import Decoder
 from lora_jax.tasks.language_loss import language_loss
+from lora_jax.tasks.opening import open_task
 from lora_jax.training.loop import train
 from lora_jax.training.saved import load_run
 
@@ -129,6 +131,11 @@ def test_the_loop_trains_a_quantised_decoder(folder, data, tmp_path):
     # Chance is log 8 = 2.1 nats for letters that were never learned; 0.5 below the start is far
     # outside noise.
     assert after.value("test", "loss") < before.value("test", "loss") - 0.5
+    texts = open_task(config).records["test"].completions
+    per_byte, loss = after.score("test", "bits_per_byte"), after.score("test", "loss")
+    assert per_byte.unit == "bytes" and per_byte.count == sum(len(x.encode()) for x in texts)
+    nats = per_byte.value * per_byte.count * math.log(2)
+    assert nats == pytest.approx(loss.value * loss.count)
     assert after.base_bits_per_weight == 8.0  # 4 bits and a 4-byte scale for 8 weights
     (tmp_path / "b" / "config.json").write_text(json.dumps(to_dict(config)))
     assert load_run(tmp_path / "b").evaluate("test")["loss"] == pytest.approx(
