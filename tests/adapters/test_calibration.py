@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from lora_jax.adapters.apply import apply
 from lora_jax.adapters.calibration import eva_ranks, input_moments, limit_ranks, weight_gradients
@@ -71,6 +72,23 @@ def test_second_moments_are_those_of_the_inputs_with_filler_rows_left_out(form):
         8,
         8,
     )
+
+
+def test_moments_are_means_over_the_tokens_that_are_real_in_rows_that_are():
+    """The third row is filler whose mask is that of the row that it repeats."""
+    model, x = nn.Dense(3, use_bias=False), jax.random.normal(jax.random.key(1), (3, 4, 5))
+    params = model.init(jax.random.key(0), x)["params"]
+    mask = jnp.asarray([[1.0, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 0]])
+    weight = jnp.asarray([1.0, 1.0, 0.0])
+
+    def loss(frozen, trainable, batch, key):
+        each = jnp.square(apply(model, frozen, trainable, batch["x"])).sum(-1)
+        return (each * batch["mask"] * batch["weight"][:, None]).sum(), None
+
+    sites = list(find_sites(model, x).values())
+    found = input_moments(loss, params, [{"x": x, "mask": mask, "weight": weight}], sites)
+    real = np.concatenate([x[0, :3], x[1, :2]])
+    np.testing.assert_allclose(found["kernel"], real.T @ real / 5, rtol=1e-5)
 
 
 def test_gradients_are_those_of_the_mean_loss_and_work_on_a_quantised_base():
