@@ -164,14 +164,23 @@ def _scaled(kind: Any, told: Raw, raw: Raw) -> dict[str, Any]:
 
     longest = raw["max_position_embeddings"]
     name = "original_max_position_embeddings"
-    original = told.get(name) or raw.get(name) or longest
+    both = {place[name] for place in (told, raw) if place.get(name)}
+    if len(both) > 1:
+        raise ValueError(f"{name} must be one number, and the file gives {sorted(both)}")
+    original = next(iter(both), longest)
     if kind == "llama3":
+        names = ("factor", "low_freq_factor", "high_freq_factor")
+        factor, low, high = (_number(one, told[one]) for one in names)
+        if not low < high:
+            raise ValueError(
+                f"high_freq_factor must be above low_freq_factor, and they are {high} and {low}"
+            )
         return dict(
             scaling="llama3",
-            factor=_number("factor", told["factor"]),
+            factor=factor,
             original_positions=int(original),
-            low_freq=_number("low_freq_factor", told["low_freq_factor"]),
-            high_freq=_number("high_freq_factor", told["high_freq_factor"]),
+            low_freq=low,
+            high_freq=high,
         )
     stretched = {
         "factor": _number("factor", told.get("factor") or longest / original),

@@ -27,6 +27,12 @@ def test_a_weight_has_no_intruders_in_itself_or_in_its_own_directions_scaled(bas
     assert len(find_intruders(base, (u * s**2) @ vt)) == 0
 
 
+def test_a_weak_direction_of_the_base_that_became_the_strongest_is_no_intruder(base):
+    u, _, vt = np.linalg.svd(base)
+    found = find_intruders(base, base + 20.0 * np.outer(u[:, -1], vt[-1]), top=3)
+    assert len(found) == 0 and found.similarity[0] == pytest.approx(1.0)
+
+
 def test_a_strong_foreign_direction_is_an_intruder_and_a_weak_one_is_not(base):
     found = find_intruders(base, base + foreign(base, 20.0))
     assert found.indices == (0,) and found.similarity[0] < 0.3

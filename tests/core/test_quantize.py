@@ -260,6 +260,14 @@ def test_mean_scheme_turns_signs_where_the_log_scheme_is_within_its_bound():
     assert errors[0] > 1 > 0.1 > errors[1]
 
 
+def test_a_short_last_group_of_the_log_scheme_has_the_range_of_its_own_scales():
+    """Filled with zeros, it would reach from 2**-10 to 1."""
+    numbers = jnp.concatenate([jnp.ones(256), 2.0**-10 * jnp.asarray([1.0, 1.25, 2.0])])
+    made = scales.quantize_logs(numbers)
+    np.testing.assert_allclose(made.absmax * 254, [0.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(made.restore(), numbers, rtol=2 ** (1 / 508) - 1 + 1e-6)
+
+
 def test_log_scheme_costs_two_thousandths_of_a_bit_and_keeps_zeros():
     w = normal((64, 512))
     w[:, ::3] = 0

@@ -196,21 +196,47 @@ def test_more_layers_than_the_files_have_are_refused_before_anything_is_made(tmp
         load_model(tmp_path / "a")
 
 
-ROTARY_ERRORS = {
-    "theta": ({"rope_parameters": {"rope_theta": None}}, "rope_theta must be a number"),
-    "partial": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
-    "factor": ({"rope_parameters": {"rope_type": "llama3"}}, "lacks the field 'factor'"),
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 16}
+# By what is wrong: a golden model, a change of its config.json, and words of the error.
+SETTINGS = {
+    "theta": ("llama", {"rope_parameters": {"rope_theta": None}}, "rope_theta must be a number"),
+    "partial": ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not"),
+    "factor": ("llama", {"rope_parameters": {"rope_type": "llama3"}}, "lacks the field 'factor'"),
+    "no band": (
+        "llama",
+        {"rope_parameters": LLAMA3 | {"low_freq_factor": 4.0, "high_freq_factor": 4.0}},
+        "high_freq_factor must be above low_freq_factor, and they are 4.0 and 4.0",
+    ),
+    "two lengths": (
+        "phi3",
+        {"original_max_position_embeddings": 5},
+        r"must be one number, .* \[5, ",
+    ),
+    # Of these transformers reads the first alone.
+    "two activations": (
+        "gemma",
+        {"hidden_act": "relu", "hidden_activation": "gelu_pytorch_tanh"},
+        "hidden_act 'relu' and hidden_activation 'gelu_pytorch_tanh' must be one",
+    ),
+    "no effect there": ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
 }
 
 
-@pytest.mark.parametrize("name", ROTARY_ERRORS)
-def test_rotary_settings_that_are_missing_or_have_no_effect_are_named(name, tmp_path):
-    change, message = ROTARY_ERRORS[name]
-    shutil.copytree(GOLDEN / "decoders" / "llama", tmp_path / "a")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_that_are_missing_or_have_no_or_two_meanings_are_named(name, tmp_path):
+    model, change, message = SETTINGS[name]
+    shutil.copytree(GOLDEN / "decoders" / model, tmp_path / "a")
     raw = json.loads((tmp_path / "a" / "config.json").read_text())
     (tmp_path / "a" / "config.json").write_text(json.dumps(raw | change))
     with pytest.raises(ValueError, match=message):
         load_model(tmp_path / "a")
+
+
+def test_the_activation_of_the_first_gemma_is_that_of_hidden_act():
+    family, raw = config_in("decoders/gemma")
+    for act, ours in (("gelu", "gelu_tanh"), ("relu", "relu"), ("gelu_pytorch_tanh", "gelu_tanh")):
+        told = {k: v for k, v in raw.items() if k != "hidden_activation"} | {"hidden_act": act}
+        assert family.from_json(told).activation == ours
 
 
 def test_llama3s_scaling_counts_from_all_positions_where_the_file_does_not_say():

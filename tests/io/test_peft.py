@@ -330,6 +330,17 @@ def test_target_modules_are_the_shortest_endings_that_select_exactly_the_adapted
     assert targets("attn/o", "mlp/down") == ["output.dense"]
 
 
+def test_weights_lie_input_first_where_all_modules_are_Conv1D(
+    golden: dict[str, np.ndarray],
+) -> None:
+    up = "layers/mlp/up/kernel"
+    lora = {path: leaf for path, leaf in loaded("gpt2_conv1d", golden).items() if "layers" in path}
+    mixed = GPT2 | {up: replace(GPT2[up], kind="linear")}
+    assert up in lora and len(lora) == 2
+    for names, first in ((GPT2, True), (mixed, False)):
+        assert to_peft(lora, names).config["fan_in_fan_out"] is first
+
+
 def test_parts_of_a_fused_weight_are_one_module_of_PEFTs(golden: dict[str, np.ndarray]) -> None:
     made = to_peft(
         {path: leaf for path, leaf in loaded("gpt2_conv1d", golden).items() if "qkv" in path}, GPT2

@@ -41,8 +41,11 @@ def _like(raw: Raw, act: str) -> dict[str, Any]:
 
 def _gemma(raw: Raw) -> DecoderConfig:
     # The first files say hidden_act 'gelu' and mean the tanh form; transformers reads them so as
-    # well.
-    act = raw.get("hidden_activation") or "gelu_pytorch_tanh"
+    # well, and never hidden_activation, which it once read alone.
+    act = raw.get("hidden_act", "gelu")
+    act = "gelu_pytorch_tanh" if act == "gelu" else act
+    if (other := raw.get("hidden_activation") or act) != act:
+        raise ValueError(f"hidden_act {act!r} and hidden_activation {other!r} must be one")
     return DecoderConfig(family="gemma", **_like(raw, act), rotary=rotary(raw))
 
 
@@ -66,7 +69,8 @@ def _gemma2(raw: Raw) -> DecoderConfig:
 
 
 def _gemma3(raw: Raw) -> DecoderConfig:
-    refuse(raw, use_bidirectional_attention=(False, None))
+    # transformers takes the soft cap of Gemma 2's attention for no part of Gemma 3.
+    refuse(raw, use_bidirectional_attention=(False, None), attn_logit_softcapping=(None,))
     nested = raw.get("rope_parameters")
     if nested is not None:
         kinds = ("full_attention", "sliding_attention")
