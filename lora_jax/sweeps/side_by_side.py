@@ -41,6 +41,7 @@ def predicted(tasks: LastTask, wide: Config, slots: int) -> Predicted:
     """
     from lora_jax.training.programs import one_batch_a_shape, programs_for
     from lora_jax.training.run import abstract_state, steps_of
+    from lora_jax.training.slots import there
 
     task = tasks.of(wide)
     steps = steps_of(wide, task)
@@ -56,7 +57,7 @@ def predicted(tasks: LastTask, wide: Config, slots: int) -> Predicted:
     args: tuple[Any, ...] = (state, frozen, longest)
     if slots > 1:
         state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((slots, *x.shape), x.dtype), state)
-        args = (state, frozen, longest, {})
+        args = (state, frozen, longest, {}, *there(slots, range(slots)))
     lengths = [planned.length for planned in batches.plan(0)]
     cost = program.compile(*args).cost_analysis() or {}
     flops = cost.get("flops")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from lora_jax.core.quantize import bytes_of
 from lora_jax.training.compile import Memory, wait_on_cpu
 from lora_jax.training.evaluation import means, results_of
 from lora_jax.training.programs import Programs, lanes_for
-from lora_jax.training.step import TrainState
+from lora_jax.training.step import There, TrainState
 
 
 class Evaluated(NamedTuple):
@@ -40,12 +40,14 @@ class Slots:
         self._state: TrainState | None = None
         self._last_metrics: Any = None
         self._largest: Memory | None = None  # of the steps so far
+        self._there: set[int] = set()  # the slots that have a run, as far as is known
 
     def __len__(self) -> int:
         return self.programs.slots
 
     def put(self, states: Mapping[int, TrainState]) -> None:
         """Puts states into slots. They are the slots' from now on: a step reuses their memory."""
+        self._there |= states.keys()
         if len(self) == 1:
             (self._state,) = states.values()
         elif self._state is None:
@@ -65,15 +67,17 @@ class Slots:
         """One training step of all slots; its metrics, still on the device, for `of`.
 
         Args:
-            batches: by slot; a slot without one does as another does.
+            batches: by slot, of all slots that have a run.
             alike: whether all are the same batch, which is then read once.
         """
+        self._there = set(batches)
         if len(self) == 1:
             arguments = tuple(batches.values())
         elif alike:
-            arguments = dict(next(iter(batches.values()))), {}
+            arguments = (dict(next(iter(batches.values()))), {}, *there(len(self), batches))
         else:
-            arguments = {}, _side_by_side(batches, len(self))
+            own = _side_by_side(batches, len(self))
+            arguments = ({}, own, *there(len(self), batches))
         needs = self.programs.train.memory(self._state, self.frozen, *arguments)
         self._largest = max(filter(None, (self._largest, needs)), key=sum, default=None)
         wait_on_cpu(self._last_metrics)
@@ -86,9 +90,13 @@ class Slots:
         return values if len(self) == 1 else jax.tree.map(lambda x: x[slot], values)
 
     def evaluate(self, batches: Iterable[Any]) -> list[Evaluated]:
-        """What every slot gives on the same batches."""
-        found = results_of(self.programs.evaluate, self.frozen, self._state.trainable, batches)
-        every = ([self.of(one, slot) for one in found] for slot in range(len(self)))
+        """What every slot gives on the same batches; one without a run, what another gives."""
+        slots = there(len(self), self._there)
+        score = lambda *arguments: self.programs.evaluate(*arguments, *slots)
+        found = results_of(score, self.frozen, self._state.trainable, batches)
+        anyone = min(self._there)
+        seen = [slot if slot in self._there else anyone for slot in range(len(self))]
+        every = ([self.of(one, slot) for one in found] for slot in seen)
         return [
             Evaluated(means([sums for sums, _ in own]), [rows for _, rows in own]) for own in every
         ]
@@ -103,6 +111,16 @@ class Slots:
             return None
         own = (memory.arguments - base + memory.new_results) // len(self)
         return base + own + memory.temporaries // lanes_for(len(self))
+
+
+def there(slots: int, taken: Collection[int]) -> tuple[There, ...]:
+    """What a program of so many slots is told besides of those that have a run: nothing where all
+    go through it at once.
+    """
+    if lanes_for(slots) >= slots:
+        return ()
+    order = sorted(range(slots), key=lambda slot: slot not in taken)
+    return (There(np.array(order, np.int32), np.int32(len(taken))),)
 
 
 def _side_by_side(batches: Mapping[int, Any], slots: int) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -152,32 +152,75 @@ def make_eval_step(loss_fn: LossFn) -> Callable[[Any, Trainables, Any], Sums]:
     return step
 
 
-def make_stacked_step(step: Callable[..., Any], slots: int, lanes: int) -> Callable[..., Any]:
-    """`step(state, frozen, shared, own) -> (state, metrics)`: a training step for each adapter of
-    the leading axis.
+class There(NamedTuple):
+    """The slots that have a run: the first `count` of `order`, a permutation of all."""
 
-    The batch of an adapter is `shared`, the same for all, with its entry of `own`.
+    order: Any
+    count: Any
+
+
+def make_stacked_step(step: Callable[..., Any], slots: int, lanes: int) -> Callable[..., Any]:
+    """`step(state, frozen, shared, own, there) -> (state, metrics)`: a training step for each
+    adapter of the leading axis.
+
+    The batch of an adapter is `shared`, the same for all, with its entry of `own`. With fewer lanes
+    than slots those that are `there` (None = all) take a step, one after another; the others stay
+    as they are, and their metrics are 0.
     """
 
-    def stacked(state: Any, frozen: Any, shared: dict[str, Any], own: dict[str, Any]) -> Any:
-        one = lambda slot: step(slot[0], frozen, {**shared, **slot[1]})
-        return _each(one, (state, own), slots, lanes)
+    def stacked(
+        state: Any,
+        frozen: Any,
+        shared: dict[str, Any],
+        own: dict[str, Any],
+        there: There | None = None,
+    ) -> Any:
+        one = lambda state, own: step(state, frozen, {**shared, **own})
+        if lanes >= slots:
+            return jax.vmap(one)(state, own)
+        metrics = _zeros(lambda *slot: one(*slot)[1], (state, own))
+        # The states are carried: they stay in the memory of those that come in.
+        take = lambda slot, now: one(_taken(now[0], slot), _taken(own, slot))
+        return _one_by_one(take, (state, metrics), there or _all(slots))
 
     return stacked
 
 
 def make_stacked_eval_step(step: Callable[..., Any], slots: int, lanes: int) -> Callable[..., Any]:
-    """`step(frozen, trainable, batch)` with an adapter axis in what is trained and what it gives;
-    the batch is the same for all.
+    """`step(frozen, trainable, batch, there)` with an adapter axis in what is trained and what it
+    gives, zeros where nobody is `there`; the batch is the same for all.
     """
 
-    def stacked(frozen: Any, trainable: Any, batch: Any) -> Any:
-        return _each(lambda one: step(frozen, one, batch), trainable, slots, lanes)
+    def stacked(frozen: Any, trainable: Any, batch: Any, there: There | None = None) -> Any:
+        one = lambda trainable: step(frozen, trainable, batch)
+        if lanes >= slots:
+            return jax.vmap(one)(trainable)
+        given = _zeros(one, (trainable,))
+        take = lambda slot, now: one(_taken(trainable, slot))
+        return _one_by_one(take, given, there or _all(slots))
 
     return stacked
 
 
-def _each(one: Callable[[Any], Any], every: Any, slots: int, lanes: int) -> Any:
-    if lanes >= slots:
-        return jax.vmap(one)(every)
-    return jax.lax.map(one, every, batch_size=lanes if lanes > 1 else None)
+def _one_by_one(one: Callable[[Any, Any], Any], first: Any, there: There) -> Any:
+    """`first` with what `one(slot, first so far)` gives in the place of each slot that is there."""
+
+    def put(number: Any, now: Any) -> Any:
+        slot = there.order[number]
+        return jax.tree.map(lambda every, new: every.at[slot].set(new), now, one(slot, now))
+
+    return jax.lax.fori_loop(0, there.count, put, first)
+
+
+def _all(slots: int) -> There:
+    return There(jnp.arange(slots), slots)
+
+
+def _taken(every: Any, slot: Any) -> Any:
+    return jax.tree.map(lambda x: x[slot], every)
+
+
+def _zeros(one: Callable[..., Any], every: tuple[Any, ...]) -> Any:
+    """Zeros in the shapes of what `one` gives of each slot."""
+    shapes = jax.eval_shape(jax.vmap(one), *every)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

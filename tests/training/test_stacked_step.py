@@ -12,7 +12,7 @@ from small_task import PLAIN, batch, loss, make
 
 from lora_jax import LoraSpec, create_state, make_eval_step, make_optimizer, make_train_step
 from lora_jax.adapters.stacking import pad
-from lora_jax.training.step import make_stacked_eval_step, make_stacked_step
+from lora_jax.training.step import There, make_stacked_eval_step, make_stacked_step
 
 TX = make_optimizer(PLAIN, 100)
 STEP = make_train_step(loss, TX)
@@ -58,6 +58,21 @@ def test_a_step_of_many_is_the_step_of_each(lanes: int, own: bool) -> None:
         assert {name: float(value[n]) for name, value in metrics.items()} == pytest.approx(
             jax.tree.map(float, expected), rel=1e-5
         )
+
+
+def test_slots_without_a_run_take_no_step_and_have_no_score() -> None:
+    frozen, states = three()
+    first = stacked(states)
+    some = There(np.array([2, 0, 1], np.int32), np.int32(2))
+    step = jax.jit(make_stacked_step(STEP, 3, 1))
+    every, _ = step(first, frozen, batch(), {})
+    state, metrics = step(first, frozen, batch(), {}, some)
+    score = jax.jit(make_stacked_eval_step(make_eval_step(loss), 3, 1))
+    sums = score(frozen, first.trainable, batch(), some)
+    assert (metrics["loss"] > 0).tolist() == (sums.loss > 0).tolist() == [True, False, True]
+    for n, expected in enumerate((every, first, every)):
+        same = jax.tree.map(lambda x, y, n=n: bool((x[n] == y[n]).all()), state, expected)
+        assert all(jax.tree.leaves(same))
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
