@@ -318,12 +318,14 @@ class LearningRates:
 @dataclass(frozen=True)
 class HalvingConfig:
     """Successive halving: at each rung the best 1 / factor of the runs that have come so far go on,
-    by validation loss.
+    by validation loss. What it finds and saves: experiments/LOG.md, "Early stopping".
     """
 
     # Steps, ascending, below the run's last; none = every run is finished.
     rungs: tuple[Count, ...] = ()
     factor: Annotated[int, at_least(2)] = 3
+    # Nats: a run goes on, too, whose loss is at most so much above that of the last that does.
+    margin: Weight = 0.0
 
 
 @dataclass(frozen=True)

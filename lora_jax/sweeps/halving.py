@@ -2,8 +2,9 @@
 1810.05934, algorithm 2).
 
 At each rung a run is compared with all that have been there before it, by validation loss; it goes
-on if it is among the best 1 / factor of them, and is stopped otherwise. Nobody waits. What is
-decided is kept in halving.json of the store, so that a sweep that is stopped and started again
+on if it is among the best 1 / factor of them, or within `margin` of these, and is stopped
+otherwise. Nobody waits. So early, losses within a margin are as good as equal, and without one the
+first to come are stopped for another that is better by a hair. What is decided is kept in halving.json of the store, so that a sweep that is stopped and started again
 decides the same, and runs that were stopped are not started again. Losses on other data, of another
 model or after another training would be no measure: a sweep that has such is refused.
 """
@@ -60,7 +61,9 @@ class Halving:
         self.config = config
         self._under = dict(under or {})
         self._path = Path(root) / FILE
-        self._settings = {"factor": config.factor, "rungs": list(config.rungs)}
+        self._settings: dict[str, Any] = {"factor": config.factor, "rungs": list(config.rungs)}
+        if config.margin:  # older files have none
+            self._settings["margin"] = config.margin
         self._scores: dict[int, dict[str, float]] = {}
         self.stopped: dict[str, int] = {}
         # Without rungs nothing is judged, and what was stopped goes on.
@@ -83,7 +86,7 @@ class Halving:
             rung[run_id] = loss if math.isfinite(loss) else math.inf
             before = list(rung.values())
             best = sorted(before)[: max(1, math.ceil(len(before) / self.config.factor))]
-            if rung[run_id] > best[-1]:
+            if rung[run_id] > best[-1] + self.config.margin:
                 self.stopped[run_id] = step
             self._write()
         return self.stopped.get(run_id) != step

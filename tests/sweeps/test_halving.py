@@ -29,6 +29,22 @@ def test_a_run_goes_on_if_it_is_among_the_best_share_of_those_before_it(tmp_path
     assert halving.keep("x", 4, 0.305) and not halving.keep("y", 4, 0.306)
 
 
+def test_a_run_within_the_margin_of_the_last_that_goes_on_goes_on(tmp_path):
+    halving = Halving(tmp_path, replace(TWO, margin=0.0625))
+    losses = (("a", 0.5), ("b", 0.5625), ("c", 0.626), ("d", 0.25), ("e", math.inf))
+    # The last that goes on: of 2 a, of 3 b, of 4 a, of 5 and 6 b, of 7 f.
+    assert [halving.keep(name, 2, loss) for name, loss in losses] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert halving.keep("f", 2, 0.625) and not halving.keep("g", 2, 0.688)
+    with pytest.raises(ValueError, match="was halved with .*'margin': 0.0625"):
+        Halving(tmp_path, TWO)
+
+
 def test_decisions_are_kept_over_a_restart_and_not_made_twice(tmp_path):
     first = Halving(tmp_path, TWO)
     first.keep("a", 2, 0.5), first.keep("b", 2, math.inf)
