@@ -16,9 +16,9 @@ can be judged.
                                                         rungs, and two of their arms one by one
   python experiments/early_stopping.py report           what they say
 
-The folder is runs/early_stopping, or --out. As a config, for one sweep of 24 arms:
+The folder is runs/early_stopping, or --out. As a config, once `full` has made the model:
 
-  lora-jax sweep --config experiments/early_stopping.py --config.sweep.halving.rungs=8
+  lora-jax sweep --config experiments/early_stopping.py --config.sweep.halving.rungs=8,16
 """
 
 import argparse
@@ -335,8 +335,8 @@ def interval(found: Mapping[int, Mapping[Config, Recorded]], texts: int) -> Inte
     deviation, error = statistics.stdev(accuracies), statistics.stdev(losses) / len(losses) ** 0.5
     words = describe_runs(list(arms))
     print(
-        f"Best arm over {len(found)} seeds: {words[run_id(best)].rpartition(', ')[0]}; test accuracy "
-        f"{share:.3f}, deviation over seeds {deviation:.4f}, binomial error {binomial:.4f}; test "
+        f"Best arm over {len(found)} seeds: {words[run_id(best)].rpartition(', ')[0]}; test "
+        f"accuracy {share:.3f}, deviation over seeds {deviation:.4f}, binomial error {binomial:.4f}; test "
         f"loss {statistics.fmean(losses):.4f}, standard error {error:.4f}."
     )
     return Interval(min(deviation, binomial), statistics.fmean(losses), error)
