@@ -9,7 +9,13 @@ rate searched. LoRA Without Regret: the best rate of LoRA is about 10 times that
 rank 4 to 512.
 
 Expect: the best rate of ranks 8 and 64 is the same, and 5 to 20 times that of full fine-tuning.
-Ours: not run yet. Time: not measured yet.
+
+Ours at a reduced size (experiments/LOG.md, "Presets": three layers, 16 tokens, 32 steps, seed 0; 2
+CPU cores, AMD EPYC), validation loss: ranks 8 and 64 are best at 1e-4, the lowest rate (0.662,
+0.661), rank 1 at 3e-3 (0.644), full at 3e-5 (0.640): ranks 8 and 64 agree, at 3 times full
+fine-tuning's or less, as their best stands at the edge. With so few steps at a constant rate every
+curve has two valleys (rank 8: 0.662, 0.692, 0.740, 0.709 from 1e-4 to 3e-3). 23 runs in 70 s. Not
+run: three seeds, the size above.
 
 lora-jax sweep --config configs/sweeps/learning_rate.py
 """
