@@ -185,18 +185,39 @@ def test_presets_name_only_what_is_still_needed():
         for name, sides in presets("lora_glue").items()
         for preset in sides.values()
     }
-    assert {needs["base-sst2"], needs["xxl-cola"], needs["large-stsb"]} == {
-        "",
-        "a start from the best MNLI adapter",
-    }
+    assert needs["base-sst2"] == "RoBERTa's dropout of 0.1"
+    assert needs["large-stsb"] == "RoBERTa's dropout of 0.1, a start from the best MNLI adapter"
+    assert needs["xxl-cola"].startswith("DeBERTa's dropout") and "MNLI" not in needs["xxl-cola"]
+    assert needs["base-mnli"].endswith("the mean of both validation sets")
     assert "T5" not in presets("qlora")["table3-t5-3b-nf4"]["paper"].needs
 
 
 def test_an_unknown_preset_or_side_names_near_ones():
     with pytest.raises(ValueError, match="no preset 'base-rt'. Nearest: base-rte"):
         load_config(f"{FOLDER / 'lora_glue.py'}:base-rt")
-    with pytest.raises(ValueError, match="'e2e-m' has paper, got 'script'"):
-        load_config(f"{FOLDER / 'lora_gpt2.py'}:e2e-m:script")
+    with pytest.raises(ValueError, match="'e2e-l' has paper, got 'script'"):
+        load_config(f"{FOLDER / 'lora_gpt2.py'}:e2e-l:script")
+
+
+def test_what_the_released_scripts_say():
+    """Read from microsoft/LoRA at c4593f0 and 3732c24, and artidoro/qlora at 0b46ca8."""
+    glue, gpt2, qlora = presets("lora_glue"), presets("lora_gpt2"), presets("qlora")
+    batches = {"mnli": 64, "sst2": 64, "mrpc": 256, "cola": 32, "qnli": 48, "qqp": 64, "rte": 32}
+    for task, batch in batches.items():
+        script = glue[f"xxl-{task}"]["script"].settings
+        assert script["train"]["batch_size"] == batch and script["lora"]["rank"] == 16
+    warmup = glue["xxl-mnli"]["script"].settings["optim"]["warmup_fraction"]
+    assert warmup * 392_702 * 5 / 64 == pytest.approx(1_000)
+    assert glue["xxl-mrpc"]["script"].settings["optim"]["warmup_fraction"] == 0.1
+
+    assert gpt2["e2e-m"]["script"].settings["optim"]["clip_norm"] == 0.0
+    for size, rate in (("7b", 2e-4), ("13b", 2e-4), ("33b", 1e-4), ("65b", 1e-4)):
+        for side, length in (("paper", 896), ("script", 528)):
+            settings = qlora[f"table5-{size}-oasst1"][side].settings
+            assert settings["train"]["batch_size"] == 16, (size, side)
+            assert settings["train"]["total_steps"] == 1_875
+            assert settings["optim"]["learning_rate"] == rate
+            assert settings["data"]["max_length"] == length
 
 
 def test_printed_means_follow_from_the_tables():
