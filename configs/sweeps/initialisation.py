@@ -15,8 +15,10 @@ of each.
 Ours at a reduced size (experiments/LOG.md, "Presets": three layers, 16 tokens, 32 steps, seed 0; 2
 CPU cores, AMD EPYC), test loss and accuracy. fp32: orthogonal 0.616 (65.5 %), gaussian 0.620
 (65.0), kaiming 0.621 (65.5), pissa 0.624 (64.2), eva 0.625 (65.7), lora_ga 0.633 (63.7), olora
-0.634 (63.8): nothing gained at the end, binomial error 1.6 points; 7 runs in 58 s. Not run:
-quantised, three seeds, the size above.
+0.634 (63.8): nothing gained at the end, binomial error 1.6 points; 7 runs in 58 s.
+quantised, nf4: kaiming 0.623 (65.1), loftq 0.621 (65.4), qpissa 0.626 (64.5); nf2: kaiming 0.648
+(62.4), loftq 0.646 (62.1), qpissa 0.631 (64.9): the gap at nf2 is qpissa's, not loftq's; 6 runs in
+29 s. Not run: three seeds, the size above.
 
 lora-jax sweep --config configs/sweeps/initialisation.py:fp32
 """
