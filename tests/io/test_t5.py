@@ -140,6 +140,8 @@ def test_every_tensor_is_used_and_copies_of_the_embedding_are_compared(tmp_path)
         ({"model_type": "mt5"}, "model_type 'mt5' is not supported"),
         ({"d_kv": None}, "d_kv must be a whole number"),
         ({"relative_attention_max_distance": 4}, "max_distance 4 above half"),
+        ({"dense_act_fn": "silu"}, "dense_act_fn 'silu' is not supported; needed 'relu'"),
+        ({"is_gated_act": True}, "is_gated_act True is not supported; needed False"),
     ],
 )
 def test_a_configuration_that_cannot_be_honoured_is_an_error(changes, message, tmp_path):

@@ -28,6 +28,8 @@ def _from_json(raw: Raw) -> T5Config:
             f"feed_forward_proj {form!r} is not supported; needed {', '.join(_ACTIVATIONS)}, alone "
             "or after 'gated-'"
         )
+    # transformers derives these, and where a file says otherwise it is they that are computed.
+    refuse(raw, dense_act_fn=(activation, None), is_gated_act=(gated == "gated", None))
     tied = raw.get("tie_word_embeddings", True) is not False
     return T5Config(
         vocab_size=raw["vocab_size"],
