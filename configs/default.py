@@ -27,7 +27,7 @@ above the head alone (95% interval 9.7 to 23.2); rank 1 and 4, rank 4 and 16, fp
 linear layers and query+value differ by no more than 3 points (`report.margin`, which was set before
 the run by what five seeds can show). Open: nf4 against fp32 (-4.5 to 0.9 points). Its rate is the
 nearer call of one seed (validation loss 0.539 at 0.004, 0.547 at 0.002), and one of its five seeds
-is 5 points below the others; with 0.002 and texts of 128 tokens it was 0.4 points above fp32.
+is 5 points below the others; at 0.002 the same seeds give 75.1 ± 0.7.
 
 Texts are cut at 48 tokens (one in twenty is), so that four lengths are compiled in place of six,
 without more padding. 59 runs took 972 s of processor time on two cores (AMD EPYC, jax 0.10.2) that

@@ -204,9 +204,7 @@ class _Sweep:
             elif isinstance(outcome, Exception):
                 self.leases.fail(name, outcome, title)
             else:
-                split, metric = ("test", None) if outcome.is_tested else ("validation", "loss")
-                score, seconds = outcome.score(split, metric), outcome.seconds
-                said = f"{title}: {split} {score.label} {score.value:.4f} in {seconds:.0f} s"
+                said = f"{title}: {_in_words(outcome)}"
                 self.leases.finish(name, outcome, said, self.tasks.made_of)
 
         slots = max(1, min(pack.slots, len(group)))
@@ -234,6 +232,12 @@ class _Sweep:
             if isinstance(error, OSError):
                 raise
         release_freed_memory()
+
+
+def _in_words(result: RunResult) -> str:
+    split, metric = ("test", None) if result.is_tested else ("validation", "loss")
+    score = result.score(split, metric)
+    return f"{split} {score.label} {score.value:.4f} in {result.seconds:.0f} s"
 
 
 def describe_runs(runs: Sequence[Config]) -> dict[str, str]:
