@@ -1,4 +1,4 @@
-"""Which notebooks are slow, and which train a language model: `pytest -m "slow or long" notebooks`."""
+"""Which notebooks are slow, and which are long: `pytest -m "slow or long" notebooks`."""
 
 import pytest
 

@@ -4,12 +4,12 @@ lora-jax sweep --config configs/papers/lora_gpt2.py:e2e-m
 lora-jax sweep --config configs/papers/lora_gpt2.py:rank-16
 
 Names: e2e-m, e2e-l, dart-m, dart-l, webnlg-m, webnlg-l, and rank-1 to rank-1024. Settings are those
-of the paper's Table 11; `:script` of e2e-m is the command that its repository prints (microsoft/LoRA
-at 3732c24), which clips no gradient. The data are .jsonl files with a prompt (the meaning
-representation) and a completion, at data/e2e.jsonl and so on; configs/tasks/ has loaders of the
-public sets, whose E2E may be the cleaned one. Decode with beam 10, length penalty 0.9 (E2E, the
-paper; its script 0.8) or 0.8, no repeated 4-grams. Published figures are means of 3 seeds. Ours: not
-run (needs a GPU).
+of the paper's Table 11; `:script` of e2e-m is the command that its repository prints
+(microsoft/LoRA at 3732c24), which clips no gradient. The data are .jsonl files with a prompt (the
+meaning representation) and a completion, at data/e2e.jsonl and so on; configs/tasks/ has loaders of
+the public sets, whose E2E may be the cleaned one. Decode with beam 10, length penalty 0.9 (E2E, the
+paper; its script 0.8) or 0.8, no repeated 4-grams. Published figures are means of 3 seeds. Ours:
+not run (needs a GPU).
 """
 
 import ml_collections

@@ -47,8 +47,8 @@ def allocate(choices: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, 
     least = sum(min(choice.bytes for choice in some) for some in choices.values())
     if least > budget:
         raise ValueError(
-            f"The smallest choices take {least:,} bytes, and the budget is {budget:,}. Raise it, or "
-            "allow fewer bits or lower ranks."
+            f"The smallest choices take {least:,} bytes, and the budget is {budget:,}. Raise it, "
+            "or allow fewer bits or lower ranks."
         )
 
     place = {path: number for number, path in enumerate(choices)}

@@ -22,8 +22,9 @@ class Loss:
     """What one matrix lost: norm of the error over the norm of the weights, bits a weight, and
     bytes before and after.
 
-    `norm` is that of the weights; NaN in rows of old files, which do not have it. `damage` is the share of scales that double quantisation moved by more than 5 %: above 0.01 the
-    spec does not suit the layer.
+    `norm` is that of the weights; NaN in rows of old files, which do not have it. `damage` is the
+    share of scales that double quantisation moved by more than 5 %: above 0.01 the spec does not
+    suit the layer.
     """
 
     path: str

@@ -15,8 +15,8 @@
 
 The base is loaded as the run's config names it, quantised as it was in training, and its
 fingerprint is checked. What the model said about each example is kept in
-RUN/predictions/SPLIT.jsonl, as training keeps it of the test split where no two examples share a row;
-a report of runs that have it for all test examples counts these, too.
+RUN/predictions/SPLIT.jsonl, as training keeps it of the test split where no two examples share a
+row; a report of runs that have it for all test examples counts these, too.
 """
 
 from __future__ import annotations

@@ -262,8 +262,8 @@ def _adjusted(found: Sequence[Comparison], family: int | None = None) -> list[Co
 
 def on_examples(cells: Sequence[Cell]) -> list[ExampleTest]:
     """The best cell against every other of the same data and model whose runs kept their answers to
-    the same examples; nearest first. Nothing where the score is not of answers that are simply right
-    or wrong, as in a regression.
+    the same examples; nearest first. Nothing where the score is not of answers that are simply
+    right or wrong, as in a regression.
     """
     if not cells or not _right_or_wrong(cells[0]):
         return []

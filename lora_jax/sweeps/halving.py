@@ -4,9 +4,10 @@
 At each rung a run is compared with all that have been there before it, by validation loss; it goes
 on if it is among the best 1 / factor of them, or within `margin` of these, and is stopped
 otherwise. Nobody waits. So early, losses within a margin are as good as equal, and without one the
-first to come are stopped for another that is better by a hair. What is decided is kept in halving.json of the store, so that a sweep that is stopped and started again
-decides the same, and runs that were stopped are not started again. Losses on other data, of another
-model or after another training would be no measure: a sweep that has such is refused.
+first to come are stopped for another that is better by a hair. What is decided is kept in
+halving.json of the store, so that a sweep that is stopped and started again decides the same, and
+runs that were stopped are not started again. Losses on other data, of another model or after
+another training would be no measure: a sweep that has such is refused.
 """
 
 from __future__ import annotations

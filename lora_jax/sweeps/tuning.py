@@ -2,11 +2,11 @@
 learning rate, chosen on validation data.
 
 Every cell runs a small grid around its own value under seeds that are not scored, without a look at
-the test split; the value with the lowest mean validation loss is its best, and where that stands at an edge, the grid grows past
-it, a value at a time. Then `sweep.seeds` are run at the best, and they alone are the cell's score.
-A run that diverges loses. A grid for each cell, and not a joint search: each has the same number of
-tries, which is what makes the comparison fair (Choi et al. 2019, arXiv 1910.05446; Godbole et al.
-2023, Deep Learning Tuning Playbook).
+the test split; the value with the lowest mean validation loss is its best, and where that stands at
+an edge, the grid grows past it, a value at a time. Then `sweep.seeds` are run at the best, and they
+alone are the cell's score. A run that diverges loses. A grid for each cell, and not a joint search:
+each has the same number of tries, which is what makes the comparison fair (Choi et al. 2019, arXiv
+1910.05446; Godbole et al. 2023, Deep Learning Tuning Playbook).
 
 Each round of this is an ordinary sweep over cells (`sweep.tune.at` lists their values), so that
 runs are packed, stacked, kept and resumed as any. A round begins when the one before is complete:

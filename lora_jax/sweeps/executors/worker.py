@@ -1,4 +1,4 @@
-"""A worker's first lines, wherever it runs: it can be asked to stop while it imports what it runs."""
+"""A worker's first lines, wherever it runs: it can be asked to stop while it imports the rest."""
 
 from __future__ import annotations
 
