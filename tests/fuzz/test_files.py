@@ -1,7 +1,7 @@
 """Every kind of file that the library reads, mutated: a clean error that names the file, or a right
 result, in bounded time and memory.
 
-    pytest -n 0 tests/fuzz/test_files.py --fuzz 10000 --seed 7   # 10,000 mutations a kind
+    pytest -m slow -n 0 tests/fuzz/test_files.py --fuzz 10000 --seed 7   # 10,000 mutations a kind
 """
 
 import collections
@@ -76,6 +76,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     reader.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BUILDERS)
 def test_a_mutated_file_is_refused_or_read_right(
     kind: str, reader: Reader, pytestconfig: pytest.Config

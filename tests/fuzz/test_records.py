@@ -109,6 +109,7 @@ def root(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_an_odd_record_is_a_failed_run_and_the_others_are_reported(root, tmp_path, pytestconfig):
     folders = [record.folder for record in RunStore(root).runs()]
     index = (root / "index.jsonl").read_text()

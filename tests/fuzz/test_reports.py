@@ -166,6 +166,7 @@ def test_cells_that_differ_in_any_setting_are_apart_and_their_names_say_it(base)
     assert found > len(reached(one)) - 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("drawn", "count"), [(True, 6), (False, 30)], ids=["drawn", "written"])
 def test_a_report_of_two_stores_names_the_setting_in_which_they_differ(
     drawn, count, tmp_path, pytestconfig, monkeypatch

@@ -185,7 +185,10 @@ def test_runs_side_by_side_equal_the_runs_alone(
 
 @pytest.mark.parametrize(
     ("recipe", "metrics"),
-    [("classification", ("matthews", "accuracy")), ("regression", ("pearson", "spearman"))],
+    [
+        ("classification", ("matthews", "accuracy")),
+        pytest.param("regression", ("pearson", "spearman"), marks=pytest.mark.slow),
+    ],
 )
 def test_the_metrics_of_a_recipe_are_those_of_the_run_alone(
     where: Path, tmp_path: Path, recipe: str, metrics: tuple[str, ...]
