@@ -30,10 +30,9 @@ nearer call of one seed (validation loss 0.539 at 0.004, 0.547 at 0.002), and on
 is 5 points below the others; at 0.002 the same seeds give 75.1 ± 0.7.
 
 Texts are cut at 48 tokens (one in twenty is), so that four lengths are compiled in place of six,
-without more padding. 59 runs took 972 s of processor time on two cores (AMD EPYC, jax 0.10.2) that
-eight other jobs used as well, and 35 min 47 s. Alone on them that is 9 min 30 s from an empty cache
-by calculation from runs that were alone (experiments/LOG.md). Full fine-tuning is left out: its
-programs and its tuning would cost two seeds.
+without more padding. From an empty cache on 2 CPU cores (AMD EPYC, jax 0.10.2), nothing beside it:
+59 runs in 9 min 12 s, downloads and compilation counted, of which 66 s compiled and 339 s were
+training steps. Full fine-tuning is left out: its programs and its tuning would cost two seeds.
 
 The grid: rank 1, 4, 16 × base in fp32, int8, nf4 × query+value or all linear layers, and besides
 them full fine-tuning and the head alone. From an empty cache on the same two cores, alone: 9 min
