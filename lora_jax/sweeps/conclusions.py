@@ -81,7 +81,8 @@ def conclude(
             supported += _sources(one, which) if one is not None else []
         if table is not None and not _explaining(table) and not math.isnan(table.sources[0].p):
             unsupported.append(
-                "No axis explains more of the spread between runs than chance would."
+                f"No axis explains more of the spread of test {said.label} between runs than chance "
+                "would."
             )
 
     unsupported += _not_looked_at(table)
