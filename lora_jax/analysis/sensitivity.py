@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ import numpy as np
 from lora_jax.adapters.sites import Site
 from lora_jax.analysis.allocation import Choice
 from lora_jax.analysis.spectra import update_svd
+from lora_jax.config import NO_FORMAT, QuantConfig, built
 from lora_jax.core.codebooks import FORMATS
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten, match, unflatten
@@ -87,7 +88,7 @@ def measure(
             stored = _FLOAT * value * (site.rows + site.columns) * math.prod(site.stack)
             changed, _ = losses(trainable={path: truncated(run.trainable[path], value)})
         else:
-            weight, stored = _rounded(run, site, value)
+            weight, stored = _rounded(losses.frozen[path], site, value, config.quant)
             changed, _ = losses(frozen={path: weight})
         moved = changed - plain
         rise, observed = (moved**2).sum() / 2 / units.sum(), moved.sum() / units.sum()
@@ -133,16 +134,18 @@ def truncated(low: LowRank, rank: int) -> LowRank:
 
 
 class _Losses:
-    """The loss of each calibration example, and its units, with some weights exchanged."""
+    """The loss of each calibration example, and its units, with some weights exchanged; `frozen`
+    are the run's by path.
+    """
 
     def __init__(self, run: SavedRun, split: str, examples: int) -> None:
         self._run, self._split, self._examples = run, split, examples
-        self._frozen = flatten(run.frozen)
+        self.frozen = flatten(run.frozen)
 
     def __call__(self, **exchanged: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         found = predict(
             self._run.task,
-            unflatten({**self._frozen, **exchanged.get("frozen", {})}),
+            unflatten({**self.frozen, **exchanged.get("frozen", {})}),
             {**self._run.trainable, **exchanged.get("trainable", {})},
             self._split,
             batch_size=self._run.config.train.eval_batch_size,
@@ -151,13 +154,11 @@ class _Losses:
         return found.column("loss"), found.column("units")
 
 
-def _rounded(run: SavedRun, site: Site, format: str) -> tuple[Any, int]:
+def _rounded(weight: Any, site: Site, format: str, quant: QuantConfig) -> tuple[Any, int]:
     """The weight as it is after a format, in its own dtype, and the bytes that it takes there."""
-    weight = flatten(run.frozen)[site.path]
-    if format == "none":
+    if format == NO_FORMAT:
         return weight, bytes_of(weight)
-    quant = run.config.quant
-    spec = QuantSpec(format, quant.block_size, quant.double, quant.scale_dtype, quant.second_level)
+    spec = built(QuantSpec, replace(quant, format=format), without=("kernel",))
     made = quantize(jnp.asarray(weight), spec, kernel_ndim=len(site.shape), in_axes=site.in_axes)
     return made.unbox(), bytes_of(made)
 
@@ -169,7 +170,7 @@ def _check(run: SavedRun, formats: Sequence[str], ranks: Sequence[int]) -> None:
             f"method {run.config.method}. Train one with --config.method=lora "
             "--config.quant.format=none."
         )
-    if unknown := [name for name in formats if name not in FORMATS and name != "none"]:
+    if unknown := [name for name in formats if name not in FORMATS and name != NO_FORMAT]:
         raise ValueError(f"Formats are {', '.join(FORMATS)} and none, got {unknown[0]!r}.")
     largest = min((leaf.rank for leaf in run.trainable.values() if leaf.rank), default=0)
     if too_large := [rank for rank in ranks if not 1 <= rank <= largest]:
