@@ -231,6 +231,8 @@ class QuantConfig:
 class BaselineConfig:
     """The baselines that are not adapters of weights. Each method reads its own fields."""
 
+    # Which weights full fine-tuning trains, besides the classifier.
+    full_targets: Annotated[Targets, ReadBy(("full",))] = ".*"
     # The last blocks, trained whole with the pooler and the classifier.
     top_layers: Annotated[Count, ReadBy(("top_layers",))] = 2
     # Where the bottlenecks stand, their width, and how many of the first blocks have none
@@ -402,9 +404,9 @@ class Config:
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    # full: every weight. head: the classifier alone. The others train the classifier and: lora,
-    # qlora: factors. bitfit: biases. top_layers: the last blocks. bottleneck: small networks in
-    # each block. prefix_*: inserted states. ia3: gains.
+    # full: every weight, or those of baseline.full_targets. head: the classifier alone. The others
+    # train the classifier and: lora, qlora: factors. bitfit: biases. top_layers: the last blocks.
+    # bottleneck: small networks in each block. prefix_*: inserted states. ia3: gains.
     method: Method = "lora"
     lora: Annotated[LoraConfig, FOR_ADAPTERS] = LoraConfig()
     quant: Annotated[QuantConfig, ReadBy(("qlora",))] = QuantConfig()

@@ -14,6 +14,9 @@ from lora_jax.config.load import to_dict
 from lora_jax.config.values import readers
 
 
+_TARGETS = ("lora.targets", "quant.targets", "baseline.full_targets")
+
+
 def canonical(config: Config) -> dict[str, Any]:
     """What decides the numbers of a run: {dotted key: plain value}, equal for two configs exactly
     if they are the same run.
@@ -34,7 +37,7 @@ def canonical(config: Config) -> dict[str, Any]:
         del settings["train.epochs"]
     if config.optim.head_learning_rate == config.optim.learning_rate:
         settings["optim.head_learning_rate"] = None
-    for key in ("lora.targets", "quant.targets"):
+    for key in _TARGETS:
         if key in settings:
             settings[key] = resolve_targets(settings[key])
     for key in ("lora.ranks", "quant.formats"):
@@ -64,6 +67,6 @@ def config_hash(config: Config) -> str:
 def _defaults() -> dict[str, Any]:
     """The default of every setting as `canonical` spells it, whatever method reads it."""
     defaults = {key: to_dict(value) for key, value in flatten(Config()).items()}
-    for key in ("lora.targets", "quant.targets"):
+    for key in _TARGETS:
         defaults[key] = resolve_targets(defaults[key])
     return defaults

@@ -115,7 +115,8 @@ class EncoderTask(Task):
             return self._adapted(
                 config, params, lora_key, rules, apart=apart, whole=[head], rows=rows
             )
-        whole = {"full": [".*"], "bitfit": [r".*/bias", head]}.get(config.method, [head])
+        full = [head, self.targets(config.baseline.full_targets)]
+        whole = {"full": full, "bitfit": [r".*/bias", head]}.get(config.method, [head])
         trees = adapt(self.model, params, (), whole=whole, key=lora_key, sites=self.sites)
         return with_baseline(config, self.model.config, self.sites, params, trees, lora_key)
 

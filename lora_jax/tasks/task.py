@@ -212,7 +212,8 @@ class Task:
         the factors are instead of the config's.
         """
         if config.method == "full":
-            return adapt(self.model, params, (), whole=[".*"], key=key, sites=self.sites)
+            whole = [self.targets(config.baseline.full_targets)]
+            return adapt(self.model, params, (), whole=whole, key=key, sites=self.sites)
         if config.method not in ADAPTERS:
             raise ValueError(
                 f"config.method {config.method!r} is for classifiers. For a language model use "

@@ -300,6 +300,27 @@ def test_runs_are_told_apart_by_what_they_read_and_by_nothing_else():
     )
 
 
+def test_full_fine_tuning_trains_the_named_weights_and_the_head():
+    part = config(method="full", baseline=dict(full_targets="query+value"))
+    trained = task().trainable(part, jax.random.key(0))[1]
+    assert {path for path in trained if not path.startswith("classifier/")} == {
+        "layers/attn/q/kernel",
+        "layers/attn/v/kernel",
+    }
+    assert {path for path in trained if path.startswith("classifier/")} == {
+        "classifier/kernel",
+        "classifier/bias",
+    }
+    whole = config(method="full")
+    assert config_hash(part) != config_hash(whole)
+    assert config_hash(whole) == config_hash(
+        config(method="full", baseline=dict(full_targets=".*"))
+    )
+    with pytest.raises(ValueError, match="nope"):
+        wrong = config(method="full", baseline=dict(full_targets="nope/.*"))
+        task().trainable(wrong, jax.random.key(0))
+
+
 def test_sweeps_group_runs_by_the_structure_of_their_adapters():
     from lora_jax.training.sharing import groups
 
