@@ -1,7 +1,8 @@
 """Test published claims again, and write the page of what came out.
 
   lora-jax claims list
-  lora-jax claims run C3 C9                 or a kind: exact, weights, trained, all
+  lora-jax claims run C3 N16                or a kind: theorem, accounting, weights, trained, all
+  lora-jax claims verify C3                 trains it anew, and compares with the result that is kept
   lora-jax claims report
 
 Finished claims are kept (--again tests one anew), and so are the training runs behind them: after a
@@ -20,12 +21,12 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax claims`."""
-    parser.add_argument("action", choices=["list", "run", "report"])
+    parser.add_argument("action", choices=["list", "run", "verify", "report"])
     parser.add_argument(
         "claims",
         nargs="*",
         metavar="ID",
-        help="which to run, such as C3; or exact, weights, trained, all",
+        help="which to run, such as C3; or theorem, accounting, weights, trained, all",
     )
     parser.add_argument(
         "--again", action="store_true", help="run claims whose result is there already"
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs", default="runs/claims", help="folder of the training runs (runs/claims)"
     )
-    parser.add_argument("--seeds", default="0,1,2", help="of every arm, 3 or more (0,1,2)")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="of every arm, 3 or more (0,1,2,3,4)")
     parser.add_argument("--folder", help="folder of the claims (experiments/claims)")
 
 

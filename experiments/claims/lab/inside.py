@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lab.protocol import Run
+from lab.setting import Run
 from lora_jax.analysis.spectra import Svd, dense_svd, update_svd
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten
 from lora_jax.io.adapter import load_adapter
-from lora_jax.tasks.opening import open_task
+from lora_jax.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Matrix:
     weight: np.ndarray
     update: Svd
     a: np.ndarray | None = None
+    start: np.ndarray | None = None
 
     @property
     def tuned(self) -> np.ndarray:
@@ -35,33 +36,19 @@ class Matrix:
         return self.weight + (self.update.u * self.update.s) @ self.update.vt
 
 
-def starts(run: Run) -> dict[str, np.ndarray]:
-    """The factors `a` before the first step, (layers, in, r) by path: made again from the run's
-    seed.
-    """
-    from lora_jax.training.run import initial_state
-
-    trainable = initial_state(run.config, open_task(run.config), 1)[1].trainable
-    return {
-        path: np.asarray(leaf.a, np.float64)
-        for path, leaf in trainable.items()
-        if isinstance(leaf, LowRank)
-    }
-
-
-def matrices(
-    run: Run, paths: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
-) -> Iterator[Matrix]:
+def matrices(run: Run, task: Task, paths: tuple[str, ...]) -> Iterator[Matrix]:
     """Every adapted (or, under full fine-tuning, every) matrix whose name is among `paths`, by path
     and layer.
 
     Raises:
         ValueError: the run diverged, or the adapter belongs to another base.
     """
+    from lora_jax.training.run import initial_state
+
     if run.result is None:
         raise ValueError(f"The run {run.name} diverged: there is no update to look at.")
-    task = open_task(run.config)
     trainable, _ = load_adapter(run.folder / "adapter", base=task.base)
+    before = initial_state(run.config, task, 1)[1].trainable  # made again from the run's seed
     for path, base in flatten(task.params).items():
         name = path.split("/")[-2]
         if path not in trainable or not path.endswith("/kernel") or name not in paths:
@@ -74,4 +61,5 @@ def matrices(
         )
         for layer in range(base.shape[0]):
             a = np.asarray(leaf.a[layer], np.float64) if isinstance(leaf, LowRank) else None
-            yield Matrix(path, layer, base[layer], Svd(*(part[layer] for part in svd)), a)
+            start = None if a is None else np.asarray(before[path].a[layer], np.float64)
+            yield Matrix(path, layer, base[layer], Svd(*(part[layer] for part in svd)), a, start)

@@ -1,252 +1,241 @@
-"""The protocol that all claims share: arms at their own best learning rate, several seeds, paired
-examples, a verdict of three.
+"""The protocol that all claims share ("P"): every arm at its own best learning rate, tuned on seeds
+that are not scored; five seeds over three pretrainings; the same examples; one aggregator.
 
 A claim is a file in experiments/claims with a `CLAIM` and a `run(lab)` that returns a `Finding`.
-Its tolerance is part of the `CLAIM`, so it is fixed before anything runs.
+What it needs it asks of the lab alone, so that the same test can be run on made-up outcomes in
+which nothing is to be found (`lab.null`).
 """
 
 from __future__ import annotations
 
 import json
-import math
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import numpy as np
+from jaxtyping import Float
 
-from lab.examples import example_losses
-from lab.verdicts import Verdict, paired_losses
-from lora_jax.config import Config
-from lora_jax.statistics.interval import Interval
-from lora_jax.sweeps.files import read_lines
+from lab import small_model
+from lab.contrast import Arm
+from lab.inside import Matrix, matrices
+from lab.setting import Run, Setting
+from lab.small_model import SmallModel
 from lora_jax.sweeps.grid import run_id
 from lora_jax.sweeps.provenance import environment
 from lora_jax.sweeps.store import RunStore, is_run, read_run
-from lora_jax.training.result import RunResult
+from lora_jax.tasks.opening import LastTask
 
-FACTOR = math.sqrt(10)  # from one learning rate of a grid to the next
-EXTENSIONS = 3  # how often a grid may grow where its best is at an end
+SEEDS = (0, 1, 2, 3, 4)
+TUNING_SEEDS = (101, 102)
+FACTOR = 2  # from one learning rate to the next
+STEPS_BEYOND = 2  # points of the grid on each side of the best one
+MOST_GROWN = 8  # points that a grid may grow by
+UNIT = 1e-3  # the grid of all arms: this times powers of the factor
+GUESS = {"full": 1e-3, "bitfit": 8e-3, "head": 8e-3}  # where an arm's grid begins
+LORA_GUESS = 8e-3
+MARGIN = 0.1  # of the gain on the untuned model: the smallest difference that matters
 
-
-@dataclass(frozen=True)
-class Claim:
-    """What a paper says, and how it is tested here.
-
-    kind: 'exact' (a test in CI as well), 'weights' (algebra on pretrained weights) or 'trained'.
-    published: the figure or statement of the source. expected: what must hold here, in words, with
-    its tolerance. version: raised when the test changes, so that older results are not mistaken for
-    results of it.
-    """
-
-    id: str
-    title: str
-    source: str
-    published: str
-    expected: str
-    kind: Literal["exact", "weights", "trained"]
-    tolerance: Mapping[str, float] = field(default_factory=dict)
-    version: int = 1
+# A change of a model's trees before its losses are measured: (task, frozen, trainable) to both.
+Change = Callable[[Any, Any, Any], tuple[Any, Any]]
+Losses = tuple[np.ndarray, np.ndarray]  # of each example: mean loss in nats, units
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What came out. `ours` is the answer in one line; `figures` are the numbers behind it, `plot`
-    lines to draw (see `ledger`).
+class Curve:
+    """Validation losses (seeds, rates); infinite where a run diverged."""
 
-    note: why it is so where it was tested, and what differs from the source's setting. diverged:
-        arms or runs that did.
-    """
-
-    verdict: Verdict
-    ours: str
-    figures: Mapping[str, Any]
-    note: str = ""
-    plot: Mapping[str, Any] | None = None
-    seeds: tuple[int, ...] = ()
-    diverged: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Reason:
-    """The most likely reason why a claim does not hold here, as a hypothesis that one more
-    measurement could have refuted.
-
-    supported: whether the measurement came out as the hypothesis says, by a rule that the claim's
-    file fixed before it ran. It changes no verdict.
-    """
-
-    supposed: str
-    measured: str
-    supported: bool
-    figures: Mapping[str, Any] = field(default_factory=dict)
+    rates: tuple[float, ...]
+    losses: Float[np.ndarray, "seeds rates"]
 
     @property
-    def text(self) -> str:
-        """A paragraph of a note."""
-        outcome = "supports" if self.supported else "refutes"
-        return (
-            f"\n\n*Reason tested:* {self.supposed}. *Measured:* {self.measured}. This {outcome} it."
-        )
-
-    def entry(self) -> dict[str, Any]:
-        """What stands in the figures under 'reason'."""
-        return {
-            "supposed": self.supposed,
-            "measured": self.measured,
-            "supported": self.supported,
-            **self.figures,
-        }
+    def mean(self) -> dict[float, float]:
+        return dict(zip(self.rates, map(float, self.losses.mean(0))))
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training run of an arm; `error` says how it diverged, if it did."""
+class Bench(Protocol):
+    """What a lab has to give: trained runs and losses. `Lab` measures them, `lab.null.NullLab`
+    makes them up.
+    """
 
-    name: str
-    config: Config
-    folder: Path
-    result: RunResult | None
-    error: str | None = None
+    seeds: tuple[int, ...]
+    tuning_seeds: tuple[int, ...]
 
-    @property
-    def validation_loss(self) -> float:
-        """Nats; infinite if the run diverged."""
-        loss = math.inf if self.result is None else self.result.value("validation", "loss")
-        return loss if math.isfinite(loss) else math.inf
-
-    def trace(self, split: str = "train") -> list[tuple[int, float]]:
-        """(step, loss) of a split as it was logged."""
-        rows = read_lines(self.folder / "metrics.jsonl")[0]
-        return [(row["step"], row["loss"]) for row in rows if row["split"] == split]
-
-    def losses(self, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
-        """(mean loss, weight) of every example of the split after training; weights are tokens, or
-        1 for a classifier.
-
-        Kept beside the run.
-
-        Raises:
-            ValueError: the run diverged.
+    def run(self, setting: Setting, seed: int, rate: float, *, scored: bool = True) -> Run:
+        """The run, trained if it has not been. One that diverged is a recorded outcome. Only a
+        `scored` one may be asked for what it gives on the test split.
         """
-        if self.result is None:
-            raise ValueError(f"The run {self.name} diverged ({self.error}): it has no losses.")
-        path = self.folder / f"losses_{split}.npz"
-        if not path.is_file():
-            from lora_jax.training.saved import load_run
 
-            saved = load_run(self.folder)
-            task = saved.task
-            losses, weights = example_losses(
-                task.model,
-                task.splits[split],
-                saved.frozen,
-                saved.trainable,
-                buckets=getattr(task, "buckets", ()),
-            )
-            np.savez(path, losses=losses, weights=weights)
-        with np.load(path) as stored:
-            return stored["losses"], stored["weights"]
+    def answers(self, run: Run) -> tuple[np.ndarray, np.ndarray | None]:
+        """The loss of a scored run on each test example, and the share of it that it got right
+        (None of a language model).
+        """
+
+    def untuned(self, setting: Setting, seed: int) -> Losses:
+        """Losses on the test split before the first step, on the base as the setting stores it."""
+
+    def losses(self, of: Run | tuple[Setting, int], domain: str, change: Change | None) -> Losses:
+        """Losses of a run, or of a setting before training, on 'B' (the test split) or 'A' (held
+        out texts of what S was pretrained on), after a change of its weights.
+        """
+
+    def updates(self, run: Run, paths: tuple[str, ...]) -> list[Matrix]:
+        """What a run did to each matrix of these names; see `lab.inside.matrices`."""
+
+    def trace(self, run: Run) -> list[tuple[int, float]]:
+        """(step, training loss) as it was logged."""
+
+    def matrices_of(self, model: str) -> dict[str, np.ndarray]:
+        """The pretrained linear layers of 'minilm' by path, (layers, in, out)."""
 
 
-@dataclass(frozen=True)
-class Arm:
-    """A setting at its own best learning rate: one run a seed, and the grid that the rate was
-    chosen from.
-    """
+class Arms:
+    """How arms are made of runs, whoever gives them."""
 
-    name: str
-    rate: float
-    runs: tuple[Run, ...]
-    tuning: tuple[
-        tuple[float, float], ...
-    ]  # (rate, validation loss of the first seed), infinite where it diverged
+    seeds: tuple[int, ...] = SEEDS
+    tuning_seeds: tuple[int, ...] = TUNING_SEEDS
 
-    @property
-    def diverged(self) -> tuple[str, ...]:
-        """The rates and seeds at which training diverged."""
-        rates = [
-            f"{self.name} at rate {rate:.2g}"
-            for rate, loss in self.tuning
-            if not math.isfinite(loss)
-        ]
-        return tuple(
-            rates
-            + [
-                f"{self.name} with seed {run.config.train.seed}"
-                for run in self.runs
-                if run.result is None
+    def arm(
+        self: Bench,
+        name: str,
+        setting: Setting,
+        *,
+        guess: float | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> Arm:
+        """The arm at its best learning rate: a grid of factor 2 around a guess, grown until two
+        points stand on each side of the best mean over the tuning seeds; then the vertex of the
+        parabola through the best and its neighbours.
+        """
+        guess = GUESS.get(setting.method, LORA_GUESS) if guess is None else guess
+        start = round(np.log2(guess / UNIT))
+        tried: dict[int, float] = {}
+
+        def loss_at(point: int) -> float:
+            runs = [self.run(setting, s, rate_at(point), scored=False) for s in self.tuning_seeds]
+            return float(np.mean([run.validation_loss for run in runs]))
+
+        for point in (start, start - 1, start + 1):
+            tried[point] = loss_at(point)
+        for _ in range(MOST_GROWN):
+            best = min(tried, key=tried.__getitem__)
+            missing = [
+                point
+                for away in range(1, STEPS_BEYOND + 1)
+                for point in (best - away, best + away)
+                if point not in tried
             ]
+            if not missing:
+                break
+            tried[missing[0]] = loss_at(missing[0])
+
+        best = min(tried, key=tried.__getitem__)
+        edge = best - 1 not in tried or best + 1 not in tried
+        tuning = {rate_at(point): loss for point, loss in sorted(tried.items())}
+        rate = vertex(tried, best)
+        return self.fixed(name, setting, rate, seeds=seeds, tuning=tuning, on_edge=edge)
+
+    def fixed(
+        self: Bench,
+        name: str,
+        setting: Setting,
+        rate: float,
+        *,
+        seeds: Sequence[int] | None = None,
+        tuning: Mapping[float, float] | None = None,
+        on_edge: bool = False,
+    ) -> Arm:
+        """The arm at a given learning rate."""
+        seeds = tuple(self.seeds if seeds is None else seeds)
+        runs = tuple(self.run(setting, seed, rate) for seed in seeds)
+        before = [self.untuned(setting, seed) for seed in seeds]
+        after = [
+            (losses, None) if run.result is None else self.answers(run)
+            for run, (losses, _) in zip(runs, before)
+        ]
+        right = [correct for _, correct in after]
+        return Arm(
+            name,
+            setting,
+            rate,
+            seeds,
+            np.stack([losses for losses, _ in after]),
+            np.stack([losses for losses, _ in before]),
+            before[0][1],
+            None if any(correct is None for correct in right) else np.stack(right),
+            tuning or {},
+            on_edge,
+            tuple(f"{name} at {rate:.3g}, seed {r.seed}" for r in runs if r.result is None),
+            runs,
         )
 
-    def losses(self, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
-        """(losses (seeds, examples), weights (examples,)) of the runs that did not diverge."""
-        found = [run.losses(split) for run in self.runs if run.result is not None]
-        if not found:
-            raise ValueError(f"Every seed of the arm {self.name!r} diverged.")
+    def curve(
+        self: Bench, setting: Setting, rates: Sequence[float], *, seeds: Sequence[int] | None = None
+    ) -> Curve:
+        """Validation losses at every rate under every seed, for fits of the best rate."""
+        seeds = tuple(self.seeds if seeds is None else seeds)
+        table = [
+            [self.run(setting, seed, rate, scored=False).validation_loss for rate in rates]
+            for seed in seeds
+        ]
+        return Curve(tuple(rates), np.array(table))
+
+    def stored(self: Bench, setting: Setting, domain: str = "A") -> tuple[np.ndarray, np.ndarray]:
+        """Losses before training (pretrainings, examples) and weights, of the base as the setting
+        stores it: what a format costs.
+        """
+        found = [self.losses((setting, seed), domain, None) for seed in range(setting.bases)]
         return np.stack([losses for losses, _ in found]), found[0][1]
 
-    def mean(self, split: str = "test") -> float:
-        """Mean loss over examples and seeds, weighted as the examples are."""
-        losses, weights = self.losses(split)
-        return float((losses.mean(0) * weights).sum() / weights.sum())
-
-    def by_seed(self, split: str = "test") -> list[float]:
-        """Mean loss of each seed."""
-        losses, weights = self.losses(split)
-        return [float((row * weights).sum() / weights.sum()) for row in losses]
-
-    def spread(self, split: str = "test") -> float:
-        """Standard deviation over seeds."""
-        each = self.by_seed(split)
-        return statistics.stdev(each) if len(each) > 1 else 0.0
-
-    def summary(self) -> dict[str, Any]:
-        """What a result file says of the arm."""
-        return {
-            "rate": self.rate,
-            "loss": self.mean(),
-            "by_seed": self.by_seed(),
-            "trainable": None
-            if self.runs[0].result is None
-            else self.runs[0].result.trainable_parameters,
-            "tuning": [[rate, loss if math.isfinite(loss) else None] for rate, loss in self.tuning],
-        }
+    def after(
+        self: Bench, arm: Arm, domain: str, change: Change | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Losses of every run of the arm (seeds, examples) and weights, on a domain and after a
+        change.
+        """
+        found = [self.losses(run, domain, change) for run in arm.runs]
+        return np.stack([losses for losses, _ in found]), found[0][1]
 
 
-def compare(first: Arm, second: Arm, split: str = "test") -> tuple[Interval, list[float]]:
-    """(paired interval of loss(first) - loss(second) over examples, the difference of each
-    seed).
+def rate_at(point: int) -> float:
+    """The learning rate of a point of the grid that all arms share."""
+    return UNIT * FACTOR**point
+
+
+def vertex(tried: Mapping[int, float], best: int) -> float:
+    """The rate, of three digits, of the lowest point of the parabola through the best point and its
+    neighbours; of the best point itself where one of them is missing or diverged.
     """
-    (one, weights), (two, _) = first.losses(split), second.losses(split)
-    return paired_losses(one, two, weights=weights), [
-        a - b for a, b in zip(first.by_seed(split), second.by_seed(split))
-    ]
+    left, middle, right = (tried.get(best + away, np.inf) for away in (-1, 0, 1))
+    curvature = left - 2 * middle + right
+    if not np.isfinite(curvature) or curvature <= 0:
+        return rate_at(best)
+    return float(f"{rate_at(best) * FACTOR ** ((left - right) / (2 * curvature)):.3g}")
 
 
-class Lab:
-    """Runs arms and keeps what ran: a run of equal content, of this claim or another, is trained
-    once.
+class Lab(Arms):
+    """Trains and measures, and keeps what ran: a run of equal content, of this claim or another, is
+    trained once.
 
     Args:
         root: folder of the runs.
-        seeds: of every arm; learning rates are chosen with the first one, on the validation split.
+        seeds: of every arm that is scored.
     """
 
     def __init__(
         self,
         root: Path | str = "runs/claims",
         *,
-        seeds: Sequence[int] = (0, 1, 2),
+        seeds: Sequence[int] = SEEDS,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.store = RunStore(root)
         self.seeds = tuple(seeds)
         self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._task = LastTask()
         self._surroundings: dict[str, Any] | None = None
         self._used: dict[str, tuple[float, bool]] = {}
 
@@ -255,8 +244,8 @@ class Lab:
         self._used = {}
 
     def account(self) -> dict[str, float]:
-        """Seconds that each run took which the claim rests on, whenever it was trained, by its
-        id.
+        """Seconds that each run and each pretraining took which the claim rests on, whenever it was
+        trained, by its name.
         """
         return {name: seconds for name, (seconds, _) in self._used.items()}
 
@@ -264,130 +253,162 @@ class Lab:
         """Of these, what was trained since `new_account`."""
         return sum(seconds for seconds, here in self._used.values() if here)
 
-    def arm(
-        self,
-        name: str,
-        config: Config,
-        rates: Sequence[float],
-        *,
-        seeds: Sequence[int] | None = None,
-    ) -> Arm:
-        """The arm at its best learning rate of the grid, which grows where the best is at an end
-        (up to three times).
-        """
-        grid = sorted(rates)
-        losses = {rate: self._tried(config, rate) for rate in grid}
-        for _ in range(EXTENSIONS):
-            best = min(losses, key=losses.__getitem__)
-            if best == min(losses) or not math.isfinite(losses[best]):
-                new = _next(min(losses), -1)
-            elif best == max(losses):
-                new = _next(best, 1)
-            else:
-                break
-            losses[new] = self._tried(config, new)
-        best = min(losses, key=losses.__getitem__)
-        return self.fixed(
-            name, _with_rate(config, best), seeds=seeds, tuning=tuple(sorted(losses.items()))
-        )
-
-    def fixed(
-        self,
-        name: str,
-        config: Config,
-        *,
-        seeds: Sequence[int] | None = None,
-        tuning: tuple[tuple[float, float], ...] = (),
-    ) -> Arm:
-        """The arm at the learning rate of its configuration."""
-        runs = tuple(
-            self.run(_with_seed(config, seed)) for seed in (self.seeds if seeds is None else seeds)
-        )
-        return Arm(name, config.optim.learning_rate, runs, tuning)
-
-    def run(self, config: Config) -> Run:
-        """The run, trained if it is not in the store. One that diverged is a recorded outcome, and
-        is not tried again.
+    def run(self, setting: Setting, seed: int, rate: float, *, scored: bool = True) -> Run:
+        """See `Bench.run`.
 
         Raises:
-            RuntimeError: it failed for another reason.
+            RuntimeError: it failed for another reason than divergence.
         """
-        from lora_jax.training.loop import train
-        from lora_jax.training.run import Diverged
-
+        self._pretrain(setting.base_of(seed))
+        # Of a language model `answers` measures each example, from the adapter.
+        scored = scored and isinstance(setting.base, str)
+        config = setting.config(seed, rate)
         name = run_id(config)
         folder = self.store.folder(name)
+        made = lambda result, error=None: Run(name, setting, seed, rate, folder, result, error)
         record = read_run(folder) if is_run(folder) else None
         if record is not None and record.status == "done":
-            self._used.setdefault(name, (record.result.seconds or 0.0, False))
-            return Run(name, config, folder, record.result)
-        if (
-            record is not None
-            and record.status == "failed"
-            and (record.error or "").startswith("Diverged")
-        ):
-            return Run(name, config, folder, None, record.error)
+            result = record.result
+            if not scored or result.is_tested:
+                self._used.setdefault(name, (result.seconds or 0.0, False))
+                return made(result)
+        if record is not None and record.status == "failed":
+            if (record.error or "").startswith("Diverged"):
+                return made(None, record.error)
+        return self._train(config, made, name, folder, scored=scored)
+
+    def answers(self, run: Run) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Bench.answers`."""
+        from lora_jax.metrics.predictions import load_predictions
+
+        if not isinstance(run.setting.base, str):
+            return self.losses(run, "B")[0], None
+        said = load_predictions(run.folder / "predictions" / "test.jsonl")
+        units = said.column("units")
+        return said.column("loss") / units, said.column("correct") / units
+
+    def untuned(self, setting: Setting, seed: int) -> Losses:
+        """See `Bench.untuned`; kept, as all arms on a base share it."""
+        stored = {key: value for key, value in setting.changes if key.startswith("quant.")}
+        stored |= {} if setting.method != "qlora" else {"method": "qlora"}
+        plain = Setting(setting.base, tuple(sorted(stored.items())), setting.bases)
+        return self.losses((plain, seed), "B", None)
+
+    def losses(
+        self, of: Run | tuple[Setting, int], domain: str, change: Change | None = None
+    ) -> Losses:
+        """See `Bench.losses`. What is not changed is kept in a file.
+
+        Raises:
+            ValueError: the run diverged.
+        """
+        if isinstance(of, Run):
+            if of.result is None:
+                raise ValueError(f"The run {of.name} diverged ({of.error}): it has no losses.")
+            setting, seed, config, folder = of.setting, of.seed, of.config, of.folder
+        else:
+            setting, seed = of
+            # Before training neither rate nor seed of the run counts, but the base's.
+            self._pretrain(setting.base_of(seed))
+            config = setting.config(seed % setting.bases)
+            folder = self.store.root / "untuned" / run_id(config)
+        path = folder / f"losses_{domain}.npz"
+        if change is None and path.is_file():
+            with np.load(path) as kept:
+                return kept["losses"], kept["weights"]
+
+        found = self._measure(of, config, folder, domain, change)
+        if change is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            np.savez(path, losses=found[0], weights=found[1])
+        return found
+
+    def updates(
+        self, run: Run, paths: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    ) -> list[Matrix]:
+        """See `Bench.updates`."""
+        return list(matrices(run, self._task.of(run.config), paths))
+
+    def trace(self, run: Run) -> list[tuple[int, float]]:
+        """See `Bench.trace`."""
+        return run.trace()
+
+    def matrices_of(self, model: str) -> dict[str, np.ndarray]:
+        """See `Bench.matrices_of`."""
+        from lab.weights import minilm_matrices
+
+        return minilm_matrices()
+
+    def _pretrain(self, base: SmallModel | str) -> None:
+        """Counts a pretraining, which is done where it has not been."""
+        if isinstance(base, str) or base.name in self._used:
+            return
         start = time.perf_counter()
-        self.store.start(name, config, self._environment())
+        here = not small_model.is_pretrained(base)
+        folder = small_model.pretrained(base)
+        took = json.loads((folder / "pretraining.json").read_text()).get("seconds")
+        self._used[base.name] = (took or time.perf_counter() - start, here)
+
+    def _train(
+        self, config: Any, made: Callable[..., Run], name: str, folder: Path, *, scored: bool
+    ) -> Run:
+        from lora_jax.training.loop import fit
+        from lora_jax.training.run import Diverged
+        from lora_jax.training.run import Run as Training
+
+        start, outcomes = time.perf_counter(), []
+        self.store.start(name, config, self._environment(), score_test=scored)
         try:
-            result = train(config, folder, quiet=True)
+            fit(
+                [Training(config, folder)],
+                lambda run, outcome: outcomes.append(outcome),
+                task_of=self._task.of,
+                score_test=scored,
+                quiet=True,
+            )
+            if not outcomes:
+                from lora_jax.training.interrupted import Interrupted
+
+                raise Interrupted(0)
+            if isinstance(outcomes[0], Exception):
+                raise outcomes[0]
         except Diverged as error:
             self.store.fail(name, error)
             self._say(f"  {name}: diverged")
-            return Run(name, config, folder, None, f"{type(error).__name__}: {error}")
+            return made(None, f"{type(error).__name__}: {error}")
         except BaseException:
             self.store.release(name)
             raise
+        (result,) = outcomes
         self.store.finish(name, result)
-        self._used[name] = (time.perf_counter() - start, True)
-        self._say(
-            f"  {name}: rate {config.optim.learning_rate:.2g}, validation "
-            f"{result.value('validation', 'loss'):.4f}, {time.perf_counter() - start:.0f} s"
-        )
-        return Run(name, config, folder, result)
+        took = time.perf_counter() - start
+        self._used[name] = (took, True)
+        loss = result.value("validation", "loss")
+        rate = config.optim.learning_rate
+        self._say(f"  {name}: rate {rate:.3g}, validation {loss:.4f}, {took:.0f} s")
+        return made(result)
 
-    def _tried(self, config: Config, rate: float) -> float:
-        return self.run(_with_seed(_with_rate(config, rate), self.seeds[0])).validation_loss
+    def _measure(
+        self, of: Any, config: Any, folder: Path, domain: str, change: Change | None
+    ) -> Losses:
+        import jax
+
+        from lab.examples import example_losses
+        from lora_jax.training.saved import load_run
+
+        if isinstance(of, Run):
+            saved = load_run(folder, tasks=self._task)
+            task, frozen, trainable = saved.task, saved.frozen, saved.trainable
+        else:
+            task = self._task.of(config)
+            frozen, trainable = task.trainable(config, jax.random.key(0))
+        if change is not None:
+            frozen, trainable = change(task, frozen, trainable)
+        encoded = task.splits["test"] if domain == "B" else small_model.held_out()
+        buckets = getattr(task, "buckets", ())
+        return example_losses(task.model, encoded, frozen, trainable, buckets=buckets)
 
     def _environment(self) -> dict[str, Any]:
         if self._surroundings is None:
             self._surroundings = environment()
         return self._surroundings
-
-
-def interval_of(interval: Interval) -> list[float]:
-    """An interval as a result file has it: value, low, high."""
-    return [interval.value, interval.low, interval.high]
-
-
-def shown(interval: Interval, digits: int = 3) -> str:
-    """'0.123 [0.100, 0.150]'."""
-    return f"{interval.value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
-
-
-def with_(config: Config, **changes: Any) -> Config:
-    """The configuration with values changed by dotted key, as `with_(config, **{'lora.rank':
-    4})`.
-    """
-    from lora_jax.config import from_config_dict, to_dict
-
-    values = to_dict(config)
-    for key, value in changes.items():
-        group, _, leaf = key.rpartition(".")
-        (values[group] if group else values)[leaf] = value
-    return from_config_dict(json.loads(json.dumps(values)))
-
-
-def _next(rate: float, step: int) -> float:
-    """The neighbour of a rate in the grid, of three digits: a rate reached by growing is the same
-    run as one written down.
-    """
-    return float(f"{10 ** (round(2 * math.log10(rate) + step) / 2):.3g}")
-
-
-def _with_rate(config: Config, rate: float) -> Config:
-    return replace(config, optim=replace(config.optim, learning_rate=rate))
-
-
-def _with_seed(config: Config, seed: int) -> Config:
-    return replace(config, train=replace(config.train, seed=seed))

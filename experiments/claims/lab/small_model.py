@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lab.minilm import changed
 from lora_jax.adapters.sites import find_sites
 from lora_jax.config import Config, from_config_dict, to_dict
 from lora_jax.core.cache import cache_dir
@@ -31,14 +32,15 @@ from lora_jax.data.completions import (
     EncodedCompletions,
     encode_completions,
     read_completions,
-    to_completions,
 )
 from lora_jax.data.text_tokenizers import TextTokenizer, save_text_tokenizer
 from lora_jax.io.hub import resolve
 from lora_jax.io.weights import load_decoder, save_decoder
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.decoder_config import DecoderConfig
+from lora_jax.sweeps.lock import Lock
 from lora_jax.training.interrupted import Interrupted
+from lora_jax.training.result import RunResult
 
 VERSION = 2  # of what is made here: a change of texts, tokenizer, sizes or training needs another
 WORDS = 1024  # tokens of the vocabulary
@@ -135,19 +137,37 @@ def tokenizer() -> TextTokenizer:
     return TextTokenizer(backend, bos_id=1, eos_ids=(2,), pad_id=0, add_bos=True)
 
 
+def is_pretrained(model: SmallModel) -> bool:
+    """Whether this S is in the cache."""
+    return (home() / model.name / "config.json").is_file()
+
+
 def pretrained(model: SmallModel | None = None, *, quiet: bool = True) -> Path:
     """The folder of a pretrained S, as `load_decoder` reads it; made at the first call, minutes,
     and kept in the cache.
 
     A stop is no loss: the next call goes on from the last checkpoint.
-    """
-    from lora_jax.training.saved import load_run
 
+    Raises:
+        RunLocked: another process is pretraining it.
+    """
     model = model or SmallModel()
     folder = home() / model.name
-    if (folder / "config.json").is_file():
+    if is_pretrained(model):
         return folder
     work = folder.with_name(folder.name + ".work")
+    work.mkdir(parents=True, exist_ok=True)
+    lock = Lock(work.with_suffix(".lock"))
+    lock.acquire()
+    try:
+        return _pretrain(model, folder, work, quiet=quiet)
+    finally:
+        lock.release()
+
+
+def _pretrain(model: SmallModel, folder: Path, work: Path, *, quiet: bool) -> Path:
+    from lora_jax.training.saved import load_run
+
     start = work / "start"
     if not (start / "config.json").is_file():
         settings = model.settings()
@@ -160,7 +180,7 @@ def pretrained(model: SmallModel | None = None, *, quiet: bool = True) -> Path:
     config = _pretraining(model, start)
     run = work / "run"
     run.mkdir(parents=True, exist_ok=True)
-    _train(config, run, quiet=quiet, title=f"pretraining {model.name}")
+    result = _train(config, run, quiet=quiet, title=f"pretraining {model.name}")
     (run / "config.json").write_text(json.dumps(to_dict(config)))
     saved = load_run(run)
     params = unflatten({path: np.asarray(leaf.value) for path, leaf in saved.trainable.items()})
@@ -168,7 +188,12 @@ def pretrained(model: SmallModel | None = None, *, quiet: bool = True) -> Path:
     save_text_tokenizer(work / "done", tokenizer())
     (work / "done" / "pretraining.json").write_text(
         json.dumps(
-            {"validation_loss": saved.evaluate("validation")["loss"], **to_dict(config)}, indent=2
+            {
+                "validation_loss": saved.evaluate("validation")["loss"],
+                "seconds": result.seconds,
+                **to_dict(config),
+            },
+            indent=2,
         )
     )
     os.replace(work / "done", folder)
@@ -181,12 +206,6 @@ def held_out(domain: str = "imdb_held_out") -> EncodedCompletions:
     trained on.
     """
     return encode_completions(read_completions(str(texts(domain))), tokenizer(), LENGTH)
-
-
-def test_split() -> EncodedCompletions:
-    """The test examples of domain B, as every run on it has them."""
-    parts = to_completions(load_texts(str(texts("rotten_tomatoes")), "completion"))
-    return encode_completions(parts["test"], tokenizer(), LENGTH)
 
 
 def load(folder: Path) -> tuple[Decoder, dict[str, Any]]:
@@ -242,18 +261,16 @@ def tuning(folder: Path, **changes: Any) -> Config:
             "eval_batch_size": 64,
             "log_every": 10,
             "checkpoint_every": 10_000,
+            "sinks": (),
             "seed": 0,
         },
         "out": "runs/claims",
     }
-    for key, value in changes.items():
-        group, _, leaf = key.rpartition(".")
-        (values[group] if group else values)[leaf] = value
-    return from_config_dict(values)
+    return from_config_dict(changed(values, changes))
 
 
-def _train(config: Config, folder: Path, **options: Any) -> None:
-    """Trains a run that is scored on the validation split alone."""
+def _train(config: Config, folder: Path, **options: Any) -> RunResult:
+    """The result of a run that is scored on the validation split alone."""
     from lora_jax.training.loop import fit
     from lora_jax.training.run import Run
 
@@ -264,6 +281,7 @@ def _train(config: Config, folder: Path, **options: Any) -> None:
         raise Interrupted(0)
     if isinstance(outcomes[0], Exception):
         raise outcomes[0]
+    return outcomes[0]
 
 
 def _pretraining(model: SmallModel, start: Path) -> Config:

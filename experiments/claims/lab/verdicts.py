@@ -1,76 +1,66 @@
-"""The difference of two arms with its interval, and the three verdicts on a claim."""
+"""The three verdicts on a difference, by its interval and limits that were fixed before the run."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from lab.claim import Verdict
+from lab.contrast import Contrast
 
-import numpy as np
-
-from lora_jax.statistics.bootstrap import paired_means
-from lora_jax.statistics.interval import Interval
-
-Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
+LEAST_SEEDS = 3
 
 
-def paired_losses(
-    first: Any, second: Any, *, weights: Any = None, resamples: int = 2000, seed: int = 0
-) -> Interval:
-    """The mean difference first - second with its 95% interval, the same examples drawn for both.
+def judge_effect(found: Contrast, smallest: float = 0.0) -> Verdict:
+    """The verdict on a claim that something is larger, where `found` is positive if it holds.
 
-    Args:
-        first, second: losses of the same examples: (examples,), or (seeds, examples), whose mean
-            over seeds is taken first.
-        weights: of the examples, (examples,): tokens, where a mean over tokens is meant.
+    reproduced: the 95 % interval lies above 0, and the value is at least the smallest effect of
+    interest. not reproduced: the interval lies below 0, or below the smallest effect: there may be
+    one, but too small to matter. Otherwise inconclusive.
 
     Raises:
-        ValueError: the shapes differ, or an entry is not finite.
+        ValueError: there are fewer than 3 seeds, or the smallest effect is negative.
     """
-    one, other = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    weights = None if weights is None else np.asarray(weights, np.float64)
-    found = paired_means(one, other, weights, resamples=resamples, seed=seed)
-    if not math.isfinite(found.value):
+    _check(found, smallest)
+    interval = found.interval()
+    if interval.low > 0 and interval.value >= smallest:
+        return "reproduced"
+    return "not reproduced" if interval.high < max(smallest, 0.0) else "inconclusive"
+
+
+def judge_equal(found: Contrast, margin: float) -> Verdict:
+    """The verdict on a claim that two things are equal, by two one-sided tests at 5 %.
+
+    reproduced: the 90 % interval of their difference lies within the margin. not reproduced: it
+    lies wholly outside. Otherwise inconclusive.
+
+    Raises:
+        ValueError: there are fewer than 3 seeds, or the margin is not above 0.
+    """
+    _check(found, margin, positive=True)
+    interval = found.interval(0.9)
+    if interval.within(margin):
+        return "reproduced"
+    outside = interval.low > margin or interval.high < -margin
+    return "not reproduced" if outside else "inconclusive"
+
+
+def judge_not_worse(found: Contrast, margin: float) -> Verdict:
+    """The verdict on a claim that something is as good as another, where `found` is how much worse
+    it is: reproduced if that is below the margin (one-sided, 5 %), not reproduced if above.
+
+    Raises:
+        ValueError: there are fewer than 3 seeds, or the margin is not above 0.
+    """
+    _check(found, margin, positive=True)
+    interval = found.interval(0.9)
+    if interval.high < margin:
+        return "reproduced"
+    return "not reproduced" if interval.low > margin else "inconclusive"
+
+
+def _check(found: Contrast, limit: float, *, positive: bool = False) -> None:
+    if found.seeds < LEAST_SEEDS:
+        raise ValueError(f"A verdict needs {LEAST_SEEDS} seeds or more, got {found.seeds}.")
+    if limit < 0 or (positive and limit == 0):
         raise ValueError(
-            "A loss is not finite: an arm that diverged has no interval. Record it as diverged."
+            f"A margin is above 0, and a smallest effect at least 0, got {limit:g}: an arm that "
+            "gains nothing on the untuned model gives no measure of what matters."
         )
-    return Interval(found.value, found.low, found.high)
-
-
-def judge_effect(signs: Sequence[float], interval: Interval, *, tolerance: float) -> Verdict:
-    """The verdict on a claim that something is larger: `interval` and `signs` (one difference a
-    seed) are positive where it holds.
-
-    reproduced: positive in every seed, and the interval lies above 0. not reproduced: the interval
-    lies below 0, or within the tolerance (too small to matter). Otherwise inconclusive.
-
-    Raises:
-        ValueError: there are fewer than 3 seeds.
-    """
-    if len(signs) < 3:
-        raise ValueError(f"A verdict on an effect needs 3 seeds or more, got {len(signs)}.")
-    if interval.low > 0 and min(signs) > 0:
-        return "reproduced"
-    return "not reproduced" if interval.high < 0 or interval.within(tolerance) else "inconclusive"
-
-
-def judge_equal(interval: Interval, *, tolerance: float) -> Verdict:
-    """The verdict on a claim that two things are equal: the interval lies within the tolerance, or
-    wholly outside, or neither.
-    """
-    if interval.within(tolerance):
-        return "reproduced"
-    return (
-        "not reproduced"
-        if interval.low > tolerance or interval.high < -tolerance
-        else "inconclusive"
-    )
-
-
-def judge_all(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict on a claim of several parts: all reproduced, or one not reproduced, or
-    inconclusive.
-    """
-    if "not reproduced" in verdicts:
-        return "not reproduced"
-    return "reproduced" if all(verdict == "reproduced" for verdict in verdicts) else "inconclusive"
