@@ -55,7 +55,7 @@ compares every figure with the one that stands here.
 **Models.** S is a LLaMA-like decoder (width 160, four layers, 1.5 M weights, vocabulary of 1,024, embeddings tied), pretrained on the spot
 for 3,600 steps of 32 pieces on domain A (IMDB reviews) under three seeds. Domain B are sentences of Rotten Tomatoes, in lower case and with
 spaces around marks; a training run on it is 100 steps of 16 sentences unless said otherwise. MiniLM is a real pretrained sentence encoder
-of 23 M weights, tuned for 150 steps of 16 sentences on the sentiment of Rotten Tomatoes. Losses are nats a token (or a sentence) on the
+of 23 M weights, tuned for 100 steps of 16 sentences on the sentiment of Rotten Tomatoes. Losses are nats a token (or a sentence) on the
 test split.
 
 **Protocol P.** Each arm has its own learning rate: a grid of factor 2, grown until two points stand on each side of the best by the mean
