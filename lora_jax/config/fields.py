@@ -197,6 +197,9 @@ class LoraConfig:
     dropout: Share = 0.0  # probability on the adapter's input, in training
     # First values of the factors; those that choose the codes of a base need method qlora.
     init: Annotated[str, one_of(INITIALIZERS, also=r"pissa_niter_\d+")] = "kaiming"
+    # The folder adapter/ of a run on the same base to go on from, in place of the first values; a
+    # new head stays new.
+    init_from: Name | None = None
     targets: Targets = "all-linear"  # which weights
     layers: tuple[NotNegative, ...] | None = None  # adapted layers by index; None = all
     dora: bool = False  # a trained magnitude for each output column
@@ -421,8 +424,11 @@ class Config:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What a run is made of besides its settings: the names of its model and data sets."""
-        return (self.model.name, *self.data.names)
+        """What a run is made of besides its settings: the names of its model and data sets, and of
+        the adapter that it starts from.
+        """
+        start = self.lora.init_from if self.method in ADAPTERS else None
+        return (self.model.name, *self.data.names, *([] if start is None else [start]))
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

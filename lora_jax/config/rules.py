@@ -140,6 +140,11 @@ def _check_variant(config: Config) -> None:
             "config.optim.precondition_b needs config.lora.variant 'lora_fa' (a fixed `a`), "
             f"got {lora.variant!r}."
         )
+    if lora.init_from is not None and initializer_named(lora.init).reads != "shape":
+        raise ValueError(
+            f"config.lora.init {lora.init!r} and config.lora.init_from both say where the factors "
+            "start. Leave one of them at its default."
+        )
     if initializer_named(lora.init).reads == "format" and config.method != "qlora":
         raise ValueError(
             f"config.lora.init {lora.init!r} chooses the codes of a quantised base: it needs "

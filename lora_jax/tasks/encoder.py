@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,10 @@ class EncoderTask(Task):
     def is_new(self, path: str) -> bool:
         """See `Task.is_new`."""
         return path.startswith("pooler/") and self._head_has_pooler(self.params)
+
+    def is_head(self, path: str) -> bool:
+        """See `Task.is_head`."""
+        return re.fullmatch(_HEAD, path) is not None or self.is_new(path)
 
     def _head_has_pooler(self, params: Mapping[str, Any]) -> bool:
         return getattr(self.model.config, "pooler_in_head", False) and "pooler" in params

@@ -147,6 +147,10 @@ class Task:
         """Whether a weight is part of a new head, which has no factors: it is trained whole."""
         return False
 
+    def is_head(self, path: str) -> bool:
+        """Whether a weight is of the head that the task puts on a pretrained model."""
+        return False
+
     def split(self, name: str) -> Any:
         """The encoded split.
 

@@ -17,7 +17,7 @@ import numpy as np
 from lora_jax.adapters.checks import check_start, flags_of_optimizer, unreached
 from lora_jax.adapters.stacking import pad, trim
 from lora_jax.adapters.surgery import trainable_parameters
-from lora_jax.config import Config, canonical, config_hash
+from lora_jax.config import ADAPTERS, Config, canonical, config_hash
 from lora_jax.core.init import initializer_named
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, bytes_of
@@ -35,6 +35,7 @@ from lora_jax.training.optim import make_optimizer
 from lora_jax.training.result import RunResult
 from lora_jax.training.sinks import About
 from lora_jax.training.slots import Evaluated
+from lora_jax.training.starting import start_from
 from lora_jax.training.step import TrainState, create_state
 
 
@@ -111,7 +112,9 @@ class Run:
             state, position = self.checkpoints.restore(first, step)
             self._take_up(position.pop("figures", {}))  # older checkpoints have none
             self.iterator.set_state(position)
-        elif initializer_named(self.config.lora.init).reads != "format":
+        elif self.config.lora.init_from is None and (
+            initializer_named(self.config.lora.init).reads != "format"
+        ):
             # What chooses codes starts nearer to the base before quantisation than the frozen one.
             check_start(first.trainable)
         self.step = step
@@ -256,6 +259,10 @@ def initial_state(
     """
     key, run_key = jax.random.split(jax.random.key(config.train.seed))
     frozen, trainable = task.trainable(config, key, frozen=frozen)
+    if config.method in ADAPTERS and config.lora.init_from is not None:
+        trainable = start_from(
+            trainable, config.lora.init_from, base=task.base, is_head=task.is_head
+        )
     if like is not None:
         trainable = pad(trainable, like)
     return frozen, create_state(trainable, make_optimizer(config.optim, steps), run_key)
