@@ -105,6 +105,18 @@ class ModelConfig:
     # With remat: what is kept of a block waits in host memory, where the device has one.
     offload: Annotated[bool, NO_RESULT] = False
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and products
+    # Of an encoder in training, as its pretraining had them (BERT, RoBERTa and DeBERTa 0.1, which
+    # config.json calls hidden_dropout_prob, attention_probs_dropout_prob, and cls_dropout or
+    # classifier_dropout): of what a layer adds to its input, of attention weights, before the
+    # classifier. The adapters' own is lora.dropout.
+    dropout: Share = 0.0
+    attention_dropout: Share = 0.0
+    head_dropout: Share = 0.0
+
+    @property
+    def drops(self) -> bool:
+        """Whether training draws random numbers for dropout in the model."""
+        return bool(self.dropout or self.attention_dropout or self.head_dropout)
 
 
 @dataclass(frozen=True)
@@ -153,6 +165,8 @@ class DataConfig:
     # data's lengths.
     buckets: tuple[Count, ...] | None = None
     train_examples: Count | None = None  # cap of the training set alone; None = all
+    # In training, this share of a label's weight is spread evenly over all classes or words.
+    label_smoothing: Share = 0.0
     # What the fields mean, how a prompt is made of them, what scores and decodes an answer. With
     # it, text, text_pair and label are not read: `fields` names the columns. None = completion,
     # pair_classification or classification, as task and text_pair say, scored by accuracy alone.

@@ -30,6 +30,13 @@ def _check_model(config: Config) -> None:
             "config.model.offload moves what recomputed blocks keep: it needs "
             "config.model.remat=true."
         )
+    rates = ("dropout", "attention_dropout", "head_dropout")
+    if config.model.drops and config.data.task == "completion":
+        named = next(name for name in rates if getattr(config.model, name))
+        raise ValueError(
+            f"config.model.{named} is an encoder's alone: a language model has the adapters' own, "
+            "config.lora.dropout. Leave it at 0."
+        )
 
 
 def _check_data(config: Config) -> None:
@@ -44,6 +51,12 @@ def _check_data(config: Config) -> None:
         raise ValueError(
             "Every task of config.data.mixture needs a name of its own, by which its metrics are "
             f"reported, got {names}."
+        )
+    encoded = data.task == "classification" and data.recipe is not None
+    if data.label_smoothing and encoded and RECIPES[data.recipe].head in ("score", "span"):
+        raise ValueError(
+            f"config.data.label_smoothing spreads a label over classes or words, and the recipe "
+            f"{data.recipe!r} has none on an encoder. Leave it at 0."
         )
     for part in (data, *data.mixture):
         _check_roles(part.recipe, part.fields)

@@ -57,7 +57,7 @@ class EncoderTask(Task):
     @property
     def per_example(self) -> HeadLosses:
         """See `Task`."""
-        return HeadLosses(self.model, self.head)
+        return HeadLosses(self.model, self.head, self.label_smoothing)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -145,7 +145,11 @@ def open_encoder(model_config: ModelConfig, data: DataConfig) -> EncoderTask:
         scan=model_config.scan,
         kind="encoder",
     )
-    settings, params = dataclasses.replace(stored.config, head=head), params_of(stored)
+    rates = {
+        name: getattr(model_config, name)
+        for name in ("dropout", "attention_dropout", "head_dropout")
+    }
+    settings, params = dataclasses.replace(stored.config, head=head, **rates), params_of(stored)
     if settings.reads_every_token:
         params.pop("pooler", None)
     check_sizes(folder, tokenizer.vocab_size, settings, model_config, data)
@@ -166,6 +170,7 @@ def open_encoder(model_config: ModelConfig, data: DataConfig) -> EncoderTask:
         recipe=examples.recipe,
         tokenizer=tokenizer,
         data=examples.fingerprint,
+        label_smoothing=data.label_smoothing,
     )
 
 

@@ -48,7 +48,7 @@ class DecoderTask(Task):
     @property
     def per_example(self) -> TokenLosses:
         """See `Task`."""
-        return TokenLosses(self.model)
+        return TokenLosses(self.model, smoothing=self.label_smoothing)
 
     def _batches(
         self, encoded: Any, batch_size: int, rows: Mapping[str, Any], **order: Any
@@ -120,6 +120,7 @@ def open_language(model_config: ModelConfig, data: DataConfig) -> DecoderTask:
     task.note = " ".join(filter(None, (records["train"].note, cut)))
     task.recipe = None if data.mixture and data.recipe is None else recipe_of(data)
     task.data = fingerprint_of(records)
+    task.label_smoothing = data.label_smoothing
     return task
 
 

@@ -49,6 +49,7 @@ class Task:
         data: the fingerprint of the examples of all splits and of the names of their classes.
         lora, quant: rules on paths, instead of those of a run's config.
         whole: patterns of weights that are trained whole beside adapters.
+        label_smoothing: of the loss in training.
         generator: the class that writes texts with the model, None where it writes none.
         beams: whether beam search can write them.
         metrics: names of what scores predictions, in `lora_jax.metrics.table.METRICS`.
@@ -70,6 +71,7 @@ class Task:
     lora: Rules[LoraSpec] | None = None
     quant: Rules[QuantSpec] | None = None
     whole: Sequence[str] = ()
+    label_smoothing: float = 0.0
 
     generator: ClassVar[type[Generator] | None] = None
     beams: ClassVar[bool] = False

@@ -52,7 +52,7 @@ def stack_key(run: Config) -> Config:
             lora=replace(run.lora, dropout=key.lora.dropout),
             train=replace(key.train, seed=run.train.seed),
         )
-    if run.lora.dropout:
+    if run.lora.dropout or run.model.drops:
         key = replace(key, train=replace(key.train, seed=run.train.seed))
     return key
 
