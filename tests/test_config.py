@@ -399,6 +399,7 @@ def test_a_baseline_reads_its_own_settings():
             {"data": {"recipe": "regression", "label_smoothing": 0.1}},
             "label_smoothing spreads a label over classes or words",
         ),
+        ({"train": {"select": "best_epoch", "eval_examples": 9}}, "the whole validation split"),
         ({"data": {"task": "completion"}, "model": {"dropout": 0.1}}, "an encoder's alone"),
         ({"data": {"task": "completion"}, "model": {"head_dropout": 0.1}}, "model.head_dropout"),
     ],

@@ -165,6 +165,10 @@ class DataConfig:
     # data's lengths.
     buckets: tuple[Count, ...] | None = None
     train_examples: Count | None = None  # cap of the training set alone; None = all
+    # Published splits to hold out, such as validation_matched+validation_mismatched; None = those of
+    # these names, or texts of train. One may be both, as where papers report the best epoch of it.
+    validation_split: Name | None = None
+    test_split: Name | None = None
     # In training, this share of a label's weight is spread evenly over all classes or words.
     label_smoothing: Share = 0.0
     # What the fields mean, how a prompt is made of them, what scores and decodes an answer. With
@@ -312,6 +316,9 @@ class TrainConfig:
     # Where metrics go besides metrics.jsonl. wandb and mlflow need the extra of their name.
     sinks: Annotated[tuple[Sink, ...], NO_RESULT] = ("tensorboard",)
     eval_every: Count | None = None  # steps; None = at the end only
+    # Which state is scored and kept: that of the last step, or of the end of the epoch with the
+    # best validation score (of the metric to report; where there is none, the loss).
+    select: Literal["last", "best_epoch"] = "last"
     checkpoint_every: Annotated[Count, NO_RESULT] = 100  # steps
     seed: NotNegative = 0  # of the factors, the head, the order of the data and dropout
 

@@ -21,6 +21,7 @@ def check_together(config: Config) -> None:
     _check_method(config)
     _check_variant(config)
     _check_steps(config)
+    _check_selection(config)
     _check_sweep(config)
 
 
@@ -178,6 +179,14 @@ def _check_steps(config: Config) -> None:
             "config.train.accumulate must divide config.train.batch_size, got "
             f"{parts} and {batch}. Nearest that does: "
             f"{next(n for n in below if batch % n == 0)}."
+        )
+
+
+def _check_selection(config: Config) -> None:
+    if config.train.select == "best_epoch" and config.train.eval_examples is not None:
+        raise ValueError(
+            "config.train.select 'best_epoch' chooses by the whole validation split: leave "
+            f"config.train.eval_examples at None, got {config.train.eval_examples}."
         )
 
 

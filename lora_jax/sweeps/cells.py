@@ -99,6 +99,11 @@ class Cell:
         return statistics.fmean(self.by_seed().values())
 
     @property
+    def median(self) -> float:
+        """Median test score over seeds, as LoRA's paper has GLUE."""
+        return statistics.median(self.by_seed().values())
+
+    @property
     def merit(self) -> float:
         """Larger for the better of two cells, whichever way the metric goes."""
         return self.value if self.score.higher_is_better else -self.value
