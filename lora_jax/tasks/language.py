@@ -32,7 +32,6 @@ from lora_jax.models.t5 import T5
 from lora_jax.tasks.building import build_options, check_sizes, params_of
 from lora_jax.tasks.language_loss import TokenLosses
 from lora_jax.tasks.reading import completions_of, recipe_of
-from lora_jax.tasks.targets import in_two_stacks
 from lora_jax.tasks.task import Task
 
 
@@ -97,10 +96,6 @@ class Seq2SeqTask(DecoderTask):
             start_id=self.model.config.start_id,
             temperature=data.mixture_temperature,
         )
-
-    def targets(self, name: str) -> str:
-        """See `Task.targets`: the names take in both stacks."""
-        return in_two_stacks(super().targets(name))
 
 
 def open_language(model_config: ModelConfig, data: DataConfig) -> DecoderTask:

@@ -26,6 +26,7 @@ from lora_jax.generation.engine import Generator
 from lora_jax.metrics.table import Primary
 from lora_jax.tasks.building import lora_rules, quant_rules, shapes_of, unquantised
 from lora_jax.tasks.losses import PerExample, Summed
+from lora_jax.tasks.targets import in_model
 
 Trees = tuple[dict[str, Any], dict[str, Any]]
 
@@ -143,7 +144,7 @@ class Task:
 
     def targets(self, name: str) -> str:
         """The regex on paths that named targets, or a regex, stand for in this model."""
-        return resolve_targets(name)
+        return in_model(resolve_targets(name), self.sites)
 
     def is_new(self, path: str) -> bool:
         """Whether a weight is part of a new head, which has no factors: it is trained whole."""
