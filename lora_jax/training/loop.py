@@ -163,7 +163,7 @@ def after_step(group: Group, bar: TrainingBar, saved: Callable[[Run], None] | No
     """
     stop = group.stopped.is_set()
     every = group.runs[0].config.train
-    evaluating = [run for run in group.runs if run.is_at(every.eval_every) and not run.is_over]
+    evaluating = [run for run in group.runs if run.is_evaluated]
     saving = [
         run
         for run in group.runs
@@ -210,7 +210,12 @@ def evaluate(group: Group, runs: Sequence[Run]) -> None:
     """Writes the runs' scores on the validation split."""
     if runs := group.still(runs):
         scores = group.scores("validation")
-        group.each(runs, lambda run: run.log.write(run.step, "validation", scores[run.slot].means))
+
+        def note(run: Run) -> None:
+            run.log.write(run.step, "validation", scores[run.slot].means)
+            run.compare(group.slots.take(run.slot), scores[run.slot])
+
+        group.each(runs, note)
         group.share_time()
 
 
@@ -252,6 +257,7 @@ def finish(group: Group, runs: Sequence[Run]) -> None:
     ending = [run for run in runs if run.is_over]
     if not ending:
         return
+    select(group, [run for run in ending if run.config.train.select == "best_epoch"])
     evaluated: dict[Run, dict[str, Evaluated]] = {run: {} for run in ending}
     for split in group.splits:
         try:
@@ -282,6 +288,22 @@ def finish(group: Group, runs: Sequence[Run]) -> None:
             "stacked": len(slots) if len(slots) > 1 else None,
         }
         group.leave(run, run.result(scored[run], **own))
+
+
+def select(group: Group, runs: Sequence[Run]) -> None:
+    """Puts the best epochs of runs that have taken their last step into their slots."""
+    if not (runs := group.still(runs)):
+        return
+    scores, chosen = group.scores("validation"), {}
+
+    def choose(run: Run) -> None:
+        state = group.slots.take(run.slot)
+        run.compare(state, scores[run.slot])
+        chosen[run.slot] = run.selected(state)
+
+    group.each(runs, choose)
+    if chosen:
+        group.slots.put(chosen)
 
 
 class Group:

@@ -21,7 +21,8 @@ class RunResult:
     no test scores.
 
     `primary` is the metric to report first: the task names it, and its Score says which way is
-    better and what was counted. `examples` are records of each split.
+    better and what was counted. `examples` are records of each split. `selected_step` is the step
+    whose state was scored and kept, of a run that chooses it.
 
     Sizes are of the arrays as stored. peak_bytes: arguments, outputs and temporaries of the largest
     compiled training step. peak_rss_bytes: of the whole process, whatever it did before. seconds:
@@ -34,6 +35,7 @@ class RunResult:
     primary: str = "accuracy"
     examples: Mapping[str, int] = field(default_factory=dict)
     steps: int | None = None
+    selected_step: int | None = None
     trainable_parameters: int | None = None
     base_bytes: int | None = None
     base_bits_per_weight: float | None = None
