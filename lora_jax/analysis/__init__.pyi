@@ -8,6 +8,8 @@ from .curves import rate_ratio as rate_ratio
 from .domains import adapter_matrix as adapter_matrix
 from .domains import home_wins as home_wins
 from .domains import measure_forgetting as measure_forgetting
+from .footprint import Footprint as Footprint
+from .footprint import footprint_of as footprint_of
 from .intruders import find_intruders as find_intruders
 from .intruders import scale_intruders as scale_intruders
 from .spectra import Svd as Svd
