@@ -1,10 +1,8 @@
 from .amplification import amplification_of as amplification_of
 from .amplification import overlap_with_top as overlap_with_top
 from .amplification import projections as projections
-from .curves import best_rate as best_rate
 from .curves import envelope as envelope
 from .curves import forgetting_at as forgetting_at
-from .curves import rate_ratio as rate_ratio
 from .domains import adapter_matrix as adapter_matrix
 from .domains import home_wins as home_wins
 from .domains import measure_forgetting as measure_forgetting
@@ -12,6 +10,11 @@ from .footprint import Footprint as Footprint
 from .footprint import footprint_of as footprint_of
 from .intruders import find_intruders as find_intruders
 from .intruders import scale_intruders as scale_intruders
+from .rates import BestRate as BestRate
+from .rates import Slope as Slope
+from .rates import best_rate as best_rate
+from .rates import rate_ratio as rate_ratio
+from .rates import slope_on_log as slope_on_log
 from .spectra import Svd as Svd
 from .spectra import dense_svd as dense_svd
 from .spectra import effective_rank as effective_rank
