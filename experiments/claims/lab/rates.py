@@ -13,19 +13,23 @@ import numpy as np
 
 from lab.claim import Verdict
 from lab.protocol import Bench, Curve, rate_at
-from lab.setting import Setting
+from lab.setting import S, Setting
 from lora_jax.analysis import BestRate, best_rate
 from lora_jax.statistics import Interval
 
 SEEDS = (101, 102, 103)  # those that arms are tuned by, and one more: one on each pretraining
 LEVEL = 0.9  # of every interval: two one-sided tests at 5 %
 RATES = 8  # of a curve
+RANKS = (1, 4, 16, 64)
+# Where the grid of a rank begins under alpha / sqrt(r), whose scale grows beside that of alpha / r.
+_LOWEST = {"standard": dict.fromkeys(RANKS, -2), "rslora": {1: -2, 4: -3, 16: -3, 64: -4}}
 
 
 @dataclass(frozen=True)
 class Fitted:
     """A curve of validation losses, and its best rate."""
 
+    setting: Setting
     curve: Curve
     best: BestRate
 
@@ -57,7 +61,17 @@ def fitted(lab: Bench, setting: Setting, lowest: int, count: int = RATES) -> Fit
     """The setting at `count` rates of the common grid, from its point `lowest` on."""
     rates = [rate_at(lowest + n) for n in range(count)]
     curve = lab.curve(setting, rates, seeds=SEEDS)
-    return Fitted(curve, best_rate(curve.rates, curve.losses, level=LEVEL))
+    return Fitted(setting, curve, best_rate(curve.rates, curve.losses, level=LEVEL))
+
+
+def by_rank(lab: Bench, scaling: str) -> dict[int, Fitted]:
+    """LoRA on S by rank, alpha 16, at 8 rates each. Both scalings are the same at rank 1, which is
+    trained once.
+    """
+    at = lambda rank: {"lora.rank": rank} | (
+        {} if scaling == "standard" or rank == 1 else {"lora.scaling": scaling}
+    )
+    return {rank: fitted(lab, S.with_(**at(rank)), _LOWEST[scaling][rank]) for rank in RANKS}
 
 
 def diverged(curves: dict[str, Fitted]) -> tuple[str, ...]:
