@@ -31,13 +31,11 @@ NAMES = ("q", "v")
 
 def factors(lab, arm):
     """{name: [layers of (in, r)]} of every run that did not diverge: the directions of its A."""
-    found = []
-    for run in arm.runs:
-        if run.result is not None:
-            rows = lab.updates(run, NAMES)
-            of = lambda name: [m for m in rows if m.path.split("/")[-2] == name]
-            found.append({name: [input_directions(m.a) for m in of(name)] for name in NAMES})
-    return found
+    kept = [run for run in arm.runs if run.result is not None]
+    return [
+        {name: [input_directions(m.a) for m in lab.updates(run, (name,))] for name in NAMES}
+        for run in kept
+    ]
 
 
 def shared(narrow, wide, name: str, count: int) -> OverSeeds:

@@ -28,12 +28,11 @@ NAMES, COUNT = ("q", "v"), 16
 
 def run(lab):
     arm = lab.arm("rank 64", BASE)
-    updates = []
-    for one in arm.runs:
-        if one.result is not None:
-            rows = lab.updates(one, NAMES)
-            of = lambda name: [m.update.u for m in rows if m.path.split("/")[-2] == name]
-            updates.append({name: of(name) for name in NAMES})
+    updates = [
+        {name: [m.update.u for m in lab.updates(one, (name,))] for name in NAMES}
+        for one in arm.runs
+        if one.result is not None
+    ]
 
     def shared(name: str, count: int) -> OverSeeds:
         """Dimensions beyond chance, mean over layers."""
