@@ -149,9 +149,17 @@ def advance(group: Group) -> None:
     # What fixes the next batch: runs that agree in it read one.
     orders = {(run.config.train.seed, run.step) for run in group.runs}
     batches = {run.slot: run.next_batch() for run in group.runs}
-    metrics = group.slots.step(batches, alike=len(orders) == 1)
+    is_first = group.slots.load(batches, alike=len(orders) == 1)
+    if is_first:
+        group.settle(training=True)
+    metrics = group.slots.step()
     for run in group.runs:
         run.step += 1
+        if not is_first:
+            run.count(batches[run.slot])
+    # A length's first pass is no speed: besides compiling it touches its memory, page by page.
+    if is_first:
+        group.settle()
     group.pending.append(([(run, run.step) for run in group.runs], metrics))
 
 
@@ -201,8 +209,8 @@ def write_log(group: Group, bar: TrainingBar) -> None:
     group.share_time(training=True)
     if losses and group.runs:
         clocks = [run.clock for run in group.runs]
-        seconds = max(sum(clock.training for clock in clocks), 1e-9)
-        rate = sum(clock.tokens for clock in clocks) / seconds
+        seconds = sum(clock.training for clock in clocks)
+        rate = sum(clock.tokens for clock in clocks) / seconds if seconds else None
         bar.update(max(run.step for run in losses), float(np.mean(list(losses.values()))), rate)
 
 
@@ -463,9 +471,14 @@ class Group:
 
         return self.slots.evaluate(batches())
 
+    def settle(self, *, training: bool = False) -> None:
+        """Waits for the steps so far, and shares their time as `share_time` does."""
+        self.slots.wait()
+        self.share_time(training=training)
+
     def share_time(self, *, training: bool = False) -> None:
         """The time since the last call in equal parts to the runs; `training` is whether it was
-        that of training steps, but for what compiling took.
+        that of training steps of known shapes, but for what compiling took.
         """
         now, compiled = time.perf_counter(), self.slots.programs.compile_seconds
         spent, compiling = now - self._clock, compiled - self._compiled

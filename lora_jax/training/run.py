@@ -48,7 +48,7 @@ class Clock:
     """What a run has used, in seconds and real tokens; of runs side by side, an equal share.
 
     seconds: in all. compiling: of these, until programs were compiled. training: of these, in
-    training steps that were compiled already.
+    training steps but for the first of each length in this process. tokens: of the same steps.
     """
 
     seconds: float = 0.0
@@ -150,10 +150,12 @@ class Run:
         return self.step in self.rungs and not self.is_over
 
     def next_batch(self) -> Any:
-        """Its next batch; the clock counts its real tokens."""
-        batch = next(self.iterator)
+        """Its next batch."""
+        return next(self.iterator)
+
+    def count(self, batch: Any) -> None:
+        """Counts a batch's real tokens for the speed of its steps."""
         self.clock.tokens += int(batch["mask"][batch["weight"] > 0].sum())
-        return batch
 
     def _take_up(self, figures: Mapping[str, Any]) -> None:
         self.peak_bytes = figures.get("peak_bytes")
@@ -369,17 +371,22 @@ def sizes(frozen: Mapping[str, Any], trainable: Mapping[str, Any]) -> dict[str, 
 
     trainable_parameters: entries that are trained. base_bytes: what is kept of the base (nothing
     under full fine-tuning: then all of it is trained). base_bits_per_weight: bits a weight of those
-    that are quantised, 32 (or 16) if none is.
+    that are quantised, 32 (or 16) if none is. padded_bytes: what padding to the widest run of a
+    group adds to the adapter, while it is trained.
     """
     leaves = list(flatten(frozen).values())
     quantized = [leaf for leaf in leaves if isinstance(leaf, QuantizedArray)] or leaves
     weights = sum(leaf.size for leaf in quantized)
     bits = round(8 * bytes_of(quantized) / weights, 4) if weights else None
     trimmed = trim(trainable)
-    trained = [getattr(x, name) for x in trimmed.values() for name in x.trained_fields()]
+    own, padded = (
+        bytes_of([getattr(x, name) for x in tree.values() for name in x.trained_fields()])
+        for tree in (trimmed, trainable)
+    )
     return {
         "trainable_parameters": trainable_parameters(trimmed),
         "base_bytes": bytes_of(frozen),
         "base_bits_per_weight": bits,
-        "adapter_bytes": bytes_of(trained),
+        "adapter_bytes": own,
+        "padded_bytes": padded - own,
     }
