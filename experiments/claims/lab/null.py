@@ -99,7 +99,12 @@ class NullLab(Arms):
         same = self.world == "equal" or change is None
         moved = 0.0 if same else self._away((kind, setting.base))
         noise = dice.normal(0, 0.004) + dice.normal(0, 0.01, EXAMPLES)
-        return before + trained + level + moved + noise, weights
+        losses = before + trained + level + noise
+        if isinstance(setting.base, str) and moved:
+            # Losses move and answers stay: all keep their side of the loss at which one is right.
+            side = losses - np.log(2)
+            return np.log(2) + side * (1 + moved / max(abs(side.mean()), 0.2)), weights
+        return losses + moved, weights
 
     def updates(
         self, run: Run, paths: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
@@ -147,6 +152,16 @@ class NullLab(Arms):
             f"layers/{name}/kernel": self._dice("matrix", name).normal(0, 0.05, (6, *shape))
             for name, shape in ENCODER.items()
         }
+
+    def together(self, setting: Setting, pairs: Any) -> list[list[tuple[int, float]]]:
+        """Traces of runs alone, up to rounding, or off by `APART` of the gain."""
+        off = 1e-6 if self.world == "equal" else APART * GAIN
+        alone = [self.trace(self.run(setting, seed, rate)) for seed, rate in pairs]
+        return [[(step, loss + off) for step, loss in trace] for trace in alone]
+
+    def mixed(self, runs: Any) -> float:
+        """Rounding, or `APART`."""
+        return 1e-6 if self.world == "equal" else APART
 
     def _level(self, setting: Setting) -> float:
         return 0.0 if self.world == "equal" else self._offset(setting)

@@ -98,5 +98,10 @@ class Run:
 
     def trace(self, split: str = "train") -> list[tuple[int, float]]:
         """(step, loss) of a split as it was logged."""
-        rows = read_lines(self.folder / "metrics.jsonl")[0]
-        return [(row["step"], row["loss"]) for row in rows if row["split"] == split]
+        return trace_of(self.folder, split)
+
+
+def trace_of(folder: Path, split: str = "train") -> list[tuple[int, float]]:
+    """(step, loss) of a split as the run in this folder logged it."""
+    rows = read_lines(folder / "metrics.jsonl")[0]
+    return [(row["step"], row["loss"]) for row in rows if row["split"] == split]
