@@ -389,3 +389,21 @@ def test_a_baseline_reads_its_own_settings():
     assert hash_of("prefix_layers", size=3) == hash_of("prefix_layers")
     assert hash_of("prefix_layers", infix=3) != hash_of("prefix_layers")
     assert hash_of("top_layers", top_layers=3) != hash_of("top_layers")
+
+
+@pytest.mark.parametrize(
+    ("groups", "says"),
+    [
+        ({"lora": {"init": "pissa", "init_from": "a"}}, "'pissa' and config.lora.init_from both"),
+        (
+            {"data": {"recipe": "regression", "label_smoothing": 0.1}},
+            "label_smoothing spreads a label over classes or words",
+        ),
+        ({"train": {"select": "best_epoch", "eval_examples": 9}}, "the whole validation split"),
+        ({"data": {"task": "completion"}, "model": {"dropout": 0.1}}, "an encoder's alone"),
+        ({"data": {"task": "completion"}, "model": {"head_dropout": 0.1}}, "model.head_dropout"),
+    ],
+)
+def test_settings_that_make_no_sense_together_are_refused(groups, says):
+    with pytest.raises(ValueError, match=says):
+        from_config_dict(groups)

@@ -5,11 +5,12 @@ lora-jax sweep --config configs/papers/lora_gpt2.py:rank-16
 
 Names: e2e-m, e2e-l, dart-m, dart-l, webnlg-m, webnlg-l, and rank-1 to rank-1024. Settings are those
 of the paper's Table 11; `:script` of e2e-m is the command that its repository prints
-(microsoft/LoRA at 3732c24), which clips no gradient. The data are .jsonl files with a prompt (the
-meaning representation) and a completion, at data/e2e.jsonl and so on; configs/tasks/ has loaders of
-the public sets, whose E2E may be the cleaned one. Decode with beam 10, length penalty 0.9 (E2E, the
-paper; its script 0.8) or 0.8, no repeated 4-grams. Published figures are means of 3 seeds. Ours:
-not run (needs a GPU).
+(microsoft/LoRA at c4593f0), which clips no gradient and decodes with length penalty 0.8. The data
+are folders data/e2e, data/dart and data/webnlg with train.jsonl, validation.jsonl and test.jsonl,
+in each line a prompt (the meaning representation, or triples), a completion, and in test.jsonl one
+line a meaning with all right texts as references. microsoft/LoRA has the challenge's own files;
+the public set gem/e2e_nlg of configs/tasks/e2e.py may be the cleaned one. Published figures are
+means of 3 seeds. Ours: not run (needs a GPU).
 """
 
 import ml_collections
@@ -18,12 +19,23 @@ from published import Preset, config_of
 from published.lora import TABLE_3, TABLE_13, TABLE_14, TABLE_18
 
 _MODELS = {"m": "openai-community/gpt2-medium", "l": "openai-community/gpt2-large"}
-# Data: weight decay, dropout, label smoothing (Table 11), training examples.
+# Data: weight decay, dropout, label smoothing, length penalty (Table 11), training examples.
 _DATA = {
-    "e2e": (0.01, 0.1, 0.1, 42_000),
-    "webnlg": (0.01, 0.1, 0.1, 22_000),
-    "dart": (0.0, 0.0, 0.0, 82_000),
+    "e2e": (0.01, 0.1, 0.1, 0.9, 42_000),
+    "webnlg": (0.01, 0.1, 0.1, 0.8, 22_000),
+    "dart": (0.0, 0.0, 0.0, 0.8, 82_000),
 }
+_METRICS = {
+    "e2e": ("lowercase_bleu", "nist", "meteor", "coco_rouge_l", "cider"),
+    "webnlg": ("lowercase_bleu", "meteor", "ter"),
+    "dart": ("lowercase_bleu", "meteor", "ter"),
+}
+_BEYOND = {
+    "e2e": "METEOR needs Java",
+    "webnlg": "BLEU of seen and unseen categories apart needs a test file of each",
+    "dart": "",
+}
+_TOKENS = {"e2e": 60, "webnlg": 80, "dart": 80}  # mean of an example, assumed
 _WARMUP_STEPS, _BATCH, _EPOCHS = 500, 8, 5
 _DIFFERS = {
     "largest gradient norm": ("not printed: 1.0 here", "no clipping"),
@@ -43,17 +55,27 @@ def _preset(
     steps: int | None = None,
     script: bool = False,
 ) -> Preset:
-    decay, dropout, smoothing, examples = _DATA[data]
+    decay, dropout, smoothing, penalty, examples = _DATA[data]
     total = steps or examples * _EPOCHS // _BATCH
     name = f"{data}-{size}" if steps is None else f"rank-{rank}"
     settings = dict(
         model=dict(name=_MODELS[size]),
         data=dict(
             task="completion",
-            name=f"data/{data}.jsonl",
-            text="prompt",
-            label="completion",
+            name=f"data/{data}",
+            recipe="table_to_text",
+            fields=dict(table="prompt", text="completion", references="references"),
+            prompt="{table}",
+            metrics=_METRICS[data],
             max_length=512,
+            label_smoothing=smoothing,
+            # 64 new tokens: eval_len of the script.
+            decoding=dict(
+                max_new=64,
+                beams=10,
+                length_penalty=0.8 if script else penalty,
+                no_repeat_ngram=4,
+            ),
         ),
         method="lora",
         lora=dict(rank=rank, alpha=32.0, dropout=dropout, targets="query+value"),
@@ -71,10 +93,20 @@ def _preset(
         sweep=dict(seeds=(0, 1, 2)),
         out=f"runs/papers/lora_gpt2/{name}{'-script' * script}",
     )
-    needs = [f"the text of {data} as {settings['data']['name']}", "its scorer of generated texts"]
-    needs += [f"label smoothing {smoothing}"] if smoothing else []
     differs = _DIFFERS if name == "e2e-m" else {}
-    return Preset(settings, metric, value, spread, source, differs, ", ".join(needs))
+    return Preset(
+        settings,
+        metric,
+        value,
+        spread,
+        source,
+        differs,
+        f"data/{data} with train.jsonl, validation.jsonl and test.jsonl",
+        "lora-jax evaluate RUN RUN RUN --generate",
+        _BEYOND[data],
+        examples,
+        _TOKENS[data],
+    )
 
 
 PRESETS: dict[str, dict[str, Preset]] = {}

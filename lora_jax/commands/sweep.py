@@ -114,7 +114,7 @@ def _caution(config: Config, *, fetch: bool, quiet: bool) -> None:
     Raises:
         ValueError: targets match nothing of their model.
     """
-    from lora_jax.config import with_value
+    from lora_jax.config import Targets, kind_of, with_value
     from lora_jax.sweeps.grid import expand
     from lora_jax.sweeps.guards import cautions, target_cautions
     from lora_jax.sweeps.search import read_space
@@ -124,9 +124,12 @@ def _caution(config: Config, *, fetch: bool, quiet: bool) -> None:
     runs = expand(stage(config, {}, seeds))
     space = read_space(config) if config.sweep.search.trials else ()
     asked = [
-        one for dimension in space if dimension.key == "lora.targets" for one in dimension.choices
+        (dimension.key, one)
+        for dimension in space
+        if kind_of(dimension.key) == Targets
+        for one in dimension.choices
     ]
-    tried = [with_value(run, "lora.targets", one) for run in runs[-1:] for one in asked] or runs
+    tried = [with_value(run, key, one) for run in runs[-1:] for key, one in asked] or runs
     for text in (*cautions(config, runs), *target_cautions(tried, fetch=fetch)):
         if not quiet:
             print(f"note: {text}", file=sys.stderr)

@@ -31,6 +31,7 @@ from .limits import TARGETS as TARGETS
 from .limits import Targets as Targets
 from .limits import name_of_targets as name_of_targets
 from .limits import resolve_targets as resolve_targets
+from .limits import split_name as split_name
 from .load import describe as describe
 from .load import from_config_dict as from_config_dict
 from .load import load_config as load_config

@@ -105,6 +105,18 @@ class ModelConfig:
     # With remat: what is kept of a block waits in host memory, where the device has one.
     offload: Annotated[bool, NO_RESULT] = False
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and products
+    # Of an encoder in training, as its pretraining had them (BERT, RoBERTa and DeBERTa 0.1, which
+    # config.json calls hidden_dropout_prob, attention_probs_dropout_prob, and cls_dropout or
+    # classifier_dropout): of what a layer adds to its input, of attention weights, before the
+    # classifier. The adapters' own is lora.dropout.
+    dropout: Share = 0.0
+    attention_dropout: Share = 0.0
+    head_dropout: Share = 0.0
+
+    @property
+    def drops(self) -> bool:
+        """Whether training draws random numbers for dropout in the model."""
+        return bool(self.dropout or self.attention_dropout or self.head_dropout)
 
 
 @dataclass(frozen=True)
@@ -153,6 +165,12 @@ class DataConfig:
     # data's lengths.
     buckets: tuple[Count, ...] | None = None
     train_examples: Count | None = None  # cap of the training set alone; None = all
+    # Published splits to hold out, such as validation_matched+validation_mismatched; None = those of
+    # these names, or texts of train. One may be both, as where papers report the best epoch of it.
+    validation_split: Name | None = None
+    test_split: Name | None = None
+    # In training, this share of a label's weight is spread evenly over all classes or words.
+    label_smoothing: Share = 0.0
     # What the fields mean, how a prompt is made of them, what scores and decodes an answer. With
     # it, text, text_pair and label are not read: `fields` names the columns. None = completion,
     # pair_classification or classification, as task and text_pair say, scored by accuracy alone.
@@ -197,6 +215,9 @@ class LoraConfig:
     dropout: Share = 0.0  # probability on the adapter's input, in training
     # First values of the factors; those that choose the codes of a base need method qlora.
     init: Annotated[str, one_of(INITIALIZERS, also=r"pissa_niter_\d+")] = "kaiming"
+    # The folder adapter/ of a run on the same base to go on from, in place of the first values; a
+    # new head stays new.
+    init_from: Name | None = None
     targets: Targets = "all-linear"  # which weights
     layers: tuple[NotNegative, ...] | None = None  # adapted layers by index; None = all
     dora: bool = False  # a trained magnitude for each output column
@@ -297,6 +318,9 @@ class TrainConfig:
     # Where metrics go besides metrics.jsonl. wandb and mlflow need the extra of their name.
     sinks: Annotated[tuple[Sink, ...], NO_RESULT] = ("tensorboard",)
     eval_every: Count | None = None  # steps; None = at the end only
+    # Which state is scored and kept: that of the last step, or of the end of the epoch with the
+    # best validation score (of the metric to report; where there is none, the loss).
+    select: Literal["last", "best_epoch"] = "last"
     checkpoint_every: Annotated[Count, NO_RESULT] = 100  # steps
     seed: NotNegative = 0  # of the factors, the head, the order of the data and dropout
 
@@ -423,8 +447,11 @@ class Config:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What a run is made of besides its settings: the names of its model and data sets."""
-        return (self.model.name, *self.data.names)
+        """What a run is made of besides its settings: the names of its model and data sets, and of
+        the adapter that it starts from.
+        """
+        start = self.lora.init_from if self.method in ADAPTERS else None
+        return (self.model.name, *self.data.names, *([] if start is None else [start]))
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 # With scan the blocks are `layers/...`, without it `layers_0/...`, `layers_1/...`: one name must
-# serve both.
+# serve both. A regex here is what runs of that name have in their ids; what it takes in models of
+# another form, of two stacks or of experts: `tasks/targets.py: in_model`.
 TARGETS: dict[str, str] = {
     "query+value": r"layers(_\d+)?/attn/(q|v)/kernel",
     "attention": r"layers(_\d+)?/attn/(q|k|v|o)/kernel",

@@ -21,6 +21,7 @@ def check_together(config: Config) -> None:
     _check_method(config)
     _check_variant(config)
     _check_steps(config)
+    _check_selection(config)
     _check_sweep(config)
 
 
@@ -29,6 +30,13 @@ def _check_model(config: Config) -> None:
         raise ValueError(
             "config.model.offload moves what recomputed blocks keep: it needs "
             "config.model.remat=true."
+        )
+    rates = ("dropout", "attention_dropout", "head_dropout")
+    if config.model.drops and config.data.task == "completion":
+        named = next(name for name in rates if getattr(config.model, name))
+        raise ValueError(
+            f"config.model.{named} is an encoder's alone: a language model has the adapters' own, "
+            "config.lora.dropout. Leave it at 0."
         )
 
 
@@ -44,6 +52,12 @@ def _check_data(config: Config) -> None:
         raise ValueError(
             "Every task of config.data.mixture needs a name of its own, by which its metrics are "
             f"reported, got {names}."
+        )
+    encoded = data.task == "classification" and data.recipe is not None
+    if data.label_smoothing and encoded and RECIPES[data.recipe].head in ("score", "span"):
+        raise ValueError(
+            f"config.data.label_smoothing spreads a label over classes or words, and the recipe "
+            f"{data.recipe!r} has none on an encoder. Leave it at 0."
         )
     for part in (data, *data.mixture):
         _check_roles(part.recipe, part.fields)
@@ -140,6 +154,11 @@ def _check_variant(config: Config) -> None:
             "config.optim.precondition_b needs config.lora.variant 'lora_fa' (a fixed `a`), "
             f"got {lora.variant!r}."
         )
+    if lora.init_from is not None and initializer_named(lora.init).reads != "shape":
+        raise ValueError(
+            f"config.lora.init {lora.init!r} and config.lora.init_from both say where the factors "
+            "start. Leave one of them at its default."
+        )
     if initializer_named(lora.init).reads == "format" and config.method != "qlora":
         raise ValueError(
             f"config.lora.init {lora.init!r} chooses the codes of a quantised base: it needs "
@@ -160,6 +179,14 @@ def _check_steps(config: Config) -> None:
             "config.train.accumulate must divide config.train.batch_size, got "
             f"{parts} and {batch}. Nearest that does: "
             f"{next(n for n in below if batch % n == 0)}."
+        )
+
+
+def _check_selection(config: Config) -> None:
+    if config.train.select == "best_epoch" and config.train.eval_examples is not None:
+        raise ValueError(
+            "config.train.select 'best_epoch' chooses by the whole validation split: leave "
+            f"config.train.eval_examples at None, got {config.train.eval_examples}."
         )
 
 

@@ -94,6 +94,7 @@ def tfds_source(builder: Any, name: str) -> Source:
         {split: stream(found) for split, found in chosen.items()},
         names_of,
         f"{repeated} rows with a repeated input left out." if repeated else "",
+        {split: stream(split) for split in published},
     )
 
 

@@ -117,8 +117,10 @@ def _rendered(
     completion: str | None = None,
     note: str = "",
 ) -> Completions:
-    prompts = tuple(render(prompt or recipe.prompt, example.values) for example in examples)
-    answers = tuple(render(completion or recipe.completion, example.values) for example in examples)
+    asked = recipe.prompt if prompt is None else prompt  # "" is a template, too: no prompt
+    said = recipe.completion if completion is None else completion
+    prompts = tuple(render(asked, example.values) for example in examples)
+    answers = tuple(render(said, example.values) for example in examples)
     right = tuple(
         references(recipe, example.values, answer)
         for example, answer in zip(examples, answers, strict=True)

@@ -23,6 +23,7 @@ from .records import (
     Record,
     Source,
     SourceCsv,
+    Stream,
     near_names,
     split_of,
 )
@@ -68,6 +69,7 @@ def load(
     on_error: OnError = "stop",
     label_names: Sequence[str] | None = None,
     limit: int | None = None,
+    held_out: Mapping[str, str] | None = None,
     data_dir: Path | str | None = None,
     source_csv: SourceCsv | None = None,
 ) -> Dataset:
@@ -85,12 +87,14 @@ def load(
             the source's, else those of train, sorted.
         limit: training examples at most: those whose hashes are smallest, so that more of a file
             changes few of them, and memory is bounded while a large one is read.
+        held_out: the published splits that are 'validation' and 'test', several joined by +, where
+            they are not those of these names. One may be both: nothing is then cut out of train.
         data_dir, source_csv: as `open_source`.
 
     Raises:
         FileNotFoundError, OSError: it is not there, or cannot be read.
         ValueError: a record is wrong (file, line, reason), or a split is empty, with what was left
-            out and why.
+            out and why; or no split is called as `held_out` has it.
     """
     if limit is not None and limit < 1:
         raise ValueError(
@@ -101,11 +105,16 @@ def load(
     source = open_source(name, data_dir=data_dir, source_csv=source_csv)
     classes = _declared_classes(recipe, columns, source, label_names)
 
-    read = _Reader(recipe, columns, classes, problems)
+    read, held_out = _Reader(recipe, columns, classes, problems), held_out or {}
     if "all" in source.streams:
+        if held_out:
+            raise ValueError(
+                f"Data set {source.name!r} has no published splits: leave "
+                f"{', '.join(f'config.data.{split}_split' for split in held_out)} at None."
+            )
         parts, notes = read.split(source.streams["all"](problems), limit)
     else:
-        parts, notes = read.published(source, limit)
+        parts, notes = read.published(source, limit, held_out)
     names = classes or _observed_classes(recipe, source, parts.get("train", []))
     ids = _ids(classes)
     splits = {
@@ -202,11 +211,11 @@ class _Reader:
         return {split: part.examples() for split, part in parts.items()}, notes
 
     def published(
-        self, source: Source, limit: int | None
+        self, source: Source, limit: int | None, asked: Mapping[str, str]
     ) -> tuple[dict[str, list[Example]], list[str]]:
         """The parts of a source with splits, none of them missing, and what serves as what."""
-        held_out, notes = self._held_out(source)
-        if "test" not in held_out and "validation" in held_out:
+        held_out, notes = self._held_out(source, asked)
+        if "test" not in held_out and "validation" in held_out and "validation" not in asked:
             held_out["test"] = held_out.pop("validation")
             notes.append("Validation serves as test.")
         missing = [split for split in ("test", "validation") if split not in held_out]
@@ -225,13 +234,25 @@ class _Reader:
         parts = {"train": train.examples(), **held_out, **cut}
         return parts, notes + self._shared(parts)
 
-    def _held_out(self, source: Source) -> tuple[dict[str, list[Example]], list[str]]:
+    def _held_out(
+        self, source: Source, asked: Mapping[str, str]
+    ) -> tuple[dict[str, list[Example]], list[str]]:
         """The published splits besides train that have answers."""
         found, notes = {}, []
+        if shared := set(asked.get("validation", "").split("+")) & set(
+            asked.get("test", "").split("+")
+        ) - {""}:
+            notes.append(
+                f"The published {' and '.join(sorted(shared))} serves as validation and as test: "
+                "what is chosen on it is chosen on what is reported."
+            )
         for split in ("validation", "test"):
-            if split not in source.streams:
+            streams = (
+                _asked(source, asked[split]) if split in asked else [source.streams.get(split)]
+            )
+            if None in streams:
                 continue
-            rows = list(self.examples(source.streams[split](self.problems)))
+            rows = [row for stream in streams for row in self.examples(stream(self.problems))]
             scores = {row.values["score"] for row in rows if "score" in row.values}
             if rows and (all(map(self.is_hidden, rows)) or scores == {-1.0}):
                 notes.append(
@@ -253,6 +274,17 @@ class _Reader:
             for split, count in counts.items()
             if count
         ]
+
+
+def _asked(source: Source, names: str) -> list[Stream]:
+    """The published splits of these names, joined by +."""
+    there = source.published or source.streams
+    if unknown := [name for name in names.split("+") if name not in there or name == "train"]:
+        raise ValueError(
+            f"Data set {source.name!r} has no split {unknown[0]!r} to hold out. It has: "
+            f"{', '.join(name for name in there if name != 'train')}."
+        )
+    return [there[name] for name in names.split("+")]
 
 
 class _Smallest:

@@ -98,13 +98,15 @@ class Source:
     to be split.
 
     `classes` are the class names of columns that the data set itself declares, in the order of
-    their ids. `note` says what was left out before a record came.
+    their ids. `note` says what was left out before a record came. `published` are the splits under
+    the data set's own names, of a catalogue that has others.
     """
 
     name: str
     streams: Mapping[str, Stream]
     classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     note: str = ""
+    published: Mapping[str, Stream] = dataclasses.field(default_factory=dict)
 
 
 def split_of(text: str) -> str:

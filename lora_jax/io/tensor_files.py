@@ -116,11 +116,14 @@ class ModelFolder(Tensors):
                 if folder.is_dir()
                 else "no such folder"
             )
-            pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+            # Of a repository pickles are not even fetched, so its folder holds no weights at all.
+            is_model = (folder / "config.json").is_file() or any(folder.glob("*.bin"))
             raise FileNotFoundError(
                 f"{folder} needs {_SINGLE} (or {_INDEX} with its shards), but holds {there or 'nothing'}. "
-                + ("Pickled weights are not read, since loading them can run code: convert them to safetensors with their own tools."
-                   if pickled else "Give the folder of a Hugging Face model.")
+                + ("Pickled weights are not read, since loading them can run code: if the model comes "
+                   "as pytorch_model.bin alone, convert it to safetensors with its own tools (transformers: "
+                   "from_pretrained(NAME).save_pretrained(FOLDER)), and give that folder."
+                   if is_model or any(folder.glob("*.pt")) else "Give the folder of a Hugging Face model.")
             )  # fmt: skip
 
         shard_of = _read_index(folder / _INDEX)

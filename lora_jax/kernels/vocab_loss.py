@@ -24,6 +24,7 @@ def vocabulary_loss(
     labels: Int[Array, " tokens"],
     weight: Float[Array, " tokens"],
     chunk: int = CHUNK,
+    smoothing: float = 0.0,
 ) -> tuple[Float[Array, ""], Float[Array, " tokens"], Float[Array, " tokens"]]:
     """The sum of weighted losses (nats), and each token's weighted loss and its weight if right.
 
@@ -38,6 +39,7 @@ def vocabulary_loss(
 
     Args:
         logits_fn: a pure function of its arguments that closes over no arrays.
+        smoothing: the share of a label's weight that all words have in common.
     """
     frozen_leaves, frozen_tree = jax.tree.flatten(frozen)
     trained_leaves, trained_tree = jax.tree.flatten(trained)
@@ -48,10 +50,10 @@ def vocabulary_loss(
         )
 
     # Plain leaves cross the custom rule: its placeholders would be refused by checked containers.
-    return _loss(run, frozen_leaves, trained_leaves, hidden, labels, weight, chunk)
+    return _loss(run, frozen_leaves, trained_leaves, hidden, labels, weight, chunk, smoothing)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6, 7))
 def _loss(
     logits_fn: LogitsFn,
     frozen: list[Any],
@@ -60,9 +62,10 @@ def _loss(
     labels: Array,
     weight: Array,
     chunk: int,
+    smoothing: float,
 ) -> tuple[Array, Array, Array]:
     arrays = (frozen, trained, hidden, labels, weight)
-    return _chunks(logits_fn, *arrays, chunk, gradient=False)[:3]
+    return _chunks(logits_fn, *arrays, chunk, smoothing, gradient=False)[:3]
 
 
 def _forward(
@@ -73,6 +76,7 @@ def _forward(
     labels: Any,
     weight: Any,
     chunk: int,
+    smoothing: float,
 ) -> tuple[tuple[Array, Array, Array], tuple[Any, Array]]:
     # Each array comes with whether it is differentiated.
     arrays = jax.tree.map(
@@ -80,12 +84,16 @@ def _forward(
         (frozen, trained, hidden, labels, weight),
         is_leaf=lambda one: hasattr(one, "perturbed"),
     )
-    *out, gradients = _chunks(logits_fn, *arrays, chunk, gradient=True)
+    *out, gradients = _chunks(logits_fn, *arrays, chunk, smoothing, gradient=True)
     return tuple(out), gradients
 
 
 def _backward(
-    logits_fn: LogitsFn, chunk: int, saved: tuple[Any, Array], g: tuple[Any, ...]
+    logits_fn: LogitsFn,
+    chunk: int,
+    smoothing: float,
+    saved: tuple[Any, Array],
+    g: tuple[Any, ...],
 ) -> tuple[Any, ...]:
     scale = cotangent_of_sum(g)
     d_trained, d_hidden = jax.tree.map(lambda x: x * scale.astype(x.dtype), saved)
@@ -103,6 +111,7 @@ def _chunks(
     labels: Array,
     weight: Array,
     chunk: int,
+    smoothing: float,
     *,
     gradient: bool,
 ) -> tuple[Array, Array, Array, Any]:
@@ -116,15 +125,25 @@ def _chunks(
             # Written out, so that it may stand where the logits stood; autodiff keeps their
             # exponential beside them, and its chunks could be half as long.
             is_label = jnp.arange(logits.shape[-1], dtype=jnp.int32) == label[:, None]
-            dt, dh = pull((jnp.exp(logits - normaliser[:, None]) - is_label) * w[:, None])
+            wanted = _smoothed(is_label, smoothing)
+            dt, dh = pull((jnp.exp(logits - normaliser[:, None]) - wanted) * w[:, None])
             d_trained, d_hidden = gathered
             gathered = jax.tree.map(jnp.add, d_trained, dt), d_hidden.at[rows].set(dh, mode="drop")
 
         picked = jnp.take_along_axis(logits, label[:, None], -1)[:, 0]
+        if smoothing:
+            picked = (1 - smoothing) * picked + smoothing * logits.mean(-1)
         return normaliser - picked, likeliest(logits) == label, gathered
 
     empty = jax.tree.map(jnp.zeros_like, (trained, hidden)) if gradient else None
     return in_passes((chunk,), weight, (hidden, labels), each, empty)
+
+
+def _smoothed(is_label: Array, smoothing: float) -> Array:
+    """The distribution that a loss asks for: the label's, or mixed with the even one."""
+    if not smoothing:
+        return is_label
+    return (1 - smoothing) * is_label + smoothing / is_label.shape[-1]
 
 
 def likeliest(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,19 +27,21 @@ def attend(
     bias: Float[Array, "#batch #heads #queries keys"] | None = None,
     mask: Bool[Array, "batch queries keys"] | None = None,
     softcap: float | None = None,
+    drop: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "batch queries heads dim"]:
     """`softmax(softcap(q kᵀ * scale) + bias) v`, head by head; scores and softmax in float32, the
     rest in q's dtype.
 
     Several query heads may share a key and value head (grouped-query attention, Ainslie et al.
     2023): kv divides heads. `mask` is True where a query sees a key. A softcap is `cap * tanh(x /
-    cap)`.
+    cap)`. `drop` is what dropout makes of the weights.
 
     On an NVIDIA GPU in bfloat16 or float16, cuDNN's flash attention computes it where it can;
     otherwise XLA does, and why is printed once. The environment variable LORA_JAX_ATTENTION (auto,
     xla, cudnn) asks for one of them; cudnn cannot be had on a CPU.
     """
-    if chosen(q, k, masked=mask is not None, biased=bias is not None, softcap=softcap) == "cudnn":
+    asked = dict(masked=mask is not None, biased=bias is not None, softcap=softcap)
+    if chosen(q, k, **asked, dropped=drop is not None) == "cudnn":
         return _flash(q, k, v, bias, mask, scale)
 
     batch, queries, heads, dim = q.shape
@@ -64,13 +67,16 @@ def attend(
     if mask is not None:
         scores = jnp.where(mask[:, None, None] if grouped else mask[:, None], scores, HIDDEN)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    weights = weights if drop is None else drop(weights)
     y = jnp.einsum(
         "bhgqk,bkhd->bqhgd" if grouped else "bhqk,bkhd->bqhd", weights, v.astype(q.dtype)
     )
     return y.reshape(batch, queries, heads, dim)
 
 
-def chosen(q: Any, k: Any, *, masked: bool, biased: bool, softcap: float | None) -> str:
+def chosen(
+    q: Any, k: Any, *, masked: bool, biased: bool, softcap: float | None, dropped: bool = False
+) -> str:
     """'cudnn' or 'xla', for queries and keys of these shapes."""
     wanted = os.environ.get(CHOICE, "auto")
     if wanted not in ("auto", "xla", "cudnn"):
@@ -78,7 +84,8 @@ def chosen(q: Any, k: Any, *, masked: bool, biased: bool, softcap: float | None)
     platform = jax.default_backend()
     if wanted == "xla" or (wanted == "auto" and platform != "gpu"):
         return "xla"
-    why = _why_not_flash(platform, q.shape, k.shape, q.dtype, masked, biased, softcap)
+    asked = (masked, biased, softcap, dropped)
+    why = _why_not_flash(platform, q.shape, k.shape, q.dtype, *asked)
     if why is not None:
         say_once(f"attention is computed by XLA, not by cuDNN: {why}")
     return "xla" if why is not None else "cudnn"
@@ -86,10 +93,19 @@ def chosen(q: Any, k: Any, *, masked: bool, biased: bool, softcap: float | None)
 
 @functools.cache
 def _why_not_flash(
-    platform: str, q: Any, k: Any, dtype: Any, masked: bool, biased: bool, softcap: float | None
+    platform: str,
+    q: Any,
+    k: Any,
+    dtype: Any,
+    masked: bool,
+    biased: bool,
+    softcap: float | None,
+    dropped: bool,
 ) -> str | None:
     if platform != "gpu":
         return f"the backend is {platform!r}, not 'gpu'."
+    if dropped:
+        return "its dropout is none that jax gives."
     if softcap is not None:
         return "it has no soft-capped scores."
     shape = lambda *sizes, of=dtype: jax.ShapeDtypeStruct(sizes, of)

@@ -23,6 +23,7 @@ from lora_jax.models.encoder_parts import (
     Embeddings,
     EncoderConfig,
     Family,
+    dropped,
 )
 from lora_jax.models.layers import through_layers
 
@@ -145,11 +146,9 @@ class _Relative(nn.Module):
         config = self.config
         rows = jnp.arange(2 * config.span)
         x = nn.Embed(2 * config.span, config.hidden_size, dtype=self.dtype, name="table")(rows)
-        return (
-            nn.LayerNorm(epsilon=config.norm_eps, dtype=self.dtype, name="norm")(x)
-            if config.norm_relative
-            else x
-        )
+        if config.norm_relative:
+            x = nn.LayerNorm(epsilon=config.norm_eps, dtype=self.dtype, name="norm")(x)
+        return x
 
 
 class _Convolution(nn.Module):
@@ -169,7 +168,8 @@ class _Convolution(nn.Module):
             dtype=self.dtype,
             name="window",
         )(x)
-        y = ACTIVATIONS[config.conv_activation](jnp.where(mask[..., None], y, 0))
+        y = dropped(self, jnp.where(mask[..., None], y, 0), config.dropout)
+        y = ACTIVATIONS[config.conv_activation](y)
         # The norm is of a block's output, so it runs there; its weights are read here, once.
         return y, *_Affine(config.hidden_size, name="norm")()
 
@@ -199,21 +199,22 @@ class _Attention(nn.Module):
         scale = jnp.asarray(1 / math.sqrt(hidden // heads * (1 + len(config.terms))), self.dtype)
         queries, keys, values = split(q(asking)) * scale, split(k(x)), split(v(x))
 
+        relative = shared.get("relative")
+        if relative is not None:  # Each block drops other rows of it.
+            relative = dropped(self, relative, config.dropout)
         scores = dot("bqhd,bkhd->bhqk", queries, keys)
         if "c2p" in config.terms:
-            places = split((k if config.shared_keys else dense(name="pos_k"))(shared["relative"]))
+            places = split((k if config.shared_keys else dense(name="pos_k"))(relative))
             rows = shared["rows"][None, None, : asking.shape[1]]
             scores += jnp.take_along_axis(dot("bqhd,rhd->bhqr", queries, places), rows, axis=-1)
         if "p2c" in config.terms:
-            places = (
-                split((q if config.shared_keys else dense(name="pos_q"))(shared["relative"]))
-                * scale
-            )
+            places = split((q if config.shared_keys else dense(name="pos_q"))(relative)) * scale
             rows = shared["rows"][None, None, : asking.shape[1]].swapaxes(-1, -2)
             scores += jnp.take_along_axis(
                 dot("bkhd,rhd->bhkr", keys, places), rows, axis=-1
             ).swapaxes(-1, -2)
         weights = jax.nn.softmax(scores + shared["bias"], axis=-1).astype(self.dtype)
+        weights = dropped(self, weights, config.attention_dropout)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, values)
         return dense(name="o")(y.reshape(*y.shape[:-2], hidden))
 

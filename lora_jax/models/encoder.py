@@ -15,7 +15,13 @@ from jaxtyping import Array, Bool, Int
 
 from lora_jax.models.attention import HIDDEN, attend
 from lora_jax.models.deberta import DebertaConfig, deberta_states
-from lora_jax.models.encoder_parts import ACTIVATIONS, Block, Embeddings, EncoderConfig
+from lora_jax.models.encoder_parts import (
+    ACTIVATIONS,
+    Block,
+    Embeddings,
+    EncoderConfig,
+    dropped,
+)
 from lora_jax.models.layers import through_layers
 
 
@@ -54,13 +60,17 @@ class Encoder(nn.Module):
         head = functools.partial(
             nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02), name="classifier"
         )
+        drop = functools.partial(dropped, self, rate=config.head_dropout)
         if config.num_classes is not None and config.reads_every_token:  # These have no pooler.
-            return head(config.num_classes)(x)
+            return head(config.num_classes)(drop(x))
+        first = x[:, 0]
         if config.num_classes is None and deberta:  # Its pooler is its head's.
-            return x, x[:, 0]
-        pooled = nn.Dense(config.hidden_size, dtype=self.dtype, name="pooler")(x[:, 0])
+            return x, first
+        if config.family == "roberta" and config.num_classes is not None:
+            first = drop(first)
+        pooled = nn.Dense(config.hidden_size, dtype=self.dtype, name="pooler")(first)
         pooled = ACTIVATIONS[config.pooler_activation](pooled)
-        return (x, pooled) if config.num_classes is None else head(config.num_classes)(pooled)
+        return (x, pooled) if config.num_classes is None else head(config.num_classes)(drop(pooled))
 
 
 def _states(model: Encoder, tokens: Array, mask: Array, types: Array | None) -> Array:
@@ -87,7 +97,10 @@ class _Attention(nn.Module):
             split(dense(name=name)(source))
             for name, source in zip("qkv", (asking, x, x), strict=True)
         )
-        y = attend(q, k, v, scale=1 / math.sqrt(hidden // heads), bias=shared["bias"])
+        rate = self.config.attention_dropout
+        drop = functools.partial(dropped, self, rate=rate) if rate else None
+        scale = 1 / math.sqrt(hidden // heads)
+        y = attend(q, k, v, scale=scale, bias=shared["bias"], drop=drop)
         return dense(name="o")(y.reshape(*y.shape[:-2], hidden))
 
 

@@ -57,6 +57,11 @@ class EncoderConfig:
     num_classes 2), choice (one number a text, the texts of an example being compared, num_classes
     1). `family` roberta (Liu et al. 2019, arXiv 1907.11692) numbers positions from 2 and has no
     segments; `max_positions` are those that tokens can have.
+
+    In training, which is where `apply` is given a key named dropout, `dropout` is the rate of the
+    embeddings and of what attention and MLP add to their input, `attention_dropout` of the weights
+    of attention, `head_dropout` before the classifier (of RoBERTa also before the layer that its
+    head begins with).
     """
 
     vocab_size: int
@@ -72,6 +77,9 @@ class EncoderConfig:
     head: Head = "class"
     family: Family = "bert"
     pooler_activation: Activation = "tanh"
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    head_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
@@ -114,6 +122,13 @@ class EncoderConfig:
         return {"queries": 1} if only_first else {}
 
 
+def dropped(module: nn.Module, x: Array, rate: float) -> Array:
+    """`x` after dropout, by the random numbers of the module that calls; `x` itself where `apply`
+    was given no key named dropout.
+    """
+    return nn.Dropout(rate, deterministic=not module.has_rng("dropout"))(x)
+
+
 class Embeddings(nn.Module):
     """Words, with positions and segments where the model adds them, normalised.
 
@@ -144,7 +159,8 @@ class Embeddings(nn.Module):
             )
         if self.size != config.hidden_size:
             x = nn.Dense(config.hidden_size, use_bias=False, dtype=self.dtype, name="project")(x)
-        return nn.LayerNorm(epsilon=config.norm_eps, dtype=self.dtype, name="norm")(x)
+        x = nn.LayerNorm(epsilon=config.norm_eps, dtype=self.dtype, name="norm")(x)
+        return dropped(self, x, config.dropout)
 
 
 class Block(nn.Module):
@@ -169,9 +185,10 @@ class Block(nn.Module):
         norm = functools.partial(nn.LayerNorm, epsilon=self.config.norm_eps, dtype=self.dtype)
         x = mark_input(x)
         asking = x[:, : self.queries]
+        drop = functools.partial(dropped, self, rate=self.config.dropout)
         attended = self.attention(self.config, self.dtype, name="attn")(asking, x, shared)
-        x = norm(name="attn_norm")(asking + attended)
-        return norm(name="mlp_norm")(x + Mlp(self.config, self.dtype, name="mlp")(x)), ()
+        x = norm(name="attn_norm")(asking + drop(attended))
+        return norm(name="mlp_norm")(x + drop(Mlp(self.config, self.dtype, name="mlp")(x))), ()
 
 
 class Mlp(nn.Module):

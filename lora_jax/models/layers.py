@@ -48,7 +48,7 @@ def through_layers(
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, *[0] * len(own)),
             length=count,
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_jax.config import ADAPTERS, NO_FORMAT, resolve_targets
+from lora_jax.config import ADAPTERS, NO_FORMAT, resolve_targets, split_name
 from lora_jax.core.escapes import one_line
 from lora_jax.io.contents import changed_contents
 from lora_jax.metrics.score import Score
@@ -99,6 +99,11 @@ class Cell:
         return statistics.fmean(self.by_seed().values())
 
     @property
+    def median(self) -> float:
+        """Median test score over seeds, as LoRA's paper has GLUE."""
+        return statistics.median(self.by_seed().values())
+
+    @property
     def merit(self) -> float:
         """Larger for the better of two cells, whichever way the metric goes."""
         return self.value if self.score.higher_is_better else -self.value
@@ -135,9 +140,9 @@ def gather(roots: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
 
     Runs of one id whose data or model had other contents are two runs, the second called by its
     folder. A run of tuning has the curve of its cell, and no cell counts it; of a cell that two
-    roots have tuned to unlike values, those at the first one count. A run counts as failed, with an error that says so, if it is of another folder with the
-    id of one before and other settings, if its score is no number, or if it names another metric
-    than most runs do.
+    roots have tuned to unlike values, those at the first one count. A run counts as failed, with an
+    error that says so, if it is of another folder with the id of one before and other settings, if
+    its score is no number, or if it names another metric than most runs do.
 
     A root is a store of runs, or the folder of a single run.
 
@@ -181,7 +186,7 @@ def gather(roots: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
             "configs/default.py."
         )
     waiting = [name for name in dict.fromkeys(planned) if name not in records]
-    return _comparable(_with_contents(list(records.values()))), waiting
+    return _comparable(_with_names(_with_contents(list(records.values())))), waiting
 
 
 def curves_beside(before: Mapping[str, Curve], curves: Mapping[str, Curve]) -> dict[str, Curve]:
@@ -262,6 +267,33 @@ def _with_contents(records: Sequence[RunRecord]) -> list[RunRecord]:
         return replace(record, environment={**record.environment, "contents": known})
 
     return [completed(record) for record in records]
+
+
+def _with_names(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The records, in which a set of quantised weights has one name, whichever run gave it; two sets
+    of one name have none.
+    """
+    stored = [
+        (record.config.get("quant") or {}).get("targets")
+        if record.config.get("method") == "qlora"
+        else None
+        for record in records
+    ]
+    try:
+        names = names_of_targets(targets for targets in stored if targets is not None)
+    except (TypeError, ValueError):  # Written by another version: as it stands there.
+        return list(records)
+
+    named = []
+    for record, targets in zip(records, stored, strict=True):
+        if targets is not None:
+            regex = resolve_targets(targets)
+            text = f"{names[regex]}={regex}"
+            own = text if split_name(text)[0] == names[regex] else regex
+            quant = {**record.config["quant"], "targets": own}
+            record = replace(record, config={**record.config, "quant": quant})
+        named.append(record)
+    return named
 
 
 def cells_of(records: Iterable[RunRecord]) -> list[Cell]:
@@ -360,6 +392,7 @@ _OWN = ("rank", "format", "targets")
 _WORDS = {key: one for key, (one, _) in INCOMPARABLE.items()} | {
     "optim.learning_rate": "learning rate", "quant.block_size": "block size", "lora.init": "initialisation",
     "lora.alpha": "alpha", "quant.double": "double quantisation", "lora.variant": "variant",
+    "quant.targets": "quantised targets",
 }  # fmt: skip
 # Axes over whose levels a mean says nothing, and what to call several of them.
 UNLIKE = dict(INCOMPARABLE.values())

@@ -81,6 +81,7 @@ def expand(config: Config) -> list[Config]:
             _refuse_unread(axis, runs)
         runs = [run for same in made for run in same]
     _check_names(run.lora.targets for run in runs if run.method in ADAPTERS)
+    _check_names(run.quant.targets for run in runs if run.method == "qlora")
     if sweep.tune.at:
         runs = _at_points(runs, sweep.tune)
     for run in runs if axes or sweep.tune.at else ():

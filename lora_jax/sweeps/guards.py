@@ -124,18 +124,24 @@ def _in_effect(axis: Axis) -> tuple[tuple[Any, ...], ...]:
 
 def _one_set(config: Config) -> list[list[str]]:
     """The names of one regex, where the sweep has several."""
-    given = list(config.sweep.targets)
+    given = [("lora.targets", targets) for targets in config.sweep.targets]
     for axis in read_axes(config.sweep.axes):
-        if "lora.targets" in axis.keys:
-            given += [point[axis.keys.index("lora.targets")] for point in axis.points]
-    names: dict[str, dict[str, None]] = defaultdict(dict)
-    for targets in given:
-        names[resolve_targets(targets)][repr(name_of_targets(targets))] = None
+        for key, *values in zip(axis.keys, *axis.points):
+            given += [(key, targets) for targets in values if kind_of(key) == Targets]
+    names: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for key, targets in given:
+        names[key, resolve_targets(targets)][repr(name_of_targets(targets))] = None
     return [list(same) for same in names.values() if len(same) > 1]
 
 
+def _targets_of(run: Config) -> dict[str, str]:
+    """{setting: targets} of those that the run's method reads."""
+    adapted = {"lora.targets": run.lora.targets} if run.method in ADAPTERS else {}
+    return adapted | ({"quant.targets": run.quant.targets} if run.method == "qlora" else {})
+
+
 def _named_anew(runs: Sequence[Config]) -> list[str]:
-    given = dict.fromkeys(run.lora.targets for run in runs if run.method in ADAPTERS)
+    given = dict.fromkeys(targets for run in runs for targets in _targets_of(run).values())
     return [
         f"Targets {name!r} are {resolve_targets(one)!r} in this sweep, not the set that lora_jax "
         f"calls so, {TARGETS[name]!r}."
@@ -153,11 +159,11 @@ def target_cautions(runs: Sequence[Config], *, fetch: bool) -> list[str]:
     """
     from lora_jax.tasks.targets import count_weights, open_sites
 
-    wanted: dict[tuple[Any, ...], dict[str, str]] = defaultdict(dict)
+    wanted: dict[tuple[Any, ...], dict[tuple[str, str], str]] = defaultdict(dict)
     for run in runs:
-        if run.method in ADAPTERS:
+        for key, targets in _targets_of(run).items():
             model = (run.model.name, run.model.revision, run.model.scan)
-            wanted[model].setdefault(resolve_targets(run.lora.targets), run.lora.targets)
+            wanted[model].setdefault((key, resolve_targets(targets)), targets)
 
     said = []
     for (name, revision, scan), targets in wanted.items():
@@ -166,15 +172,15 @@ def target_cautions(runs: Sequence[Config], *, fetch: bool) -> list[str]:
         except (OSError, ValueError, ImportError) as error:  # Its runs fail with it, or fetch it.
             said.append(f"Targets in {name} were not looked at: {error}")
             continue
-        sets: dict[frozenset[str], list[str]] = defaultdict(list)
-        for one in targets.values():
+        sets: dict[tuple[str, frozenset[str]], list[str]] = defaultdict(list)
+        for (key, _), one in targets.items():
             taken = opened.taken(one)
-            sets[frozenset(site.path for site in taken)].append(repr(name_of_targets(one)))
+            sets[key, frozenset(site.path for site in taken)].append(repr(name_of_targets(one)))
         said += [
             f"Targets {' and '.join(same)} take the same "
             f"{count_weights([opened.sites[path] for path in paths])} weights of {name}: arms that "
             "differ in them alone are one."
-            for paths, same in sets.items()
+            for (_, paths), same in sets.items()
             if len(same) > 1
         ]
     return said

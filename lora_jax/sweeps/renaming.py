@@ -92,7 +92,7 @@ def _new_name(folder: Path) -> str:
 
 def _rename_checkpoints(folder: Path, old: str, new: str) -> None:
     """A checkpoint carries the hash of its run, and is refused by another."""
-    for meta in folder.glob("checkpoints/*/meta/metadata"):
+    for meta in (*folder.glob("checkpoints/*/meta/metadata"), *folder.glob("best/*/meta/metadata")):
         content = _read(meta)
         if isinstance(content, dict) and (content.get("identity") or {}).get("run") == old:
             write_json(meta, content | {"identity": content["identity"] | {"run": new}})

@@ -27,6 +27,7 @@ from lora_jax.sweeps.cells import (
     word_of,
 )
 from lora_jax.sweeps.comparisons import adapters, choice, ranked
+from lora_jax.sweeps.costs import cost_notes
 from lora_jax.sweeps.fairness import chosen, fairness
 from lora_jax.sweeps.files import disk, without_collection, write_csv
 from lora_jax.sweeps.findings import Findings, findings_of
@@ -45,11 +46,6 @@ _IDENTITY = ("run_id", "method", "format", "rank", "targets", "seed")
 _LEFT = ("method", "base", "targets")  # columns of words
 _MOST_TESTS = 40
 _MOST_NOTES = 3  # of the data
-_NOTES = (
-    "MB are 10^6 bytes. Base: bytes of the arrays as stored. Peak: arguments, outputs and temporaries of the "
-    "compiled training step. Time: the whole run, compilation included. Tokens: real ones, no "
-    "padding. Every setting of every cell: settings.csv."
-)
 _TESTS_NOTE = (
     "p: Student's paired t-test over seeds, or of seeds and examples where answers were kept; p, "
     "signs: randomisation test; corrected: Holm, among all pairs of levels, all baselines, or all pairs of "
@@ -264,9 +260,14 @@ def _tuned(cells: Sequence[Cell]) -> list[str]:
 def _headings(said: Score, cells: Sequence[Cell]) -> tuple[str, ...]:
     return (
         *_LEFT, "rank", *(f"{word}, tuned" for word in _tuned(cells)), f"test {said.label}{', %' * said.share}",
-        *(["bits a byte"] if _has_bytes(cells) else []), "seeds", "trainable", "base, MB", "bits a weight", "adapter, MB", "peak, MB",
+        *(["median"] if _has_medians(cells) else []), *(["bits a byte"] if _has_bytes(cells) else []), "seeds", "trainable", "base, MB", "bits a weight", "adapter, MB", "peak, MB",
         "tokens/s", "time, s",
     )  # fmt: skip
+
+
+def _has_medians(cells: Sequence[Cell]) -> bool:
+    """Whether a cell has enough seeds for a median that is no mean."""
+    return max(cell.seeds for cell in cells) > 2
 
 
 def _has_bytes(cells: Sequence[Cell]) -> bool:
@@ -276,11 +277,11 @@ def _has_bytes(cells: Sequence[Cell]) -> bool:
 
 def _rows(cells: Sequence[Cell], said: Score) -> list[list[str]]:
     """The rows of a table of cells, under `_headings`."""
-    tuned, per_byte = _tuned(cells), _has_bytes(cells)
-    return [_row(cell, said, tuned, per_byte) for cell in cells]
+    tuned, per_byte, medians = _tuned(cells), _has_bytes(cells), _has_medians(cells)
+    return [_row(cell, said, tuned, per_byte, medians) for cell in cells]
 
 
-def _row(cell: Cell, said: Score, tuned: Sequence[str], per_byte: bool) -> list[str]:
+def _row(cell: Cell, said: Score, tuned: Sequence[str], per_byte: bool, medians: bool) -> list[str]:
     own = cell.curve and word_of(cell.curve.setting)
     return [
         " ".join((cell.method, cell.variant)).strip(),
@@ -289,6 +290,7 @@ def _row(cell: Cell, said: Score, tuned: Sequence[str], per_byte: bool) -> list[
         "" if cell.rank is None else str(cell.rank),
         *(chosen(cell) if word == own else "" for word in tuned),
         _with_error(cell, said, unit=False),
+        *([said.number(cell.median)] if medians else []),
         *([_number(cell.mean("test_bits_per_byte"), 1, 4)] if per_byte else []),
         str(cell.seeds),
         _number(cell.mean("trainable_parameters"), 1, 0),
@@ -310,7 +312,7 @@ def _cell_row(cell: Cell) -> dict[str, Any]:
     row = cell.runs[0].result.row()
     return {
         "cell": cell.name, "method": cell.method, "format": cell.format, "rank": cell.rank, "targets": cell.targets,
-        "seeds": cell.seeds, "metric": cell.score.name, "value": cell.value,
+        "seeds": cell.seeds, "metric": cell.score.name, "value": cell.value, "median": cell.median,
         "standard_error": None if cell.error_kind == "unknown" else cell.standard_error,
         "standard_error_kind": cell.error_kind,
         **({f"tuned {cell.curve.setting}": cell.curve.best, "tuned_at_edge": cell.curve.edge} if cell.curve else {}),
@@ -371,7 +373,8 @@ def _page(
         unsupported=found.conclusions.unsupported,
         fairness=fairness(cells, [run.curve for run in records if run.curve is not None]),
         cells=(_headings(said, cells), _rows(cells, said)),
-        notes=f"{_error_kind(cells)}. {_chosen_by(cells)} {_matters(found, said)} {_NOTES}",
+        notes=f"{_error_kind(cells)}. {_chosen_by(cells)} {_matters(found, said)} "
+        f"{cost_notes(cells)} Every setting of every cell: settings.csv.",
         tasks=tasks_table(cells, said),
         spread=spread_table(found),
         tests=tests_table(found, said),

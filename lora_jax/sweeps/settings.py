@@ -11,6 +11,7 @@ from typing import Any
 
 from lora_jax.config import Config, canonical, from_config_dict, shown_by_path, value_of
 from lora_jax.core.escapes import one_line
+from lora_jax.sweeps.grid import shown_targets
 from lora_jax.sweeps.records import RunRecord
 
 # A setting that a run does not read, such as the block size of a base that is not quantised.
@@ -19,7 +20,7 @@ NOT_READ = "–"
 TUNED = "tuned"
 # Settings that a name says in its own way, and words for those that it adds.
 NAMED = ("method", "lora.rank", "lora.targets", "quant.format")
-_SHORT = {"data.name": "data", "model.name": "model"}
+_SHORT = {"data.name": "data", "model.name": "model", "quant.targets": "quant.targets"}
 # Settings of which each value has losses and scores of its own, that compare with no other's: what a
 # report calls them, one and several.
 INCOMPARABLE = {
@@ -173,10 +174,12 @@ def _settings(config: bytes) -> tuple[str, Mapping[str, Any]]:
 
 
 def in_words(config: Config) -> dict[str, Any]:
-    """{dotted setting: its value, as a table has it} of what decides a run: exceptions by path have
-    the name that they were given.
+    """{dotted setting: its value, as a table has it} of what decides a run: exceptions by path and
+    the targets of quantisation have the name that they were given.
     """
     settings = flat(canonical(config))
+    if "quant.targets" in settings:
+        settings["quant.targets"] = shown_targets(config.quant.targets)
     for key in ("lora.ranks", "quant.formats"):
         if key in settings:
             settings[key] = shown_by_path(value_of(config, key)) or "uniform"

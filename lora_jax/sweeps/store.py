@@ -15,6 +15,7 @@ line.
         log.txt             who started it, how it ended, tracebacks
         sinks.json          which rows W&B or MLflow have got, and under which id
         adapter/ checkpoints/ tensorboard/ wandb/
+        best/               the best epoch so far of a run that takes it (train.select)
         predictions/        what the run gave on each test example
         lock                the claim of the process that runs it (lock.py)
 

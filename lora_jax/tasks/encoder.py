@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,7 @@ class EncoderTask(Task):
     @property
     def per_example(self) -> HeadLosses:
         """See `Task`."""
-        return HeadLosses(self.model, self.head)
+        return HeadLosses(self.model, self.head, self.label_smoothing)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -89,6 +90,10 @@ class EncoderTask(Task):
     def is_new(self, path: str) -> bool:
         """See `Task.is_new`."""
         return path.startswith("pooler/") and self._head_has_pooler(self.params)
+
+    def is_head(self, path: str) -> bool:
+        """See `Task.is_head`."""
+        return re.fullmatch(_HEAD, path) is not None or self.is_new(path)
 
     def _head_has_pooler(self, params: Mapping[str, Any]) -> bool:
         return getattr(self.model.config, "pooler_in_head", False) and "pooler" in params
@@ -141,7 +146,11 @@ def open_encoder(model_config: ModelConfig, data: DataConfig) -> EncoderTask:
         scan=model_config.scan,
         kind="encoder",
     )
-    settings, params = dataclasses.replace(stored.config, head=head), params_of(stored)
+    rates = {
+        name: getattr(model_config, name)
+        for name in ("dropout", "attention_dropout", "head_dropout")
+    }
+    settings, params = dataclasses.replace(stored.config, head=head, **rates), params_of(stored)
     if settings.reads_every_token:
         params.pop("pooler", None)
     check_sizes(folder, tokenizer.vocab_size, settings, model_config, data)
@@ -162,6 +171,7 @@ def open_encoder(model_config: ModelConfig, data: DataConfig) -> EncoderTask:
         recipe=examples.recipe,
         tokenizer=tokenizer,
         data=examples.fingerprint,
+        label_smoothing=data.label_smoothing,
     )
 
 

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from lora_jax.adapters.apply import apply
+from lora_jax.core.paths import key_for
 from lora_jax.core.trainable import Trainables
 from lora_jax.tasks.losses import Losses, Summed, classification
 
@@ -29,6 +30,7 @@ class HeadLosses:
 
     model: nn.Module
     head: str = "class"
+    smoothing: float = 0.0  # of labels, in training
 
     def __call__(
         self, frozen: Any, trainable: Trainables, batch: Any, key: jax.Array | None = None
@@ -38,8 +40,11 @@ class HeadLosses:
         if self.head == "choice":
             # The texts of all choices go through the model together.
             inputs = tuple(part.reshape(-1, part.shape[-1]) for part in inputs)
-        logits = apply(self.model, frozen, trainable, *inputs, key=key)
-        return HEADS[self.head](logits.astype(jnp.float32), batch)
+        # The adapters draw by the paths of their weights; the model's own dropout has no path.
+        rngs = {} if key is None else {"rngs": {"dropout": key_for(key, "")}}
+        logits = apply(self.model, frozen, trainable, *inputs, key=key, **rngs)
+        training = {} if key is None or not self.smoothing else {"smoothing": self.smoothing}
+        return HEADS[self.head](logits.astype(jnp.float32), batch, **training)
 
 
 def classifier_loss(model: nn.Module) -> Summed:
@@ -49,8 +54,8 @@ def classifier_loss(model: nn.Module) -> Summed:
     return Summed(HeadLosses(model))
 
 
-def _class(logits: Float[Array, "batch classes"], batch: Any) -> Losses:
-    return classification(logits, batch["labels"], batch["weight"])
+def _class(logits: Float[Array, "batch classes"], batch: Any, smoothing: float = 0.0) -> Losses:
+    return classification(logits, batch["labels"], batch["weight"], smoothing)
 
 
 def _score(logits: Float[Array, "batch 1"], batch: Any) -> Losses:
@@ -60,10 +65,12 @@ def _score(logits: Float[Array, "batch 1"], batch: Any) -> Losses:
     return Losses.of(0.5 * gap * gap, jnp.abs(gap) < 0.5, batch["weight"], scores)
 
 
-def _token(logits: Float[Array, "batch time classes"], batch: Any) -> Losses:
+def _token(
+    logits: Float[Array, "batch time classes"], batch: Any, smoothing: float = 0.0
+) -> Losses:
     """Over tokens that have a label (not -1)."""
     labels = batch["labels"]
-    return classification(logits, labels, batch["weight"][:, None] * (labels >= 0))
+    return classification(logits, labels, batch["weight"][:, None] * (labels >= 0), smoothing)
 
 
 def _span(logits: Float[Array, "batch time 2"], batch: Any) -> Losses:
@@ -80,12 +87,12 @@ def _span(logits: Float[Array, "batch time 2"], batch: Any) -> Losses:
     return Losses.of(losses.mean(-1) * there, right & there, batch["weight"], answer)
 
 
-def _choice(logits: Float[Array, "texts 1"], batch: Any) -> Losses:
+def _choice(logits: Float[Array, "texts 1"], batch: Any, smoothing: float = 0.0) -> Losses:
     """Cross-entropy over one number a choice."""
-    return _class(logits[:, 0].reshape(batch["tokens"].shape[:2]), batch)
+    return _class(logits[:, 0].reshape(batch["tokens"].shape[:2]), batch, smoothing)
 
 
-HEADS: dict[str, Callable[[Array, Any], Losses]] = {
+HEADS: dict[str, Callable[..., Losses]] = {
     "class": _class,
     "score": _score,
     "token": _token,

@@ -32,7 +32,6 @@ from lora_jax.models.t5 import T5
 from lora_jax.tasks.building import build_options, check_sizes, params_of
 from lora_jax.tasks.language_loss import TokenLosses
 from lora_jax.tasks.reading import completions_of, recipe_of
-from lora_jax.tasks.targets import in_two_stacks
 from lora_jax.tasks.task import Task
 
 
@@ -48,7 +47,7 @@ class DecoderTask(Task):
     @property
     def per_example(self) -> TokenLosses:
         """See `Task`."""
-        return TokenLosses(self.model)
+        return TokenLosses(self.model, smoothing=self.label_smoothing)
 
     def _batches(
         self, encoded: Any, batch_size: int, rows: Mapping[str, Any], **order: Any
@@ -98,10 +97,6 @@ class Seq2SeqTask(DecoderTask):
             temperature=data.mixture_temperature,
         )
 
-    def targets(self, name: str) -> str:
-        """See `Task.targets`: the names take in both stacks."""
-        return in_two_stacks(super().targets(name))
-
 
 def open_language(model_config: ModelConfig, data: DataConfig) -> DecoderTask:
     """The task of a language model: `data.text` is the column of the prompt, `data.label` that of
@@ -120,6 +115,7 @@ def open_language(model_config: ModelConfig, data: DataConfig) -> DecoderTask:
     task.note = " ".join(filter(None, (records["train"].note, cut)))
     task.recipe = None if data.mixture and data.recipe is None else recipe_of(data)
     task.data = fingerprint_of(records)
+    task.label_smoothing = data.label_smoothing
     return task
 
 

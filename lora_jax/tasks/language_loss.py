@@ -26,11 +26,13 @@ class TokenLosses:
     Batches have `tokens`, `segments` (0 is padding), `labels` (each token's successor) and
     `loss_weight`, all (batch, time); those of an encoder-decoder have `target` and
     `target_segments` as well, of which the labels are the successors. `chunk` tokens' logits are
-    alive at a time, where the head is trained or quantised and so has any.
+    alive at a time, where the head is trained or quantised, or labels are smoothed, and so has any.
+    `smoothing` is of labels, in training.
     """
 
     model: Decoder | T5
     chunk: int = CHUNK
+    smoothing: float = 0.0
 
     def __call__(
         self, frozen: Any, trainable: Trainables, batch: Any, key: jax.Array | None = None
@@ -42,13 +44,14 @@ class TokenLosses:
         flat, weight = hidden.reshape(-1, hidden.shape[-1]), batch["loss_weight"]
         arguments = (flat, batch["labels"].reshape(-1), weight.reshape(-1))
 
-        loss_of = frozen_head(self.model, frozen, trainable)
+        smoothing = 0.0 if key is None else self.smoothing
+        loss_of = None if smoothing else frozen_head(self.model, frozen, trainable)
         if loss_of is not None:
             total, *each = loss_of(*arguments)
         else:
             head, trained = self._head(frozen, trainable)
             logits = functools.partial(_logits, self.model)
-            total, *each = vocabulary_loss(logits, head, trained, *arguments, self.chunk)
+            total, *each = vocabulary_loss(logits, head, trained, *arguments, self.chunk, smoothing)
 
         loss, correct = (part.reshape(weight.shape) for part in each)
         return Losses(total=total, loss=loss, correct=correct, weight=weight)

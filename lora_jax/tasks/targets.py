@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,18 +17,30 @@ from lora_jax.io.weights import classes_of, kind_of, open_model
 from lora_jax.models.kinds import example_inputs, model_of
 
 # The names of TARGETS in a model of two stacks: attention across them beside that within each.
-_STACK_TARGETS = {
+_IN_TWO_STACKS = {
     "query+value": r"(encoder|decoder)/layers(_\d+)?/(attn|cross)/(q|v)/kernel",
     "attention": r"(encoder|decoder)/layers(_\d+)?/(attn|cross)/(q|k|v|o)/kernel",
     "mlp": r"(encoder|decoder)/layers(_\d+)?/mlp/(gate|up|down)/kernel",
     "all-linear": r"(encoder|decoder)/layers(_\d+)?/.*/kernel",
 }
 
+# And in a mixture of experts: every expert, and those that all tokens share. What only chooses
+# among them, the router and the gate of the shared ones, is in all-linear.
+_OF_EXPERTS = {"mlp": r"layers(_\d+)?/mlp/((experts|shared)/)?(gate|up|down)/kernel"}
 
-def in_two_stacks(pattern: str) -> str:
-    """The regex for an encoder-decoder: names in TARGETS take in both stacks."""
-    for kind, known in TARGETS.items():
-        pattern = pattern.replace(known, _STACK_TARGETS[kind])
+
+def in_model(pattern: str, paths: Iterable[str]) -> str:
+    """The regex for a model whose weights have these paths: names in TARGETS take in both stacks of
+    an encoder-decoder, and mlp the experts of a mixture. A run's id does not depend on it.
+    """
+    known: dict[str, str] = {}
+    for path in paths:
+        if path.startswith(("encoder/layers", "decoder/layers")):
+            known = _IN_TWO_STACKS
+        elif "/mlp/experts/" in path:
+            known = _OF_EXPERTS
+    for name, regex in known.items():
+        pattern = pattern.replace(TARGETS[name], regex)
     return pattern
 
 
@@ -38,12 +50,10 @@ class ModelSites:
 
     name: str
     sites: Mapping[str, Site]
-    two_stacks: bool
 
     def pattern(self, targets: str) -> str:
         """The regex that targets stand for in this model."""
-        regex = resolve_targets(targets)
-        return in_two_stacks(regex) if self.two_stacks else regex
+        return in_model(resolve_targets(targets), self.sites)
 
     def taken(self, targets: str) -> list[Site]:
         """The sites that these targets adapt.
@@ -62,8 +72,8 @@ class ModelSites:
         if vectors := [site.path for site in found if not site.is_matrix]:
             raise ValueError(
                 f"{self.name}: {what} rule {pattern!r} matches {len(vectors)} weights that are no "
-                f"matrices, such as {vectors[0]!r}, and only matrices have factors. Let it end in "
-                "/kernel."
+                f"matrices, such as {vectors[0]!r}, and only matrices have factors or are "
+                "quantised. Let it end in /kernel."
             )
         return found
 
@@ -110,4 +120,4 @@ def open_sites(
         for path, site in find_sites(model_of(config, scan=scan), *example_inputs(config)).items()
         if not path.startswith(new)
     }
-    return ModelSites(name, sites, kind == "encoder-decoder")
+    return ModelSites(name, sites)

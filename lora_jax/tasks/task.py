@@ -26,6 +26,7 @@ from lora_jax.generation.engine import Generator
 from lora_jax.metrics.table import Primary
 from lora_jax.tasks.building import lora_rules, quant_rules, shapes_of, unquantised
 from lora_jax.tasks.losses import PerExample, Summed
+from lora_jax.tasks.targets import in_model
 
 Trees = tuple[dict[str, Any], dict[str, Any]]
 
@@ -49,6 +50,7 @@ class Task:
         data: the fingerprint of the examples of all splits and of the names of their classes.
         lora, quant: rules on paths, instead of those of a run's config.
         whole: patterns of weights that are trained whole beside adapters.
+        label_smoothing: of the loss in training.
         generator: the class that writes texts with the model, None where it writes none.
         beams: whether beam search can write them.
         metrics: names of what scores predictions, in `lora_jax.metrics.table.METRICS`.
@@ -70,6 +72,7 @@ class Task:
     lora: Rules[LoraSpec] | None = None
     quant: Rules[QuantSpec] | None = None
     whole: Sequence[str] = ()
+    label_smoothing: float = 0.0
 
     generator: ClassVar[type[Generator] | None] = None
     beams: ClassVar[bool] = False
@@ -141,10 +144,14 @@ class Task:
 
     def targets(self, name: str) -> str:
         """The regex on paths that named targets, or a regex, stand for in this model."""
-        return resolve_targets(name)
+        return in_model(resolve_targets(name), self.sites)
 
     def is_new(self, path: str) -> bool:
         """Whether a weight is part of a new head, which has no factors: it is trained whole."""
+        return False
+
+    def is_head(self, path: str) -> bool:
+        """Whether a weight is of the head that the task puts on a pretrained model."""
         return False
 
     def split(self, name: str) -> Any:

@@ -149,9 +149,17 @@ def advance(group: Group) -> None:
     # What fixes the next batch: runs that agree in it read one.
     orders = {(run.config.train.seed, run.step) for run in group.runs}
     batches = {run.slot: run.next_batch() for run in group.runs}
-    metrics = group.slots.step(batches, alike=len(orders) == 1)
+    is_first = group.slots.load(batches, alike=len(orders) == 1)
+    if is_first:
+        group.settle(training=True)
+    metrics = group.slots.step()
     for run in group.runs:
         run.step += 1
+        if not is_first:
+            run.count(batches[run.slot])
+    # A length's first pass is no speed: besides compiling it touches its memory, page by page.
+    if is_first:
+        group.settle()
     group.pending.append(([(run, run.step) for run in group.runs], metrics))
 
 
@@ -163,7 +171,7 @@ def after_step(group: Group, bar: TrainingBar, saved: Callable[[Run], None] | No
     """
     stop = group.stopped.is_set()
     every = group.runs[0].config.train
-    evaluating = [run for run in group.runs if run.is_at(every.eval_every) and not run.is_over]
+    evaluating = [run for run in group.runs if run.is_evaluated]
     saving = [
         run
         for run in group.runs
@@ -201,8 +209,8 @@ def write_log(group: Group, bar: TrainingBar) -> None:
     group.share_time(training=True)
     if losses and group.runs:
         clocks = [run.clock for run in group.runs]
-        seconds = max(sum(clock.training for clock in clocks), 1e-9)
-        rate = sum(clock.tokens for clock in clocks) / seconds
+        seconds = sum(clock.training for clock in clocks)
+        rate = sum(clock.tokens for clock in clocks) / seconds if seconds else None
         bar.update(max(run.step for run in losses), float(np.mean(list(losses.values()))), rate)
 
 
@@ -210,7 +218,12 @@ def evaluate(group: Group, runs: Sequence[Run]) -> None:
     """Writes the runs' scores on the validation split."""
     if runs := group.still(runs):
         scores = group.scores("validation")
-        group.each(runs, lambda run: run.log.write(run.step, "validation", scores[run.slot].means))
+
+        def note(run: Run) -> None:
+            run.log.write(run.step, "validation", scores[run.slot].means)
+            run.compare(group.slots.take(run.slot), scores[run.slot])
+
+        group.each(runs, note)
         group.share_time()
 
 
@@ -252,6 +265,7 @@ def finish(group: Group, runs: Sequence[Run]) -> None:
     ending = [run for run in runs if run.is_over]
     if not ending:
         return
+    select(group, [run for run in ending if run.config.train.select == "best_epoch"])
     evaluated: dict[Run, dict[str, Evaluated]] = {run: {} for run in ending}
     for split in group.splits:
         try:
@@ -282,6 +296,22 @@ def finish(group: Group, runs: Sequence[Run]) -> None:
             "stacked": len(slots) if len(slots) > 1 else None,
         }
         group.leave(run, run.result(scored[run], **own))
+
+
+def select(group: Group, runs: Sequence[Run]) -> None:
+    """Puts the best epochs of runs that have taken their last step into their slots."""
+    if not (runs := group.still(runs)):
+        return
+    scores, chosen = group.scores("validation"), {}
+
+    def choose(run: Run) -> None:
+        state = group.slots.take(run.slot)
+        run.compare(state, scores[run.slot])
+        chosen[run.slot] = run.selected(state)
+
+    group.each(runs, choose)
+    if chosen:
+        group.slots.put(chosen)
 
 
 class Group:
@@ -441,9 +471,14 @@ class Group:
 
         return self.slots.evaluate(batches())
 
+    def settle(self, *, training: bool = False) -> None:
+        """Waits for the steps so far, and shares their time as `share_time` does."""
+        self.slots.wait()
+        self.share_time(training=training)
+
     def share_time(self, *, training: bool = False) -> None:
         """The time since the last call in equal parts to the runs; `training` is whether it was
-        that of training steps, but for what compiling took.
+        that of training steps of known shapes, but for what compiling took.
         """
         now, compiled = time.perf_counter(), self.slots.programs.compile_seconds
         spent, compiling = now - self._clock, compiled - self._compiled

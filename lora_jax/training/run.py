@@ -17,7 +17,7 @@ import numpy as np
 from lora_jax.adapters.checks import check_start, flags_of_optimizer, unreached
 from lora_jax.adapters.stacking import pad, trim
 from lora_jax.adapters.surgery import trainable_parameters
-from lora_jax.config import Config, canonical, config_hash
+from lora_jax.config import ADAPTERS, Config, canonical, config_hash
 from lora_jax.core.init import initializer_named
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, bytes_of
@@ -35,6 +35,7 @@ from lora_jax.training.optim import make_optimizer
 from lora_jax.training.result import RunResult
 from lora_jax.training.sinks import About
 from lora_jax.training.slots import Evaluated
+from lora_jax.training.starting import start_from
 from lora_jax.training.step import TrainState, create_state
 
 
@@ -47,7 +48,7 @@ class Clock:
     """What a run has used, in seconds and real tokens; of runs side by side, an equal share.
 
     seconds: in all. compiling: of these, until programs were compiled. training: of these, in
-    training steps that were compiled already.
+    training steps but for the first of each length in this process. tokens: of the same steps.
     """
 
     seconds: float = 0.0
@@ -77,6 +78,7 @@ class Run:
     steps: int = 0
     clock: Clock = field(default_factory=Clock)
     peak_bytes: int | None = None  # of the processes that had it before
+    best: tuple[int, float] | None = None  # step and merit of the best epoch's end so far
 
     def open(self, task: Task, slot: int) -> None:
         """Opens its files and its iterator over the training batches, at step 0.
@@ -91,10 +93,17 @@ class Run:
             "train", train.batch_size, seed=train.seed, accumulate=train.accumulate
         )
         self.iterator = iter(self.batches)
-        self.checkpoints = Checkpoints(
-            self.folder / "checkpoints", base=task.base, run=config_hash(self.config)
-        )
+        self.checkpoints = self._checkpoints("checkpoints", keep=2)
+        self._best = self._checkpoints("best", keep=1) if self._selects else None
         self.log = MetricsLog(self.folder, train.sinks, about(self.folder, self.config))
+
+    def _checkpoints(self, name: str, keep: int) -> Checkpoints:
+        run = config_hash(self.config)
+        return Checkpoints(self.folder / name, base=self.task.base, run=run, keep=keep)
+
+    @property
+    def _selects(self) -> bool:
+        return self.config.train.select == "best_epoch"
 
     def restore(self, first: TrainState, step: int) -> TrainState:
         """The state of the checkpoint at `step` (0: the first state itself), to go on from.
@@ -105,13 +114,15 @@ class Run:
         """
         state = first
         if self.step:  # A later checkpoint was taken up before, and is not gone on from.
-            self.clock, self.peak_bytes = Clock(), None
+            self.clock, self.peak_bytes, self.best = Clock(), None, None
         self.iterator = iter(self.batches)
         if step:
             state, position = self.checkpoints.restore(first, step)
             self._take_up(position.pop("figures", {}))  # older checkpoints have none
             self.iterator.set_state(position)
-        elif initializer_named(self.config.lora.init).reads != "format":
+        elif self.config.lora.init_from is None and (
+            initializer_named(self.config.lora.init).reads != "format"
+        ):
             # What chooses codes starts nearer to the base before quantisation than the frozen one.
             check_start(first.trainable)
         self.step = step
@@ -121,6 +132,12 @@ class Run:
     def is_at(self, every: int | None) -> bool:
         """Whether its step is a multiple of `every`."""
         return every is not None and self.step % every == 0
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether its validation score is due at its step, before the last one."""
+        ends_epoch = self._selects and self.is_at(self.batches.steps_per_epoch)
+        return not self.is_over and (ends_epoch or self.is_at(self.config.train.eval_every))
 
     @property
     def is_over(self) -> bool:
@@ -133,13 +150,16 @@ class Run:
         return self.step in self.rungs and not self.is_over
 
     def next_batch(self) -> Any:
-        """Its next batch; the clock counts its real tokens."""
-        batch = next(self.iterator)
+        """Its next batch."""
+        return next(self.iterator)
+
+    def count(self, batch: Any) -> None:
+        """Counts a batch's real tokens for the speed of its steps."""
         self.clock.tokens += int(batch["mask"][batch["weight"] > 0].sum())
-        return batch
 
     def _take_up(self, figures: Mapping[str, Any]) -> None:
         self.peak_bytes = figures.get("peak_bytes")
+        self.best = figures.get("best") and tuple(figures["best"])
         known = {one.name: figures[one.name] for one in fields(Clock) if one.name in figures}
         self.clock = Clock(**known)
 
@@ -157,8 +177,31 @@ class Run:
         if not self.log.path.exists():
             # A new folder with this checkpoint alone would go on without the rows so far.
             raise FileNotFoundError(f"{self.folder} was removed while the run was trained.")
-        figures = {**asdict(self.clock), "peak_bytes": self.at_peak(peak_bytes)}
+        figures = {**asdict(self.clock), "peak_bytes": self.at_peak(peak_bytes), "best": self.best}
         self.checkpoints.save(state, {**self.iterator.get_state(), "figures": figures})
+
+    def compare(self, state: TrainState, evaluated: Evaluated) -> None:
+        """Keeps the state, if its epoch is the first or the best one so far, of a run that takes its
+        best one.
+
+        A run that goes on from before its best epoch comes to the same one again, bit for bit, and
+        finds it kept.
+        """
+        if self._best is None or not (self.is_over or self.is_at(self.batches.steps_per_epoch)):
+            return
+        score = self._scores("validation", evaluated)[self.task.primary.name]
+        merit = score.value if score.higher_is_better else -score.value
+        if math.isnan(merit):  # a correlation with what is constant
+            merit = -math.inf
+        if self.best is None or merit > self.best[1]:
+            self.best = (self.step, merit)
+            self._best.save(state, {})
+
+    def selected(self, state: TrainState) -> TrainState:
+        """The last state, with what the best epoch's end had trained, of a run that takes that."""
+        if self._best is None:
+            return state
+        return state.replace(trainable=self._best.restore(state, self.best[0])[0].trainable)
 
     def conclude(
         self, state: TrainState, evaluated: Mapping[str, Evaluated]
@@ -168,15 +211,7 @@ class Run:
         """
         check_reached(state)
         task = self.task
-        scores = {
-            split: {
-                one.name: one
-                for one in loss_and_accuracy(
-                    task.primary, found["loss"], found.get("accuracy"), int(found["examples"])
-                )
-            }
-            for split, (found, _) in evaluated.items()
-        }
+        scores = {split: self._sums(found.means) for split, found in evaluated.items()}
         if "test" in scores and (size := task.text_bytes("test")):
             loss = scores["test"]["loss"]
             bits = loss.value * loss.count / math.log(2) / size
@@ -195,6 +230,19 @@ class Run:
         )
         return scores
 
+    def _sums(self, means: Mapping[str, float]) -> dict[str, Score]:
+        primary, count = self.task.primary, int(means["examples"])
+        found = loss_and_accuracy(primary, means["loss"], means.get("accuracy"), count)
+        return {one.name: one for one in found}
+
+    def _scores(self, split: str, evaluated: Evaluated) -> dict[str, Score]:
+        """Those of the sums, and the task's other metrics if it is scored by one of them."""
+        scores = self._sums(evaluated.means)
+        if self.task.primary.name not in scores:
+            said = self._predictions(split, evaluated.rows)
+            scores |= metric_scores(said, self.task.primary)
+        return scores
+
     def _predictions(self, split: str, rows: Sequence[Mapping[str, Any]]) -> Predictions:
         """What was said of each example of a split of which every batch was scored."""
         batches = _in_order(self.config, self.task, split)
@@ -210,6 +258,7 @@ class Run:
             primary=self.task.primary.name,
             examples={split: len(encoded) for split, encoded in self.task.splits.items()},
             steps=self.steps,
+            selected_step=self.best[0] if self.best is not None else None,
             peak_rss_bytes=peak_bytes(),
             tokens_per_second=self.clock.tokens_per_second,
             seconds=round(self.clock.seconds, 3),
@@ -222,7 +271,8 @@ class Run:
 
     def close(self) -> None:
         """Closes its files."""
-        self.checkpoints.close()
+        for checkpoints in filter(None, (self.checkpoints, self._best)):
+            checkpoints.close()
         self.log.close()
 
 
@@ -256,6 +306,10 @@ def initial_state(
     """
     key, run_key = jax.random.split(jax.random.key(config.train.seed))
     frozen, trainable = task.trainable(config, key, frozen=frozen)
+    if config.method in ADAPTERS and config.lora.init_from is not None:
+        trainable = start_from(
+            trainable, config.lora.init_from, base=task.base, is_head=task.is_head
+        )
     if like is not None:
         trainable = pad(trainable, like)
     return frozen, create_state(trainable, make_optimizer(config.optim, steps), run_key)
@@ -317,17 +371,22 @@ def sizes(frozen: Mapping[str, Any], trainable: Mapping[str, Any]) -> dict[str, 
 
     trainable_parameters: entries that are trained. base_bytes: what is kept of the base (nothing
     under full fine-tuning: then all of it is trained). base_bits_per_weight: bits a weight of those
-    that are quantised, 32 (or 16) if none is.
+    that are quantised, 32 (or 16) if none is. padded_bytes: what padding to the widest run of a
+    group adds to the adapter, while it is trained.
     """
     leaves = list(flatten(frozen).values())
     quantized = [leaf for leaf in leaves if isinstance(leaf, QuantizedArray)] or leaves
     weights = sum(leaf.size for leaf in quantized)
     bits = round(8 * bytes_of(quantized) / weights, 4) if weights else None
     trimmed = trim(trainable)
-    trained = [getattr(x, name) for x in trimmed.values() for name in x.trained_fields()]
+    own, padded = (
+        bytes_of([getattr(x, name) for x in tree.values() for name in x.trained_fields()])
+        for tree in (trimmed, trainable)
+    )
     return {
         "trainable_parameters": trainable_parameters(trimmed),
         "base_bytes": bytes_of(frozen),
         "base_bits_per_weight": bits,
-        "adapter_bytes": bytes_of(trained),
+        "adapter_bytes": own,
+        "padded_bytes": padded - own,
     }

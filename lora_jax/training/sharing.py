@@ -22,6 +22,7 @@ def program_key(run: Config) -> Config:
     # would be other runs.
     rank = run.lora.rank if run.optim.name == "adamw8bit" else 1
     lora = replace(run.lora, rank=rank, alpha=1.0, scaling="standard", dropout=dropout, layers=None)
+    lora = replace(lora, init_from=None)  # Values, not shapes.
     if initializer_named(run.lora.init).reads == "shape":  # All of them give arrays of one kind.
         lora = replace(lora, init="kaiming")
     if run.lora.bias != "lora_only":  # Which biases are trained whole follows from the targets.
@@ -51,7 +52,7 @@ def stack_key(run: Config) -> Config:
             lora=replace(run.lora, dropout=key.lora.dropout),
             train=replace(key.train, seed=run.train.seed),
         )
-    if run.lora.dropout:
+    if run.lora.dropout or run.model.drops:
         key = replace(key, train=replace(key.train, seed=run.train.seed))
     return key
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lab import arms, small_model
+from lab import small_model
 from lab.examples import example_losses
-from lab.inside import matrices, starts
-from lab.protocol import Lab, with_
+from lab.protocol import Lab
+from lab.setting import FULL, S
 from lab.small_model import SmallModel
 from lora_jax.analysis.spectra import dense_svd
 from lora_jax.core.lowrank import LowRank
@@ -88,7 +88,7 @@ def test_s_is_pretrained_once_from_its_seed_and_kept(folder, monkeypatch):
     assert not folder.with_name(folder.name + ".work").exists()
     from lora_jax.training import loop
 
-    monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(loop, "fit", lambda *a, **k: pytest.fail("trained again"))
     assert small_model.pretrained(TINY) == folder
 
 
@@ -110,15 +110,18 @@ def test_its_linear_layers_can_be_stored_in_few_bits(folder):
     assert small_model.quantized(model, params, None) is params
 
 
+@pytest.fixture
+def lab(folder, tmp_path, monkeypatch):
+    """A lab in which every S is the tiny one."""
+    monkeypatch.setattr(small_model, "pretrained", lambda model=None: folder)
+    return Lab(tmp_path, seeds=(0,), say=lambda text: None)
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_updates_are_what_the_run_added_to_each_matrix(folder, method, tmp_path):
-    lab = Lab(tmp_path, say=lambda text: None)
-    config = with_(
-        small_model.tuning(folder),
-        **{"method": method, "lora.rank": 2, "train.total_steps": 3, "optim.learning_rate": 1e-2},
-    )
-    run = lab.run(config)
-    found = list(matrices(run, ("q", "down")))
+def test_updates_are_what_the_run_added_to_each_matrix(lab, method):
+    kind = FULL if method == "full" else {"lora.rank": 2}
+    run = lab.run(S.with_(**kind, **{"train.total_steps": 3}), 0, 1e-2)
+    found = lab.updates(run, ("q", "down"))
     assert sorted((m.path.split("/")[-2], m.layer) for m in found) == [
         ("down", 0),
         ("down", 1),
@@ -126,6 +129,7 @@ def test_updates_are_what_the_run_added_to_each_matrix(folder, method, tmp_path)
         ("q", 1),
     ]
     saved = load_run(run.folder)
+    assert "embed/embedding" not in saved.trainable
     for m in found:
         leaf = saved.trainable[m.path]
         base = np.asarray(flatten(saved.task.params)[m.path])[m.layer]
@@ -137,51 +141,26 @@ def test_updates_are_what_the_run_added_to_each_matrix(folder, method, tmp_path)
         np.testing.assert_allclose(
             m.tuned, new, atol=1e-6
         )  # float32's rounding of weights of about 1
-        assert m.update.s[0] > 0 and (m.a is None) == (method == "full")
+        assert m.update.s[0] > 0 and (m.a is None) == (m.start is None) == (method == "full")
         np.testing.assert_allclose(
             dense_svd(m.tuned - m.weight).s[: len(m.update.s)], m.update.s, atol=1e-9
         )
-    assert len(list(matrices(run))) == 14
+    assert len(lab.updates(run)) == 14
 
 
-def test_factors_before_the_first_step_are_made_again_from_the_seed(folder, tmp_path):
-    lab = Lab(tmp_path, say=lambda text: None)
+def test_factors_before_the_first_step_are_made_again_from_the_seed(lab):
     # A rate at which nothing moves: after training the factors are still the starts.
-    config = with_(
-        small_model.tuning(folder),
-        **{"lora.rank": 2, "lora.targets": arms.WITH_EMBEDDING, "optim.learning_rate": 1e-30},
-    )
-    run = lab.run(with_(config, **{"train.total_steps": 1, "train.seed": 5}))
-    before = starts(run)
-    assert (
-        before.keys() == load_run(run.folder).trainable.keys()
-        and "embed/embedding" in before
-        and len(before) == 8
-    )
-    for m in matrices(run):
-        np.testing.assert_array_equal(m.a, before[m.path][m.layer])
+    run = lab.run(S.with_(**{"lora.rank": 2, "train.total_steps": 1}), 5, 1e-30)
+    found = lab.updates(run)
+    assert len(found) == 14
+    for m in found:
+        np.testing.assert_array_equal(m.a, m.start)
 
 
-def test_arms_of_claims_share_their_settings(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(small_model, "pretrained", lambda model=None: folder)
-    lab = Lab(tmp_path, seeds=(0,), say=lambda text: None)
-    monkeypatch.setattr(
-        lab, "arm", lambda name, config, rates, seeds=None: (name, config, tuple(rates), seeds)
-    )
-    name, config, rates, seeds = arms.lora_arm(
-        lab, 4, arms.projections("qv"), **{"lora.alpha": 8.0}
-    )
-    assert (name, config.lora.rank, config.lora.alpha, rates, seeds) == (
-        "r=4",
-        4,
-        8.0,
-        arms.LORA_RATES,
-        None,
-    )
-    assert arms.full_arm(lab)[1].method == "full" and arms.projections("qk").endswith(
-        "attn/(q|k)/kernel"
-    )
-    # A name and its regex are one run.
-    from lora_jax.sweeps.grid import run_id
-
-    assert run_id(config) == run_id(arms.lora_arm(lab, 4, "query+value", **{"lora.alpha": 8.0})[1])
+def test_losses_on_domain_a_are_of_reviews_that_s_was_not_trained_on(lab):
+    losses, weights = lab.losses((S, 0), "A")
+    assert len(losses) == 80 and (weights > 0).all()
+    run = lab.run(S.with_(**{"train.total_steps": 3}), 0, 1e-2)
+    assert np.abs(lab.losses(run, "A")[0] - losses).max() > 1e-6
+    quantised = {"method": "qlora", "quant.format": "nf2", "quant.block_size": 32}
+    assert np.abs(lab.losses((S.with_(**quantised), 0), "A")[0] - losses).max() > 1e-4

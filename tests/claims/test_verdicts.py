@@ -1,70 +1,64 @@
-"""Intervals cover what they should, pairing narrows them, and verdicts follow from the interval and
-the signs alone.
+"""Verdicts follow from the interval and from limits alone; a real effect that is too small to
+matter is not one.
 """
 
 import numpy as np
 import pytest
 
-from lab.verdicts import judge_all, judge_effect, judge_equal, paired_losses
-from lora_jax.statistics.interval import Interval
+from lab.contrast import OverSeeds, of_losses
+from lab.verdicts import judge_effect, judge_equal, judge_not_worse
 
 
-def test_intervals_cover_the_true_difference_as_often_as_they_say():
-    dice = np.random.default_rng(0)
-    hits = 0
-    for trial in range(200):
-        hard = dice.exponential(size=300)
-        found = paired_losses(hard + dice.normal(0.1, 0.5, 300), hard, resamples=400, seed=trial)
-        hits += found.low <= 0.1 <= found.high
-    # 95 %, with four standard errors of 200 trials.
-    assert abs(hits / 200 - 0.95) < 0.062
-
-
-def test_pairing_takes_out_what_the_arms_share():
-    dice = np.random.default_rng(1)
-    hard = 10 * dice.exponential(size=500)
-    paired = paired_losses(hard + 0.1, hard)
-    assert paired.value == pytest.approx(0.1) and paired.high - paired.low < 1e-9
-    apart = paired_losses(hard + 0.1, dice.permutation(hard))
-    assert apart.high - apart.low > 1
-
-
-def test_seeds_are_averaged_before_examples_are_drawn_and_weights_count_tokens():
-    first, second = np.array([[1.0, 5.0], [3.0, 5.0]]), np.zeros((2, 2))
-    assert paired_losses(first, second).value == pytest.approx(3.5)
-    assert paired_losses(first, second, weights=[3, 1]).value == pytest.approx((3 * 2 + 5) / 4)
-
-
-def test_arms_of_other_examples_or_that_diverged_have_no_interval():
-    with pytest.raises(ValueError, match="same examples"):
-        paired_losses(np.ones(3), np.ones(4))
-    with pytest.raises(ValueError, match="diverged"):
-        paired_losses([1.0, np.nan], [1.0, 1.0])
+def found(value: float, spread: float = 0.01, seeds: int = 5):
+    """A difference of this value whose 95 % interval is about 2.5 spreads on each side."""
+    each = value + spread * np.array([-1, 1, -0.5, 0.5, 0])[:seeds]
+    return OverSeeds(tuple(each))
 
 
 @pytest.mark.parametrize(
-    ("signs", "interval", "verdict"),
+    ("value", "spread", "smallest", "verdict"),
     [
-        ((1, 1, 1), (0.5, 0.1, 0.9), "reproduced"),
-        ((1, -1, 1), (0.5, 0.1, 0.9), "inconclusive"),
-        ((1, 1, 1), (0.5, -0.1, 0.9), "inconclusive"),
-        ((-1, -1, -1), (-0.5, -0.9, -0.1), "not reproduced"),
-        ((1, 1, 1), (0.01, -0.01, 0.02), "not reproduced"),
+        (0.5, 0.01, 0.1, "reproduced"),
+        (0.5, 0.01, 0.0, "reproduced"),
+        (0.05, 0.01, 0.1, "not reproduced"),  # there, and too small to matter
+        (0.095, 0.01, 0.1, "inconclusive"),
+        (0.1, 1.0, 0.1, "inconclusive"),
+        (-0.5, 0.01, 0.0, "not reproduced"),
     ],
 )
-def test_an_effect_needs_every_seed_and_an_interval_above_zero(signs, interval, verdict):
-    assert judge_effect(signs, Interval(*interval), tolerance=0.05) == verdict
+def test_an_effect_lies_above_zero_and_matters(value, spread, smallest, verdict):
+    assert judge_effect(found(value, spread), smallest) == verdict
 
 
-def test_equality_needs_the_interval_within_the_tolerance():
-    assert judge_equal(Interval(0, -0.1, 0.1), tolerance=0.2) == "reproduced"
-    assert judge_equal(Interval(0.3, 0.25, 0.4), tolerance=0.2) == "not reproduced"
-    assert judge_equal(Interval(0.1, -0.1, 0.4), tolerance=0.2) == "inconclusive"
+def test_equality_needs_the_interval_within_the_margin():
+    assert judge_equal(found(0.0), 0.1) == "reproduced"
+    assert judge_equal(found(0.2), 0.1) == judge_equal(found(-0.2), 0.1) == "not reproduced"
+    assert judge_equal(found(0.1), 0.1) == "inconclusive"
+
+
+def test_as_good_as_needs_one_side_alone():
+    assert judge_not_worse(found(-5.0), 0.1) == "reproduced"
+    assert judge_not_worse(found(0.2), 0.1) == "not reproduced"
+    assert judge_not_worse(found(0.1), 0.1) == "inconclusive"
+
+
+def test_a_verdict_needs_three_seeds_and_a_margin():
     with pytest.raises(ValueError, match="3 seeds or more, got 2"):
-        judge_effect((1, 1), Interval(1, 1, 1), tolerance=0.1)
+        judge_effect(found(1.0, seeds=2))
+    with pytest.raises(ValueError, match="A margin is above 0"):
+        judge_equal(found(0.0), 0.0)
+    with pytest.raises(ValueError, match="at least 0, got -1"):
+        judge_effect(found(0.0), -1.0)
 
 
-def test_a_claim_of_parts_holds_if_all_do_and_falls_if_one_does():
-    assert judge_all(["reproduced", "reproduced"]) == "reproduced"
-    assert judge_all(["reproduced", "inconclusive"]) == "inconclusive"
-    assert judge_all(["inconclusive", "not reproduced"]) == "not reproduced"
+def test_equal_arms_get_a_false_winner_as_often_as_intervals_say():
+    dice, wins = np.random.default_rng(0), 0
+    for _ in range(200):
+        hard = dice.normal(3, 0.5, 120)
+        arms = [
+            hard + dice.normal(0, 0.02, (5, 1)) + dice.normal(0, 0.2, (5, 120)) for _ in range(2)
+        ]
+        effect = of_losses(((1.0, arms[0]), (-1.0, arms[1])), np.ones(120))
+        wins += judge_effect(effect) == "reproduced"
+    # One-sided 2.5 %, with three standard errors of 200 trials.
+    assert wins <= 0.025 * 200 + 3 * (0.025 * 0.975 * 200) ** 0.5

@@ -15,9 +15,14 @@ from lora_jax.core.lowrank import LoraSpec
 from lora_jax.io.hub import resolve
 from lora_jax.io.weights import load_decoder, load_encoder, load_t5
 from lora_jax.models.kinds import example_inputs, model_of
-from lora_jax.tasks.targets import count_parameters, count_weights, in_two_stacks, open_sites
+from lora_jax.tasks.targets import count_parameters, count_weights, in_model, open_sites
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+FOLDERS = sorted(
+    str(path.parent.relative_to(GOLDEN))
+    for path in GOLDEN.rglob("config.json")
+    if (path.parent / "model.safetensors").is_file() and "peft" not in path.parts
+)
 LOADERS = {"encoder": load_encoder, "decoder": load_decoder, "t5": load_t5}
 
 
@@ -47,7 +52,7 @@ def test_what_is_listed_is_what_adapt_takes_and_no_weight_is_read(
     opened, key = open_sites(str(folder)), jax.random.key(0)
 
     for name, regex in TARGETS.items():
-        rules = [(in_two_stacks(regex) if kind == "t5" else regex, LoraSpec(rank=8))]
+        rules = [(in_model(regex, sites) if kind == "t5" else regex, LoraSpec(rank=8))]
         made = jax.eval_shape(
             lambda given, rules=rules: adapt(model, given, (), lora=rules, key=key, sites=sites)[1],
             params,
@@ -66,6 +71,28 @@ def test_what_is_listed_is_what_adapt_takes_and_no_weight_is_read(
             if site.is_matrix
         ]
         assert all(any(re.fullmatch(one, path) for one in patterns) for path in paths)
+
+
+@pytest.mark.parametrize("folder", [*FOLDERS, "a BERT"])
+def test_every_named_set_takes_what_its_name_says_in_every_family(folder, tiny, tmp_path):
+    path = GOLDEN / folder if folder in FOLDERS else Path(tiny["config.model.name"])
+    opened = open_sites(str(path))
+    taken = {name: {site.path for site in opened.taken(name)} for name in TARGETS}
+
+    linear = {
+        site.path for site in opened.sites.values() if site.kind == "Dense" and site.is_matrix
+    }
+    within = {path for path in linear if re.search(r"(^|/)(layers/|pooler)", path)}
+    attention = {path for path in within if re.search("/(attn|cross)/", path)}
+    # DeBERTa's projections of relative positions are no projections of tokens; a router chooses
+    # experts and is none. all-linear has them.
+    tokens = {path for path in attention if "/pos_" not in path}
+    assert taken["query+value"] == {path for path in tokens if re.search("/[qv]/kernel$", path)}
+    assert taken["attention"] == tokens
+    chooses = {path for path in within if path.endswith(("/router/kernel", "/shared_gate/kernel"))}
+    assert taken["mlp"] == {path for path in within if "/mlp/" in path} - chooses
+    assert taken["all-linear"] == within
+    assert all(taken.values())
 
 
 @pytest.mark.parametrize(

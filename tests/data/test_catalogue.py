@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import tensorflow_datasets as tfds
 
+from lora_jax.config import DataConfig
 from lora_jax.data import Dataset, catalogue, load, split_of
+from lora_jax.tasks.reading import examples_of
 
 
 def test_a_catalogue_name_loads_under_mock_data_without_tensorflow(
@@ -156,6 +158,30 @@ def test_published_splits_with_labels_are_taken_as_they_are(
 ) -> None:
     data = read_tiny(tmp_path, monkeypatch, train=LABELLED, validation=[("v", 1)], test=[("t", 0)])
     assert [len(part) for part in data.splits.values()] == [100, 1, 1] and not data.note
+
+
+def test_published_splits_are_held_out_by_their_own_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As GLUE's papers have MNLI: both validation sets are what is chosen on and reported."""
+    published = dict(
+        train=LABELLED, validation_matched=[("m", 1)], validation_mismatched=[("u", 0)], test=HIDDEN
+    )
+    read_tiny(tmp_path, monkeypatch, **published)
+    both = "validation_matched+validation_mismatched"
+    config = DataConfig(name="tiny", validation_split=both, test_split=both)
+    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        catalogue, "_builder", lambda name, folder: tiny_builder(tmp_path, published)
+    )
+    data = examples_of(config)
+    assert texts_of(data, "test") == texts_of(data, "validation") == ("m", "u")
+    assert len(data["train"]) == 100 and "chosen on what is reported" in data.note
+    assert texts_of(examples_of(DataConfig(name="tiny")), "test") == ("m",)
+    with pytest.raises(ValueError, match="no split 'dev' to hold out. It has: validation_matched"):
+        load("tiny", held_out={"test": "dev"}, data_dir=tmp_path)
+    with pytest.raises(ValueError, match="no published splits: leave config.data.test_split at"):
+        load([dict(text="a", label="b")], held_out={"test": "dev"})
 
 
 def test_a_hidden_label_among_others_is_a_wrong_row(

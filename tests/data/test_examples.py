@@ -351,6 +351,14 @@ def test_rows_in_memory_are_a_source(tmp_path):
         load({"tset": given})
 
 
+def test_an_empty_template_is_a_prompt_of_nothing():
+    """As QLoRA trains on whole threads: it was once taken for none, and the prompt was the text."""
+    data = load([dict(prompt=f"p{n}", completion=f"c{n}") for n in range(60)], "completion")
+    rendered = to_completions(data, prompt="")
+    assert set(rendered["train"].prompts) == {""} and "c0" in rendered["train"].completions
+    assert to_completions(data)["train"].prompts[0].startswith("p")
+
+
 # --- values --------------------------------------------------------------------------------------
 
 

@@ -33,26 +33,25 @@ def example():
     return frozen, trained, hidden, labels, weight
 
 
-def plain(frozen, trained, hidden, labels, weight):
-    return (
-        optax.softmax_cross_entropy_with_integer_labels(head(frozen, trained, hidden), labels)
-        * weight
-    ).sum()
+def plain(frozen, trained, hidden, labels, weight, smoothing=0.0):
+    wanted = optax.smooth_labels(jax.nn.one_hot(labels, VOCAB), smoothing)
+    return (optax.softmax_cross_entropy(head(frozen, trained, hidden), wanted) * weight).sum()
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 64])
-def test_value_and_gradients_equal_the_plain_loss(chunk):
+@pytest.mark.parametrize(("chunk", "smoothing"), [(1, 0.0), (5, 0.1), (64, 0.0)])
+def test_value_and_gradients_equal_the_plain_loss(chunk, smoothing):
     frozen, trained, hidden, labels, weight = example()
+    own = (chunk, smoothing)
     chunked = lambda trained, hidden: (
-        3 * vocabulary_loss(head, frozen, trained, hidden, labels, weight, chunk)[0]
+        3 * vocabulary_loss(head, frozen, trained, hidden, labels, weight, *own)[0]
     )
     ours = jax.value_and_grad(chunked, (0, 1))(trained, hidden)
-    theirs = jax.value_and_grad(lambda t, h: 3 * plain(frozen, t, h, labels, weight), (0, 1))(
-        trained, hidden
-    )
+    theirs = jax.value_and_grad(
+        lambda t, h: 3 * plain(frozen, t, h, labels, weight, smoothing), (0, 1)
+    )(trained, hidden)
     # float32 sums in another order.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), ours, theirs)
-    without = vocabulary_loss(head, frozen, trained, hidden, labels, weight, chunk)
+    without = vocabulary_loss(head, frozen, trained, hidden, labels, weight, *own)
     np.testing.assert_allclose(without[0] * 3, ours[0], rtol=1e-6)
     np.testing.assert_allclose(without[1].sum(), without[0], rtol=1e-6)
     right = (head(frozen, trained, hidden).argmax(-1) == labels) * weight

@@ -1,5 +1,6 @@
 """The encoder computes what transformers' BertModel computes, however its blocks are repeated."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lora_jax.core.paths import flatten
 from lora_jax.core.trainable import combine, partition
 from lora_jax.io import load_encoder
 from lora_jax.models import Encoder, EncoderConfig
+from lora_jax.models.deberta import DebertaConfig
 from lora_jax.models.encoder_parts import ACTIVATIONS
 
 GOLDEN = (
@@ -99,6 +101,70 @@ def test_bfloat16_products_keep_float32_weights_and_stay_near() -> None:
     assert hidden.dtype == jnp.bfloat16
     # 8 bits a product, two layers, values up to 3 after a norm.
     assert np.abs(np.asarray(hidden, np.float32) - full.apply(params, tokens, mask)[0]).max() < 0.1
+
+
+DEBERTA = dict(buckets=4, max_distance=8, conv_size=3)
+RATES = dict(dropout=0.2, attention_dropout=0.2, head_dropout=0.2)
+TOKENS = jnp.asarray([[1, 5, 6, 7], [1, 8, 9, 0]], jnp.int32)
+
+
+def with_rates(kind: str, **options: Any) -> tuple[Any, Any, Any]:
+    """An encoder of two layers with dropout, the same without it, and its weights."""
+    deberta = kind == "deberta-v2"
+    sizes = TINY | dict(num_classes=3, family=kind) | (DEBERTA if deberta else {})
+    make = DebertaConfig if deberta else EncoderConfig
+    rated, plain = (Encoder(make(**sizes, **rates), **options) for rates in (RATES, {}))
+    return rated, plain, jax.jit(plain.init)(jax.random.key(0), TOKENS, TOKENS > 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "places"), [("bert", (5, 2, 1)), ("roberta", (5, 2, 2)), ("deberta-v2", (8, 2, 1))]
+)
+def test_dropout_stands_where_the_pretrained_models_have_it(kind: str, places: tuple) -> None:
+    """Embeddings, what attention and MLP of each layer add, DeBERTa's convolution and its relative
+    positions in each layer; attention's weights; before the classifier, RoBERTa's pooler as well.
+    """
+    for rate, count in zip(RATES, places, strict=True):
+        model, _, params = with_rates(kind, scan=False)
+        off = {name: 0.0 for name in RATES if name != rate}
+        model = model.clone(config=dataclasses.replace(model.config, **off))
+        drawn = []
+
+        def note(call: Any, args: Any, kwargs: Any, context: Any, drawn: list = drawn) -> Any:
+            if isinstance(context.module, nn.Dropout) and context.module.rate:
+                drawn.append(context.module.path)
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(note):
+            rngs = {"dropout": jax.random.key(1)}
+            model.apply(params, TOKENS, TOKENS > 0, rngs=rngs)
+        assert len(drawn) == count, (rate, drawn)
+
+
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2"])
+def test_dropout_is_off_without_a_key_and_fixed_by_it(kind: str) -> None:
+    rated, plain, params = with_rates(kind, remat=True)
+    run = lambda model, key=None: np.asarray(
+        jax.jit(model.apply)(
+            params, TOKENS, TOKENS > 0, rngs=None if key is None else {"dropout": key}
+        )
+    )
+    first, second = jax.random.split(jax.random.key(0))
+    # A rate of 0 and no key are today's function, bit for bit.
+    assert np.array_equal(run(rated), run(plain)) and np.array_equal(run(plain, first), run(plain))
+    assert np.array_equal(run(rated, first), run(rated, first))
+    assert not np.allclose(run(rated, first), run(rated, second))
+
+
+def test_dropout_keeps_its_input_in_the_mean() -> None:
+    """Logits are linear in what is dropped before the classifier."""
+    rated, plain, params = with_rates("bert")
+    only = dataclasses.replace(rated.config, dropout=0.0, attention_dropout=0.0)
+    model, keys = rated.clone(config=only), jax.random.split(jax.random.key(0), 2000)
+    draw = lambda key: model.apply(params, TOKENS, TOKENS > 0, rngs={"dropout": key})
+    drawn = jax.jit(jax.vmap(draw))(keys)
+    error = np.abs(drawn.mean(0) - plain.apply(params, TOKENS, TOKENS > 0))
+    assert (error < 5 * np.asarray(drawn).std(0) / np.sqrt(2000)).all() and drawn.std(0).min() > 0
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def test_two_names_of_one_set_and_a_name_of_ours_for_another_are_said():
     for sweep in (
         {"targets": ("a=mlp", "b=mlp", "attention")},
         {"axes": ("lora.targets = a=mlp, b=mlp",)},
+        {"axes": ("quant.targets = a=mlp, b=mlp",), "format": ("nf4",)},
     ):
         twice, same = said(**sweep)
         assert "has a value twice" in twice and same == "'a' and 'b' are one set of targets."

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lora_jax import config as settings
 from lora_jax.sweeps import report
+from lora_jax.sweeps.cells import axes as axes_of
 from lora_jax.sweeps.cells import cells_of, front, gather, pareto
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.settings import settings_of
@@ -38,6 +39,8 @@ def test_every_cell_of_the_grid_is_a_row_with_its_numbers(finished, written):
     for cell in cells:
         assert float(rows[cell.name]["test_accuracy"]) == pytest.approx(cell.value)
         assert f"{100 * cell.value:.1f} ± {100 * cell.standard_error:.1f} (b)" in written
+    # Of 18 adapters 12 are of less than the largest rank.
+    assert "the peak of 12 of 20 cells is that program's, with adapters up to 2.40 MB" in written
     with (finished.root / "report" / "report.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 20
     with (finished.root / "report" / "settings.csv").open() as file:
@@ -76,7 +79,10 @@ def test_one_seed_gives_the_binomial_error_and_several_give_that_of_the_mean(tmp
     assert cell.standard_error == pytest.approx(
         math.sqrt(sum((value - mean) ** 2 for value in values) / 2 / 3)
     )
-    assert "over seeds" in report.write_report(tmp_path).read_text()
+    text = report.write_report(tmp_path).read_text()
+    assert "over seeds" in text
+    # The middle of three seeds, as LoRA's paper has GLUE.
+    assert cell.median == sorted(values)[1] and f"| {100 * cell.median:.1f} | 3 |" in text
 
 
 def test_headline_names_the_best_adapter_and_the_smallest_within_one_standard_error(finished):
@@ -191,3 +197,26 @@ def test_targets_have_one_name_whichever_run_gave_it(tmp_path):
     assert [(cell.targets, cell.seeds) for cell in cells] == [("mlp", 2), ("query", 2)]
     with (report.write_report(tmp_path, tmp_path / "page").parent / "report.csv").open() as file:
         assert {row["targets"] for row in csv.DictReader(file)} == {"query", "mlp"}
+
+
+def test_quantised_weights_are_an_axis_by_name_beside_adapted_ones(tmp_path):
+    store = RunStore(tmp_path)
+    for seed, targets in enumerate(("a/q/kernel", "query=a/q/kernel")):
+        axes = (f"quant.targets = {targets}, mlp",)
+        both = ("mlp", "attention")
+        sweep = settings.SweepConfig(targets=both, format=("nf4",), axes=axes, seeds=(seed,))
+        fill(store, expand(replace(settings.Config(), sweep=sweep)))
+    cells = cells_of(gather([tmp_path])[0])
+    assert {(cell.targets, cell.variant, cell.seeds) for cell in cells} == {
+        (adapted, f"quant.targets={stored}", 2)
+        for adapted in ("mlp", "attention")
+        for stored in ("mlp", "query")
+    }
+    found = {name: set(column) for name, column in axes_of(cells).items()}
+    assert found == {"targets": {"mlp", "attention"}, "quantised targets": {"mlp", "query"}}
+    # Another set of that name: both stand as their regexes.
+    stored = {"format": "nf4", "targets": "query=b/q/kernel"}
+    config = settings.from_config_dict({"method": "qlora", "quant": stored})
+    fill(RunStore(tmp_path / "other"), [config])
+    names = {cell.variant for cell in cells_of(gather([tmp_path, tmp_path / "other"])[0])}
+    assert names == {f"quant.targets={said}" for said in ("mlp", "a/q/kernel", "b/q/kernel")}

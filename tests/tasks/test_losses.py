@@ -26,6 +26,19 @@ def test_the_loss_is_the_weighted_sum_of_cross_entropies_in_nats() -> None:
     assert float(sums.correct) == (right * weights).sum() and float(sums.weight) == 4
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.75])
+def test_smoothed_labels_share_their_weight_among_all_classes(smoothing) -> None:
+    """-sum_c q_c log p_c in float64, with q = (1 - s) onehot + s / classes, and its gradient."""
+    weight = jnp.asarray([1.0, 0.0, 1.0, 2.0, 0.0, 1.0])
+    loss = lambda logits: classification(logits, LABELS, weight, smoothing).total
+    found, gradient = jax.value_and_grad(loss)(LOGITS)
+    logits, weights = np.asarray(LOGITS, np.float64), np.asarray(weight, np.float64)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    q = (1 - smoothing) * np.eye(4)[np.asarray(LABELS)] + smoothing / 4
+    assert float(found) == pytest.approx(-((q * np.log(p)).sum(1) * weights).sum(), rel=1e-6)
+    np.testing.assert_allclose(gradient, (p - q) * weights[:, None], atol=1e-6)
+
+
 def test_filler_rows_change_nothing_and_get_no_gradient() -> None:
     weight = jnp.asarray([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
     whole, part = (

@@ -6,6 +6,7 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -146,3 +147,29 @@ def test_the_loop_trains_a_quantised_decoder(folder, data, tmp_path):
 def test_a_head_is_refused(folder, data, tmp_path):
     with pytest.raises(ValueError, match="is for classifiers. For a language model use"):
         train(config_of(folder, data, method="head", quant={}), tmp_path, quiet=True)
+
+
+def test_labels_are_smoothed_in_training_alone(folder, data):
+    """Of a frozen head, whose logits are then asked for, and only with the key of a step."""
+    settings = dict(task="completion", name=str(data), text="input", label="ideal", max_length=24)
+    config = dict(model=dict(name=str(folder)), lora=dict(rank=2, targets="query+value"))
+    plain, smooth = (
+        open_task(from_config_dict(dict(data=settings | dict(label_smoothing=share), **config)))
+        for share in (0.0, 0.1)
+    )
+    run = from_config_dict(dict(data=settings, **config))
+    frozen, trainable = plain.trainable(run, jax.random.key(0))
+    batch = jax.tree.map(jnp.asarray, plain.batches("train", 8)[0])
+
+    def losses(task, key):
+        return jax.jit(task.per_example)(frozen, trainable, batch, key)
+
+    assert float(losses(smooth, None).total) == float(losses(plain, None).total)
+    key = jax.random.key(1)  # without dropout it changes nothing else
+    hidden, _ = plain.model.apply(
+        {"params": frozen}, batch["tokens"], batch["segments"], method="hidden"
+    )
+    logits = plain.model.apply({"params": frozen}, hidden, method="logits")
+    evenly = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
+    wanted = 0.9 * losses(plain, key).total + 0.1 * (evenly * batch["loss_weight"]).sum()
+    assert float(losses(smooth, key).total) == pytest.approx(float(wanted), rel=1e-5)

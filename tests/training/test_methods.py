@@ -3,7 +3,9 @@ refused.
 """
 
 import functools
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -17,7 +19,8 @@ from lora_jax.adapters.surgery import trainable_parameters
 from lora_jax.config import config_hash, from_config_dict, load_config
 from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.data import Encoded
-from lora_jax.io.adapter import load_adapter
+from lora_jax.io.adapter import load_adapter, save_adapter
+from lora_jax.io.contents import contents
 from lora_jax.models.encoder import Encoder, EncoderConfig
 from lora_jax.models.kinds import example_inputs
 from lora_jax.tasks.encoder import EncoderTask
@@ -156,14 +159,19 @@ def _base(frozen, trained, head):
     return head | {path: leaf for path, leaf in trained.items() if type(leaf).__name__ == "Rows"}
 
 
-@pytest.mark.parametrize("name", ["dora", "adalora", "loftq", "prefix_layers"])
-def test_a_run_trains_saves_and_resumes_bit_for_bit(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [("dora", 0.0), ("adalora", 0.0), ("loftq", 0.0), ("prefix_layers", 0.0), ("lora", 0.1)],
+)
+def test_a_run_trains_saves_and_resumes_bit_for_bit(name, rate, tmp_path):
     run = config(**COUNTS[name][0])
-    result = train(run, tmp_path / "whole", task=task(), quiet=True)
+    rates = dict(dropout=rate, attention_dropout=rate, head_dropout=rate)
+    here = replace(task(), model=Encoder(replace(SIZES, **rates), scan=True))
+    result = train(run, tmp_path / "whole", task=here, quiet=True)
     shutil.copytree(
         tmp_path / "whole" / "checkpoints" / "2", tmp_path / "part" / "checkpoints" / "2"
     )
-    again = train(run, tmp_path / "part", task=task(), quiet=True)
+    again = train(run, tmp_path / "part", task=here, quiet=True)
     assert (
         again.value("test", "loss") == result.value("test", "loss")
         and result.trainable_parameters == COUNTS[name][1]
@@ -335,3 +343,64 @@ def test_sweeps_group_runs_by_the_structure_of_their_adapters():
         )
     ]
     assert [len(members) for _, members in groups(runs)] == [2, 1, 1, 1]
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """The saved adapter of a run with another head, and what it trained."""
+    _, trained = task().trainable(config(lora=lora(dora=True)), jax.random.key(7))
+    trained = {
+        path: leaf.replace(**{name: getattr(leaf, name) + 0.3 for name in leaf.trained_fields()})
+        for path, leaf in trained.items()
+    }
+    folder = tmp_path_factory.mktemp("other")
+    save_adapter(folder, trained, base="base", model="tiny")
+    return folder, trained
+
+
+def test_a_run_goes_on_from_another_adapter_with_a_new_head(other, tmp_path):
+    folder, theirs = other
+    run = config(lora=lora(dora=True, dropout=0.0, init_from=str(folder)))
+    run = replace(run, train=replace(run.train, total_steps=1, log_every=1))
+    new = initial_state(config(lora=lora(dora=True)), task(), 1)[1].trainable
+    frozen, state = initial_state(run, task(), 1)
+    for path, leaf in state.trainable.items():
+        source = new if path.startswith("classifier/") else theirs
+        same = [
+            np.array_equal(getattr(leaf, n), getattr(source[path], n))
+            for n in leaf.trained_fields()
+        ]
+        assert all(same) and same, path
+
+    # The first step's loss is the other adapter's evaluation, under this head.
+    train(run, tmp_path, task=task(), quiet=True)
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    there = theirs | {path: leaf for path, leaf in new.items() if path.startswith("classifier/")}
+    batch = task().batches("train", 8, seed=0)[0]
+    losses = jax.jit(task().per_example)(frozen, there, batch)
+    assert first["loss"] == pytest.approx(float(losses.total / losses.weight.sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "base", "says"),
+    [
+        (dict(targets="attention"), "base", r"differ at 2: layers/attn/k/kernel \(here alone\)"),
+        (dict(rank=3), "base", r"layers/attn/q/kernel it has \{'a': \(2, 8, 3\)"),
+        (dict(dora=False), "base", "'magnitude': "),
+        (dict(alpha=6.0), "base", r"its own scale: at layers/attn/q/kernel it is \[3.\]"),
+        (dict(), "another", "was trained on base base"),
+        (dict(init_from="nowhere"), "base", "nowhere is none. Train the run to start from"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_a_run_is_named(other, fields, base, says):
+    run = config(lora=lora(**dict(dora=True, init_from=str(other[0])) | fields))
+    here = replace(task(), fingerprint=lambda: base)
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        initial_state(run, here, 1)
+
+
+def test_a_start_is_part_of_what_a_run_is_made_of(other):
+    run = config(lora=lora(dora=True, init_from=str(other[0])))
+    assert config_hash(run) != config_hash(config(lora=lora(dora=True)))
+    assert str(other[0]) in contents(run.names)  # Changed content is another run: see RunConflict.
+    assert str(other[0]) not in replace(run, method="head").names

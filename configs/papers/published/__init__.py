@@ -12,6 +12,12 @@ from typing import Any
 
 import ml_collections
 
+# Of models whose repositories may have no safetensors, which cannot be seen without a network.
+CONVERT = (
+    "weights as safetensors (of a repository with pytorch_model.bin alone nothing is read: convert "
+    "it with transformers' save_pretrained, and set --config.model.name to that folder)"
+)
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -19,8 +25,11 @@ class Preset:
 
     settings: what a config file returns. metric, value, spread: the published figure, and what the
     paper prints after it (None where it prints none). source: paper and table. differs: setting to
-    (paper, released script). needs: what a run here lacks to be that row (weights that are not
-    public, a model family, a metric); empty if nothing.
+    (paper, released script). needs: what has to be brought to a run of it (weights that are not
+    public, files); empty if nothing. measure: the command that gives the published metric of a
+    finished run. beyond: why a run may still not reach the figure; empty if nothing is known.
+    examples, tokens: how many training examples there are, and their mean length, which is assumed
+    (texts could not be counted here): for estimates of time.
     """
 
     settings: Mapping[str, Any]
@@ -30,6 +39,10 @@ class Preset:
     source: str
     differs: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     needs: str = ""
+    measure: str = ""
+    beyond: str = ""
+    examples: int | None = None
+    tokens: int | None = None
 
     def lines(self, name: str, side: str) -> list[str]:
         """What is printed when a run of it starts."""
@@ -40,7 +53,8 @@ class Preset:
             lines.append(
                 f"  {setting}: paper {paper} {mark[0]}  released script {script} {mark[1]}".rstrip()
             )
-        return lines + ([f"  needs: {self.needs}"] if self.needs else [])
+        told = {"needs": self.needs, "measure": self.measure, "beyond": self.beyond}
+        return lines + [f"  {word}: {text}" for word, text in told.items() if text]
 
 
 def choose(presets: Mapping[str, Mapping[str, Preset]], argument: str) -> tuple[str, str, Preset]:

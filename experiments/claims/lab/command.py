@@ -80,7 +80,11 @@ def _command() -> str:
 
 
 def _run(arguments: argparse.Namespace, entries: Mapping[str, ledger.Entry], results: Path) -> int:
-    asked, lab, failed = _asked(arguments, entries), Lab(arguments.runs, seeds=_seeds(arguments)), []
+    asked, lab, failed = (
+        _asked(arguments, entries),
+        Lab(arguments.runs, seeds=_seeds(arguments)),
+        [],
+    )
     command = _command()
     for entry in asked:
         claim = entry.claim

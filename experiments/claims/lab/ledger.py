@@ -87,9 +87,7 @@ def choose(names: Sequence[str], entries: Mapping[str, Entry]) -> list[Entry]:
                 "lora-jax claims list."
             )
         if entries[key].run is None:
-            raise ValueError(
-                f"Claim {key} is out of scope here: {entries[key].claim.out_of_scope}"
-            )
+            raise ValueError(f"Claim {key} is out of scope here: {entries[key].claim.out_of_scope}")
         chosen[key] = entries[key]
     return list(chosen.values())
 

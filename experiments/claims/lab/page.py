@@ -111,9 +111,7 @@ def _verdict(entry: Entry, result: Mapping[str, Any] | None) -> str:
     return "not run" if result is None else result["verdict"]
 
 
-def _row(
-    key: str, entry: Entry, result: Mapping[str, Any] | None, before: Any, where: str
-) -> str:
+def _row(key: str, entry: Entry, result: Mapping[str, Any] | None, before: Any, where: str) -> str:
     claim, name, ours, seconds = entry.claim, f"{key} {entry.claim.title}", "", ""
     if result is not None:
         name = f"[{key}](#{key.lower()}) {claim.title}"
