@@ -120,6 +120,9 @@ class NullLab(Arms):
                 weight = weights.normal(0, rows**-0.5, (rows, columns))
                 dice = self._dice("update", name, layer, run.setting, run.seed)
                 rank = min(int(run.setting.get("lora.rank", 8)), rows, columns)
+                if run.setting.get("lora.variant") == "adalora":  # what a budget left, by chance
+                    kept = self._dice("kept", name, layer, run.setting, run.seed)
+                    rank = int(kept.integers(1, rank + 1))
                 if run.setting.method == "full":
                     a, update = None, dice.normal(0, 1, (rows, columns))
                 else:

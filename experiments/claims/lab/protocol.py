@@ -118,10 +118,15 @@ class Arms:
         *,
         guess: float | None = None,
         seeds: Sequence[int] | None = None,
+        by: Callable[[Run], float] | None = None,
     ) -> Arm:
         """The arm at its best learning rate: a grid of factor 2 around a guess, grown until two
         points stand on each side of the best mean over the tuning seeds; then the vertex of the
         parabola through the best and its neighbours.
+
+        Args:
+            by: what the rate is to make small, of a run that did not diverge; its validation loss
+                by default.
         """
         guess = GUESS.get(setting.method, LORA_GUESS) if guess is None else guess
         start = round(np.log2(guess / UNIT))
@@ -129,7 +134,9 @@ class Arms:
 
         def loss_at(point: int) -> float:
             runs = [self.run(setting, s, rate_at(point), scored=False) for s in self.tuning_seeds]
-            return float(np.mean([run.validation_loss for run in runs]))
+            if by is None or any(run.result is None for run in runs):
+                return float(np.mean([run.validation_loss for run in runs]))
+            return float(np.mean([by(run) for run in runs]))
 
         for point in (start, start - 1, start + 1):
             tried[point] = loss_at(point)
