@@ -64,8 +64,8 @@ class NullLab(Arms):
             value=lambda split, name: loss, trainable_parameters=1000, is_tested=scored, seconds=1.0
         )
         before, _ = self.untuned(setting, seed)
-        losses = before - GAIN + level + dice.normal(0, 0.03, EXAMPLES)
-        right = (dice.random(EXAMPLES) < 0.75 - level / 2).astype(float)
+        losses = before - GAIN + level + dice.normal(0, 0.03, len(before))
+        right = (dice.random(len(before)) < 0.75 - level / 2).astype(float)
         said = losses, right if isinstance(setting.base, str) else None
         return NullRun("null", setting, seed, rate, Path("null"), result, None, said)
 
@@ -75,8 +75,9 @@ class NullLab(Arms):
 
     def untuned(self, setting: Setting, seed: int) -> Losses:
         """Losses of examples that differ in difficulty, the same for every arm."""
-        dice = self._dice("examples")
-        hard, weights = dice.normal(3.7, 0.5, EXAMPLES), dice.integers(10, 40, EXAMPLES)
+        texts = {"both": ("B", "backwards"), "backwards": ("backwards",)}
+        each = [self._examples(of) for of in texts.get(setting.get("data.name"), ("B",))]
+        hard, weights = map(np.concatenate, zip(*each))
         stored = self._dice("base", seed % setting.bases).normal(0, 0.01)
         return hard + stored + self._stored(setting), weights.astype(float)
 
@@ -91,7 +92,7 @@ class NullLab(Arms):
         level = self._level(setting) if isinstance(of, Run) else 0.0
         trained = (-GAIN if domain == "B" else GAIN / 3) if isinstance(of, Run) else 0.0
         moved = 0.0 if self.world == "equal" or change is None else self._offset(kind)
-        noise = dice.normal(0, 0.004) + dice.normal(0, 0.01, EXAMPLES)
+        noise = dice.normal(0, 0.004) + dice.normal(0, 0.01, len(before))
         return before + trained + level + moved + noise, weights
 
     def updates(
@@ -140,6 +141,10 @@ class NullLab(Arms):
             f"layers/{name}/kernel": self._dice("matrix", name).normal(0, 0.05, (LAYERS, *shape))
             for name, shape in SIZES.items()
         }
+
+    def _examples(self, domain: str) -> tuple[np.ndarray, np.ndarray]:
+        dice = self._dice("examples") if domain == "B" else self._dice("examples", domain)
+        return dice.normal(3.7, 0.5, EXAMPLES), dice.integers(10, 40, EXAMPLES)
 
     def _level(self, setting: Setting) -> float:
         return 0.0 if self.world == "equal" else self._offset(setting)

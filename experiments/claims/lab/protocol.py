@@ -288,8 +288,12 @@ class Lab(Arms):
         return said.column("loss") / units, said.column("correct") / units
 
     def untuned(self, setting: Setting, seed: int) -> Losses:
-        """See `Bench.untuned`; kept, as all arms on a base share it."""
-        stored = {key: value for key, value in setting.changes if key.startswith("quant.")}
+        """See `Bench.untuned`; kept, as all arms on a base and its texts share it."""
+        stored = {
+            key: value
+            for key, value in setting.changes
+            if key.startswith("quant.") or key == "data.name"
+        }
         stored |= {} if setting.method != "qlora" else {"method": "qlora"}
         plain = Setting(setting.base, tuple(sorted(stored.items())), setting.bases)
         return self.losses((plain, seed), "B", None)
