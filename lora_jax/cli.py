@@ -31,7 +31,7 @@ COMMANDS: dict[str, str] = {
     "inspect": "what a quantised checkpoint holds, an adapter covers, or targets take of a model",
     "convert": "an adapter from our format to PEFT's, or back",
     "generate": "continue prompts with a language model and adapters",
-    "claims": "test published claims again: list, run, report",
+    "claims": "test published claims again: list, run, verify, report",
 }
 
 _EPILOG = """\

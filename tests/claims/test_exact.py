@@ -66,6 +66,12 @@ def test_c23_breaks_with_weight_decay_and_a_large_epsilon():
     )
 
 
+def test_c23_and_c26_refuse_wrong_figures():
+    assert claim("c23").judge(1e-4) == "not reproduced"
+    for wrong in ({"standard": -0.3, "rslora": 0.0}, {"standard": -0.5, "rslora": -0.5}):
+        assert claim("c26").judge_slopes(wrong) == "not reproduced"
+
+
 def test_c26_the_gradient_of_b_falls_with_rank_under_alpha_over_r_alone():
     c26 = claim("c26")
     assert c26.slope("standard")[0] == pytest.approx(-0.5, abs=0.1) and c26.slope("rslora")[

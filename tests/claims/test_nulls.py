@@ -23,12 +23,13 @@ def parts_of(key: str, world: str, seed: int) -> list:
 
 @pytest.mark.parametrize("key", ENTRIES)
 def test_no_rule_finds_what_is_not_there(key):
-    equal = [parts_of(key, "equal", seed) for seed in WORLDS]
-    rules = [(part.says, part.rule) for part in equal[0]]
+    first = parts_of(key, "equal", 0)
+    rules = [(part.says, part.rule) for part in first]
     assert len(rules) == len(set(rules))
     if all(rule == "exact" for _, rule in rules):
         return  # mathematics and bytes: tests/claims/test_exact.py has them wrong on purpose
 
+    equal = [first, *(parts_of(key, "equal", seed) for seed in WORLDS[1:])]
     apart = [parts_of(key, "apart", seed) for seed in WORLDS]
     mirrored = [parts_of(key, "mirrored", seed) for seed in WORLDS]
     held = lambda parts, place: parts[place].verdict == "reproduced"

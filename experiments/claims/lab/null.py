@@ -32,6 +32,8 @@ CURVATURE = 0.02  # nats for a rate that is a factor of 2 off
 SIZES = {"q": (32, 32), "k": (32, 32), "v": (32, 32), "o": (32, 32)}
 SIZES |= {"gate": (32, 96), "up": (32, 96), "down": (96, 32)}
 LAYERS = 4
+ENCODER = {f"attn/{name}": (64, 64) for name in "qkvo"}
+ENCODER |= {"mlp/up": (64, 256), "mlp/down": (256, 64)}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class NullLab(Arms):
         result = SimpleNamespace(
             value=lambda split, name: loss, trainable_parameters=1000, is_tested=scored, seconds=1.0
         )
-        before, _ = self.untuned(setting, seed)
+        before, _ = self._before(setting, seed)
         losses = before - GAIN + level + dice.normal(0, 0.03, len(before))
         right = (dice.random(len(before)) < 0.75 - level / 2).astype(float)
         said = losses, right if isinstance(setting.base, str) else None
@@ -75,11 +77,17 @@ class NullLab(Arms):
 
     def untuned(self, setting: Setting, seed: int) -> Losses:
         """Losses of examples that differ in difficulty, the same for every arm."""
+        losses, weights = self._before(setting, seed)
+        return losses + self._stored(setting), weights
+
+    def _before(self, setting: Setting, seed: int) -> Losses:
+        # A classifier's losses lie around the one at which an answer turns right.
+        typical = 0.7 if isinstance(setting.base, str) else 3.7
         texts = {"both": ("B", "backwards"), "backwards": ("backwards",)}
-        each = [self._examples(of) for of in texts.get(setting.get("data.name"), ("B",))]
+        each = [self._examples(of, typical) for of in texts.get(setting.get("data.name"), ("B",))]
         hard, weights = map(np.concatenate, zip(*each))
-        stored = self._dice("base", seed % setting.bases).normal(0, 0.01)
-        return hard + stored + self._stored(setting), weights.astype(float)
+        shift = self._dice("base", seed % setting.bases).normal(0, 0.01)
+        return hard + shift, weights.astype(float)
 
     def losses(
         self, of: Run | tuple[Setting, int], domain: str, change: Change | None = None
@@ -88,10 +96,11 @@ class NullLab(Arms):
         setting, seed = (of.setting, of.seed) if isinstance(of, Run) else of
         kind = "change", change is None, getattr(change, "name", None), domain
         dice = self._dice(kind, setting, seed)
-        before, weights = self.untuned(setting, seed)
-        level = self._level(setting) if isinstance(of, Run) else 0.0
+        before, weights = self._before(setting, seed)
+        level = self._level(setting) if isinstance(of, Run) else self._stored(setting)
         trained = (-GAIN if domain == "B" else GAIN / 3) if isinstance(of, Run) else 0.0
-        moved = 0.0 if self.world == "equal" or change is None else self._offset(kind)
+        same = self.world == "equal" or change is None
+        moved = 0.0 if same else self._away((kind, setting.base))
         noise = dice.normal(0, 0.004) + dice.normal(0, 0.01, len(before))
         return before + trained + level + moved + noise, weights
 
@@ -136,15 +145,15 @@ class NullLab(Arms):
         return [(n, 3.4 + np.exp(-n / pace) + dice.normal(0, 0.02)) for n in range(1, 101)]
 
     def matrices_of(self, model: str) -> dict[str, np.ndarray]:
-        """Gaussian weights."""
+        """Gaussian weights by the names of an encoder of six layers."""
         return {
-            f"layers/{name}/kernel": self._dice("matrix", name).normal(0, 0.05, (LAYERS, *shape))
-            for name, shape in SIZES.items()
+            f"layers/{name}/kernel": self._dice("matrix", name).normal(0, 0.05, (6, *shape))
+            for name, shape in ENCODER.items()
         }
 
-    def _examples(self, domain: str) -> tuple[np.ndarray, np.ndarray]:
+    def _examples(self, domain: str, typical: float) -> tuple[np.ndarray, np.ndarray]:
         dice = self._dice("examples") if domain == "B" else self._dice("examples", domain)
-        return dice.normal(3.7, 0.5, EXAMPLES), dice.integers(10, 40, EXAMPLES)
+        return dice.normal(typical, 0.5, EXAMPLES), dice.integers(10, 40, EXAMPLES)
 
     def _level(self, setting: Setting) -> float:
         return 0.0 if self.world == "equal" else self._offset(setting)
@@ -154,7 +163,7 @@ class NullLab(Arms):
         if setting.method != "qlora" or self.world == "equal":
             return 0.0
         stored = tuple((k, v) for k, v in setting.changes if k.startswith("quant."))
-        return self._offset(("stored", stored))
+        return self._away((setting.base, stored))
 
     def _best_rate(self, setting: Setting) -> float:
         shift = 0 if self.world == "equal" else self._place(setting) - PLACES // 2
@@ -163,6 +172,12 @@ class NullLab(Arms):
     def _offset(self, of: Any) -> float:
         """Nats by which everything that is asked about is worse than the best there could be."""
         return APART * GAIN * self._place(of)
+
+    def _away(self, of: Any) -> float:
+        """Nats by which a change of the base moves its losses: up or down, never by nothing."""
+        place = int(self._places[self._order.setdefault(of, len(self._order)) % PLACES])
+        sign = -1 if self.world == "mirrored" else 1
+        return sign * APART * GAIN * (-2, -1, 1, 2, 3)[place]
 
     def _place(self, of: Any) -> int:
         place = int(self._places[self._order.setdefault(of, len(self._order)) % PLACES])

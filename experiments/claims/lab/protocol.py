@@ -190,6 +190,19 @@ class Arms:
         found = [self.losses((setting, seed), domain, None) for seed in range(setting.bases)]
         return np.stack([losses for losses, _ in found]), found[0][1]
 
+    def in_formats(
+        self: Bench, setting: Setting, changes: Sequence[Change], domain: str = "A"
+    ) -> tuple[dict[Change | None, np.ndarray], np.ndarray]:
+        """Losses before training (pretrainings, examples) by change of the base, None for the base
+        as it is, and weights; one pretraining after the other, as opening one takes its time.
+        """
+        found: dict[Change | None, list[np.ndarray]] = {}
+        for seed in range(setting.bases):
+            for change in (None, *changes):
+                losses, weights = self.losses((setting, seed), domain, change)
+                found.setdefault(change, []).append(losses)
+        return {change: np.stack(rows) for change, rows in found.items()}, weights
+
     def after(
         self: Bench, arm: Arm, domain: str, change: Change | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -301,7 +314,7 @@ class Lab(Arms):
     def losses(
         self, of: Run | tuple[Setting, int], domain: str, change: Change | None = None
     ) -> Losses:
-        """See `Bench.losses`. What is not changed is kept in a file.
+        """See `Bench.losses`. Kept in a file, unless a change has no name to keep them under.
 
         Raises:
             ValueError: the run diverged.
@@ -316,13 +329,14 @@ class Lab(Arms):
             self._pretrain(setting.base_of(seed))
             config = setting.config(seed % setting.bases)
             folder = self.store.root / "untuned" / run_id(config)
-        path = folder / f"losses_{domain}.npz"
-        if change is None and path.is_file():
+        name = "" if change is None else getattr(change, "name", None)
+        path = folder / (f"losses_{domain}-{name}.npz" if name else f"losses_{domain}.npz")
+        if name is not None and path.is_file():
             with np.load(path) as kept:
                 return kept["losses"], kept["weights"]
 
         found = self._measure(of, config, folder, domain, change)
-        if change is None:
+        if name is not None:
             folder.mkdir(parents=True, exist_ok=True)
             np.savez(path, losses=found[0], weights=found[1])
         return found

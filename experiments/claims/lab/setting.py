@@ -35,6 +35,11 @@ class Setting:
         """A changed setting."""
         return dict(self.changes).get(key, default)
 
+    def quantised(self, format: str, block_size: int | None = 64, double: bool = True) -> Setting:
+        """Adapters over a base that is stored in a format."""
+        quant = {"format": format, "block_size": block_size, "double": double}
+        return self.with_(method="qlora", **{f"quant.{key}": value for key, value in quant.items()})
+
     @property
     def method(self) -> str:
         return self.get("method", "lora")

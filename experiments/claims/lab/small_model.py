@@ -288,6 +288,18 @@ def quantized(model: Decoder, params: dict[str, Any], spec: QuantSpec | None) ->
     )
 
 
+def linear_bits(model: SmallModel, spec: QuantSpec | None) -> int:
+    """Bits of the linear layers of an S, scales included; None: 16 a weight."""
+    settings = model.settings()
+    width, inner = settings.hidden_size, settings.intermediate_size
+    shapes = [(width, width)] * 4 + [(width, inner)] * 2 + [(inner, width)]
+    stacks = [jax.ShapeDtypeStruct((model.layers, *shape), np.float32) for shape in shapes]
+    if spec is None:
+        return 16 * sum(stack.size for stack in stacks)
+    stored = jax.eval_shape(lambda ws: [quantize(w, spec) for w in ws], stacks)
+    return sum(8 * leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stored))
+
+
 def tuning(folder: Path, **changes: Any) -> Config:
     """The settings that claims on S share: domain B, a constant rate, no decay, 100 steps of 16
     sentences. `changes` by dotted key; 'data.name' may be a domain of `made_texts`.
