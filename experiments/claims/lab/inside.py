@@ -4,9 +4,8 @@ layer by layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from lab.contrast import OverSeeds
 from lab.setting import Run
 from lora_jax.analysis.spectra import Svd, dense_svd, update_svd
 from lora_jax.core.lowrank import LowRank
-from lora_jax.core.paths import flatten, unflatten
+from lora_jax.core.paths import flatten
 from lora_jax.io.adapter import load_adapter
 from lora_jax.tasks.task import Task
 
@@ -36,23 +35,6 @@ class Matrix:
     def tuned(self) -> np.ndarray:
         """Weight plus update."""
         return self.weight + (self.update.u * self.update.s) @ self.update.vt
-
-
-@dataclass(frozen=True)
-class Moved:
-    """A change of a run's weights (`lab.protocol.Change`): adds to frozen ones, by path
-    (layers, in, out).
-    """
-
-    name: str
-    by: Mapping[str, np.ndarray]
-
-    def __call__(self, task: Any, frozen: Any, trainable: Any) -> tuple[Any, Any]:
-        """Both trees, the first with what is added."""
-        flat = dict(flatten(frozen))
-        for path, change in self.by.items():
-            flat[path] = np.asarray(flat[path]) + change.astype(np.float32)
-        return unflatten(flat), trainable
 
 
 def matrices(run: Run, task: Task, paths: tuple[str, ...]) -> Iterator[Matrix]:
