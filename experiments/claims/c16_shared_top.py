@@ -6,10 +6,10 @@ import numpy as np
 
 from lab.claim import Claim, Finding, Part
 from lab.contrast import OverSeeds, interval_of
-from lab.inside import beyond_chance, over_pairs
+from lab.inside import over_pairs
 from lab.setting import Setting
 from lab.verdicts import judge_effect
-from lora_jax.analysis import input_directions, phi, random_phi
+from lora_jax.analysis import input_directions, overlap_beyond_chance, phi, random_phi
 
 CLAIM = Claim(
     id="C16",
@@ -45,7 +45,9 @@ def shared(narrow, wide, name: str, count: int) -> OverSeeds:
 
     def figure(one: int, other: int) -> float:
         pairs = zip(narrow[one][name], wide[other][name])
-        return median(beyond_chance(a[:, :count], b[:, :count]) for a, b in pairs)
+        return median(
+            overlap_beyond_chance(a[:, :count], b[:, :count]).share[-1, -1] for a, b in pairs
+        )
 
     return over_pairs(min(len(narrow), len(wide)), figure)
 

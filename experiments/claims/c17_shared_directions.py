@@ -2,11 +2,14 @@
 
 from statistics import fmean
 
+import numpy as np
+
 from lab.claim import Claim, Finding, Part
 from lab.contrast import OverSeeds, interval_of
-from lab.inside import beyond_chance, over_pairs
+from lab.inside import over_pairs
 from lab.setting import Setting
 from lab.verdicts import judge_effect
+from lora_jax.analysis import overlap_beyond_chance
 
 CLAIM = Claim(
     id="C17",
@@ -26,6 +29,12 @@ BASE = Setting(bases=1).with_(
 NAMES, COUNT = ("q", "v"), 16
 
 
+def shared(one: list[np.ndarray], other: list[np.ndarray]) -> np.ndarray:
+    """Share beyond chance of the first 1 to `COUNT` directions, mean over layers."""
+    first, second = (np.stack(layers)[..., :COUNT] for layers in (one, other))
+    return np.diagonal(overlap_beyond_chance(first, second).share, axis1=-2, axis2=-1).mean(0)
+
+
 def run(lab):
     arm = lab.arm("rank 64", BASE)
     updates = [
@@ -34,16 +43,15 @@ def run(lab):
         if one.result is not None
     ]
 
-    def shared(name: str, count: int) -> OverSeeds:
-        """Dimensions beyond chance, mean over layers."""
-
-        def figure(one: int, other: int) -> float:
-            pairs = zip(updates[one][name], updates[other][name])
-            return count * fmean(beyond_chance(u[:, :count], v[:, :count]) for u, v in pairs)
-
-        return over_pairs(len(updates), figure)
-
-    found = {name: shared(name, COUNT) for name in NAMES}
+    sizes = (1, 2, 4, 8, COUNT)
+    curves = {}  # dimensions shared beyond chance, mean over layers: (seeds, seeds, sizes)
+    for name in NAMES:
+        rows = [[shared(one[name], other[name]) for other in updates] for one in updates]
+        curves[name] = {
+            size: over_pairs(len(rows), lambda i, j, n=size, r=rows: n * r[i][j][n - 1])
+            for size in sizes
+        }
+    found = {name: rows[COUNT] for name, rows in curves.items()}
     both = OverSeeds(tuple(map(fmean, zip(*(row.by_seed for row in found.values())))))
     more = OverSeeds(tuple(q - v for q, v in zip(found["q"].by_seed, found["v"].by_seed)))
     parts = (
@@ -60,8 +68,6 @@ def run(lab):
             f"q shares {more} dimensions more than v",
         ),
     )
-    sizes = (1, 2, 4, 8, 16)
-    curves = {name: {count: shared(name, count) for count in sizes} for name in NAMES}
     return Finding(
         parts,
         {

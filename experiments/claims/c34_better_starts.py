@@ -122,7 +122,10 @@ def run(lab):
             "arms": {arm.name: arm.summary() for arm in arms.values()},
         },
         note=f"Gains are LoRA's training loss less the other's, mean of the steps from {LAST} to {STEPS}, on the same batches.",
-        plot={"forest": forest, "x": f"LoRA's training loss at step {STEPS} less the start's, nats"},
+        plot={
+            "forest": forest,
+            "x": f"LoRA's training loss at step {STEPS} less the start's, nats",
+        },
         seeds=lab.seeds,
         diverged=tuple(name for arm in arms.values() for name in arm.diverged),
     )

@@ -71,15 +71,28 @@ def run(lab):
                 judge_not_worse(behind, CLAIM.limits["share"] * whole),
                 f"{behind} nats behind LoRA ({behind.value / whole:.0%} of its gain)",
             ),
-            Part("more in the MLP", "effect", judge_effect(mlp, columns), f"{mlp} columns more in the MLP"),
-            Part("more in upper layers", "effect", judge_effect(upper, columns), f"{upper} more in the upper half"),
-            Part("alike under every seed", "effect", judge_effect(agree, CLAIM.limits["tau"]), f"tau {agree}"),
+            Part(
+                "more in the MLP",
+                "effect",
+                judge_effect(mlp, columns),
+                f"{mlp} columns more in the MLP",
+            ),
+            Part(
+                "more in upper layers",
+                "effect",
+                judge_effect(upper, columns),
+                f"{upper} more in the upper half",
+            ),
+            Part(
+                "alike under every seed",
+                "effect",
+                judge_effect(agree, CLAIM.limits["tau"]),
+                f"tau {agree}",
+            ),
         ),
         {
             "behind": interval_of(behind.interval()),
-            "columns": {
-                name: row.tolist() for name, row in zip(ATTENTION + MLP, mean)
-            },
+            "columns": {name: row.tolist() for name, row in zip(ATTENTION + MLP, mean)},
             "mean_columns": float(mean.mean()),
             "mlp_less_attention": mlp.by_seed,
             "upper_less_lower": upper.by_seed,

@@ -1,16 +1,13 @@
 """C39: what full fine-tuning changes is of high rank."""
 
-import functools
 from math import log
 from statistics import fmean
-
-import numpy as np
 
 from lab.claim import Claim, Finding, Part, judge_all
 from lab.contrast import OverSeeds, interval_of
 from lab.setting import FULL, S
 from lab.verdicts import judge_effect
-from lora_jax.analysis import rank_for
+from lora_jax.analysis import rank_beside_gaussian
 
 CLAIM = Claim(
     id="C39",
@@ -28,23 +25,19 @@ STEPS = (25, 50, 100)
 PARTS = ("attn", "mlp")
 
 
-@functools.cache
-def of_noise(shape: tuple[int, int]) -> float:
-    """Share of the directions that 90 % of the squares of a Gaussian matrix need."""
-    draws = np.random.default_rng(0).standard_normal((4, *shape))
-    return float(rank_for(np.linalg.svd(draws, compute_uv=False)).mean()) / min(shape)
-
-
 def shares(lab, run) -> dict[str, float]:
-    """Mean share of the directions over the matrices of attention and MLP, and the same of noise."""
-    rows = [
-        (m.path.split("/")[1], int(rank_for(m.update.s)) / min(m.weight.shape), m.weight.shape)
-        for m in lab.updates(run, ("q", "k", "v", "o", "gate", "up", "down"))
-    ]
-    found = {part: fmean(share for at, share, _ in rows if at == part) for part in PARTS}
-    found |= {f"{p} of noise": fmean(of_noise(s) for at, _, s in rows if at == p) for p in PARTS}
-    every = fmean(share for _, share, _ in rows)
-    return found | {"all": every, "all of noise": fmean(of_noise(s) for _, _, s in rows)}
+    """Mean share of the directions over the matrices of attention and MLP, and the same of Gaussian
+    noise of their shapes.
+    """
+    rows = []
+    for m in lab.updates(run, ("q", "k", "v", "o", "gate", "up", "down")):
+        found = rank_beside_gaussian(m.update.s, m.weight.shape, samples=8)
+        side = min(m.weight.shape)
+        rows.append((m.path.split("/")[1], float(found.rank) / side, found.chance / side))
+    of = lambda part: [row for row in rows if part in ("all", row[0])]
+    return {part: fmean(share for _, share, _ in of(part)) for part in (*PARTS, "all")} | {
+        f"{part} of noise": fmean(noise for _, _, noise in of(part)) for part in (*PARTS, "all")
+    }
 
 
 def run(lab):

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from lab.changes import Moved
 from lab.claim import Claim, Finding, Part, judge_all
 from lab.contrast import interval_of, of_losses
-from lab.inside import Moved
 from lab.protocol import MARGIN
 from lab.setting import S
 from lab.verdicts import judge_effect
@@ -35,7 +35,8 @@ def changes(lab, run) -> dict[str, Moved]:
         made = shrink_controls(m.weight, m.tuned, keep=CLAIM.limits["keep"])
         layers.setdefault(m.path, []).append({kind: made[kind].weight - m.tuned for kind in KINDS})
     stacked = lambda kind: {p: np.stack([row[kind] for row in rows]) for p, rows in layers.items()}
-    return {kind: Moved(kind, stacked(kind)) for kind in KINDS}
+    keep = CLAIM.limits["keep"]
+    return {kind: Moved(f"{kind}-times-{keep:g}", stacked(kind)) for kind in KINDS}
 
 
 def measured(lab, arm) -> dict[str, Any]:

@@ -50,7 +50,9 @@ def run(lab):
             "margins": {"area": margins[0], "end": margins[1]},
             "arms": {arm.name: arm.summary() for arm in arms},
             "training": {
-                init: np.mean([[loss for _, loss in lab.trace(r)] for r in arm.runs if r.result], 0).tolist()
+                init: np.mean(
+                    [[loss for _, loss in lab.trace(r)] for r in arm.runs if r.result], 0
+                ).tolist()
                 for init, arm in early.items()
                 if any(run.result for run in arm.runs)
             },

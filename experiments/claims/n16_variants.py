@@ -81,7 +81,11 @@ def note_of(figures, near, ahead, lora, full):
         "Brackets are 90 % intervals over seeds and examples. Within the sources' own 2 % of the "
         f"loss lie {len(near)} of {len(figures)}; but 2 % of the loss are {share:.0%} of all that "
         "training gains here, so that this alone says little. "
-        + (f"Better by a tenth of the gain: {', '.join(ahead)}. " if ahead else "None is better by a tenth of the gain. ")
+        + (
+            f"Better by a tenth of the gain: {', '.join(ahead)}. "
+            if ahead
+            else "None is better by a tenth of the gain. "
+        )
         + f"At one rate for both, up to LoRA's best, the largest lead is that of {most[2]}: {most[0]:.3f} nats at {most[1]:.2g} (LoRA's best is {lora.rate:.2g} at rank 8; validation loss under the two tuning seeds). "
         f"Full fine-tuning of the same matrices is {difference(lora, full)} nats below LoRA of rank 8."
     )
@@ -110,9 +114,7 @@ def run(lab):
             parts.append(Part(says, "equal", judge_equal(found, margin), ours))
             forest[says] = {"interval": row["less_lora"], "seeds": found.by_seed}
     full, lora = lab.arm("full", S.with_(**FULL)), every[list(VARIANTS).index("LoRA")]
-    with_verdict = lambda key: [
-        says for says, row in figures.items() if row[key] == "reproduced"
-    ]
+    with_verdict = lambda key: [says for says, row in figures.items() if row[key] == "reproduced"]
     near, ahead = map(with_verdict, ("within_2_percent_of_loss", "better_by_a_tenth_of_gain"))
     return Finding(
         tuple(parts),
@@ -132,4 +134,3 @@ def run(lab):
         seeds=lab.seeds,
         diverged=tuple(name for arm in (*every, full) for name in arm.diverged),
     )
-

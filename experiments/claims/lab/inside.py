@@ -4,18 +4,16 @@ layer by layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from lab.contrast import OverSeeds
 from lab.setting import Run
 from lora_jax.analysis.spectra import Svd, dense_svd, update_svd
-from lora_jax.analysis.subspace import phi, random_phi
 from lora_jax.core.lowrank import LowRank
-from lora_jax.core.paths import flatten, unflatten
+from lora_jax.core.paths import flatten
 from lora_jax.io.adapter import load_adapter
 from lora_jax.tasks.task import Task
 
@@ -37,23 +35,6 @@ class Matrix:
     def tuned(self) -> np.ndarray:
         """Weight plus update."""
         return self.weight + (self.update.u * self.update.s) @ self.update.vt
-
-
-@dataclass(frozen=True)
-class Moved:
-    """A change of a run's weights (`lab.protocol.Change`): adds to frozen ones, by path
-    (layers, in, out).
-    """
-
-    name: str
-    by: Mapping[str, np.ndarray]
-
-    def __call__(self, task: Any, frozen: Any, trainable: Any) -> tuple[Any, Any]:
-        """Both trees, the first with what is added."""
-        flat = dict(flatten(frozen))
-        for path, change in self.by.items():
-            flat[path] = np.asarray(flat[path]) + change.astype(np.float32)
-        return unflatten(flat), trainable
 
 
 def matrices(run: Run, task: Task, paths: tuple[str, ...]) -> Iterator[Matrix]:
@@ -83,14 +64,6 @@ def matrices(run: Run, task: Task, paths: tuple[str, ...]) -> Iterator[Matrix]:
             a = np.asarray(leaf.a[layer], np.float64) if isinstance(leaf, LowRank) else None
             start = None if a is None else np.asarray(before[path].a[layer], np.float64)
             yield Matrix(path, layer, base[layer], Svd(*(part[layer] for part in svd)), a, start)
-
-
-def beyond_chance(u: np.ndarray, v: np.ndarray) -> float:
-    """How far the spaces of orthonormal columns (in, i) and (in, j) agree: 0 as much as chance
-    makes random ones, 1 where one holds the other; below 0 they avoid each other.
-    """
-    chance = random_phi(u.shape[-1], v.shape[-1], u.shape[-2])
-    return float((phi(u, v)[-1, -1] - chance) / (1 - chance))
 
 
 def over_pairs(count: int, figure: Callable[[int, int], float]) -> OverSeeds:

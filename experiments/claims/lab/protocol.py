@@ -296,7 +296,7 @@ class Lab(Arms):
         # Of a language model `answers` measures each example, from the adapter.
         scored = scored and isinstance(setting.base, str)
         config = setting.config(seed, rate)
-        name = run_id(config)
+        name = run_id(config) + ("-rewarded" if setting.rewarded else "")
         folder = self.store.folder(name)
         made = lambda result, error=None: Run(name, setting, seed, rate, folder, result, error)
         record = read_run(folder) if is_run(folder) else None
@@ -308,7 +308,8 @@ class Lab(Arms):
         if record is not None and record.status == "failed":
             if (record.error or "").startswith("Diverged"):
                 return made(None, record.error)
-        return self._train(config, made, name, folder, scored=scored)
+        task_of = self._rewarded if setting.rewarded else self._task.of
+        return self._train(config, made, name, folder, task_of, scored=scored)
 
     def answers(self, run: Run) -> tuple[np.ndarray, np.ndarray | None]:
         """See `Bench.answers`."""
@@ -321,8 +322,12 @@ class Lab(Arms):
         return said.column("loss") / units, said.column("correct") / units
 
     def untuned(self, setting: Setting, seed: int) -> Losses:
-        """See `Bench.untuned`; kept, as all arms on a base share it."""
-        stored = {key: value for key, value in setting.changes if key.startswith("quant.")}
+        """See `Bench.untuned`; kept, as all arms on a base and its texts share it."""
+        stored = {
+            key: value
+            for key, value in setting.changes
+            if key.startswith("quant.") or key == "data.name"
+        }
         stored |= {} if setting.method != "qlora" else {"method": "qlora"}
         plain = Setting(setting.base, tuple(sorted(stored.items())), setting.bases)
         return self.losses((plain, seed), "B", None)
@@ -430,8 +435,20 @@ class Lab(Arms):
         took = json.loads((folder / "pretraining.json").read_text()).get("seconds")
         self._used[base.name] = (took or time.perf_counter() - start, here)
 
+    def _rewarded(self, config: Any) -> Any:
+        from lab.reward import RewardedTask
+
+        return RewardedTask.of(self._task.of(config))
+
     def _train(
-        self, config: Any, made: Callable[..., Run], name: str, folder: Path, *, scored: bool
+        self,
+        config: Any,
+        made: Callable[..., Run],
+        name: str,
+        folder: Path,
+        task_of: Callable[[Any], Any],
+        *,
+        scored: bool,
     ) -> Run:
         from lora_jax.training.loop import fit
         from lora_jax.training.run import Diverged
@@ -443,7 +460,7 @@ class Lab(Arms):
             fit(
                 [Training(config, folder)],
                 lambda run, outcome: outcomes.append(outcome),
-                task_of=self._task.of,
+                task_of=task_of,
                 score_test=scored,
                 quiet=True,
             )

@@ -20,12 +20,14 @@ BASES = 3  # pretraining seeds of S: a run with seed k stands on base k modulo t
 @dataclass(frozen=True)
 class Setting:
     """A base and changed settings by dotted key. `bases`: how many pretrainings of S its seeds
-    spread over.
+    spread over. `rewarded`: MiniLM learns from rewards (`lab.reward`), not from labels; its losses
+    are 1 minus the expected reward.
     """
 
     base: SmallModel | Literal["minilm"] = SmallModel()
     changes: tuple[tuple[str, Any], ...] = ()
     bases: int = BASES
+    rewarded: bool = False
 
     def with_(self, **changes: Any) -> Setting:
         """With more settings changed, as `with_(**{'lora.rank': 4})`."""

@@ -43,9 +43,7 @@ def ahead(lab: Bench, arms: dict[str, Arm], init: str, first: int = 1) -> OverSe
     for pair in zip(arms[LORA].runs, arms[init].runs):
         trained = [run for run in pair if run.result is not None]
         before = area(lab, trained[0], 1, 1) if trained else 0.0
-        lora, other = (
-            before if run.result is None else area(lab, run, first) for run in pair
-        )
+        lora, other = (before if run.result is None else area(lab, run, first) for run in pair)
         found.append(lora - other)
     return OverSeeds(tuple(found))
 
