@@ -44,6 +44,7 @@ class NullRun(Run):
 
     @property
     def config(self) -> Any:
+        """Nobody may ask for it."""
         raise AssertionError("A claim asks the lab, not the configuration of a run.")
 
 

@@ -55,6 +55,7 @@ class Curve:
 
     @property
     def mean(self) -> dict[float, float]:
+        """{rate: mean loss over seeds}."""
         return dict(zip(self.rates, map(float, self.losses.mean(0))))
 
 
@@ -305,9 +306,9 @@ class Lab(Arms):
             if not scored or result.is_tested:
                 self._used.setdefault(name, (result.seconds or 0.0, False))
                 return made(result)
-        if record is not None and record.status == "failed":
-            if (record.error or "").startswith("Diverged"):
-                return made(None, record.error)
+        diverged = record is not None and (record.error or "").startswith("Diverged")
+        if diverged and record.status == "failed":
+            return made(None, record.error)
         task_of = self._rewarded if setting.rewarded else self._task.of
         return self._train(config, made, name, folder, task_of, scored=scored)
 

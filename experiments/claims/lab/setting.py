@@ -44,6 +44,7 @@ class Setting:
 
     @property
     def method(self) -> str:
+        """Of training, as configurations name it."""
         return self.get("method", "lora")
 
     def base_of(self, seed: int) -> SmallModel | str:
@@ -86,6 +87,7 @@ class Run:
 
     @property
     def config(self) -> Config:
+        """The run's."""
         return self.setting.config(self.seed, self.rate)
 
     @property
@@ -96,6 +98,7 @@ class Run:
 
     @property
     def trainable_parameters(self) -> int | None:
+        """How many; None if it diverged."""
         return None if self.result is None else self.result.trainable_parameters
 
     def trace(self, split: str = "train") -> list[tuple[int, float]]:

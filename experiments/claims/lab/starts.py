@@ -6,7 +6,7 @@ import numpy as np
 
 from lab.contrast import Arm, OverSeeds
 from lab.protocol import Bench
-from lab.setting import S, Run, Setting
+from lab.setting import Run, S, Setting
 
 STEPS = 30
 INITS = ("pissa", "olora", "lora_ga")
