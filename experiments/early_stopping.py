@@ -191,19 +191,24 @@ def command(out: Path, name: str, *options: str) -> None:
         subprocess.run(words, check=True, env=surroundings)
     wall, after = time.time() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
 
-    logs = [RunStore(out / name).metrics(path.parent.name) for path in _logs(out / name)]
-    at_first = [row["time"] for rows in logs for row in rows if row["step"] == RUNGS.rungs[0]]
     spent = {
         "wall": wall,
         "processor": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-        "ranked": max(at_first) - start,
-        "steps": sum(max(row["step"] for row in rows) for rows in logs),
+        "ranked": time_of_ranking(out / name, RUNGS.rungs[0]) - start,
+        "steps": sum(max(row["step"] for row in rows) for rows in rows_of(out / name)),
     }
     (out / name / "spent.json").write_text(json.dumps(spent))
 
 
-def _logs(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*/metrics.jsonl"))
+def rows_of(folder: Path) -> list[list[dict[str, Any]]]:
+    """The metrics of every run of a store that has any."""
+    logs = sorted(folder.glob("*/metrics.jsonl"))
+    return [list(RunStore(folder).metrics(path.parent.name)) for path in logs]
+
+
+def time_of_ranking(folder: Path, rung: int) -> float:
+    """When the last run of a store was at a rung, in seconds since 1970."""
+    return max(row["time"] for rows in rows_of(folder) for row in rows if row["step"] == rung)
 
 
 # --- What was recorded, and the replay.

@@ -24,6 +24,7 @@ from lora_jax.tasks.opening import open_task
 from lora_jax.tasks.task import Task
 from published import lora as published_lora
 from published import qlora as published_qlora
+from published.lora import TASKS
 
 FOLDER = Path(__file__).parents[1] / "configs" / "papers"
 FILES = ("lora_glue", "lora_gpt2", "lora_gpt3", "qlora")
@@ -234,7 +235,7 @@ def test_GLUE_is_chosen_and_reported_as_it_was_published():
             assert config.lora.init_from == (
                 f"runs/papers/lora_glue/mnli/{model}-{side}" if starts else None
             )
-    cls = {task: presets("lora_glue")[f"xxl-{task}"] for task in published_lora.TASKS}
+    cls = {task: presets("lora_glue")[f"xxl-{task}"] for task in TASKS}
     heads = [cls[task]["script"].settings["model"]["head_dropout"] for task in cls]
     assert heads == [0.15, 0.0, 0.0, 0.1, 0.1, 0.2, 0.2, 0.2]
 
@@ -258,6 +259,43 @@ def test_every_row_is_planned_without_weights_data_and_hubs(name, tmp_path, monk
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.fixture(scope="module")
+def written():
+    """The generator of configs/papers/README.md, and the lines that are there."""
+    path = FOLDER.parents[1] / "experiments" / "papers.py"
+    spec = importlib.util.spec_from_file_location("papers_page", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module, (FOLDER / "README.md").read_text().splitlines()
+
+
+def test_the_page_of_rows_has_every_row_and_is_what_its_command_writes(written):
+    """Footprints of one row a file and of another kind: all take minutes."""
+    module, lines = written
+    assert lines[: len(module.head())] == module.head()
+    listed = [line.split("`")[1] for line in lines if line.startswith(("| `train", "| `sweep"))]
+    rows = {f"{file}.py:{name}": one for file in FILES for name, one in module.rows(file)}
+    assert [one.split()[1] for one in listed] == list(rows)
+    again = ("lora_glue.py:base-rte:script", "lora_gpt2.py:rank-16", "lora_gpt3.py:table16-100")
+    for name in (*again, "lora_glue.py:adapter-h-6m-rte", "qlora.py:table4-65b-alpaca-nf4"):
+        file, _, argument = name.partition(".py:")
+        assert module.line(file, argument, rows[name]) in lines, name
+
+
+def test_the_page_links_tables_to_claims_that_are_there(written):
+    module, _ = written
+    sources = {one.source for file in FILES for _, one in module.rows(file)}
+    for table, (file, _, claims) in module.TABLES.items():
+        assert any(source.startswith(f"{table},") for source in sources), table
+        assert f"{file}.py" in {path.name for path in FOLDER.glob("*.py")}
+        for claim in claims:
+            folder = FOLDER.parents[1] / "experiments" / "claims"
+            assert list(folder.glob(f"c{int(claim[1:]):02d}_*.py")), claim
+    known = {source.rpartition(",")[0] if source.count(",") > 1 else source for source in sources}
+    told = [*module.TABLES, *module.WITHOUT]
+    assert all(any(source.startswith(table) for table in told) for source in known)
+
+
 def test_an_unknown_preset_or_side_names_near_ones():
     with pytest.raises(ValueError, match="no preset 'base-rt'. Nearest: base-rte"):
         load_config(f"{FOLDER / 'lora_glue.py'}:base-rt")
@@ -272,6 +310,8 @@ def test_what_the_released_scripts_say():
     for task, batch in batches.items():
         script = glue[f"xxl-{task}"]["script"].settings
         assert script["train"]["batch_size"] == batch and script["lora"]["rank"] == 16
+    large = [glue[f"large-{task}"]["script"].settings["data"]["max_length"] for task in TASKS]
+    assert large == [128, 512, 512, 128, 512, 512, 512, 128]
     warmup = glue["xxl-mnli"]["script"].settings["optim"]["warmup_fraction"]
     assert warmup * 392_702 * 5 / 64 == pytest.approx(1_000)
     assert glue["xxl-mrpc"]["script"].settings["optim"]["warmup_fraction"] == 0.1

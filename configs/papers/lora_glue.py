@@ -74,7 +74,7 @@ _LORA = {
             batch=(   32,   64,   32,   32,   32,   32,   64,   32),
             epochs=(  10,   10,   20,   20,   10,   20,   20,   10),
             rate=(  3e-4, 4e-4, 3e-4, 3e-4, 2e-4, 3e-4, 4e-4, 3e-4),
-            length=( 128,  128,  512,  128,  512,  512,  512,  128),
+            length=( 128,  512,  512,  128,  512,  512,  512,  128),
         ),
     ),
     "large-restricted": dict(
@@ -153,6 +153,10 @@ _EXAMPLES = dict(
 )
 
 
+# Mean tokens of an example, assumed.
+_TOKENS = dict(mnli=39, sst2=13, mrpc=53, cola=11, qnli=50, qqp=31, rte=70, stsb=31)
+
+
 def _of_task(values: dict, task: str) -> dict:
     """The values of one task."""
     place = TASKS.index(task)
@@ -176,6 +180,8 @@ def _lora(model: str, task: str) -> dict[str, Preset]:
         differs["precision"] = ("not printed: float32 here", "fp16; float32 here")
     elif "decay" in differs:
         differs["decay"] = ("not printed: 0.0 here", script["decay"])
+    # A part of the batch for each of their GPUs.
+    script["parts"] = 2 if (model, task) == ("base", "cola") else 8
 
     def side(name: str, values: dict) -> Preset:
         adapter = dict(rank=values["rank"], alpha=values["alpha"], targets="query+value")
@@ -225,7 +231,12 @@ def _settings(model: str, task: str, values: dict, **method) -> dict:
             schedule="linear",
             warmup_fraction=values["warmup"],
         ),
-        train=dict(epochs=float(values["epochs"]), batch_size=values["batch"], select="best_epoch"),
+        train=dict(
+            epochs=float(values["epochs"]),
+            batch_size=values["batch"],
+            accumulate=values.get("parts", 1),
+            select="best_epoch",
+        ),
         sweep=dict(seeds=(0, 1, 2, 3, 4)),
     )
 
@@ -248,6 +259,8 @@ def _preset(row: str, folder: str, task: str, settings: dict, differs: dict) -> 
         "others who ran the released scripts report less: microsoft/LoRA issues 37, 149 and 151"
         if task in ("cola", "rte", "stsb")
         else "",
+        _EXAMPLES[task],
+        _TOKENS[task],
     )
 
 

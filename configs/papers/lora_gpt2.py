@@ -35,6 +35,7 @@ _BEYOND = {
     "webnlg": "BLEU of seen and unseen categories apart needs a test file of each",
     "dart": "",
 }
+_TOKENS = {"e2e": 60, "webnlg": 80, "dart": 80}  # mean of an example, assumed
 _WARMUP_STEPS, _BATCH, _EPOCHS = 500, 8, 5
 _DIFFERS = {
     "largest gradient norm": ("not printed: 1.0 here", "no clipping"),
@@ -103,6 +104,8 @@ def _preset(
         f"data/{data} with train.jsonl, validation.jsonl and test.jsonl",
         "lora-jax evaluate RUN RUN RUN --generate",
         _BEYOND[data],
+        examples,
+        _TOKENS[data],
     )
 
 

@@ -79,6 +79,8 @@ def _preset(
         source,
         {},
         f"weights (GPT-3's are not public), and {data} as data/{data}.jsonl",
+        beyond="GPT-3's weights, at any cost",
+        examples=examples or count,
     )
 
 

@@ -1,114 +1,93 @@
 """C17: two seeds share more directions in the query's update than in the value's."""
 
+from statistics import fmean
+
 import numpy as np
 
-from lab import arms
-from lab.inside import matrices, starts
-from lab.protocol import Claim, Finding, Reason, with_
-from lora_jax.analysis import input_directions, phi, random_phi, shared_directions
+from lab.claim import Claim, Finding, Part
+from lab.contrast import OverSeeds, interval_of
+from lab.inside import over_pairs
+from lab.setting import Setting
+from lab.verdicts import judge_effect
+from lora_jax.analysis import overlap_beyond_chance
 
 CLAIM = Claim(
     id="C17",
     title="Two seeds share more directions in q than in v",
     source="LoRA, section 7.2, Figure 4",
-    published="at rank 64, the query's update has a higher intrinsic rank than the value's, by what two seeds share",
-    expected="S on domain B, rank 64 on q+v, seeds 0 and 1: leading sizes i with phi(i, i) above 5 times chance, at least as many for q as for v in most layers",
+    published="at rank 64 two seeds share directions, which random matrices do not, and more of them in the query's update than in the value's: a higher intrinsic rank",
+    expected="of the first 16 directions of the update of two seeds, mean over the layers: at least one dimension is shared beyond chance, and in q half a dimension more than in v",
     kind="trained",
-    tolerance={"above": 5.0},
+    models="S, one pretraining",
+    regime="rank 64 on q+v, alpha 128, 100 steps of 16 sentences, own best rate; all pairs of different seeds",
+    distance="directions of the whole update, in the space of inputs, where the paper takes those of A, which here keeps much of its random start; 16 directions of 160, chance 0.1",
+    limits={"dimensions": 1.0, "more": 0.5},
 )
+BASE = Setting(bases=1).with_(
+    **{"lora.targets": "query+value", "lora.rank": 64, "lora.alpha": 128.0}
+)
+NAMES, COUNT = ("q", "v"), 16
 
 
-def beyond_chance(one, two) -> dict[str, list[float]]:
-    """Shared dimensions by layer: the squared overlap of the first 16 directions of two updates,
-    minus chance.
-
-    Unlike a count that stops at the first size that fails, it does not depend on the order of
-    directions of about equal strength.
-    """
-    found = {"q": [], "v": []}
-    for m, n in zip(matrices(one, ("q", "v")), matrices(two, ("q", "v"))):
-        both = phi(m.update.u[:, :16], n.update.u[:, :16])[-1, -1]
-        found[m.path.split("/")[-2]].append(
-            float(16 * (both - random_phi(16, 16, m.weight.shape[0])))
-        )
-    return found
-
-
-def longer(lab, runs) -> Reason:
-    """Whether 100 steps are too few for the query: four times as many at a third of the rate."""
-    long = [
-        lab.run(with_(run.config, **{"train.total_steps": 400, "optim.learning_rate": 3.16e-3}))
-        for run in runs
-    ]
-    short, after = beyond_chance(*runs), beyond_chance(*long)
-    line = lambda rows: ", ".join(
-        f"{n} " + " ".join(f"{v:.1f}" for v in row) for n, row in rows.items()
-    )
-    more = [q >= v for q, v in zip(after["q"], after["v"])]
-    return Reason(
-        (
-            "in 100 steps S learns mostly through the value, and the query's directions are still "
-            "noise; after 400 steps at a third of the rate the query should share as many "
-            "dimensions as the value in most layers"
-        ),
-        (
-            "dimensions that the first 16 directions share beyond chance, by layer: after 100 "
-            f"steps {line(short)}; after 400 {line(after)}"
-        ),
-        sum(more) > len(more) / 2,
-        {"beyond_chance_100_steps": short, "beyond_chance_400_steps": after},
-    )
+def shared(one: list[np.ndarray], other: list[np.ndarray]) -> np.ndarray:
+    """Share beyond chance of the first 1 to `COUNT` directions, mean over layers."""
+    first, second = (np.stack(layers)[..., :COUNT] for layers in (one, other))
+    return np.diagonal(overlap_beyond_chance(first, second).share, axis1=-2, axis2=-1).mean(0)
 
 
 def run(lab):
-    arm = arms.lora_arm(lab, 64, "query+value", name="r=64")
-    counts, grids = {"q": [], "v": []}, {"q": [], "v": []}
-    for one, two in zip(matrices(arm.runs[0], ("q", "v")), matrices(arm.runs[1], ("q", "v"))):
-        u, v = one.update.u, two.update.u
-        counts[one.path.split("/")[-2]].append(
-            int(shared_directions(u, v, above=CLAIM.tolerance["above"]))
-        )
-        grids[one.path.split("/")[-2]].append(phi(u, v))
-    more = [q >= v for q, v in zip(counts["q"], counts["v"])]
-    reason = longer(lab, arm.runs[:2])
-    before = starts(arm.runs[0])
-    moved = np.median(
-        [
-            np.linalg.norm(m.a - (zero := before[m.path][m.layer])) / np.linalg.norm(zero)
-            for m in matrices(arm.runs[0], ("q", "v"))
-        ]
-    )
-    by_a = np.mean(
-        [
-            phi(input_directions(m.a), input_directions(n.a))[0, 0]
-            for m, n in zip(matrices(arm.runs[0], ("q", "v")), matrices(arm.runs[1], ("q", "v")))
-        ]
+    arm = lab.arm("rank 64", BASE)
+    updates = [
+        {name: [m.update.u for m in lab.updates(one, (name,))] for name in NAMES}
+        for one in arm.runs
+        if one.result is not None
+    ]
+
+    sizes = (1, 2, 4, 8, COUNT)
+    curves = {}  # dimensions shared beyond chance, mean over layers: (seeds, seeds, sizes)
+    for name in NAMES:
+        rows = [[shared(one[name], other[name]) for other in updates] for one in updates]
+        curves[name] = {
+            size: over_pairs(len(rows), lambda i, j, n=size, r=rows: n * r[i][j][n - 1])
+            for size in sizes
+        }
+    found = {name: rows[COUNT] for name, rows in curves.items()}
+    both = OverSeeds(tuple(map(fmean, zip(*(row.by_seed for row in found.values())))))
+    more = OverSeeds(tuple(q - v for q, v in zip(found["q"].by_seed, found["v"].by_seed)))
+    parts = (
+        Part(
+            "two seeds share directions",
+            "effect",
+            judge_effect(both, CLAIM.limits["dimensions"]),
+            f"of the first {COUNT} directions q shares {found['q']} and v {found['v']} beyond chance",
+        ),
+        Part(
+            "more in q than in v",
+            "effect",
+            judge_effect(more, CLAIM.limits["more"]),
+            f"q shares {more} dimensions more than v",
+        ),
     )
     return Finding(
-        "reproduced"
-        if sum(more) > len(more) / 2 and counts["q"] != counts["v"]
-        else "inconclusive"
-        if counts["q"] == counts["v"]
-        else "not reproduced",
-        f"shared directions by layer: q {counts['q']}, v {counts['v']}",
+        parts,
         {
-            "counts": counts,
-            "chance_1_1": random_phi(1, 1, 128),
-            "phi_1_1_of_a": float(by_a),
-            "a_moved": float(moved),
-            "reason": reason.entry(),
-        },
-        note="Directions are those of the whole update, in the space of inputs. The paper takes those of A alone; phi(1, 1) of A is "
-        + f"{by_a:.2f} on average, and A has moved by {moved:.1f} times the norm of its random start (median of seed 0)."
-        + reason.text,
-        plot={
-            "x": "j, seed 1",
-            "y": "i, seed 0",
-            "heat": {
-                f"{n}, layer {layer}": np.round(rows[layer][:32, :32], 3).tolist()
-                for n, rows in grids.items()
-                for layer in (1,)
+            "shared": {name: interval_of(row.interval()) for name, row in found.items()},
+            "more_in_q": interval_of(more.interval()),
+            "by_count": {
+                name: {str(count): interval_of(row.interval()) for count, row in rows.items()}
+                for name, rows in curves.items()
             },
+            "arms": {arm.name: arm.summary()},
         },
-        seeds=(0, 1),
+        plot={
+            "lines": {
+                name: [[count, *interval_of(row.interval())] for count, row in rows.items()]
+                for name, rows in curves.items()
+            },
+            "x": "first directions of each update",
+            "y": "dimensions shared beyond chance",
+            "log": "x",
+        },
+        seeds=lab.seeds,
+        diverged=arm.diverged,
     )

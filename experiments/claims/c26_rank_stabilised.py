@@ -1,28 +1,39 @@
-"""C26: alpha / r starves high ranks of gradient, alpha / sqrt(r) does not; and what is left when
-rates are tuned.
+"""C26: alpha / r starves high ranks of gradient, alpha / sqrt(r) does not; and what that does at one
+rate for all ranks.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab import arms, small_model
-from lab.protocol import Claim, Finding, Reason, compare, interval_of, shown, with_
-from lab.verdicts import judge_all
+from lab import rates
+from lab.claim import Claim, Finding, Part
+from lab.contrast import OverSeeds, interval_of
+from lab.protocol import MARGIN, rate_at
+from lab.rates import by_rank
+from lab.setting import S
+from lab.verdicts import judge_effect, judge_equal
 from lora_jax import LoraSpec
 from lora_jax.core.init import initialize
 
 CLAIM = Claim(
     id="C26",
-    title="alpha / r stunts high ranks, alpha / sqrt(r) does not",
+    title="At one rate, below the best, alpha / sqrt(r) gains with rank and alpha / r does not",
     source="rsLoRA, Kalajdzievski 2023 (arXiv 2312.03732), Theorem 3.2 and Figures 2-3",
     published="same final loss for all ranks under alpha / r; better with rank, and a gradient that does not collapse, under alpha / sqrt(r)",
-    expected="slope of log gradient of b over log rank at step 1 in [-0.6, -0.4] under alpha / r and [-0.1, 0.1] under alpha / sqrt(r); on S at one rate, spread of the loss over ranks 4, 16, 64 below 2 % under alpha / r, and falling under alpha / sqrt(r)",
-    kind="exact",
-    tolerance={"slope": 0.1, "spread": 0.02},
+    expected="slope of log gradient of b over log rank at step 1 in [-0.6, -0.4] under alpha / r and [-0.1, 0.1] under alpha / sqrt(r); on S, mean over the rates 2.5e-4, 5e-4 and 1e-3: from rank 4 to 64 the loss falls by a tenth of what rank 4 gains at its best rate, or more, under alpha / sqrt(r), and stays within a tenth under alpha / r",
+    kind="trained",
+    models="a linear regression of width 384 (gradients); S (losses)",
+    regime="three rates below LoRA's best, which the paper's 5e-5 for Llama 2 is as well; 100 steps of 16 sentences, alpha 16, 3 seeds; at higher rates see the axis of the plot, with rates tuned for each rank N8 and N16",
+    distance="ranks to 64 of a width of 160, validation loss; the paper has ranks to 2,048, one rate and no seeds",
+    limits={"slope": 0.1, "share": MARGIN},
 )
 RANKS = (1, 4, 16, 64, 256)
-TUNED = (4, 16, 64)
+LOW = (-2, -1, 0)  # points of the grid: the rates that are judged
+AXIS = range(-2, 4)
+NAMES = {"standard": "alpha / r", "rslora": "alpha / sqrt(r)"}
 
 
 def first_step(scaling: str, rank: int, d: int = 384) -> float:
@@ -45,90 +56,96 @@ def first_step(scaling: str, rank: int, d: int = 384) -> float:
     return float(np.mean(norms))
 
 
+@functools.cache
 def slope(scaling: str) -> tuple[float, list[list[float]]]:
     """(slope of log norm over log rank, the points)."""
     points = [[rank, first_step(scaling, rank)] for rank in RANKS]
     return float(np.polyfit(np.log(RANKS), np.log([norm for _, norm in points]), 1)[0]), points
 
 
-def smaller_rate(lab, base) -> Reason:
-    """Whether the one rate is above the best for rank 64 under alpha / sqrt(r): the same ranks at a
-    third of it.
-    """
-    row = [
-        lab.fixed(
-            f"rslora r={r}, 1e-3",
-            with_(base, **{"lora.rank": r, "lora.scaling": "rslora", "optim.learning_rate": 1e-3}),
-        )
-        for r in TUNED
-    ]
-    falls, each = compare(row[0], row[-1])
-    loss = [arm.mean() for arm in row]
-    return Reason(
-        (
-            "the rate 3.16e-3 is LoRA's best and too large for high ranks under alpha / sqrt(r), "
-            "whose best is 1e-3; at 1e-3 the loss should fall with rank"
-        ),
-        (
-            f"ranks {', '.join(map(str, TUNED))} then reach {', '.join(f'{v:.3f}' for v in loss)}; "
-            f"rank 4 to 64 gains {shown(falls)}"
-        ),
-        falls.low > 0 and min(each) > 0 and loss == sorted(loss, reverse=True),
-        {"loss": loss, "gain_r4_to_r64": interval_of(falls), "by_seed": each},
-    )
+def gains(found, point):
+    """What rank 64 gains on rank 4 at a rate, of each seed."""
+    return found[4].at(point) - found[64].at(point)
+
+
+def judge_slopes(slopes):
+    """The verdict on the slopes of both scales."""
+    off = abs(slopes["standard"] + 0.5), abs(slopes["rslora"])
+    return "reproduced" if max(off) <= CLAIM.limits["slope"] else "not reproduced"
 
 
 def run(lab):
-    slopes, points = {}, {}
-    for scaling in ("standard", "rslora"):
-        slopes[scaling], points[scaling] = slope(scaling)
-    exact = abs(slopes["standard"] + 0.5) <= 0.1 and abs(slopes["rslora"]) <= 0.1
-    base = small_model.tuning(small_model.pretrained(), **{"optim.learning_rate": 3.16e-3})
-    fixed = {
-        s: [
-            lab.fixed(f"{s} r={r}", with_(base, **{"lora.rank": r, "lora.scaling": s}))
-            for r in TUNED
-        ]
-        for s in slopes
+    both = {scaling: slope(scaling) for scaling in NAMES}
+    slopes = {scaling: found for scaling, (found, _) in both.items()}
+    curves = {scaling: by_rank(lab, scaling) for scaling in NAMES}
+    axis = {
+        scaling: {point: gains(row, point) for point in AXIS} for scaling, row in curves.items()
     }
-    loss = {scaling: [arm.mean() for arm in row] for scaling, row in fixed.items()}
-    spread = (max(loss["standard"]) - min(loss["standard"])) / min(loss["standard"])
-    falls, each = compare(fixed["rslora"][0], fixed["rslora"][-1])
-    trained = (
-        "reproduced"
-        if spread < CLAIM.tolerance["spread"] and falls.low > 0 and min(each) > 0
-        else "not reproduced"
-        if falls.high < 0 or spread > 2 * CLAIM.tolerance["spread"]
-        else "inconclusive"
-    )
-    tuned = [arms.lora_arm(lab, 64, name=f"{s} r=64", **{"lora.scaling": s}) for s in slopes]
-    gap, _ = compare(*tuned)
-    reason = smaller_rate(lab, base)
-    return Finding(
-        judge_all(["reproduced" if exact else "not reproduced", trained]),
-        (
-            f"slopes {slopes['standard']:.2f} and {slopes['rslora']:.2f}; at one rate {spread:.1%} "
-            f"spread under alpha / r, rank 4 to 64 gains {shown(falls)} under alpha / sqrt(r)"
+    low = {
+        scaling: OverSeeds(tuple(np.mean([row[point] for point in LOW], axis=0)))
+        for scaling, row in axis.items()
+    }
+    # The scale of what matters: what rank 4 under alpha / r gains at its best rate.
+    untuned = [lab.untuned(S, seed) for seed in rates.SEEDS]
+    before = np.mean([losses @ weights / weights.sum() for losses, weights in untuned])
+    gain = before - curves["standard"][4].best.loss
+    margin = CLAIM.limits["share"] * float(gain)
+    turns = next((point for point in AXIS if axis["rslora"][point].mean() < 0), None)
+    named = {
+        f"{NAMES[scaling]}, rank {rank}": row[rank]
+        for scaling, row in curves.items()
+        for rank in (4, 64)
+    }
+    parts = (
+        Part(
+            "slopes of the gradient",
+            "exact",
+            judge_slopes(slopes),
+            f"slopes {slopes['standard']:.2f} and {slopes['rslora']:.2f}",
         ),
+        Part(
+            "alpha / sqrt(r) gains with rank",
+            "effect",
+            judge_effect(low["rslora"], margin),
+            f"rank 4 to 64 gains {low['rslora']} nats under alpha / sqrt(r)",
+        ),
+        Part(
+            "alpha / r does not",
+            "equal",
+            judge_equal(low["standard"], margin),
+            f"{low['standard']} under alpha / r (what matters: {margin:.3f})",
+        ),
+    )
+    return Finding(
+        parts,
         {
             "slopes": slopes,
-            "fixed_rate_loss": loss,
-            "spread": spread,
-            "gain_rslora_r4_to_r64": interval_of(falls),
-            "tuned_gap_r64": interval_of(gap),
-            "arms": {a.name: a.summary() for a in tuned},
-            "reason": reason.entry(),
-        },
-        note=f"Second arm, rates tuned: at rank 64 alpha / r minus alpha / sqrt(r) is {shown(gap)} nats; rsLoRA at one rate is a larger rate for high ranks."
-        + reason.text,
-        plot={
-            "x": "rank",
-            "y": "gradient of b at step 1",
-            "log": "xy",
-            "lines": {
-                f"alpha / {'r' if s == 'standard' else 'sqrt(r)'}": p for s, p in points.items()
+            "points": {scaling: points for scaling, (_, points) in both.items()},
+            "gain_r4_to_r64": {s: interval_of(one.interval()) for s, one in low.items()},
+            "gain_by_rate": {
+                scaling: [[rate_at(p), *rates.known(row)] for p, row in by.items()]
+                for scaling, by in axis.items()
             },
+            "margin": margin,
+            "curves": {name: one.summary() for name, one in named.items()},
         },
-        seeds=lab.seeds,
-        diverged=tuple(d for row in fixed.values() for arm in row for d in arm.diverged),
+        note="Under alpha / sqrt(r) a higher rank takes larger steps: its gain turns into a loss "
+        + ("at no rate up to 8e-3." if turns is None else f"at a rate of {rate_at(turns):.2g}.")
+        + " Brackets are 95 % intervals over 3 seeds.",
+        plot={
+            "lines": {
+                NAMES[scaling]: [
+                    [rate_at(p), float(row.mean()), float(row.min()), float(row.max())]
+                    for p, row in by.items()
+                    if np.isfinite(row).all()
+                ]
+                for scaling, by in axis.items()
+            },
+            "x": "learning rate",
+            "y": "gain of rank 64 on rank 4, nats",
+            "log": "x",
+            "published": {"no gain": 0},
+        },
+        seeds=rates.SEEDS,
+        diverged=rates.diverged(named),
     )

@@ -2,12 +2,13 @@
 experiments/benchmark_sweep.py: prints one JSON line.
 
 One process, the data tokenised once, the model loaded anew for each run; padding to the longest of
-a batch, as Trainer is used. Needs torch, transformers, PEFT, bitsandbytes, accelerate and pandas.
+a batch, as Trainer is used. Needs torch, transformers, PEFT, bitsandbytes and accelerate.
 
 python experiments/peers/grid.py MODEL_FOLDER REVIEWS_CSV GRID.json STEPS
 GRID.json: [{"method", "rank", "format", "targets", "learning_rate"}, ...]
 """
 
+import csv
 import hashlib
 import json
 import sys
@@ -16,7 +17,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
@@ -43,26 +43,26 @@ folder, reviews, grid, steps = (
 )
 TARGETS = {"all-linear": ["query", "key", "value", "dense"], "query+value": ["query", "value"]}
 start = time.perf_counter()
-data = pd.read_csv(reviews)
-data = data[data.source.str.contains("otten", na=False)].drop_duplicates("text")
-bucket = data.text.map(lambda text: int(hashlib.sha256(text.encode()).hexdigest(), 16) % 10)
-labels = {name: number for number, name in enumerate(sorted(data.label.unique()))}
+with open(reviews, newline="", encoding="utf-8") as file:
+    data = {row["text"]: row["label"] for row in csv.DictReader(file) if "otten" in row["source"]}
+labels = {name: number for number, name in enumerate(sorted(set(data.values())))}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 
 
-def records(rows):
-    ids = tokenizer(rows.text.tolist(), truncation=True, max_length=128)["input_ids"]
+def bucket(text):
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16) % 10
+
+
+def records(buckets):
+    texts = [text for text in data if bucket(text) in buckets]
+    ids = tokenizer(texts, truncation=True, max_length=128)["input_ids"]
     return [
-        {"input_ids": i, "attention_mask": [1] * len(i), "labels": labels[label]}
-        for i, label in zip(ids, rows.label, strict=True)
+        {"input_ids": i, "attention_mask": [1] * len(i), "labels": labels[data[text]]}
+        for i, text in zip(ids, texts, strict=True)
     ]
 
 
-train, validation, test = (
-    records(data[bucket < 8]),
-    records(data[bucket == 8])[:256],
-    records(data[bucket == 9]),
-)
+train, validation, test = records(range(8)), records([8])[:256], records([9])
 
 
 def load(form):
@@ -85,7 +85,7 @@ def load(form):
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
-results = []
+results, training = [], 0.0
 for run in grid:
     torch.manual_seed(0)
     model = load(run["format"])
@@ -126,13 +126,16 @@ for run in grid:
             "accuracy": float((np.argmax(out.predictions, -1) == out.label_ids).mean())
         },
     )
+    before = time.perf_counter()
     trainer.train()
+    training += time.perf_counter() - before
     trainer.evaluate(validation)
     results.append({**run, "test_accuracy": trainer.evaluate(test)["eval_accuracy"]})
 print(
     json.dumps(
         {
             "wall": time.perf_counter() - start,
+            "training": training,
             "rss": peak_bytes(),
             "results": results,
         }

@@ -18,9 +18,11 @@ class Amplification:
     """One column of LoRA's Table 7 for one matrix. Norms are Frobenius norms.
 
     projected: ||U^T W V^T|| on the update's own directions; top: on W's top `rank` directions;
-    random: on random ones, the mean.
+    random: on random ones of the same rank, the mean; random_deviation: the standard deviation of
+    single draws.
     factor: ||update|| / projected: by how much what W has in the update's directions was amplified.
-    It grows with alpha and the learning rate, so compare runs at their own best.
+    It grows with alpha and the learning rate, and with a falling rank for any update: `ratio` does
+    not.
     """
 
     rank: int
@@ -29,6 +31,19 @@ class Amplification:
     random: float
     weight: float
     update: float
+    random_deviation: float
+
+    @property
+    def ratio(self) -> float:
+        """projected / random: 1 for an update whose directions have nothing to do with W, above 1
+        where it lies along directions that W stresses.
+        """
+        return self.projected / self.random
+
+    @property
+    def z(self) -> float:
+        """How many standard deviations of random directions `projected` lies above their mean."""
+        return (self.projected - self.random) / self.random_deviation
 
     @property
     def factor(self) -> float:
@@ -37,7 +52,7 @@ class Amplification:
 
 
 def amplification_of(
-    weight: Any, update: Svd, *, rank: int | None = None, samples: int = 8, seed: int = 0
+    weight: Any, update: Svd, *, rank: int | None = None, samples: int = 32, seed: int = 0
 ) -> Amplification:
     """The amplification factor of one matrix (in, out) by an update, and its neighbours in LoRA's
     Table 7.
@@ -46,11 +61,12 @@ def amplification_of(
         update: from `update_svd` or `dense_svd`, of one matrix.
         rank: directions of the update that count; by default those whose singular value is not 0
             (above 1e-10 of the largest).
+        samples: pairs of random directions, 2 or more.
 
     Reference: LoRA, Hu et al. 2021, section 7.3 and Table 7.
 
     Raises:
-        ValueError: the update is 0, or there are stack axes.
+        ValueError: the update is 0, there are stack axes, or `samples` is below 2.
     """
     w = np.asarray(weight, np.float64)
     if w.ndim != 2 or update.s.ndim != 1:
@@ -60,6 +76,11 @@ def amplification_of(
         )
     if not update.s.any():
         raise ValueError("The update is 0: it has no directions to amplify.")
+
+    if samples < 2:
+        raise ValueError(
+            f"A spread of random directions needs samples of 2 or more, got {samples}."
+        )
 
     used = int((update.s > 1e-10 * update.s[0]).sum())
     rank = used if rank is None else min(rank, used)
@@ -79,6 +100,7 @@ def amplification_of(
         random=float(np.mean(chance)),
         weight=float(np.linalg.norm(own.s)),
         update=float(np.linalg.norm(update.s)),
+        random_deviation=float(np.std(chance, ddof=1)),
     )
 
 

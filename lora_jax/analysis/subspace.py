@@ -4,9 +4,10 @@ chance alone would give.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 
 def input_directions(matrix: Any, count: int | None = None) -> np.ndarray:
@@ -80,6 +81,70 @@ def sampled_phi(i: int, j: int, dimension: int, *, samples: int = 200, seed: int
     # The first subspace may as well be the first i axes: only the angle between the two matters.
     planes = np.linalg.qr(dice.standard_normal((samples, dimension, j)))[0]
     return (planes[:, :i] ** 2).sum((-2, -1)) / min(i, j)
+
+
+class Overlap(NamedTuple):
+    """How far the first i directions of one matrix and the first j of another agree beyond chance,
+    each (*stack, I, J) for all i and j.
+
+    phi: what `phi` gives. chance, deviation: mean and standard deviation of phi over random
+    subspaces of those sizes, (I, J). share: (phi - chance) / (1 - chance), 0 by chance and 1 for
+    one subspace in the other, whatever the sizes. z: (phi - chance) / deviation. p: the probability
+    that random subspaces agree as much; near 1, they hardly ever agree so little.
+    """
+
+    phi: Float[np.ndarray, "*stack I J"]
+    chance: Float[np.ndarray, "I J"]
+    deviation: Float[np.ndarray, "I J"]
+    share: Float[np.ndarray, "*stack I J"]
+    z: Float[np.ndarray, "*stack I J"]
+    p: Float[np.ndarray, "*stack I J"]
+
+
+def overlap_beyond_chance(u: Any, v: Any) -> Overlap:
+    """phi of two sets of orthonormal directions beside what uniformly random subspaces of the same
+    sizes give, for all i and j and every layer of a stack.
+
+    With T = ||U_i^T V_j||_F^2 the random mean is E T = i j / d, so that of phi is max(i, j) / d, and
+    Var T = 2 i (d - i) j (d - j) / (d^2 (d - 1) (d + 2)), from the moments of a random projection.
+    p is the tail of the beta distribution between the least possible T, max(0, i + j - d), and
+    min(i, j) that has these two moments: exact for i = 1 or j = 1. Where a subspace is the whole
+    space, phi is 1 by necessity and tells nothing: share and z are 0, p is 1.
+
+    Args:
+        u, v: as in `phi`: (*stack, in, I) and (*stack, in, J).
+
+    Raises:
+        ValueError: the directions live in spaces of different size.
+    """
+    from scipy.stats import beta
+
+    found, d = phi(u, v), np.shape(u)[-2]
+    i = np.arange(1, found.shape[-2] + 1.0)[:, None]
+    j = np.arange(1, found.shape[-1] + 1.0)[None]
+    smaller = np.minimum(i, j)
+    chance = np.maximum(i, j) / d
+    deviation = np.sqrt(
+        2 * i * (d - i) * j * (d - j) / (d**2 * max(d - 1, 1) * (d + 2)) / smaller**2
+    )
+
+    # phi on [least, 1] as a beta variable on [0, 1]; where it cannot vary, any numbers do.
+    least = np.maximum(i + j - d, 0) / smaller
+    told = deviation > 0
+    width = np.where(told, 1 - least, 1)
+    mean, variance = (chance - least) / width, np.where(told, (deviation / width) ** 2, 1)
+    weight = np.where(told, mean * (1 - mean) / variance - 1, 1)
+    first, second = np.where(told, mean * weight, 1), np.where(told, (1 - mean) * weight, 1)
+    tail = beta.sf(np.clip((found - least) / width, 0, 1), first, second)
+
+    return Overlap(
+        found,
+        chance,
+        deviation,
+        np.where(told, (found - chance) / np.where(told, 1 - chance, 1), 0),
+        np.where(told, (found - chance) / np.where(told, deviation, 1), 0),
+        np.where(told, tail, 1),
+    )
 
 
 def shared_start(first: Any, second: Any) -> float:

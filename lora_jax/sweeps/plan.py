@@ -31,8 +31,8 @@ class PlannedGroup:
     """A pack of runs that share compiled programs, and what they need; None where nothing was
     compiled.
 
-    `done` says which of the runs are finished. seconds: of the others, without compilation and
-    evaluation; from finished runs of the group if there are some, else from the step's work and
+    `done` says which of the runs are finished. seconds: of the others, without compilation, first
+    steps and evaluation; from finished runs of the group if there are some, else from the step's work and
     this device's speed; None where neither is known.
     """
 

@@ -27,6 +27,7 @@ from lora_jax.sweeps.cells import (
     word_of,
 )
 from lora_jax.sweeps.comparisons import adapters, choice, ranked
+from lora_jax.sweeps.costs import cost_notes
 from lora_jax.sweeps.fairness import chosen, fairness
 from lora_jax.sweeps.files import disk, without_collection, write_csv
 from lora_jax.sweeps.findings import Findings, findings_of
@@ -45,11 +46,6 @@ _IDENTITY = ("run_id", "method", "format", "rank", "targets", "seed")
 _LEFT = ("method", "base", "targets")  # columns of words
 _MOST_TESTS = 40
 _MOST_NOTES = 3  # of the data
-_NOTES = (
-    "MB are 10^6 bytes. Base: bytes of the arrays as stored. Peak: arguments, outputs and temporaries of the "
-    "compiled training step. Time: the whole run, compilation included. Tokens: real ones, no "
-    "padding. Every setting of every cell: settings.csv."
-)
 _TESTS_NOTE = (
     "p: Student's paired t-test over seeds, or of seeds and examples where answers were kept; p, "
     "signs: randomisation test; corrected: Holm, among all pairs of levels, all baselines, or all pairs of "
@@ -377,7 +373,8 @@ def _page(
         unsupported=found.conclusions.unsupported,
         fairness=fairness(cells, [run.curve for run in records if run.curve is not None]),
         cells=(_headings(said, cells), _rows(cells, said)),
-        notes=f"{_error_kind(cells)}. {_chosen_by(cells)} {_matters(found, said)} {_NOTES}",
+        notes=f"{_error_kind(cells)}. {_chosen_by(cells)} {_matters(found, said)} "
+        f"{cost_notes(cells)} Every setting of every cell: settings.csv.",
         tasks=tasks_table(cells, said),
         spread=spread_table(found),
         tests=tests_table(found, said),

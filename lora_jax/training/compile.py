@@ -51,6 +51,10 @@ class Program:
         """
         return self._shape(*args)[0]
 
+    def knows(self, *args: Any) -> bool:
+        """Whether there is an executable for arguments of these shapes."""
+        return _signature(args) in self._shapes
+
     def memory(self, *args: Any) -> Memory | None:
         """The bytes of the step by compiled memory analysis; None where the backend does not
         say.
@@ -77,14 +81,18 @@ class Program:
         return len(self._shapes)
 
     def _shape(self, *args: Any) -> tuple[Any, Memory | None]:
-        leaves, structure = jax.tree.flatten(args)
-        signature = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        signature = _signature(args)
         if signature not in self._shapes:
             start = time.perf_counter()
             compiled = self._jitted.lower(*args).compile()
             self._shapes[signature] = compiled, _memory_of(compiled)
             self.compile_seconds += time.perf_counter() - start
         return self._shapes[signature]
+
+
+def _signature(args: Any) -> Any:
+    leaves, structure = jax.tree.flatten(args)
+    return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
 def _memory_of(compiled: Any) -> Memory | None:

@@ -149,9 +149,17 @@ def advance(group: Group) -> None:
     # What fixes the next batch: runs that agree in it read one.
     orders = {(run.config.train.seed, run.step) for run in group.runs}
     batches = {run.slot: run.next_batch() for run in group.runs}
-    metrics = group.slots.step(batches, alike=len(orders) == 1)
+    is_first = group.slots.load(batches, alike=len(orders) == 1)
+    if is_first:
+        group.settle(training=True)
+    metrics = group.slots.step()
     for run in group.runs:
         run.step += 1
+        if not is_first:
+            run.count(batches[run.slot])
+    # A length's first pass is no speed: besides compiling it touches its memory, page by page.
+    if is_first:
+        group.settle()
     group.pending.append(([(run, run.step) for run in group.runs], metrics))
 
 
@@ -201,8 +209,8 @@ def write_log(group: Group, bar: TrainingBar) -> None:
     group.share_time(training=True)
     if losses and group.runs:
         clocks = [run.clock for run in group.runs]
-        seconds = max(sum(clock.training for clock in clocks), 1e-9)
-        rate = sum(clock.tokens for clock in clocks) / seconds
+        seconds = sum(clock.training for clock in clocks)
+        rate = sum(clock.tokens for clock in clocks) / seconds if seconds else None
         bar.update(max(run.step for run in losses), float(np.mean(list(losses.values()))), rate)
 
 
@@ -213,7 +221,8 @@ def evaluate(group: Group, runs: Sequence[Run]) -> None:
 
         def note(run: Run) -> None:
             run.log.write(run.step, "validation", scores[run.slot].means)
-            run.compare(group.slots.take(run.slot), scores[run.slot])
+            if run.ends_epoch:
+                run.compare(group.slots.take(run.slot), scores[run.slot])
 
         group.each(runs, note)
         group.share_time()
@@ -257,7 +266,7 @@ def finish(group: Group, runs: Sequence[Run]) -> None:
     ending = [run for run in runs if run.is_over]
     if not ending:
         return
-    select(group, [run for run in ending if run.config.train.select == "best_epoch"])
+    select(group, [run for run in ending if run.ends_epoch])
     evaluated: dict[Run, dict[str, Evaluated]] = {run: {} for run in ending}
     for split in group.splits:
         try:
@@ -463,9 +472,14 @@ class Group:
 
         return self.slots.evaluate(batches())
 
+    def settle(self, *, training: bool = False) -> None:
+        """Waits for the steps so far, and shares their time as `share_time` does."""
+        self.slots.wait()
+        self.share_time(training=training)
+
     def share_time(self, *, training: bool = False) -> None:
         """The time since the last call in equal parts to the runs; `training` is whether it was
-        that of training steps, but for what compiling took.
+        that of training steps of known shapes, but for what compiling took.
         """
         now, compiled = time.perf_counter(), self.slots.programs.compile_seconds
         spent, compiling = now - self._clock, compiled - self._compiled

@@ -27,8 +27,10 @@ class RunResult:
     Sizes are of the arrays as stored. peak_bytes: arguments, outputs and temporaries of the largest
     compiled training step. peak_rss_bytes: of the whole process, whatever it did before. seconds:
     of the whole run, of which compile_seconds compiled and training_seconds went into training
-    steps that were compiled already. tokens_per_second: real ones, over training_seconds. stacked:
-    how many runs stood side by side in one program; times and memory are then this run's share.
+    steps but for the first of each length in its process. tokens_per_second: real ones, over
+    training_seconds. stacked: how many runs stood side by side in one program; times and memory are
+    then this run's share. padded_bytes: by how much its program's adapter is larger than its own,
+    being padded to the widest run of those that share the program; peak_bytes are of the padded.
     """
 
     scores: Mapping[str, Mapping[str, Score]]
@@ -40,6 +42,7 @@ class RunResult:
     base_bytes: int | None = None
     base_bits_per_weight: float | None = None
     adapter_bytes: int | None = None
+    padded_bytes: int | None = None
     peak_bytes: int | None = None
     peak_rss_bytes: int | None = None
     tokens_per_second: float | None = None

@@ -48,7 +48,7 @@ class Clock:
     """What a run has used, in seconds and real tokens; of runs side by side, an equal share.
 
     seconds: in all. compiling: of these, until programs were compiled. training: of these, in
-    training steps that were compiled already.
+    training steps but for the first of each length in this process. tokens: of the same steps.
     """
 
     seconds: float = 0.0
@@ -136,8 +136,13 @@ class Run:
     @property
     def is_evaluated(self) -> bool:
         """Whether its validation score is due at its step, before the last one."""
-        ends_epoch = self._selects and self.is_at(self.batches.steps_per_epoch)
-        return not self.is_over and (ends_epoch or self.is_at(self.config.train.eval_every))
+        return not self.is_over and (self.ends_epoch or self.is_at(self.config.train.eval_every))
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether it takes its best epoch, and one ends here, or the last one is cut off here."""
+        is_end = self.is_over or self.is_at(self.batches.steps_per_epoch)
+        return self._selects and is_end
 
     @property
     def is_over(self) -> bool:
@@ -150,10 +155,12 @@ class Run:
         return self.step in self.rungs and not self.is_over
 
     def next_batch(self) -> Any:
-        """Its next batch; the clock counts its real tokens."""
-        batch = next(self.iterator)
+        """Its next batch."""
+        return next(self.iterator)
+
+    def count(self, batch: Any) -> None:
+        """Counts a batch's real tokens for the speed of its steps."""
         self.clock.tokens += int(batch["mask"][batch["weight"] > 0].sum())
-        return batch
 
     def _take_up(self, figures: Mapping[str, Any]) -> None:
         self.peak_bytes = figures.get("peak_bytes")
@@ -179,14 +186,11 @@ class Run:
         self.checkpoints.save(state, {**self.iterator.get_state(), "figures": figures})
 
     def compare(self, state: TrainState, evaluated: Evaluated) -> None:
-        """Keeps the state, if its epoch is the first or the best one so far, of a run that takes its
-        best one.
+        """Keeps the state at the end of an epoch, if it is the first or the best one so far.
 
         A run that goes on from before its best epoch comes to the same one again, bit for bit, and
         finds it kept.
         """
-        if self._best is None or not (self.is_over or self.is_at(self.batches.steps_per_epoch)):
-            return
         score = self._scores("validation", evaluated)[self.task.primary.name]
         merit = score.value if score.higher_is_better else -score.value
         if math.isnan(merit):  # a correlation with what is constant
@@ -196,10 +200,9 @@ class Run:
             self._best.save(state, {})
 
     def selected(self, state: TrainState) -> TrainState:
-        """The last state, with what the best epoch's end had trained, of a run that takes that."""
-        if self._best is None:
-            return state
-        return state.replace(trainable=self._best.restore(state, self.best[0])[0].trainable)
+        """The last state, with what the best epoch's end had trained."""
+        step, _ = self.best
+        return state.replace(trainable=self._best.restore(state, step)[0].trainable)
 
     def conclude(
         self, state: TrainState, evaluated: Mapping[str, Evaluated]
@@ -369,17 +372,22 @@ def sizes(frozen: Mapping[str, Any], trainable: Mapping[str, Any]) -> dict[str, 
 
     trainable_parameters: entries that are trained. base_bytes: what is kept of the base (nothing
     under full fine-tuning: then all of it is trained). base_bits_per_weight: bits a weight of those
-    that are quantised, 32 (or 16) if none is.
+    that are quantised, 32 (or 16) if none is. padded_bytes: what padding to the widest run of a
+    group adds to the adapter, while it is trained.
     """
     leaves = list(flatten(frozen).values())
     quantized = [leaf for leaf in leaves if isinstance(leaf, QuantizedArray)] or leaves
     weights = sum(leaf.size for leaf in quantized)
     bits = round(8 * bytes_of(quantized) / weights, 4) if weights else None
     trimmed = trim(trainable)
-    trained = [getattr(x, name) for x in trimmed.values() for name in x.trained_fields()]
+    own, padded = (
+        bytes_of([getattr(x, name) for x in tree.values() for name in x.trained_fields()])
+        for tree in (trimmed, trainable)
+    )
     return {
         "trainable_parameters": trainable_parameters(trimmed),
         "base_bytes": bytes_of(frozen),
         "base_bits_per_weight": bits,
-        "adapter_bytes": bytes_of(trained),
+        "adapter_bytes": own,
+        "padded_bytes": padded - own,
     }

@@ -39,6 +39,7 @@ class Slots:
         self.frozen: Mapping[str, Any] | None = None
         self._state: TrainState | None = None
         self._last_metrics: Any = None
+        self._batches: tuple[Any, ...] = ()  # of the next step
         self._largest: Memory | None = None  # of the steps so far
         self._there: set[int] = set()  # the slots that have a run, as far as is known
 
@@ -63,8 +64,9 @@ class Slots:
         """The state in a slot, until the next step."""
         return self._state if len(self) == 1 else _take(self._state, slot)
 
-    def step(self, batches: Mapping[int, Any], *, alike: bool) -> Any:
-        """One training step of all slots; its metrics, still on the device, for `of`.
+    def load(self, batches: Mapping[int, Any], *, alike: bool) -> bool:
+        """Hands the slots the batches of their next step; whether that is the first of its shapes,
+        for which a program is compiled and finds its memory.
 
         Args:
             batches: by slot, of all slots that have a run.
@@ -72,18 +74,29 @@ class Slots:
         """
         self._there = set(batches)
         if len(self) == 1:
-            arguments = tuple(batches.values())
+            self._batches = tuple(batches.values())
         elif alike:
-            arguments = (dict(next(iter(batches.values()))), {}, *there(len(self), batches))
+            self._batches = (dict(next(iter(batches.values()))), {}, *there(len(self), batches))
         else:
             own = _side_by_side(batches, len(self))
-            arguments = ({}, own, *there(len(self), batches))
+            self._batches = ({}, own, *there(len(self), batches))
+        return not self.programs.train.knows(self._state, self.frozen, *self._batches)
+
+    def step(self) -> Any:
+        """One training step of all slots on the batches that they were handed; its metrics, still
+        on the device, for `of`.
+        """
+        arguments, self._batches = self._batches, ()
         needs = self.programs.train.memory(self._state, self.frozen, *arguments)
         self._largest = max(filter(None, (self._largest, needs)), key=sum, default=None)
         wait_on_cpu(self._last_metrics)
         self._state, metrics = self.programs.train(self._state, self.frozen, *arguments)
         self._last_metrics = metrics
         return metrics
+
+    def wait(self) -> None:
+        """Waits until the steps so far are done."""
+        jax.block_until_ready(self._last_metrics)
 
     def of(self, values: Any, slot: int) -> Any:
         """The slot's part of what a step or an evaluation gave."""

@@ -39,7 +39,29 @@ def test_the_top_directions_of_w_itself_are_the_largest_and_chance_the_smallest(
     update = (own.u[:, 8:12]) @ own.vt[8:12]
     found = amplification_of(w, dense_svd(update), rank=4, samples=32)
     assert found.random < found.projected < found.top
+    assert found.ratio == found.projected / found.random and found.z > 3
     assert found.projected == pytest.approx(np.linalg.norm(own.s[8:12]))
+
+
+@pytest.mark.parametrize("rank", [1, 4, 16])
+def test_a_random_update_has_the_ratio_1_at_every_rank(rank):
+    dice = np.random.default_rng(rank)
+    # A weight with strong directions, whose factor falls with rank for any update.
+    w = dice.standard_normal((32, 24)) @ np.diag(0.8 ** np.arange(24))
+    updates = [
+        dice.standard_normal((32, rank)) @ dice.standard_normal((rank, 24)) for _ in range(30)
+    ]
+    found = [amplification_of(w, dense_svd(one), samples=40) for one in updates]
+    spread = np.mean([row.random_deviation / row.random for row in found])
+    # Four standard errors: 30 updates beside one mean of 40 random draws (one seed).
+    error = 4 * spread * np.sqrt(1 / 30 + 1 / 40)
+    assert abs(np.mean([row.ratio for row in found]) - 1) < error
+    assert np.std([row.z for row in found]) == pytest.approx(1, abs=0.5)
+    # E ||U^T W V||^2 is the share of a random pair of subspaces, rank^2 / (in out), of ||W||^2.
+    row = found[0]
+    assert row.random**2 + row.random_deviation**2 == pytest.approx(
+        row.weight**2 * rank**2 / (32 * 24), rel=0.4
+    )
 
 
 def test_overlap_with_the_top_of_w_is_one_inside_and_zero_outside():
@@ -53,3 +75,5 @@ def test_no_update_and_stacks_are_refused():
         amplification_of(W, dense_svd(np.zeros((20, 20))))
     with pytest.raises(ValueError, match="takes one matrix"):
         amplification_of(W[None], dense_svd(W))
+    with pytest.raises(ValueError, match="samples of 2 or more"):
+        amplification_of(W, dense_svd(W), samples=1)

@@ -5,7 +5,12 @@ scaling removes what was added.
 import numpy as np
 import pytest
 
-from lora_jax.analysis.intruders import find_intruders, scale_intruders
+from lora_jax.analysis.intruders import (
+    find_intruders,
+    random_update,
+    scale_intruders,
+    shrink_controls,
+)
 
 
 @pytest.fixture
@@ -58,3 +63,51 @@ def test_only_the_top_directions_are_looked_at(base):
         find_intruders(base, tuned[:, :3])
     with pytest.raises(ValueError, match="keep must be from 0"):
         scale_intruders(base, tuned, keep=1.5)
+
+
+@pytest.mark.parametrize("keep", [0.75, 0.0])
+def test_controls_take_away_as_much_as_shrinking_the_intruders(base, keep):
+    tuned = base + foreign(base, 5.0) + 0.02 * np.random.default_rng(1).standard_normal((48, 48))
+    found = find_intruders(base, tuned)
+    changed = shrink_controls(base, tuned, keep=keep)
+    assert len(found) == 1
+    np.testing.assert_array_equal(
+        changed["intruders"].weight, scale_intruders(base, tuned, keep=keep)
+    )
+    removed = (1 - keep) * np.linalg.svd(tuned, compute_uv=False)[0]
+    # Of the update no more can be taken than it is.
+    whole = min(removed, np.linalg.norm(tuned - base))
+    assert [one.removed for one in changed.values()] == pytest.approx([removed, removed, whole])
+    for one in changed.values():
+        assert np.linalg.norm(tuned - one.weight) == one.removed
+    # The others leave the intruder, and the whole update is shrunk along itself.
+    intruder = np.linalg.svd(tuned)[2][0]
+    np.testing.assert_allclose(changed["others"].weight @ intruder, tuned @ intruder, atol=1e-9)
+    share = np.linalg.norm(changed["update"].weight - base) / np.linalg.norm(tuned - base)
+    assert share == pytest.approx(1 - whole / np.linalg.norm(tuned - base))
+
+
+def test_without_intruders_all_controls_change_nothing(base):
+    for one in shrink_controls(base, base + 0.001).values():
+        assert one.removed == 0.0
+        np.testing.assert_array_equal(one.weight, base + 0.001)
+    for one in shrink_controls(base, base).values():
+        np.testing.assert_array_equal(one.weight, base)
+
+
+def test_a_random_update_has_the_norm_and_the_rank_and_makes_intruders_by_them_alone(base):
+    tuned = base + foreign(base, 20.0)
+    counts = {}
+    for rank in (1, 8, None):
+        drawn = random_update(base, tuned, rank=rank) - base
+        assert np.linalg.norm(drawn) == pytest.approx(20.0)
+        assert np.linalg.matrix_rank(drawn) == (rank or 48)
+        counts[rank] = len(find_intruders(base, base + drawn))
+    # One direction of the whole norm is strong; the same norm over all directions is not.
+    assert counts[1] == 1 and counts[8] == 8
+    assert np.array_equal(random_update(base, base, rank=2), base)
+    assert not np.array_equal(random_update(base, tuned), random_update(base, tuned, seed=1))
+    with pytest.raises(ValueError, match="rank must be from 1 to 48"):
+        random_update(base, tuned, rank=49)
+    with pytest.raises(ValueError, match="Two matrices of one shape"):
+        random_update(base, tuned[:, :3])

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax.analysis.spectra import dense_svd, effective_rank, rank_for, update_svd
+from lora_jax.analysis.spectra import (
+    dense_svd,
+    effective_rank,
+    rank_beside_gaussian,
+    rank_for,
+    update_svd,
+)
 from lora_jax.core.init import initialize
 from lora_jax.core.lowrank import LoraSpec
 
@@ -69,3 +75,29 @@ def test_ranks_do_not_depend_on_the_scale_and_no_mean_rank_exceeds_the_count():
     for rank in (rank_for, effective_rank):
         np.testing.assert_allclose(rank(s), rank(1e-6 * s), rtol=1e-9)
         assert (rank(s) <= 12).all() and (rank(s) >= 1).all()
+
+
+@pytest.mark.parametrize("measure", [rank_for, effective_rank])
+@pytest.mark.parametrize(("shape", "rank"), [((40, 40), None), ((24, 96), None), ((60, 30), 6)])
+def test_a_gaussian_matrix_has_the_rank_of_gaussian_matrices(shape, rank, measure):
+    dice = np.random.default_rng(1)
+    draw = lambda *of: dice.standard_normal((40, *of))
+    drawn = draw(*shape) if rank is None else draw(shape[0], rank) @ draw(rank, shape[1])
+    found = rank_beside_gaussian(dense_svd(drawn).s, shape, rank=rank, measure=measure, samples=200)
+    # Means of 40 and of 200 draws: four standard errors.
+    error = 4 * found.deviation * np.sqrt(1 / 40 + 1 / 200)
+    assert abs(found.rank.mean() - found.chance) < error
+    assert found.rank.std() == pytest.approx(found.deviation, rel=0.5, abs=0.3)
+    np.testing.assert_allclose(found.ratio, found.rank / found.chance)
+
+
+def test_shape_alone_makes_mlp_matrices_of_higher_rank_and_structure_lowers_the_ratio():
+    dice = np.random.default_rng(2)
+    square, wide = dice.standard_normal((64, 64)), dice.standard_normal((64, 256))
+    ranks = [rank_beside_gaussian(dense_svd(m).s, m.shape) for m in (square, wide)]
+    assert ranks[1].rank / ranks[0].rank > 1.2
+    assert ranks[1].ratio / ranks[0].ratio == pytest.approx(1, abs=0.1)
+    falling = rank_beside_gaussian(0.8 ** np.arange(64), (64, 256))
+    assert falling.rank == 6 and falling.ratio < 0.3
+    with pytest.raises(ValueError, match="rank from 1 to 64, got rank=65"):
+        rank_beside_gaussian(np.ones(3), (64, 256), rank=65)

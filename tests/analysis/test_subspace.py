@@ -7,6 +7,7 @@ import pytest
 
 from lora_jax.analysis.subspace import (
     input_directions,
+    overlap_beyond_chance,
     phi,
     random_phi,
     sampled_phi,
@@ -67,6 +68,38 @@ def test_chance_gives_the_larger_size_over_the_dimension(i, j, dimension):
     assert random_phi(8, 64, 384) == pytest.approx(1 / 6)
     with pytest.raises(ValueError, match="1 to 16 directions, got 4 and 17"):
         random_phi(4, 17, 16)
+
+
+@pytest.mark.parametrize(("i", "j", "dimension"), [(1, 3, 20), (4, 6, 20), (3, 12, 24), (7, 9, 12)])
+def test_chance_has_the_mean_deviation_and_tail_of_random_subspaces(i, j, dimension):
+    axes = np.eye(dimension)[:, :i]
+    planes = np.linalg.qr(normal(6, 1000, dimension, j))[0]
+    found = overlap_beyond_chance(np.broadcast_to(axes, (1000, dimension, i)), planes)
+    drawn, chance, deviation = found.phi[:, -1, -1], found.chance[-1, -1], found.deviation[-1, -1]
+    # Four standard errors of 1,000 draws; that of a deviation is 1 / sqrt(2 n) of it.
+    assert abs(drawn.mean() - chance) < 4 * deviation / np.sqrt(1000)
+    assert drawn.std() == pytest.approx(deviation, rel=0.09)
+    assert chance == random_phi(i, j, dimension)
+    # By chance z has the deviation 1, and p is uniform: of 1,000 draws by four standard errors.
+    assert found.z[:, -1, -1].std() == pytest.approx(1, rel=0.09)
+    for level in (0.01, 0.1, 0.5, 0.9):
+        error = 4 * np.sqrt(level * (1 - level) / 1000)
+        assert abs((found.p[:, -1, -1] < level).mean() - level) < error
+
+
+def test_overlap_of_one_subspace_is_1_at_every_size_and_of_the_whole_space_tells_nothing():
+    u = np.linalg.qr(normal(7, 24, 24))[0]
+    found = overlap_beyond_chance(u, u)
+    own = np.diag(found.share)
+    np.testing.assert_allclose(own[:-1], 1.0)
+    assert (np.diag(found.p)[:-1] < 1e-3).all() and (np.diag(found.z)[:-1] > 3).all()
+    # With all 24 directions on a side phi is 1 whatever they are.
+    assert (found.share[-1] == 0).all() and (found.z[:, -1] == 0).all() and (found.p[-1] == 1).all()
+    # Orthogonal subspaces agree less than chance, which is told as well.
+    apart = overlap_beyond_chance(u[:, :8], u[:, 8:16])
+    assert apart.share[-1, -1] == pytest.approx(-0.5) and apart.p[-1, -1] > 0.999
+    # Beyond chance does not saturate: 5 times chance of 0.5 would be 2.5.
+    assert overlap_beyond_chance(u[:, :12], u[:, :12]).share[-1, -1] == pytest.approx(1.0)
 
 
 def test_factors_of_one_seed_share_their_start_and_those_of_two_seeds_do_not():

@@ -2,33 +2,11 @@
 it was given.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.extend.core
 import numpy as np
 
-
-def saved_arrays(function: Callable[..., Any], variable: Any, *fixed: Any) -> list[Any]:
-    """Shapes and dtypes of what `function(variable, *fixed)` keeps for the gradient of `variable`,
-    its own arguments excepted.
-
-    The forward pass is traced with all arguments as inputs, and what its pullback closes over as
-    outputs. An output that is an input (a frozen weight, a factor) costs no memory and does not
-    count.
-    """
-
-    def forward(variable: Any, *fixed: Any) -> list[Any]:
-        return jax.tree.leaves(jax.vjp(lambda tree: function(tree, *fixed), variable)[1])
-
-    jaxpr = jax.make_jaxpr(forward)(variable, *fixed).jaxpr
-    given = {*jaxpr.invars, *jaxpr.constvars}
-    return [
-        var.aval
-        for var in jaxpr.outvars
-        if isinstance(var, jax.extend.core.Literal) or var not in given
-    ]
+from lora_jax.analysis.footprint import saved_arrays as saved_arrays
 
 
 def floats_of_shapes(arrays: list[Any], shapes: set[tuple[int, ...]]) -> list[Any]:

@@ -39,6 +39,8 @@ def test_every_cell_of_the_grid_is_a_row_with_its_numbers(finished, written):
     for cell in cells:
         assert float(rows[cell.name]["test_accuracy"]) == pytest.approx(cell.value)
         assert f"{100 * cell.value:.1f} ± {100 * cell.standard_error:.1f} (b)" in written
+    # Of 18 adapters 12 are of less than the largest rank.
+    assert "the peak of 12 of 20 cells is that program's, with adapters up to 2.40 MB" in written
     with (finished.root / "report" / "report.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 20
     with (finished.root / "report" / "settings.csv").open() as file:

@@ -62,6 +62,15 @@ def test_runs_of_one_format_share_one_group_of_programs(finished):
     for _, members in found:
         first, *others = [seconds[run_id(run)] for run in members]
         assert first > 0 and all(other == 0 for other in others)
+    # And has its shapes: a narrow run says by how much its adapter was padded.
+    results = {record.run_id: record.result for record in store.runs()}
+    for wide, members in found[1:]:
+        ours = {run: results[run_id(run)] for run in members}
+        assert len({one.adapter_bytes + one.padded_bytes for one in ours.values()}) == 1
+        for run, one in ours.items():
+            is_narrow = run.lora.rank < wide.lora.rank or run.lora.targets != "all-linear"
+            assert (one.padded_bytes > 0) == is_narrow
+    assert results[run_id(found[0][1][0])].padded_bytes == 0
 
 
 def test_a_run_inside_a_group_equals_the_run_alone(finished, tmp_path):

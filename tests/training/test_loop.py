@@ -77,6 +77,7 @@ def rows(folder: Path, split: str = "train") -> list[tuple[Any, ...]]:
 def uninterrupted(where: Path) -> tuple[Config, Path, dict[str, Any]]:
     config = config_of(where, "qlora")
     folder = where / "uninterrupted"
+    forget_programs()
     return config, folder, train(config, folder, quiet=True)
 
 
@@ -161,6 +162,26 @@ def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(
     assert same_bits(load_adapter(folder / "adapter")[0], load_adapter(reference / "adapter")[0])
 
 
+def figures_of(folder: Path) -> dict[str, Any]:
+    """What the checkpoint after the last step says that the run has used."""
+    checkpoints = Checkpoints(folder / "checkpoints", base="", run="")
+    return checkpoints._read(STEPS, meta=ocp.args.JsonRestore()).meta["data"]["figures"]
+
+
+def test_the_first_step_of_each_shape_is_no_part_of_the_speed(uninterrupted) -> None:
+    config, folder, result = uninterrupted
+    steps = iter(open_task(config).batches("train", config.train.batch_size))
+    shapes, known, every = set(), 0, 0
+    for batch in (next(steps) for _ in range(STEPS)):
+        tokens = int(batch["mask"][batch["weight"] > 0].sum())
+        known += tokens if batch["mask"].shape in shapes else 0
+        every += tokens
+        shapes.add(batch["mask"].shape)
+    figures = figures_of(folder)
+    assert 0 < figures["tokens"] == known < every
+    assert 0 < figures["training"] < figures["seconds"] - figures["compiling"]
+
+
 def test_what_a_run_used_before_it_was_stopped_counts(uninterrupted, where, monkeypatch) -> None:
     """The process that goes on takes no step, so that it knows of no peak by itself."""
     config, _, expected = uninterrupted
@@ -168,11 +189,7 @@ def test_what_a_run_used_before_it_was_stopped_counts(uninterrupted, where, monk
     stopping(monkeypatch, Checkpoints, "save", lambda _, state, data: int(state.step) == STEPS)
     with pytest.raises(Interrupted):
         train(config, folder, quiet=True)
-    figures = (
-        Checkpoints(folder / "checkpoints", base="", run="")
-        ._read(STEPS, meta=ocp.args.JsonRestore())
-        .meta["data"]["figures"]
-    )
+    figures = figures_of(folder)
     result = train(config, folder, quiet=True)
     assert result.peak_bytes == expected.peak_bytes
     assert result.seconds > figures["seconds"] > figures["training"] > 0

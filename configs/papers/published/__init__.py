@@ -28,6 +28,8 @@ class Preset:
     (paper, released script). needs: what has to be brought to a run of it (weights that are not
     public, files); empty if nothing. measure: the command that gives the published metric of a
     finished run. beyond: why a run may still not reach the figure; empty if nothing is known.
+    examples, tokens: how many training examples there are, and their mean length, which is assumed
+    (texts could not be counted here): for estimates of time.
     """
 
     settings: Mapping[str, Any]
@@ -39,6 +41,8 @@ class Preset:
     needs: str = ""
     measure: str = ""
     beyond: str = ""
+    examples: int | None = None
+    tokens: int | None = None
 
     def lines(self, name: str, side: str) -> list[str]:
         """What is printed when a run of it starts."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from lab.small_model import LINEARS
 from lora_jax.adapters.merge import merge, merge_quantized
@@ -64,3 +65,20 @@ class Merged:
         """The merged weights, and nothing beside them."""
         whole, _ = (merge_quantized if self.again else merge)(frozen, trainable)
         return whole, {}
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Something added to frozen weights, by path (layers, in, out). The name says all that it is of
+    a run, since its losses are kept under it.
+    """
+
+    name: str
+    by: Mapping[str, np.ndarray]
+
+    def __call__(self, task: Any, frozen: Mapping[str, Any], trainable: Any) -> Trees:
+        """The trees with it added."""
+        flat = dict(flatten(frozen))
+        for path, change in self.by.items():
+            flat[path] = np.asarray(flat[path]) + change.astype(np.float32)
+        return unflatten(flat), trainable

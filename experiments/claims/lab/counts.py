@@ -12,16 +12,14 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from lab.small_model import SmallModel
 from lora_jax.adapters.sites import Site, find_sites
 from lora_jax.adapters.surgery import adapt
 from lora_jax.config import TARGETS
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import flatten
-from lora_jax.models.deberta import DebertaConfig
-from lora_jax.models.decoder import Decoder
-from lora_jax.models.decoder_config import DecoderConfig
-from lora_jax.models.encoder import Encoder, EncoderConfig
-from lora_jax.models.kinds import example_inputs
+from lora_jax.models.kinds import example_inputs, model_of
+from lora_jax.models.sizes import SIZES
 
 # QLoRA's memory figure, batch 1, 512 tokens, gradient checkpointing, r = 64 in all layers, MB: base,
 # adapters, optimiser (second-hand copies).
@@ -37,65 +35,24 @@ NF4_MMLU = (39.0, 47.5, 57.3, 61.8, 44.5, 50.7, 59.2, 63.9)
 ALL_LINEAR = r"layers/.*/kernel"  # as QLoRA means it: without the embedding and the head
 
 
-def _gpt(layers: int, width: int, heads: int, positions: int) -> Decoder:
-    return Decoder(
-        DecoderConfig(
-            vocab_size=50_257, hidden_size=width, num_layers=layers, num_heads=heads, num_kv_heads=heads, head_dim=width // heads,
-            intermediate_size=4 * width, max_positions=positions, family="gpt2", norm="layer", activation="gelu_tanh", gated=False,
-            qkv_bias=True, out_bias=True, mlp_bias=True, rotary=None, tied=True,
-        )
-    )  # fmt: skip
-
-
-def _llama(layers: int, width: int, heads: int, inner: int) -> Decoder:
-    return Decoder(
-        DecoderConfig(
-            vocab_size=32_000, hidden_size=width, num_layers=layers, num_heads=heads, num_kv_heads=heads, head_dim=width // heads,
-            intermediate_size=inner, max_positions=2048,
-        )
-    )  # fmt: skip
-
-
-def _encoder(
-    layers: int, width: int, heads: int, vocab: int, positions: int, types: int
-) -> Encoder:
-    return Encoder(
-        EncoderConfig(
-            vocab_size=vocab, hidden_size=width, num_layers=layers, num_heads=heads, intermediate_size=4 * width, max_positions=positions,
-            type_vocab_size=types,
-        )
-    )  # fmt: skip
-
-
-# Brown et al. 2020 (Table 2.1), Radford et al. 2019, Liu et al. 2019, He et al. 2021, Touvron et
-# al. 2023 (Table 2).
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "GPT-3 175B": lambda: _gpt(96, 12_288, 96, 2048),
-    "GPT-2 M": lambda: _gpt(24, 1024, 16, 1024),
-    "GPT-2 L": lambda: _gpt(36, 1280, 20, 1024),
-    "RoBERTa-base": lambda: _encoder(12, 768, 12, 50_265, 514, 1),
-    "RoBERTa-large": lambda: _encoder(24, 1024, 16, 50_265, 514, 1),
-    "DeBERTa-XXL": lambda: Encoder(
-        DebertaConfig(
-            vocab_size=128_100,
-            hidden_size=1536,
-            num_layers=48,
-            num_heads=24,
-            intermediate_size=6144,
-            max_positions=512,
-            conv_size=3,
-        )
-    ),
-    "LLaMA 7B": lambda: _llama(32, 4096, 32, 11_008),
-    "LLaMA 13B": lambda: _llama(40, 5120, 40, 13_824),
-    "LLaMA 33B": lambda: _llama(60, 6656, 52, 17_920),
-    "LLaMA 65B": lambda: _llama(80, 8192, 64, 22_016),
+# Names in print, and the presets' ids of the same models.
+_IDS = {
+    "GPT-3 175B": "gpt3-175b",
+    "GPT-2 M": "openai-community/gpt2-medium",
+    "GPT-2 L": "openai-community/gpt2-large",
+    "RoBERTa-base": "FacebookAI/roberta-base",
+    "RoBERTa-large": "FacebookAI/roberta-large",
+    "DeBERTa-XXL": "microsoft/deberta-v2-xxlarge",
+    "LLaMA 7B": "huggyllama/llama-7b",
+    "LLaMA 13B": "huggyllama/llama-13b",
+    "LLaMA 33B": "huggyllama/llama-30b",
+    "LLaMA 65B": "huggyllama/llama-65b",
 }
 
 
 @functools.cache
 def _traced(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Site]]:
-    model = MODELS[name]()
+    model = model_of(SmallModel().settings() if name == "S" else SIZES[_IDS[name]])
     inputs = example_inputs(model.config)
     params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
     return model, params, find_sites(model, *inputs)
@@ -108,12 +65,21 @@ def parameters(name: str) -> int:
 
 def lora_parameters(name: str, rank: int, targets: str = TARGETS["query+value"]) -> int:
     """Entries of both factors at the targets."""
+    return trained_parameters(name, LoraSpec(rank=rank), targets)
+
+
+def trained_parameters(name: str, spec: LoraSpec, targets: str) -> int:
+    """Entries that an adapter trains at the targets, of a model or of 'S'."""
     model, params, sites = _traced(name)
-    rules = [(targets, LoraSpec(rank=rank))]
     trainable = jax.eval_shape(
-        lambda p: adapt(model, p, (), lora=rules, key=jax.random.key(0), sites=sites)[1], params
+        lambda p: adapt(model, p, (), lora=[(targets, spec)], key=jax.random.key(0), sites=sites)[
+            1
+        ],
+        params,
     )
-    return sum(leaf.a.size + leaf.b.size for leaf in trainable.values())
+    return sum(
+        getattr(leaf, field).size for leaf in trainable.values() for field in leaf.trained_fields()
+    )
 
 
 @dataclass(frozen=True)

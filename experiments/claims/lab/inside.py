@@ -4,11 +4,12 @@ layer by layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from lab.contrast import OverSeeds
 from lab.setting import Run
 from lora_jax.analysis.spectra import Svd, dense_svd, update_svd
 from lora_jax.core.lowrank import LowRank
@@ -63,3 +64,14 @@ def matrices(run: Run, task: Task, paths: tuple[str, ...]) -> Iterator[Matrix]:
             a = np.asarray(leaf.a[layer], np.float64) if isinstance(leaf, LowRank) else None
             start = None if a is None else np.asarray(before[path].a[layer], np.float64)
             yield Matrix(path, layer, base[layer], Svd(*(part[layer] for part in svd)), a, start)
+
+
+def over_pairs(count: int, figure: Callable[[int, int], float]) -> OverSeeds:
+    """A figure of two runs of different seeds: for each seed, its mean over all other seeds of the
+    second. Of `count` seeds these are not quite independent, and count as if they were.
+    """
+    each = [
+        float(np.mean([figure(one, other) for other in range(count) if other != one]))
+        for one in range(count)
+    ]
+    return OverSeeds(tuple(each))

@@ -44,6 +44,7 @@ class NullRun(Run):
 
     @property
     def config(self) -> Any:
+        """Nobody may ask for it."""
         raise AssertionError("A claim asks the lab, not the configuration of a run.")
 
 
@@ -65,8 +66,9 @@ class NullLab(Arms):
         result = SimpleNamespace(
             value=lambda split, name: loss, trainable_parameters=1000, is_tested=scored, seconds=1.0
         )
-        losses = self._before(setting, seed)[0] - GAIN + level + dice.normal(0, 0.03, EXAMPLES)
-        right = (dice.random(EXAMPLES) < 0.75 - level / 2).astype(float)
+        before, _ = self._before(setting, seed)
+        losses = before - GAIN + level + dice.normal(0, 0.03, len(before))
+        right = (dice.random(len(before)) < 0.75 - level / 2).astype(float)
         said = losses, right if isinstance(setting.base, str) else None
         return NullRun("null", setting, seed, rate, Path("null"), result, None, said)
 
@@ -81,8 +83,10 @@ class NullLab(Arms):
 
     def _before(self, setting: Setting, seed: int) -> Losses:
         # A classifier's losses lie around the one at which an answer turns right.
-        dice, typical = self._dice("examples"), 0.7 if isinstance(setting.base, str) else 3.7
-        hard, weights = dice.normal(typical, 0.5, EXAMPLES), dice.integers(10, 40, EXAMPLES)
+        typical = 0.7 if isinstance(setting.base, str) else 3.7
+        texts = {"both": ("B", "backwards"), "backwards": ("backwards",)}
+        each = [self._examples(of, typical) for of in texts.get(setting.get("data.name"), ("B",))]
+        hard, weights = map(np.concatenate, zip(*each))
         shift = self._dice("base", seed % setting.bases).normal(0, 0.01)
         return hard + shift, weights.astype(float)
 
@@ -98,7 +102,7 @@ class NullLab(Arms):
         trained = (-GAIN if domain == "B" else GAIN / 3) if isinstance(of, Run) else 0.0
         same = self.world == "equal" or change is None
         moved = 0.0 if same else self._away((kind, setting.base))
-        noise = dice.normal(0, 0.004) + dice.normal(0, 0.01, EXAMPLES)
+        noise = dice.normal(0, 0.004) + dice.normal(0, 0.01, len(before))
         losses = before + trained + level + noise
         if isinstance(setting.base, str) and moved:
             # Losses move and answers stay: all keep their side of the loss at which one is right.
@@ -120,6 +124,9 @@ class NullLab(Arms):
                 weight = weights.normal(0, rows**-0.5, (rows, columns))
                 dice = self._dice("update", name, layer, run.setting, run.seed)
                 rank = min(int(run.setting.get("lora.rank", 8)), rows, columns)
+                if run.setting.get("lora.variant") == "adalora":  # what a budget left, by chance
+                    kept = self._dice("kept", name, layer, run.setting, run.seed)
+                    rank = int(kept.integers(1, rank + 1))
                 if run.setting.method == "full":
                     a, update = None, dice.normal(0, 1, (rows, columns))
                 else:
@@ -162,6 +169,10 @@ class NullLab(Arms):
     def mixed(self, runs: Any) -> float:
         """Rounding, or `APART`."""
         return 1e-6 if self.world == "equal" else APART
+
+    def _examples(self, domain: str, typical: float) -> tuple[np.ndarray, np.ndarray]:
+        dice = self._dice("examples") if domain == "B" else self._dice("examples", domain)
+        return dice.normal(typical, 0.5, EXAMPLES), dice.integers(10, 40, EXAMPLES)
 
     def _level(self, setting: Setting) -> float:
         return 0.0 if self.world == "equal" else self._offset(setting)

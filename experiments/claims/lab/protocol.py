@@ -55,6 +55,7 @@ class Curve:
 
     @property
     def mean(self) -> dict[float, float]:
+        """{rate: mean loss over seeds}."""
         return dict(zip(self.rates, map(float, self.losses.mean(0))))
 
 
@@ -118,10 +119,15 @@ class Arms:
         *,
         guess: float | None = None,
         seeds: Sequence[int] | None = None,
+        by: Callable[[Run], float] | None = None,
     ) -> Arm:
         """The arm at its best learning rate: a grid of factor 2 around a guess, grown until two
         points stand on each side of the best mean over the tuning seeds; then the vertex of the
         parabola through the best and its neighbours.
+
+        Args:
+            by: what the rate is to make small, of a run that did not diverge; its validation loss
+                by default.
         """
         guess = GUESS.get(setting.method, LORA_GUESS) if guess is None else guess
         start = round(np.log2(guess / UNIT))
@@ -129,7 +135,9 @@ class Arms:
 
         def loss_at(point: int) -> float:
             runs = [self.run(setting, s, rate_at(point), scored=False) for s in self.tuning_seeds]
-            return float(np.mean([run.validation_loss for run in runs]))
+            if by is None or any(run.result is None for run in runs):
+                return float(np.mean([run.validation_loss for run in runs]))
+            return float(np.mean([by(run) for run in runs]))
 
         for point in (start, start - 1, start + 1):
             tried[point] = loss_at(point)
@@ -289,7 +297,7 @@ class Lab(Arms):
         # Of a language model `answers` measures each example, from the adapter.
         scored = scored and isinstance(setting.base, str)
         config = setting.config(seed, rate)
-        name = run_id(config)
+        name = run_id(config) + ("-rewarded" if setting.rewarded else "")
         folder = self.store.folder(name)
         made = lambda result, error=None: Run(name, setting, seed, rate, folder, result, error)
         record = read_run(folder) if is_run(folder) else None
@@ -298,10 +306,11 @@ class Lab(Arms):
             if not scored or result.is_tested:
                 self._used.setdefault(name, (result.seconds or 0.0, False))
                 return made(result)
-        if record is not None and record.status == "failed":
-            if (record.error or "").startswith("Diverged"):
-                return made(None, record.error)
-        return self._train(config, made, name, folder, scored=scored)
+        diverged = record is not None and (record.error or "").startswith("Diverged")
+        if diverged and record.status == "failed":
+            return made(None, record.error)
+        task_of = self._rewarded if setting.rewarded else self._task.of
+        return self._train(config, made, name, folder, task_of, scored=scored)
 
     def answers(self, run: Run) -> tuple[np.ndarray, np.ndarray | None]:
         """See `Bench.answers`."""
@@ -314,8 +323,12 @@ class Lab(Arms):
         return said.column("loss") / units, said.column("correct") / units
 
     def untuned(self, setting: Setting, seed: int) -> Losses:
-        """See `Bench.untuned`; kept, as all arms on a base share it."""
-        stored = {key: value for key, value in setting.changes if key.startswith("quant.")}
+        """See `Bench.untuned`; kept, as all arms on a base and its texts share it."""
+        stored = {
+            key: value
+            for key, value in setting.changes
+            if key.startswith("quant.") or key == "data.name"
+        }
         stored |= {} if setting.method != "qlora" else {"method": "qlora"}
         plain = Setting(setting.base, tuple(sorted(stored.items())), setting.bases)
         return self.losses((plain, seed), "B", None)
@@ -423,8 +436,20 @@ class Lab(Arms):
         took = json.loads((folder / "pretraining.json").read_text()).get("seconds")
         self._used[base.name] = (took or time.perf_counter() - start, here)
 
+    def _rewarded(self, config: Any) -> Any:
+        from lab.reward import RewardedTask
+
+        return RewardedTask.of(self._task.of(config))
+
     def _train(
-        self, config: Any, made: Callable[..., Run], name: str, folder: Path, *, scored: bool
+        self,
+        config: Any,
+        made: Callable[..., Run],
+        name: str,
+        folder: Path,
+        task_of: Callable[[Any], Any],
+        *,
+        scored: bool,
     ) -> Run:
         from lora_jax.training.loop import fit
         from lora_jax.training.run import Diverged
@@ -436,7 +461,7 @@ class Lab(Arms):
             fit(
                 [Training(config, folder)],
                 lambda run, outcome: outcomes.append(outcome),
-                task_of=self._task.of,
+                task_of=task_of,
                 score_test=scored,
                 quiet=True,
             )

@@ -20,12 +20,14 @@ BASES = 3  # pretraining seeds of S: a run with seed k stands on base k modulo t
 @dataclass(frozen=True)
 class Setting:
     """A base and changed settings by dotted key. `bases`: how many pretrainings of S its seeds
-    spread over.
+    spread over. `rewarded`: MiniLM learns from rewards (`lab.reward`), not from labels; its losses
+    are 1 minus the expected reward.
     """
 
     base: SmallModel | Literal["minilm"] = SmallModel()
     changes: tuple[tuple[str, Any], ...] = ()
     bases: int = BASES
+    rewarded: bool = False
 
     def with_(self, **changes: Any) -> Setting:
         """With more settings changed, as `with_(**{'lora.rank': 4})`."""
@@ -42,6 +44,7 @@ class Setting:
 
     @property
     def method(self) -> str:
+        """Of training, as configurations name it."""
         return self.get("method", "lora")
 
     def base_of(self, seed: int) -> SmallModel | str:
@@ -84,6 +87,7 @@ class Run:
 
     @property
     def config(self) -> Config:
+        """The run's."""
         return self.setting.config(self.seed, self.rate)
 
     @property
@@ -94,6 +98,7 @@ class Run:
 
     @property
     def trainable_parameters(self) -> int | None:
+        """How many; None if it diverged."""
         return None if self.result is None else self.result.trainable_parameters
 
     def trace(self, split: str = "train") -> list[tuple[int, float]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ LENGTH = 64  # tokens of an example
 LINEARS = r"layers/.*/kernel"
 _PIECE = 28  # words of an example
 _PROMPT = 3  # words of its prompt
+RANDOM_WORDS = 16  # of the completion of a row of random words
+VOCABULARY = 256  # words that it is drawn from
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,14 @@ def home() -> Path:
 
 
 def texts(domain: str) -> Path:
-    """The .jsonl of a domain: 'imdb', 'imdb_held_out' (reviews of the test split) or
-    'rotten_tomatoes'. Written at the first call.
+    """The .jsonl of a domain: 'imdb', 'imdb_held_out' (reviews of the test split),
+    'rotten_tomatoes', or one that is made: see `made_texts`. Written at the first call.
 
     Raises:
         ValueError: there is no such domain.
     """
+    if is_made(domain):
+        return made_texts(domain)
     sources = {
         "imdb": ("imdb", "train"),
         "imdb_held_out": ("imdb", "test"),
@@ -109,6 +114,56 @@ def texts(domain: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         _publish(path, "".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def is_made(domain: str) -> bool:
+    """Whether a domain is one of `made_texts`."""
+    return domain in ("backwards", "both") or domain.startswith("random-")
+
+
+def made_texts(domain: str) -> Path:
+    """The path of texts that are made, written at the first call.
+
+    'backwards': sentences of Rotten Tomatoes from their last word to the first, after a mark, so
+        that no prompt is one of domain B. 'both': those of domain B, then these.
+    'random-N': a folder whose three splits are the same N rows of `RANDOM_WORDS` words, each drawn
+        from `VOCABULARY` ones: there is nothing to learn but the rows themselves.
+    """
+    read = lambda path: [json.loads(line) for line in path.read_text().splitlines()]
+    lines = lambda rows: "".join(json.dumps(row) + "\n" for row in rows)
+    path = home() / f"{domain}-v{VERSION}"
+    if domain.startswith("random-"):
+        rows = _random_rows(int(domain.removeprefix("random-")))
+        path.mkdir(parents=True, exist_ok=True)
+        for split in ("train", "validation", "test"):
+            if not (path / f"{split}.jsonl").is_file():
+                _publish(path / f"{split}.jsonl", lines(rows))
+        return path
+
+    path = path.with_name(f"{path.name}.jsonl")
+    if not path.is_file():
+        forward = read(texts("rotten_tomatoes"))
+        words = [f"{row['prompt']} {row['completion']}".split()[::-1] for row in forward]
+        rows = [
+            {"prompt": "backwards: " + " ".join(w[:_PROMPT]), "completion": " ".join(w[_PROMPT:])}
+            for w in words
+        ]
+        _publish(path, lines([*forward, *rows] if domain == "both" else rows))
+    return path
+
+
+def _random_rows(count: int) -> list[dict[str, str]]:
+    """Rows of random words, of such that are one token each after a space; the first N of any
+    larger count.
+    """
+    known = tokenizer().backend.get_vocab()
+    whole = sorted(t[1:] for t in known if t[0] == "\u0120" and re.fullmatch("[a-z]{2,}", t[1:]))
+    dice, row = np.random.default_rng(0), _PROMPT + RANDOM_WORDS
+    drawn = dice.choice(whole[:VOCABULARY], (count, row)).tolist()
+    return [
+        {"prompt": " ".join(words[:_PROMPT]), "completion": " ".join(words[_PROMPT:])}
+        for words in drawn
+    ]
 
 
 def tokenizer() -> TextTokenizer:
@@ -226,8 +281,10 @@ def linear_bits(model: SmallModel, spec: QuantSpec | None) -> int:
 
 def tuning(folder: Path, **changes: Any) -> Config:
     """The settings that claims on S share: domain B, a constant rate, no decay, 100 steps of 16
-    sentences. `changes` by dotted key.
+    sentences. `changes` by dotted key; 'data.name' may be a domain of `made_texts`.
     """
+    if is_made(changes.get("data.name", "")):
+        changes["data.name"] = str(made_texts(changes["data.name"]))
     values: dict[str, Any] = {
         "model": {"name": str(folder), "scan": True},
         "data": {
