@@ -27,16 +27,18 @@ RANKS = (4, 64)
 SIZES = ("projected", "random", "top", "weight", "update")
 
 
+def norms(lab, run) -> dict[str, float]:
+    """Mean log of every norm of Table 7 over q and v of all layers."""
+    rows = [amplification_of(m.weight, m.update) for m in lab.updates(run, ("q", "v"))]
+    return {name: fmean(log(getattr(row, name)) for row in rows) for name in SIZES}
+
+
 def run(lab):
     arms = {rank: lab.arm(f"rank {rank}", S.with_(**{"lora.rank": rank})) for rank in RANKS}
     pairs = [
         pair for pair in zip(*(arm.runs for arm in arms.values())) if all(r.result for r in pair)
     ]
-    logs = {rank: [] for rank in RANKS}  # of each seed: mean log of every norm
-    for pair in pairs:
-        for rank, one in zip(RANKS, pair):
-            rows = [amplification_of(m.weight, m.update) for m in lab.updates(one, ("q", "v"))]
-            logs[rank].append({n: fmean(log(getattr(row, n)) for row in rows) for n in SIZES})
+    logs = {rank: [norms(lab, pair[at]) for pair in pairs] for at, rank in enumerate(RANKS)}
 
     def ratio(rank: int, one: str, other: str) -> OverSeeds:
         return OverSeeds(tuple(row[one] - row[other] for row in logs[rank]))

@@ -80,13 +80,8 @@ def run(lab):
             f"natural log of MLP over attention, each over noise of its shape, {mlp}",
         ),
     )
-    lines = {
-        part: [
-            [steps, *interval_of(each(lambda row, p=part: row[p], rows).interval())]
-            for steps, rows in table.items()
-        ]
-        for part in PARTS
-    }
+    at = lambda rows, part: interval_of(each(lambda row: row[part], rows).interval())
+    lines = {part: [[steps, *at(rows, part)] for steps, rows in table.items()] for part in PARTS}
     return Finding(
         parts,
         {
