@@ -24,6 +24,7 @@ from lora_jax.tasks.opening import open_task
 from lora_jax.tasks.task import Task
 from published import lora as published_lora
 from published import qlora as published_qlora
+from published.lora import TASKS
 
 FOLDER = Path(__file__).parents[1] / "configs" / "papers"
 FILES = ("lora_glue", "lora_gpt2", "lora_gpt3", "qlora")
@@ -234,7 +235,7 @@ def test_GLUE_is_chosen_and_reported_as_it_was_published():
             assert config.lora.init_from == (
                 f"runs/papers/lora_glue/mnli/{model}-{side}" if starts else None
             )
-    cls = {task: presets("lora_glue")[f"xxl-{task}"] for task in published_lora.TASKS}
+    cls = {task: presets("lora_glue")[f"xxl-{task}"] for task in TASKS}
     heads = [cls[task]["script"].settings["model"]["head_dropout"] for task in cls]
     assert heads == [0.15, 0.0, 0.0, 0.1, 0.1, 0.2, 0.2, 0.2]
 
@@ -309,6 +310,8 @@ def test_what_the_released_scripts_say():
     for task, batch in batches.items():
         script = glue[f"xxl-{task}"]["script"].settings
         assert script["train"]["batch_size"] == batch and script["lora"]["rank"] == 16
+    large = [glue[f"large-{task}"]["script"].settings["data"]["max_length"] for task in TASKS]
+    assert large == [128, 512, 512, 128, 512, 512, 512, 128]
     warmup = glue["xxl-mnli"]["script"].settings["optim"]["warmup_fraction"]
     assert warmup * 392_702 * 5 / 64 == pytest.approx(1_000)
     assert glue["xxl-mrpc"]["script"].settings["optim"]["warmup_fraction"] == 0.1

@@ -23,9 +23,9 @@ RANKS, WAYS = (8, 16, 64), ("LoftQ-1", "LoftQ-5", "QPiSSA")
 
 
 def chosen(matrices) -> list[np.ndarray]:
-    """Nine matrices of three layers: query, MLP up and MLP down."""
+    """Nine matrices, (3 layers, in, out) of query, MLP up and MLP down."""
     names = ("attn/q", "mlp/up", "mlp/down")
-    return [matrices[f"layers/{name}/kernel"][layer] for layer in (0, 2, 5) for name in names]
+    return [matrices[f"layers/{name}/kernel"][[0, 2, 5]] for name in names]
 
 
 def ratios(format: str, rank: int, weights: list[np.ndarray]) -> dict[str, dict[str, float]]:

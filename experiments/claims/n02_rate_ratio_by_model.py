@@ -55,7 +55,9 @@ def run(lab):
         {
             "curves": {f"{model}, {name}": one.summary() for (model, name), one in found.items()},
             "ratio": {model: rates.known(ratio.rate) for model, ratio in ratios.items()},
-            "slope_on_log_width": dict(zip(("value", "low", "high", "scatter"), map(_finite, slope))),
+            "slope_on_log_width": dict(
+                zip(("value", "low", "high", "scatter"), map(_finite, slope))
+            ),
         },
         note="Brackets are 90 % intervals; a dash is an end that the curve does not tell.",
         plot={

@@ -39,7 +39,11 @@ def run(lab):
     limit, inf = CLAIM.limits["slope"], float("inf")
     judged = (
         ("no slope under alpha / r", "equal", judge_range(slopes["standard"][:3], -limit, limit)),
-        ("a falling rate under alpha / sqrt(r)", "effect", judge_range(slopes["rslora"][:3], -inf, 0)),
+        (
+            "a falling rate under alpha / sqrt(r)",
+            "effect",
+            judge_range(slopes["rslora"][:3], -inf, 0),
+        ),
         ("at rank 64 a lower rate than under alpha / r", "effect", judge_range(ratios[64], 0, 1)),
     )
     said = (shown(slopes["standard"]), shown(slopes["rslora"]), f"ratio {shown(ratios[64])}")

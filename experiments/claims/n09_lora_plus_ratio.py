@@ -78,7 +78,12 @@ def run(lab):
         plot={
             "lines": {
                 f"width {width}": [
-                    [r, *interval_of(contrast(((1.0, arms[width, 1]), (-1.0, arms[width, r]))).interval())]
+                    [
+                        r,
+                        *interval_of(
+                            contrast(((1.0, arms[width, 1]), (-1.0, arms[width, r]))).interval()
+                        ),
+                    ]
                     for r in ratios
                 ]
                 for width, ratios in RATIOS.items()

@@ -98,7 +98,8 @@ class _Attention(nn.Module):
             for name, source in zip("qkv", (asking, x, x), strict=True)
         )
         rate = self.config.attention_dropout
-        drop = functools.partial(dropped, self, rate=rate) if rate else None
+        is_on = rate > 0 and self.has_rng("dropout")
+        drop = functools.partial(dropped, self, rate=rate) if is_on else None
         scale = 1 / math.sqrt(hidden // heads)
         y = attend(q, k, v, scale=scale, bias=shared["bias"], drop=drop)
         return dense(name="o")(y.reshape(*y.shape[:-2], hidden))

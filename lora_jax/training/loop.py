@@ -221,7 +221,8 @@ def evaluate(group: Group, runs: Sequence[Run]) -> None:
 
         def note(run: Run) -> None:
             run.log.write(run.step, "validation", scores[run.slot].means)
-            run.compare(group.slots.take(run.slot), scores[run.slot])
+            if run.ends_epoch:
+                run.compare(group.slots.take(run.slot), scores[run.slot])
 
         group.each(runs, note)
         group.share_time()
@@ -265,7 +266,7 @@ def finish(group: Group, runs: Sequence[Run]) -> None:
     ending = [run for run in runs if run.is_over]
     if not ending:
         return
-    select(group, [run for run in ending if run.config.train.select == "best_epoch"])
+    select(group, [run for run in ending if run.ends_epoch])
     evaluated: dict[Run, dict[str, Evaluated]] = {run: {} for run in ending}
     for split in group.splits:
         try:

@@ -136,8 +136,13 @@ class Run:
     @property
     def is_evaluated(self) -> bool:
         """Whether its validation score is due at its step, before the last one."""
-        ends_epoch = self._selects and self.is_at(self.batches.steps_per_epoch)
-        return not self.is_over and (ends_epoch or self.is_at(self.config.train.eval_every))
+        return not self.is_over and (self.ends_epoch or self.is_at(self.config.train.eval_every))
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether it takes its best epoch, and one ends here, or the last one is cut off here."""
+        is_end = self.is_over or self.is_at(self.batches.steps_per_epoch)
+        return self._selects and is_end
 
     @property
     def is_over(self) -> bool:
@@ -181,14 +186,11 @@ class Run:
         self.checkpoints.save(state, {**self.iterator.get_state(), "figures": figures})
 
     def compare(self, state: TrainState, evaluated: Evaluated) -> None:
-        """Keeps the state, if its epoch is the first or the best one so far, of a run that takes its
-        best one.
+        """Keeps the state at the end of an epoch, if it is the first or the best one so far.
 
         A run that goes on from before its best epoch comes to the same one again, bit for bit, and
         finds it kept.
         """
-        if self._best is None or not (self.is_over or self.is_at(self.batches.steps_per_epoch)):
-            return
         score = self._scores("validation", evaluated)[self.task.primary.name]
         merit = score.value if score.higher_is_better else -score.value
         if math.isnan(merit):  # a correlation with what is constant
@@ -198,10 +200,9 @@ class Run:
             self._best.save(state, {})
 
     def selected(self, state: TrainState) -> TrainState:
-        """The last state, with what the best epoch's end had trained, of a run that takes that."""
-        if self._best is None:
-            return state
-        return state.replace(trainable=self._best.restore(state, self.best[0])[0].trainable)
+        """The last state, with what the best epoch's end had trained."""
+        step, _ = self.best
+        return state.replace(trainable=self._best.restore(state, step)[0].trainable)
 
     def conclude(
         self, state: TrainState, evaluated: Mapping[str, Evaluated]

@@ -82,9 +82,12 @@ def test_c26_the_gradient_of_b_falls_with_rank_under_alpha_over_r_alone():
 def test_c34_starts_are_the_base_and_lora_ga_steps_along_the_gradient():
     c34 = claim("c34")
     for rank in (1, 16):
-        found = {init: c34.first_step(init, rank) for init in c34.INITS}
+        found = {init: c34.first_step(init, rank) for init in (c34.LORA, *c34.INITS)}
         assert max(off for _, off in found.values()) < 1e-5
         assert found["lora_ga"][0] > found["kaiming"][0]
+    good = {init: dict.fromkeys(c34.RANKS, (0.2, 0.0)) for init in (c34.LORA, "pissa")}
+    for wrong in ((0.1, 0.0), (0.9, 1e-3)):  # no nearer; another output
+        assert c34.judge_first(good | {"lora_ga": dict.fromkeys(c34.RANKS, wrong)}) != "reproduced"
     random = np.mean([c34.first_step("kaiming", 4, seed)[0] for seed in range(8)])
     # sqrt(r / d); 40 draws of four directions out of 96 have a deviation of 0.026 and a mean of
     # 0.200. Three standard errors of eight.

@@ -81,6 +81,8 @@ def test_the_first_of_the_best_epochs_is_scored_and_kept_also_after_a_stop(where
     }
     assert seen[4 * ends] == accuracy[best]
 
+    # As a run that is only to be tuned by is scored later: from its last checkpoint.
+    assert train(config, tmp_path / "whole", task=task, quiet=True).scores == result.scores
     # Stopped between two epochs, with what had been kept by then.
     for name in ("best", "checkpoints"):
         shutil.copytree(tmp_path / "whole" / name, tmp_path / "again" / name)

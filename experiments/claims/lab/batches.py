@@ -45,6 +45,8 @@ def growth(arms: Mapping[tuple[str, int], Arm], name: str) -> list[tuple[float, 
     return gap(arms, name, high) + [(-w, arm) for w, arm in gap(arms, name, low)]
 
 
-def gaps(arms: Mapping[tuple[str, int], Arm], names: Sequence[str]) -> dict[str, dict[int, Contrast]]:
+def gaps(
+    arms: Mapping[tuple[str, int], Arm], names: Sequence[str]
+) -> dict[str, dict[int, Contrast]]:
     """The gap of each method at each batch."""
     return {name: {b: contrast(gap(arms, name, b)) for b in BATCHES} for name in names}

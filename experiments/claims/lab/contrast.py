@@ -82,10 +82,12 @@ class Contrast:
 
     @property
     def value(self) -> float:
+        """Mean over seeds and examples."""
         return self.crossed.value
 
     @property
     def seeds(self) -> int:
+        """How many."""
         return len(self.by_seed)
 
     def interval(self, level: float = 0.95) -> Interval:
@@ -111,13 +113,16 @@ class OverSeeds:
 
     @property
     def value(self) -> float:
+        """Mean over seeds."""
         return float(np.mean(self.by_seed))
 
     @property
     def seeds(self) -> int:
+        """How many."""
         return len(self.by_seed)
 
     def interval(self, level: float = 0.95) -> Interval:
+        """Student's t."""
         found = over_seeds(self.by_seed, level=level)
         return Interval(found.mean, found.low, found.high)
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from lab.small_model import SmallModel
 from lora_jax.adapters.sites import Site, find_sites
 from lora_jax.adapters.surgery import adapt
 from lora_jax.config import TARGETS
@@ -51,7 +52,7 @@ _IDS = {
 
 @functools.cache
 def _traced(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Site]]:
-    model = model_of(SIZES[_IDS[name]])
+    model = model_of(SmallModel().settings() if name == "S" else SIZES[_IDS[name]])
     inputs = example_inputs(model.config)
     params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
     return model, params, find_sites(model, *inputs)
@@ -64,12 +65,21 @@ def parameters(name: str) -> int:
 
 def lora_parameters(name: str, rank: int, targets: str = TARGETS["query+value"]) -> int:
     """Entries of both factors at the targets."""
+    return trained_parameters(name, LoraSpec(rank=rank), targets)
+
+
+def trained_parameters(name: str, spec: LoraSpec, targets: str) -> int:
+    """Entries that an adapter trains at the targets, of a model or of 'S'."""
     model, params, sites = _traced(name)
-    rules = [(targets, LoraSpec(rank=rank))]
     trainable = jax.eval_shape(
-        lambda p: adapt(model, p, (), lora=rules, key=jax.random.key(0), sites=sites)[1], params
+        lambda p: adapt(model, p, (), lora=[(targets, spec)], key=jax.random.key(0), sites=sites)[
+            1
+        ],
+        params,
     )
-    return sum(leaf.a.size + leaf.b.size for leaf in trainable.values())
+    return sum(
+        getattr(leaf, field).size for leaf in trainable.values() for field in leaf.trained_fields()
+    )
 
 
 @dataclass(frozen=True)

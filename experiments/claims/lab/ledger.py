@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import importlib.util
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

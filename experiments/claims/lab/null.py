@@ -44,6 +44,7 @@ class NullRun(Run):
 
     @property
     def config(self) -> Any:
+        """Nobody may ask for it."""
         raise AssertionError("A claim asks the lab, not the configuration of a run.")
 
 
@@ -102,7 +103,12 @@ class NullLab(Arms):
         same = self.world == "equal" or change is None
         moved = 0.0 if same else self._away((kind, setting.base))
         noise = dice.normal(0, 0.004) + dice.normal(0, 0.01, len(before))
-        return before + trained + level + moved + noise, weights
+        losses = before + trained + level + noise
+        if isinstance(setting.base, str) and moved:
+            # Losses move and answers stay: all keep their side of the loss at which one is right.
+            side = losses - np.log(2)
+            return np.log(2) + side * (1 + moved / max(abs(side.mean()), 0.2)), weights
+        return losses + moved, weights
 
     def updates(
         self, run: Run, paths: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
@@ -118,6 +124,9 @@ class NullLab(Arms):
                 weight = weights.normal(0, rows**-0.5, (rows, columns))
                 dice = self._dice("update", name, layer, run.setting, run.seed)
                 rank = min(int(run.setting.get("lora.rank", 8)), rows, columns)
+                if run.setting.get("lora.variant") == "adalora":  # what a budget left, by chance
+                    kept = self._dice("kept", name, layer, run.setting, run.seed)
+                    rank = int(kept.integers(1, rank + 1))
                 if run.setting.method == "full":
                     a, update = None, dice.normal(0, 1, (rows, columns))
                 else:
@@ -150,6 +159,16 @@ class NullLab(Arms):
             f"layers/{name}/kernel": self._dice("matrix", name).normal(0, 0.05, (6, *shape))
             for name, shape in ENCODER.items()
         }
+
+    def together(self, setting: Setting, pairs: Any) -> list[list[tuple[int, float]]]:
+        """Traces of runs alone, up to rounding, or off by `APART` of the gain."""
+        off = 1e-6 if self.world == "equal" else APART * GAIN
+        alone = [self.trace(self.run(setting, seed, rate)) for seed, rate in pairs]
+        return [[(step, loss + off) for step, loss in trace] for trace in alone]
+
+    def mixed(self, runs: Any) -> float:
+        """Rounding, or `APART`."""
+        return 1e-6 if self.world == "equal" else APART
 
     def _examples(self, domain: str, typical: float) -> tuple[np.ndarray, np.ndarray]:
         dice = self._dice("examples") if domain == "B" else self._dice("examples", domain)

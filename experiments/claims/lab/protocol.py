@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from jaxtyping import Float
 from lab import small_model
 from lab.contrast import Arm
 from lab.inside import Matrix, matrices
-from lab.setting import Run, Setting
+from lab.setting import Run, Setting, trace_of
 from lab.small_model import SmallModel
 from lora_jax.sweeps.grid import run_id
 from lora_jax.sweeps.provenance import environment
@@ -42,6 +43,7 @@ MARGIN = 0.1  # of the gain on the untuned model: the smallest difference that m
 # A change of a model's trees before its losses are measured: (task, frozen, trainable) to both.
 Change = Callable[[Any, Any, Any], tuple[Any, Any]]
 Losses = tuple[np.ndarray, np.ndarray]  # of each example: mean loss in nats, units
+Trace = list[tuple[int, float]]  # step, training loss
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Curve:
 
     @property
     def mean(self) -> dict[float, float]:
+        """{rate: mean loss over seeds}."""
         return dict(zip(self.rates, map(float, self.losses.mean(0))))
 
 
@@ -91,6 +94,17 @@ class Bench(Protocol):
     def matrices_of(self, model: str) -> dict[str, np.ndarray]:
         """The pretrained linear layers of 'minilm' by path, (layers, in, out)."""
 
+    def together(self, setting: Setting, pairs: Sequence[tuple[int, float]]) -> list[Trace]:
+        """What `trace` gives of runs with these seeds and rates, on one base, that were trained
+        side by side in one program.
+        """
+
+    def mixed(self, runs: Sequence[Run]) -> float:
+        """How far the last hidden states of one batch, whose examples each have the adapter of one
+        of the runs, are from those with each adapter alone: the largest difference over the largest
+        state. The runs stand on one base.
+        """
+
 
 class Arms:
     """How arms are made of runs, whoever gives them."""
@@ -105,10 +119,15 @@ class Arms:
         *,
         guess: float | None = None,
         seeds: Sequence[int] | None = None,
+        by: Callable[[Run], float] | None = None,
     ) -> Arm:
         """The arm at its best learning rate: a grid of factor 2 around a guess, grown until two
         points stand on each side of the best mean over the tuning seeds; then the vertex of the
         parabola through the best and its neighbours.
+
+        Args:
+            by: what the rate is to make small, of a run that did not diverge; its validation loss
+                by default.
         """
         guess = GUESS.get(setting.method, LORA_GUESS) if guess is None else guess
         start = round(np.log2(guess / UNIT))
@@ -116,7 +135,9 @@ class Arms:
 
         def loss_at(point: int) -> float:
             runs = [self.run(setting, s, rate_at(point), scored=False) for s in self.tuning_seeds]
-            return float(np.mean([run.validation_loss for run in runs]))
+            if by is None or any(run.result is None for run in runs):
+                return float(np.mean([run.validation_loss for run in runs]))
+            return float(np.mean([by(run) for run in runs]))
 
         for point in (start, start - 1, start + 1):
             tried[point] = loss_at(point)
@@ -285,9 +306,9 @@ class Lab(Arms):
             if not scored or result.is_tested:
                 self._used.setdefault(name, (result.seconds or 0.0, False))
                 return made(result)
-        if record is not None and record.status == "failed":
-            if (record.error or "").startswith("Diverged"):
-                return made(None, record.error)
+        diverged = record is not None and (record.error or "").startswith("Diverged")
+        if diverged and record.status == "failed":
+            return made(None, record.error)
         task_of = self._rewarded if setting.rewarded else self._task.of
         return self._train(config, made, name, folder, task_of, scored=scored)
 
@@ -357,6 +378,53 @@ class Lab(Arms):
         from lab.weights import minilm_matrices
 
         return minilm_matrices()
+
+    def together(self, setting: Setting, pairs: Sequence[tuple[int, float]]) -> list[Trace]:
+        """See `Bench.together`. Trained anew at every call, and not kept."""
+        from lora_jax.training.loop import fit
+        from lora_jax.training.run import Run as Training
+
+        self._pretrain(setting.base_of(pairs[0][0]))
+        configs = [setting.config(seed, rate) for seed, rate in pairs]
+        with tempfile.TemporaryDirectory() as folder:
+            runs = [Training(config, Path(folder) / str(n)) for n, config in enumerate(configs)]
+            outcomes: list[Any] = []
+            fit(
+                runs,
+                lambda run, outcome: outcomes.append(outcome),
+                task_of=self._task.of,
+                wide=configs[0],
+                slots=len(runs),
+                score_test=False,
+                quiet=True,
+            )
+            for outcome in outcomes:
+                if isinstance(outcome, Exception):
+                    raise outcome
+            return [trace_of(run.folder) for run in runs]
+
+    def mixed(self, runs: Sequence[Run]) -> float:
+        """See `Bench.mixed`."""
+        import jax
+
+        from lora_jax.adapters.apply import apply
+        from lora_jax.adapters.many import apply_many, make_bank
+        from lora_jax.tasks.language_loss import hidden_inputs
+        from lora_jax.training.saved import load_run
+
+        saved = [load_run(run.folder, tasks=self._task) for run in runs]
+        task, frozen = saved[0].task, saved[0].frozen
+        count = 4 * len(saved)
+        inputs = hidden_inputs(task.batches("test", count, seed=0, shuffle=False, epochs=1)[0])
+        ids = np.arange(count) % len(saved)
+        bank = make_bank([one.trainable for one in saved])
+        states = lambda found: np.asarray(jax.device_get(found[0]))
+        together = states(apply_many(task.model, frozen, bank, ids, *inputs, method="hidden"))
+        off = 0.0
+        for n, one in enumerate(saved):
+            alone = states(apply(task.model, frozen, one.trainable, *inputs, method="hidden"))
+            off = max(off, float(np.abs(together - alone)[ids == n].max() / np.abs(alone).max()))
+        return off
 
     def _pretrain(self, base: SmallModel | str) -> None:
         """Counts a pretraining, which is done where it has not been."""

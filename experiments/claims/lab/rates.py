@@ -68,8 +68,9 @@ def by_rank(lab: Bench, scaling: str) -> dict[int, Fitted]:
     """LoRA on S by rank, alpha 16, at 8 rates each. Both scalings are the same at rank 1, which is
     trained once.
     """
-    at = lambda rank: {"lora.rank": rank} | (
-        {} if scaling == "standard" or rank == 1 else {"lora.scaling": scaling}
+    at = lambda rank: (
+        {"lora.rank": rank}
+        | ({} if scaling == "standard" or rank == 1 else {"lora.scaling": scaling})
     )
     return {rank: fitted(lab, S.with_(**at(rank)), _LOWEST[scaling][rank]) for rank in RANKS}
 

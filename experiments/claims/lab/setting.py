@@ -44,6 +44,7 @@ class Setting:
 
     @property
     def method(self) -> str:
+        """Of training, as configurations name it."""
         return self.get("method", "lora")
 
     def base_of(self, seed: int) -> SmallModel | str:
@@ -86,6 +87,7 @@ class Run:
 
     @property
     def config(self) -> Config:
+        """The run's."""
         return self.setting.config(self.seed, self.rate)
 
     @property
@@ -96,9 +98,15 @@ class Run:
 
     @property
     def trainable_parameters(self) -> int | None:
+        """How many; None if it diverged."""
         return None if self.result is None else self.result.trainable_parameters
 
     def trace(self, split: str = "train") -> list[tuple[int, float]]:
         """(step, loss) of a split as it was logged."""
-        rows = read_lines(self.folder / "metrics.jsonl")[0]
-        return [(row["step"], row["loss"]) for row in rows if row["split"] == split]
+        return trace_of(self.folder, split)
+
+
+def trace_of(folder: Path, split: str = "train") -> list[tuple[int, float]]:
+    """(step, loss) of a split as the run in this folder logged it."""
+    rows = read_lines(folder / "metrics.jsonl")[0]
+    return [(row["step"], row["loss"]) for row in rows if row["split"] == split]
