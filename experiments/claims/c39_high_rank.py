@@ -90,7 +90,11 @@ def run(lab):
             "mlp_over_attention": interval_of(mlp.interval()),
             "arm": arm.summary(),
         },
-        note=f"Without dividing by noise of their shape, MLP over attention is {fmean(r['mlp'] / r['attn'] for r in last):.2f}, of which shape alone makes {last[0]['mlp of noise'] / last[0]['attn of noise']:.2f}.",
+        note=(
+            "Without dividing by noise of their shape, MLP over attention is "
+            f"{fmean(r['mlp'] / r['attn'] for r in last):.2f}, of which shape alone makes "
+            f"{last[0]['mlp of noise'] / last[0]['attn of noise']:.2f}."
+        ),
         plot={
             "lines": lines,
             "x": "step",
