@@ -111,7 +111,7 @@ def shrunk(spec: str, model: Path, out: Path, **more: object) -> Config:
         "train.total_steps": 2,
     } | more
     values |= {"train.batch_size": 8, "train.eval_batch_size": 32, "sweep.seeds": 0, "out": out}
-    values |= {"lora.init_from": None}  # MNLI's adapter, which is not there
+    values |= {"lora.init_from": None, "train.accumulate": 1}  # MNLI's adapter is not there
     return load_config(
         str(FOLDER.parent / spec), [f"config.{key}={value}" for key, value in values.items()]
     )
@@ -192,7 +192,7 @@ def test_presets_of_decoders_read_their_folders(tmp_path):
     model = write_tiny_model(tmp_path / "model")
     found = {}
     for spec in ("lora_gpt2.py:e2e-m", "qlora.py:table5-7b-oasst1", "qlora.py:table5-7b-alpaca"):
-        more = {"data.name": tmp_path, "quant.block_size": 16, "train.accumulate": 1}
+        more = {"data.name": tmp_path, "quant.block_size": 16}
         found[spec] = open_task(expand(shrunk(f"papers/{spec}", model, tmp_path / "r", **more))[0])
     e2e, oasst, alpaca = found.values()
     assert (e2e.records["test"].prompts[0], e2e.records["test"].references[0]) == (

@@ -32,7 +32,8 @@ def less_to_learn(lab) -> Reason:
     low, high = (qv(lab, rank, **{"train.total_steps": SHORT}) for rank in (1, 8))
     missing, gain = difference(low, high), high.gain().value
     return Reason(
-        "100 steps teach S more than one direction a matrix can hold; after 25 steps rank 1 should be within a tenth of rank 8",
+        "100 steps teach S more than one direction a matrix can hold; after 25 steps rank 1 "
+        "should be within a tenth of rank 8",
         f"after {SHORT} steps it misses {missing.value / gain:.0%} ({missing} of {gain:.3f} nats)",
         judge_not_worse(missing, MARGIN * gain) == "reproduced",
         {"missing": interval_of(missing.interval()), "gain": gain},
@@ -54,7 +55,8 @@ def run(lab):
             "rank 1 is enough for q+v",
             "not worse",
             enough,
-            f"q+v at rank 1 misses {missing} nats, {missing.value / gain:.0%} of the gain at rank 8",
+            f"q+v at rank 1 misses {missing} nats, {missing.value / gain:.0%} of the gain at rank "
+            "8",
         ),
         Part(
             "the query alone is not enough at any rank",

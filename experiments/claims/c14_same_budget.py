@@ -31,6 +31,13 @@ def setting(letters: str):
     return S.with_(**{"lora.rank": 16 // len(letters), "lora.targets": targets})
 
 
+def order_of(found) -> OverSeeds:
+    """Spearman's correlation of minus the loss with the published column, for each seed."""
+    gains = zip(*([-loss for loss in arm.by_seed()] for arm in found.values()))
+    published = list(PUBLISHED.values())
+    return OverSeeds(tuple(float(stats.spearmanr(published, row).statistic) for row in gains))
+
+
 def run(lab):
     found = {
         letters: lab.arm(f"{letters}, rank {16 // len(letters)}", setting(letters))
@@ -39,12 +46,7 @@ def run(lab):
     budgets = {arm.runs[0].trainable_parameters for arm in found.values()} - {None}
     if len(budgets) != 1:
         raise ValueError(f"The arms of C14 must have one budget, got {budgets}.")
-    order = OverSeeds(
-        tuple(
-            float(stats.spearmanr(list(PUBLISHED.values()), losses).statistic)
-            for losses in zip(*([-loss for loss in arm.by_seed()] for arm in found.values()))
-        )
-    )
+    order = order_of(found)
     terms = [(1 / 4 if len(letters) == 1 else -1 / 3, arm) for letters, arm in found.items()]
     kinds = contrast(terms)
     gain = found["qv"].gain().value

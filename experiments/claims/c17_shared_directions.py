@@ -59,7 +59,8 @@ def run(lab):
             "two seeds share directions",
             "effect",
             judge_effect(both, CLAIM.limits["dimensions"]),
-            f"of the first {COUNT} directions q shares {found['q']} and v {found['v']} beyond chance",
+            f"of the first {COUNT} directions q shares {found['q']} and v {found['v']} beyond "
+            "chance",
         ),
         Part(
             "more in q than in v",

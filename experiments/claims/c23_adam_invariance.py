@@ -106,7 +106,8 @@ def run(lab):
     return Finding(
         (part,),
         {"exact": exact, "broken_by": broken, "losses": trace(1.0, 1.0).tolist()},
-        note="Powers of two are exact; 3 and 7 round. It breaks, by the largest relative difference, with "
+        note="Powers of two are exact; 3 and 7 round. It breaks, by the largest relative "
+        "difference, with "
         + ", ".join(f"{name} ({value:.1e})" for name, value in broken.items())
         + ".",
         plot={

@@ -53,7 +53,8 @@ def run(lab):
             "ratio": {str(steps): rates.known(ratio) for steps, ratio in ratios.items()},
             "shorter_over_longer": rates.known(shorter),
         },
-        note="Brackets of rates and ratios are 90 % intervals of fits. The paper's own argument from rank-invariance, hidden / (2 alpha), gives 2.5 here."
+        note="Brackets of rates and ratios are 90 % intervals of fits. The paper's own argument from "
+        "rank-invariance, hidden / (2 alpha), gives 2.5 here."
         + (f" At an end of its grid: {', '.join(edge)}." if edge else ""),
         plot={
             "lines": {name: one.line() for name, one in found.items()},

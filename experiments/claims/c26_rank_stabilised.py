@@ -1,5 +1,5 @@
-"""C26: alpha / r starves high ranks of gradient, alpha / sqrt(r) does not; and what that does at one
-rate for all ranks.
+"""C26: alpha / r starves high ranks of gradient, alpha / sqrt(r) does not; and what that does at
+one rate for all ranks.
 """
 
 import functools
@@ -74,9 +74,22 @@ def judge_slopes(slopes):
     return "reproduced" if max(off) <= CLAIM.limits["slope"] else "not reproduced"
 
 
+def plot_of(axis):
+    """The gain with rank over rates, with the range of the seeds."""
+    lines = {
+        NAMES[scaling]: [
+            [rate_at(p), float(row.mean()), float(row.min()), float(row.max())]
+            for p, row in by.items()
+            if np.isfinite(row).all()
+        ]
+        for scaling, by in axis.items()
+    }
+    axes = {"x": "learning rate", "y": "gain of rank 64 on rank 4, nats", "log": "x"}
+    return {"lines": lines, **axes, "published": {"no gain": 0}}
+
+
 def run(lab):
-    both = {scaling: slope(scaling) for scaling in NAMES}
-    slopes = {scaling: found for scaling, (found, _) in both.items()}
+    slopes = {scaling: slope(scaling)[0] for scaling in NAMES}
     curves = {scaling: by_rank(lab, scaling) for scaling in NAMES}
     axis = {
         scaling: {point: gains(row, point) for point in AXIS} for scaling, row in curves.items()
@@ -120,7 +133,7 @@ def run(lab):
         parts,
         {
             "slopes": slopes,
-            "points": {scaling: points for scaling, (_, points) in both.items()},
+            "points": {scaling: slope(scaling)[1] for scaling in NAMES},
             "gain_r4_to_r64": {s: interval_of(one.interval()) for s, one in low.items()},
             "gain_by_rate": {
                 scaling: [[rate_at(p), *rates.known(row)] for p, row in by.items()]
@@ -132,20 +145,7 @@ def run(lab):
         note="Under alpha / sqrt(r) a higher rank takes larger steps: its gain turns into a loss "
         + ("at no rate up to 8e-3." if turns is None else f"at a rate of {rate_at(turns):.2g}.")
         + " Brackets are 95 % intervals over 3 seeds.",
-        plot={
-            "lines": {
-                NAMES[scaling]: [
-                    [rate_at(p), float(row.mean()), float(row.min()), float(row.max())]
-                    for p, row in by.items()
-                    if np.isfinite(row).all()
-                ]
-                for scaling, by in axis.items()
-            },
-            "x": "learning rate",
-            "y": "gain of rank 64 on rank 4, nats",
-            "log": "x",
-            "published": {"no gain": 0},
-        },
+        plot=plot_of(axis),
         seeds=rates.SEEDS,
         diverged=rates.diverged(named),
     )

@@ -86,7 +86,8 @@ def run(lab):
             "share_of_steps": {"interval_90": interval_of(interval), "by_seed": steps.by_seed},
             "at_loras_rate": interval_of(difference(one, fixed).interval()),
         },
-        note=f"Tuned rates of a: {one.rate:.2g} at ratio 1, {plus.rate:.2g} at {RATIO}. At LoRA's own best rate for a, raising b's alone gains {difference(one, fixed)}.",
+        note=f"Tuned rates of a: {one.rate:.2g} at ratio 1, {plus.rate:.2g} at {RATIO}. At LoRA's own "
+        f"best rate for a, raising b's alone gains {difference(one, fixed)}.",
         plot={"lines": lines, "x": "step", "y": "training loss (mean of 10 steps), nats"},
         seeds=lab.seeds,
         diverged=one.diverged + plus.diverged + fixed.diverged,

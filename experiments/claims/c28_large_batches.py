@@ -31,7 +31,8 @@ def run(lab):
             "the gap grows with the batch",
             "effect",
             judge_effect(grows["r=8"], margin),
-            f"rank 8: the gap grows by {grows['r=8']} nats from batch 8 to 128 (what matters: {margin:.3f})",
+            f"rank 8: the gap grows by {grows['r=8']} nats from batch 8 to 128 "
+            f"(what matters: {margin:.3f})",
         ),
         Part(
             "at rank 64 as at rank 8",
@@ -51,7 +52,7 @@ def run(lab):
             "r8_less_r64": {str(b): interval_of(one.interval()) for b, one in apart.items()},
             "growth": {name: interval_of(one.interval()) for name, one in grows.items()},
         },
-        note="With one pass a larger batch has fewer steps; N3 has batches at an equal number of steps.",
+        note="With one pass a larger batch has fewer steps; N3 has batches at an equal number.",
         plot={
             "lines": {
                 name: [[b, *interval_of(one.interval())] for b, one in row.items()]

@@ -121,7 +121,8 @@ def run(lab):
             "margin": margin,
             "arms": {arm.name: arm.summary() for arm in arms.values()},
         },
-        note=f"Gains are LoRA's training loss less the other's, mean of the steps from {LAST} to {STEPS}, on the same batches.",
+        note="Gains are LoRA's training loss less the other's, mean of the steps from "
+        f"{LAST} to {STEPS}, on the same batches.",
         plot={
             "forest": forest,
             "x": f"LoRA's training loss at step {STEPS} less the start's, nats",

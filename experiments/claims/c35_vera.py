@@ -73,7 +73,9 @@ def run(lab):
             "behind": {name: interval_of(one.interval()) for name, one in behind.items()},
             "arms": {name: arm.summary() for name, arm in arms.items()},
         },
-        note=f"LoRA of rank 1, {found['LoRA r=1']:,} parameters, is the nearest in size: VeRA is {behind['LoRA r=1']} nats behind it. VeRA's best rate is {arms['VeRA'].rate / arms['LoRA r=8'].rate:.0f} times LoRA's.",
+        note=f"LoRA of rank 1, {found['LoRA r=1']:,} parameters, is the nearest in size: VeRA is "
+        f"{behind['LoRA r=1']} nats behind it. VeRA's best rate is "
+        f"{arms['VeRA'].rate / arms['LoRA r=8'].rate:.0f} times LoRA's.",
         plot={
             "forest": {
                 f"VeRA less {name}": {"interval": interval_of(one.interval()), "seeds": one.by_seed}

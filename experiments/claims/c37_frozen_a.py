@@ -48,7 +48,8 @@ def run(lab):
     whole = lora.gain().value
     margin = CLAIM.limits["share"] * whole
     said = lambda name: (
-        f"LoRA-FA {name}: {behind[name]} nats behind LoRA r=8 ({behind[name].value / whole:.0%} of its gain)"
+        f"LoRA-FA {name}: {behind[name]} nats behind LoRA r=8 "
+        f"({behind[name].value / whole:.0%} of its gain)"
     )
     return Finding(
         (

@@ -49,7 +49,8 @@ def run(lab):
             "forgets less",
             "effect",
             judge_effect(kept[16], max(MARGIN * lost, 0.0)),
-            f"on A full is {kept[16]} nats above rank 16 ({kept[16].value / lost:.0%} of its rise of {lost:.3f})",
+            f"on A full is {kept[16]} nats above rank 16 ({kept[16].value / lost:.0%} of its rise "
+            f"of {lost:.3f})",
         ),
     )
     forest = {f"B: rank {rank} above full": gap for rank, gap in less.items()}

@@ -3,6 +3,8 @@
 from math import log
 from statistics import fmean
 
+import numpy as np
+
 from lab.claim import Claim, Finding, Part, judge_all
 from lab.contrast import OverSeeds, interval_of
 from lab.setting import FULL, S
@@ -29,11 +31,13 @@ def shares(lab, run) -> dict[str, float]:
     """Mean share of the directions over the matrices of attention and MLP, and the same of Gaussian
     noise of their shapes.
     """
-    rows = []
+    rows, layers = [], {}
     for m in lab.updates(run, ("q", "k", "v", "o", "gate", "up", "down")):
-        found = rank_beside_gaussian(m.update.s, m.weight.shape, samples=8)
-        side = min(m.weight.shape)
-        rows.append((m.path.split("/")[1], float(found.rank) / side, found.chance / side))
+        layers.setdefault((m.path, m.weight.shape), []).append(m.update.s)
+    for (path, shape), values in layers.items():
+        found = rank_beside_gaussian(np.stack(values), shape, samples=8)
+        side = min(shape)
+        rows.append((path.split("/")[1], float(found.rank.mean()) / side, found.chance / side))
     of = lambda part: [row for row in rows if part in ("all", row[0])]
     return {part: fmean(share for _, share, _ in of(part)) for part in (*PARTS, "all")} | {
         f"{part} of noise": fmean(noise for _, _, noise in of(part)) for part in (*PARTS, "all")
@@ -76,13 +80,8 @@ def run(lab):
             f"natural log of MLP over attention, each over noise of its shape, {mlp}",
         ),
     )
-    lines = {
-        part: [
-            [steps, *interval_of(each(lambda row, p=part: row[p], rows).interval())]
-            for steps, rows in table.items()
-        ]
-        for part in PARTS
-    }
+    at = lambda rows, part: interval_of(each(lambda row: row[part], rows).interval())
+    lines = {part: [[steps, *at(rows, part)] for steps, rows in table.items()] for part in PARTS}
     return Finding(
         parts,
         {
@@ -91,7 +90,11 @@ def run(lab):
             "mlp_over_attention": interval_of(mlp.interval()),
             "arm": arm.summary(),
         },
-        note=f"Without dividing by noise of their shape, MLP over attention is {fmean(r['mlp'] / r['attn'] for r in last):.2f}, of which shape alone makes {last[0]['mlp of noise'] / last[0]['attn of noise']:.2f}.",
+        note=(
+            "Without dividing by noise of their shape, MLP over attention is "
+            f"{fmean(r['mlp'] / r['attn'] for r in last):.2f}, of which shape alone makes "
+            f"{last[0]['mlp of noise'] / last[0]['attn of noise']:.2f}."
+        ),
         plot={
             "lines": lines,
             "x": "step",

@@ -50,7 +50,8 @@ def run(lab):
         "two specialists beat the generalist",
         "effect",
         judge_effect(worse, max(MARGIN * gain.value, 0.0)),
-        f"the generalist is {worse} nats above the two ({worse.value / gain.value:.0%} of their gain)",
+        f"the generalist is {worse} nats above the two ({worse.value / gain.value:.0%} of their "
+        "gain)",
     )
     forest = {"both": worse} | halves
     arms = (forward, backward, general)

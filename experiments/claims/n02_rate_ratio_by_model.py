@@ -62,9 +62,7 @@ def run(lab):
         note="Brackets are 90 % intervals; a dash is an end that the curve does not tell.",
         plot={
             "lines": {
-                "ratio": [
-                    [shape(model), *rates.known(ratio.rate)] for model, ratio in ratios.items()
-                ]
+                "ratio": [rates.point(shape(model), ratio.rate) for model, ratio in ratios.items()]
             },
             "x": "width of the model",
             "y": "LoRA's best rate over full fine-tuning's",

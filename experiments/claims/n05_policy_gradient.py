@@ -41,7 +41,8 @@ def run(lab):
         "rank 1 costs more under supervision",
         "effect",
         judge_effect(more, CLAIM.limits["points"]),
-        f"share of right answers of rank 1 below full: {behind['labels']} with labels, {behind['rewards']} with rewards, {more} more",
+        f"share of right answers of rank 1 below full: {behind['labels']} with labels, "
+        f"{behind['rewards']} with rewards, {more} more",
     )
     forest = {f"below full, {of}": gap for of, gap in behind.items()} | {"more with labels": more}
     every = [arm for two in arms.values() for arm in two.values()]

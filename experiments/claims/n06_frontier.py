@@ -82,7 +82,8 @@ def run(lab):
             f"{name} forgets less",
             "effect",
             judge_effect(found[name][1], max(MARGIN * found[name][0].value, 0.0)),
-            f"at equal learning A rises by {found[name][0]} nats under full, {found[name][1]} more than under {name}",
+            f"at equal learning A rises by {found[name][0]} nats under full, {found[name][1]} "
+            f"more than under {name}",
         )
         for name in ("rank 1", "rank 16")
     )
@@ -108,7 +109,10 @@ def run(lab):
                 for name, rows in every.items()
             },
         },
-        note=f"Full fine-tuning with a decay of 0.1 towards 0: full without it rises {found['full with decay'][1]} nats more.",
+        note=(
+            "Full fine-tuning with a decay of 0.1 towards 0: full without it rises "
+            f"{found['full with decay'][1]} nats more."
+        ),
         plot={"lines": lines, "x": "loss on B, nats", "y": "rise of the loss on A, nats"},
         seeds=lab.seeds,
     )

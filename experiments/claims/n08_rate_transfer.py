@@ -48,10 +48,9 @@ def run(lab):
     )
     said = (shown(slopes["standard"]), shown(slopes["rslora"]), f"ratio {shown(ratios[64])}")
     curves = {
-        f"rank {rank}, {NAMES[scaling]}": one
+        f"rank {rank}, {NAMES[scaling]}": row[rank]
         for scaling, row in found.items()
-        for rank, one in row.items()
-        if scaling == "standard" or rank > 1
+        for rank in row
     }
     return Finding(
         tuple(
@@ -66,11 +65,12 @@ def run(lab):
             },
             "rslora_over_standard": {str(r): rates.known(one) for r, one in ratios.items()},
         },
-        note="Brackets are 90 % intervals; a slope's is wider by Birge's ratio where the four best rates scatter more than their own intervals allow."
+        note="Brackets are 90 % intervals; a slope's is wider by Birge's ratio where the four best "
+        "rates scatter more than their own intervals allow."
         + (f" At an end of its grid: {', '.join(edge)}." if edge else ""),
         plot={
             "lines": {
-                NAMES[scaling]: [[rank, *rates.known(row[rank].best.rate)] for rank in RANKS]
+                NAMES[scaling]: [rates.point(rank, row[rank].best.rate) for rank in RANKS]
                 for scaling, row in found.items()
             },
             "x": "rank",

@@ -86,8 +86,10 @@ def note_of(figures, near, ahead, lora, full):
             if ahead
             else "None is better by a tenth of the gain. "
         )
-        + f"At one rate for both, up to LoRA's best, the largest lead is that of {most[2]}: {most[0]:.3f} nats at {most[1]:.2g} (LoRA's best is {lora.rate:.2g} at rank 8; validation loss under the two tuning seeds). "
-        f"Full fine-tuning of the same matrices is {difference(lora, full)} nats below LoRA of rank 8."
+        + "At one rate for both, up to LoRA's best, the largest lead is that of "
+        f"{most[2]}: {most[0]:.3f} nats at {most[1]:.2g} (LoRA's best is {lora.rate:.2g} at rank "
+        "8; validation loss under the two tuning seeds). Full fine-tuning of the same matrices is "
+        f"{difference(lora, full)} nats below LoRA of rank 8."
     )
 
 

@@ -135,3 +135,12 @@ def test_c34_starts_are_the_base_and_lora_ga_steps_along_the_gradient():
     # sqrt(r / d); 40 draws of four directions out of 96 have a deviation of 0.026 and a mean of
     # 0.200. Three standard errors of eight.
     assert random == pytest.approx(np.sqrt(4 / 96), abs=3 * 0.026 / np.sqrt(8))
+
+
+def test_c35_and_c37_count_what_is_trained():
+    c35, c37 = claim("c35"), claim("c37")
+    assert c35.counts()["VeRA"] == 8832 and c35.judge_counts(c35.counts()) == "reproduced"
+    assert c37.counts()["LoRA-FA"] == 20480 and c37.judge_counts(c37.counts()) == "reproduced"
+    for wrong in ({"VeRA": 8833}, {"LoRA r=8": 80_000}):
+        assert c35.judge_counts(c35.counts() | wrong) == "not reproduced"
+    assert c37.judge_counts({"LoRA-FA": 20481, "LoRA": 40960}) == "not reproduced"

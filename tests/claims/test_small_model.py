@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lab import small_model
-from lab.changes import Merged, Stored
+from lab.changes import Merged, Moved, Stored
 from lab.protocol import Lab
 from lab.setting import FULL, S
 from lab.small_model import SmallModel
@@ -82,6 +82,25 @@ def test_texts_are_cut_into_prompts_and_completions():
         small_model.texts("a")
 
 
+def test_made_texts_are_backward_sentences_or_rows_of_random_words(home, monkeypatch):
+    monkeypatch.setenv("LORA_JAX_CACHE", str(home))
+    read = lambda path: [json.loads(line) for line in path.read_text().splitlines()]
+    forward = read(small_model.texts("rotten_tomatoes"))
+    backward = read(small_model.texts("backwards"))
+    assert read(small_model.texts("both")) == forward + backward
+    one, other = (f"{row['prompt']} {row['completion']}" for row in (forward[5], backward[5]))
+    assert other.split() == ["backwards:", *one.split()[::-1]]
+
+    with pytest.raises(ValueError, match="needs 256 whole words"):
+        small_model.texts("random-6")
+    monkeypatch.setattr(small_model, "VOCABULARY", 8)
+    folder = small_model.texts("random-6")
+    splits = [read(folder / f"{split}.jsonl") for split in ("train", "validation", "test")]
+    assert splits[0] == splits[1] == splits[2] == small_model._random_rows(9)[:6]
+    words = {word for row in splits[0] for word in row["completion"].split()}
+    assert len(words) <= 8 and all(len(row["completion"].split()) == 16 for row in splits[0])
+
+
 def test_s_is_pretrained_once_from_its_seed_and_kept(folder, monkeypatch):
     told = json.loads((folder / "pretraining.json").read_text())
     assert (
@@ -140,6 +159,17 @@ def test_factors_before_the_first_step_are_made_again_from_the_seed(lab):
     assert len(found) == 14
     for m in found:
         np.testing.assert_array_equal(m.a, m.start)
+
+
+def test_what_is_added_to_frozen_weights_moves_losses_and_is_kept_by_its_name(lab):
+    run = lab.run(S.with_(**{"lora.rank": 2, "train.total_steps": 3}), 0, 1e-2)
+    path = "layers/mlp/up/kernel"
+    shape = flatten(load_run(run.folder).task.params)[path].shape
+    none, some = (Moved(f"up-{by}", {path: np.full(shape, by)}) for by in (0.0, 0.1))
+    plain = lab.losses(run, "A")[0]
+    np.testing.assert_allclose(lab.losses(run, "A", none)[0], plain, rtol=1e-6)
+    assert np.abs(lab.losses(run, "A", some)[0] - plain).max() > 1e-4
+    assert (run.folder / "losses_A-up-0.1.npz").is_file()
 
 
 def test_losses_on_domain_a_are_of_reviews_that_s_was_not_trained_on(lab):

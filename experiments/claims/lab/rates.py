@@ -1,5 +1,5 @@
-"""Best learning rates by whole curves: every rate of a grid under three seeds, and a fit through all
-of them.
+"""Best learning rates by whole curves: every rate of a grid under three seeds, and a fit through
+all of them.
 """
 
 from __future__ import annotations
@@ -89,6 +89,12 @@ def diverged(curves: dict[str, Fitted]) -> tuple[str, ...]:
 def known(values: Sequence[float]) -> list[float | None]:
     """As JSON has them: null where there is no limit, or a run diverged."""
     return [float(x) if np.isfinite(x) else None for x in values]
+
+
+def point(x: float, found: Sequence[float]) -> list[float]:
+    """As a line of a plot has it: with its interval, where both ends are known."""
+    value, low, high = map(float, found[:3])
+    return [x, value, low, high] if low > 0 and high < math.inf else [x, value]
 
 
 def over(first: Interval, second: Interval) -> Interval:

@@ -158,6 +158,8 @@ def _random_rows(count: int) -> list[dict[str, str]]:
     """
     known = tokenizer().backend.get_vocab()
     whole = sorted(t[1:] for t in known if t[0] == "\u0120" and re.fullmatch("[a-z]{2,}", t[1:]))
+    if len(whole) < VOCABULARY:
+        raise ValueError(f"The tokenizer needs {VOCABULARY} whole words, it has {len(whole)}.")
     dice, row = np.random.default_rng(0), _PROMPT + RANDOM_WORDS
     drawn = dice.choice(whole[:VOCABULARY], (count, row)).tolist()
     return [

@@ -24,7 +24,7 @@ def area(lab: Bench, run: Run, first: int = 1, last: int = STEPS) -> float:
 
 
 def early(lab: Bench) -> dict[str, Arm]:
-    """LoRA and every start after 30 steps, at the rate of the smallest area under the training loss."""
+    """LoRA and every start after 30 steps, at the rate of the least area under the training loss."""
     return {
         init: lab.arm(
             f"{init}, {STEPS} steps",
