@@ -25,6 +25,7 @@ CLAIM = Claim(
 )
 WIDTHS = (64, 96, 128, 160)
 FORMATS = {2: "nf2", 3: "nf3", 4: "nf4", 5: "nf5", 6: "nf6", 8: "int8", 16: None}
+ENDS = ((1, 64), (-1, 160))
 SIDES = {"fewer": (2, 3), "more": (5, 6, 8, 16)}
 
 
@@ -35,13 +36,7 @@ def run(lab):
         [(s / len(WIDTHS), at(w, k)) for w in WIDTHS for s, k in ((1, 3), (-1, 4))], weights
     )
     scale = max(gap.value, 0.0)
-    ahead = {
-        bits: of_losses(
-            [(1, equal_bits(curves, bits, 4)), (-1, equal_bits(curves, 4, bits))], weights
-        )
-        for bits in FORMATS
-        if bits != 4
-    }
+    ahead = {k: above_4_bits(curves, k, weights) for k in FORMATS if k != 4}
     parts = [
         Part(
             f"4 bits beat {side} bits",
@@ -53,10 +48,8 @@ def run(lab):
         for side, rivals in SIDES.items()
     ]
     bends = {
-        bits: of_losses(
-            [(1, at(64, bits)), (-1, at(64, 4)), (-1, at(160, bits)), (1, at(160, 4))], weights
-        )
-        for bits in SIDES["more"]
+        k: of_losses([(s * t, at(w, n)) for s, w in ENDS for t, n in ((1, k), (-1, 4))], weights)
+        for k in SIDES["more"]
     }
     allowed = max(CLAIM.limits["parallel"] * scale, 1e-9)
     worst = max(bends.values(), key=lambda bend: abs(bend.value))
@@ -105,6 +98,12 @@ def measured(lab):
             total = linear_bits(base, None if change is None else change.spec)
             curves[bits].append((total, found[change]))
     return losses, curves, weights
+
+
+def above_4_bits(curves, bits, weights):
+    """Loss with so many bits minus loss with 4, mean over budgets that both reach."""
+    rival, four = equal_bits(curves, bits, 4), equal_bits(curves, 4, bits)
+    return of_losses([(1, rival), (-1, four)], weights)
 
 
 def equal_bits(curves, bits, other, points=15):

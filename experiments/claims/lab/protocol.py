@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ from jaxtyping import Float
 from lab import small_model
 from lab.contrast import Arm
 from lab.inside import Matrix, matrices
-from lab.setting import Run, Setting, trace_of
+from lab.setting import Run, Setting
+from lab.side_by_side import mixed_difference, traces_together
 from lab.small_model import SmallModel
 from lora_jax.sweeps.grid import run_id
 from lora_jax.sweeps.provenance import environment
@@ -228,9 +228,10 @@ class Arms:
         self: Bench, arm: Arm, domain: str, change: Change | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Losses of every run of the arm (seeds, examples) and weights, on a domain and after a
-        change.
+        change; of the model before training where a run diverged.
         """
-        found = [self.losses(run, domain, change) for run in arm.runs]
+        trained = [(run.setting, run.seed) if run.result is None else run for run in arm.runs]
+        found = [self.losses(of, domain, change) for of in trained]
         return np.stack([losses for losses, _ in found]), found[0][1]
 
 
@@ -381,50 +382,15 @@ class Lab(Arms):
 
     def together(self, setting: Setting, pairs: Sequence[tuple[int, float]]) -> list[Trace]:
         """See `Bench.together`. Trained anew at every call, and not kept."""
-        from lora_jax.training.loop import fit
-        from lora_jax.training.run import Run as Training
-
         self._pretrain(setting.base_of(pairs[0][0]))
         configs = [setting.config(seed, rate) for seed, rate in pairs]
-        with tempfile.TemporaryDirectory() as folder:
-            runs = [Training(config, Path(folder) / str(n)) for n, config in enumerate(configs)]
-            outcomes: list[Any] = []
-            fit(
-                runs,
-                lambda run, outcome: outcomes.append(outcome),
-                task_of=self._task.of,
-                wide=configs[0],
-                slots=len(runs),
-                score_test=False,
-                quiet=True,
-            )
-            for outcome in outcomes:
-                if isinstance(outcome, Exception):
-                    raise outcome
-            return [trace_of(run.folder) for run in runs]
+        return traces_together(configs, self._task.of)
 
     def mixed(self, runs: Sequence[Run]) -> float:
         """See `Bench.mixed`."""
-        import jax
-
-        from lora_jax.adapters.apply import apply
-        from lora_jax.adapters.many import apply_many, make_bank
-        from lora_jax.tasks.language_loss import hidden_inputs
         from lora_jax.training.saved import load_run
 
-        saved = [load_run(run.folder, tasks=self._task) for run in runs]
-        task, frozen = saved[0].task, saved[0].frozen
-        batches = task.batches("test", 4 * len(saved), shuffle=False, epochs=1)
-        inputs = hidden_inputs(batches[0])
-        ids = jax.numpy.arange(len(inputs[0])) % len(saved)
-        bank = make_bank([one.trainable for one in saved])
-        states = lambda found: np.asarray(jax.device_get(found[0]))
-        together = states(apply_many(task.model, frozen, bank, ids, *inputs, method="hidden"))
-        off = 0.0
-        for n, one in enumerate(saved):
-            alone = states(apply(task.model, frozen, one.trainable, *inputs, method="hidden"))
-            off = max(off, float(np.abs(together - alone)[ids == n].max() / np.abs(alone).max()))
-        return off
+        return mixed_difference([load_run(run.folder, tasks=self._task) for run in runs])
 
     def _pretrain(self, base: SmallModel | str) -> None:
         """Counts a pretraining, which is done where it has not been."""
