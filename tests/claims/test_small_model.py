@@ -3,20 +3,23 @@ reviews.
 """
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lab import small_model
-from lab.examples import example_losses
+from lab.changes import Merged, Stored
 from lab.protocol import Lab
 from lab.setting import FULL, S
 from lab.small_model import SmallModel
 from lora_jax.analysis.spectra import dense_svd
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import flatten
-from lora_jax.core.quantize import QuantizedArray, QuantSpec
+from lora_jax.core.quantize import QuantSpec, bytes_of, quantize
 from lora_jax.training.saved import load_run
 
 TINY = SmallModel(width=32, layers=2, steps=4, batch_size=8)
@@ -92,24 +95,6 @@ def test_s_is_pretrained_once_from_its_seed_and_kept(folder, monkeypatch):
     assert small_model.pretrained(TINY) == folder
 
 
-def test_its_linear_layers_can_be_stored_in_few_bits(folder):
-    model, params = small_model.load(folder)
-    stored = flatten(small_model.quantized(model, params, QuantSpec("nf4", 32, False)))
-    boxed = {path for path, leaf in stored.items() if isinstance(leaf, QuantizedArray)}
-    assert (
-        boxed
-        == {path for path in stored if path.startswith("layers/") and path.endswith("/kernel")}
-        and len(boxed) == 7
-    )
-    held = small_model.held_out()
-    exact, weights = example_losses(model, held, params, {})
-    coarse, _ = example_losses(
-        model, held, small_model.quantized(model, params, QuantSpec("nf2", 32, False)), {}
-    )
-    assert len(exact) == 80 and (weights > 0).all() and np.abs(coarse - exact).max() > 1e-4
-    assert small_model.quantized(model, params, None) is params
-
-
 @pytest.fixture
 def lab(folder, tmp_path, monkeypatch):
     """A lab in which every S is the tiny one."""
@@ -164,3 +149,44 @@ def test_losses_on_domain_a_are_of_reviews_that_s_was_not_trained_on(lab):
     assert np.abs(lab.losses(run, "A")[0] - losses).max() > 1e-6
     quantised = {"method": "qlora", "quant.format": "nf2", "quant.block_size": 32}
     assert np.abs(lab.losses((S.with_(**quantised), 0), "A")[0] - losses).max() > 1e-4
+
+
+ONE = replace(S, bases=1)
+
+
+def test_a_base_in_a_format_is_the_one_that_qlora_trains_on(lab, folder, monkeypatch):
+    change = Stored("nf2", 32, double=False)
+    losses, weights = lab.in_formats(ONE, [change])
+    assert list(losses) == [None, change] and losses[None].shape == (1, 80)
+    assert (weights > 0).all() and np.abs(losses[change] - losses[None]).max() > 1e-4
+    boxed, _ = lab.losses((ONE.quantised("nf2", 32, double=False), 0), "A")
+    np.testing.assert_allclose(losses[change][0], boxed, rtol=1e-6)
+
+    # Of equal content and not measured again.
+    monkeypatch.setattr(Lab, "_measure", lambda *a: pytest.fail("measured again"))
+    assert np.array_equal(lab.in_formats(ONE, [change])[0][change], losses[change])
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_bits_of_linear_layers_are_those_of_the_stored_arrays(folder, double):
+    _, params = small_model.load(folder)
+    kernels = [w for p, w in flatten(params).items() if re.fullmatch(small_model.LINEARS, p)]
+    spec = QuantSpec("nf4", 32, double)
+    stored = 8 * sum(bytes_of(quantize(jnp.asarray(w), spec)) for w in kernels)
+    assert len(kernels) == 7 and small_model.linear_bits(TINY, spec) == stored
+    assert small_model.linear_bits(TINY, None) == 16 * sum(w.size for w in kernels)
+
+
+def test_adapters_merged_mixed_and_side_by_side_give_what_each_gives_alone(lab):
+    short = ONE.with_(**{"lora.rank": 2, "train.total_steps": 3, "train.log_every": 1})
+    pairs = [(0, 1e-2), (1, 5e-3)]
+    runs = [lab.run(short, seed, rate) for seed, rate in pairs]
+    alone, merged = (lab.losses(runs[0], "B", change)[0] for change in (None, Merged()))
+    np.testing.assert_allclose(merged, alone, rtol=1e-5)
+    assert lab.mixed(runs) < 1e-5
+    for run, trace in zip(runs, lab.together(short, pairs)):
+        np.testing.assert_allclose(trace, lab.trace(run), rtol=1e-5)
+
+    coarse = lab.run(short.quantised("nf4", 32), 0, 1e-2)
+    apart, again = (lab.losses(coarse, "B", c)[0] for c in (None, Merged(again=True)))
+    assert np.abs(again - apart).max() > 1e-6

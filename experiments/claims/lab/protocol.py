@@ -414,9 +414,9 @@ class Lab(Arms):
 
         saved = [load_run(run.folder, tasks=self._task) for run in runs]
         task, frozen = saved[0].task, saved[0].frozen
-        count = 4 * len(saved)
-        inputs = hidden_inputs(task.batches("test", count, seed=0, shuffle=False, epochs=1)[0])
-        ids = np.arange(count) % len(saved)
+        batches = task.batches("test", 4 * len(saved), shuffle=False, epochs=1)
+        inputs = hidden_inputs(batches[0])
+        ids = jax.numpy.arange(len(inputs[0])) % len(saved)
         bank = make_bank([one.trainable for one in saved])
         states = lambda found: np.asarray(jax.device_get(found[0]))
         together = states(apply_many(task.model, frozen, bank, ids, *inputs, method="hidden"))

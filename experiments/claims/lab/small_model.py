@@ -19,14 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lab.minilm import changed
-from lora_jax.adapters.sites import find_sites
 from lora_jax.config import Config, from_config_dict, to_dict
 from lora_jax.core.cache import cache_dir
-from lora_jax.core.paths import flatten, match, unflatten
+from lora_jax.core.paths import unflatten
 from lora_jax.core.quantize import QuantSpec, quantize
 from lora_jax.data import load as load_texts
 from lora_jax.data.completions import (
@@ -267,25 +265,6 @@ def load(folder: Path) -> tuple[Decoder, dict[str, Any]]:
     """The model and its weights."""
     settings, params = load_decoder(folder)
     return Decoder(settings), params
-
-
-def quantized(model: Decoder, params: dict[str, Any], spec: QuantSpec | None) -> dict[str, Any]:
-    """The weights with every linear layer's kernels stored as `spec` says; None leaves them as they
-    are.
-    """
-    if spec is None:
-        return params
-    sites = find_sites(model, jax.ShapeDtypeStruct((1, 8), "int32"))
-    chosen = match([(LINEARS, spec)], sites, what="quant")
-    stored = lambda site, w: quantize(
-        jnp.asarray(w), spec, kernel_ndim=len(site.shape), in_axes=site.in_axes
-    )
-    return unflatten(
-        {
-            path: stored(sites[path], w) if path in chosen else w
-            for path, w in flatten(params).items()
-        }
-    )
 
 
 def linear_bits(model: SmallModel, spec: QuantSpec | None) -> int:

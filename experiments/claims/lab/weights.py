@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -11,12 +12,16 @@ from lora_jax.io.hub import resolve
 from lora_jax.io.weights import load_encoder
 
 
+def minilm() -> tuple[Any, dict[str, Any]]:
+    """The settings and the params of MiniLM-L6."""
+    return load_encoder(resolve("minilm-l6"))
+
+
 @functools.lru_cache(maxsize=1)
 def minilm_matrices() -> dict[str, np.ndarray]:
     """The linear layers of MiniLM-L6 by path, (6, in, out) float32: 36 matrices, 10.6 M weights."""
-    _, params = load_encoder(resolve("minilm-l6"))
     return {
         path: np.asarray(w)
-        for path, w in flatten(params).items()
+        for path, w in flatten(minilm()[1]).items()
         if path.startswith("layers/") and path.endswith("/kernel")
     }
