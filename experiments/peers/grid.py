@@ -88,6 +88,7 @@ def load(form):
 results, training = [], 0.0
 for run in grid:
     torch.manual_seed(0)
+    used = time.process_time()
     model = load(run["format"])
     if run["method"] in ("lora", "qlora"):
         config = LoraConfig(
@@ -130,7 +131,10 @@ for run in grid:
     trainer.train()
     training += time.perf_counter() - before
     trainer.evaluate(validation)
-    results.append({**run, "test_accuracy": trainer.evaluate(test)["eval_accuracy"]})
+    accuracy = trainer.evaluate(test)["eval_accuracy"]
+    used = time.process_time() - used
+    print(f"{run}: {used:.1f} processor s", file=sys.stderr, flush=True)
+    results.append({**run, "test_accuracy": accuracy, "processor": used})
 print(
     json.dumps(
         {
