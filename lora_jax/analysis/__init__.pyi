@@ -31,6 +31,4 @@ from .subspace import input_directions as input_directions
 from .subspace import overlap_beyond_chance as overlap_beyond_chance
 from .subspace import phi as phi
 from .subspace import random_phi as random_phi
-from .subspace import sampled_phi as sampled_phi
-from .subspace import shared_directions as shared_directions
 from .subspace import shared_start as shared_start

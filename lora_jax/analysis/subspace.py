@@ -72,17 +72,6 @@ def random_phi(i: int, j: int, dimension: int) -> float:
     return max(i, j) / dimension
 
 
-def sampled_phi(i: int, j: int, dimension: int, *, samples: int = 200, seed: int = 0) -> np.ndarray:
-    """phi(i, j) of `samples` pairs of random subspaces, (samples,): its spread is what a difference
-    from chance must exceed.
-    """
-    random_phi(i, j, dimension)
-    dice = np.random.default_rng(seed)
-    # The first subspace may as well be the first i axes: only the angle between the two matters.
-    planes = np.linalg.qr(dice.standard_normal((samples, dimension, j)))[0]
-    return (planes[:, :i] ** 2).sum((-2, -1)) / min(i, j)
-
-
 class Overlap(NamedTuple):
     """How far the first i directions of one matrix and the first j of another agree beyond chance,
     each (*stack, I, J) for all i and j.
@@ -152,20 +141,9 @@ def shared_start(first: Any, second: Any) -> float:
     subspaces, minus what chance gives.
 
     The same-seed trap: adapters that start from one random `a` agree before anything is learnt.
-    Above 3 standard errors of chance (see `sampled_phi`), a similarity of the trained factors tells
+    Above 3 standard deviations of chance (`overlap_beyond_chance`), a similarity of the trained factors tells
     about the seed, not about the task.
     """
     u, v = input_directions(first), input_directions(second)
     i, j = u.shape[-1], v.shape[-1]
     return float(phi(u, v)[..., -1, -1].mean() - random_phi(i, j, u.shape[-2]))
-
-
-def shared_directions(u: Any, v: Any, *, above: float = 5.0) -> np.ndarray:
-    """How many leading sizes i have phi(i, i) above `above` times chance, (*stack,): the count
-    stops at the first that has not.
-
-    LoRA's Figure 4 reads the same off by eye.
-    """
-    diagonal = np.diagonal(phi(u, v), axis1=-2, axis2=-1)
-    chance = np.array([random_phi(i, i, np.shape(u)[-2]) for i in range(1, diagonal.shape[-1] + 1)])
-    return np.cumprod(diagonal > above * chance, axis=-1).sum(-1)

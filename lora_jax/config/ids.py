@@ -13,7 +13,6 @@ from lora_jax.config.limits import resolve_targets
 from lora_jax.config.load import to_dict
 from lora_jax.config.values import readers
 
-
 # Settings that name targets, which have several spellings.
 _TARGETS = ("lora.targets", "quant.targets", "baseline.full_targets")
 

@@ -14,7 +14,8 @@ from lab import small_model
 from lab.claim import Finding, Part, Reason, judge_all
 from lab.contrast import Arm, contrast, difference, of_losses, shown
 from lab.examples import example_losses
-from lab.protocol import Arms, Lab, rate_at, vertex
+from lab.measured import Lab
+from lab.protocol import Arms, rate_at, vertex
 from lab.setting import FULL, MINILM, Run, S, Setting
 from lab.small_model import SmallModel
 from lora_jax.config import from_config_dict

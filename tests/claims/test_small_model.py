@@ -13,7 +13,7 @@ import pytest
 
 from lab import small_model
 from lab.changes import Merged, Moved, Stored
-from lab.protocol import Lab
+from lab.measured import Lab
 from lab.setting import FULL, S
 from lab.small_model import SmallModel
 from lora_jax.analysis.spectra import dense_svd

@@ -15,8 +15,8 @@ from typing import Any
 from rich.table import Table
 
 from lab import ledger
+from lab.measured import Lab
 from lab.page import write_page
-from lab.protocol import Lab
 from lab.verify import compare_results
 from lora_jax.commands.shared import print_table
 from lora_jax.core.escapes import in_terminal

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.claim import Claim, Finding
-from lab.protocol import Lab
+from lab.measured import Lab
 from lora_jax.sweeps.provenance import environment
 from lora_jax.sweeps.store import write_json
 
