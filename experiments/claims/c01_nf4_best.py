@@ -3,7 +3,7 @@
 import math
 
 from lab.changes import Stored
-from lab.claim import Claim, Finding, Part
+from lab.claim import Claim, Finding, Part, judge_all
 from lab.contrast import interval_of, of_losses
 from lab.protocol import MARGIN
 from lab.setting import S
@@ -35,18 +35,13 @@ def run(lab):
     int8 = over(Stored("int8"), None)
 
     least = MARGIN * max(nf4.value, 0.0)
-    parts = [
-        Part(
-            f"{title} behind NF4",
-            "effect",
-            judge_effect(behind[name], least),
-            f"{title} {behind[name]} nats behind NF4",
-        )
-        for name, title in RIVALS.items()
-    ]
-    allowed = math.log(1 + CLAIM.limits["int8_perplexity"])
+    verdict = judge_all([judge_effect(behind[name], least) for name in RIVALS])
+    said = ", ".join(f"{title} {behind[name]}" for name, title in RIVALS.items())
+    parts = [Part("FP4 and Int4 behind NF4", "effect", verdict, f"nats behind NF4: {said}")]
+    # Perplexity is exp(loss).
+    nothing = math.log(1 + CLAIM.limits["int8_perplexity"])
     said = f"Int8 {int8} above float32"
-    parts.append(Part("Int8 equals float32", "equal", judge_equal(int8, allowed), said))
+    parts.append(Part("Int8 equals float32", "equal", judge_equal(int8, nothing), said))
     of = lambda change: of_losses([(1, losses[change])], weights)
     errors = {name: total(sweep(lab.matrices_of("minilm"), [name]))[0] for name in names}
     return Finding(
