@@ -119,6 +119,8 @@ def _row(key: str, entry: Entry, result: Mapping[str, Any] | None, before: Any, 
         ours, seconds = f"[{said}]({where}/{key}.json)", _time(result["seconds"])
     elif claim.out_of_scope:
         ours = claim.out_of_scope
+    elif before:
+        ours = f"(before P: {before['ours']})"
     verdict = f"**{_verdict(entry, result)}**"
     if result is not None and len({part["verdict"] for part in result["parts"]}) > 1:
         verdict += ": " + ", ".join(part["verdict"] for part in result["parts"])
