@@ -52,7 +52,7 @@ def result_of(run: settings.Config) -> RunResult:
         "examples": {"train": 8500, "validation": 1060, "test": 1066}, "trainable_parameters": trainable,
         "base_bytes": base_bytes, "base_bits_per_weight": base_bytes / 2.84e6,
         "adapter_bytes": 0 if run.method == "full" else 4 * trainable,
-        "padded_bytes": 4 * trainable * (16 // rank - 1) if rank else 0, "peak_bytes": None if rank == 1 else 310_000_000,
+        "padded_bytes": 4 * trainable * max(16 // rank - 1, 0) if rank else 0, "peak_bytes": None if rank == 1 else 310_000_000,
         "peak_rss_bytes": 900_000_000, "tokens_per_second": 5200.0, "seconds": 24.0, "compile_seconds": 3.0,
         "padding_fraction": 0.12,
     }  # fmt: skip
