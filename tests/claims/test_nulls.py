@@ -60,7 +60,7 @@ def test_no_rule_finds_what_is_not_there(key):
     check(key, FEW)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("key", ENTRIES)
 def test_no_rule_finds_what_is_not_there_in_twenty_worlds(key):
     check(key, MANY)
