@@ -17,6 +17,7 @@ CLAIM = Claim(
     published="mean perplexity: Int4 34.34, FP4 E2M1 31.07, FP4 E3M0 29.48, NF4 + DQ 27.41",
     expected="S without training: the loss under FP4 (OCP), FP4 (bitsandbytes) and Int4 lies above that under NF4, by a tenth or more of what NF4 itself loses; Int8 within 0.5 % perplexity of float32. AF4 and E3M0 are reported and not judged",
     kind="weights",
+    minutes=2,
     models="S; relative errors on MiniLM's weights",
     regime="linear layers in blocks of 64, scales in 8 bits; 1,000 held-out pieces of domain A, three pretrainings",
     distance="a model of 1.5 M weights without outlier dimensions; the paper averages over four families of 125 M to 13 B",

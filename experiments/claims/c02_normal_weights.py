@@ -13,6 +13,7 @@ CLAIM = Claim(
     published="7.5 % of LLaMA-7B's neurons fail a Shapiro-Wilk test at 5 %",
     expected="fewer than 15 % of MiniLM's output channels fail it (two standard errors below). The rank correlation over its 36 matrices of excess kurtosis and AF4's error over NF4's is below 0 (p < 0.05), with the six matrices of heaviest tails and without them",
     kind="weights",
+    minutes=1,
     models="MiniLM",
     regime="36 linear layers, 72 output channels of each, of 384 or 1,536 weights",
     distance="a distilled encoder of width 384 for a LLaMA of width 4,096; the longer a channel, the more easily the test rejects",

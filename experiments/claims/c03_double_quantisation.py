@@ -20,6 +20,7 @@ CLAIM = Claim(
     published="8/64 + 32/(64 * 256) bits a weight for the scales, not 0.5: 0.373 saved; no loss",
     expected="exactly 4 + 8/64 + 32/(64 * 256) bits a weight from the stored arrays of MiniLM (one float32 mean a matrix besides); perplexity of S within 0.2 %",
     kind="weights",
+    minutes=1,
     models="MiniLM (bytes), S (loss)",
     regime="NF4 in blocks of 64; matrices whose sizes are multiples of 64 x 256",
     distance="none in the bytes; the loss is that of a model of 1.5 M weights",

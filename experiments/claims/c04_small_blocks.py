@@ -14,6 +14,7 @@ CLAIM = Claim(
     published="blocks of 64 instead of 1024 cost 0.24 bits a weight and are worth nearly as much as a fifth bit",
     expected="what 4 bits gain by blocks of 64 is more than half of what they gain by a fifth bit, for integers and for normal float: in the loss of S without training, from one scale a channel; in the squared error of MiniLM's MLP outputs (1,536 inputs), from blocks of 1024",
     kind="weights",
+    minutes=3,
     models="S (loss), MiniLM (weights)",
     regime="S: channels of 160 and 480 weights, three pretrainings; MiniLM: the six matrices whose channels are longer than 1024",
     distance="S has no channel as long as the published block, so its first half asks for more than the source; squared error stands for the loss, which it moves in proportion while it is small",

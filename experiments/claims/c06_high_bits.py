@@ -14,6 +14,7 @@ CLAIM = Claim(
     published="no data type, block size or outlier method improves 6- to 8-bit scaling",
     expected="S without training: under every 6- or 8-bit format and block the loss is that of float32 up to a tenth of what NF4 in blocks of 64 loses; 6 and 8 bits are judged apart",
     kind="weights",
+    minutes=4,
     models="S",
     regime="three 8-bit and two 6-bit formats, blocks of 32, 64 or a channel (160 or 480 weights); three pretrainings",
     distance="no outlier method is tested; a model of 1.5 M weights",

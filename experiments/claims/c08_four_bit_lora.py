@@ -13,6 +13,7 @@ CLAIM = Claim(
     published="mean MMLU: BF16 53.0, NF4 + DQ 53.1, FP4 52.2",
     expected="after tuning, LoRA of rank 8 over NF4 is within a tenth of what LoRA over float32 gains on the untuned model, on S and on MiniLM; over FP4 (bitsandbytes) the loss of S is above that over NF4, by however little ('slightly')",
     kind="trained",
+    minutes=13,
     models="S and MiniLM",
     regime="100 steps of 16 sentences, rank 8 on all linear layers, blocks of 64 with scales in 8 bits; each arm at its own best rate",
     distance="models of 1.5 and 23 M weights that lose little to four bits; the paper's arms share one rate",

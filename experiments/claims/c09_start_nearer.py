@@ -15,6 +15,7 @@ CLAIM = Claim(
     published="LLaMA-3-8B, rank 128, 4 bits: nuclear norm of the error reduced by 18.1 % (LoftQ) and 22.9 % (QPiSSA)",
     expected="on nine matrices of MiniLM, as a share of plain NF-k's error: below 1, falling with rank, five steps of LoftQ below one (squared error). QPiSSA below LoftQ of one and of five steps at 4 bits, in the nuclear norm, at every rank",
     kind="theorem",
+    minutes=3,
     models="MiniLM's weights",
     regime="ranks 8, 16 and 64; 2, 3 and 4 bits in blocks of 64",
     distance="the first half is nearly a theorem: a step of LoftQ takes the best approximation of rank r off the error, and the best iterate is kept; the second is a matter of the weights, here of width 384 for 4,096",

@@ -13,6 +13,7 @@ CLAIM = Claim(
     published="Phi-2 on GSM8K at 4 bits: LoftQ 64.1, QLoRA 60.2; at 2 bits QLoRA may not converge",
     expected="S on domain B, rank 8: QLoRA's loss minus LoftQ's is above 0 and at least a tenth of what QLoRA gains on the untuned model, at 2 and at 4 bits each; and it is larger at 3 bits than at 4, and at 2 than at 3",
     kind="trained",
+    minutes=6.5,
     models="S",
     regime="100 steps of 16 sentences, rank 8 on all linear layers, one step of LoftQ, normal float in blocks of 64; each arm at its own best rate",
     distance="a model of 1.5 M weights that loses little to 4 bits; the paper tunes Phi-2 and others for epochs",

@@ -21,6 +21,7 @@ CLAIM = Claim(
     published="the merged model stays in INT4; QLoRA loses when it is quantised after merging",
     expected="largest difference between merged and unmerged outputs below 1e-5 of the largest output, over all matrices of MiniLM; trained QLoRA adapters on S, merged and quantised again to NF4, have a higher loss (interval above 0)",
     kind="trained",
+    minutes=1,
     models="MiniLM's weights (algebra), S (loss)",
     regime="INT4 groups of 32; NF4 in blocks of 64, rank 8, 100 steps",
     distance="the second half is an effect on a model of 1.5 M weights, by any amount above 0",

@@ -13,6 +13,7 @@ CLAIM = Claim(
     published="GLUE average, RoBERTa-base: full 86.4, LoRA (rank 8, q+v) 87.2",
     expected="LoRA of rank 8 on all linear layers, and on query and value, loses at most a tenth of what full fine-tuning of the linear layers gains on the untuned model",
     kind="trained",
+    minutes=40,
     models="S and MiniLM",
     regime="100 steps of 16 sentences, each arm at its own best rate",
     distance="models of 1.5 and 23 M weights, one task each; the paper trains epochs on eight tasks, picks the best epoch and trains the embedding too",

@@ -13,6 +13,7 @@ CLAIM = Claim(
     published="WikiSQL: Wq 68.8 to 70.5 at any rank; Wq, Wv 73.4 at rank 1, 73.8 at best",
     expected="q+v at rank 1 loses at most a tenth of what q+v at rank 8 gains on the untuned model; q alone, at rank 1 and at rank 16, is worse than q+v at rank 1 by a tenth of what that gains",
     kind="trained",
+    minutes=4,
     models="S",
     regime="100 steps of 16 sentences, each arm at its own best rate",
     distance="matrices of 160 x 160 in place of 12,288 x 12,288, 100 steps of language modelling in place of epochs of WikiSQL; ranks 8 and 16 are named beforehand where the paper has the best of five",

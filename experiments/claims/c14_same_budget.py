@@ -15,6 +15,7 @@ CLAIM = Claim(
     published="WikiSQL at 18 M parameters: q 70.4, k 70.0, v 73.0, o 73.2, q+k 71.4, q+v 73.7, all four 73.7",
     expected="20,480 parameters each: the order of the losses correlates with the published column by 0.6 or more (Spearman, in the mean over seeds), and the three arms of several kinds are better than the four of one, in the mean, by a tenth of what q+v gains",
     kind="trained",
+    minutes=6,
     models="S",
     regime="100 steps of 16 sentences, each arm at its own best rate, alpha 16",
     distance="18 M parameters on GPT-3 and one seed in the paper",

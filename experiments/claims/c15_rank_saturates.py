@@ -13,6 +13,7 @@ CLAIM = Claim(
     published="GPT-2 M, validation loss 1.23 at rank 1, 1.16 from 16 to 512, 1.17 at 1024",
     expected="all linear layers: rank 1 is worse than rank 16 by a tenth of what that gains on the untuned model, and rank 64 differs from rank 16 by less than a tenth",
     kind="trained",
+    minutes=4,
     models="S",
     regime="100 steps of 16 sentences, each arm at its own best rate, alpha 16",
     distance="rank 64 of 160 inputs at most, where the paper goes to 1024 of 1024; 100 steps in place of five epochs",

@@ -18,6 +18,7 @@ CLAIM = Claim(
     published="phi above 0.5 at dimension 1, for query and value of layer 48 of GPT-3; no overlap in the other directions",
     expected="of factors A of different seeds on one base, median over the layers: phi(1, 1) at least 0.5, for query and for value; and beyond chance, what the first 8 directions share is below half of what the first shares",
     kind="trained",
+    minutes=3,
     models="S, one pretraining",
     regime="100 steps of 16 sentences on q+v, alpha / rank 2 at both ranks, each at its own best rate; all 20 pairs of different seeds",
     distance="160 inputs in place of 12,288, so that chance alone gives 0.05 for 8 directions; four layers of four in place of four of 96",

@@ -18,6 +18,7 @@ CLAIM = Claim(
     published="at rank 64 two seeds share directions, which random matrices do not, and more of them in the query's update than in the value's: a higher intrinsic rank",
     expected="of the first 16 directions of the update of two seeds, mean over the layers: at least one dimension is shared beyond chance, and in q half a dimension more than in v",
     kind="trained",
+    minutes=1,
     models="S, one pretraining",
     regime="rank 64 on q+v, alpha 128, 100 steps of 16 sentences, own best rate; all pairs of different seeds",
     distance="directions of the whole update, in the space of inputs, where the paper takes those of A, which here keeps much of its random start; 16 directions of 160, chance 0.1",

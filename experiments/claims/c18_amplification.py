@@ -18,6 +18,7 @@ CLAIM = Claim(
     published="||U^T W V^T|| 0.32 for the update of rank 4, 0.02 for random directions, 21.67 for W's own; factor 21.5 at rank 4, 1.9 at rank 64",
     expected="mean over q and v of all layers: at rank 4 the update's directions hold 1.5 times as much of W as random ones and a third at most of W's own; and the amplification factor falls from rank 4 to 64 by 1.2 times more than it would with random directions",
     kind="trained",
+    minutes=1,
     models="S",
     regime="all linear layers, 100 steps of 16 sentences, alpha 16, each rank at its own best rate",
     distance="160 inputs, of which rank 64 spans 40 % (GPT-3: 0.5 %); every matrix, seed and pretraining where the paper has one layer of one run",

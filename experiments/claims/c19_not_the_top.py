@@ -15,6 +15,7 @@ CLAIM = Claim(
     published="phi(top 10 % of W, top 4 of the update) barely exceeds 0.2 for the query; chance gives 0.1",
     expected="rank 4, mean over q and v of all layers: phi below chance (0.1) by a fifth of it or more. That it is as small as chance is no evidence: a random update has that",
     kind="trained",
+    minutes=1,
     models="S",
     regime="all linear layers, 100 steps of 16 sentences, alpha 16, own best rate",
     distance="the published value lies above chance, too: the figure compares with W's own directions, not with random ones",

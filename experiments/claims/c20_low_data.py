@@ -12,6 +12,7 @@ CLAIM = Claim(
     published="MNLI, GPT-3: LoRA 63.8 against 60.2 at 100 examples, 85.6 against 85.8 at 1,000",
     expected="rank 8 has a point more right answers than full fine-tuning of the linear layers at 100 examples, and at 1,000 within 2 points as many",
     kind="trained",
+    minutes=1,
     models="MiniLM",
     regime="Rotten Tomatoes, all linear layers, 40 steps of 16 at 100 examples (6 epochs), 100 steps at 1,000; each arm at its own best rate",
     distance="two classes, and a model whose sentences are already apart; the subset is one under all seeds; the paper trains q and v of GPT-3",

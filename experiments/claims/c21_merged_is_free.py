@@ -13,6 +13,7 @@ CLAIM = Claim(
     published="no added latency after merging; bottleneck adapters add 20.7 to 30.3 % at batch 1 and length 128, 2.2 to 3.0 % at 32 x 512 (GPT-2 medium)",
     expected="trained adapters of rank 8, merged: the loss of every test example within 1e-4 nats of the unmerged one's, on S and on MiniLM, where the merged weights go through the model without any adapter. Milliseconds are not judged",
     kind="theorem",
+    minutes=2,
     models="S and MiniLM",
     regime="float32, all linear layers, five seeds",
     distance="that the base's program runs settles that merging adds no latency; the published cost of bottlenecks is one of a GPU at batch 1 and out of scope here: `python experiments/benchmark_decode.py --only dense,merged,separate`, about 10 minutes on one GPU",

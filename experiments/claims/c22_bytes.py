@@ -31,6 +31,7 @@ CLAIM = Claim(
     published="GPT-3 175B: training memory 1.2 TB to 350 GB, checkpoint 350 GB to 35 MB (rank 4, query and value)",
     expected="MiniLM, rank 4 on query and value, float32: gradients take 4 and Adam's moments 8 bytes a trained entry, and there are none of others; the file is 4 bytes an entry (scales included) plus a header, 100 times smaller than the model or more",
     kind="accounting",
+    minutes=1,
     models="MiniLM",
     regime="arrays that exist after a gradient and an optimiser's start; activations are left out",
     distance="float32 throughout, for the paper's mixed precision",

@@ -19,6 +19,7 @@ CLAIM = Claim(
     published="alpha to alpha/(pq), start of a times p, rate of a times p, rate of b times q: training unchanged",
     expected="50 losses equal to 1e-5 relative in float32 with epsilon 1e-30, (p, q) = (4, 1/4) and (3, 7)",
     kind="theorem",
+    minutes=1,
     models="a network of two layers, 16 to 32 to 8",
     regime="Adam with no decay, no clipping and an epsilon that is nothing beside the gradients",
     limits={"relative": 1e-5},

@@ -13,6 +13,7 @@ CLAIM = Claim(
     published="9.8 over 14 models on Tulu3; about 15 for runs of 100 steps or fewer; alpha 32",
     expected="S, rank 8 on all linear layers, alpha 32: the 90 % interval of the ratio of both best rates within 5 to 20 at 100 steps; and the ratio at 25 steps above that at 100",
     kind="trained",
+    minutes=5,
     models="S",
     regime="25 and 100 steps of 16 sentences; best rates by a fit through 8 rates, a factor of 2 apart, under 3 seeds on 3 pretrainings; full fine-tuning of the linear layers",
     distance="width 160 where the paper's models have 2,048 and more; its 100 steps are its shortest runs; MiniLM and other widths are in N2",

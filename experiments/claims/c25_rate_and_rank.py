@@ -17,6 +17,7 @@ CLAIM = Claim(
     published="best rate within a factor 2 from rank 4 to 512, rank 1 lower; equal early curves",
     expected="S, alpha 16: 90 % intervals of the ratios of best rates of ranks 4, 16 and 64 within a factor of 2; that of rank 1 over rank 4 below 1, and not above 0.8; at one rate, training losses of ranks 16 and 64 at steps 16 to 20 equal to 5 % of the fall so far",
     kind="trained",
+    minutes=5,
     models="S",
     regime="100 steps of 16 sentences; best rates by a fit through 8 rates, a factor of 2 apart, under 3 seeds",
     distance="ranks to 64 of a width of 160; the paper has 512 of 2,048 and more",

@@ -25,6 +25,7 @@ CLAIM = Claim(
     published="same final loss for all ranks under alpha / r; better with rank, and a gradient that does not collapse, under alpha / sqrt(r)",
     expected="slope of log gradient of b over log rank at step 1 in [-0.6, -0.4] under alpha / r and [-0.1, 0.1] under alpha / sqrt(r); on S, mean over the rates 2.5e-4, 5e-4 and 1e-3: from rank 4 to 64 the loss falls by a tenth of what rank 4 gains at its best rate, or more, under alpha / sqrt(r), and stays within a tenth under alpha / r",
     kind="trained",
+    minutes=1,
     models="a linear regression of width 384 (gradients); S (losses)",
     regime="three rates below LoRA's best, which the paper's 5e-5 for Llama 2 is as well; 100 steps of 16 sentences, alpha 16, 3 seeds; at higher rates see the axis of the plot, with rates tuned for each rank N8 and N16",
     distance="ranks to 64 of a width of 160, validation loss; the paper has ranks to 2,048, one rate and no seeds",

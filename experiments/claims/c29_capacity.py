@@ -14,6 +14,7 @@ CLAIM = Claim(
     published="loss curves of every rank follow full fine-tuning's until the adapter runs out of capacity, higher ranks later; at about 2 bits a parameter",
     expected="rank 4 on the MLP (12,288 parameters, 24.6 kbit at two bits each) memorises 24 rows of random words (3.1 kbit) as full fine-tuning of the MLP does, to a tenth of its gain, and of 192 rows (24.6 kbit) it misses a tenth or more",
     kind="trained",
+    minutes=6,
     models="S of width 64",
     regime="300 steps of all 24 rows, 600 steps of 32 of 192, each arm at its own best rate; scored on the rows that were trained on",
     distance="memorising random words in place of instruction sets; whether a curve leaves full's is judged at its end",

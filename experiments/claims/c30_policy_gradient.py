@@ -14,6 +14,7 @@ CLAIM = Claim(
     published="LoRA of rank 1 reaches full fine-tuning's reward on MATH and GSM8K: an episode tells about one bit",
     expected="a classifier that draws its answer and is told whether it is right: the expected reward at rank 1 is within 0.02 of full fine-tuning of the linear layers, which reaches 0.6 or more where chance gives 0.5 (else inconclusive)",
     kind="trained",
+    minutes=18,
     models="MiniLM",
     regime="REINFORCE, baseline the batch's mean, on Rotten Tomatoes, 100 steps of 16 drawn answers, all linear layers, each arm at the rate of the best expected reward",
     distance="answers of one step among two, so that an answer tells the label; the paper draws long answers to problems",

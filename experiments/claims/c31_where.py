@@ -13,6 +13,7 @@ CLAIM = Claim(
     published="q+v stays below full fine-tuning, all layers reach it; MLP of rank 128 beats attention of rank 256",
     expected="attention at rank 8 (10,240 entries a layer) is worse than the MLP at rank 5 (9,600) and at rank 6 (11,520), and q+v at rank 8 is worse than all linear layers at rank 8, each by a tenth of what the better one gains",
     kind="trained",
+    minutes=4,
     models="S",
     regime="100 steps of 16 sentences, each arm at its own best rate, alpha 16",
     distance="the MLP of S is three times as wide as the model, of LLaMA-7B 2.7 times; that all layers reach full fine-tuning is C12",

@@ -13,6 +13,7 @@ CLAIM = Claim(
     published="RougeL on Alpaca does not depend on the rank, 8 to 256, once all layers are adapted",
     expected="ranks 2, 4, 16, 32 and 64 differ from rank 8 by less than a tenth of what rank 8 gains on the untuned model",
     kind="trained",
+    minutes=3,
     models="S",
     regime="100 steps of 16 sentences, each rank at its own best rate, alpha 16",
     distance="ranks of 1 to 40 % of the width, where 8 to 256 of LLaMA-7B are 0.2 to 6 %; the loss in place of RougeL, which is coarser",

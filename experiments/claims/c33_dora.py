@@ -13,6 +13,7 @@ CLAIM = Claim(
     published="LLaMA-7B, average of 8 tasks: 61.9 against 39.5 at rank 4, 78.4 against 76.3 at rank 32; LoRA at one rate for all ranks, DoRA at a lower one",
     expected="S, all linear layers, both at their own best rates: test loss of DoRA below LoRA's by a tenth of its gain or more, at rank 1 and at rank 4",
     kind="trained",
+    minutes=4,
     models="S",
     regime="100 steps of 16 sentences, equal steps; over ranks see N11",
     distance="width 160, loss on sentences; the paper has 7B and accuracies after an epoch of 170,000 examples",

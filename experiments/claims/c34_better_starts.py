@@ -22,6 +22,7 @@ CLAIM = Claim(
     published="PiSSA toy: loss .888 to .335 in 5 steps, LoRA .554; LoRA-GA 2-4 times faster",
     expected="first step of LoRA-GA nearer to the negative gradient than a random start's, which is about sqrt(r/d), and every start gives the base's output to 1e-5; on S, rank 8, rates tuned for the first 30 steps: training loss of steps 21 to 30 below LoRA's by a tenth of its fall or more",
     kind="trained",
+    minutes=4,
     models="a linear regression of width 96 (first step); S",
     regime="30 steps of 16 sentences at a constant rate without warm-up; the area under the loss, and the end of 100 steps, are in N10",
     distance="width 160, pretrained for minutes; alpha 16 at rank 8, where PiSSA's code asks for alpha = rank",

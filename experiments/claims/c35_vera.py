@@ -15,6 +15,7 @@ CLAIM = Claim(
     published="on par on GLUE with RoBERTa-base: 0.043 M and 0.3 M parameters; 1.6 M and 159.9 M with Llama 7B",
     expected="VeRA of rank r trains r + out numbers at each matrix, at rank 64 a tenth of LoRA's of rank 8 or fewer; on S, both on all linear layers at their own best rates, its loss is not above LoRA's by a tenth of LoRA's gain",
     kind="trained",
+    minutes=2,
     models="S",
     regime="100 steps of 16 sentences; VeRA's rates are tuned from 0.13 on, its best is far above LoRA's",
     distance="width 160 with ranks to 64; the paper's are 256 and more of 768 and more, on encoders",

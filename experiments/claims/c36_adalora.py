@@ -18,6 +18,7 @@ CLAIM = Claim(
     published="more rank in the MLP and in upper layers; better than LoRA at equal budget (DeBERTaV3-base: 89.46 and 88.50 on GLUE)",
     expected="S, all linear layers, 12 columns a matrix falling to 8: loss not above that of LoRA of rank 8 by a tenth of its gain; a mean of one column more in the MLP than in attention, and in the upper half of the layers than in the lower; Kendall's tau of the matrices' ranks between seeds above 0, and 0.2 or more",
     kind="trained",
+    minutes=2,
     models="S",
     regime="100 steps of 16 sentences: the budget falls from step 10 to 50, every 5 steps",
     distance="four layers of width 160 and 100 steps; the paper has 12 layers and 85,000 steps",

@@ -15,6 +15,7 @@ CLAIM = Claim(
     published="on par with LoRA in the paper; PEFT's MetaMathQA table at one rank: 0.404 and 0.478",
     expected="half of LoRA's parameters on square matrices, exactly; S, all linear layers, each arm at its own best rate: at rank 16 the loss is not above that of LoRA of rank 8 by a tenth of its gain; at rank 8, with PEFT's scaling of b's gradient, it is above by that tenth or more",
     kind="trained",
+    minutes=4,
     models="S",
     regime="100 steps of 16 sentences",
     distance="width 160; PEFT's table is of a 3B model at one rate for each method",

@@ -15,6 +15,7 @@ CLAIM = Claim(
     published="code, epoch 4: HumanEval .358 .417 .498 .470, kept .652 .632 .631 .512 for rank 16, 64, 256, full",
     expected="from A to B, each at the rate that is best on B: rank 16 gains less on B than full fine-tuning of the linear layers by a tenth of what that gains, and its loss on A rises less by a tenth of what that rises",
     kind="trained",
+    minutes=1,
     models="S",
     regime="100 steps of 16 sentences of Rotten Tomatoes after pretraining on IMDB, equal steps; at equal learning it is N6",
     distance="two kinds of film reviews are nearer to each other than web text and code are, and 100 steps a short run",

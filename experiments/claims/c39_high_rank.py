@@ -18,6 +18,7 @@ CLAIM = Claim(
     published="90 % of the variance needs more than 1500 of 4096 directions (37 %); more with tokens; MLP above attention",
     expected="90 % of an update's squares need more than a tenth of the directions, and a tenth of them fewer than Gaussian noise of its shape; 1.1 times as many after 100 steps as after 25; and in the MLP 1.05 times as many as in attention, both divided by what noise of their shape needs",
     kind="trained",
+    minutes=2,
     models="S",
     regime="full fine-tuning of the linear layers at its best rate, 25, 50 and 100 steps of 16 sentences, one rate",
     distance="matrices of 160 x 160 and 160 x 480, a thousandth of the paper's tokens; rank and noise of the batches are not told apart",

@@ -15,6 +15,7 @@ CLAIM = Claim(
     published="none under full fine-tuning; fewer with rank, and with alpha = 2r than with alpha = 8; scaling them down brings pretraining loss back (that is N7)",
     expected="intruders a matrix (top 10, cosine below 0.5) minus those that a random update of the same rank and norm makes: at rank 1 above full fine-tuning of the linear layers, at rank 1 above rank 64, and at rank 64 with alpha 16 above alpha 128, each by 0.1",
     kind="trained",
+    minutes=3,
     models="S",
     regime="all linear layers, 100 steps of 16 sentences, each arm at its own best rate",
     distance="160 directions, of which the top 10 are 6 % (RoBERTa-base: 1 %); the paper counts without a control",

@@ -14,6 +14,7 @@ CLAIM = Claim(
     published="makespan up to 7.5 times shorter, throughput up to 12.8 times (PLoRA); 1.47 times (LoRAFusion); results unchanged",
     expected="eight LoRA runs of different seeds and rates, trained side by side in one program for 20 steps: every training loss within 1e-4 nats of the run's own when it is trained alone. Speed is not judged",
     kind="theorem",
+    minutes=1,
     models="S",
     regime="rank 8 on all linear layers, 4 sentences a batch, float32",
     distance="the published speed is one of GPUs with idle units and out of scope here: `python experiments/benchmark_sweep.py --stack 8`, about 10 minutes on one GPU. On two cores that a single run keeps busy, an earlier version of this claim measured 0.96 times at 8 adapters, and 1.5 times with 1 x 16 tokens",

@@ -10,6 +10,7 @@ CLAIM = Claim(
     published="12 times (Punica) and 4 times (S-LoRA) the throughput of serving one adapter after another, with the same outputs",
     expected="six trained adapters of two seeds, two ranks and two choices of layers over one base: the last hidden states of a mixed batch within 1e-5, relative to the largest, of each adapter's own. Speed is not judged",
     kind="theorem",
+    minutes=1,
     models="S",
     regime="24 sentences, float32",
     distance="the published speed is one of GPUs and of many adapters, and out of scope here: `python experiments/three_adapters.py` serves three from one base; timing `apply_many` against merging one after another takes about 10 minutes on one GPU",

@@ -15,6 +15,7 @@ CLAIM = Claim(
     published="adapters of rank 8, one for each of 31 tasks, beat GPT-4 by 10 points and their base by 34, on average",
     expected="on sentences of Rotten Tomatoes and on the same backwards, two adapters of rank 4 of 100 steps each lose less than one of rank 8 of 200 steps on both, by a tenth of what the two gain",
     kind="trained",
+    minutes=4,
     models="S",
     regime="all linear layers, alpha 16, batches of 16, each arm at its own best rate on its own texts; the prompt of a backward sentence says so",
     distance="two tasks with the same words, of which the second is unlike anything in pretraining; the paper's generalist is another, far larger model; the generalist alone may have seen a test sentence in its other direction",

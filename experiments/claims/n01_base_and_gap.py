@@ -18,6 +18,7 @@ CLAIM = Claim(
     published="intrinsic dimension falls along pretraining (RoBERTa, six tasks)",
     expected="the share of full fine-tuning's gain that LoRA of rank 8 misses is larger on the base of 400 steps than on that of 10,800, by 0.1, and falls over 400, 1,200, 3,600 and 10,800 steps (Page's test over the seeds, 5 %)",
     kind="trained",
+    minutes=9,
     models="S of one pretraining seed, stopped at four lengths",
     regime="100 steps of 16 sentences, linear layers, each arm at its own best rate on its base",
     distance="one width, one pretraining seed, each length with a cosine schedule of its own",

@@ -16,6 +16,7 @@ CLAIM = Claim(
     published="9.8 over 14 models; no dependence of the factor on hidden size (its fitted exponent is 0)",
     expected="the 90 % interval of the ratio of best rates within 5 to 20 on S of width 64, 96 and 160 and on MiniLM, rank 8 on all linear layers, alpha 32; slope of its logarithm on log width within -0.5 to 0.5",
     kind="trained",
+    minutes=30,
     models="S of width 64, 96, 160 and MiniLM",
     regime="100 steps of 16 sentences; best rates by a fit through 8 rates, a factor of 2 apart, under 3 seeds; full fine-tuning of the linear layers",
     distance="widths up to 384 where the paper's are 2,048 and more; the paper's argument from rank-invariance, hidden / (2 alpha), would be a slope of 1",

@@ -16,6 +16,7 @@ CLAIM = Claim(
     published="the gap grows with the batch, independent of rank",
     expected="S, batches 8, 32, 128, LoRA less full fine-tuning of the linear layers: over the four doublings, a line in log2 batch rises by a tenth of what full gains, or more, in one pass over 4,096 sentences at rank 8 and at rank 64, and at rank 8 in 32 steps of each batch",
     kind="trained",
+    minutes=4,
     models="S",
     regime="one pass (512, 128 and 32 steps) and 32 steps; each arm at its own best rate",
     distance="4,096 short sentences, width 160, ranks to 64, no batch of 512 (8 steps)",

@@ -14,6 +14,7 @@ CLAIM = Claim(
     published="rank 1 is enough for policy gradient, supervised tuning needs more with the size of the data",
     expected="the share of right answers that rank 1 is below full fine-tuning of the linear layers is a point larger under supervision than under rewards, on the same texts and steps",
     kind="trained",
+    minutes=1,
     models="MiniLM",
     regime="Rotten Tomatoes, 100 steps of 16, all linear layers; each arm at its own best rate, of the expected reward or of the cross-entropy; rewards as in C30",
     distance="1,600 labels are few for rank 1 of 41,472 parameters, too, so that no gap is to be expected of capacity on either side",

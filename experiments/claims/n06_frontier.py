@@ -19,6 +19,7 @@ CLAIM = Claim(
     published="on code LoRA forgets less at the same HumanEval score; on mathematics both lie on one frontier",
     expected="where rank 1, or rank 16, and full fine-tuning of the linear layers have gained the same on B, four fifths of the most that both reach, full has raised the loss on A more, by a tenth of its rise; each by the rate that forgets least there",
     kind="trained",
+    minutes=20,
     models="S",
     regime="three rates of factor 2 below or at the best one, losses after 50 and 100 steps of 16 sentences, linear in between",
     distance="one pair of near domains; Biderman et al. compare checkpoints of one rate",

@@ -19,6 +19,7 @@ CLAIM = Claim(
     published="scaling intruders down (by 0.75 and less) lowers the loss on the pretraining distribution at little cost to the task",
     expected="intruders times 0.75 in every matrix give the loss on A lower than shrinking the other strong directions, and than shrinking the whole update, both by as much in norm; each by a tenth of what the shrunk intruders bring back",
     kind="trained",
+    minutes=5,
     models="S",
     regime="all linear layers at rank 1 and at rank 16, 100 steps of 16 sentences, own best rate; top 10 directions, cosine below 0.5",
     distance="the paper has no control of equal norm",

@@ -12,6 +12,7 @@ CLAIM = Claim(
     published="under alpha / r the best rate does not move with rank; under other scales it does",
     expected="S, alpha 16, ranks 1, 4, 16, 64: 90 % interval of the slope of log best rate on log rank within -0.15 to 0.15 under alpha / r, below 0 under alpha / sqrt(r), and at rank 64 a lower best rate under the second than under the first",
     kind="trained",
+    minutes=7,
     models="S",
     regime="100 steps of 16 sentences; best rates by a fit through 8 rates, a factor of 2 apart, under 3 seeds",
     distance="one model of width 160; MiniLM, which the review asks for besides, would take 75 min",

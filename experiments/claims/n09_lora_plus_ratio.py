@@ -15,6 +15,7 @@ CLAIM = Claim(
     published="the best ratio is above 1 and grows with width (rate of a ~ 1 / width, of b ~ 1)",
     expected="S, rank 8 on all linear layers, the rate of a tuned for each ratio: a parabola in the logarithm of the ratio falls from 1 to 4 by half a hundredth of the gain or more, at width 160 over ratios 1, 2, 4, 8, 16; and by more than at width 64, over ratios 1, 4, 16",
     kind="trained",
+    minutes=6,
     models="S of width 64 and 160",
     regime="100 steps of 16 sentences; each arm at its own best rate",
     distance="two widths, a factor of 2.5 apart; 256, which the review asks for, needs three pretrainings of about 50 min",

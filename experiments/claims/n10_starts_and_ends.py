@@ -16,6 +16,7 @@ CLAIM = Claim(
     published="faster convergence of all three, and better final scores (PiSSA 77.8 and LoRA 75.1 on GSM8K with Gemma-7B; LoRA-GA 53.6 and 42.1 with Llama-2-7B)",
     expected="S, rank 8: with rates tuned for it, mean training loss of the steps to 30 below LoRA's in all five seeds, and by a tenth of LoRA's fall or more; with rates tuned for the end, test loss after 100 steps below LoRA's by a tenth of its gain or more",
     kind="trained",
+    minutes=5,
     models="S",
     regime="30 and 100 steps of 16 sentences at a constant rate without warm-up",
     distance="width 160, pretrained for minutes; LoRA-One, which the review names besides, is not in the library",

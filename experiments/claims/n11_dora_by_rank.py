@@ -15,6 +15,7 @@ CLAIM = Claim(
     published="gains of 22.4, 37.2, 6.6, 2.1 and 11.0 points at ranks 4, 8, 16, 32 and 64; PEFT's table at equal rates has DoRA .469 and LoRA .478 at rank 32",
     expected="S, all linear layers, ranks 1, 4, 16, both at their own best rates: from rank 1 to 16 a line in log rank falls by a tenth of LoRA's gain or more; at rank 16 DoRA's loss is not above LoRA's by that tenth",
     kind="trained",
+    minutes=2,
     models="S",
     regime="100 steps of 16 sentences, equal steps",
     distance="ranks to 16 of a width of 160; equal time is not tested (times of steps this short say nothing of large models); MiniLM, which the review asks for, is left out: 8 arms of 9 min",

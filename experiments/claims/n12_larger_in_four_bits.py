@@ -15,6 +15,7 @@ CLAIM = Claim(
     published="at a fixed total of bits, 4 bits and more weights are better than 16 bits and fewer; untuned models",
     expected="S of width 96 in NF4 (59 % of the bits) against width 64 in 16 bits, and of width 160 in NF4 (72 %) against width 96: lower loss before tuning, and after LoRA of rank 8, by a tenth or more of what the smaller one gains by tuning",
     kind="trained",
+    minutes=3,
     models="S of widths 64, 96 and 160",
     regime="bits of the linear layers; three pretrainings of 3,600 steps, then 100 steps of 16 sentences, each arm at its own best rate",
     distance="0.2 to 1.3 M weights in linear layers; 16 bits are taken as float32's loss; the embedding is not counted and not quantised",

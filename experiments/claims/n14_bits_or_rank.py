@@ -15,6 +15,7 @@ CLAIM = Claim(
     published="LoftQ and QPiSSA above QLoRA at equal bits and rank; nothing at equal bytes",
     expected="S on domain B. At 4, 3 and 2 bits each the loss of QLoRA of rank 8 is above that of LoftQ, and of QPiSSA, by a tenth or more of what the format costs before tuning. With one bit less and rank 11 (as many bytes in float32 factors, less 1 %) the loss is higher by a tenth or more of that cost, from 4 to 3 and from 3 to 2 bits",
     kind="trained",
+    minutes=6.5,
     models="S",
     regime="100 steps of 16 sentences, all linear layers, normal float in blocks of 64, scales in 8 bits; each arm at its own best rate",
     distance="one step of LoftQ; GPTQ with LoRA is not tested; float32 factors, in bfloat16 a bit would buy rank 14",

@@ -12,6 +12,7 @@ CLAIM = Claim(
     published="MNLI, GPT-3: full 60.2 / 85.8 / 88.9 / 89.5, LoRA 63.8 / 85.6 / 89.2 / 91.7 at 100, 1 k, 10 k and 392 k examples",
     expected="accuracy of rank 8 within 2 points of full fine-tuning of the linear layers, and of rank 1 within 2 points of rank 8, at 100, 1,000 and all examples; at 100 rank 8 beats the head alone, so that there is something to learn",
     kind="trained",
+    minutes=50,
     models="MiniLM",
     regime="Rotten Tomatoes, all linear layers; 40 steps of 16 at 100 examples (6 epochs), 100 steps at 1,000 (1.6 epochs) and at all (0.2 epochs); each arm at its own best rate",
     distance="the subset is one under all seeds, so that intervals hold for it alone; 23 M weights, one task of two classes",

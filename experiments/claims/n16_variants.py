@@ -15,6 +15,7 @@ CLAIM = Claim(
     published="with tuned rates all variants reach the same within 1-2 %; their own papers, mostly at one rate and one seed, have them points ahead",
     expected="S, all linear layers, ranks 8 and 64, each variant at its own best rate: its test loss is equal to that of LoRA of the same rank within 2 % of that loss and within a tenth of what LoRA gains on the untuned model, whichever is less",
     kind="trained",
+    minutes=14,
     models="S",
     regime="100 steps of 16 sentences at a constant rate, alpha 16; LoRA+ at the advised ratio 16; LoRA-GA by 8 batches; five scored seeds on three pretrainings, rates tuned under two others",
     distance="width 160, one task; MiLoRA, which the sources have besides, is not in the library",

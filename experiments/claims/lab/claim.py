@@ -19,6 +19,8 @@ class Claim:
         'weights' (a pretrained model without training) or 'trained' (an effect of training).
     published: the figure or statement of the source. expected: what must hold here, in words, with
         its limits (`limits`, by name).
+    minutes: how long it is expected to take on two quiet cores, beyond pretrainings and the arms
+        that it shares with claims before it.
     models, regime: what it is tested on, and where its answer holds. distance: what of the paper's
         setting differs.
     out_of_scope: why it is not run here, with the command and the time that it would take; then
@@ -32,6 +34,7 @@ class Claim:
     published: str
     expected: str
     kind: Literal["theorem", "accounting", "weights", "trained"]
+    minutes: float = 0.0
     models: str = ""
     regime: str = ""
     distance: str = ""

@@ -103,9 +103,10 @@ def run_claim(entry: Entry, lab: Lab, *, results: Path, command: str) -> dict[st
         "verdict": finding.verdict,
         **dataclasses.asdict(finding),
         # Runs are shared between claims and kept over a stop: all that the claim rests on is
-        # counted, whenever it was trained.
+        # counted, whenever it was trained, and by name, so that a sum can count it once.
         "seconds": round(own + sum(lab.account().values()), 1),
-        "runs": sorted(lab.account()),
+        "own_seconds": round(own, 1),
+        "runs": {name: round(took, 1) for name, took in sorted(lab.account().items())},
         "environment": environment() | {"command": command},
         "finished": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     }

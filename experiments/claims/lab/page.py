@@ -30,7 +30,7 @@ def write_page(entries: Mapping[str, Entry], results: Path, page: Path) -> Path:
     earlier = json.loads((results / EARLIER).read_text()) if (results / EARLIER).is_file() else {}
     where = Path(os.path.relpath(results, page.parent)).as_posix()
     lines = [_HEAD.format(count=len(entries), run=sum(one is not None for one in found.values()))]
-    lines += [*_tally(entries, found, earlier), ""]
+    lines += [*_tally(entries, found, earlier), "", _total(found.values()), ""]
     lines += [
         "| claim | kind | tested on | published | ours | verdict | before P | time |",
         "|---|---|---|---|---|---|---|---:|",
@@ -74,6 +74,9 @@ several parts is reproduced if all are. Every rule was run on made-up outcomes w
 **Kinds.** *theorem*: mathematics, tested to rounding; *accounting*: bytes and counts; *weights*: a pretrained model without training;
 *trained*: an effect of training.
 
+**Time** is what a claim took on two cores with all that it rests on; ≈ is what one that was not run is expected to take beyond pretrainings
+and the arms that it shares with others (S of one width and 3,600 steps: 3 to 8 minutes a seed).
+
 Where a claim does not hold here, the note ends with the most likely reason as a hypothesis with a rule, and what one more measurement
 says of it: *supports* or *refutes*. It changes no verdict; a refuted reason means that the cause is still open.
 """
@@ -105,6 +108,17 @@ def _tally(
         yield row("before P", (one["verdict"] for one in earlier.values()))
 
 
+def _total(results: Iterable[Mapping[str, Any] | None]) -> str:
+    """How long everything took, runs and pretrainings that claims share counted once."""
+    there = [result for result in results if result is not None]
+    shared = {name: took for result in there for name, took in result["runs"].items()}
+    hours = (sum(shared.values()) + sum(result["own_seconds"] for result in there)) / 3600
+    return (
+        f"In all {hours:.1f} h on two cores for {len(shared)} runs and pretrainings, each counted "
+        "once; a claim's own time counts all that it rests on."
+    )
+
+
 def _verdict(entry: Entry, result: Mapping[str, Any] | None) -> str:
     if entry.claim.out_of_scope:
         return "out of scope"
@@ -112,7 +126,8 @@ def _verdict(entry: Entry, result: Mapping[str, Any] | None) -> str:
 
 
 def _row(key: str, entry: Entry, result: Mapping[str, Any] | None, before: Any, where: str) -> str:
-    claim, name, ours, seconds = entry.claim, f"{key} {entry.claim.title}", "", ""
+    claim, name, ours = entry.claim, f"{key} {entry.claim.title}", ""
+    seconds = f"≈ {claim.minutes:g} min" if claim.minutes else ""
     if result is not None:
         name = f"[{key}](#{key.lower()}) {claim.title}"
         said = "; ".join(part["ours"] for part in result["parts"])
