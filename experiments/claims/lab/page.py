@@ -217,7 +217,8 @@ def _forest(plot: Mapping[str, Any], plt: Any) -> Any:
     figure, axis = plt.subplots(figsize=(6.4, 0.9 + 0.36 * len(rows)), layout="constrained")
     for place, (_, row) in enumerate(reversed(rows)):
         value, low, high = row["interval"]
-        axis.plot(row.get("seeds", []), [place] * len(row.get("seeds", [])), "o", ms=3, alpha=0.5)
+        seeds = row.get("seeds", [])
+        axis.plot(seeds, [place] * len(seeds), "o", ms=3, alpha=0.6, color="#4070b0")
         axis.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="ks", ms=5, capsize=3)
     axis.axvline(0, color="#888888", linewidth=0.8)
     if plot.get("margin"):
@@ -232,7 +233,7 @@ def _forest(plot: Mapping[str, Any], plt: Any) -> Any:
 
 
 def _lines(plot: Mapping[str, Any], plt: Any) -> Any:
-    figure, axis = plt.subplots(figsize=(6.0, 3.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.4, 3.6), layout="constrained")
     for (name, points), marker in zip(plot["lines"].items(), "o^sDvPX*" * 4):
         rows = [row for row in points if row[0] is not None and row[1] is not None]
         xs, ys = [row[0] for row in rows], [row[1] for row in rows]
@@ -246,10 +247,14 @@ def _lines(plot: Mapping[str, Any], plt: Any) -> Any:
     axis.set(xlabel=plot["x"], ylabel=plot["y"])
     if "x" in plot.get("log", ""):
         axis.set_xscale("log")
+        tried = sorted({row[0] for points in plot["lines"].values() for row in points})
+        if len(tried) <= 8:  # ranks and such: the values themselves, not powers of ten
+            axis.set_xticks(tried, [f"{x:g}" for x in tried])
+            axis.minorticks_off()
     if "y" in plot.get("log", ""):
         axis.set_yscale("log")
     axis.grid(color="#e6e6e6")
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
 
 
