@@ -41,8 +41,8 @@ def _verify(
     arguments: argparse.Namespace, entries: Mapping[str, ledger.Entry], results: Path
 ) -> int:
     """Trains claims anew in a folder of their own, and compares with the results that are kept."""
-    lab, differ = Lab(f"{arguments.runs}-verified", seeds=_seeds(arguments)), 0
-    again = results.parent / f"{results.name}-verified"
+    root = Path(f"{arguments.runs}-verified")
+    lab, again, differ = Lab(root, seeds=_seeds(arguments)), root / "results", 0
     for entry in _asked(arguments, entries):
         key = entry.claim.id
         kept = ledger.read_result(results / f"{key}.json", entry.claim)
