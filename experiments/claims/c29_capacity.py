@@ -17,7 +17,7 @@ CLAIM = Claim(
     minutes=6,
     models="S of width 64",
     regime="300 steps of all 24 rows, 600 steps of 32 of 192, each arm at its own best rate; scored on the rows that were trained on",
-    distance="memorising random words in place of instruction sets; whether a curve leaves full's is judged at its end",
+    distance="memorising random words in place of instruction sets; whether a curve leaves full's is judged at its end. The rank (4, not 1) was chosen after a pilot of six runs on one pretraining; the limits were not",
     limits={"share": MARGIN},
 )
 BASE = Setting(SmallModel(width=64)).with_(**{"train.batch_size": 32})
