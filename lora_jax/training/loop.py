@@ -56,6 +56,7 @@ def train(
     *,
     task: Task | None = None,
     wide: Config | None = None,
+    score_test: bool = True,
     quiet: bool = False,
     title: str = "training",
 ) -> RunResult:
@@ -69,6 +70,7 @@ def train(
         config: one run, without a sweep.
         task: the config's, which its caller holds for the next run; without one it is opened here.
         wide: a run with the largest rank and all targets of a group; see `fit`.
+        score_test: whether the test split is scored; see `fit`.
 
     Raises:
         Diverged: the loss is NaN or infinite; the message says since which step.
@@ -81,6 +83,7 @@ def train(
         lambda run, outcome: outcomes.append(outcome),
         task_of=open_task if task is None else lambda config: task,
         wide=wide,
+        score_test=score_test,
         quiet=quiet,
         title=title,
     )

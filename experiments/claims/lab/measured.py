@@ -189,26 +189,13 @@ class Lab(Arms):
         *,
         scored: bool,
     ) -> Run:
-        from lora_jax.training.loop import fit
+        from lora_jax.training.loop import train
         from lora_jax.training.run import Diverged
-        from lora_jax.training.run import Run as Training
 
-        start, outcomes = time.perf_counter(), []
+        start = time.perf_counter()
         self.store.start(name, config, self._environment(), score_test=scored)
         try:
-            fit(
-                [Training(config, folder)],
-                lambda run, outcome: outcomes.append(outcome),
-                task_of=task_of,
-                score_test=scored,
-                quiet=True,
-            )
-            if not outcomes:
-                from lora_jax.training.interrupted import Interrupted
-
-                raise Interrupted(0)
-            if isinstance(outcomes[0], Exception):
-                raise outcomes[0]
+            result = train(config, folder, task=task_of(config), score_test=scored, quiet=True)
         except Diverged as error:
             self.store.fail(name, error)
             self._say(f"  {name}: diverged")
@@ -216,7 +203,6 @@ class Lab(Arms):
         except BaseException:
             self.store.release(name)
             raise
-        (result,) = outcomes
         self.store.finish(name, result)
         took = time.perf_counter() - start
         self._used[name] = (took, True)

@@ -38,8 +38,6 @@ from lora_jax.io.weights import load_decoder, save_decoder
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.decoder_config import DecoderConfig
 from lora_jax.sweeps.lock import Lock
-from lora_jax.training.interrupted import Interrupted
-from lora_jax.training.result import RunResult
 
 VERSION = 2  # of what is made here: a change of texts, tokenizer, sizes or training needs another
 WORDS = 1024  # tokens of the vocabulary
@@ -221,6 +219,7 @@ def pretrained(model: SmallModel | None = None, *, quiet: bool = True) -> Path:
 
 
 def _pretrain(model: SmallModel, folder: Path, work: Path, *, quiet: bool) -> Path:
+    from lora_jax.training.loop import train
     from lora_jax.training.saved import load_run
 
     start = work / "start"
@@ -235,7 +234,8 @@ def _pretrain(model: SmallModel, folder: Path, work: Path, *, quiet: bool) -> Pa
     config = _pretraining(model, start)
     run = work / "run"
     run.mkdir(parents=True, exist_ok=True)
-    result = _train(config, run, quiet=quiet, title=f"pretraining {model.name}")
+    title = f"pretraining {model.name}"
+    result = train(config, run, score_test=False, quiet=quiet, title=title)
     (run / "config.json").write_text(json.dumps(to_dict(config)))
     saved = load_run(run)
     params = unflatten({path: np.asarray(leaf.value) for path, leaf in saved.trainable.items()})
@@ -317,21 +317,6 @@ def tuning(folder: Path, **changes: Any) -> Config:
         "out": "runs/claims",
     }
     return from_config_dict(changed(values, changes))
-
-
-def _train(config: Config, folder: Path, **options: Any) -> RunResult:
-    """The result of a run that is scored on the validation split alone."""
-    from lora_jax.training.loop import fit
-    from lora_jax.training.run import Run
-
-    outcomes: list[Any] = []
-    keep = lambda run, outcome: outcomes.append(outcome)
-    fit([Run(config, folder)], keep, score_test=False, **options)
-    if not outcomes:
-        raise Interrupted(0)
-    if isinstance(outcomes[0], Exception):
-        raise outcomes[0]
-    return outcomes[0]
 
 
 def _pretraining(model: SmallModel, start: Path) -> Config:
