@@ -4,7 +4,7 @@ import math
 
 from lab.changes import Stored
 from lab.claim import Claim, Finding, Part, judge_all
-from lab.contrast import interval_of, of_losses
+from lab.contrast import forest_row, interval_of, of_losses
 from lab.protocol import MARGIN
 from lab.setting import S
 from lab.verdicts import judge_effect, judge_equal
@@ -61,10 +61,7 @@ def run(lab):
         + ", ".join(f"{name} {error:.4f}" for name, error in errors.items())
         + f". AF4 is {behind['af4']} behind NF4, and E3M0, third in the paper, {behind['fp4_e3m0']}: its place there rests on models with outliers, which neither of these is.",
         plot={
-            "forest": {
-                name: {"interval": interval_of(gap.interval()), "seeds": gap.by_seed}
-                for name, gap in behind.items()
-            },
+            "forest": {name: forest_row(gap) for name, gap in behind.items()},
             "x": "loss above NF4's, nats",
         },
         seeds=tuple(range(S.bases)),

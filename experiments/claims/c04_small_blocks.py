@@ -2,7 +2,7 @@
 
 from lab.changes import Stored
 from lab.claim import Claim, Finding, Part, judge_all
-from lab.contrast import OverSeeds, interval_of, of_losses, shown
+from lab.contrast import OverSeeds, forest_row, interval_of, of_losses, shown
 from lab.setting import S
 from lab.verdicts import judge_effect
 from lora_jax.analysis.quantisation import sweep
@@ -106,13 +106,7 @@ def run(lab):
         },
         note="Brackets of the second half are over the six matrices.",
         plot={
-            "forest": {
-                f"MiniLM, {FAMILIES[f]}": {
-                    "interval": interval_of(found.interval()),
-                    "seeds": found.by_seed,
-                }
-                for f, found in shares.items()
-            },
+            "forest": {f"MiniLM, {FAMILIES[f]}": forest_row(found) for f, found in shares.items()},
             "x": "gain of blocks of 64, as a share of a fifth bit's (squared error)",
             "published": {"half a bit": 0.5},
         },

@@ -4,7 +4,7 @@ import numpy as np
 
 from lab.changes import Stored
 from lab.claim import Claim, Finding, Part, judge_all
-from lab.contrast import interval_of, of_losses, shown
+from lab.contrast import forest_row, interval_of, of_losses, shown
 from lab.protocol import MARGIN
 from lab.setting import Setting
 from lab.small_model import SmallModel, linear_bits
@@ -64,10 +64,7 @@ def run(lab):
     )
     mean = {k: [[bits, _mean(table, weights)] for bits, table in curves[k]] for k in FORMATS}
     budgets = np.geomspace(mean[4][0][0], mean[4][-1][0], 15).tolist()
-    forest = {
-        f"{bits} bits": {"interval": interval_of(found.interval()), "seeds": found.by_seed}
-        for bits, found in ahead.items()
-    }
+    forest = {f"{bits} bits": forest_row(found) for bits, found in ahead.items()}
     return Finding(
         tuple(parts),
         {

@@ -2,7 +2,7 @@
 
 from lab.changes import Stored
 from lab.claim import Claim, Finding, Part, judge_all
-from lab.contrast import interval_of, of_losses
+from lab.contrast import forest_row, interval_of, of_losses
 from lab.protocol import MARGIN
 from lab.setting import S
 from lab.verdicts import judge_equal
@@ -49,10 +49,7 @@ def run(lab):
                 f"{bits} bits: at most {found[worst]} nats ({_title(worst)}), {share:.0%} of what NF4 loses",
             )
         )
-        forest |= {
-            _title(change): {"interval": interval_of(gap.interval()), "seeds": gap.by_seed}
-            for change, gap in found.items()
-        }
+        forest |= {_title(change): forest_row(gap) for change, gap in found.items()}
     return Finding(
         tuple(parts),
         {

@@ -1,7 +1,7 @@
 """C8: LoRA over a 4-bit base reaches LoRA over the full-precision one."""
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import contrast, difference, interval_of, of_losses
+from lab.contrast import contrast, difference, diverged_in, forest_row, interval_of, of_losses
 from lab.protocol import MARGIN
 from lab.setting import MINILM, S
 from lab.verdicts import judge_effect, judge_equal
@@ -69,9 +69,9 @@ def run(lab):
             "margin": MARGIN * whole.gain().value,
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms for name in arm.diverged),
+        diverged=diverged_in(arms),
     )
 
 
 def _row(found):
-    return {"interval": interval_of(found.interval()), "seeds": found.by_seed}
+    return forest_row(found)

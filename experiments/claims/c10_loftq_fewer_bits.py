@@ -1,7 +1,7 @@
 """C10: LoftQ matters more, the fewer the bits."""
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import contrast, difference, interval_of
+from lab.contrast import contrast, difference, diverged_in, forest_row, interval_of
 from lab.protocol import MARGIN
 from lab.setting import S
 from lab.verdicts import judge_effect
@@ -52,12 +52,9 @@ def run(lab):
             "arms": {arm.name: arm.summary() for arm in arms},
         },
         plot={
-            "forest": {
-                f"{bits} bits": {"interval": interval_of(gap.interval()), "seeds": gap.by_seed}
-                for bits, gap in gaps.items()
-            },
+            "forest": {f"{bits} bits": forest_row(gap) for bits, gap in gaps.items()},
             "x": "loss of QLoRA above LoftQ, nats",
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms for name in arm.diverged),
+        diverged=diverged_in(arms),
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from lab.changes import Merged
 from lab.claim import Claim, Finding, Part
-from lab.contrast import interval_of, of_losses, shown
+from lab.contrast import forest_row, interval_of, of_losses, shown
 from lab.setting import S
 from lab.verdicts import judge_effect
 from lora_jax import LoraSpec, QuantSpec, quantize
@@ -82,12 +82,7 @@ def run(lab):
             "arm": arm.summary(),
         },
         plot={
-            "forest": {
-                "QLoRA merged, NF4 again": {
-                    "interval": interval_of(change.interval()),
-                    "seeds": change.by_seed,
-                }
-            },
+            "forest": {"QLoRA merged, NF4 again": forest_row(change)},
             "x": "loss above the unmerged adapter's, nats",
         },
         seeds=lab.seeds,

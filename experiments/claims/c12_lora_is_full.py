@@ -1,7 +1,7 @@
 """C12: LoRA is as good as full fine-tuning."""
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import difference, interval_of
+from lab.contrast import difference, forest_row, interval_of
 from lab.protocol import MARGIN
 from lab.setting import FULL, FULL_ALL, MINILM, S
 from lab.verdicts import judge_not_worse
@@ -45,11 +45,7 @@ def run(lab):
                 name: interval_of(gap.interval()) for name, gap in gaps.items()
             }
             forest |= {
-                f"{model}: {arm.name}, {name}": {
-                    "interval": interval_of(gap.interval()),
-                    "seeds": gap.by_seed,
-                }
-                for name, gap in gaps.items()
+                f"{model}: {arm.name}, {name}": forest_row(gap) for name, gap in gaps.items()
             }
         figures |= {f"{model}, {arm.name}": arm.summary() for arm in fulls}
         diverged += [one for arm in (*fulls, *loras) for one in arm.diverged]

@@ -1,7 +1,7 @@
 """C13: rank 1 is enough for query and value together, but not for the query alone."""
 
 from lab.claim import Claim, Finding, Part, Reason, judge_all
-from lab.contrast import difference, interval_of
+from lab.contrast import difference, diverged_in, forest_row, interval_of
 from lab.protocol import MARGIN
 from lab.setting import S
 from lab.verdicts import judge_effect, judge_not_worse
@@ -80,13 +80,10 @@ def run(lab):
         },
         note="" if reason is None else reason.text,
         plot={
-            "forest": {
-                name: {"interval": interval_of(gap.interval()), "seeds": gap.by_seed}
-                for name, gap in gaps.items()
-            },
+            "forest": {name: forest_row(gap) for name, gap in gaps.items()},
             "x": "difference of the loss, nats",
             "margin": MARGIN * gain,
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms for name in arm.diverged),
+        diverged=diverged_in(arms),
     )

@@ -3,7 +3,7 @@
 from scipy import stats
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import OverSeeds, contrast, interval_of
+from lab.contrast import OverSeeds, contrast, diverged_in, forest_row, interval_of
 from lab.protocol import MARGIN
 from lab.setting import S
 from lab.verdicts import judge_effect
@@ -83,14 +83,11 @@ def run(lab):
         + ".",
         plot={
             "forest": {
-                f"{name} (published {PUBLISHED[name]})": {
-                    "interval": interval_of(gap.interval()),
-                    "seeds": gap.by_seed,
-                }
+                f"{name} (published {PUBLISHED[name]})": forest_row(gap)
                 for name, gap in behind.items()
             },
             "x": "loss above q+v of rank 8, nats",
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in found.values() for name in arm.diverged),
+        diverged=diverged_in(found.values()),
     )

@@ -1,7 +1,7 @@
 """C15: quality saturates with rank."""
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import difference, interval_of
+from lab.contrast import difference, diverged_in, forest_row, interval_of
 from lab.protocol import MARGIN
 from lab.setting import S
 from lab.verdicts import judge_effect, judge_equal
@@ -48,14 +48,11 @@ def run(lab):
             "arms": {arm.name: arm.summary() for arm in found.values()},
         },
         plot={
-            "forest": {
-                f"rank {rank}": {"interval": interval_of(gap.interval()), "seeds": gap.by_seed}
-                for rank, gap in above.items()
-            },
+            "forest": {f"rank {rank}": forest_row(gap) for rank, gap in above.items()},
             "x": "loss above rank 16, nats",
             "margin": MARGIN * gain,
             "published": {"rank 1, GPT-2 M": 0.07},
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in found.values() for name in arm.diverged),
+        diverged=diverged_in(found.values()),
     )

@@ -5,7 +5,7 @@ from statistics import median
 import numpy as np
 
 from lab.claim import Claim, Finding, Part, Reason
-from lab.contrast import OverSeeds, interval_of
+from lab.contrast import OverSeeds, forest_row, interval_of
 from lab.inside import over_pairs
 from lab.setting import Setting
 from lab.verdicts import judge_effect
@@ -115,10 +115,7 @@ def run(lab):
         },
         note="" if reason is None else reason.text,
         plot={
-            "forest": {
-                name: {"interval": interval_of(row.interval()), "seeds": row.by_seed}
-                for name, row in table.items()
-            },
+            "forest": {name: forest_row(row) for name, row in table.items()},
             "x": "shared beyond chance",
             "published": {"at least, first direction": CLAIM.limits["phi"]},
         },

@@ -6,7 +6,7 @@ from math import log
 from statistics import fmean
 
 from lab.claim import Claim, Finding, Part, judge_all
-from lab.contrast import OverSeeds, interval_of
+from lab.contrast import OverSeeds, diverged_in, forest_row, interval_of
 from lab.setting import S
 from lab.verdicts import judge_effect
 from lora_jax.analysis import amplification_of
@@ -89,13 +89,10 @@ def run(lab):
             "and with random directions by 32 (6.91 / 0.02 against 3.57 / 0.33)."
         ),
         plot={
-            "forest": {
-                name: {"interval": interval_of(row.interval()), "seeds": row.by_seed}
-                for name, row in table.items()
-            },
+            "forest": {name: forest_row(row) for name, row in table.items()},
             "x": "natural log of the ratio",
             "published": {"update / random, rank 4": log(0.32 / 0.02)},
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms.values() for name in arm.diverged),
+        diverged=diverged_in(arms.values()),
     )

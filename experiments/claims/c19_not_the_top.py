@@ -3,7 +3,7 @@
 from statistics import fmean
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import OverSeeds, interval_of
+from lab.contrast import OverSeeds, forest_row, interval_of
 from lab.setting import S
 from lab.verdicts import judge_effect
 from lora_jax.analysis import overlap_with_top
@@ -56,10 +56,7 @@ def run(lab):
             "arms": {arm.name: arm.summary()},
         },
         plot={
-            "forest": {
-                name: {"interval": interval_of(row.interval()), "seeds": row.by_seed}
-                for name, row in table.items()
-            },
+            "forest": {name: forest_row(row) for name, row in table.items()},
             "x": "phi(top 10 % of W, top 4 of the update)",
             "published": {"chance": chance, "GPT-3": 0.2},
         },

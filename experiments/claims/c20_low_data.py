@@ -1,7 +1,7 @@
 """C20: with 100 examples LoRA is better than full fine-tuning."""
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import difference, interval_of
+from lab.contrast import difference, diverged_in, forest_row, interval_of
 from lab.setting import FULL, MINILM
 from lab.verdicts import judge_effect, judge_equal
 
@@ -55,13 +55,10 @@ def run(lab):
         + ", ".join(f"{size} examples {gap}" for size, gap in losses.items())
         + ".",
         plot={
-            "forest": {
-                f"{size} examples": {"interval": interval_of(gap.interval()), "seeds": gap.by_seed}
-                for size, gap in gaps.items()
-            },
+            "forest": {f"{size} examples": forest_row(gap) for size, gap in gaps.items()},
             "x": "share of right answers above full",
             "published": {"GPT-3, 100": 0.036, "GPT-3, 1,000": -0.002},
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms.values() for name in arm.diverged),
+        diverged=diverged_in(arms.values()),
     )

@@ -2,7 +2,7 @@
 
 from lab.batches import BATCHES, by_batch, gaps, growth
 from lab.claim import Claim, Finding, Part, judge_all
-from lab.contrast import contrast, difference, interval_of
+from lab.contrast import contrast, difference, diverged_in, interval_of
 from lab.protocol import MARGIN
 from lab.verdicts import judge_effect, judge_equal
 
@@ -64,5 +64,5 @@ def run(lab):
             "log": "x",
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms.values() for name in arm.diverged),
+        diverged=diverged_in(arms.values()),
     )

@@ -1,7 +1,7 @@
 """C29: LoRA keeps up with full fine-tuning until the data reach its capacity."""
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import difference, interval_of
+from lab.contrast import difference, diverged_in, forest_row, interval_of
 from lab.protocol import MARGIN
 from lab.setting import Setting
 from lab.small_model import SmallModel
@@ -60,12 +60,9 @@ def run(lab):
             "arms": {arm.name: arm.summary() for arm in arms},
         },
         plot={
-            "forest": {
-                f"{rows} rows": {"interval": interval_of(gap.interval()), "seeds": gap.by_seed}
-                for rows, gap in behind.items()
-            },
+            "forest": {f"{rows} rows": forest_row(gap) for rows, gap in behind.items()},
             "x": "loss of rank 4 above full, nats",
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms for name in arm.diverged),
+        diverged=diverged_in(arms),
     )

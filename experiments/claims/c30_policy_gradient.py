@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import OverSeeds, difference, interval_of
+from lab.contrast import OverSeeds, difference, diverged_in, forest_row, interval_of
 from lab.setting import FULL, MINILM
 from lab.verdicts import judge_equal
 
@@ -43,15 +43,10 @@ def run(lab):
             "arms": {name: arm.summary() for name, arm in arms.items()},
         },
         plot={
-            "forest": {
-                "rank 1 below full": {
-                    "interval": interval_of(less.interval()),
-                    "seeds": less.by_seed,
-                }
-            },
+            "forest": {"rank 1 below full": forest_row(less)},
             "x": "difference of the expected reward",
             "margin": CLAIM.limits["reward"],
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms.values() for name in arm.diverged),
+        diverged=diverged_in(arms.values()),
     )

@@ -1,7 +1,7 @@
 """C31: all linear layers beat query and value; the MLP beats attention for one budget."""
 
 from lab.claim import Claim, Finding, Part, judge_all
-from lab.contrast import difference, interval_of
+from lab.contrast import difference, diverged_in, forest_row, interval_of
 from lab.protocol import MARGIN
 from lab.setting import S
 from lab.verdicts import judge_effect
@@ -58,12 +58,9 @@ def run(lab):
         },
         note=f"All layers at rank 1 have fewer entries than q+v at rank 8: {said[3]}.",
         plot={
-            "forest": {
-                f"{a} above {b}": {"interval": interval_of(gap.interval()), "seeds": gap.by_seed}
-                for (a, b), gap in gaps.items()
-            },
+            "forest": {f"{a} above {b}": forest_row(gap) for (a, b), gap in gaps.items()},
             "x": "difference of the loss, nats",
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in found.values() for name in arm.diverged),
+        diverged=diverged_in(found.values()),
     )

@@ -1,7 +1,7 @@
 """C32: with all linear layers adapted, the rank does not matter."""
 
 from lab.claim import Claim, Finding, Part, judge_all
-from lab.contrast import difference, interval_of
+from lab.contrast import difference, diverged_in, forest_row, interval_of
 from lab.protocol import MARGIN
 from lab.setting import S
 from lab.verdicts import judge_equal
@@ -43,13 +43,10 @@ def run(lab):
             "arms": {arm.name: arm.summary() for arm in arms},
         },
         plot={
-            "forest": {
-                f"rank {rank}": {"interval": interval_of(gap.interval()), "seeds": gap.by_seed}
-                for rank, gap in gaps.items()
-            },
+            "forest": {f"rank {rank}": forest_row(gap) for rank, gap in gaps.items()},
             "x": "loss above rank 8, nats",
             "margin": MARGIN * gain,
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms for name in arm.diverged),
+        diverged=diverged_in(arms),
     )

@@ -1,7 +1,7 @@
 """C33: DoRA is better than LoRA, most at low rank."""
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import difference, interval_of
+from lab.contrast import difference, forest_row, interval_of
 from lab.protocol import MARGIN
 from lab.setting import S
 from lab.verdicts import judge_effect
@@ -42,7 +42,7 @@ def run(lab):
             figures[arm.name] = arm.summary()
             diverged += arm.diverged
         figures[f"gain at rank {rank}"] = interval_of(gain.interval())
-        forest[f"rank {rank}"] = {"interval": interval_of(gain.interval()), "seeds": gain.by_seed}
+        forest[f"rank {rank}"] = forest_row(gain)
     return Finding(
         tuple(parts),
         figures,

@@ -8,7 +8,7 @@ import numpy as np
 
 from lab import starts
 from lab.claim import Claim, Finding, Part
-from lab.contrast import interval_of
+from lab.contrast import diverged_in, interval_of
 from lab.protocol import MARGIN
 from lab.starts import INITS, LORA, STEPS
 from lab.verdicts import judge_effect
@@ -129,5 +129,5 @@ def run(lab):
             "x": f"LoRA's training loss at step {STEPS} less the start's, nats",
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms.values() for name in arm.diverged),
+        diverged=diverged_in(arms.values()),
     )

@@ -1,7 +1,7 @@
 """C35: VeRA is as good as LoRA with a tenth of its parameters."""
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import difference, interval_of
+from lab.contrast import difference, diverged_in, forest_row, interval_of
 from lab.counts import ALL_LINEAR, trained_parameters
 from lab.protocol import MARGIN
 from lab.setting import S
@@ -78,13 +78,10 @@ def run(lab):
         f"{behind['LoRA r=1']} nats behind it. VeRA's best rate is "
         f"{arms['VeRA'].rate / arms['LoRA r=8'].rate:.0f} times LoRA's.",
         plot={
-            "forest": {
-                f"VeRA less {name}": {"interval": interval_of(one.interval()), "seeds": one.by_seed}
-                for name, one in behind.items()
-            },
+            "forest": {f"VeRA less {name}": forest_row(one) for name, one in behind.items()},
             "x": "nats",
             "margin": CLAIM.limits["share"] * whole,
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms.values() for name in arm.diverged),
+        diverged=diverged_in(arms.values()),
     )

@@ -1,7 +1,7 @@
 """C37: freezing a (LoRA-FA) costs little at twice the rank, and much at equal rank."""
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import difference, interval_of
+from lab.contrast import difference, diverged_in, forest_row, interval_of
 from lab.counts import trained_parameters
 from lab.protocol import MARGIN
 from lab.setting import S
@@ -80,13 +80,10 @@ def run(lab):
         },
         note=f"Without PEFT's scaling: {said('r=8')}.",
         plot={
-            "forest": {
-                f"LoRA-FA {name}": {"interval": interval_of(one.interval()), "seeds": one.by_seed}
-                for name, one in behind.items()
-            },
+            "forest": {f"LoRA-FA {name}": forest_row(one) for name, one in behind.items()},
             "x": "loss above LoRA of rank 8, nats",
             "margin": margin,
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in (lora, *arms.values()) for name in arm.diverged),
+        diverged=diverged_in((lora, *arms.values())),
     )

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import difference, interval_of, of_losses
+from lab.contrast import difference, diverged_in, forest_row, interval_of, of_losses
 from lab.protocol import MARGIN
 from lab.setting import FULL, S
 from lab.verdicts import judge_effect
@@ -68,12 +68,9 @@ def run(lab):
         + ", ".join(f"{name} {each}" for name, each in rise.items())
         + ". A weaker learner forgets less trivially; N6 compares at equal learning.",
         plot={
-            "forest": {
-                name: {"interval": interval_of(gap.interval()), "seeds": gap.by_seed}
-                for name, gap in forest.items()
-            },
+            "forest": {name: forest_row(gap) for name, gap in forest.items()},
             "x": "difference of the loss, nats",
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in (full, *found.values()) for name in arm.diverged),
+        diverged=diverged_in((full, *found.values())),
     )

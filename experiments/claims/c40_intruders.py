@@ -3,7 +3,7 @@
 from statistics import fmean
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import OverSeeds, interval_of
+from lab.contrast import OverSeeds, diverged_in, forest_row, interval_of
 from lab.setting import FULL, S
 from lab.verdicts import judge_effect
 from lora_jax.analysis import find_intruders, random_update
@@ -90,12 +90,9 @@ def run(lab):
         )
         + ".",
         plot={
-            "forest": {
-                name: {"interval": interval_of(row.interval()), "seeds": row.by_seed}
-                for name, row in forest.items()
-            },
+            "forest": {name: forest_row(row) for name, row in forest.items()},
             "x": "intruders a matrix",
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms.values() for name in arm.diverged),
+        diverged=diverged_in(arms.values()),
     )

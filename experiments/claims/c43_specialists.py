@@ -3,7 +3,7 @@
 import numpy as np
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import interval_of, of_losses
+from lab.contrast import diverged_in, forest_row, interval_of, of_losses
 from lab.protocol import MARGIN
 from lab.setting import S
 from lab.verdicts import judge_effect
@@ -67,12 +67,9 @@ def run(lab):
         + ", ".join(f"{gap} ({name})" for name, gap in halves.items())
         + ".",
         plot={
-            "forest": {
-                name: {"interval": interval_of(gap.interval()), "seeds": gap.by_seed}
-                for name, gap in forest.items()
-            },
+            "forest": {name: forest_row(gap) for name, gap in forest.items()},
             "x": "loss of the generalist above the specialists, nats",
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms for name in arm.diverged),
+        diverged=diverged_in(arms),
     )

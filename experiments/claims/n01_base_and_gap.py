@@ -5,7 +5,7 @@ from math import log
 from scipy import stats
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import OverSeeds, difference, interval_of
+from lab.contrast import OverSeeds, difference, diverged_in, interval_of
 from lab.protocol import MARGIN
 from lab.setting import FULL, Setting
 from lab.small_model import SmallModel
@@ -76,5 +76,5 @@ def run(lab):
             "log": "x",
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms for name in arm.diverged),
+        diverged=diverged_in(arms),
     )

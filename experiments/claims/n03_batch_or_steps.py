@@ -4,7 +4,7 @@ import numpy as np
 
 from lab.batches import BATCHES, by_batch, gap, one_pass
 from lab.claim import Claim, Finding, Part
-from lab.contrast import contrast, interval_of
+from lab.contrast import contrast, diverged_in, interval_of
 from lab.protocol import MARGIN
 from lab.setting import FULL
 from lab.verdicts import judge_effect
@@ -81,5 +81,5 @@ def run(lab):
             "log": "x",
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in every.values() for name in arm.diverged),
+        diverged=diverged_in(every.values()),
     )

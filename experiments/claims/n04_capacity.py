@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import OverSeeds, interval_of
+from lab.contrast import OverSeeds, diverged_in, interval_of
 from lab.setting import Setting
 from lab.small_model import RANDOM_WORDS, VOCABULARY, SmallModel
 from lab.verdicts import judge_equal
@@ -85,5 +85,5 @@ def run(lab):
             "published": {"all there are": ALL},
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms.values() for name in arm.diverged),
+        diverged=diverged_in(arms.values()),
     )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import contrast, difference, interval_of
+from lab.contrast import contrast, difference, diverged_in, forest_row, interval_of
 from lab.setting import FULL, MINILM
 from lab.verdicts import judge_effect
 
@@ -55,12 +55,9 @@ def run(lab):
             "arms": {arm.name: arm.summary() for arm in every},
         },
         plot={
-            "forest": {
-                name: {"interval": interval_of(gap.interval()), "seeds": gap.by_seed}
-                for name, gap in forest.items()
-            },
+            "forest": {name: forest_row(gap) for name, gap in forest.items()},
             "x": "difference of the share of right answers",
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in every for name in arm.diverged),
+        diverged=diverged_in(every),
     )

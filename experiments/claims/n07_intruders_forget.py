@@ -6,7 +6,7 @@ import numpy as np
 
 from lab.changes import Moved
 from lab.claim import Claim, Finding, Part, judge_all
-from lab.contrast import interval_of, of_losses
+from lab.contrast import diverged_in, forest_row, interval_of, of_losses
 from lab.protocol import MARGIN
 from lab.setting import S
 from lab.verdicts import judge_effect
@@ -92,12 +92,9 @@ def run(lab):
         + ", ".join(f"rank {rank} {rows['cost on B']}" for rank, rows in table.items())
         + ".",
         plot={
-            "forest": {
-                name: {"interval": interval_of(gap.interval()), "seeds": gap.by_seed}
-                for name, gap in forest.items()
-            },
+            "forest": {name: forest_row(gap) for name, gap in forest.items()},
             "x": "difference of the loss, nats",
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms.values() for name in arm.diverged),
+        diverged=diverged_in(arms.values()),
     )

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import contrast, difference, interval_of
+from lab.contrast import contrast, difference, diverged_in, interval_of
 from lab.setting import S, Setting
 from lab.small_model import SmallModel
 from lab.verdicts import judge_effect
@@ -90,5 +90,5 @@ def run(lab):
         "not at the best one, whose luck would count as a gain.",
         plot=plot_of(arms),
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms.values() for name in arm.diverged),
+        diverged=diverged_in(arms.values()),
     )

@@ -4,7 +4,7 @@ import numpy as np
 
 from lab import starts
 from lab.claim import Claim, Finding, Part
-from lab.contrast import difference, interval_of
+from lab.contrast import difference, diverged_in, interval_of
 from lab.protocol import MARGIN
 from lab.starts import INITS, LORA, STEPS
 from lab.verdicts import judge_effect
@@ -60,5 +60,5 @@ def run(lab):
         },
         plot={"forest": forest, "x": "LoRA's loss less the start's, nats"},
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms for name in arm.diverged),
+        diverged=diverged_in(arms),
     )

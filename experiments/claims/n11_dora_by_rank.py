@@ -3,7 +3,7 @@
 import numpy as np
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import contrast, difference, interval_of
+from lab.contrast import contrast, difference, diverged_in, interval_of
 from lab.protocol import MARGIN
 from lab.setting import S
 from lab.verdicts import judge_effect, judge_not_worse
@@ -74,5 +74,5 @@ def run(lab):
             "published": {"no gain": 0},
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms for name in arm.diverged),
+        diverged=diverged_in(arms),
     )

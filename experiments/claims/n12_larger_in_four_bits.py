@@ -2,7 +2,7 @@
 
 from lab.changes import Stored
 from lab.claim import Claim, Finding, Part
-from lab.contrast import difference, interval_of, of_losses
+from lab.contrast import difference, diverged_in, forest_row, interval_of, of_losses
 from lab.protocol import MARGIN
 from lab.setting import Setting
 from lab.small_model import SmallModel, linear_bits
@@ -44,7 +44,7 @@ def run(lab):
             verdict = judge_effect(found, MARGIN * gain)
             said = f"{pair}, {when}: ahead by {found}"
             parts.append(Part(f"{pair}, {when}", "effect", verdict, said))
-            row = {"interval": interval_of(found.interval()), "seeds": found.by_seed}
+            row = forest_row(found)
             forest[f"{pair}, {when}"] = row
         figures[pair] = {
             "share_of_bits": share,
@@ -58,5 +58,5 @@ def run(lab):
         figures | {"arms": {arm.name: arm.summary() for arm in arms}},
         plot={"forest": forest, "x": "loss of the smaller model above the larger one, nats"},
         seeds=lab.seeds,
-        diverged=tuple(name for arm in arms for name in arm.diverged),
+        diverged=diverged_in(arms),
     )

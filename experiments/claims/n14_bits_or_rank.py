@@ -3,7 +3,7 @@ rank.
 """
 
 from lab.claim import Claim, Finding, Part, judge_all
-from lab.contrast import difference, interval_of, of_losses
+from lab.contrast import difference, diverged_in, forest_row, interval_of, of_losses
 from lab.protocol import MARGIN
 from lab.setting import S
 from lab.verdicts import judge_effect
@@ -75,7 +75,7 @@ def run(lab):
         + ".",
         plot={"forest": forest, "x": "difference of losses after tuning, nats"},
         seeds=lab.seeds,
-        diverged=tuple(name for arm in every for name in arm.diverged),
+        diverged=diverged_in(every),
     )
 
 
@@ -84,4 +84,4 @@ def _share(found, cost) -> float:
 
 
 def _row(found):
-    return {"interval": interval_of(found.interval()), "seeds": found.by_seed}
+    return forest_row(found)

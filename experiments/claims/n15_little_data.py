@@ -1,7 +1,7 @@
 """N15: with little data LoRA is as good as full fine-tuning, and its rank does not matter."""
 
 from lab.claim import Claim, Finding, Part, judge_all
-from lab.contrast import difference, interval_of
+from lab.contrast import difference, diverged_in, forest_row, interval_of
 from lab.setting import FULL, MINILM
 from lab.verdicts import judge_effect, judge_equal
 
@@ -76,13 +76,10 @@ def run(lab):
             "arms": {arm.name: arm.summary() for arm in every},
         },
         plot={
-            "forest": {
-                f"{says}, {size}": {"interval": interval_of(gap.interval()), "seeds": gap.by_seed}
-                for (says, size), gap in gaps.items()
-            },
+            "forest": {f"{says}, {size}": forest_row(gap) for (says, size), gap in gaps.items()},
             "x": "difference of the share of right answers",
             "margin": margin,
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in every for name in arm.diverged),
+        diverged=diverged_in(every),
     )

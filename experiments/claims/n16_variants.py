@@ -3,7 +3,7 @@
 import numpy as np
 
 from lab.claim import Claim, Finding, Part
-from lab.contrast import difference, interval_of
+from lab.contrast import difference, diverged_in, interval_of
 from lab.protocol import MARGIN
 from lab.setting import FULL, S
 from lab.verdicts import judge_effect, judge_equal
@@ -135,5 +135,5 @@ def run(lab):
             "margin": min(margins.values()),
         },
         seeds=lab.seeds,
-        diverged=tuple(name for arm in (*every, full) for name in arm.diverged),
+        diverged=diverged_in((*every, full)),
     )

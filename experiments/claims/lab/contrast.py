@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +174,16 @@ def of_losses(
     total = sum(weight * np.asarray(table, np.float64) for weight, table in terms)
     each = total @ weights / weights.sum()
     return Contrast(crossed_mean(total, weights), tuple(float(value) for value in each))
+
+
+def diverged_in(arms: Iterable[Arm]) -> tuple[str, ...]:
+    """Which runs of the arms diverged."""
+    return tuple(name for arm in arms for name in arm.diverged)
+
+
+def forest_row(found: Contrast | OverSeeds) -> dict[str, Any]:
+    """What `lab.page.draw` draws of it in a forest: its interval, and a dot for each seed."""
+    return {"interval": interval_of(found.interval()), "seeds": found.by_seed}
 
 
 def interval_of(interval: Interval) -> list[float]:
