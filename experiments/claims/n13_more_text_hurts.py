@@ -17,12 +17,12 @@ CLAIM = Claim(
     expected="the loss that NF3, and NF4, cost S is a power of the pretraining steps with an exponent of 0.1 or more (t over three widths), and of the weights with one of -0.1 or less (t over four lengths)",
     kind="weights",
     minutes=3,
-    models="S of widths 64, 96 and 160, pretrained for 400, 1,200, 3,600 and 10,800 steps",
-    regime="0.8 to 22 M tokens a model (the longest sees its texts three times) of 0.2 to 1.3 M linear weights, so 0.6 to 100 tokens a weight; one pretraining of each; blocks of 64, scales in 8 bits",
+    models="S of widths 64, 96 and 160, pretrained for 400, 1,200, 3,600 and 7,200 steps",
+    regime="0.8 to 15 M tokens a model (the longest sees its texts twice) of 0.2 to 1.3 M linear weights, so 0.6 to 70 tokens a weight; one pretraining of each; blocks of 64, scales in 8 bits",
     distance="each length is a run of its own with its own cosine, as in the paper; its models have 30 M weights and more, and are quantised by GPTQ",
     limits={"exponent": 0.1},
 )
-WIDTHS, STEPS = (64, 96, 160), (400, 1200, 3600, 10800)
+WIDTHS, STEPS = (64, 96, 160), (400, 1200, 3600, 7200)
 JUDGED, FORMATS = {"nf3": "NF3", "nf4": "NF4"}, ("nf3", "nf4", "int4")
 LEAST = 1e-4  # nats: below, the cost is noise and has no logarithm
 

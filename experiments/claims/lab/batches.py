@@ -8,7 +8,7 @@ from lab.contrast import Arm, Contrast, contrast
 from lab.protocol import Bench
 from lab.setting import FULL, S, Setting
 
-EXAMPLES = 4096
+EXAMPLES = 2048
 BATCHES = (8, 32, 128)
 METHODS = {"full": FULL, "r=8": {}, "r=64": {"lora.rank": 64}}
 
