@@ -31,7 +31,6 @@ def environment() -> dict[str, Any]:
     import jax  # reading a report or printing a plan must not start a device
 
     device = jax.devices()[0]
-    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "versions": {name: version(name) for name in _PACKAGES},
         "device": {
@@ -41,10 +40,16 @@ def environment() -> dict[str, Any]:
         },
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu_count": len(affinity(0)) if affinity else os.cpu_count() or 1,
+        "cpu_count": cpu_count(),
         "git": git_state(Path(__file__).resolve().parent),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def cpu_count() -> int:
+    """How many processors this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def version(package: str = "lora_jax") -> str | None:

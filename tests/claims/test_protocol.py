@@ -14,13 +14,14 @@ from lab import small_model
 from lab.claim import Finding, Part, Reason, judge_all
 from lab.contrast import Arm, contrast, difference, of_losses, shown
 from lab.examples import example_losses
-from lab.measured import Lab
+from lab.measured import Lab, machine_seconds
 from lab.protocol import Arms, rate_at, vertex
 from lab.setting import FULL, MINILM, Run, S, Setting
 from lab.small_model import SmallModel
 from lora_jax.config import from_config_dict
 from lora_jax.statistics import Interval
 from lora_jax.sweeps.grid import run_id
+from lora_jax.sweeps.provenance import cpu_count
 from lora_jax.training import loop
 from lora_jax.training.result import RunResult
 from lora_jax.training.run import Diverged
@@ -141,7 +142,8 @@ def test_equal_runs_are_trained_once_and_losses_of_examples_add_up(lab, tmp_path
     later = Lab(tmp_path / "runs", say=lambda text: None)
     again = later.run(S, 0, 1e-3)
     # A claim is told what its runs took, also where another claim trained them.
-    assert later.account() == {run.name: run.result.seconds} and later.seconds_here() == 0
+    took = machine_seconds(run.result.seconds, cpu_count())
+    assert later.account() == {run.name: took} and later.seconds_here() == 0
     assert lab.seconds_here() > 0
     later.new_account()
     assert later.account() == {}

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lab.claim import Claim, Finding
-from lab.measured import Lab
-from lora_jax.sweeps.provenance import environment
+from lab.measured import Lab, machine_seconds
+from lora_jax.sweeps.provenance import cpu_count, environment
 from lora_jax.sweeps.store import write_json
 
 FORMAT = "lora_jax-claim-2"
@@ -96,7 +96,7 @@ def run_claim(entry: Entry, lab: Lab, *, results: Path, command: str) -> dict[st
     start = time.perf_counter()
     lab.new_account()
     finding = entry.run(lab)
-    own = time.perf_counter() - start - lab.seconds_here()
+    own = machine_seconds(time.perf_counter() - start, cpu_count()) - lab.seconds_here()
     result = {
         "format": FORMAT,
         "claim": dataclasses.asdict(entry.claim),

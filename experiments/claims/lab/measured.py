@@ -18,9 +18,18 @@ from lab.setting import Run, Setting
 from lab.side_by_side import mixed_difference, traces_together
 from lab.small_model import SmallModel
 from lora_jax.sweeps.grid import run_id
-from lora_jax.sweeps.provenance import environment
+from lora_jax.sweeps.provenance import cpu_count, environment
 from lora_jax.sweeps.store import RunStore, is_run, read_run
 from lora_jax.tasks.opening import LastTask
+
+CORES = 2  # of the machine that times are told for
+
+
+def machine_seconds(seconds: float, cores: int) -> float:
+    """Seconds of a machine with `CORES` processors, all busy, that a process with `cores` of them
+    takes.
+    """
+    return seconds * min(cores, CORES) / CORES
 
 
 class Lab(Arms):
@@ -51,8 +60,8 @@ class Lab(Arms):
         self._used = {}
 
     def account(self) -> dict[str, float]:
-        """Seconds that each run and each pretraining took which the claim rests on, whenever it was
-        trained, by its name.
+        """Machine seconds that each run and each pretraining took which the claim rests on, whenever
+        it was trained, by its name.
         """
         return {name: seconds for name, (seconds, _) in self._used.items()}
 
@@ -77,7 +86,9 @@ class Lab(Arms):
         if record is not None and record.status == "done":
             result = record.result
             if not scored or result.is_tested:
-                self._used.setdefault(name, (result.seconds or 0.0, False))
+                cores = record.environment.get("cpu_count", CORES)
+                took = machine_seconds(result.seconds or 0.0, cores)
+                self._used.setdefault(name, (took, False))
                 return made(result)
         diverged = record is not None and (record.error or "").startswith("Diverged")
         if diverged and record.status == "failed":
@@ -171,8 +182,10 @@ class Lab(Arms):
         start = time.perf_counter()
         here = not small_model.is_pretrained(base)
         folder = small_model.pretrained(base)
-        took = json.loads((folder / "pretraining.json").read_text()).get("seconds")
-        self._used[base.name] = (took or time.perf_counter() - start, here)
+        said = json.loads((folder / "pretraining.json").read_text())
+        took = said.get("seconds") or time.perf_counter() - start
+        cores = said.get("cpu_count", CORES)
+        self._used[base.name] = (machine_seconds(took, cores), here)
 
     def _rewarded(self, config: Any) -> Any:
         from lab.reward import RewardedTask
@@ -205,7 +218,7 @@ class Lab(Arms):
             raise
         self.store.finish(name, result)
         took = time.perf_counter() - start
-        self._used[name] = (took, True)
+        self._used[name] = (machine_seconds(took, cpu_count()), True)
         loss = result.value("validation", "loss")
         rate = config.optim.learning_rate
         self._say(f"  {name}: rate {rate:.3g}, validation {loss:.4f}, {took:.0f} s")

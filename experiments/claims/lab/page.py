@@ -74,7 +74,7 @@ several parts is reproduced if all are. Every rule was run on made-up outcomes w
 **Kinds.** *theorem*: mathematics, tested to rounding; *accounting*: bytes and counts; *weights*: a pretrained model without training;
 *trained*: an effect of training.
 
-**Time** is what a claim took on two cores with all that it rests on; ≈ is what one that was not run is expected to take beyond pretrainings
+**Time** is what a claim took of two cores with all that it rests on (a process bound to one core counts half); ≈ is what one that was not run is expected to take beyond pretrainings
 and the arms that it shares with others (S of one width and 3,600 steps: 3 to 8 minutes a seed).
 
 Where a claim does not hold here, the note ends with the most likely reason as a hypothesis with a rule, and what one more measurement
@@ -174,7 +174,7 @@ def _section(
         lines += [f"![{claim.title}]({where}/{key}.png)", ""]
     seeds = f"seeds {', '.join(map(str, result['seeds']))}; " if result["seeds"] else ""
     lines.append(
-        f"{seeds}{_time(result['seconds'])} on {env['cpu_count']} CPUs, pretrainings counted; "
+        f"{seeds}{_time(result['seconds'])} of two cores, pretrainings counted; "
         f"commit {commit}; `lora-jax claims run {key}`"
     )
     return lines

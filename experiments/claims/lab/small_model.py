@@ -38,6 +38,7 @@ from lora_jax.io.weights import load_decoder, save_decoder
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.decoder_config import DecoderConfig
 from lora_jax.sweeps.lock import Lock
+from lora_jax.sweeps.provenance import cpu_count
 
 VERSION = 2  # of what is made here: a change of texts, tokenizer, sizes or training needs another
 WORDS = 1024  # tokens of the vocabulary
@@ -246,6 +247,7 @@ def _pretrain(model: SmallModel, folder: Path, work: Path, *, quiet: bool) -> Pa
             {
                 "validation_loss": saved.evaluate("validation")["loss"],
                 "seconds": result.seconds,
+                "cpu_count": cpu_count(),
                 **to_dict(config),
             },
             indent=2,
