@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "core": {"core"},
     "kernels": {"kernels", "core"},
     "adapters": ADAPT,
-    "models": {"models", "core.order", "core.notice"},
+    "models": {"models", "core.order", "core.notice", "core.platform"},
     "data": {"data", "core.cache", "core.extras", "core.json_files"},
     "metrics": {
         "metrics",
@@ -162,6 +162,11 @@ def test_what_kind_a_model_is_is_asked_in_models_io_and_tasks_alone() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
                 names = {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)}
                 assert not names & kinds, f"{path}:{node.lineno}"
+
+
+def test_who_traces_asks_for_the_platform_in_one_place() -> None:
+    asking = [path for path in FILES if "default_backend" in path.read_text()]
+    assert asking == [ROOT / "lora_jax" / "core" / "platform.py"]
 
 
 def test_nothing_below_imports_the_commands() -> None:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lora_jax.adapters.apply import apply, join
 from lora_jax.core.host import to_device
 from lora_jax.core.paths import flatten, unflatten
+from lora_jax.core.platform import platform
 from lora_jax.generation.sampling import Sampling, choose
 from lora_jax.models.decoder import Cache, Decoder, empty_cache
 from lora_jax.models.t5 import T5, T5Cache
@@ -67,7 +68,7 @@ class Generator:
         self._apart = (
             model.scan
             and not model.writes_targets
-            and (jax.default_backend() == "cpu" if unroll is None else unroll)
+            and (platform() == "cpu" if unroll is None else unroll)
         )
         self.model = model.clone(scan=False) if self._apart else model
         self.frozen = jax.tree.map(to_device, frozen_apart(frozen) if self._apart else frozen)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 
 from lora_jax.core.notice import say_once
+from lora_jax.core.platform import compute_capability, platform
 from lora_jax.core.quantize import QuantizedArray
 
 Kernel = Literal["reference", "pallas"]
@@ -45,13 +45,13 @@ def kernel_for(weight: QuantizedArray, tokens: int, dtype: Any) -> Kernel:
 
 def _pays(weight: QuantizedArray, tokens: int, dtype: Any) -> bool:
     most = MOST_TOKENS.get((weight.spec.bits, jnp.dtype(dtype).name), 0)
-    return jax.default_backend() == "gpu" and tokens <= most
+    return platform() == "gpu" and tokens <= most
 
 
 def _why_not_here() -> str | None:
-    if jax.default_backend() != "gpu":
-        return f"the backend is {jax.default_backend()!r}, not 'gpu'"
-    capability = getattr(jax.devices()[0], "compute_capability", None)
+    if platform() != "gpu":
+        return f"the backend is {platform()!r}, not 'gpu'"
+    capability = compute_capability()
     try:
         enough = float(capability) >= 8.0
     except (TypeError, ValueError):

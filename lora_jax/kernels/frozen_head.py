@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from lora_jax.core.platform import platform
 from lora_jax.kernels.counted import cotangent_of_sum, in_passes
 from lora_jax.kernels.half import floats, to_cut
 
@@ -157,4 +158,4 @@ def _capped(x: Array, cap: float | None) -> tuple[Array, Array | None]:
 
 def _block() -> int:
     """Words at a time: a block fits a CPU's second cache; long steps keep other devices busy."""
-    return 1024 if jax.default_backend() == "cpu" else 16_384
+    return 1024 if platform() == "cpu" else 16_384

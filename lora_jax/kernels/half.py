@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from lora_jax.core.platform import platform
+
 # Since jax 0.12 a slice and a gather of 16 bits are what they say. Before, XLA on a CPU copied all
 # of the array to float32 first; of integers it makes a copy of half that size.
 _CUTS_COPY = jax.__version_info__ < (0, 12)
@@ -19,7 +21,7 @@ def contracted(x: Array, w: Array, axis: int) -> Array:
     XLA on a CPU (jax 0.10) first copies 16-bit operands to float32 unless the result is asked for
     in float32: three times as long, and a float32 copy of the weight.
     """
-    wide = jnp.float32 if x.dtype.itemsize == 2 and jax.default_backend() == "cpu" else None
+    wide = jnp.float32 if x.dtype.itemsize == 2 and platform() == "cpu" else None
     y = jax.lax.dot_general(x, w, (((1,), (axis,)), ((), ())), preferred_element_type=wide)
     return y.astype(x.dtype)
 

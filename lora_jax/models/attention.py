@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lora_jax.core.notice import say_once
+from lora_jax.core.platform import platform
 
 CHOICE = "LORA_JAX_ATTENTION"  # environment: auto, xla or cudnn
 # Added to scores; not infinity, so that a query that sees nothing stays finite.
@@ -81,11 +82,11 @@ def chosen(
     wanted = os.environ.get(CHOICE, "auto")
     if wanted not in ("auto", "xla", "cudnn"):
         raise ValueError(f"{CHOICE} must be auto, xla or cudnn, got {wanted!r}.")
-    platform = jax.default_backend()
-    if wanted == "xla" or (wanted == "auto" and platform != "gpu"):
+    here = platform()
+    if wanted == "xla" or (wanted == "auto" and here != "gpu"):
         return "xla"
     asked = (masked, biased, softcap, dropped)
-    why = _why_not_flash(platform, q.shape, k.shape, q.dtype, *asked)
+    why = _why_not_flash(here, q.shape, k.shape, q.dtype, *asked)
     if why is not None:
         say_once(f"attention is computed by XLA, not by cuDNN: {why}")
     return "xla" if why is not None else "cudnn"
@@ -93,7 +94,7 @@ def chosen(
 
 @functools.cache
 def _why_not_flash(
-    platform: str,
+    here: str,
     q: Any,
     k: Any,
     dtype: Any,
@@ -102,8 +103,8 @@ def _why_not_flash(
     softcap: float | None,
     dropped: bool,
 ) -> str | None:
-    if platform != "gpu":
-        return f"the backend is {platform!r}, not 'gpu'."
+    if here != "gpu":
+        return f"the backend is {here!r}, not 'gpu'."
     if dropped:
         return "its dropout is none that jax gives."
     if softcap is not None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from lora_jax.core.heap import release_freed_memory
+from lora_jax.core.platform import platform
 from lora_jax.training.allocator import (
     keeps_freed_memory,
     make_room,
@@ -92,7 +93,7 @@ class Program:
 
 def _signature(args: Any) -> Any:
     leaves, structure = jax.tree.flatten(args)
-    return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    return platform(), structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
 def _memory_of(compiled: Any) -> Memory | None:
@@ -110,7 +111,7 @@ def wait_on_cpu(results: Any) -> None:
     """Waits for a step on a CPU, before the next is started: those that wait in line would hold
     their temporaries already. An accelerator's steps wait in line, so that it is never idle.
     """
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         jax.block_until_ready(results)
 
 

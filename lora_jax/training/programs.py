@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
 from lora_jax.config import Config, OptimConfig
+from lora_jax.core.platform import platform
 from lora_jax.tasks.losses import PerExample, Summed, Sums
 from lora_jax.training.compile import Program, program_for
 from lora_jax.training.optim import make_optimizer, structure_of
@@ -85,7 +84,7 @@ def lanes_for(slots: int) -> int:
     inside the program they took 0.95 times: what is the same for all (the dequantised base,
     embeddings, the first layer's frozen products of a common batch) is still computed once.
     """
-    return 1 if jax.default_backend() == "cpu" else slots
+    return 1 if platform() == "cpu" else slots
 
 
 def one_batch_a_shape(batches: Any) -> Iterator[Any]:

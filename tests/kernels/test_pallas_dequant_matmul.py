@@ -15,8 +15,8 @@ from jax import export
 from lora_jax import QuantSpec, fingerprint, quantize
 from lora_jax.core import QuantizedArray
 from lora_jax.core.notice import say_once
+from lora_jax.core.platform import traced_for
 from lora_jax.io import save_quantized
-from lora_jax.kernels import choice
 from lora_jax.kernels.choice import MOST_TOKENS, kernel_for
 from lora_jax.kernels.matmul import frozen_matmul
 from lora_jax.kernels.pallas_dequant_matmul import (
@@ -112,11 +112,6 @@ def test_the_kernels_are_lowered_for_cuda_without_a_gpu(name: str, dtype: str) -
         assert not re.search(r"tensor<10[12]x70xb?f", text)
 
 
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(choice, "_why_not_here", lambda: None)
-
-
 def asking(kernel: str, dtype: Any = jnp.float32) -> QuantizedArray:
     weight, *_ = case(SPECS["nf4"], (8, 64, 64), dtype)
     return weight.replace(spec=replace(weight.spec, kernel=kernel))
@@ -126,29 +121,34 @@ def asking(kernel: str, dtype: Any = jnp.float32) -> QuantizedArray:
     ("tokens", "dtype", "wanted"), [(8, "bfloat16", 1), (4096, "bfloat16", 0), (8, "float32", 0)]
 )
 def test_the_frozen_product_of_a_gpu_program_follows_the_table(
-    monkeypatch: Any, tokens: int, dtype: str, wanted: int
+    tokens: int, dtype: str, wanted: int
 ) -> None:
-    as_on_a_gpu(monkeypatch)
     weight, x, _ = case(SPECS["nf4"], (tokens, 64, 64), dtype)
     step = jax.jit(jax.grad(lambda x, w: frozen_matmul(x, w).astype(jnp.float32).sum()))
-    text = export.export(step, platforms=["cuda"], disabled_checks=ANY)(x, weight).mlir_module()
+    with traced_for("gpu"):
+        text = export.export(step, platforms=["cuda"], disabled_checks=ANY)(x, weight).mlir_module()
     # The gradient of a sum needs the backward product alone.
     assert text.count("xla.gpu.triton") == wanted
     assert (tokens <= MOST_TOKENS.get((4, dtype), 0)) == bool(wanted)
 
 
 def test_a_weight_can_ask_for_a_kernel_and_it_is_said_once_why_it_is_not_followed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     say_once.cache_clear()
     weight = asking("pallas")
     assert kernel_for(weight, 8, jnp.float32) == kernel_for(weight, 8, jnp.float32) == "reference"
     printed = capsys.readouterr().err
     assert printed.count("lora_jax: ") == 1 and "the backend is 'cpu', not 'gpu'" in printed
-    as_on_a_gpu(monkeypatch)
-    assert kernel_for(weight, 4096, jnp.float32) == "pallas"
-    assert kernel_for(asking("auto"), 8, jnp.bfloat16) == "pallas"
-    assert kernel_for(asking("reference"), 8, jnp.bfloat16) == "reference"
+    with traced_for("gpu"):
+        assert kernel_for(weight, 4096, jnp.float32) == "pallas"
+        assert kernel_for(asking("auto"), 8, jnp.bfloat16) == "pallas"
+        assert kernel_for(asking("reference"), 8, jnp.bfloat16) == "reference"
+    with traced_for("gpu", compute_capability="7.5"):
+        assert kernel_for(weight, 4096, jnp.float32) == "reference"
+    assert "8.0 or more, and this one has 7.5" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="Needed a platform of cpu, gpu, tpu, got 'cuda'"):
+        traced_for("cuda").__enter__()
     with pytest.raises(ValueError, match="kernel must be one of auto, reference, pallas.*'triton'"):
         QuantSpec(kernel="triton")
 

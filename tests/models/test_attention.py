@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax import export
 
+from lora_jax.core.platform import traced_for
 from lora_jax.models import attention
 from lora_jax.models.attention import attend, chosen
 
@@ -76,10 +77,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     attention._why_not_flash.cache_clear()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 90800)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
-    yield
+    with traced_for("gpu"):
+        yield
     attention._why_not_flash.cache_clear()
 
 
