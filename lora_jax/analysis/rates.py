@@ -15,6 +15,8 @@ from lora_jax.statistics.interval import Interval
 # The prior that a curve bends alike on both sides of its minimum, beside the data's weight. Without
 # it five rates leave nothing to judge the fit by; with 0.1 real asymmetry is taken for noise.
 _ALIKE = 0.015
+# Of the way from one rate to the next: how well a curve between them can be known at all.
+_RESOLUTION = 1 / 10
 _PLACES = 401  # where the minimum is looked for, over the rates
 _FEWEST = 5  # rates from which the fit can be judged
 
@@ -38,13 +40,15 @@ def best_rate(rates: Sequence[float], losses: Any, *, level: float = 0.95) -> Be
     seeds and the error of the fit.
 
     The curve is a parabola on each side of its minimum, which need not bend alike (divergence is
-    steeper than slow learning). A rate whose loss lies h above the smallest, h being the third
-    smallest rise over the grid, has half the weight of the best: what nearly diverged hardly
-    counts.
+    steeper than slow learning). The weight of a rate whose loss lies x above the smallest is
+    1 / (1 + (x / h)^2.8), h being the third smallest such rise of the grid: what nearly diverged
+    does not count.
 
     A rate is in the interval if the slope of the curve there could be 0. The slope's error is that
     over seeds (a fit for each, Student's t) or that by the residuals of the mean curve, whichever
-    is larger: those residuals have the seeds' noise in them, so both do not add. With one seed, or
+    is larger: those residuals have the seeds' noise in them, so both do not add. A tenth of
+    the way from one rate to the next is added, as a square: a curve is not known better between
+    them. With one seed, or
     fewer than 5 rates that do not diverge, one of the two is unknown, and the interval spans at
     least the two neighbours of the grid's best.
 
@@ -72,7 +76,9 @@ def best_rate(rates: Sequence[float], losses: Any, *, level: float = 0.95) -> Be
         value, low, high, loss = logs[best], *around, float(table[:, best].mean())
     else:
         value, low, high, loss = _fitted(logs[finite], table[:, finite], level)
-        high = min(high, diverged)
+        nearest = _RESOLUTION * (logs[-1] - logs[0]) / (len(logs) - 1)
+        low = value - math.hypot(value - low, nearest)
+        high = min(value + math.hypot(high - value, nearest), diverged)
         if len(table) == 1 or finite.sum() < _FEWEST:
             low, high = min(low, around[0]), max(high, around[1])
 
@@ -188,7 +194,7 @@ def _fitted(
 def _weights(mean: np.ndarray) -> np.ndarray:
     rise = mean - mean.min()
     near = np.sort(rise)[2]
-    return 1 / (1 + (rise / near) ** 2) if near > 0 else np.where(rise > 0, 1e-6, 1.0)
+    return 1 / (1 + (rise / near) ** 2.8) if near > 0 else np.where(rise > 0, 1e-6, 1.0)
 
 
 def _sides(

@@ -53,16 +53,19 @@ SHAPES = {
     "saturates and explodes": lambda x: (
         0.15 * (np.exp(-x / 2) + x / 2 - 1) + 0.02 * (np.exp(1.5 * x) - 1 - 1.5 * x)
     ),
+    "falls off a cliff": lambda x: (
+        0.15 * (np.exp(-x / 2) + x / 2 - 1) + 0.003 * (np.exp(3 * x) - 1 - 3 * x)
+    ),
 }
 
 
-def simulated(shape, dice, seeds: int, rates: int):
+def simulated(shape, dice, seeds: int, rates: int, noise: float):
     """Losses of a grid of factor 2 with the true log rate: a seed shifts and tilts its curve, and
     what is high is noisy.
     """
     true = dice.uniform(-0.35, 0.35) + math.log(2) * dice.integers(-1, 2) * (rates > 6)
     x = math.log(2) * (np.arange(rates) - rates // 2)
-    curve, noise = SHAPES[shape](x - true), 0.01
+    curve = SHAPES[shape](x - true)
     of_seed = dice.normal(0, 3 * noise, (seeds, 1)) + dice.normal(0, noise, (seeds, 1)) * (x - true)
     return (
         np.exp(x),
@@ -71,17 +74,22 @@ def simulated(shape, dice, seeds: int, rates: int):
     )
 
 
-def test_an_interval_of_90_percent_covers_the_best_in_85_to_97_percent_of_curves():
+@pytest.mark.parametrize("noise", [0.01, 0.002])
+def test_an_interval_of_90_percent_covers_the_best_as_often_and_is_not_wide(noise):
     dice, covered = np.random.default_rng(0), {shape: [] for shape in SHAPES}
+    factors = []
     for shape, found in covered.items():
         for seeds, count in [(3, 5), (3, 8), (4, 6), (5, 7)] * 40:
-            rates, losses, true = simulated(shape, dice, seeds, count)
+            rates, losses, true = simulated(shape, dice, seeds, count, noise)
             low, high = best_rate(rates, losses, level=0.9).rate[1:]
             found.append(low <= math.exp(true) <= high)
+            factors.append(min(high, rates[-1]) / max(low, rates[0]))
     shares = {shape: np.mean(found) for shape, found in covered.items()}
-    assert 0.85 <= np.mean(list(shares.values())) <= 0.97, shares
+    # Little noise leaves what a grid cannot tell, which is allowed for in full.
+    assert 0.85 <= np.mean(list(shares.values())) <= (0.97 if noise == 0.01 else 1), shares
     # Of one shape 160 curves: two standard errors of 0.9 are 0.05.
     assert all(share > 0.85 for share in shares.values()), shares
+    assert np.median(factors) < (2.2 if noise == 0.01 else 1.4)
 
 
 def test_where_no_rate_is_better_the_interval_is_open():
