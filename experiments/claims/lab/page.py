@@ -77,8 +77,8 @@ several parts is reproduced if all are. Every rule was run on made-up outcomes w
 **Time** is what a claim took of two cores with all that it rests on (a process bound to one core counts half); ≈ is what one that was not run is expected to take beyond pretrainings
 and the arms that it shares with others (S of one width and 3,600 steps: 3 to 8 minutes a seed).
 
-Where a claim does not hold here, the note ends with the most likely reason as a hypothesis with a rule, and what one more measurement
-says of it: *supports* or *refutes*. It changes no verdict; a refuted reason means that the cause is still open.
+Where the likely reason why a claim does not hold was tested, its note ends with that hypothesis, and what one more measurement says of it by a
+rule fixed before: *supports* or *refutes*. It changes no verdict; a refuted reason, or none, means that the cause is open.
 """
 
 _COUNTS = """\
