@@ -25,6 +25,8 @@ from .core.quantize import QuantSpec as QuantSpec
 from .core.quantize import bytes_of as bytes_of
 from .core.quantize import dequantize as dequantize
 from .core.quantize import quantize as quantize
+from .core.sharding import shard as shard
+from .core.sharding import shardings as shardings
 from .core.trainable import combine as combine
 from .core.trainable import partition as partition
 from .io.adapter import load_adapter as load_adapter

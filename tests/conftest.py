@@ -15,12 +15,12 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # As many workers as cores: threads of NumPy's products would wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# Two devices on one processor, so that meshes can be tested anywhere. Most of a test's time is
+# Eight devices on one processor, so that meshes can be tested anywhere. Most of a test's time is
 # XLA's compilation of programs that run once: without LLVM's optimisations it takes 0.6 of it, and
 # 0.65 of the rest without the fusion emitters of this version.
 flags = [
     os.environ.get("XLA_FLAGS", ""),
-    "--xla_force_host_platform_device_count=2",
+    "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
 ]
 if version("jaxlib").startswith("0.10."):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from lora_jax.core.mesh import Placed
 from lora_jax.kernels.frozen_head import Head, head_loss
 
 
@@ -26,6 +27,8 @@ def frozen_head(
     """
     module, leaf, axis, scale, softcap = model.output_head
     words = frozen.get(module, {}).get(leaf)
+    cut = words.cut if isinstance(words, Placed) else None
+    words = words.base if isinstance(words, Placed) else words
     if not isinstance(words, (jax.Array, np.ndarray)) or any(
         path.startswith(f"{module}/") for path in trainable
     ):
@@ -33,6 +36,6 @@ def frozen_head(
 
     def loss(hidden: Array, labels: Array, weight: Array) -> tuple[Array, Array, Array]:
         scaled = hidden if scale == 1 else hidden * jnp.asarray(scale, hidden.dtype)
-        return head_loss(scaled, jnp.asarray(words), labels, weight, Head(axis, softcap))
+        return head_loss(scaled, jnp.asarray(words), labels, weight, Head(axis, softcap), cut)
 
     return loss

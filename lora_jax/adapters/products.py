@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from lora_jax.adapters.recording import Recorded, record
 from lora_jax.core.lowrank import Adapted, LowRank
+from lora_jax.core.mesh import cut_of
 from lora_jax.core.rows import WithRows
 from lora_jax.kernels.matmul import frozen_matmul, head_matmul, lowrank_matmul
 
@@ -78,6 +79,7 @@ def conv(module: nn.Module, leaf: Any, call: Call) -> Array:
 def embed(module: nn.Module, leaf: Any, call: Call) -> Array:
     """`nn.Embed`: rows of `a`, times `b`."""
     y = frozen_call(module, leaf, call, weight="embedding")
+    y = y if (cut := cut_of(leaf)) is None else cut.outputs(y)
     if isinstance(leaf, WithRows):
         return leaf.look_up(call.args[0], y)
     if not isinstance(leaf, Adapted):
@@ -117,6 +119,13 @@ def plain_attend(module: nn.Module, embedding: Array, call: Call) -> Array:
 
 
 def _product(x: Array, leaf: Any) -> Array:
+    cut = cut_of(leaf)
+    if cut is None:
+        return _product_here(x, leaf)
+    return cut.outputs(_product_here(cut.inputs(x), leaf))
+
+
+def _product_here(x: Array, leaf: Any) -> Array:
     if isinstance(leaf, Recorded):
         return frozen_matmul(record(x, leaf.probe), leaf.base)
     if not isinstance(leaf, Adapted):
@@ -126,8 +135,13 @@ def _product(x: Array, leaf: Any) -> Array:
 
 def update_product(x: Array, leaf: Adapted) -> Array:
     """The update's part of `x @ weight`, for the rows of x."""
-    x = _drop(x, leaf)
-    return over_terms(lambda low: lowrank_matmul(x, low.a, low.b, low.scale), leaf)
+    x, cut = _drop(x, leaf), cut_of(leaf)
+
+    def update(low: LowRank) -> Array:
+        a, b = (low.a, low.b) if cut is None else cut.factors(low.a, low.b)
+        return lowrank_matmul(x, a, b, low.scale)
+
+    return over_terms(update, leaf)
 
 
 def over_terms(update: Callable[[LowRank], Array], leaf: Adapted) -> Array:

@@ -105,6 +105,9 @@ class ModelConfig:
     # With remat: what is kept of a block waits in host memory, where the device has one.
     offload: Annotated[bool, NO_RESULT] = False
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and products
+    # What the base's matrices are kept in that quant does not store in few bits: half the memory in
+    # 16 bits, and no loss where its files have no more. Norms and biases stay float32.
+    base_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     # Of an encoder in training, as its pretraining had them (BERT, RoBERTa and DeBERTa 0.1, which
     # config.json calls hidden_dropout_prob, attention_probs_dropout_prob, and cls_dropout or
     # classifier_dropout): of what a layer adds to its input, of attention weights, before the

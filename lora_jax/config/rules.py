@@ -31,6 +31,11 @@ def _check_model(config: Config) -> None:
             "config.model.offload moves what recomputed blocks keep: it needs "
             "config.model.remat=true."
         )
+    if config.model.base_dtype != "float32" and config.method in ("full", "top_layers"):
+        raise ValueError(
+            f"config.model.base_dtype {config.model.base_dtype!r} is of weights that are not "
+            f"trained: small steps would round away. Method {config.method!r} needs float32."
+        )
     rates = ("dropout", "attention_dropout", "head_dropout")
     if config.model.drops and config.data.task == "completion":
         named = next(name for name in rates if getattr(config.model, name))

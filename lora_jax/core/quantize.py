@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Shaped, UInt8
 from lora_jax.core import bit_packing, codebooks, scales
 from lora_jax.core.boxes import Boxed
 from lora_jax.core.matrix import from_matrix, to_matrix
+from lora_jax.core.mesh import Cut, dividing
 from lora_jax.core.paths import flatten
 from lora_jax.core.plain_types import check_types
 from lora_jax.core.scales import SCALE_DTYPES, SECOND_LEVELS, DoubleQuantized
@@ -93,7 +94,7 @@ class QuantizedArray(Boxed, repr=False):
     exponents for 'e8m0'), or `DoubleQuantized` with n = out * blocks. `zero`, for formats with an
     offset, is the smallest weight of each block, stored as `scale` is. `kernel_shape` is the
     weight's shape without stack axes. `in_scale` (*stack, in) multiplies the rows (activation-aware
-    quantisation), if there is one.
+    quantisation), if there is one. `cut` says how it lies on a mesh, if it does.
     """
 
     codes: UInt8[Array, "*stack packed out"]
@@ -105,6 +106,7 @@ class QuantizedArray(Boxed, repr=False):
     kind = "quantised"
     zero: Shaped[Array, "*stack blocks out"] | DoubleQuantized | None = None
     in_scale: Float[Array, "*stack in"] | None = None
+    cut: Cut | None = struct.field(pytree_node=False, default=None)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -142,10 +144,39 @@ class QuantizedArray(Boxed, repr=False):
         """The dequantised weight as matrices, computed in float32 and rounded once to `dtype` (its
         own by default).
         """
-        weight = decode(self.codes, self.scale, self.zero, self.spec, self.rows)
-        if self.in_scale is not None:
-            weight = weight * self.in_scale[..., None]
+        q = self._gathered()
+        weight = decode(q.codes, q.scale, q.zero, q.spec, q.rows)
+        if q.in_scale is not None:
+            weight = weight * q.in_scale[..., None]
         return weight.astype(self.dtype if dtype is None else dtype)
+
+    def _gathered(self) -> QuantizedArray:
+        """Itself as a product takes it, cut along the mesh's `model` alone: the codes travel and the
+        stored scales, not the dense weight.
+        """
+        cut = self.cut
+        if cut is None:
+            return self
+        rows, columns = cut.in_product
+        # A block of which two devices had a part each would make the dense weight travel.
+        blocks = block_sizes(self.rows, self.spec.block_size)[1]
+        rows = dividing(blocks, cut.mesh, rows)
+
+        def whole(stored: Any) -> Any:
+            if isinstance(stored, DoubleQuantized):  # Each device restores its own outputs' scales.
+                return stored.replace(
+                    codes=cut.held(stored.codes, columns),
+                    absmax=cut.held(stored.absmax),
+                    offset=cut.held(stored.offset),
+                )
+            return None if stored is None else cut.held(stored, rows, columns)
+
+        return self.replace(
+            codes=cut.held(self.codes, rows, columns),
+            scale=whole(self.scale),
+            zero=whole(self.zero),
+            in_scale=None if self.in_scale is None else cut.held(self.in_scale, rows),
+        )
 
     def unbox(self) -> Array:
         """The dequantised weight in its own shape and dtype."""

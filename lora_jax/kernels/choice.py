@@ -34,7 +34,7 @@ def kernel_for(weight: QuantizedArray, tokens: int, dtype: Any) -> Kernel:
     wanted = weight.spec.kernel
     if wanted == "reference" or (wanted == "auto" and not _pays(weight, tokens, dtype)):
         return "reference"
-    why = _why_not_here() or _why_not_pallas(weight)
+    why = _why_not_placed(weight) or _why_not_here() or _why_not_pallas(weight)
     if why is not None:
         say_once(
             "quantised weights are dequantised before they are multiplied, not in one kernel: "
@@ -46,6 +46,11 @@ def kernel_for(weight: QuantizedArray, tokens: int, dtype: Any) -> Kernel:
 def _pays(weight: QuantizedArray, tokens: int, dtype: Any) -> bool:
     most = MOST_TOKENS.get((weight.spec.bits, jnp.dtype(dtype).name), 0)
     return platform() == "gpu" and tokens <= most
+
+
+def _why_not_placed(weight: QuantizedArray) -> str | None:
+    on_mesh = "the weight lies on a mesh, and XLA cannot divide a kernel among its devices"
+    return None if weight.cut is None else on_mesh
 
 
 def _why_not_here() -> str | None:

@@ -9,12 +9,15 @@ a larger one comes. One exponential a logit, where the softmax of stored logits 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from lora_jax.core.mesh import BATCH, MODEL, Cut, dividing
 from lora_jax.core.platform import platform
 from lora_jax.kernels.counted import cotangent_of_sum, in_passes
 from lora_jax.kernels.half import floats, to_cut
@@ -41,41 +44,99 @@ class WordLosses(NamedTuple):
     gradient: Float[Array, "tokens hidden"] | None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def head_loss(
     hidden: Float[Array, "tokens hidden"],
     words: Float[Array, "_ _"],
     labels: Int[Array, " tokens"],
     weight: Float[Array, " tokens"],
     head: Head,
+    cut: Cut | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, " tokens"], Float[Array, " tokens"]]:
     """The sum of weighted losses (nats), and each token's weighted loss and its weight if right.
 
     A token whose label is not the likeliest word has 0 there. Gradients are of `hidden` alone,
     formed in the same pass, and flow from the sum only. Tokens whose weight is 0 are gathered away
     first and cost nothing. Products are of hidden's dtype, sums in float32.
+
+    Args:
+        cut: how the words lie on a mesh. Each of its devices has its own tokens and, where `model`
+            divides the vocabulary, its own words.
     """
-    return _passes(hidden, words, labels, weight, head, gradient=False)[:3]
+    return _losses(hidden, words, labels, weight, head, cut, gradient=False)[:3]
 
 
-def _forward(hidden: Any, words: Any, labels: Any, weight: Any, head: Head) -> tuple[Any, Array]:
+def _forward(
+    hidden: Any, words: Any, labels: Any, weight: Any, head: Head, cut: Cut | None
+) -> tuple[Any, Array]:
     arrays = (one.value for one in (hidden, words, labels, weight))
-    *out, gradient = _passes(*arrays, head, gradient=True)
+    *out, gradient = _losses(*arrays, head, cut, gradient=True)
     return tuple(out), gradient
 
 
-def _backward(head: Head, gradient: Array, g: tuple[Any, ...]) -> tuple[Array, None, None, None]:
+def _backward(
+    head: Head, cut: Cut | None, gradient: Array, g: tuple[Any, ...]
+) -> tuple[Array, None, None, None]:
     return gradient * cotangent_of_sum(g).astype(gradient.dtype), None, None, None
 
 
 head_loss.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
+Passed = tuple[Array, Array, Array, Array]
+
+
+def _losses(
+    hidden: Array,
+    words: Array,
+    labels: Array,
+    weight: Array,
+    head: Head,
+    cut: Cut | None,
+    *,
+    gradient: bool,
+) -> Passed:
+    """What `head_loss` gives, and the gradient of `hidden`, or a 0."""
+    if cut is None:
+        return _passes(hidden, words, labels, weight, head, gradient=gradient)
+    mesh, tokens = cut.mesh, labels.shape[0]
+    over = dividing(words.shape[head.axis], mesh, (cut.rows, cut.columns)[head.axis])
+    over = MODEL if over == MODEL else None
+    # Where every device has all words, those of `model` divide the tokens.
+    axes = BATCH if over else (*BATCH, MODEL)
+    own = PartitionSpec(axes)
+    filler = -tokens % math.prod(mesh.shape[axis] for axis in axes)
+
+    def local(*arrays: Array) -> Passed:
+        total, *each, d_hidden = _passes(*arrays, head, gradient=gradient, over=over)
+        return jax.lax.psum(total, axes), *each, d_hidden
+
+    total, *each = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(own, PartitionSpec(*[None] * head.axis, over), own, own),
+        out_specs=(PartitionSpec(), own, own, own if gradient else PartitionSpec()),
+        check_vma=False,  # It does not see that what was joined over `model` is the same there.
+    )(_filled(hidden, filler), words, _filled(labels, filler), _filled(weight, filler))
+    return total, *(one[:tokens] if one.ndim else one for one in each)
+
+
+def _filled(x: Array, rows: int) -> Array:
+    return jnp.pad(x, [(0, rows)] + [(0, 0)] * (x.ndim - 1)) if rows else x
+
+
 def _passes(
-    hidden: Array, words: Array, labels: Array, weight: Array, head: Head, *, gradient: bool
-) -> tuple[Array, Array, Array, Array]:
+    hidden: Array,
+    words: Array,
+    labels: Array,
+    weight: Array,
+    head: Head,
+    *,
+    gradient: bool,
+    over: str | None = None,
+) -> Passed:
     def each(d_hidden: Array, rows: Array, w: Array, h: Array, label: Array) -> Any:
-        found = word_losses(h, words, label, head, gradient=gradient)
+        found = word_losses(h, words, label, head, gradient=gradient, over=over)
         if found.gradient is not None:
             d_rows = (found.gradient * w[:, None]).astype(hidden.dtype)
             d_hidden = d_hidden.at[rows].set(d_rows, mode="drop")
@@ -92,12 +153,17 @@ def word_losses(
     head: Head,
     *,
     gradient: bool = False,
+    over: str | None = None,
 ) -> WordLosses:
     """The loss of each label after its hidden state, and if asked for that state's gradient.
 
     Args:
         words: (vocab, hidden) or (hidden, vocab), as `head.axis` says.
+        over: under shard_map the mesh axis whose devices have a part of the words each; the tokens
+            are the same on all of them.
     """
+    if over is not None:
+        labels = labels - jax.lax.axis_index(over) * words.shape[head.axis]
     tokens, width = hidden.shape
     vocab = words.shape[head.axis]
     size = min(_block(), vocab)
@@ -138,8 +204,45 @@ def word_losses(
     own = floats(own, words.dtype).astype(hidden.dtype).astype(jnp.float32)
     picked, slope = _capped((hidden.astype(jnp.float32) * own).sum(-1), head.softcap)
     own = own if slope is None else own * slope[:, None]
+    if over is not None:
+        mine = (labels >= 0) & (labels < vocab)
+        picked, own = jnp.where(mine, picked, 0.0), jnp.where(mine[:, None], own, 0.0)
+        sums = _Sums(largest, likeliest, total, picked, summed, own)
+        return _joined(sums, labels, over, vocab, gradient=gradient)
     d_hidden = summed / total[:, None] - own if gradient else None
     return WordLosses(largest + jnp.log(total) - picked, likeliest == labels, d_hidden)
+
+
+class _Sums(NamedTuple):
+    """What a part of the words gives of each token, relative to the largest logit among them."""
+
+    largest: Array
+    likeliest: Array
+    total: Array
+    picked: Array
+    summed: Array
+    own: Array
+
+
+def _joined(sums: _Sums, labels: Array, over: str, part: int, *, gradient: bool) -> WordLosses:
+    """The losses of tokens from the sums of all parts of the words; labels count from this part's
+    first word.
+    """
+    largest = jax.lax.pmax(sums.largest, over)
+    shrink = jnp.exp(sums.largest - largest)
+    total, picked = jax.lax.psum((sums.total * shrink, sums.picked), over)
+
+    # Of equal logits the first word's, as in one part.
+    none = jnp.iinfo(jnp.int32).max
+    first = jax.lax.axis_index(over) * part
+    likeliest = jnp.where(sums.largest == largest, first + sums.likeliest, none)
+    right = jax.lax.pmin(likeliest, over) == labels + first
+
+    d_hidden = None
+    if gradient:
+        mine = sums.summed * (shrink / total)[:, None] - sums.own
+        d_hidden = jax.lax.psum(mine, over)
+    return WordLosses(largest + jnp.log(total) - picked, right, d_hidden)
 
 
 def _product(x: Array, y: Array, axis: int) -> Array:

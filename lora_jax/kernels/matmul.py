@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lora_jax.core.mesh import Placed
 from lora_jax.core.order import zero_after
 from lora_jax.core.quantize import QuantizedArray
 from lora_jax.kernels.choice import kernel_for
@@ -26,8 +27,17 @@ from lora_jax.kernels.half import contracted
 def _matrix(weight: Any, rows: int, x: Float[Array, "t n"]) -> Float[Array, "in out"]:
     """A frozen weight as a (rows, out) matrix of x's dtype, dequantised once `x` is there."""
     if isinstance(weight, QuantizedArray):
-        return weight.replace(codes=weight.codes + zero_after(x)).matrix(x.dtype)
-    return weight.reshape(rows, -1).astype(x.dtype)
+        return weight.replace(codes=_after(x, weight)).matrix(x.dtype)
+    dense = weight.unbox() if isinstance(weight, Placed) else weight
+    return dense.reshape(rows, -1).astype(x.dtype)
+
+
+def _after(x: Array, weight: QuantizedArray) -> Array:
+    """The weight's codes, there once `x` is."""
+    if weight.cut is None:
+        return weight.codes + zero_after(x)
+    # One number of x lies on one device, and would be sent to all for every product.
+    return jax.lax.optimization_barrier((weight.codes, x))[0]
 
 
 @jax.custom_vjp

@@ -18,7 +18,7 @@ from lora_jax.config import ADAPTERS, NO_FORMAT, resolve_targets, split_name
 from lora_jax.core.escapes import one_line
 from lora_jax.io.contents import changed_contents
 from lora_jax.metrics.score import Score
-from lora_jax.sweeps.grid import names_of_targets, shown_format
+from lora_jax.sweeps.grid import DENSE, names_of_targets, shown_format
 from lora_jax.sweeps.records import RunRecord, is_run, read_run, with_curves
 from lora_jax.sweeps.settings import (
     INCOMPARABLE,
@@ -31,7 +31,7 @@ from lora_jax.sweeps.settings import (
 from lora_jax.sweeps.store import RunStore
 from lora_jax.sweeps.tuned import Curve, read_curves
 
-_FORMAT_ORDER = ("fp32", "int8", "fp4", "nf4", "int4")
+_FORMAT_ORDER = (*DENSE.values(), "int8", "fp4", "nf4", "int4")
 _LARGEST = 1e100  # of a score: squares of them are added up
 _PARTS = re.compile(r"(\d+\.?\d*(?:e-?\d+)?)|([^\d]+)")
 
@@ -311,7 +311,7 @@ def cells_of(records: Iterable[RunRecord]) -> list[Cell]:
     names = target_names(run for runs in groups.values() for run in runs)
     cells = [_cell(groups[key], names) for key in keys]
     kinds = [cell.method if cell.rank is None else "" for cell in cells]
-    quantised = [cell.format != "fp32" for cell in cells]
+    quantised = [cell.format not in DENSE.values() for cell in cells]
     words = variants(kinds, [settings[key] for key in keys], quantised)
     named = [replace(cell, variant=said) for cell, said in zip(cells, words, strict=True)]
     return sorted(named, key=order)
@@ -378,9 +378,11 @@ def target_names(records: Iterable[RunRecord]) -> dict[str, str]:
 def _cell(runs: Sequence[RunRecord], names: Mapping[str, str]) -> Cell:
     config = runs[0].config
     baseline = config["method"] not in ADAPTERS
+    # Older runs do not say it.
+    dtype = config["model"].get("base_dtype", "float32")
     return Cell(
         method=config["method"],
-        format=shown_format(NO_FORMAT if baseline else config["quant"]["format"]),
+        format=shown_format(NO_FORMAT if baseline else config["quant"]["format"], dtype),
         rank=None if baseline else config["lora"]["rank"],
         targets=None if baseline else names[resolve_targets(config["lora"]["targets"])],
         runs=tuple(sorted(runs, key=seed_of)),
@@ -404,7 +406,7 @@ def axes(cells: Sequence[Cell]) -> dict[str, list[Any]]:
     """
     own = {name: [getattr(cell, name) for cell in cells] for name in _OWN}
     settings = [settings_of(cell.runs[0])[1] for cell in cells]
-    varied = differing(settings, [cell.format != "fp32" for cell in cells])
+    varied = differing(settings, [cell.format not in DENSE.values() for cell in cells])
     others = {key: column for key, column in varied.items() if key not in NAMED}
     found = {name: column for name, column in own.items() if len(set(column)) > 1}
     return found | {_word(key, others): column for key, column in others.items()}

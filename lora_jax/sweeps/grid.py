@@ -135,7 +135,8 @@ def run_id(config: Config) -> str:
     parts = [config.method]
     if config.method in ADAPTERS:
         targets = re.sub(r"[^A-Za-z0-9]+", "_", shown_targets(resolve_targets(config.lora.targets)))
-        parts += [shown_format(config.quant.format), f"r{config.lora.rank}"]
+        shown = shown_format(config.quant.format, config.model.base_dtype)
+        parts += [shown, f"r{config.lora.rank}"]
         parts.append(targets.strip("_")[:_LONGEST_TARGETS])
     return "-".join([*parts, f"s{config.train.seed}", config_hash(config)])
 
@@ -146,9 +147,13 @@ def cell_id(run: Config, setting: str) -> str:
     return run_id(plain).replace("-s0-", "-")
 
 
-def shown_format(format: str) -> str:
-    """The format as people read it: the base that is not quantised is 'fp32'."""
-    return "fp32" if format == NO_FORMAT else format
+# What people call a base that is not quantised, by what it is kept in.
+DENSE = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def shown_format(format: str, base_dtype: str = "float32") -> str:
+    """The format as people read it: of a base that is not quantised its dtype."""
+    return DENSE[base_dtype] if format == NO_FORMAT else format
 
 
 def shown_targets(targets: str) -> str:

@@ -255,7 +255,7 @@ def describe_runs(runs: Sequence[Config]) -> dict[str, str]:
         words = [run.method]
         if run.method in ADAPTERS:
             words = [
-                shown_format(run.quant.format),
+                shown_format(run.quant.format, run.model.base_dtype),
                 f"rank {run.lora.rank}",
                 shown_targets(run.lora.targets),
             ]

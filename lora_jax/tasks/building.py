@@ -4,10 +4,10 @@ whether data and tokenizer fit.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +64,19 @@ def check_sizes(
         )
 
 
-def params_of(stored: StoredModel) -> dict[str, Any]:
+def params_of(stored: StoredModel, config: ModelConfig) -> dict[str, Any]:
     """The params as a tree of weights that are read when they are asked for; new ones are there."""
+    dense = dataclasses.replace(stored, dtype=jnp.dtype(config.base_dtype))
+
+    def load(path: str, spec: QuantSpec | None) -> Any:
+        # A quantised weight comes from the file's own numbers, not from rounded ones.
+        return (dense if spec is None else stored).leaf(path, spec)
+
     flat: dict[str, Any] = {
         path: StoredWeight(
             (*name.stack, *name.shape),
-            dtype_of(name, stored.dtype),
-            functools.partial(stored.leaf, path),
+            dtype_of(name, dense.dtype),
+            functools.partial(load, path),
         )
         for path, name in stored.names.items()
     }
@@ -90,7 +96,7 @@ def quant_rules(config: Config, targets: str, paths: Iterable[str]) -> Rules[Qua
         ValueError: the targets, or an exception, match nothing.
     """
     spec = built(QuantSpec, config.quant, without=("kernel",))
-    of = lambda format: None if format == NO_FORMAT else replace(spec, format=format)
+    of = lambda format: None if format == NO_FORMAT else dataclasses.replace(spec, format=format)
     exceptions = {name: of(name) for _, name in read_by_path(config.quant.formats)}
     return _rules(targets, spec, paths, config.quant.formats, exceptions, what="quant.formats")
 
@@ -99,7 +105,8 @@ def lora_rules(config: Config, targets: str, paths: Iterable[str]) -> Rules[Lora
     """The adapter that the configuration asks for at each of its targets, likewise."""
     spec = built(LoraSpec, config.lora)
     exceptions = {
-        rank: replace(spec, rank=int(rank)) for _, rank in read_by_path(config.lora.ranks)
+        rank: dataclasses.replace(spec, rank=int(rank))
+        for _, rank in read_by_path(config.lora.ranks)
     }
     return _rules(targets, spec, paths, config.lora.ranks, exceptions, what="lora.ranks")
 
@@ -123,4 +130,4 @@ def _rules(
 
 def unquantised(config: Config) -> Config:
     """The same run, its base taken as it is; for methods with adapters."""
-    return replace(config, method="lora", quant=QuantConfig())
+    return dataclasses.replace(config, method="lora", quant=QuantConfig())

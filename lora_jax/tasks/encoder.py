@@ -150,7 +150,8 @@ def open_encoder(model_config: ModelConfig, data: DataConfig) -> EncoderTask:
         name: getattr(model_config, name)
         for name in ("dropout", "attention_dropout", "head_dropout")
     }
-    settings, params = dataclasses.replace(stored.config, head=head, **rates), params_of(stored)
+    settings = dataclasses.replace(stored.config, head=head, **rates)
+    params = params_of(stored, model_config)
     if settings.reads_every_token:
         params.pop("pooler", None)
     check_sizes(folder, tokenizer.vocab_size, settings, model_config, data)

@@ -129,7 +129,7 @@ def _opened(folder: Path, model_config: ModelConfig, tokenizer: TextTokenizer) -
     kind: type[DecoderTask] = Seq2SeqTask if pairs else DecoderTask
     return kind(
         model=model,
-        params=params_of(stored),
+        params=params_of(stored, model_config),
         sites=find_sites(model, *[tokens] * (4 if pairs else 1)),
         splits={},
         fingerprint=stored.fingerprint,

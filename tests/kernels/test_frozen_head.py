@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from lora_jax.core.mesh import Cut, make_mesh
 from lora_jax.kernels import frozen_head
 from lora_jax.kernels.frozen_head import Head, head_loss, word_losses
 
@@ -67,6 +68,33 @@ def test_value_and_gradient_equal_the_plain_loss(sizes, head):
     # Every word stands there twice: the first of the two is the likeliest.
     twice = jnp.concatenate([words, words], head.axis)
     np.testing.assert_array_equal(word_losses(hidden, twice, labels, head).right, right)
+
+
+@pytest.mark.parametrize("head, vocab", [(Head(0, 5.0), 300), (Head(1), 300), (Head(1), VOCAB)])
+def test_on_a_mesh_it_is_that_of_one_device(head, vocab, monkeypatch):
+    """Each device has its own tokens (37 are filled up) and, where two divide them, own words."""
+    monkeypatch.setattr(frozen_head, "PASSES", (4, 2))
+    monkeypatch.setattr(frozen_head, "_block", lambda: 64)
+    hidden, words, labels, weight = example(head.axis)
+    words, labels = jnp.take(words, jnp.arange(vocab), head.axis), jnp.minimum(labels, vocab - 1)
+    twice = jnp.concatenate([jnp.take(words, jnp.arange(vocab // 2), head.axis)] * 2, head.axis)
+    cut = Cut(make_mesh(2, 2, 2), *[("model", "fsdp"), ("fsdp", "model")][head.axis])
+
+    def both(hidden, words, labels, cut=None):
+        def loss(hidden):
+            out = head_loss(hidden, words, labels, weight, head, cut)
+            return out[0], out
+
+        return jax.value_and_grad(loss, has_aux=True)(hidden)
+
+    step = jax.jit(both, static_argnums=3)
+    for each in (words, twice) if vocab % 2 == 0 else (words,):
+        one, eight = step(hidden, each, labels), step(hidden, each, labels, cut)
+        np.testing.assert_array_equal(eight[0][1][2], one[0][1][2])  # which are right
+        # float32 sums in another order.
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), eight, one
+        )
 
 
 def test_a_gradient_of_single_tokens_losses_is_an_error(sizes):

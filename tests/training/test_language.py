@@ -15,6 +15,8 @@ from tiny_language import write_completions, write_tiny_model
 from lora_jax.adapters.surgery import adapt
 from lora_jax.config import from_config_dict, to_dict
 from lora_jax.core.lowrank import LoraSpec
+from lora_jax.core.paths import flatten
+from lora_jax.core.quantize import QuantizedArray, bytes_of
 from lora_jax.core.trainable import combine, partition
 from lora_jax.data.completions import encode_completions, read_completions
 from lora_jax.data.token_packing import PackedBatches
@@ -173,3 +175,47 @@ def test_labels_are_smoothed_in_training_alone(folder, data):
     evenly = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
     wanted = 0.9 * losses(plain, key).total + 0.1 * (evenly * batch["loss_weight"]).sum()
     assert float(losses(smooth, key).total) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_a_base_in_16_bits_is_half_as_large_and_quantised_weights_are_as_before(folder, data):
+    """Of a file in float32: what stays dense is rounded, codes come from the file's own numbers."""
+    settings = dict(task="completion", name=str(data), text="input", label="ideal", max_length=24)
+    changes = dict(
+        quant={"format": "nf4", "block_size": 8, "double": False, "targets": ".*attn/q.*"}
+    )
+
+    def opened(dtype, method, changes):
+        named = {"name": str(folder), "base_dtype": dtype}
+        config = from_config_dict(
+            dict(model=named, data=settings, method=method, lora=dict(rank=2), **changes)
+        )
+        task = open_task(config)
+        return task, *task.trainable(config, jax.random.key(0))
+
+    for method, changed in (("lora", {}), ("qlora", changes)):
+        (whole, wide, factors), (half, narrow, same) = (
+            opened(dtype, method, changed) for dtype in ("float32", "bfloat16")
+        )
+        assert whole.base == half.base  # an adapter of one goes with the other
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, factors, same))
+        for path, leaf in flatten(narrow).items():
+            if isinstance(leaf, QuantizedArray):
+                assert method == "qlora" and (leaf.codes == flatten(wide)[path].codes).all()
+                assert leaf.dtype == flatten(wide)[path].dtype
+                continue
+            rounded = flatten(wide)[path].astype(
+                jnp.bfloat16 if "kernel" in path or "embedding" in path else jnp.float32
+            )
+            assert leaf.dtype == rounded.dtype and (leaf == rounded).all(), path
+        assert bytes_of(narrow) < (0.6 if method == "lora" else 0.8) * bytes_of(wide)
+        batch = jax.tree.map(jnp.asarray, half.batches("train", 8)[0])
+        loss = [
+            float(jax.jit(task.per_example)(frozen, factors, batch, None).total)
+            for task, frozen in ((whole, wide), (half, narrow))
+        ]
+        assert loss[0] != loss[1] and loss[0] == pytest.approx(loss[1], rel=0.02)
+
+    with pytest.raises(
+        ValueError, match="of weights that are not trained: small steps would round"
+    ):
+        opened("bfloat16", "full", {})
