@@ -1,7 +1,7 @@
 """First values of the factors: one table of initialisers, and `initialize`, which applies one.
 
 The adapted model starts as the base whatever the initialiser, and the stored base is never changed
-by one: where an initialiser takes its start out of the base (PiSSA, OLoRA, LoRA-GA, CorDA), the
+by one: where an initialiser takes its start out of the base (PiSSA, MiLoRA, OLoRA, LoRA-GA, CorDA), the
 start is kept as fixed factors that are subtracted (`LowRank.a0`, `b0`), and `LowRank.plain` folds
 them into ordinary factors of twice the rank. LoftQ and QPiSSA are about which codes are stored, so
 they return a quantised base of their own.
@@ -47,6 +47,7 @@ INITIALIZERS: dict[str, Initializer] = {
     "orthogonal": Initializer(random.orthogonal),
     "pissa": Initializer(spectral.pissa, "weight"),
     "pissa_niter_16": Initializer(functools.partial(spectral.pissa, iterations=16), "weight"),
+    "milora": Initializer(spectral.milora, "weight"),
     "olora": Initializer(spectral.olora, "weight"),
     "loftq": Initializer(spectral.loftq, "format"),
     "qpissa": Initializer(spectral.qpissa, "format"),

@@ -68,6 +68,21 @@ def test_pissa_takes_the_largest_singular_triplets_whatever_the_scale(alpha):
     )
 
 
+def test_milora_takes_the_smallest_singular_triplets_out_of_the_base():
+    """Against float64 NumPy; the residual is the best approximation of the rank that is left."""
+    w, spec = weight(), LoraSpec(rank=4, alpha=6.0, init="milora")
+    a, b, residual = start("milora", w, spec)
+    u, s, vt = np.linalg.svd(np.float64(w), full_matrices=False)
+    minor = (u[:, -4:] * s[-4:]) @ vt[-4:]
+    np.testing.assert_allclose(
+        spec.effective_scale * np.float64(a) @ np.float64(b), minor, atol=2e-5
+    )
+    np.testing.assert_allclose(residual, (u[:, :-4] * s[:-4]) @ vt[:-4], atol=2e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(a, axis=0), np.sqrt(s[-4:] / abs(spec.effective_scale)), rtol=1e-3
+    )
+
+
 @pytest.mark.parametrize("name", ["pissa", "olora"])
 def test_pissa_and_olora_equal_peft(name):
     w = jnp.asarray(GOLDEN["W"].T)

@@ -30,6 +30,7 @@ SPECS = {
     "gaussian": dict(init="gaussian"),
     "orthogonal": dict(init="orthogonal"),
     "pissa": dict(init="pissa"),
+    "milora": dict(init="milora"),
     "olora": dict(init="olora"),
     "dora_pissa": dict(dora=True, init="pissa"),
 }

@@ -1,4 +1,4 @@
-"""Initialisers that decompose the weight: PiSSA, OLoRA; LoftQ and QPiSSA choose a base."""
+"""Initialisers that decompose the weight: PiSSA, MiLoRA, OLoRA; LoftQ and QPiSSA choose a base."""
 
 from __future__ import annotations
 
@@ -33,6 +33,17 @@ def pissa(
     else:
         triplets = randomized_svd(w, spec.rank, iterations, key)
     a, b = from_svd(*triplets, spec)
+    return Start(a, b, residual_of(w, a, b, spec))
+
+
+def milora(w: Float[Array, "in out"], data: None, key: jax.Array, spec: LoraSpec) -> Start:
+    """The `rank` smallest singular triplets of W as factors, split as `pissa` does; the residual
+    holds the principal ones, which training then leaves alone (MiLoRA, Wang et al. 2024, arXiv
+    2406.09044).
+    """
+    w, r = w.astype(jnp.float32), spec.rank
+    u, s, vt = jnp.linalg.svd(w, full_matrices=False)
+    a, b = from_svd(u[:, -r:], s[-r:], vt[-r:], spec)
     return Start(a, b, residual_of(w, a, b, spec))
 
 
