@@ -1,6 +1,7 @@
-"""Host arrays that a jax.Array on a CPU can share instead of copying, and weights still in files.
+"""Arrays that are filled part by part where they are to lie, and weights still in files.
 
-They are aligned as XLA wants them, and closed to writing when they are full.
+On the host they are aligned as XLA wants them, and closed to writing when they are full: a
+jax.Array on a CPU can share them instead of copying.
 """
 
 from __future__ import annotations
@@ -9,33 +10,160 @@ import functools
 import math
 import mmap
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
 from lora_jax.core.notice import say_once
 
 _ALIGNMENT = 64  # bytes; XLA on a CPU copies what is not aligned so
+_SENT = 1 << 28  # bytes of a host array that go to another device at a time
+
+Start = tuple[int, ...]
+# Given a weight's path and its arrays as ShapeDtypeStructs, in their box: a tree like it with the
+# jax.sharding.Sharding of each, or None for the default device.
+Place = Callable[[str, Any], Any]
 
 
-def filled(
-    shape: tuple[int, ...], dtype: Any, parts: Iterable[tuple[Any, np.ndarray]]
-) -> np.ndarray:
-    """An array of these sizes made of `parts`, each put at its index as soon as it comes, `closed`.
+class Filling:
+    """An array that comes in parts, each of which goes to the devices that it is to lie on as soon
+    as it is put: besides what is stored on it, the host holds one part.
+
+    Args:
+        sharding: where the array is to lie; None is the default device.
+        on_host: it becomes a `closed` host array instead.
+    """
+
+    def __init__(
+        self, shape: Start, dtype: Any, sharding: Sharding | None = None, *, on_host: bool = False
+    ) -> None:
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self._sharding, self._on_host = sharding, on_host
+        whole = tuple(slice(None) for _ in self.shape)
+        places: Any = {None: whole} if sharding is None else {}
+        if sharding is not None:
+            places = sharding.addressable_devices_indices_map(self.shape)
+        shards: dict[Any, _Shard] = {}
+        for device, cut in places.items():
+            is_host = on_host or _is_host(device or _default_device())
+            box = tuple(
+                one.indices(size)[:2] for one, size in zip(cut or whole, self.shape, strict=True)
+            )
+            # Devices that are the host's share what lies on it: a whole array is there once.
+            key = (box, None if is_host else device)
+            shards.setdefault(key, _Shard(box, self.dtype, is_host)).devices.append(device)
+        self._shards = list(shards.values())
+
+    def put(self, index: Any, part: Any) -> None:
+        """Puts a host array, or one of jax's, at its index along the leading axes."""
+        index = np.index_exp[index]
+        start = (*index, *[0] * part.ndim)
+        part = part[(None,) * len(index)]
+        for shard in self._shards:
+            shard.put(start, part)
+
+    def done(self) -> Any:
+        """The array: of the host, or of jax."""
+        if self._on_host:
+            return closed(self._shards[0].held())
+        arrays = [array for shard in self._shards for array in shard.arrays()]
+        if self._sharding is None:
+            return arrays[0]
+        return jax.make_array_from_single_device_arrays(self.shape, self._sharding, arrays)
+
+
+class _Shard:
+    """A part of an array, `box` by its (start, stop) along each axis, on one device or on the
+    host.
+    """
+
+    def __init__(self, box: tuple[Start, ...], dtype: np.dtype, is_host: bool) -> None:
+        self._box, self._dtype, self._is_host = box, dtype, is_host
+        self.devices: list[Any] = []
+        self._buffer: Any = None
+
+    def held(self) -> Any:
+        """What the parts are written to, made when the first one comes."""
+        if self._buffer is None:
+            shape = tuple(stop - start for start, stop in self._box)
+            self._buffer = (
+                aligned(shape, self._dtype)
+                if self._is_host
+                else jnp.zeros(shape, self._dtype, device=self.devices[0])
+            )
+        return self._buffer
+
+    def put(self, start: Start, part: Any) -> None:
+        inside = [
+            (max(low, at), min(high, at + size))
+            for (low, high), at, size in zip(self._box, start, part.shape, strict=True)
+        ]
+        if any(low >= high for low, high in inside):
+            return
+        taken = part[tuple(slice(low - at, high - at) for (low, high), at in zip(inside, start))]
+        there = tuple(low - own for (low, _), (own, _) in zip(inside, self._box))
+        if self._is_host:
+            taken = np.asarray(taken)
+            if self._buffer is None and self._is_all(taken):
+                self._buffer = taken.reshape([high - low for low, high in self._box])
+                return
+            self.held()[tuple(slice(n, n + size) for n, size in zip(there, taken.shape))] = taken
+            return
+        for offset, piece in _pieces(taken, self._dtype):
+            sent = jax.device_put(piece, self.devices[0])
+            first = [n + more for n, more in zip(there, offset)]
+            # Waited for, or the pieces would pile up on the host.
+            self._buffer = jax.block_until_ready(_written(self.held(), sent, first))
+
+    def arrays(self) -> list[Any]:
+        """One array a device."""
+        buffer = closed(self.held()) if self._is_host else self._buffer
+        return [
+            jax.device_put(self.held() if buffer is None else buffer, to) for to in self.devices
+        ]
+
+    def _is_all(self, taken: np.ndarray) -> bool:
+        """Whether a host array is all of this part, and can stay as it lies."""
+        whole = taken.size == math.prod(high - low for low, high in self._box)
+        return whole and taken.dtype == self._dtype and _is_ready(taken)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _written(buffer: Any, part: Any, start: Any) -> Any:
+    return jax.lax.dynamic_update_slice(buffer, part, start)
+
+
+def _pieces(part: Any, dtype: np.dtype) -> Iterator[tuple[Start, Any]]:
+    """(start, piece) of an array in this dtype; of a host array some 256 MB at a time, cut along
+    the axis along which it lies on the disk.
+    """
+    if isinstance(part, jax.Array) or not part.size:
+        yield (0,) * part.ndim, part.astype(dtype)
+        return
+    axis = int(np.argmax([stride * (n > 1) for stride, n in zip(part.strides, part.shape)]))
+    step = max(1, _SENT * part.shape[axis] // (part.size * dtype.itemsize))
+    for first in range(0, part.shape[axis], step):
+        cut = [slice(None)] * part.ndim
+        cut[axis] = slice(first, first + step)
+        start = tuple(first if n == axis else 0 for n in range(part.ndim))
+        yield start, np.asarray(part[tuple(cut)], dtype, order="C")
+
+
+def filled(shape: Start, dtype: Any, parts: Iterable[tuple[Any, np.ndarray]]) -> np.ndarray:
+    """A host array of these sizes made of `parts`, each put at its index as soon as it comes,
+    `closed`.
 
     A part that is all of it, and closed already, is not copied.
     """
-    array, dtype = None, np.dtype(dtype)
+    filling = Filling(shape, dtype, on_host=True)
     for index, part in parts:
-        if index == () and (part.shape, part.dtype) == (shape, dtype) and _is_ready(part):
-            return part
-        array = aligned(shape, dtype) if array is None else array
-        array[index] = part
-    return closed(aligned(shape, dtype) if array is None else array)
+        filling.put(index, part)
+    return filling.done()
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -109,6 +237,17 @@ def to_device(array: Any) -> jax.Array:
     if isinstance(array, StoredWeight):
         return array.shared()
     return jax.device_put(array) if _is_closed(array) else jnp.asarray(array)
+
+
+def _default_device() -> jax.Device:
+    """Where jax puts what it is not told where to put."""
+    device = jax.config.jax_default_device
+    return device if isinstance(device, jax.Device) else jax.local_devices()[0]
+
+
+def _is_host(device: jax.Device) -> bool:
+    """Whether the device's memory is the host's."""
+    return device.platform == "cpu"
 
 
 def _is_ready(array: np.ndarray) -> bool:

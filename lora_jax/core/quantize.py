@@ -234,20 +234,7 @@ def quantize(
 
     codes, scale, zero, finite, damaged = _quantize_matrix(w, spec, kernel_ndim, in_axes)
     if not isinstance(finite, jax.core.Tracer):
-        if not bool(finite):
-            raise ValueError(
-                f"Cannot quantise a weight of shape {w.shape}: it holds a NaN or an infinity. "
-                "Repair the checkpoint, or leave it out."
-            )
-        if damaged is not None and float(damaged) > 0.02:
-            warnings.warn(
-                f"Double quantisation moves {100 * float(damaged):.1f} % of the scales of a matrix "
-                f"in a {w.shape} weight by more than {_DAMAGED:.0%}: some blocks are far larger "
-                "than others. Use QuantSpec(second_level='log') or double=False for it (in a run's "
-                "config: quant.second_level='log').",
-                stacklevel=2,
-            )
-
+        check_quantized(w.shape, bool(finite), damaged)
     return QuantizedArray(
         codes=codes,
         scale=scale,
@@ -257,6 +244,23 @@ def quantize(
         in_axes=tuple(in_axes),
         dtype=jnp.dtype(w.dtype),
     )
+
+
+def check_quantized(shape: tuple[int, ...], finite: bool, damaged: Array | None) -> None:
+    """Raises, or warns, as `quantize` of a weight of this shape does by what was found of it."""
+    if not finite:
+        raise ValueError(
+            f"Cannot quantise a weight of shape {shape}: it holds a NaN or an infinity. "
+            "Repair the checkpoint, or leave it out."
+        )
+    if damaged is not None and float(damaged) > 0.02:
+        warnings.warn(
+            f"Double quantisation moves {100 * float(damaged):.1f} % of the scales of a matrix "
+            f"in a {shape} weight by more than {_DAMAGED:.0%}: some blocks are far larger "
+            "than others. Use QuantSpec(second_level='log') or double=False for it (in a run's "
+            "config: quant.second_level='log').",
+            stacklevel=3,
+        )
 
 
 def encode(
@@ -363,16 +367,30 @@ def _quantize_matrix(
     matrix = to_matrix(w, kernel_ndim, in_axes)
     scale, zero = block_scales(matrix, spec)
     blocks, out = scale.shape[-2:]
-    stored, stored_zero = store_scales(scale, zero, spec)
-    damaged = None
-    if spec.double:
-        damaged = _damaged(stored, stored_zero, scale, zero, spec).mean((-2, -1)).max()
-    if zero is not None or spec.second_level == "log" or spec.scale_dtype != "float32":
-        # Codes are then nearest under the scale that will be read; QLoRA takes the exact one.
+    stored, stored_zero, damaged = stored_scales(scale, zero, spec)
+    if codes_need_stored(spec):
         scale = scales.load(stored, blocks, out)
         zero = None if zero is None else scales.load(stored_zero, blocks, out)
     codes = encode(matrix, scale, zero, spec)
     return codes, stored, stored_zero, jnp.isfinite(matrix).all(), damaged
+
+
+@functools.partial(jax.jit, static_argnums=2, inline=True)
+def stored_scales(
+    scale: Array, zero: Array | None, spec: QuantSpec
+) -> tuple[Any, Any, Array | None]:
+    """The scales and zeros as they are stored, and the largest share that is damaged by it."""
+    stored, stored_zero = store_scales(scale, zero, spec)
+    if not spec.double:
+        return stored, stored_zero, None
+    damaged = _damaged(stored, stored_zero, scale, zero, spec).mean((-2, -1)).max()
+    return stored, stored_zero, damaged
+
+
+def codes_need_stored(spec: QuantSpec) -> bool:
+    """Whether codes are nearest under the scale that will be read; QLoRA takes the exact one."""
+    offset = codebooks.format_named(spec.format).offset
+    return offset or spec.second_level == "log" or spec.scale_dtype != "float32"
 
 
 def scale_damage(w: Float[Array, "*axes"], q: QuantizedArray) -> Float[Array, "*stack"]:

@@ -5,7 +5,7 @@ is used exactly once, and no more than one matrix is held besides the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.core.heap import release_freed_memory
-from lora_jax.core.host import aligned, closed, filled, to_device
+from lora_jax.core.host import Filling
 from lora_jax.core.paths import Rules, match, nearest
-from lora_jax.core.quantize import QuantizedArray, QuantSpec, quantize
+from lora_jax.core.quantize import QuantizedArray, QuantSpec
+from lora_jax.core.quantize_columns import quantize_by_columns
 from lora_jax.io.names import Index, Name, Names
 from lora_jax.io.tensors import Tensors, check_finite
 
@@ -88,31 +89,55 @@ def formats_of(quant: Rules[QuantSpec], names: Names) -> dict[str, QuantSpec]:
 
 
 def read_leaf(
-    name: Name, tensors: Tensors, spec: QuantSpec | None = None, *, dtype: Any = np.float32
-) -> np.ndarray | QuantizedArray:
+    name: Name,
+    parts: Iterable[tuple[Index, np.ndarray]],
+    spec: QuantSpec | None = None,
+    *,
+    dtype: Any = np.float32,
+    place: Callable[[Any], Any] | None = None,
+) -> np.ndarray | jax.Array | QuantizedArray:
     """One weight, its layers joined; each is quantised, or put where it belongs, as soon as it is
     read.
 
-    Host arrays are closed to writing, so that jax on a CPU can share them. Norms and biases are
-    float32, matrices of `dtype`.
+    Norms and biases are float32, matrices of `dtype`.
+
+    Args:
+        parts: as `parts_of` gives them.
+        place: the shardings of its arrays, as `core.host.Place` has them; without it what is not
+            quantised is a host array, closed to writing, so that jax on a CPU can share it.
     """
     if spec is None:
-        return filled((*name.stack, *name.shape), dtype_of(name, dtype), parts_of(name, tensors))
+        like = jax.ShapeDtypeStruct((*name.stack, *name.shape), dtype_of(name, dtype))
+        filling = Filling(
+            like.shape, like.dtype, None if place is None else place(like), on_host=place is None
+        )
+        for index, part in parts:
+            filling.put(index, part)
+        return filling.done()
 
-    # Copied out of the program's memory, which is free for the next matrix then; what is kept lies
-    # between, so that it is given back, or it would fall apart.
-    buffers: list[np.ndarray] = []
-    for index, part in parts_of(name, tensors):
-        weight = jnp.asarray(np.asarray(part, np.float32))
-        made = quantize(weight, spec, kernel_ndim=len(name.shape), in_axes=name.in_axes)
+    # What is kept lies between what the program needed, which is free for the next matrix then: it
+    # is given back, or it would fall apart.
+    fillings: list[Filling] = []
+    for index, part in parts:
+        made = quantize_by_columns(part, spec, in_axes=name.in_axes)
         leaves, structure = jax.tree.flatten(made.replace(dtype=jnp.dtype(dtype)))
-        buffers = buffers or [aligned((*name.stack, *x.shape), x.dtype) for x in leaves]
-        for buffer, leaf in zip(buffers, leaves, strict=True):
-            buffer[index] = leaf
+        fillings = fillings or _fillings(name, structure, leaves, place)
+        for filling, leaf in zip(fillings, leaves, strict=True):
+            filling.put(index, leaf)
         if part.nbytes >= _LARGE:
-            del weight, made, leaves, leaf
+            del made, leaves, leaf
             release_freed_memory()
-    return jax.tree.unflatten(structure, [to_device(closed(buffer)) for buffer in buffers])
+    return jax.tree.unflatten(structure, [filling.done() for filling in fillings])
+
+
+def _fillings(
+    name: Name, structure: Any, leaves: Sequence[Any], place: Callable[[Any], Any] | None
+) -> list[Filling]:
+    """Room for the arrays of a weight whose matrices have these, one after the other."""
+    shapes = [jax.ShapeDtypeStruct((*name.stack, *x.shape), x.dtype) for x in leaves]
+    given = None if place is None else place(jax.tree.unflatten(structure, shapes))
+    places = [None] * len(shapes) if given is None else jax.tree.leaves(given)
+    return [Filling(x.shape, x.dtype, to) for x, to in zip(shapes, places, strict=True)]
 
 
 def parts_of(name: Name, tensors: Tensors) -> Iterator[tuple[Index, np.ndarray]]:
@@ -128,18 +153,20 @@ def parts_of(name: Name, tensors: Tensors) -> Iterator[tuple[Index, np.ndarray]]
                 f"{parameter} holds numbers of {tensor.dtype}, and weights are floating numbers. "
                 "Load quantised files with the tools of their format."
             )
-        if not _is_finite(tensor):
+        # Of a fused weight our part alone: the others are read, and looked at, for themselves.
+        own = name.own(tensor)
+        if not _is_finite(own):
             raise ValueError(
                 f"{parameter} holds a NaN or an infinity: the file was damaged, or saved when "
                 "training had diverged. Fetch it again."
             )
-        yield index, name.from_theirs(tensor)
+        yield index, name.turned(own)
 
 
 def _is_finite(tensor: np.ndarray) -> bool:
     """Whether all numbers are finite, with no second array of the tensor's size."""
-    flat = tensor.reshape(-1)
-    return all(np.isfinite(flat[n : n + _CHUNK]).all() for n in range(0, flat.size, _CHUNK))
+    step = max(1, _CHUNK * len(tensor) // max(1, tensor.size))
+    return all(np.isfinite(tensor[n : n + step]).all() for n in range(0, len(tensor), step))
 
 
 def dtype_of(name: Name, dtype: Any) -> np.dtype:

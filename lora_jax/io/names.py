@@ -111,12 +111,25 @@ class Name:
         Raises:
             ValueError: it has another shape than it should.
         """
+        return self.turned(self.own(weight))
+
+    def own(self, weight: np.ndarray) -> np.ndarray:
+        """What of one layer's weight is ours, in our order, as the other tool turns it; a view where
+        it can be.
+
+        Raises:
+            ValueError: it has another shape than it should.
+        """
         expected = self.their_shape()
         if weight.shape != expected:
             raise ValueError(f"shape {weight.shape}, needed {expected}")
-        if self.partial:
-            mine = self.outputs()
-            weight = weight[mine] if self.output_axis == 0 else weight[..., mine]
+        if not self.partial:
+            return weight
+        mine = self.outputs()
+        return weight[mine] if self.output_axis == 0 else weight[..., mine]
+
+    def turned(self, weight: np.ndarray) -> np.ndarray:
+        """What `own` gives, in our shape; a view where it can be."""
         if self.added:
             weight = weight.astype(np.float32) + np.float32(self.added)
         if self.kind == "linear":

@@ -5,6 +5,7 @@ back. Every tensor is used exactly once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import types
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 
 from lora_jax.core.fingerprint import fingerprint_of_parts
+from lora_jax.core.host import Place
 from lora_jax.core.json_files import read_json, save_json
 from lora_jax.core.paths import Rules, flatten, nearest, unflatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
@@ -55,8 +57,9 @@ _DOORS = {"encoder": "load_encoder", "decoder": "load_decoder", "encoder-decoder
 class StoredModel:
     """A model in its files: what it is, and where each of its weights lies, before one is read.
 
-    path: the folder or file, for errors. names: by path of the tree that `read` gives. new: weights of the tree that the files have not:
-    a new head. dtype: of the matrices.
+    path: the folder or file, for errors. names: by path of the tree that `read` gives. new: weights
+    of the tree that the files have not: a new head. dtype: of the matrices. place: where each weight
+    is to lie (`core.host.Place`); without it what is not quantised comes as a host array.
     """
 
     path: Path
@@ -65,16 +68,26 @@ class StoredModel:
     tensors: Tensors
     new: Mapping[str, np.ndarray]
     dtype: Any = np.float32
+    place: Place | None = None
 
-    def leaf(self, path: str, spec: QuantSpec | None = None) -> np.ndarray | QuantizedArray:
+    def leaf(
+        self, path: str, spec: QuantSpec | None = None
+    ) -> np.ndarray | jax.Array | QuantizedArray:
         """One weight, quantised if a format is given.
 
         Raises:
             KeyError: there is no such weight in the files. ValueError: it is no floating number, or
                 holds a NaN or an infinity.
         """
+        name, place = self.names[path], self.place
         with in_file(self.path):
-            return read_leaf(self.names[path], self.tensors, spec, dtype=self.dtype)
+            return read_leaf(
+                name,
+                parts_of(name, self.tensors),
+                spec,
+                dtype=self.dtype,
+                place=None if place is None else functools.partial(place, path),
+            )
 
     def read(self, quant: Rules[QuantSpec] = ()) -> dict[str, Any]:
         """The params, made one by one: the peak is the result plus one matrix.

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from lora_jax.core.host import filled, to_device
+from lora_jax.core import host
+from lora_jax.core.host import Filling, filled, to_device
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.uint8])
@@ -45,3 +47,32 @@ def test_other_things_than_host_arrays_become_arrays():
     array = jnp.arange(3)
     assert to_device(array).unsafe_buffer_pointer() == array.unsafe_buffer_pointer()
     assert to_device(2.5).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+@pytest.mark.parametrize("cut", [None, ("x",), (None, None, None, "x"), (None,)], ids=str)
+@pytest.mark.parametrize("is_host", [True, False], ids=["host", "device"])
+def test_parts_come_together_where_the_array_is_to_lie(is_host, cut, kind, monkeypatch):
+    """Also in the memory of a device that is not the host's, to which pieces of them are sent."""
+    monkeypatch.setattr(host, "_is_host", lambda device: is_host)
+    monkeypatch.setattr(host, "_SENT", 40)
+    place = None
+    if cut is not None:
+        place = NamedSharding(jax.make_mesh((2,), ("x",)), PartitionSpec(*cut))
+    whole = np.arange(2 * 3 * 4 * 6, dtype=np.float32).reshape(2, 3, 4, 6)
+    filling = Filling(whole.shape, ml_dtypes.bfloat16, place)
+    for index in [(1, 2), (0, 1), (1, 0), (0, 2), (0, 0), (1, 1)]:
+        turned = np.asfortranarray(whole[index])  # as a file has it
+        filling.put(index, kind(turned, dtype=np.float32))
+    array = filling.done()
+    assert place is None or array.sharding == place
+    assert array.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(array, whole.astype(ml_dtypes.bfloat16))
+
+
+def test_devices_that_are_the_hosts_share_what_is_whole_on_each():
+    place = NamedSharding(jax.make_mesh((2,), ("x",)), PartitionSpec())
+    filling = Filling((3, 16), np.float32, place)
+    filling.put((), np.ones((3, 16), np.float32))
+    one, two = (shard.data.unsafe_buffer_pointer() for shard in filling.done().addressable_shards)
+    assert one == two

@@ -11,7 +11,14 @@ import pytest
 from lora_jax.core import bit_packing, scales
 from lora_jax.core.codebooks import FORMATS
 from lora_jax.core.paths import flatten
-from lora_jax.core.quantize import QuantSpec, bytes_by_path, bytes_of, quantize, scale_damage
+from lora_jax.core.quantize import (
+    QuantSpec,
+    bytes_by_path,
+    bytes_of,
+    quantize,
+    scale_damage,
+)
+from lora_jax.core.quantize_columns import quantize_by_columns
 
 
 def sha(array) -> str:
@@ -335,3 +342,28 @@ def test_weights_that_cannot_be_quantised_are_refused(w, words):
 def test_wrong_specs_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         QuantSpec(**settings)
+
+
+@pytest.mark.parametrize("out", [12, 13], ids=["equal", "odd"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        QuantSpec("nf4", 8),
+        QuantSpec("nf4", 8, second_level="log"),
+        QuantSpec("int4_asym", 8),
+        QuantSpec("fp4_e2m1", 32, False, "e8m0"),
+        QuantSpec("int8", None, False),
+    ],
+    ids=str,
+)
+def test_columns_quantised_some_at_a_time_have_the_bytes_of_the_whole(spec, out):
+    w = normal((4, 20, out))
+    whole = quantize(jnp.asarray(w), spec, kernel_ndim=3, in_axes=(0, 1))
+    half = np.asfortranarray(w)
+    parts = quantize_by_columns(half, spec, in_axes=(0, 1), at_once=80 * 4)
+    assert jax.tree.structure(parts) == jax.tree.structure(whole)
+    for ours, theirs in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    half[1, 2, 3] = np.nan
+    with pytest.raises(ValueError, match="it holds a NaN"):
+        quantize_by_columns(half, spec, in_axes=(0, 1), at_once=80 * 4)

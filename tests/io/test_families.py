@@ -4,6 +4,7 @@ configuration; nothing is read twice, and a base may be quantised while it is re
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import lora_jax
 from lora_jax.core.paths import flatten
@@ -132,6 +134,35 @@ def test_a_base_quantised_while_it_is_read_is_that_which_adapt_makes(folder, sca
     _, streamed = load_model(GOLDEN / folder, scan=scan, quant=rules, **kind)
     assert any(isinstance(leaf, QuantizedArray) for leaf in flatten(streamed).values())
     assert lora_jax.fingerprint(streamed) == lora_jax.fingerprint(dense)
+
+
+@pytest.mark.filterwarnings("ignore:Double quantisation moves")  # of matrices of 16 weights
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_base_read_onto_a_mesh_has_the_bytes_of_whole_weights_quantised(folder):
+    mesh = jax.make_mesh((2,), ("fsdp",))
+
+    def place(path, like):
+        def cut(x):
+            axes = [None] * (x.ndim - 1) + (["fsdp"] if x.ndim and x.shape[-1] % 2 == 0 else [])
+            return NamedSharding(mesh, PartitionSpec(*axes))
+
+        return jax.tree.map(cut, like)
+
+    stored = open_model(GOLDEN / folder, **head_of(folder), key=jax.random.key(0))
+    spec = QuantSpec("nf4", 8)
+    matrices = {path: name for path, name in stored.names.items() if len(name.shape) > 1}
+    whole, placed = stored.read(), dataclasses.replace(stored, place=place)
+    rules = [(re.escape(path), spec) for path in matrices]
+    read = flatten(placed.read(rules))
+    for path, weight in flatten(whole).items():
+        if path in matrices:
+            name, weight = matrices[path], jnp.asarray(weight)
+            options = dict(kernel_ndim=len(name.shape), in_axes=name.in_axes)
+            weight = lora_jax.quantize(weight, spec, **options)
+        assert jax.tree.structure(read[path]) == jax.tree.structure(weight)
+        for ours, theirs in zip(jax.tree.leaves(read[path]), jax.tree.leaves(weight), strict=True):
+            assert path in stored.new or ours.sharding == place(path, theirs)
+            np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("scan", [True, False], ids=["scan", "loop"])
