@@ -12,6 +12,7 @@ from .fields import DecodingConfig as DecodingConfig
 from .fields import HalvingConfig as HalvingConfig
 from .fields import LearningRates as LearningRates
 from .fields import LoraConfig as LoraConfig
+from .fields import MeshConfig as MeshConfig
 from .fields import Method as Method
 from .fields import MixturePart as MixturePart
 from .fields import ModelConfig as ModelConfig

@@ -329,6 +329,22 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """The devices of a run, data x fsdp x model of them: losses are those of one device up to the
+    order of sums. Which weight is cut how: lora_jax.core.sharding.RULES.
+    """
+
+    data: Count = 1  # the batch's rows are cut
+    fsdp: Count = 1  # the batch's rows are cut, and what is stored of weights and moments
+    model: Count = 1  # the features of each product are cut, and what is stored
+
+    @property
+    def devices(self) -> int:
+        """How many it has."""
+        return self.data * self.fsdp * self.model
+
+
+@dataclass(frozen=True)
 class LearningRates:
     """Learning rate of each method in a sweep; None = optim.learning_rate."""
 
@@ -440,6 +456,7 @@ class Config:
     baseline: BaselineConfig = BaselineConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    mesh: Annotated[MeshConfig, NO_RESULT] = MeshConfig()
     sweep: Annotated[SweepConfig, NO_RESULT] = SweepConfig()
     report: Annotated[ReportConfig, NO_RESULT] = ReportConfig()
     # Such as 2GiB: before training, format, micro-batches and remat are chosen so that the process

@@ -22,6 +22,7 @@ def check_together(config: Config) -> None:
     _check_variant(config)
     _check_steps(config)
     _check_selection(config)
+    _check_mesh(config)
     _check_sweep(config)
 
 
@@ -192,6 +193,17 @@ def _check_selection(config: Config) -> None:
         raise ValueError(
             "config.train.select 'best_epoch' chooses by the whole validation split: leave "
             f"config.train.eval_examples at None, got {config.train.eval_examples}."
+        )
+
+
+def _check_mesh(config: Config) -> None:
+    if config.mesh.devices == 1:
+        return
+    alone = {"optim.offload": config.optim.offload, "memory_budget": config.memory_budget}
+    if taken := [key for key, value in alone.items() if value]:
+        raise ValueError(
+            f"config.{taken[0]} is for one device, and config.mesh has {config.mesh.devices}: more "
+            "of config.mesh.fsdp leaves less of the base and the optimiser on each. Leave it out."
         )
 
 
