@@ -5,7 +5,6 @@ back. Every tensor is used exactly once.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 import types
 from collections.abc import Iterable, Mapping
@@ -15,13 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from lora_jax.core.fingerprint import fingerprint_of_parts
-from lora_jax.core.host import Place
 from lora_jax.core.json_files import read_json, save_json
-from lora_jax.core.paths import Rules, flatten, nearest, unflatten
-from lora_jax.core.quantize import QuantizedArray, QuantSpec
+from lora_jax.core.paths import Rules, flatten, nearest
+from lora_jax.core.quantize import QuantSpec
 from lora_jax.io import safetensors
-from lora_jax.io.config_json import Raw, in_file, named_errors, typed
+from lora_jax.io.config_json import Raw, named_errors, typed
 from lora_jax.io.differences import differences
 from lora_jax.io.families import FAMILIES
 from lora_jax.io.family import Family
@@ -32,15 +29,11 @@ from lora_jax.io.gguf_write import gguf_names
 from lora_jax.io.named_weights import (
     check_claimed,
     check_named,
-    dtype_of,
-    formats_of,
     named_tensors,
-    parts_of,
-    read_leaf,
 )
 from lora_jax.io.names import Name, Names, in_layout, unrolled
+from lora_jax.io.stored_model import StoredModel
 from lora_jax.io.tensor_files import ModelFolder
-from lora_jax.io.tensors import Tensors
 from lora_jax.models.decoder_config import DecoderConfig
 from lora_jax.models.encoder_parts import EncoderConfig
 from lora_jax.models.kinds import ModelConfig
@@ -51,73 +44,6 @@ from lora_jax.models.t5 import T5Config
 _NO_IDS = types.MappingProxyType({"bos_token_id": None, "eos_token_id": None, "pad_token_id": None})
 _HEAD_SCALE = 0.02  # standard deviation of a new head, as in BERT
 _DOORS = {"encoder": "load_encoder", "decoder": "load_decoder", "encoder-decoder": "load_t5"}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class StoredModel:
-    """A model in its files: what it is, and where each of its weights lies, before one is read.
-
-    path: the folder or file, for errors. names: by path of the tree that `read` gives. new: weights
-    of the tree that the files have not: a new head. dtype: of the matrices. place: where each weight
-    is to lie (`core.host.Place`); without it what is not quantised comes as a host array.
-    """
-
-    path: Path
-    config: Any
-    names: Names
-    tensors: Tensors
-    new: Mapping[str, np.ndarray]
-    dtype: Any = np.float32
-    place: Place | None = None
-
-    def leaf(
-        self, path: str, spec: QuantSpec | None = None
-    ) -> np.ndarray | jax.Array | QuantizedArray:
-        """One weight, quantised if a format is given.
-
-        Raises:
-            KeyError: there is no such weight in the files. ValueError: it is no floating number, or
-                holds a NaN or an infinity.
-        """
-        name, place = self.names[path], self.place
-        with in_file(self.path):
-            return read_leaf(
-                name,
-                parts_of(name, self.tensors),
-                spec,
-                dtype=self.dtype,
-                place=None if place is None else functools.partial(place, path),
-            )
-
-    def read(self, quant: Rules[QuantSpec] = ()) -> dict[str, Any]:
-        """The params, made one by one: the peak is the result plus one matrix.
-
-        Raises:
-            ValueError: a rule matches nothing, or a weight is no floating number, or holds a NaN or
-                an infinity.
-        """
-        formats = formats_of(quant, self.names)
-        flat = {path: self.leaf(path, formats.get(path)) for path in self.names}
-        return unflatten(flat | dict(self.new))
-
-    def fingerprint(self) -> str:
-        """`lora_jax.fingerprint` of the params that `read()` gives, a classifier left out: that of
-        the base. One matrix is held at a time.
-        """
-        stored = (
-            (
-                path,
-                dtype_of(name, self.dtype),
-                (*name.stack, *name.shape),
-                (part for _, part in parts_of(name, self.tensors)),
-            )
-            for path, name in self.names.items()
-        )
-        new = ((path, leaf.dtype, leaf.shape, [leaf]) for path, leaf in self.new.items())
-        with in_file(self.path):
-            return fingerprint_of_parts(
-                leaf for leaf in (*stored, *new) if not leaf[0].startswith("classifier/")
-            )
 
 
 def open_model(

@@ -145,7 +145,7 @@ def open_encoder(model_config: ModelConfig, data: DataConfig) -> EncoderTask:
         key=jax.random.key(0),
         scan=model_config.scan,
         kind="encoder",
-    )
+    ).fingerprinted()
     rates = {
         name: getattr(model_config, name)
         for name in ("dropout", "attention_dropout", "head_dropout")
