@@ -174,6 +174,9 @@ class DataConfig:
     test_split: Name | None = None
     # In training, this share of a label's weight is spread evenly over all classes or words.
     label_smoothing: Share = 0.0
+    # Classes or tags of unlike sizes: all count alike in the training loss by 'weights', or texts of
+    # rarer classes come again, until all come as often ('sampling'). Scores are as ever.
+    balance: Literal["none", "weights", "sampling"] = "none"
     # What the fields mean, how a prompt is made of them, what scores and decodes an answer. With
     # it, text, text_pair and label are not read: `fields` names the columns. None = completion,
     # pair_classification or classification, as task and text_pair say, scored by accuracy alone.

@@ -288,7 +288,7 @@ def steps_of(config: Config, task: Task) -> int:
     """Optimiser steps of the run."""
     if config.train.total_steps is not None:
         return config.train.total_steps
-    return total_steps(len(task.splits["train"]), config.train.batch_size, config.train.epochs)
+    return total_steps(task.epoch, config.train.batch_size, config.train.epochs)
 
 
 def initial_state(
