@@ -15,10 +15,11 @@ import jax
 import numpy as np
 
 from lora_jax.core.json_files import read_json, save_json
-from lora_jax.core.paths import Rules, flatten, nearest
+from lora_jax.core.paths import Rules, flatten
 from lora_jax.core.quantize import QuantSpec
 from lora_jax.io import safetensors
-from lora_jax.io.config_json import Raw, named_errors, typed
+from lora_jax.io.config_json import named_errors
+from lora_jax.io.described import an, described, gguf_file
 from lora_jax.io.differences import differences
 from lora_jax.io.families import FAMILIES
 from lora_jax.io.family import Family
@@ -43,7 +44,6 @@ from lora_jax.models.t5 import T5Config
 # vocabulary.
 _NO_IDS = types.MappingProxyType({"bos_token_id": None, "eos_token_id": None, "pad_token_id": None})
 _HEAD_SCALE = 0.02  # standard deviation of a new head, as in BERT
-_DOORS = {"encoder": "load_encoder", "decoder": "load_decoder", "encoder-decoder": "load_t5"}
 
 
 def open_model(
@@ -73,18 +73,7 @@ def open_model(
     folder = Path(path)
     if (file := gguf_file(folder)) is not None:
         return _open_gguf(file, kind, dtype, scan)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} needs a config.json next to its weights, and there is none. Give a Hugging "
-            "Face model folder."
-        )
-    raw = read_json(folder / "config.json")
-    with named_errors(folder / "config.json", f"a model of kind {kind or 'encoder or decoder'}"):
-        family = _family_of(raw, kind)
-        config = typed(family.from_json(raw))
-        if num_classes is not None:
-            config = dataclasses.replace(config, num_classes=num_classes)
-
+    family, config = described(folder, kind)
     tensors = ModelFolder(folder)
     if config.num_layers > len(tensors):  # Before anything is made for each of them.
         raise ValueError(
@@ -92,6 +81,8 @@ def open_model(
             f"{len(tensors)} tensors. Give the config.json that belongs to the weights."
         )
     with named_errors(folder / "config.json", f"a {family.name} model"):
+        if num_classes is not None:
+            config = dataclasses.replace(config, num_classes=num_classes)
         config = family.settled(config, tensors)
         names = family.names(config)
         what = f"{family.name} model in {folder}"
@@ -267,70 +258,15 @@ def kind_of(path: Path | str) -> str | None:
     return FAMILIES[name].kind if isinstance(name, str) and name in FAMILIES else None
 
 
-def gguf_file(path: Path) -> Path | None:
-    """The GGUF file that `path` is or holds; None if it is a folder of another kind.
-
-    Raises:
-        FileNotFoundError: there is no such path. ValueError: a folder holds several GGUF files.
-    """
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise FileNotFoundError(
-            f"There is no file or folder {path}. Give a Hugging Face model folder or a .gguf file."
-        )
-    files = sorted(path.glob("*.gguf"))
-    if len(files) > 1 and not (path / "config.json").is_file():
-        raise ValueError(
-            f"{path} holds {len(files)} GGUF files; give one of them: "
-            f"{', '.join(file.name for file in files[:6])}."
-        )
-    return files[0] if files and not (path / "config.json").is_file() else None
-
-
 def _open_gguf(file: Path, kind: str | None, dtype: Any, scan: bool) -> StoredModel:
     if kind not in (None, "decoder"):
-        raise ValueError(f"{file} holds a decoder, and needed here is {_an(str(kind))}.")
+        raise ValueError(f"{file} holds a decoder, and needed here is {an(str(kind))}.")
     whole = GgufFile(file)
     config = gguf_config(whole)
     names, tensors = gguf_names(config), ExpertsApart(whole)
     what = f"{config.family} decoder in {file}"
     check_named(names, tensors, what=what, ignored=IGNORED, by="its metadata")
     return StoredModel(file, config, names if scan else unrolled(names), tensors, {}, dtype)
-
-
-def _family_of(raw: Raw, kind: str | None) -> Family:
-    """The family of a parsed config.json.
-
-    Raises:
-        ValueError: it is unknown, or of another kind.
-    """
-    name = raw.get("model_type", "bert" if kind in (None, "encoder") else None)
-    known = [family.name for family in FAMILIES.values() if kind in (None, family.kind)]
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise ValueError(
-            f"model_type {name!r} is not supported. Nearest: {nearest(str(name), known, 2)}; "
-            f"known: {', '.join(known)}."
-        )
-
-    family = FAMILIES[name]
-    if kind == "encoder" and family.kind != kind:
-        raise ValueError(
-            f"model_type {name!r} ({_an(family.kind)}, which writes text: set config.data.task to "
-            f"'completion', or use {_DOORS[family.kind]}) is not supported; needed "
-            f"{', '.join(map(repr, known))}."
-        )
-
-    if kind not in (None, family.kind):
-        raise ValueError(
-            f"model_type {name!r} is {_an(family.kind)}, and needed here is {_an(str(kind))}. Load "
-            f"it with lora_jax.io.{_DOORS[family.kind]}."
-        )
-    return family
-
-
-def _an(kind: str) -> str:
-    return f"{'an' if kind[0] == 'e' else 'a'} {kind}"
 
 
 def _as_stored(
