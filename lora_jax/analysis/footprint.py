@@ -74,7 +74,7 @@ SMALL = 4096
 def footprint_of(config: Config, model: ModelConfig, *, tokens: int | None = None) -> Footprint:
     """What a training step of a run holds at its peak, and how much it computes.
 
-    Weights are float32 but for those that are quantised, as tasks load them. Activations are those
+    Weights are in `model.base_dtype` but for those that are quantised, as tasks load them. Activations are those
     of a micro-batch of the longest texts, from the trace alone: what a compiler fuses away is
     counted, what it copies is not. Against the account of XLA's CPU backend: arguments equal, and
     besides them RoBERTa-base (16 x 128, 8 x 256 tokens) 1.01 and 0.97 times, GPT-2 medium of 8

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lora_jax.analysis.devices import USABLE, Device
 from lora_jax.analysis.footprint import Footprint, bounded, footprint_of_task
-from lora_jax.config import ADAPTERS, Config, with_value
+from lora_jax.config import ADAPTERS, Config, MeshConfig, with_value
 from lora_jax.core.host import can_offload
 from lora_jax.core.init import initializer_named
 from lora_jax.core.paths import nearest
@@ -47,6 +47,8 @@ class Plan:
     def notes(self) -> list[str]:
         """What of the config is not in the figures, or is otherwise on an accelerator."""
         said, found = [], self.footprint
+        if self.config.mesh.devices > 1:
+            said.append("This is of one device that holds all: config.mesh is not counted.")
         if (self.config.optim.offload or self.config.model.offload) and not can_offload():
             said.append(
                 "This machine has no memory of a device apart from its own: what is offloaded is "
@@ -67,7 +69,7 @@ class Plan:
 def plan(config: Config, model: ModelConfig | None = None, *, compiled: bool = True) -> Plan:
     """What a training step of a run needs: texts of `data.max_length` tokens, a row each.
 
-    Weights are counted as tasks load them: float32 but for those that are quantised. Of a sweep, the
+    Weights are counted as tasks load them: in `model.base_dtype` but for those that are quantised. Of a sweep, the
     config's own settings are planned. A step that is compiled here and then trained is compiled once.
 
     Args:
@@ -84,8 +86,9 @@ def plan(config: Config, model: ModelConfig | None = None, *, compiled: bool = T
     model = sizes_of(config.model.name) if model is None else model
     _check_length(config, model)
     config = bounded(config)
+    alone = replace(config, mesh=MeshConfig())
     task = shapes_task(config, model)
-    shaped = _by_shapes(config)
+    shaped = _by_shapes(alone)
     found = footprint_of_task(shaped, task)
     memory = needs_of(shaped, task, batch_shapes(shaped, task)).memory if compiled else None
     return Plan(config, model, found, memory, time.perf_counter() - start)

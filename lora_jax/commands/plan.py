@@ -6,7 +6,7 @@ from config.json alone, in seconds, without weights, data or a GPU.
   lora-jax plan configs/rotten_tomatoes.py:lora --config.model.remat=true
 
 A model is a folder with config.json, one that is on this machine, or a size that papers name. Of a
-language model blocks are recomputed and products are in bfloat16, unless --config says otherwise; of a
+language model blocks are recomputed, products and words in bfloat16, unless --config says otherwise; of a
 config its own settings count, and of a sweep those that no axis changes.
 
 The peak is XLA's own account of the training step, compiled by shapes for the device that is here; the
@@ -69,8 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.mesh is not None:
         raise ValueError(
-            "--mesh divides a run over devices, which lora_jax does not do yet: leave it out for "
-            "the plan of one device."
+            "--mesh divides a run over devices, whose shares are not planned yet: leave it out for "
+            "the plan of one device that holds all."
         )
     device = None if arguments.device is None else _device(arguments.device)
     made = plan(config_of(arguments), compiled=not arguments.arithmetic)
@@ -92,19 +92,22 @@ def config_of(arguments: argparse.Namespace) -> Config:
     spec, asked = arguments.config, _overrides(arguments)
     if spec.endswith(".py") or ".py:" in spec:
         return load_config(spec, [*asked, *arguments.overrides])
-    usual = to_dict(from_config_dict(_usual(spec)))
+    usual = to_dict(from_config_dict(_usual(spec, arguments.method)))
     return with_overrides(usual, [*asked, *arguments.overrides])
 
 
-def _usual(name: str) -> dict[str, Any]:
+def _usual(name: str, method: str | None) -> dict[str, Any]:
     from lora_jax.analysis.memory_plan import sizes_of
     from lora_jax.io.families import FAMILIES
     from lora_jax.io.weights import family_name
 
     if FAMILIES[family_name(sizes_of(name))].kind == "encoder":
         return {"model": {"name": name}}
+    # What is trained itself is kept in float32.
+    base_dtype = "float32" if method in ("full", "top_layers") else "bfloat16"
+    model = dict(name=name, remat=True, compute_dtype="bfloat16", base_dtype=base_dtype)
     return {
-        "model": {"name": name, "remat": True, "compute_dtype": "bfloat16"},
+        "model": model,
         "data": {"task": "completion", "max_length": 512},
         "train": {"batch_size": 1},
     }

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from lora_jax.adapters.sites import find_sites
 from lora_jax.config import Config
+from lora_jax.core.paths import flatten, unflatten
 from lora_jax.models.encoder_parts import EncoderConfig
 from lora_jax.models.kinds import ModelConfig, example_inputs, model_of
 from lora_jax.models.t5 import T5Config
@@ -29,7 +30,11 @@ def shapes_task(config: Config, model: ModelConfig, classes: int = 2) -> Task:
         own = {name: getattr(config.model, name) for name in rates}
         model = replace(model, num_classes=classes, **own)
     module, inputs = model_of(model, **options), example_inputs(model)
+    sites = find_sites(module, *inputs)
     params = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    wide = jnp.dtype(config.model.base_dtype)
+    dtype_of = lambda path, x: wide if len(sites[path].shape) > 1 else x.dtype
+    flat = {path: x.update(dtype=dtype_of(path, x)) for path, x in flatten(params).items()}
     kind: type[Task] = DecoderTask
     if isinstance(model, EncoderConfig):
         kind = EncoderTask
@@ -37,8 +42,8 @@ def shapes_task(config: Config, model: ModelConfig, classes: int = 2) -> Task:
         kind = Seq2SeqTask
     return kind(
         model=module,
-        params=params,
-        sites=find_sites(module, *inputs),
+        params=unflatten(flat),
+        sites=sites,
         splits={},
         fingerprint=lambda: "",
         label_smoothing=config.data.label_smoothing,
