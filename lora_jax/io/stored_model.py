@@ -17,7 +17,8 @@ from lora_jax.core.paths import Rules, unflatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
 from lora_jax.io.config_json import in_file
 from lora_jax.io.named_weights import dtype_of, formats_of, parts_of, read_leaf
-from lora_jax.io.names import Names
+from lora_jax.io.names import Name, Names
+from lora_jax.io.reading_bar import note_read
 from lora_jax.io.tensors import Tensors
 
 
@@ -100,4 +101,17 @@ class StoredModel:
         return parts if self.passing is None else self.passing.of(path, parts)
 
     def _file_parts(self, path: str) -> Iterator[tuple[Any, np.ndarray]]:
-        return parts_of(self.names[path], self.tensors)
+        name = self.names[path]
+        sizes = self._sizes(name)
+        for index, part in parts_of(name, self.tensors):
+            yield index, part
+            note_read(next(sizes), self._file_bytes, self.path.name)
+
+    def _sizes(self, name: Name) -> Iterator[int]:
+        """The bytes of each of the weight's parts in the files."""
+        for _, parameter in name.layers():
+            yield self.tensors.size(parameter) * name.columns // name.their_columns
+
+    @functools.cached_property
+    def _file_bytes(self) -> int:
+        return sum(size for name in self.names.values() for size in self._sizes(name))
