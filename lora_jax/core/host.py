@@ -59,10 +59,13 @@ class Filling:
             shards.setdefault(key, _Shard(box, self.dtype, is_host)).devices.append(device)
         self._shards = list(shards.values())
 
-    def put(self, index: Any, part: Any) -> None:
-        """Puts a host array, or one of jax's, at its index along the leading axes."""
+    def put(self, index: Any, part: Any, *, column: int = 0) -> None:
+        """Puts a host array, or one of jax's, at its index along the leading axes, from a column of
+        the last axis on.
+        """
         index = np.index_exp[index]
         start = (*index, *[0] * part.ndim)
+        start = (*start[:-1], start[-1] + column) if start else ()
         part = part.reshape((1,) * len(index) + part.shape)
         for shard in self._shards:
             shard.put(start, part)
