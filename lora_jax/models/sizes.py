@@ -4,6 +4,8 @@ their weights and memory without their files.
 
 from __future__ import annotations
 
+from typing import Any
+
 from lora_jax.models.deberta import DebertaConfig
 from lora_jax.models.decoder_config import DecoderConfig
 from lora_jax.models.encoder_parts import EncoderConfig
@@ -43,14 +45,25 @@ def _llama3(layers: int, width: int, heads: int, inner: int) -> DecoderConfig:
     )  # fmt: skip
 
 
-# Five layers that see the last 1,024 tokens, then one that sees all.
-_GEMMA3_27B = DecoderConfig(
-    vocab_size=262_208, hidden_size=5376, num_layers=62, num_heads=32, num_kv_heads=16,
-    head_dim=128, intermediate_size=21_504, max_positions=131_072, family="gemma3_text",
-    post_norms=True, activation="gelu_tanh", qk_norm=True, tied=True, query_scale=168**-0.5,
-    embedding_scale=5376**0.5, rotary=Rotary(base=1e6, scaling="linear", factor=8.0),
-    local_rotary=Rotary(base=1e4), window=1024,
-    local_layers=tuple((n + 1) % 6 > 0 for n in range(62)),
+def _gemma3(
+    layers: int, width: int, heads: int, kv: int, head: int, inner: int, **others: Any
+) -> DecoderConfig:
+    """Five layers that see the last tokens, then one that sees all."""
+    return DecoderConfig(
+        num_layers=layers, hidden_size=width, num_heads=heads, num_kv_heads=kv, head_dim=head,
+        intermediate_size=inner, family="gemma3_text", post_norms=True, activation="gelu_tanh",
+        qk_norm=True, tied=True, embedding_scale=width**0.5, local_rotary=Rotary(base=1e4),
+        local_layers=tuple((n + 1) % 6 > 0 for n in range(layers)), **others,
+    )  # fmt: skip
+
+
+_GEMMA3_270M = _gemma3(
+    18, 640, 4, 1, 256, 2048, vocab_size=262_144, max_positions=32_768, window=512,
+    query_scale=256**-0.5, rotary=Rotary(base=1e6),
+)  # fmt: skip
+_GEMMA3_27B = _gemma3(
+    62, 5376, 32, 16, 128, 21_504, vocab_size=262_208, max_positions=131_072, window=1024,
+    query_scale=168**-0.5, rotary=Rotary(base=1e6, scaling="linear", factor=8.0),
 )  # fmt: skip
 
 
@@ -85,6 +98,7 @@ SIZES: dict[str, ModelConfig] = {
     "huggyllama/llama-65b": _llama(80, 8192, 64, 22_016),
     "meta-llama/Meta-Llama-3-8B": _llama3(32, 4096, 32, 14_336),
     "meta-llama/Meta-Llama-3-70B": _llama3(80, 8192, 64, 28_672),
+    "google/gemma-3-270m": _GEMMA3_270M,
     "google/gemma-3-27b-pt": _GEMMA3_27B,
     "google/t5-v1_1-small": _t5(8, 512, 6, 1024),
     "google/t5-v1_1-base": _t5(12, 768, 12, 2048),
