@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import astuple
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lora_jax.config import MeshConfig
+from lora_jax.config import MeshConfig, read_by_path
 from lora_jax.core.mesh import BATCH, batch_held, make_mesh
 from lora_jax.core.notice import say_once
-from lora_jax.core.sharding import shard, shardings
+from lora_jax.core.sharding import Rules, shard, shardings
 
 
 def mesh_of(config: MeshConfig) -> Mesh | None:
@@ -23,25 +22,37 @@ def mesh_of(config: MeshConfig) -> Mesh | None:
     Raises:
         ValueError: it has more devices than there are.
     """
-    sizes = astuple(config)
-    return make_mesh(*sizes) if math.prod(sizes) > 1 else None
+    if config.devices == 1:
+        return None
+    return make_mesh(data=config.data, fsdp=config.fsdp, model=config.model)
+
+
+def rules_of(config: MeshConfig) -> Rules | None:
+    """The run's own rules on paths; None for those of this library's models."""
+    axes = lambda end: None if end == "-" else tuple(end.split("+"))
+    written = read_by_path(config.rules)
+    return [(path, tuple(map(axes, ends.split()))) for path, ends in written] or None
 
 
 def on_mesh(config: MeshConfig, *trees: Any) -> tuple[Any, ...]:
-    """Frozen weights and states on the run's mesh, by the rules of this library's models."""
+    """Frozen weights and states on the run's mesh.
+
+    Raises:
+        ValueError: there are fewer devices, or a rule matches no weight.
+    """
     mesh = mesh_of(config)
-    return trees if mesh is None else tuple(shard(tree, mesh) for tree in trees)
+    return trees if mesh is None else tuple(shard(tree, mesh, rules_of(config)) for tree in trees)
 
 
 def train_step_on(
-    mesh: Mesh, step: Callable[..., Any], *, accumulate: int = 1
+    mesh: Mesh, step: Callable[..., Any], *, rules: Rules | None = None, accumulate: int = 1
 ) -> Callable[..., Any]:
     """The training step, whose state lies afterwards as it lay before."""
 
     def placed(state: Any, frozen: Any, batch: Any) -> Any:
         batch, _ = _divided(batch, mesh, fill=accumulate == 1)
         state, metrics = step(state, frozen, batch)
-        held = jax.lax.with_sharding_constraint(state, shardings(state, mesh))
+        held = jax.lax.with_sharding_constraint(state, shardings(state, mesh, rules))
         return held, metrics
 
     return placed

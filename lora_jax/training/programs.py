@@ -11,7 +11,7 @@ from lora_jax.config import Config, MeshConfig, OptimConfig
 from lora_jax.core.platform import platform
 from lora_jax.tasks.losses import PerExample, Summed, Sums
 from lora_jax.training.compile import Program, program_for
-from lora_jax.training.mesh import eval_step_on, mesh_of, train_step_on
+from lora_jax.training.mesh import eval_step_on, mesh_of, rules_of, train_step_on
 from lora_jax.training.optim import make_optimizer, structure_of
 from lora_jax.training.step import (
     make_stacked_eval_step,
@@ -89,7 +89,7 @@ def _programs(
         step = make_stacked_step(step, slots, lanes)
         score = make_stacked_eval_step(score, slots, lanes)
     if (devices := mesh_of(mesh)) is not None:
-        step = train_step_on(devices, step, accumulate=accumulate)
+        step = train_step_on(devices, step, rules=rules_of(mesh), accumulate=accumulate)
         score = eval_step_on(devices, score)
     return Programs(program_for(step, donate=(0,)), program_for(score), slots)
 

@@ -52,7 +52,7 @@ def config_of(where: Path, model: str, **changes: Any) -> Config:
     return from_config_dict(settings | changes)
 
 
-def on(config: Config, **mesh: int) -> Config:
+def on(config: Config, **mesh: Any) -> Config:
     return dataclasses.replace(config, mesh=MeshConfig(**mesh))
 
 
@@ -123,5 +123,9 @@ def test_a_mesh_is_no_part_of_a_runs_name_and_of_what_it_is_refused_with(where: 
         from_config_dict(dict(optim=dict(offload=True), mesh=dict(fsdp=2)))
     with pytest.raises(ValueError, match="config.mesh.fsdp must be 1 or more"):
         from_config_dict(dict(mesh=dict(fsdp=0)))
+    with pytest.raises(ValueError, match="config.mesh.rules must be 'PATTERN: VALUE"):
+        from_config_dict(dict(mesh=dict(fsdp=2, rules="head/kernel: fsdp")))
+    with pytest.raises(ValueError, match="sharding rule 'dense/kernel' matches none of"):
+        train(on(config, fsdp=8, rules="dense/kernel: fsdp -"), where / "no", quiet=True)
     with pytest.raises(ValueError, match="needs 64 devices, and jax sees .* Lower config.mesh, or"):
         train(on(config, data=8, fsdp=8), where / "no", quiet=True)
