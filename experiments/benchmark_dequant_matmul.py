@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -38,6 +39,37 @@ def milliseconds(program: Any, *operands: Any) -> float:
     return 1000 * statistics.median(times)
 
 
+def measured() -> Iterator[dict[str, Any]]:
+    """Both ways by format, dtype and tokens."""
+    for name in ("nf4", "int8"):
+        spec = QuantSpec(name)
+        weight = quantize(jax.random.normal(jax.random.key(0), (SIZE, SIZE)), spec)
+        for dtype in ("bfloat16", "float16", "float32"):
+            for count in TOKENS:
+                x = jax.random.normal(jax.random.key(1), (count, SIZE)).astype(dtype)
+                yield {
+                    "format": name,
+                    "bits": spec.bits,
+                    "dtype": dtype,
+                    "tokens": count,
+                    "fused": milliseconds(jax.jit(fused), x, weight),
+                    "reference": milliseconds(jax.jit(reference), x, weight),
+                }
+
+
+def most_tokens(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[int, str], int]:
+    """The most tokens up to which the fused product is faster, without a gap, by bits and dtype."""
+    most: dict[tuple[int, str], int] = {}
+    lost = set()
+    for row in rows:
+        key = row["bits"], row["dtype"]
+        if row["fused"] >= row["reference"]:
+            lost.add(key)
+        if key not in lost:
+            most[key] = row["tokens"]
+    return most
+
+
 def main() -> None:
     """Prints a table of times and the table of choices."""
     if jax.default_backend() != "gpu":
@@ -48,21 +80,12 @@ def main() -> None:
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}\n\n| format | dtype | tokens | "
         "fused ms | reference ms |\n|---|---|---:|---:|---:|"
     )
-    most: dict[tuple[int, str], int] = {}
-    for name in ("nf4", "int8"):
-        spec = QuantSpec(name)
-        weight = quantize(jax.random.normal(jax.random.key(0), (SIZE, SIZE)), spec)
-        for dtype in ("bfloat16", "float16", "float32"):
-            for tokens in TOKENS:
-                x = jax.random.normal(jax.random.key(1), (tokens, SIZE)).astype(dtype)
-                mine, other = (
-                    milliseconds(jax.jit(fused), x, weight),
-                    milliseconds(jax.jit(reference), x, weight),
-                )
-                print(f"| {name} | {dtype} | {tokens} | {mine:.3f} | {other:.3f} |", flush=True)
-                if mine < other:
-                    most[spec.bits, dtype] = tokens
-    print(f"\nMOST_TOKENS = {most}")
+    rows = []
+    for row in measured():
+        rows.append(row)
+        named = f"| {row['format']} | {row['dtype']} | {row['tokens']} "
+        print(f"{named}| {row['fused']:.3f} | {row['reference']:.3f} |", flush=True)
+    print(f"\nMOST_TOKENS = {most_tokens(rows)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
-from lora_jax.analysis.footprint import A100, SMALL, UTILISATION, Footprint, footprint_of, seconds
+from lora_jax.analysis.devices import A100
+from lora_jax.analysis.footprint import SMALL, UTILISATION, Footprint, footprint_of, seconds
 from lora_jax.config import Config, from_config_dict
 from lora_jax.models.sizes import SIZES
 from lora_jax.sweeps.grid import duration

@@ -20,6 +20,7 @@ from lora_jax.training.interrupted import Interrupted, ended_by_signals
 
 COMMANDS: dict[str, str] = {
     "train": "train one run: full, head, lora or qlora",
+    "plan": "what a run needs of a device's memory, from config.json alone, and what makes it fit",
     "sweep": "train a grid over rank, bit-width, targets and seeds; finished runs are kept",
     "report": "tables, tests and pictures of finished runs, as HTML and Markdown",
     "watch": "a sweep while it runs: running, done, failed, best so far, time left",

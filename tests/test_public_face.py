@@ -61,7 +61,7 @@ def test_the_root_is_small_and_every_package_with_public_names_is_in_it():
     names = names_of(ROOT / "lora_jax" / "__init__.pyi")
     namespaces = {name for name, module in names.items() if name == module}
     assert namespaces == {path.parent.name for path in STUBS} - {"lora_jax"}
-    assert len(names) - len(namespaces) <= 30
+    assert len(names) - len(namespaces) <= 32
     assert lora_jax.io.Name and lora_jax.config.OptimConfig().learning_rate > 0
 
 

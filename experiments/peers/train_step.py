@@ -2,7 +2,9 @@
 memory. Needs torch, PEFT, bitsandbytes.
 
 python experiments/peers/train_step.py minilm|gemma fp32|bf16|nf4|nf4-bf16 FOLDER STEPS BATCH TOKENS
-FRACTION WARM
+FRACTION WARM [RANK]
+
+On a GPU, where there is one; it then tells what the device has held.
 """
 
 import json
@@ -23,6 +25,8 @@ def peak_bytes() -> int:
 kind, precision, folder = sys.argv[1:4]
 steps, batch, length = map(int, sys.argv[4:7])
 fraction, warm = float(sys.argv[7]), int(sys.argv[8])
+rank = int(sys.argv[9]) if len(sys.argv) > 9 else 8
+device = "cuda" if torch.cuda.is_available() else "cpu"
 dense = torch.bfloat16 if precision.endswith("bf16") else torch.float32
 options = {"dtype": dense}
 if precision.startswith("nf4"):
@@ -39,17 +43,23 @@ if kind == "minilm":
     model = BertForSequenceClassification.from_pretrained(folder, num_labels=2, **options)
     tokens = torch.randint(1000, 20000, (batch, length))
     config = LoraConfig(
-        task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "key", "value", "dense"]
+        task_type="SEQ_CLS",
+        r=rank,
+        lora_alpha=16,
+        target_modules=["query", "key", "value", "dense"],
     )
 else:
     model = AutoModelForCausalLM.from_pretrained(folder, **options)
     tokens = torch.randint(5, 200_000, (batch, length))
     labels = tokens.clone()
     labels[:, : length - int(length * fraction)] = -100
-    config = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear")
+    config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=16, target_modules="all-linear")
 if precision.startswith("nf4"):
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 model = get_peft_model(model, config)
+tokens, labels = tokens.to(device), labels.to(device)
+if not precision.startswith("nf4"):  # bitsandbytes has put it there
+    model = model.to(device)
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
 
@@ -80,6 +90,7 @@ print(
             first=first,
             rss=peak_bytes(),
             loss=loss,
+            device_bytes=torch.cuda.max_memory_allocated() if device == "cuda" else None,
         )
     )
 )

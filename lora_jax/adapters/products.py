@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from lora_jax.adapters.recording import Recorded, record
 from lora_jax.core.lowrank import Adapted, LowRank
-from lora_jax.core.mesh import cut_of
+from lora_jax.core.mesh import BATCH, Placed, cut_of
 from lora_jax.core.rows import WithRows
 from lora_jax.kernels.matmul import frozen_matmul, head_matmul, lowrank_matmul
 
@@ -78,8 +78,7 @@ def conv(module: nn.Module, leaf: Any, call: Call) -> Array:
 
 def embed(module: nn.Module, leaf: Any, call: Call) -> Array:
     """`nn.Embed`: rows of `a`, times `b`."""
-    y = frozen_call(module, leaf, call, weight="embedding")
-    y = y if (cut := cut_of(leaf)) is None else cut.outputs(y)
+    y = _looked_up(module, leaf, call)
     if isinstance(leaf, WithRows):
         return leaf.look_up(call.args[0], y)
     if not isinstance(leaf, Adapted):
@@ -89,6 +88,20 @@ def embed(module: nn.Module, leaf: Any, call: Call) -> Array:
         return (jnp.take(low.a, call.args[0], axis=0) * low.scale) @ low.b
 
     return rescaled(y + over_terms(update, leaf).astype(y.dtype), leaf.factors())
+
+
+def _looked_up(module: nn.Module, leaf: Any, call: Call) -> Array:
+    """The frozen embedding's rows. On a mesh ids travel and what they look up, not the embedding."""
+    cut = cut_of(leaf)
+    if cut is None:
+        return frozen_call(module, leaf, call, weight="embedding")
+    base = leaf.base if isinstance(leaf, (Adapted, WithRows)) else leaf
+    here = base.base if isinstance(base, Placed) else base
+    # Two steps, since XLA goes from one to the other by all-to-all only where one axis moves.
+    rows = tuple(axis for axis in BATCH if axis not in (cut.columns or ()))
+    ids = cut.held(call.args[0], rows, *[None] * (call.args[0].ndim - 1))
+    y = frozen_call(module, here, Call((ids,), call.kwargs), weight="embedding")
+    return cut.outputs(cut.held(y, rows, *[None] * (y.ndim - 2), cut.columns))
 
 
 def attend(module: nn.Module, leaf: Any, call: Call) -> Array:

@@ -82,15 +82,22 @@ def adapt(
 
     frozen = {}
     out: dict[str, Trainable] = {}
-    for path, weight in flat.items():
+    # In the order of their paths, so that a fingerprint can be made of those that are in files.
+    for path, weight in sorted(flat.items()):
         if path in trained:
+            # Its own array: the training step donates what it trains, not the caller's weights.
+            whole = meta.unbox(jax.tree.map(to_device, weight))
+            out[path] = TrainedWeight(value=jnp.array(whole, copy=True))
             continue
         try:
             site, spec = sites[path], adapted.get(path)
-            frozen[path], low = _stored(site, weight, quantized.get(path), spec, key)
+            stored, low = _stored(site, weight, quantized.get(path), spec, key)
+            frozen[path] = jax.tree.map(to_device, stored)
             if path in quantized:
                 # Else the temporaries of many weights are alive at once.
                 jax.block_until_ready(frozen[path])
+            else:
+                weight = frozen[path]  # A file is not read twice.
             if path in rows:
                 out[path] = rows_of(jnp.asarray(meta.unbox(weight)), rows[path])
             if spec is not None:
@@ -99,10 +106,9 @@ def adapt(
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
-    for path in trained:
-        # An array of its own: the training step donates what it trains, not the caller's weights.
-        out[path] = TrainedWeight(value=jnp.array(meta.unbox(flat[path]), copy=True))
-    return unflatten(jax.tree.map(to_device, frozen)), out
+    order = [*(path for path in flat if path not in trained), *trained]
+    kept = unflatten({path: frozen[path] for path in flat if path in frozen})
+    return kept, {path: out[path] for path in order if path in out}
 
 
 def trainable_parameters(trainable: Trainables) -> int:

@@ -14,6 +14,8 @@ from .intruders import find_intruders as find_intruders
 from .intruders import random_update as random_update
 from .intruders import scale_intruders as scale_intruders
 from .intruders import shrink_controls as shrink_controls
+from .memory_plan import Plan as Plan
+from .memory_plan import plan as plan
 from .rates import BestRate as BestRate
 from .rates import Slope as Slope
 from .rates import best_rate as best_rate

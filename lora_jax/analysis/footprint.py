@@ -13,18 +13,15 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 
-from lora_jax.adapters.sites import find_sites
+from lora_jax.analysis.devices import A100, Device
 from lora_jax.config import Config
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray
 from lora_jax.core.trainable import combine, partition
 from lora_jax.kernels.vocab_loss import CHUNK
-from lora_jax.models.encoder_parts import EncoderConfig
-from lora_jax.models.kinds import ModelConfig, example_inputs, model_of
-from lora_jax.models.t5 import T5Config
-from lora_jax.tasks.building import build_options
+from lora_jax.models.kinds import ModelConfig
 from lora_jax.tasks.encoder import EncoderTask
-from lora_jax.tasks.language import DecoderTask, Seq2SeqTask
+from lora_jax.tasks.shapes import batch_shapes, shapes_task
 from lora_jax.tasks.task import Task
 from lora_jax.training.run import abstract_state
 
@@ -37,7 +34,9 @@ class Footprint:
     classifier what is trained of it stands under `factors`). other: frozen weights besides. factors:
     all that is trained. optimiser: its moments. gradients: of what is trained, twice where those of
     parts are added up. activations: what the forward pass keeps for the backward pass of a
-    micro-batch, one block that is computed again, and weights in the dtype of products.
+    micro-batch, one block that is computed again, and words in the dtype of products. scores: of
+    those, attention's of one block, which flash attention does not hold. dense: the largest weight
+    of a layer in the dtype of products.
     """
 
     codes: int = 0
@@ -49,7 +48,15 @@ class Footprint:
     optimiser: int = 0
     gradients: int = 0
     activations: int = 0
+    scores: int = 0
+    dense: int = 0
     flops: float = 0.0
+
+    @property
+    def arguments(self) -> int:
+        """What is there before the step and after it."""
+        names = ("codes", "scales", "embeddings", "head", "other", "factors", "optimiser")
+        return sum(getattr(self, name) for name in names)
 
     @property
     def total(self) -> int:
@@ -57,18 +64,7 @@ class Footprint:
         return sum(getattr(self, one.name) for one in fields(self) if one.name != "flops")
 
 
-@dataclass(frozen=True)
-class Device:
-    """An accelerator: its memory in bytes, and operations a second of dense products by dtype."""
-
-    name: str
-    memory: int
-    rate: Mapping[str, float]
-
-
-# NVIDIA's data sheet; float32 products run as TF32 there, which is jax's default.
-A100 = Device("A100 80 GB", 80 * 2**30, {"float32": 156e12, "bfloat16": 312e12})
-# Share of that rate which a step reaches. QLoRA's 65B run (1,875 steps of 16 texts of 513 tokens at
+# Share of a device's rate which a step reaches. QLoRA's 65B run (1,875 steps of 16 texts of 513 tokens at
 # most, 24 hours on a 48 GB card of 155e12) reached 0.45 at most: an assumption, not a measurement.
 UTILISATION = 0.4
 # Tokens a micro-batch below which a device waits for its launches, and the estimate is too low.
@@ -78,7 +74,7 @@ SMALL = 4096
 def footprint_of(config: Config, model: ModelConfig, *, tokens: int | None = None) -> Footprint:
     """What a training step of a run holds at its peak, and how much it computes.
 
-    Weights are float32 but for those that are quantised, as tasks load them. Activations are those
+    Weights are in `model.base_dtype` but for those that are quantised, as tasks load them. Activations are those
     of a micro-batch of the longest texts, from the trace alone: what a compiler fuses away is
     counted, what it copies is not. Against the account of XLA's CPU backend: arguments equal, and
     besides them RoBERTa-base (16 x 128, 8 x 256 tokens) 1.01 and 0.97 times, GPT-2 medium of 8
@@ -88,52 +84,33 @@ def footprint_of(config: Config, model: ModelConfig, *, tokens: int | None = Non
         model: the sizes of its model, as `lora_jax.models.sizes.SIZES` or a config.json has them.
         tokens: mean of an example, for the operations; by default all of `data.max_length`.
     """
-    train = config.train
-    one_step = replace(config, train=replace(train, total_steps=train.total_steps or 1))
-    task = shapes_task(one_step, model)
-    frozen, state = abstract_state(one_step, task)
-    parts = _frozen_bytes(task, frozen)
+    return footprint_of_task(config, shapes_task(config, model), tokens=tokens)
 
+
+def footprint_of_task(config: Config, task: Task, *, tokens: int | None = None) -> Footprint:
+    """`footprint_of` for a task with shapes in place of weights (`shapes_task`)."""
+    one_step = bounded(config)
+    frozen, state = abstract_state(one_step, task)
     trained, _ = partition(state.trainable)
     return Footprint(
-        **parts,
+        **_frozen_bytes(task, frozen),
+        **_passing(one_step, task, frozen, state.trainable),
         factors=_bytes(state.trainable),
         optimiser=_bytes(state.opt_state),
-        gradients=_bytes(trained) * (1 + (train.accumulate > 1)),
-        activations=_activations(one_step, task, frozen, state.trainable),
+        gradients=_bytes(trained) * (1 + (config.train.accumulate > 1)),
         flops=_flops(one_step, task, tokens or config.data.max_length),
     )
+
+
+def bounded(config: Config) -> Config:
+    """The config with a number of steps, which without data does not follow from its epochs."""
+    train = config.train
+    return replace(config, train=replace(train, total_steps=train.total_steps or 1))
 
 
 def seconds(found: Footprint, config: Config, steps: int, device: Device = A100) -> float:
     """An estimate of the time of so many steps, evaluation and compilation apart."""
     return found.flops * steps / (UTILISATION * device.rate[config.model.compute_dtype])
-
-
-def shapes_task(config: Config, model: ModelConfig, classes: int = 2) -> Task:
-    """The task of a config for a model of these sizes, with shapes in place of weights and without
-    data.
-    """
-    options: dict[str, Any] = build_options(config.model)
-    if isinstance(model, EncoderConfig):
-        rates = ("dropout", "attention_dropout", "head_dropout")
-        own = {name: getattr(config.model, name) for name in rates}
-        model = replace(model, num_classes=classes, **own)
-    module, inputs = model_of(model, **options), example_inputs(model)
-    params = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
-    kind: type[Task] = DecoderTask
-    if isinstance(model, EncoderConfig):
-        kind = EncoderTask
-    elif isinstance(model, T5Config):
-        kind = Seq2SeqTask
-    return kind(
-        model=module,
-        params=params,
-        sites=find_sites(module, *inputs),
-        splits={},
-        fingerprint=lambda: "",
-        label_smoothing=config.data.label_smoothing,
-    )
 
 
 def saved_arrays(function: Callable[..., Any], variable: Any, *fixed: Any) -> list[Any]:
@@ -183,29 +160,9 @@ def _frozen_bytes(task: Task, frozen: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
-def _batch(config: Config, task: Task) -> dict[str, Any]:
-    """Shapes of a micro-batch of the longest texts."""
-    rows = config.train.batch_size // config.train.accumulate
-    ids = jax.ShapeDtypeStruct((rows, config.data.max_length), jnp.int32)
-    floats = jax.ShapeDtypeStruct(ids.shape, jnp.float32)
-    if isinstance(task, EncoderTask):
-        of_rows = {
-            "labels": jax.ShapeDtypeStruct((rows,), jnp.int32),
-            "weight": jax.ShapeDtypeStruct((rows,), jnp.float32),
-        }
-        return {"tokens": ids, "mask": ids.update(dtype=jnp.bool_), "types": ids} | of_rows
-    batch = {"tokens": ids, "segments": ids, "labels": ids, "loss_weight": floats}
-    if not isinstance(task, Seq2SeqTask):
-        return batch
-    # Of the target, what an answer has at most, where the config says so.
-    longest = config.data.decoding.max_new or config.data.max_length
-    target = {name: ids.update(shape=(rows, longest)) for name in ("target", "target_segments")}
-    ends = {name: batch[name].update(shape=(rows, longest)) for name in ("labels", "loss_weight")}
-    return batch | target | ends
-
-
-def _activations(config: Config, task: Task, frozen: Any, trainable: Any) -> int:
-    batch = _batch(config, task)
+def _passing(config: Config, task: Task, frozen: Any, trainable: Any) -> dict[str, int]:
+    """Activations of a micro-batch, scores of attention, and the largest dense weight."""
+    batch = batch_shapes(config, task, config.train.batch_size // config.train.accumulate)
     trained, fixed = partition(trainable)
 
     def kept(task: Task) -> int:
@@ -221,24 +178,21 @@ def _activations(config: Config, task: Task, frozen: Any, trainable: Any) -> int
     if config.model.remat:  # One block at a time is kept whole while its gradient is formed.
         plain = replace(task, model=task.model.clone(remat=False))
         size += kept(plain) // settings.num_layers
-    item = jnp.dtype(config.model.compute_dtype).itemsize
+    item, scores = jnp.dtype(config.model.compute_dtype).itemsize, 0
     if not isinstance(task, EncoderTask):
-        size += _recomputed(config, settings) + 2 * 4 * CHUNK * settings.vocab_size  # logits
-    cast = [math.prod(site.shape) for site in task.sites.values() if site.is_matrix]
-    if item == 4:
-        return size + item * max(cast)  # a quantised weight, or one that is laid out anew
-    words = 1 if getattr(settings, "tied", True) else 2
-    return size + item * (max(cast) + words * settings.vocab_size * settings.hidden_size)
-
-
-def _recomputed(config: Config, settings: Any) -> int:
-    """What a block of a language model holds besides what it named as kept, which it always computes
-    again: attention's scores and weights in float32, and what the MLP's product is made of.
-    """
-    rows, time = config.train.batch_size // config.train.accumulate, config.data.max_length
-    item = jnp.dtype(config.model.compute_dtype).itemsize
-    within = item * time * (3 * settings.intermediate_size + 4 * settings.hidden_size)
-    return rows * (within + 2 * 4 * settings.num_heads * time * time)
+        # What a block computes again, besides what it named as kept: attention's scores and weights
+        # in float32, and what the MLP's product is made of.
+        rows, time = batch["tokens"].shape
+        within = 3 * settings.intermediate_size + 4 * settings.hidden_size
+        scores = 2 * 4 * rows * settings.num_heads * time * time
+        size += item * rows * time * within + 2 * 4 * CHUNK * settings.vocab_size  # logits
+    if item < 4:
+        words = 1 if getattr(settings, "tied", True) else 2
+        size += item * words * settings.vocab_size * settings.hidden_size
+    # A quantised weight, or one that is laid out anew.
+    weights = [site for path, site in task.sites.items() if site.is_matrix and "layers" in path]
+    dense = max(math.prod(site.shape) for site in weights)
+    return {"activations": size, "scores": scores, "dense": item * dense}
 
 
 def _flops(config: Config, task: Task, tokens: int) -> float:

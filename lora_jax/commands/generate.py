@@ -88,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from lora_jax.core.heap import release_freed_memory
     from lora_jax.generation.sampling import Sampling
+    from lora_jax.io.reading_bar import reading_shown
 
     sampling = Sampling(
         arguments.temperature,
@@ -99,7 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
     prompts = arguments.prompt or [line.rstrip("\n").removeprefix("\ufeff") for line in sys.stdin]
     if not prompts:
         raise ValueError("There is no prompt. Give --prompt TEXT, or lines on standard input.")
-    texts = _generator(arguments)
+    with reading_shown():
+        texts = _generator(arguments)
     release_freed_memory()  # What loading needed beyond the weights.
     named = [_split_name(prompt, texts.adapters) for prompt in prompts]
     asked: list[Any] = [

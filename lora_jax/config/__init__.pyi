@@ -12,6 +12,7 @@ from .fields import DecodingConfig as DecodingConfig
 from .fields import HalvingConfig as HalvingConfig
 from .fields import LearningRates as LearningRates
 from .fields import LoraConfig as LoraConfig
+from .fields import MeshConfig as MeshConfig
 from .fields import Method as Method
 from .fields import MixturePart as MixturePart
 from .fields import ModelConfig as ModelConfig
@@ -37,6 +38,7 @@ from .load import from_config_dict as from_config_dict
 from .load import load_config as load_config
 from .load import to_dict as to_dict
 from .load import validate as validate
+from .load import with_overrides as with_overrides
 from .values import UnknownKeyError as UnknownKeyError
 from .values import default_of as default_of
 from .values import kind_of as kind_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
@@ -55,6 +56,7 @@ FOR_BOTTLENECK = ReadBy(("bottleneck",))
 FOR_PREFIX = ReadBy(("prefix_embedding", "prefix_layers"))
 
 _RANK = Limit("a rank of 1 or more", lambda value: value >= 1)
+_CUT = Limit("mesh axes, as in 'fsdp model'", re.compile(r"[-+a-z]+ [-+a-z]+").fullmatch)
 _EVEN = Limit("an even number of weights, 2 or more", lambda value: value >= 2 and value % 2 == 0)
 _NOT_ONE = Limit("0 or 2 or more", lambda value: value >= 0 and value != 1)
 _ROOM = Limit("3 or more (two of the tokens are special ones)", lambda value: value >= 3)
@@ -174,6 +176,9 @@ class DataConfig:
     test_split: Name | None = None
     # In training, this share of a label's weight is spread evenly over all classes or words.
     label_smoothing: Share = 0.0
+    # Classes or tags of unlike sizes: all count alike in the training loss by 'weights', or texts of
+    # rarer classes come again, until all come as often ('sampling'). Scores are as ever.
+    balance: Literal["none", "weights", "sampling"] = "none"
     # What the fields mean, how a prompt is made of them, what scores and decodes an answer. With
     # it, text, text_pair and label are not read: `fields` names the columns. None = completion,
     # pair_classification or classification, as task and text_pair say, scored by accuracy alone.
@@ -329,6 +334,23 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """The devices of a run: data x fsdp x model of them. Losses are one's up to the order of sums."""
+
+    data: Count = 1  # the batch's rows are cut
+    fsdp: Count = 1  # the batch's rows are cut, and what is stored of weights and moments
+    model: Count = 1  # the features of each product are cut, and what is stored
+    # In place of lora_jax.core.sharding.RULES, the axes of a weight's inputs and outputs by path:
+    # 'dense_1/kernel: fsdp model, dense_2/kernel: model fsdp+data, head/kernel: - fsdp'.
+    rules: Annotated[str, by_path(_CUT, str)] = ""
+
+    @property
+    def devices(self) -> int:
+        """How many it has."""
+        return self.data * self.fsdp * self.model
+
+
+@dataclass(frozen=True)
 class LearningRates:
     """Learning rate of each method in a sweep; None = optim.learning_rate."""
 
@@ -440,6 +462,7 @@ class Config:
     baseline: BaselineConfig = BaselineConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    mesh: Annotated[MeshConfig, NO_RESULT] = MeshConfig()
     sweep: Annotated[SweepConfig, NO_RESULT] = SweepConfig()
     report: Annotated[ReportConfig, NO_RESULT] = ReportConfig()
     # Such as 2GiB: before training, format, micro-batches and remat are chosen so that the process

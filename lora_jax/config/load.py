@@ -39,7 +39,15 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
         UnknownKeyError: a key that no config has.
         TypeError, ValueError: the file or a value is wrong; the text says what to write.
     """
-    values = _run_config_file(spec)
+    return with_overrides(_run_config_file(spec), overrides)
+
+
+def with_overrides(
+    values: ml_collections.ConfigDict | Mapping[str, Any], overrides: Sequence[str]
+) -> Config:
+    """The checked config of what a file's get_config returns, with overrides as `load_config` has
+    them.
+    """
     build(Config, _plain(values))  # What is wrong in the file is said before any override.
     values = ml_collections.ConfigDict(values)
     for override in overrides:

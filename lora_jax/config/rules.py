@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_jax.config.fields import ADAPTERS, NO_FORMAT, Columns, Config
+from lora_jax.config.fields import ADAPTERS, NO_FORMAT, Columns, Config, DataConfig
 from lora_jax.config.limits import listed
 from lora_jax.core.codebooks import FORMATS
 from lora_jax.core.init import initializer_named
@@ -22,6 +22,7 @@ def check_together(config: Config) -> None:
     _check_variant(config)
     _check_steps(config)
     _check_selection(config)
+    _check_mesh(config)
     _check_sweep(config)
 
 
@@ -64,6 +65,7 @@ def _check_data(config: Config) -> None:
             f"config.data.label_smoothing spreads a label over classes or words, and the recipe "
             f"{data.recipe!r} has none on an encoder. Leave it at 0."
         )
+    _check_balance(data)
     for part in (data, *data.mixture):
         _check_roles(part.recipe, part.fields)
 
@@ -79,6 +81,20 @@ def _check_data(config: Config) -> None:
             "The last of config.data.buckets must hold a text of config.data.max_length = "
             f"{data.max_length} tokens, got {data.buckets}. Add {data.max_length} to the buckets, "
             f"or lower max_length to {data.buckets[-1]}."
+        )
+
+
+def _check_balance(data: DataConfig) -> None:
+    """Only classes can be balanced, by sampling only those of whole texts."""
+    if data.balance == "none":
+        return
+    head = "class" if data.recipe is None else RECIPES[data.recipe].head
+    able = {"weights": ("class", "token"), "sampling": ("class",)}[data.balance]
+    if data.task != "classification" or head not in able:
+        of = "classes of texts" + (" or tags of words" if len(able) > 1 else "")
+        raise ValueError(
+            f"config.data.balance {data.balance!r} is of an encoder's {of}, and there are none in "
+            f"task {data.task!r} with recipe {data.recipe!r}. Leave it at 'none'."
         )
 
 
@@ -192,6 +208,17 @@ def _check_selection(config: Config) -> None:
         raise ValueError(
             "config.train.select 'best_epoch' chooses by the whole validation split: leave "
             f"config.train.eval_examples at None, got {config.train.eval_examples}."
+        )
+
+
+def _check_mesh(config: Config) -> None:
+    if config.mesh.devices == 1:
+        return
+    alone = {"optim.offload": config.optim.offload, "memory_budget": config.memory_budget}
+    if taken := [key for key, value in alone.items() if value]:
+        raise ValueError(
+            f"config.{taken[0]} is for one device, and config.mesh has {config.mesh.devices}: more "
+            "of config.mesh.fsdp leaves less of the base and the optimiser on each. Leave it out."
         )
 
 

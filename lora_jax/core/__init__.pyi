@@ -7,6 +7,7 @@ from .codebooks import Format as Format
 from .codebooks import register_format as register_format
 from .init import INITIALIZERS as INITIALIZERS
 from .lowrank import LowRank as LowRank
+from .mesh import make_mesh as make_mesh
 from .paths import flatten as flatten
 from .paths import match as match
 from .paths import unflatten as unflatten

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from lora_jax.core.host import filled
 from lora_jax.core.paths import flatten
 
 Shape = tuple[int, ...]
+_AT_ONCE = 1 << 26  # numbers of a part that are turned together
 
 
 def fingerprint(tree: Mapping[str, Any]) -> str:
@@ -26,15 +29,53 @@ def fingerprint(tree: Mapping[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def fingerprint_of_parts(leaves: Iterable[tuple[str, Any, Shape, Iterable[np.ndarray]]]) -> str:
-    """The `fingerprint` of a tree of plain arrays that never is in memory as a whole.
+class PassingFingerprint:
+    """The `fingerprint` of a tree of plain arrays that never is in memory as a whole: made of their
+    parts while these are read for something else.
+
+    Arrays count in the order of their paths. What passes in another order, or not at all, is read
+    by `done`.
 
     Args:
-        leaves: (path, dtype, shape, its parts along the leading axes, in order) of every array.
+        leaves: (path, dtype, shape) of every array.
     """
-    digest, structure = hashlib.sha256(), jax.tree.structure(0)
-    for path, dtype, shape, parts in sorted(leaves, key=lambda leaf: leaf[0]):
-        digest.update(f"{path}:{structure}{np.dtype(dtype)}{shape}".encode())
-        for part in parts:
-            digest.update(np.asarray(part, dtype, order="C").reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()[:16]
+
+    def __init__(self, leaves: Iterable[tuple[str, Any, Shape]]) -> None:
+        self._left = deque(sorted(leaves, key=lambda leaf: leaf[0]))
+        self._digest, self._structure = hashlib.sha256(), jax.tree.structure(0)
+
+    def of(
+        self, path: str, parts: Iterable[tuple[Any, np.ndarray]]
+    ) -> Iterator[tuple[Any, np.ndarray]]:
+        """The (index, part) of an array's parts along its leading axes, in order, as they are given;
+        the array is counted if it is the next one and all of them are taken.
+        """
+        if not self._left or self._left[0][0] != path:
+            yield from parts
+            return
+        _, dtype, shape = self._left[0]
+        digest = self._digest.copy()
+        digest.update(f"{path}:{self._structure}{np.dtype(dtype)}{shape}".encode())
+        for index, part in parts:
+            if part.size <= _AT_ONCE:
+                # Given on as it was turned for the digest, so that it is turned once.
+                part = filled(part.shape, dtype, [((), part)])
+            for piece in _pieces(part):
+                flat = np.asarray(piece, dtype, order="C").reshape(-1)
+                digest.update(flat.view(np.uint8).data)
+            yield index, part
+        self._digest = digest
+        self._left.popleft()
+
+    def done(self, parts: Callable[[str], Iterable[tuple[Any, np.ndarray]]]) -> str:
+        """Sixteen hexadecimal digits; `parts` gives those of an array that did not pass yet."""
+        while self._left:
+            path = self._left[0][0]
+            deque(self.of(path, parts(path)), maxlen=0)
+        return self._digest.hexdigest()[:16]
+
+
+def _pieces(part: np.ndarray) -> Iterator[np.ndarray]:
+    """What a large array is turned in, some rows at a time."""
+    step = max(1, _AT_ONCE * len(part) // part.size)
+    return (part[first : first + step] for first in range(0, len(part), step))

@@ -59,11 +59,14 @@ class Filling:
             shards.setdefault(key, _Shard(box, self.dtype, is_host)).devices.append(device)
         self._shards = list(shards.values())
 
-    def put(self, index: Any, part: Any) -> None:
-        """Puts a host array, or one of jax's, at its index along the leading axes."""
+    def put(self, index: Any, part: Any, *, column: int = 0) -> None:
+        """Puts a host array, or one of jax's, at its index along the leading axes, from a column of
+        the last axis on.
+        """
         index = np.index_exp[index]
         start = (*index, *[0] * part.ndim)
-        part = part[(None,) * len(index)]
+        start = (*start[:-1], start[-1] + column) if start else ()
+        part = part.reshape((1,) * len(index) + part.shape)
         for shard in self._shards:
             shard.put(start, part)
 
@@ -142,7 +145,7 @@ def _pieces(part: Any, dtype: np.dtype) -> Iterator[tuple[Start, Any]]:
     """(start, piece) of an array in this dtype; of a host array some 256 MB at a time, cut along
     the axis along which it lies on the disk.
     """
-    if isinstance(part, jax.Array) or not part.size:
+    if isinstance(part, jax.Array) or not part.ndim or not part.size:
         yield (0,) * part.ndim, part.astype(dtype)
         return
     axis = int(np.argmax([stride * (n > 1) for stride, n in zip(part.strides, part.shape)]))

@@ -143,7 +143,5 @@ def _model_alone(axes: Axes) -> Axes:
 
 def batch_held(batch: Any, mesh: Mesh) -> Any:
     """A batch inside a program, the rows of its arrays cut along the batch's axes."""
-    rows = lambda x: (
-        laid(x.shape, mesh, BATCH, *[None] * (x.ndim - 1)) if x.ndim else laid((), mesh)
-    )
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows(x)), batch)
+    whole = Cut(mesh)
+    return jax.tree.map(lambda x: whole.held(x, BATCH, *[None] * (x.ndim - 1)), batch)

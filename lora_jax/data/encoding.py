@@ -46,6 +46,13 @@ class Encoded:
         """Tokens of each example, special tokens counted."""
         return np.fromiter(map(len, self.tokens), np.int32, len(self.tokens))
 
+    def taken(self, rows: Int[np.ndarray, " examples"]) -> Encoded:
+        """The examples at these places, each as often as it is named, of a split whose examples are
+        one text and one label each.
+        """
+        chosen = {name: [getattr(self, name)[row] for row in rows] for name in ("tokens", "types")}
+        return dataclasses.replace(self, **chosen, labels=np.asarray(self.labels)[rows])
+
     def label_bytes(self) -> bytes:
         """All labels, for fingerprints."""
         return np.ascontiguousarray(self.labels).tobytes()

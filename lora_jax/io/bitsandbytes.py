@@ -22,19 +22,25 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from lora_jax.core import bit_packing, blockwise, codebooks, scales
+from lora_jax.core.host import Filling, Place
 from lora_jax.core.json_files import parse_json
 from lora_jax.core.quantize import DoubleQuantized, QuantizedArray, QuantSpec, decode, quantize
 from lora_jax.io import safetensors
 from lora_jax.io.config_json import in_file
+from lora_jax.io.reading_bar import note_read
+from lora_jax.io.tensor_files import ModelFolder, SafetensorsFile
+from lora_jax.io.tensors import Tensors
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _TYPES = ("nf4", "fp4")
@@ -260,28 +266,23 @@ def _nested(name: str, parts: Mapping[str, np.ndarray], offset: float) -> Double
     )
 
 
-def read(path: Path | str, *, dtype: Any = jnp.float32) -> dict[str, Any]:
-    """All weights of a bitsandbytes safetensors file by name, quantised ones as boxes (in, out),
-    others as arrays.
+def read(
+    path: Path | str, *, dtype: Any = jnp.float32, place: Place | None = None
+) -> dict[str, Any]:
+    """All weights of a bitsandbytes safetensors file, or of a folder's, by name, quantised ones as
+    boxes (in, out), others as arrays. Each is read once, and goes to where it is to lie.
+
+    Args:
+        place: the shardings of each weight's arrays; without it boxes go to the default device, and
+            other arrays stay on the host.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: as `from_tensors`, or tensors are left over.
     """
-    tensors = safetensors.read(path)
-    with in_file(Path(path)):
-        found: dict[str, Any] = {
-            name: from_tensors(name, tensors, dtype=dtype) for name in _weights(tensors)
-        }
-    used = {
-        key
-        for name in found
-        for key in tensors
-        if key.startswith(f"{name}.")
-        or key in (f"{name.removesuffix('weight')}SCB", f"{name}_format")
-    }
-    rest = {key: value for key, value in tensors.items() if key not in used and key not in found}
-
+    path = Path(path)
+    tensors: Tensors = ModelFolder(path) if path.is_dir() else SafetensorsFile(path)
+    parts, rest = _by_weight(tensors)
     if lost := [
         key
         for key in rest
@@ -291,7 +292,42 @@ def read(path: Path | str, *, dtype: Any = jnp.float32) -> dict[str, Any]:
             f"{path}: {lost[0]!r} belongs to a quantised weight that is not in the file. Save the "
             "state dict again, whole."
         )
-    return found | rest
+    total, out = sum(map(tensors.size, tensors)), {}
+    with in_file(path):
+        for name in [*parts, *rest]:
+            own = parts.get(name, [name])
+            read_now = {key: tensors[key] for key in own}
+            weight = from_tensors(name, read_now, dtype=dtype) if name in parts else read_now[name]
+            out[name] = _laid(name, weight, place)
+            note_read(sum(map(tensors.size, own)), total, path.name)
+    return out
+
+
+def _by_weight(tensors: Tensors) -> tuple[dict[str, list[str]], list[str]]:
+    """The tensors of each quantised weight, and those that are of none."""
+    parts: dict[str, list[str]] = {name: [] for name in _weights(tensors)}
+    of_8_bits = {f"{name.removesuffix('weight')}SCB": name for name in parts}
+    of_8_bits |= {f"{name}_format": name for name in parts}
+    rest = []
+    for key in tensors:
+        stems = [key[: match.start()] for match in re.finditer(r"\.|$", key)]
+        name = next((stem for stem in stems if stem in parts), of_8_bits.get(key))
+        (rest if name is None else parts[name]).append(key)
+    return parts, rest
+
+
+def _laid(name: str, weight: Any, place: Place | None) -> Any:
+    """The weight where it is to lie; what is a view of a file is copied."""
+    if place is None:
+        return weight if isinstance(weight, QuantizedArray) else np.array(weight)
+    places = place(name, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), weight))
+    leaves, structure = jax.tree.flatten(weight)
+    arrays = []
+    for array, to in zip(leaves, jax.tree.leaves(places) or [None] * len(leaves), strict=True):
+        filling = Filling(array.shape, array.dtype, to)
+        filling.put((), array)
+        arrays.append(filling.done())
+    return jax.tree.unflatten(structure, arrays)
 
 
 def write(path: Path | str, weights: Mapping[str, Any]) -> None:

@@ -60,6 +60,11 @@ class ExpertsApart(Tensors):
         whole, index = self._entries[name]
         return self._file.shape(whole) if index is None else self._file.shape(whole)[1:]
 
+    def size(self, name: str) -> int:
+        """The bytes of a tensor in its file."""
+        whole, index = self._entries[name]
+        return self._file.size(whole) // (1 if index is None else self._file.shape(whole)[0])
+
 
 def experts_together(tensors: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
     """What `ExpertsApart` took apart, put together again; the experts of a tensor follow one

@@ -10,11 +10,11 @@ from lora_jax.core.extras import needs
 from lora_jax.core.paths import nearest
 from lora_jax.data.text_tokenizers import TextTokenizer, read_text_tokenizer
 from lora_jax.data.tokenizers import backend_errors, switch, wrong_setting
+from lora_jax.io.described import gguf_file
 from lora_jax.io.gguf import GgufFile
 from lora_jax.io.gguf_splits import SPLITS, Split
 from lora_jax.io.merges import add_tokens, joined_pieces, merged_model
 from lora_jax.io.sentencepiece import sentencepiece_tokenizer
-from lora_jax.io.weights import gguf_file
 
 with needs("data"):
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers

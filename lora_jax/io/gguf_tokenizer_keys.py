@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.data.text_tokenizers import TextTokenizer
+from lora_jax.io.described import gguf_file
 from lora_jax.io.gguf import GgufFile
 from lora_jax.io.gguf_splits import SPLITS
 from lora_jax.io.gguf_tokenizer import gguf_tokenizer, load_text_tokenizer
 from lora_jax.io.merges import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, merges_of
-from lora_jax.io.weights import gguf_file
 
 _BYTES = frozenset(f"<0x{n:02X}>" for n in range(256))
 _NEVER = -1e6  # the score of a token that no merge makes

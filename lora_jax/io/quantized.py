@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,18 @@ import ml_dtypes
 import numpy as np
 
 from lora_jax.core import bit_packing, blockwise, codebooks
+from lora_jax.core.host import Filling, Place
 from lora_jax.core.paths import flatten, unflatten
 from lora_jax.core.quantize import DoubleQuantized, QuantizedArray, QuantSpec, block_sizes
 from lora_jax.io import safetensors
 from lora_jax.io.bitsandbytes import FlatQuantized
+from lora_jax.io.config_json import in_file
+from lora_jax.io.reading_bar import note_read
+from lora_jax.io.tensor_files import SafetensorsFile
 
 FILE = "quantized.safetensors"
 _FORMAT = "lora_jax-quantized-1"
+_OF_TEXT = "text_checksum"
 _KINDS = {"blocks along in": QuantizedArray, "blocks along the transpose": FlatQuantized}
 _BF16 = ml_dtypes.bfloat16
 
@@ -51,7 +56,7 @@ def save_quantized(
             tensors[path] = np.asarray(leaf)
             continue
         for keys, array in jax.tree.leaves_with_path(leaf):
-            tensors[f"{path}#{'.'.join(key.name for key in keys)}"] = np.asarray(array)
+            tensors[_name_of(path, keys)] = np.asarray(array)
         fields = dataclasses.asdict(leaf.spec)
         del fields["kernel"]  # It is the program's business.
         kind = next(kind for kind, box in _KINDS.items() if type(leaf) is box)
@@ -75,14 +80,21 @@ def save_quantized(
         name: array.view(np.uint16) if name in half else array for name, array in tensors.items()
     }
     text["bfloat16"] = json.dumps(half)
+    text[_OF_TEXT] = safetensors.checksum({}, text)
     safetensors.write(
         folder / FILE, stored, text | {"checksum": safetensors.checksum(stored, text)}
     )
     return folder / FILE
 
 
-def load_quantized(folder: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tree that `save_quantized` was given, and its metadata.
+def load_quantized(
+    folder: Path | str, *, place: Place | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tree that `save_quantized` was given, and its metadata. Each array goes straight to where
+    it is to lie; the file is read once.
+
+    Args:
+        place: the shardings of each weight's arrays; without it all go to the default device.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -90,30 +102,86 @@ def load_quantized(folder: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
             fit together.
     """
     path = Path(folder) / FILE
-    text, stored = safetensors.read_metadata(path), safetensors.read(path)
+    file = SafetensorsFile(path)
+    with in_file(path):
+        return _loaded(path, file, place)
+
+
+def _loaded(
+    path: Path, file: SafetensorsFile, place: Place | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    text = dict(file.metadata)
     if text.get("format") != _FORMAT:
         raise ValueError(
             f"{path} is not a quantised checkpoint of this library (format {text.get('format')!r}, "
             f"needed {_FORMAT!r})."
         )
-
-    if text.pop("checksum", None) != safetensors.checksum(stored, text):
-        raise ValueError(
-            f"{path} is damaged: its checksum is not that of what it holds. Copy it again, or "
-            "quantise the model again."
-        )
-
-    boxes, half = json.loads(text["boxes"]), set(json.loads(text["bfloat16"]))
+    damaged = ValueError(
+        f"{path} is damaged: its checksum is not that of what it holds. Copy it again, or "
+        "quantise the model again."
+    )
+    checksum, half = _checked(file, text, damaged), set(json.loads(text["bfloat16"]))
     _register(path, json.loads(text["codebooks"]))
+
+    def own(name: str, tensor: np.ndarray) -> np.ndarray:
+        return tensor.view(_BF16) if name in half else tensor
+
+    views = {name: own(name, tensor) for name, tensor in file.items()}
+    shapes = _boxed(path, json.loads(text["boxes"]), views)
+    fillings: dict[str, Filling] = {}
+    for site, like in shapes.items():
+        places = jax.tree.leaves(None if place is None else place(site, like))
+        for index, (keys, x) in enumerate(jax.tree.leaves_with_path(like)):
+            to = places[index] if places else None
+            fillings[_name_of(site, keys)] = Filling(x.shape, x.dtype, to)
+
+    total = sum(view.nbytes for view in views.values())
+
+    def fill(name: str, tensor: np.ndarray) -> None:
+        fillings[name].put((), own(name, tensor))
+        note_read(tensor.nbytes, total, path.parent.name)
+
+    if checksum != safetensors.checksum(file, text, fill):
+        raise damaged
+    flat = {}
+    for site, like in shapes.items():
+        named = [_name_of(site, keys) for keys, _ in jax.tree.leaves_with_path(like)]
+        arrays = [fillings[name].done() for name in named]
+        flat[site] = jax.tree.unflatten(jax.tree.structure(like), arrays)
+    return unflatten(flat), json.loads(text["metadata"])
+
+
+def _checked(file: SafetensorsFile, text: dict[str, str], damaged: ValueError) -> str | None:
+    """The checksum of all, taken out of the text, which is what was written when this returns."""
+    checksum = text.pop("checksum", None)
+    said = {name: value for name, value in text.items() if name != _OF_TEXT}
+    # Files of older versions have none of the text alone: they are read once more.
+    sound = (
+        safetensors.checksum({}, said) == text[_OF_TEXT]
+        if _OF_TEXT in text
+        else safetensors.checksum(file, text) == checksum
+    )
+    if not sound:
+        raise damaged
+    return checksum
+
+
+def _name_of(site: str, keys: Sequence[Any]) -> str:
+    """The tensor of a box's array, or of one that is in no box."""
+    return f"{site}#{'.'.join(key.name for key in keys)}" if keys else site
+
+
+def _boxed(path: Path, boxes: Mapping[str, Any], views: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The file's weights by path, with the shape of each array in its place."""
     flat: dict[str, Any] = {}
-    parts: dict[str, dict[str, jax.Array]] = {}
-    for name, array in stored.items():
-        value = jnp.asarray(array.view(_BF16) if name in half else array)
+    parts: dict[str, dict[str, Any]] = {}
+    for name, view in views.items():
+        like = jax.ShapeDtypeStruct(view.shape, view.dtype)
         site, mark, part = name.rpartition("#")
         if mark:
-            parts.setdefault(site, {})[part] = value
+            parts.setdefault(site, {})[part] = like
         else:
-            flat[name] = value
+            flat[name] = like
 
     if set(parts) != set(boxes):
         raise ValueError(
@@ -128,10 +196,10 @@ def load_quantized(folder: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
             raise ValueError(
                 f"{path}: {site!r} does not fit together ({error}). Quantise the model again."
             ) from None
-    return unflatten(flat), json.loads(text["metadata"])
+    return flat
 
 
-def _box(box: Mapping[str, Any], parts: dict[str, jax.Array]) -> QuantizedArray:
+def _box(box: Mapping[str, Any], parts: dict[str, Any]) -> QuantizedArray:
     spec = QuantSpec(**box["spec"])
     kernel_shape, in_axes = tuple(box["kernel_shape"]), tuple(box["in_axes"])
     values = [_joined(name, parts, level) for name, level in zip(("scale", "zero"), box["levels"])]
@@ -163,7 +231,7 @@ def _box(box: Mapping[str, Any], parts: dict[str, jax.Array]) -> QuantizedArray:
     return q
 
 
-def _joined(name: str, parts: dict[str, jax.Array], level: str | None) -> Any:
+def _joined(name: str, parts: dict[str, Any], level: str | None) -> Any:
     if level is None:
         return parts.pop(name, None)
     return DoubleQuantized(

@@ -45,6 +45,10 @@ class _Entry:
     shape: tuple[int, ...]
     start: int
 
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 class SafetensorsFile(Tensors):
     """The tensors of one file. Reading one gives a view of the mapped file: nothing is read before
@@ -90,8 +94,7 @@ class SafetensorsFile(Tensors):
 
     def __getitem__(self, name: str) -> np.ndarray:
         entry = self._entries[name]
-        count = math.prod(entry.shape)
-        raw = self._file.take(entry.start, count * entry.dtype.itemsize)
+        raw = self._file.take(entry.start, entry.size)
         return raw.view(entry.dtype).reshape(entry.shape)
 
 
@@ -149,6 +152,10 @@ class ModelFolder(Tensors):
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
         return self._entries[name].shape(name)
+
+    def size(self, name: str) -> int:
+        """The bytes of a tensor in its file."""
+        return self._entries[name].size(name)
 
 
 def _entry(what: str, told: dict[str, Any], start: int) -> _Entry:

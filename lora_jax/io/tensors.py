@@ -10,7 +10,7 @@ import numpy as np
 
 class Tensors(Mapping[str, np.ndarray]):
     """The tensors of a file, or of several. A kind of them says how one is read (`__getitem__`) and
-    fills `_entries`: by name, what has its `shape`.
+    fills `_entries`: by name, what has its `shape`, and its `size` in bytes of the file.
     """
 
     _entries: Mapping[str, Any]
@@ -27,6 +27,10 @@ class Tensors(Mapping[str, np.ndarray]):
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
         return self._entries[name].shape
+
+    def size(self, name: str) -> int:
+        """The bytes of a tensor in its file."""
+        return self._entries[name].size
 
 
 def check_finite(tensors: Mapping[str, np.ndarray], then: str, where: str = "") -> None:

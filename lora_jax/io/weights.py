@@ -5,7 +5,6 @@ back. Every tensor is used exactly once.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 import types
 from collections.abc import Iterable, Mapping
@@ -15,13 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from lora_jax.core.fingerprint import fingerprint_of_parts
-from lora_jax.core.host import Place
 from lora_jax.core.json_files import read_json, save_json
-from lora_jax.core.paths import Rules, flatten, nearest, unflatten
-from lora_jax.core.quantize import QuantizedArray, QuantSpec
+from lora_jax.core.paths import Rules, flatten
+from lora_jax.core.quantize import QuantSpec
 from lora_jax.io import safetensors
-from lora_jax.io.config_json import Raw, in_file, named_errors, typed
+from lora_jax.io.config_json import named_errors
+from lora_jax.io.described import an, described, gguf_file
 from lora_jax.io.differences import differences
 from lora_jax.io.families import FAMILIES
 from lora_jax.io.family import Family
@@ -32,15 +30,11 @@ from lora_jax.io.gguf_write import gguf_names
 from lora_jax.io.named_weights import (
     check_claimed,
     check_named,
-    dtype_of,
-    formats_of,
     named_tensors,
-    parts_of,
-    read_leaf,
 )
 from lora_jax.io.names import Name, Names, in_layout, unrolled
+from lora_jax.io.stored_model import StoredModel
 from lora_jax.io.tensor_files import ModelFolder
-from lora_jax.io.tensors import Tensors
 from lora_jax.models.decoder_config import DecoderConfig
 from lora_jax.models.encoder_parts import EncoderConfig
 from lora_jax.models.kinds import ModelConfig
@@ -50,74 +44,6 @@ from lora_jax.models.t5 import T5Config
 # vocabulary.
 _NO_IDS = types.MappingProxyType({"bos_token_id": None, "eos_token_id": None, "pad_token_id": None})
 _HEAD_SCALE = 0.02  # standard deviation of a new head, as in BERT
-_DOORS = {"encoder": "load_encoder", "decoder": "load_decoder", "encoder-decoder": "load_t5"}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class StoredModel:
-    """A model in its files: what it is, and where each of its weights lies, before one is read.
-
-    path: the folder or file, for errors. names: by path of the tree that `read` gives. new: weights
-    of the tree that the files have not: a new head. dtype: of the matrices. place: where each weight
-    is to lie (`core.host.Place`); without it what is not quantised comes as a host array.
-    """
-
-    path: Path
-    config: Any
-    names: Names
-    tensors: Tensors
-    new: Mapping[str, np.ndarray]
-    dtype: Any = np.float32
-    place: Place | None = None
-
-    def leaf(
-        self, path: str, spec: QuantSpec | None = None
-    ) -> np.ndarray | jax.Array | QuantizedArray:
-        """One weight, quantised if a format is given.
-
-        Raises:
-            KeyError: there is no such weight in the files. ValueError: it is no floating number, or
-                holds a NaN or an infinity.
-        """
-        name, place = self.names[path], self.place
-        with in_file(self.path):
-            return read_leaf(
-                name,
-                parts_of(name, self.tensors),
-                spec,
-                dtype=self.dtype,
-                place=None if place is None else functools.partial(place, path),
-            )
-
-    def read(self, quant: Rules[QuantSpec] = ()) -> dict[str, Any]:
-        """The params, made one by one: the peak is the result plus one matrix.
-
-        Raises:
-            ValueError: a rule matches nothing, or a weight is no floating number, or holds a NaN or
-                an infinity.
-        """
-        formats = formats_of(quant, self.names)
-        flat = {path: self.leaf(path, formats.get(path)) for path in self.names}
-        return unflatten(flat | dict(self.new))
-
-    def fingerprint(self) -> str:
-        """`lora_jax.fingerprint` of the params that `read()` gives, a classifier left out: that of
-        the base. One matrix is held at a time.
-        """
-        stored = (
-            (
-                path,
-                dtype_of(name, self.dtype),
-                (*name.stack, *name.shape),
-                (part for _, part in parts_of(name, self.tensors)),
-            )
-            for path, name in self.names.items()
-        )
-        new = ((path, leaf.dtype, leaf.shape, [leaf]) for path, leaf in self.new.items())
-        with in_file(self.path):
-            return fingerprint_of_parts(
-                leaf for leaf in (*stored, *new) if not leaf[0].startswith("classifier/")
-            )
 
 
 def open_model(
@@ -147,18 +73,7 @@ def open_model(
     folder = Path(path)
     if (file := gguf_file(folder)) is not None:
         return _open_gguf(file, kind, dtype, scan)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} needs a config.json next to its weights, and there is none. Give a Hugging "
-            "Face model folder."
-        )
-    raw = read_json(folder / "config.json")
-    with named_errors(folder / "config.json", f"a model of kind {kind or 'encoder or decoder'}"):
-        family = _family_of(raw, kind)
-        config = typed(family.from_json(raw))
-        if num_classes is not None:
-            config = dataclasses.replace(config, num_classes=num_classes)
-
+    family, config = described(folder, kind)
     tensors = ModelFolder(folder)
     if config.num_layers > len(tensors):  # Before anything is made for each of them.
         raise ValueError(
@@ -166,6 +81,8 @@ def open_model(
             f"{len(tensors)} tensors. Give the config.json that belongs to the weights."
         )
     with named_errors(folder / "config.json", f"a {family.name} model"):
+        if num_classes is not None:
+            config = dataclasses.replace(config, num_classes=num_classes)
         config = family.settled(config, tensors)
         names = family.names(config)
         what = f"{family.name} model in {folder}"
@@ -341,70 +258,15 @@ def kind_of(path: Path | str) -> str | None:
     return FAMILIES[name].kind if isinstance(name, str) and name in FAMILIES else None
 
 
-def gguf_file(path: Path) -> Path | None:
-    """The GGUF file that `path` is or holds; None if it is a folder of another kind.
-
-    Raises:
-        FileNotFoundError: there is no such path. ValueError: a folder holds several GGUF files.
-    """
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise FileNotFoundError(
-            f"There is no file or folder {path}. Give a Hugging Face model folder or a .gguf file."
-        )
-    files = sorted(path.glob("*.gguf"))
-    if len(files) > 1 and not (path / "config.json").is_file():
-        raise ValueError(
-            f"{path} holds {len(files)} GGUF files; give one of them: "
-            f"{', '.join(file.name for file in files[:6])}."
-        )
-    return files[0] if files and not (path / "config.json").is_file() else None
-
-
 def _open_gguf(file: Path, kind: str | None, dtype: Any, scan: bool) -> StoredModel:
     if kind not in (None, "decoder"):
-        raise ValueError(f"{file} holds a decoder, and needed here is {_an(str(kind))}.")
+        raise ValueError(f"{file} holds a decoder, and needed here is {an(str(kind))}.")
     whole = GgufFile(file)
     config = gguf_config(whole)
     names, tensors = gguf_names(config), ExpertsApart(whole)
     what = f"{config.family} decoder in {file}"
     check_named(names, tensors, what=what, ignored=IGNORED, by="its metadata")
     return StoredModel(file, config, names if scan else unrolled(names), tensors, {}, dtype)
-
-
-def _family_of(raw: Raw, kind: str | None) -> Family:
-    """The family of a parsed config.json.
-
-    Raises:
-        ValueError: it is unknown, or of another kind.
-    """
-    name = raw.get("model_type", "bert" if kind in (None, "encoder") else None)
-    known = [family.name for family in FAMILIES.values() if kind in (None, family.kind)]
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise ValueError(
-            f"model_type {name!r} is not supported. Nearest: {nearest(str(name), known, 2)}; "
-            f"known: {', '.join(known)}."
-        )
-
-    family = FAMILIES[name]
-    if kind == "encoder" and family.kind != kind:
-        raise ValueError(
-            f"model_type {name!r} ({_an(family.kind)}, which writes text: set config.data.task to "
-            f"'completion', or use {_DOORS[family.kind]}) is not supported; needed "
-            f"{', '.join(map(repr, known))}."
-        )
-
-    if kind not in (None, family.kind):
-        raise ValueError(
-            f"model_type {name!r} is {_an(family.kind)}, and needed here is {_an(str(kind))}. Load "
-            f"it with lora_jax.io.{_DOORS[family.kind]}."
-        )
-    return family
-
-
-def _an(kind: str) -> str:
-    return f"{'an' if kind[0] == 'e' else 'a'} {kind}"
 
 
 def _as_stored(

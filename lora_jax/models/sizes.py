@@ -4,10 +4,13 @@ their weights and memory without their files.
 
 from __future__ import annotations
 
+from typing import Any
+
 from lora_jax.models.deberta import DebertaConfig
 from lora_jax.models.decoder_config import DecoderConfig
 from lora_jax.models.encoder_parts import EncoderConfig
 from lora_jax.models.kinds import ModelConfig
+from lora_jax.models.rotary import Rotary
 from lora_jax.models.t5 import T5Config
 
 
@@ -34,6 +37,36 @@ def _llama(layers: int, width: int, heads: int, inner: int) -> DecoderConfig:
     )  # fmt: skip
 
 
+def _llama3(layers: int, width: int, heads: int, inner: int) -> DecoderConfig:
+    return DecoderConfig(
+        vocab_size=128_256, hidden_size=width, num_layers=layers, num_heads=heads, num_kv_heads=8,
+        head_dim=128, intermediate_size=inner, max_positions=8192, norm_eps=1e-5,
+        rotary=Rotary(base=500_000.0),
+    )  # fmt: skip
+
+
+def _gemma3(
+    layers: int, width: int, heads: int, kv: int, head: int, inner: int, **others: Any
+) -> DecoderConfig:
+    """Five layers that see the last tokens, then one that sees all."""
+    return DecoderConfig(
+        num_layers=layers, hidden_size=width, num_heads=heads, num_kv_heads=kv, head_dim=head,
+        intermediate_size=inner, family="gemma3_text", post_norms=True, activation="gelu_tanh",
+        qk_norm=True, tied=True, embedding_scale=width**0.5, local_rotary=Rotary(base=1e4),
+        local_layers=tuple((n + 1) % 6 > 0 for n in range(layers)), **others,
+    )  # fmt: skip
+
+
+_GEMMA3_270M = _gemma3(
+    18, 640, 4, 1, 256, 2048, vocab_size=262_144, max_positions=32_768, window=512,
+    query_scale=256**-0.5, rotary=Rotary(base=1e6),
+)  # fmt: skip
+_GEMMA3_27B = _gemma3(
+    62, 5376, 32, 16, 128, 21_504, vocab_size=262_208, max_positions=131_072, window=1024,
+    query_scale=168**-0.5, rotary=Rotary(base=1e6, scaling="linear", factor=8.0),
+)  # fmt: skip
+
+
 def _t5(layers: int, width: int, heads: int, inner: int) -> T5Config:
     return T5Config(
         vocab_size=32_128, hidden_size=width, num_layers=layers, num_decoder_layers=layers,
@@ -43,7 +76,7 @@ def _t5(layers: int, width: int, heads: int, inner: int) -> T5Config:
 
 
 # Liu et al. 2019; He et al. 2021; Radford et al. 2019; Brown et al. 2020 (Table 2.1); Touvron et
-# al. 2023 (Table 2); T5 1.1 as its repository has it.
+# al. 2023 (Table 2); Llama team 2024 (Table 3); Gemma team 2025; T5 1.1 as its repository has it.
 SIZES: dict[str, ModelConfig] = {
     "FacebookAI/roberta-base": _roberta(12, 768, 12),
     "FacebookAI/roberta-large": _roberta(24, 1024, 16),
@@ -63,6 +96,10 @@ SIZES: dict[str, ModelConfig] = {
     "huggyllama/llama-13b": _llama(40, 5120, 40, 13_824),
     "huggyllama/llama-30b": _llama(60, 6656, 52, 17_920),
     "huggyllama/llama-65b": _llama(80, 8192, 64, 22_016),
+    "meta-llama/Meta-Llama-3-8B": _llama3(32, 4096, 32, 14_336),
+    "meta-llama/Meta-Llama-3-70B": _llama3(80, 8192, 64, 28_672),
+    "google/gemma-3-270m": _GEMMA3_270M,
+    "google/gemma-3-27b-pt": _GEMMA3_27B,
     "google/t5-v1_1-small": _t5(8, 512, 6, 1024),
     "google/t5-v1_1-base": _t5(12, 768, 12, 2048),
     "google/t5-v1_1-large": _t5(24, 1024, 16, 2816),

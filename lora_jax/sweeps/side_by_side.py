@@ -7,7 +7,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 
@@ -39,36 +38,27 @@ def predicted(tasks: LastTask, wide: Config, slots: int) -> Predicted:
     """What `slots` runs in the shapes of `wide` need. Compiles one training step; the same program
     then trains.
     """
-    from lora_jax.training.programs import one_batch_a_shape, programs_for
-    from lora_jax.training.run import abstract_state, steps_of
-    from lora_jax.training.slots import there
+    from lora_jax.training.needs import needs_of
+    from lora_jax.training.programs import one_batch_a_shape
+    from lora_jax.training.run import steps_of
 
     task = tasks.of(wide)
-    steps = steps_of(wide, task)
-    frozen, state = abstract_state(wide, task)
     batches = task.batches(
         "train", wide.train.batch_size, seed=wide.train.seed, accumulate=wide.train.accumulate
     )
     shapes = {
         batch["tokens"].shape[1]: shapes_of(dict(batch)) for batch in one_batch_a_shape(batches)
     }
-    longest = shapes[max(shapes)]
-    program = programs_for(task.per_example, wide, steps, slots).train
-    args: tuple[Any, ...] = (state, frozen, longest)
-    if slots > 1:
-        state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((slots, *x.shape), x.dtype), state)
-        args = (state, frozen, longest, {}, *there(slots, range(slots)))
+    needs = needs_of(wide, task, shapes[max(shapes)], slots=slots)
     lengths = [planned.length for planned in batches.plan(0)]
-    cost = program.compile(*args).cost_analysis() or {}
-    flops = cost.get("flops")
     return Predicted(
-        base_bytes=_bytes(frozen),
-        trained_bytes=_bytes(state),
-        peak_bytes=program.peak_bytes(*args),
+        base_bytes=_bytes(needs.frozen),
+        trained_bytes=_bytes(needs.state),
+        peak_bytes=needs.peak_bytes,
         shapes=tuple(sorted(shapes)),
-        flops=float(flops) if flops and flops > 0 else None,
+        flops=needs.flops,
         mean_length=sum(lengths) / len(lengths) / max(lengths),
-        steps=steps,
+        steps=steps_of(wide, task),
     )
 
 

@@ -65,7 +65,11 @@ def check_sizes(
 
 
 def params_of(stored: StoredModel, config: ModelConfig) -> dict[str, Any]:
-    """The params as a tree of weights that are read when they are asked for; new ones are there."""
+    """The params as a tree of weights that are read when they are asked for, each to where it is to
+    lie; new ones are there.
+    """
+    place = stored.place or (lambda path, like: None)  # the default device
+    stored = dataclasses.replace(stored, place=place)
     dense = dataclasses.replace(stored, dtype=jnp.dtype(config.base_dtype))
 
     def load(path: str, spec: QuantSpec | None) -> Any:

@@ -18,6 +18,7 @@ from lora_jax.config import ADAPTERS, Config, DataConfig, ModelConfig
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules
 from lora_jax.data import Batches, choose_buckets, encode
+from lora_jax.data.balance import balanced_rows, balanced_weights
 from lora_jax.data.encoding import cut_note
 from lora_jax.io.encoder_tokenizer import load_tokenizer
 from lora_jax.io.hub import resolve
@@ -48,6 +49,7 @@ class EncoderTask(Task):
     """
 
     buckets: tuple[int, ...] = ()  # padded lengths
+    balance: str = "none"  # of classes in training: `DataConfig.balance`
 
     @property
     def head(self) -> str:
@@ -57,7 +59,17 @@ class EncoderTask(Task):
     @property
     def per_example(self) -> HeadLosses:
         """See `Task`."""
-        return HeadLosses(self.model, self.head, self.label_smoothing)
+        by_class = None
+        if self.balance == "weights":
+            by_class = balanced_weights(self.splits["train"].labels, len(self.label_names))
+        return HeadLosses(self.model, self.head, self.label_smoothing, by_class)
+
+    @property
+    def epoch(self) -> int:
+        """See `Task.epoch`."""
+        if self.balance != "sampling":
+            return super().epoch
+        return len(balanced_rows(np.asarray(self.splits["train"].labels)))
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -101,6 +113,8 @@ class EncoderTask(Task):
     def _batches(
         self, encoded: Any, batch_size: int, rows: Mapping[str, Any], **order: Any
     ) -> Batches:
+        if self.balance == "sampling" and encoded is self.splits.get("train") and order["shuffle"]:
+            encoded = encoded.taken(balanced_rows(np.asarray(encoded.labels)))
         # Texts are padded to one of the buckets, and none share a row.
         return Batches(encoded, self.buckets, batch_size, **order)
 
@@ -145,7 +159,7 @@ def open_encoder(model_config: ModelConfig, data: DataConfig) -> EncoderTask:
         key=jax.random.key(0),
         scan=model_config.scan,
         kind="encoder",
-    )
+    ).fingerprinted()
     rates = {
         name: getattr(model_config, name)
         for name in ("dropout", "attention_dropout", "head_dropout")
@@ -173,6 +187,7 @@ def open_encoder(model_config: ModelConfig, data: DataConfig) -> EncoderTask:
         tokenizer=tokenizer,
         data=examples.fingerprint,
         label_smoothing=data.label_smoothing,
+        balance=data.balance,
     )
 
 

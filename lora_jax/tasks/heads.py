@@ -31,6 +31,7 @@ class HeadLosses:
     model: nn.Module
     head: str = "class"
     smoothing: float = 0.0  # of labels, in training
+    by_class: tuple[float, ...] | None = None  # what a label counts, in training
 
     def __call__(
         self, frozen: Any, trainable: Trainables, batch: Any, key: jax.Array | None = None
@@ -43,7 +44,10 @@ class HeadLosses:
         # The adapters draw by the paths of their weights; the model's own dropout has no path.
         rngs = {} if key is None else {"rngs": {"dropout": key_for(key, "")}}
         logits = apply(self.model, frozen, trainable, *inputs, key=key, **rngs)
-        training = {} if key is None or not self.smoothing else {"smoothing": self.smoothing}
+        training: dict[str, Any] = {}
+        if key is not None:
+            training |= {"smoothing": self.smoothing} if self.smoothing else {}
+            training |= {"by_class": self.by_class} if self.by_class else {}
         return HEADS[self.head](logits.astype(jnp.float32), batch, **training)
 
 
@@ -54,8 +58,19 @@ def classifier_loss(model: nn.Module) -> Summed:
     return Summed(HeadLosses(model))
 
 
-def _class(logits: Float[Array, "batch classes"], batch: Any, smoothing: float = 0.0) -> Losses:
-    return classification(logits, batch["labels"], batch["weight"], smoothing)
+def _class(
+    logits: Float[Array, "batch classes"],
+    batch: Any,
+    smoothing: float = 0.0,
+    by_class: tuple[float, ...] | None = None,
+) -> Losses:
+    labels = batch["labels"]
+    return classification(logits, labels, batch["weight"] * _counts(labels, by_class), smoothing)
+
+
+def _counts(labels: Int[Array, ...], by_class: tuple[float, ...] | None) -> Any:
+    """What each label counts, by its class; 1 if all count alike."""
+    return 1.0 if by_class is None else jnp.asarray(by_class, jnp.float32)[jnp.maximum(labels, 0)]
 
 
 def _score(logits: Float[Array, "batch 1"], batch: Any) -> Losses:
@@ -66,11 +81,15 @@ def _score(logits: Float[Array, "batch 1"], batch: Any) -> Losses:
 
 
 def _token(
-    logits: Float[Array, "batch time classes"], batch: Any, smoothing: float = 0.0
+    logits: Float[Array, "batch time classes"],
+    batch: Any,
+    smoothing: float = 0.0,
+    by_class: tuple[float, ...] | None = None,
 ) -> Losses:
     """Over tokens that have a label (not -1)."""
     labels = batch["labels"]
-    return classification(logits, labels, batch["weight"][:, None] * (labels >= 0), smoothing)
+    weight = batch["weight"][:, None] * (labels >= 0) * _counts(labels, by_class)
+    return classification(logits, labels, weight, smoothing)
 
 
 def _span(logits: Float[Array, "batch time 2"], batch: Any) -> Losses:

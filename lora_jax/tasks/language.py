@@ -124,7 +124,8 @@ def _opened(folder: Path, model_config: ModelConfig, tokenizer: TextTokenizer) -
     options, scan = build_options(model_config), model_config.scan
     tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
     pairs = kind_of(folder) == "encoder-decoder"
-    stored = open_model(folder, scan=scan, kind="encoder-decoder" if pairs else "decoder")
+    kind_of_model = "encoder-decoder" if pairs else "decoder"
+    stored = open_model(folder, scan=scan, kind=kind_of_model).fingerprinted()
     model: Any = (T5 if pairs else Decoder)(stored.config, **options)
     kind: type[DecoderTask] = Seq2SeqTask if pairs else DecoderTask
     return kind(

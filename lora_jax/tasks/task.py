@@ -164,6 +164,11 @@ class Task:
             raise ValueError(f"A split needs to be one of {', '.join(self.splits)}, got {name!r}.")
         return self.splits[name]
 
+    @property
+    def epoch(self) -> int:
+        """Examples of an epoch of training."""
+        return len(self.splits["train"])
+
     def batches(
         self,
         split: str,

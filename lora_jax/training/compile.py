@@ -93,7 +93,19 @@ class Program:
 
 def _signature(args: Any) -> Any:
     leaves, structure = jax.tree.flatten(args)
-    return platform(), structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    arrays = tuple((leaf.shape, leaf.dtype, _layout(leaf)) for leaf in leaves)
+    return platform(), structure, arrays
+
+
+def _layout(leaf: Any) -> Any:
+    """Where an array lies on a mesh: an executable takes no other layout. None of one device."""
+    sharding = getattr(leaf, "sharding", None)
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return None
+    spec = list(sharding.spec)
+    while spec and spec[-1] is None:
+        spec.pop()
+    return sharding.mesh, tuple(spec), sharding.memory_kind
 
 
 def _memory_of(compiled: Any) -> Memory | None:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from lora_jax.config import Config
+from lora_jax.io.reading_bar import reading_shown
 from lora_jax.tasks.opening import open_task
 from lora_jax.tasks.task import Task
 from lora_jax.training.checkpoint import DamagedCheckpoint
@@ -134,7 +135,8 @@ def fit(
         splits = ("validation", "test") if score_test else ("validation",)
         group = Group(iter(runs), finished, task_of, wide, slots, judge, stopped, splits)
         try:
-            group.fill()
+            with reading_shown(quiet=quiet):
+                group.fill()
             if stopped.is_set() and group.runs:
                 raise Interrupted(group.last_step)
             most = max((run.steps for run in group.runs), default=0)

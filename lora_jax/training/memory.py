@@ -9,8 +9,9 @@ from typing import Any
 from lora_jax.config import ADAPTERS, NO_FORMAT, Config
 from lora_jax.tasks.task import Task
 from lora_jax.training import allocator
+from lora_jax.training.needs import needs_of
 from lora_jax.training.programs import forget_programs, one_batch_a_shape, programs_for
-from lora_jax.training.run import abstract_state, steps_of
+from lora_jax.training.run import steps_of
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _FORMATS = (NO_FORMAT, "int8", "nf4")  # from exact to small
@@ -117,12 +118,12 @@ def estimate(
     task = replace(task, model=task.model.clone(remat=config.model.remat))
     train = config.train
     programs = programs_for(task.per_example, config, steps_of(config, task))
-    frozen, state = abstract_state(config, task)
 
     batches = _batches(task, "train", train.batch_size, train.accumulate, every_length)
-    sizes = [programs.train.peak_bytes(state, frozen, batch) for batch in batches]
+    needs = [needs_of(config, task, batch) for batch in batches]
+    sizes = [one.peak_bytes for one in needs]
     sizes += [
-        programs.evaluate.peak_bytes(frozen, state.trainable, batch)
+        programs.evaluate.peak_bytes(needs[0].frozen, needs[0].state.trainable, batch)
         for batch in _batches(task, "test", train.eval_batch_size, 1, every_length)
     ]
     allocator.release_freed_memory()  # What compiling took.

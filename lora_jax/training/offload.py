@@ -28,9 +28,8 @@ def in_host_memory(tx: optax.GradientTransformation) -> optax.GradientTransforma
 
 
 def like_placed(array: jax.Array, like: Any) -> jax.Array:
-    """The array in the memory where `like` is."""
-    kind = like.sharding.memory_kind if isinstance(like, jax.Array) else None
-    is_there = kind in (None, array.sharding.memory_kind)
+    """The array where `like` is: in its memory, and on its devices."""
+    is_there = not isinstance(like, jax.Array) or array.sharding == like.sharding
     return array if is_there else jax.device_put(array, like.sharding)
 
 

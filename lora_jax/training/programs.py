@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lora_jax.config import Config, OptimConfig
+from lora_jax.config import Config, MeshConfig, OptimConfig
 from lora_jax.core.platform import platform
 from lora_jax.tasks.losses import PerExample, Summed, Sums
 from lora_jax.training.compile import Program, program_for
+from lora_jax.training.mesh import eval_step_on, mesh_of, rules_of, train_step_on
 from lora_jax.training.optim import make_optimizer, structure_of
 from lora_jax.training.step import (
     make_stacked_eval_step,
@@ -39,8 +40,17 @@ def programs_for(per_example: PerExample, config: Config, steps: int, slots: int
     """The programs of a run of `steps` steps, or of so many side by side.
 
     Runs share them that agree in their loss, in the optimiser without what is data to it, in
-    micro-batches, and in their number of steps where a rank budget is spread over them.
+    micro-batches, in their mesh, and in their number of steps where a rank budget is spread over
+    them.
+
+    Raises:
+        ValueError: several side by side on a mesh.
     """
+    if slots > 1 and config.mesh.devices > 1:
+        raise ValueError(
+            f"Runs on a mesh are trained one by one, and {slots} are to stand side by side on "
+            f"{config.mesh.devices} devices. Set config.sweep.stack to 1."
+        )
     budget = config.optim.adalora.target_rank is not None
     return _programs(
         per_example,
@@ -49,6 +59,7 @@ def programs_for(per_example: PerExample, config: Config, steps: int, slots: int
         config.train.accumulate,
         slots,
         lanes_for(slots),
+        config.mesh,
     )
 
 
@@ -59,7 +70,13 @@ def forget_programs() -> None:
 
 @functools.lru_cache(maxsize=8)
 def _programs(
-    per_example: PerExample, optim: OptimConfig, steps: int, accumulate: int, slots: int, lanes: int
+    per_example: PerExample,
+    optim: OptimConfig,
+    steps: int,
+    accumulate: int,
+    slots: int,
+    lanes: int,
+    mesh: MeshConfig,
 ) -> Programs:
     loss = Summed(per_example)
     step = make_train_step(loss, make_optimizer(optim, steps), accumulate=accumulate)
@@ -71,6 +88,9 @@ def _programs(
     if slots > 1:
         step = make_stacked_step(step, slots, lanes)
         score = make_stacked_eval_step(score, slots, lanes)
+    if (devices := mesh_of(mesh)) is not None:
+        step = train_step_on(devices, step, rules=rules_of(mesh), accumulate=accumulate)
+        score = eval_step_on(devices, score)
     return Programs(program_for(step, donate=(0,)), program_for(score), slots)
 
 

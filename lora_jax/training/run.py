@@ -30,6 +30,7 @@ from lora_jax.tasks.predictions import loss_and_accuracy, metric_scores, predict
 from lora_jax.tasks.task import Task
 from lora_jax.training.allocator import peak_bytes
 from lora_jax.training.checkpoint import Checkpoints
+from lora_jax.training.mesh import on_mesh
 from lora_jax.training.metrics import MetricsLog
 from lora_jax.training.optim import make_optimizer
 from lora_jax.training.result import RunResult
@@ -287,7 +288,7 @@ def steps_of(config: Config, task: Task) -> int:
     """Optimiser steps of the run."""
     if config.train.total_steps is not None:
         return config.train.total_steps
-    return total_steps(len(task.splits["train"]), config.train.batch_size, config.train.epochs)
+    return total_steps(task.epoch, config.train.batch_size, config.train.epochs)
 
 
 def initial_state(
@@ -313,7 +314,8 @@ def initial_state(
         )
     if like is not None:
         trainable = pad(trainable, like)
-    return frozen, create_state(trainable, make_optimizer(config.optim, steps), run_key)
+    state = create_state(trainable, make_optimizer(config.optim, steps), run_key)
+    return on_mesh(config.mesh, frozen, state)
 
 
 def abstract_state(config: Config, task: Task) -> tuple[Any, Any]:
@@ -321,7 +323,7 @@ def abstract_state(config: Config, task: Task) -> tuple[Any, Any]:
     frozen, trainable = task.shapes(config)
     tx = make_optimizer(config.optim, steps_of(config, task))
     first = lambda trainable: create_state(trainable, tx, jax.random.key(0))
-    return frozen, jax.eval_shape(first, trainable)
+    return on_mesh(config.mesh, frozen, jax.eval_shape(first, trainable))
 
 
 def evaluation_batches(config: Config, task: Task, split: str) -> Iterator[Any]:

@@ -59,9 +59,9 @@ def stack_key(run: Config) -> Config:
 
 def can_stack(run: Config) -> bool:
     """Whether the run has a stacked form: adapters have; the baselines, and runs whose optimiser is
-    in host memory, are trained alone.
+    in host memory or that lie on a mesh, are trained alone.
     """
-    return run.method in ADAPTERS and not run.optim.offload
+    return run.method in ADAPTERS and not run.optim.offload and run.mesh.devices == 1
 
 
 def differences(one: Config, two: Config) -> tuple[str, ...]:
@@ -71,6 +71,8 @@ def differences(one: Config, two: Config) -> tuple[str, ...]:
     for run in (one, two):
         if run.optim.offload:
             return ("optim.offload: a run in host memory is trained alone",)
+        if run.mesh.devices > 1:
+            return ("mesh: a run on a mesh is trained alone",)
         if not can_stack(run):
             return (f"method: {run.method} is trained alone",)
 

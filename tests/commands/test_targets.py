@@ -41,7 +41,7 @@ def test_what_is_listed_is_what_adapt_takes_and_no_weight_is_read(
     def read(*_, **__):
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr("lora_jax.io.weights.read_leaf", read)
+    monkeypatch.setattr("lora_jax.io.stored_model.read_leaf", read)
     assert main(["inspect", str(folder), "--targets", "--pattern", "mine=.*mlp/up/kernel"]) == 0
     rows = [
         re.split(r"\s*│\s*", line)[1:-1]

@@ -13,7 +13,9 @@ from lora_jax.adapters.merge import merge
 from lora_jax.adapters.stacking import stack
 from lora_jax.adapters.surgery import adapt
 from lora_jax.core.lowrank import LoraSpec
+from lora_jax.core.mesh import make_mesh
 from lora_jax.core.quantize import QuantSpec, bytes_of
+from lora_jax.core.sharding import shard
 from lora_jax.generation.beam import BeamSearch, beam_search
 from lora_jax.generation.engine import Generator
 from lora_jax.generation.sampling import Sampling
@@ -242,6 +244,16 @@ def test_layers_taken_apart_give_the_same_tokens(quant):
         for unroll in (True, False)
     ]
     assert both[0] == both[1]
+
+
+@pytest.mark.parametrize("unroll", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_on_a_mesh_the_same_tokens_are_generated(unroll):
+    model, frozen, trainable = adapted(quant=[("layers/.*kernel", QuantSpec("nf4", 8))])
+    one = Generator(model, frozen, trainable, unroll=unroll)
+    mesh = make_mesh(2, 2, 2)
+    eight = Generator(model, shard(frozen, mesh), shard(trainable, mesh), unroll=unroll)
+    prompts = prompts_of("llama3")
+    assert eight.generate(prompts, max_new=4) == one.generate(prompts, max_new=4)
 
 
 def test_every_text_of_a_batch_has_its_own_adapter():

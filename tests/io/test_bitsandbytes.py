@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lora_jax.core.bit_packing import unpack
 from lora_jax.core.quantize import QuantSpec, quantize
@@ -140,6 +141,19 @@ def test_8_bit_weight_of_bitsandbytes_is_read_and_made():
     for key in ("eight.weight", "eight.SCB", "eight.weight_format"):
         assert made[key].dtype == tensors[key].dtype and made[key].shape == tensors[key].shape
         np.testing.assert_array_equal(made[key], tensors[key])
+
+
+def test_each_weight_goes_to_its_devices(tmp_path):
+    """Of a folder's file as of one by itself."""
+    tensors = safetensors.read(GOLDEN / "bitsandbytes.safetensors")
+    safetensors.write(tmp_path / "model.safetensors", tensors)
+    whole = bnb.read(GOLDEN / "bitsandbytes.safetensors")
+    sharding = NamedSharding(jax.make_mesh((2,), ("x",)), PartitionSpec())
+    placed = bnb.read(tmp_path, place=lambda name, like: jax.tree.map(lambda _: sharding, like))
+    assert jax.tree.structure(placed) == jax.tree.structure(whole)
+    for ours, theirs in zip(jax.tree.leaves(placed), jax.tree.leaves(whole), strict=True):
+        assert ours.sharding == sharding
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_what_is_written_is_byte_for_byte_what_was_read(tmp_path):

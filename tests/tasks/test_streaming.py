@@ -18,7 +18,8 @@ from lora_jax.config import from_config_dict
 from lora_jax.core.host import StoredWeight
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray
-from lora_jax.io.weights import StoredModel
+from lora_jax.io import stored_model
+from lora_jax.io.stored_model import StoredModel
 from lora_jax.tasks.opening import LastTask, open_task
 
 NF4 = {"format": "nf4", "block_size": 8, "double": True}
@@ -51,11 +52,17 @@ def same(ours, theirs):
 
 @pytest.mark.parametrize("scan", [True, False], ids=["scan", "loop"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_streamed_base_is_what_adapt_makes_of_loaded_weights(kind, scan, tmp_path):
+def test_a_streamed_base_is_what_adapt_makes_of_loaded_weights(kind, scan, tmp_path, monkeypatch):
+    """And its fingerprint is made of the same reading: no weight is read twice."""
+    read, parts_of = [], stored_model.parts_of
+    monkeypatch.setattr(
+        stored_model, "parts_of", lambda name, tensors: read.append(name) or parts_of(name, tensors)
+    )
     plain = settings(kind, tmp_path, scan)
     config = from_config_dict(plain | {"method": "qlora", "quant": NF4})
     task = open_task(config)
     streamed = task.trainable(config, jax.random.key(0))
+    assert len(task.base) == 16 and len(read) == len(set(read))
     kernels = [leaf for leaf in flatten(streamed[0]).values() if isinstance(leaf, QuantizedArray)]
     assert kernels
     loaded = task._select(config, task.read(), jax.random.key(0))

@@ -21,6 +21,7 @@ from lora_jax.config import OptimConfig
 from lora_jax.core.mesh import make_mesh
 from lora_jax.core.paths import flatten
 from lora_jax.models import Decoder, DecoderConfig
+from lora_jax.models.decoder_config import Experts
 from lora_jax.tasks.language_loss import language_loss
 from lora_jax.training import adam8bit
 
@@ -31,7 +32,7 @@ LINEAR = r"layers/.*/(q|k|v|o|gate|up|down)/kernel"
 class Case:
     """A tiny language model on a mesh: sizes of the model, what is quantised, factors, optimiser."""
 
-    mesh: tuple[int, int, int]
+    mesh: tuple[int, int, int] = (1, 1, 1)
     sizes: dict[str, Any] = field(default_factory=dict)
     quant: lora_jax.QuantSpec | None = None
     head: bool = False  # quantised as well
@@ -104,6 +105,30 @@ CASES = {
 }
 
 
+# What a mesh might get wrong, in as few models as hold all of it; each is trained on every mesh.
+FORMS = {
+    "nf4 double, DoRA, dropout, tied, odd sizes": Case(
+        sizes=dict(vocab_size=1001, hidden_size=56, num_heads=7, num_kv_heads=1, tied=True),
+        quant=lora_jax.QuantSpec("nf4", block_size=8),
+        lora=dict(dora=True, dropout=0.1),
+    ),
+    "int8, adamw8bit, quantised head": Case(
+        sizes=dict(num_kv_heads=1),
+        quant=lora_jax.QuantSpec("int8", block_size=16),
+        head=True,
+        optim="adamw8bit",
+    ),
+    "float32, experts, rows that do not divide": Case(
+        sizes=dict(experts=Experts(count=4, per_token=2, intermediate_size=24)), rows=6
+    ),
+    "int4 with zeros, logarithms, softcap": Case(
+        sizes=dict(final_softcap=5.0, attention_softcap=8.0),
+        quant=lora_jax.QuantSpec("int4_asym", block_size=16, second_level="log"),
+    ),
+}
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
+
+
 @dataclass
 class Trained:
     """Losses of three steps, the compiled step, and what it was given and left."""
@@ -146,6 +171,17 @@ def test_a_step_on_a_mesh_is_that_of_one_device(
     assert eight.losses == pytest.approx(trained(CASES[name]).losses, rel=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_of_model_is_on_every_mesh_what_it_is_on_one_device(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adam8bit, "MIN_SIZE", 64)
+    one = trained(FORMS[name]).losses
+    for mesh in MESHES:
+        assert trained(FORMS[name], make_mesh(*mesh)).losses == pytest.approx(one, rel=1e-5), mesh
+
+
 # A collective of the compiled program: its kind, whether it is in the loop over layers, and the
 # dtype and shape of one of its results.
 _COLLECTIVE = re.compile(
@@ -179,8 +215,25 @@ def test_under_fsdp_codes_travel_and_no_dense_weight(on_mesh: Callable[[str], Tr
         assert ("u8", leaf.codes.shape[1:]) in in_loop
     assert not [key for key in in_loop if key[0] != "u8" and math.prod(key[1]) in dense]
     assert not [key for key in gathers if key[3] in stacks]
+    # Of an embedding what is looked up travels; a head that is not quantised is gathered once.
+    assert sum(n for key, n in gathers.items() if math.prod(key[3]) == 96 * 32) == 1
     # Nor do activations of the whole batch: (tokens, features) of 64 tokens.
     assert not [key for key in collectives(run.compiled) if key[1] and key[3][:1] == (64,)]
+
+
+def test_under_model_no_weight_travels_but_codes_whose_blocks_two_devices_share(
+    on_mesh: Callable[[str], Trained],
+) -> None:
+    run = on_mesh("model, nf4, quantised head")
+    layers = [leaf for leaf in flatten(run.frozen).values() if hasattr(leaf, "codes")]
+    plain = {leaf.kernel_shape for leaf in layers}
+    blocked = {(leaf.rows // 16, 16, leaf.codes.shape[-1]) for leaf in layers}
+    dense = [
+        (dtype, shape)
+        for kind, _, dtype, shape in collectives(run.compiled)
+        if kind == "all-gather" and tuple(n for n in shape if n > 1) in plain | blocked
+    ]
+    assert not dense
 
 
 def test_each_device_stores_its_part(on_mesh: Callable[[str], Trained]) -> None:

@@ -1,0 +1,217 @@
+"""What a training run will need on one device, and the cheapest change that makes it fit: from the
+sizes of a model alone, without weights, data or an accelerator.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lora_jax.analysis.devices import USABLE, Device
+from lora_jax.analysis.footprint import Footprint, bounded, footprint_of_task
+from lora_jax.config import ADAPTERS, Config, MeshConfig, with_value
+from lora_jax.core.host import can_offload
+from lora_jax.core.init import initializer_named
+from lora_jax.core.paths import nearest
+from lora_jax.io.described import read_config
+from lora_jax.io.hub import resolve
+from lora_jax.models.kinds import ModelConfig
+from lora_jax.models.sizes import SIZES
+from lora_jax.tasks.shapes import batch_shapes, shapes_task
+from lora_jax.training.compile import Memory
+from lora_jax.training.needs import needs_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the largest training step of a config needs, in bytes.
+
+    footprint: by arithmetic, and by what it is for. memory: by the compiler's account of the step,
+    lowered and compiled by shapes for the device that is here; None where nothing was compiled.
+    seconds: that tracing and compiling took.
+    """
+
+    config: Config
+    model: ModelConfig
+    footprint: Footprint
+    memory: Memory | None = None
+    seconds: float = 0.0
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the largest moment: the compiler's where it has said them, else by arithmetic."""
+        return self.footprint.total if self.memory is None else sum(self.memory)
+
+    @property
+    def notes(self) -> list[str]:
+        """What of the config is not in the figures, or is otherwise on an accelerator."""
+        said, found = [], self.footprint
+        if self.config.mesh.devices > 1:
+            said.append("This is of one device that holds all: config.mesh is not counted.")
+        if (self.config.optim.offload or self.config.model.offload) and not can_offload():
+            said.append(
+                "This machine has no memory of a device apart from its own: what is offloaded is "
+                "counted as if it stayed."
+            )
+        if found.scores > 0.05 * found.total:
+            said.append(
+                f"Attention's scores are {found.scores / 1e9:,.2f} GB of this, which cuDNN's flash "
+                "attention does not hold."
+            )
+        return said
+
+    def fits(self, device: Device) -> bool:
+        """Whether the peak is within what a program may take of a device (`USABLE`)."""
+        return self.peak <= USABLE * device.memory
+
+
+def plan(config: Config, model: ModelConfig | None = None, *, compiled: bool = True) -> Plan:
+    """What a training step of a run needs: texts of `data.max_length` tokens, a row each.
+
+    Weights are counted as tasks load them: in `model.base_dtype` but for those that are quantised. Of a sweep, the
+    config's own settings are planned. A step that is compiled here and then trained is compiled once.
+
+    Args:
+        model: the sizes of its model; by default those that `config.model.name` stands for, as
+            `sizes_of` reads them.
+        compiled: whether the step is compiled. It takes some ten seconds where layers are one scan
+            (`model.scan`), and minutes for many layers one by one.
+
+    Raises:
+        FileNotFoundError: the model is not known here.
+        ValueError: the settings do not fit the model.
+    """
+    start = time.perf_counter()
+    model = sizes_of(config.model.name) if model is None else model
+    _check_length(config, model)
+    config = bounded(config)
+    alone = replace(config, mesh=MeshConfig())
+    task = shapes_task(config, model)
+    shaped = _by_shapes(alone)
+    found = footprint_of_task(shaped, task)
+    memory = needs_of(shaped, task, batch_shapes(shaped, task)).memory if compiled else None
+    return Plan(config, model, found, memory, time.perf_counter() - start)
+
+
+def sizes_of(name: str) -> ModelConfig:
+    """The sizes of a model: of a folder with config.json (or a GGUF file), of a model that is on this
+    machine, or of a name in `lora_jax.models.sizes.SIZES`, whole or without its owner.
+
+    Raises:
+        FileNotFoundError: it is none of these; nothing is fetched.
+        ValueError: the config.json describes no model that is supported.
+    """
+    short = {known.rpartition("/")[2].lower(): known for known in SIZES}
+    known = name if name in SIZES else short.get(name.lower())
+    if known is not None and not Path(name).exists():
+        return SIZES[known]
+    if Path(name).is_file():
+        return read_config(name)
+    try:
+        folder = resolve(name, fetch=False)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"A plan needs a folder with config.json, a model that is on this machine, or a known "
+            f"size, and {name!r} is none. Nearest sizes: {', '.join(nearest(name, SIZES, 3))}. Copy "
+            "the model's config.json into a folder of its own and give that: no weights are needed."
+        ) from None
+    return read_config(folder)
+
+
+def _check_length(config: Config, model: ModelConfig) -> None:
+    positions = getattr(model, "max_positions", config.data.max_length)
+    if config.data.max_length > positions:
+        raise ValueError(
+            f"data.max_length is {config.data.max_length} tokens, and {config.model.name} has "
+            f"positions for {positions}. Lower it."
+        )
+
+
+def _by_shapes(config: Config) -> Config:
+    """The same shapes, without an initialiser that measures data."""
+    if initializer_named(config.lora.init).reads in ("gradient", "inputs"):
+        return replace(config, lora=replace(config.lora, init="kaiming"))
+    return config
+
+
+@dataclass(frozen=True)
+class Change:
+    """Settings that need less memory, as overrides of a config, and the plan with them."""
+
+    settings: tuple[str, ...]
+    plan: Plan
+
+
+def changes(before: Plan, device: Device) -> list[Change]:
+    """What makes a plan fit on a device, in the order of what it costs: each change by itself, and
+    where none is enough, with those before it. The last one fits, if any does; empty if the plan
+    fits as it is.
+
+    8-bit moments cost next to nothing, parts of a batch and recomputed blocks time, lower ranks and
+    fewer bits quality.
+    """
+    found: list[Change] = []
+    together: Change | None = None
+    for rung in (_eight_bits, _parts, _recomputed, _nf4, _lower_rank):
+        now = before if together is None else together.plan
+        if now.fits(device):
+            break
+        alone = _with(before, rung(before, device))
+        if alone is None:
+            continue
+        found.append(alone)
+        if alone.plan.fits(device):
+            return found
+        with_those = together and _with(now, rung(now, device), together.settings)
+        together = with_those or together or alone
+    return [*found, together] if together and len(together.settings) > 1 else found
+
+
+Step = dict[str, object]  # Settings by their dotted keys.
+
+
+def _with(before: Plan, step: Step, taken: tuple[str, ...] = ()) -> Change | None:
+    """The plan with other settings, None where there are none, or they save nothing."""
+    if not step:
+        return None
+    config = before.config
+    for key, value in step.items():
+        config = with_value(config, key, value)
+    after = plan(config, before.model, compiled=before.memory is not None)
+    settings = (*taken, *(f"{key}={value}" for key, value in step.items()))
+    return Change(settings, after) if after.peak < before.peak else None
+
+
+def _eight_bits(before: Plan, device: Device) -> Step:
+    return {"optim.name": "adamw8bit"} if before.config.optim.name == "adamw" else {}
+
+
+def _parts(before: Plan, device: Device) -> Step:
+    train = before.config.train
+    return {"train.accumulate": train.batch_size} if train.accumulate < train.batch_size else {}
+
+
+def _recomputed(before: Plan, device: Device) -> Step:
+    return {} if before.config.model.remat else {"model.remat": True}
+
+
+def _nf4(before: Plan, device: Device) -> Step:
+    config = before.config
+    if config.method not in ADAPTERS or config.quant.format == "nf4":
+        return {}
+    method: Step = {} if config.method == "qlora" else {"method": "qlora"}
+    return method | {"quant.format": "nf4"}
+
+
+def _lower_rank(before: Plan, device: Device) -> Step:
+    """The rank by halves, as far as its share of the bytes says that it must fall."""
+    rank, found = before.config.lora.rank, before.footprint
+    if before.config.method not in ADAPTERS or rank < 2:
+        return {}
+    of_one = (found.factors + found.optimiser + found.gradients) / rank
+    too_much = before.peak - USABLE * device.memory
+    lower = rank // 2
+    while lower > 1 and (rank - lower) * of_one < too_much:
+        lower //= 2
+    return {"lora.rank": lower}

@@ -1,0 +1,93 @@
+"""A run's steps on a mesh: rows of its batches and its state divided among the devices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from lora_jax.config import MeshConfig, read_by_path
+from lora_jax.core.mesh import BATCH, batch_held, make_mesh
+from lora_jax.core.notice import say_once
+from lora_jax.core.sharding import Rules, shard, shardings
+
+
+def mesh_of(config: MeshConfig) -> Mesh | None:
+    """The mesh of a run; None for one device.
+
+    Raises:
+        ValueError: it has more devices than there are.
+    """
+    if config.devices == 1:
+        return None
+    return make_mesh(data=config.data, fsdp=config.fsdp, model=config.model)
+
+
+def rules_of(config: MeshConfig) -> Rules | None:
+    """The run's own rules on paths; None for those of this library's models."""
+    axes = lambda end: None if end == "-" else tuple(end.split("+"))
+    written = read_by_path(config.rules)
+    return [(path, tuple(map(axes, ends.split()))) for path, ends in written] or None
+
+
+def on_mesh(config: MeshConfig, *trees: Any) -> tuple[Any, ...]:
+    """Frozen weights and states on the run's mesh.
+
+    Raises:
+        ValueError: there are fewer devices, or a rule matches no weight.
+    """
+    mesh = mesh_of(config)
+    return trees if mesh is None else tuple(shard(tree, mesh, rules_of(config)) for tree in trees)
+
+
+def train_step_on(
+    mesh: Mesh, step: Callable[..., Any], *, rules: Rules | None = None, accumulate: int = 1
+) -> Callable[..., Any]:
+    """The training step, whose state lies afterwards as it lay before."""
+
+    def placed(state: Any, frozen: Any, batch: Any) -> Any:
+        batch, _ = _divided(batch, mesh, fill=accumulate == 1)
+        state, metrics = step(state, frozen, batch)
+        held = jax.lax.with_sharding_constraint(state, shardings(state, mesh, rules))
+        return held, metrics
+
+    return placed
+
+
+def eval_step_on(mesh: Mesh, step: Callable[..., Any]) -> Callable[..., Any]:
+    """The evaluation step, which gives sums and what it found in each row."""
+
+    def placed(frozen: Any, trainable: Any, batch: Any) -> Any:
+        batch, rows = _divided(batch, mesh)
+        sums, found = step(frozen, trainable, batch)
+        return sums, jax.tree.map(lambda x: x[:rows], found)
+
+    return placed
+
+
+def _divided(batch: Any, mesh: Mesh, *, fill: bool = True) -> tuple[Any, int]:
+    """The batch with its rows divided among the devices, and how many they were. Rows are filled up
+    by copies of weight 0: behind the others, where they change no mask of dropout.
+    """
+    rows = batch["weight"].shape[0]
+    count = math.prod(mesh.shape[axis] for axis in BATCH)
+    if rows % count and not fill:
+        say_once(
+            f"a batch of {rows} rows is not divided by data x fsdp = {count}, and every device "
+            "has all of them: set config.train.accumulate to 1, or config.train.batch_size to a "
+            "multiple of both."
+        )
+    more = -rows % count if fill else 0
+
+    def filled(name: str, x: Any) -> Any:
+        if not more or not x.ndim or x.shape[0] != rows:
+            return x
+        copies = jnp.repeat(x[:1], more, axis=0)
+        is_weight = name in ("weight", "loss_weight")
+        return jnp.concatenate([x, jnp.zeros_like(copies) if is_weight else copies])
+
+    return batch_held({name: filled(name, x) for name, x in batch.items()}, mesh), rows
