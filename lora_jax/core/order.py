@@ -25,3 +25,14 @@ def _zero_after_all(size: int, batched: list[bool], x: Array) -> tuple[UInt8[Arr
     del size, batched  # `x` is: nothing else could be.
     # One 0 for all: with one each, vmap would dequantise a shared weight for every entry.
     return zero_after(x[0]), False
+
+
+def unfused(product: Array) -> Array:
+    """`product`, which no compiler fuses with a sum that it goes into: a fused multiply-add rounds
+    once, two operations twice, and which of them is taken differs from program to program.
+
+    Every finite number is within these bounds, but a compiler cannot leave them out for an infinite
+    one.
+    """
+    top = jnp.finfo(product.dtype).max
+    return jnp.clip(product, -top, top)

@@ -133,7 +133,9 @@ class Task:
         # that is left out here.
         reads = initializer_named(config.lora.init).reads
         init = "kaiming" if reads == "format" else config.lora.init
-        plain = unquantised(replace(config, lora=replace(config.lora, init=init)))
+        plain = replace(config, lora=replace(config.lora, init=init))
+        if not config.lora.merge_aware:  # Else a leaf says how its base is rounded.
+            plain = unquantised(plain)
         rules = [
             (re.escape(path), replace(spec, rank=min(spec.rank, site.rows, site.columns)))
             for path, spec in match(self._lora_rules(plain), self.sites, what="lora").items()
