@@ -42,15 +42,15 @@ class StoredModel:
     passing: PassingFingerprint | None = None
 
     def leaf(
-        self, path: str, spec: QuantSpec | None = None
+        self, path: str, spec: QuantSpec | None = None, *, place: Place | None = None
     ) -> np.ndarray | jax.Array | QuantizedArray:
-        """One weight, quantised if a format is given.
+        """One weight, quantised if a format is given, where `place` or the model's own says.
 
         Raises:
             KeyError: there is no such weight in the files. ValueError: it is no floating number, or
                 holds a NaN or an infinity.
         """
-        name, place = self.names[path], self.place
+        name, place = self.names[path], self.place if place is None else place
         with in_file(self.path):
             return read_leaf(
                 name,
