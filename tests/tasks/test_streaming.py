@@ -116,8 +116,8 @@ def test_of_a_quantised_weight_the_dense_form_is_read_for_its_initialiser_alone(
 ):
     read = []
     leaf = StoredModel.leaf
-    noted = lambda self, path, spec=None: (
-        read.append((path, spec is None)) or leaf(self, path, spec)
+    noted = lambda self, path, spec=None, **where: (
+        read.append((path, spec is None)) or leaf(self, path, spec, **where)
     )
     monkeypatch.setattr(StoredModel, "leaf", noted)
     plain = settings("decoder", tmp_path, True) | {"method": "qlora", "quant": NF4}
