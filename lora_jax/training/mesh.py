@@ -105,6 +105,6 @@ def place_on(config: MeshConfig, shapes: Callable[[], tuple[Any, Any]]) -> Place
     if mesh is None:
         return None
     frozen, trained = (shardings(tree, mesh, rules_of(config)) for tree in shapes())
-    # A weight that is adapted lies as it is frozen; one that is trained whole is not frozen.
-    laid = {**trained, **flatten(frozen)}
+    whole = {path: leaf.value for path, leaf in trained.items() if leaf.replaces}
+    laid = whole | flatten(frozen)
     return lambda path, like: laid.get(path)
