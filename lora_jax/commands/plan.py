@@ -164,7 +164,9 @@ def parts_table(plan: Plan) -> Table:
         table.add_row("temporaries, compiled", shown(memory.temporaries + memory.new_results))
         table.add_row("peak, compiled", shown(plan.peak), style="bold")
     table.add_row("peak by arithmetic, at most", shown(found.total))
-    table.caption = f"{unit} of {size_of:g} bytes; planned in {plan.seconds:.0f} s"
+    table.caption = (
+        f"{unit} of {'1e9' if unit == 'GB' else '1e6'} bytes; planned in {plan.seconds:.0f} s"
+    )
     return table
 
 
