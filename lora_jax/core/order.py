@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Float, UInt8
 
 
 @jax.custom_batching.custom_vmap
@@ -36,3 +36,12 @@ def unfused(product: Array) -> Array:
     """
     top = jnp.finfo(product.dtype).max
     return jnp.clip(product, -top, top)
+
+
+def computed_once(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
+    """`x`, which XLA does not compute anew for each of its readers, as it does with what is cheap,
+    whatever barrier stands there, on a CPU: a quotient counts as dear. The divisor is 1, as no
+    number has 128 bits.
+    """
+    bits = jax.lax.population_count(jax.lax.bitcast_convert_type(x, jnp.uint32))
+    return x / (1 + (bits >> 7).astype(jnp.float32))

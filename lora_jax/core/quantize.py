@@ -297,8 +297,9 @@ def encode(
     empty = jnp.inf if format.zero_block == "lowest" else 0.0
     unit = format.limit if format.levels is None and not has_raw_levels(spec) else 1.0
     # A product with the reciprocal, not a quotient: bitsandbytes' arithmetic, also for 8 bits.
-    # Double quantisation can turn the sign of a small scale, which is read with that sign.
-    inverse = jnp.where(scale != 0, (1.0 / scale) * np.float32(unit), empty)
+    inverse = (1.0 / scale) * np.float32(unit)
+    # Asked of the inverse: XLA would restore stored scales again for every weight to compare them.
+    inverse = jnp.where(jnp.isinf(inverse), empty, inverse)
     codes = nearest_code(blocked * inverse[..., None, :], format, raw=has_raw_levels(spec))
     codes = codes.reshape(*matrix.shape[:-2], blocks * block, -1)[..., : matrix.shape[-2], :]
     return bit_packing.pack(codes, format.bits, fill=format.zero)
@@ -342,10 +343,7 @@ def nearest_code(
 
     codes, thresholds = format.search(1.0 if raw else None)
     if len(codes) <= _CHAIN:
-        # A search without a gather: one comparison a threshold, all in one pass.
-        index = jnp.zeros(x.shape, jnp.uint8)
-        for threshold in thresholds:
-            index = index + (x > threshold).astype(jnp.uint8)
+        index = codebooks.bisected(x, thresholds)
     else:
         index = jnp.searchsorted(jnp.asarray(thresholds), x, side="left", method="scan_unrolled")
         index = jnp.where(jnp.isnan(x), 0, index.astype(jnp.uint8))
