@@ -85,9 +85,7 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
         _scheduled(config, total_steps),
         optax.partition(scales, trainable_labels),
     )
-    # Preconditioning reads all of what is fixed. Moments in 8 bits go array by array, not layer by
-    # layer: in a loop over layers XLA without its optimisations gave some of them other codes.
-    if config.name == "adamw" and not config.precondition_b:
+    if not config.precondition_b:  # It reads all of what is fixed.
         tx = by_layers(tx)
 
     if config.adalora.target_rank is not None:

@@ -22,7 +22,7 @@ LAYERS, IN, RANK = 3, 512, 8
 
 
 def trainables() -> dict[str, Any]:
-    """Factors of stacked layers and a head apart."""
+    """Factors of stacked layers, enough numbers a matrix for 8 bits, and a head apart."""
     key, spec = jax.random.key(0), LoraSpec(rank=RANK)
     made = {
         f"layers/{name}/kernel": initialize(jax.random.fold_in(key, n), (LAYERS,), IN, IN, spec)
@@ -31,12 +31,14 @@ def trainables() -> dict[str, Any]:
     return made | {"head/kernel": TrainedWeight(jnp.ones((IN, 2)))}
 
 
-@pytest.mark.parametrize("clip", [0.01, 0.0])
-def test_layers_one_by_one_are_the_same_step(monkeypatch: pytest.MonkeyPatch, clip: float) -> None:
+@pytest.mark.parametrize(("name", "clip"), [("adamw", 0.01), ("adamw", 0.0), ("adamw8bit", 0.01)])
+def test_layers_one_by_one_are_the_same_step(
+    monkeypatch: pytest.MonkeyPatch, name: str, clip: float
+) -> None:
     """Up to whether a product and a sum are rounded once or twice, which a compiler decides anew for
     every loop: 3.8e-7 of a number at most here, over two steps.
     """
-    config = replace(PLAIN, clip_norm=clip, lora_plus_ratio=4.0, weight_decay=0.1)
+    config = replace(PLAIN, name=name, clip_norm=clip, lora_plus_ratio=4.0, weight_decay=0.1)
     tx = make_optimizer(config, 10)
     trained, _ = partition(trainables())
     rng = np.random.default_rng(0)
@@ -51,13 +53,18 @@ def test_layers_one_by_one_are_the_same_step(monkeypatch: pytest.MonkeyPatch, cl
             one_by_one = jax.jit(lambda *trees: tx.update(*trees))(grads, state, trained)
         assert jax.tree.structure(one_by_one) == jax.tree.structure(at_once)
         for ours, theirs in zip(jax.tree.leaves(one_by_one), jax.tree.leaves(at_once)):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-12)
+            if ours.dtype == jnp.uint8:  # What lies between two codes may go to either.
+                apart = np.abs(np.asarray(ours, np.int32) - np.asarray(theirs, np.int32))
+                assert apart.max() <= 1 and (apart > 0).mean() < 1e-3
+            else:
+                np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-12)
         state = at_once[1]
 
 
 @pytest.mark.slow
-def test_65B_has_its_gradients_and_not_its_updates_in_memory() -> None:
-    """QLoRA of LLaMA-65B, rank 64, 1 x 512: with the updates of all layers together 50.5 GB."""
+@pytest.mark.parametrize(("optimizer", "most"), [("adamw8bit", 46.5e9), ("adamw", 50.0e9)])
+def test_65B_has_its_gradients_and_not_its_updates_in_memory(optimizer: str, most: float) -> None:
+    """QLoRA of LLaMA-65B, rank 64, 1 x 512: with all updates together 50.5 GB, in 8 bits as well."""
     found = plan(
         from_config_dict(
             dict(
@@ -71,8 +78,9 @@ def test_65B_has_its_gradients_and_not_its_updates_in_memory() -> None:
                 method="qlora",
                 lora=dict(rank=64),
                 quant=dict(format="nf4"),
+                optim=dict(name=optimizer),
                 train=dict(batch_size=1),
             )
         )
     )
-    assert found.footprint.arguments < found.peak < 50.0e9
+    assert found.footprint.arguments < found.peak < most
