@@ -43,14 +43,7 @@ def by_layers(tx: optax.GradientTransformation) -> optax.GradientTransformationE
             return made, _by_path(new, stacked)
 
         def one(layer: Any, carried: Any) -> Any:
-            now = _at(carried, layer)
-            # A branch, so that all of a layer is computed before any of it is written in its place,
-            # and nothing is copied. What finds codes does not need it, and in a branch XLA without
-            # its optimisations finds others.
-            if all(x.dtype == jnp.float32 for x in jax.tree.leaves(carried)):
-                written = jax.lax.cond(layer < count, lambda: made_of(layer, *now), lambda: now)
-            else:
-                written = made_of(layer, *now)
+            written = made_of(layer, *_at(carried, layer))
             return jax.tree.map(lambda every, x: every.at[layer].set(x), carried, written)
 
         first = of_layers[0], _by_path(of_layers[1], stacked)

@@ -12,10 +12,8 @@ import optax
 from flax import struct
 from jaxtyping import Array, Int
 
-from lora_jax.core.order import zero_after
 from lora_jax.core.trainable import Trainables, combine, partition
 from lora_jax.tasks.losses import Sums
-from lora_jax.training.by_layers import LARGE
 
 # loss(frozen, trainable, batch, key): a mean over the batch, or the sum over it with its Sums.
 LossFn = Callable[[Any, Trainables, Any, jax.Array | None], Array | tuple[Array, Sums]]
@@ -82,16 +80,13 @@ def make_train_step(
 
         # A batch of filler has loss and gradient 0.
         weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
-        mean = _divided(grads, weight)
-        norm = optax.tree.norm(mean)
-        if sum(g.nbytes for g in jax.tree.leaves(grads)) >= LARGE:
-            # Not before the norm is there: a quotient then takes the place of its gradient.
-            mean = _divided(grads, weight + zero_after(norm))
+        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        norm = optax.tree.norm(grads)
 
         # What is not trained is there for transformations that ask for it (a fixed `a`, the columns
         # in use).
         updates, opt_state = optax.with_extra_args_support(tx).update(
-            mean, state.opt_state, trained, fixed=fixed, norm=norm
+            grads, state.opt_state, trained, fixed=fixed, norm=norm
         )
         trainable = combine(optax.apply_updates(trained, updates), fixed)
 
@@ -102,15 +97,6 @@ def make_train_step(
         return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
 
     return step
-
-
-def _divided(grads: Any, weight: Array) -> Any:
-    def one(g: Array) -> Array:
-        # XLA on a CPU would write out a weight that several large arrays are divided by.
-        own = weight + zero_after(g) if g.nbytes >= LARGE else weight
-        return g / own.astype(g.dtype)
-
-    return jax.tree.map(one, grads)
 
 
 def _gradients(

@@ -31,14 +31,12 @@ def trainables() -> dict[str, Any]:
     return made | {"head/kernel": TrainedWeight(jnp.ones((IN, 2)))}
 
 
-@pytest.mark.parametrize(("name", "clip"), [("adamw", 0.01), ("adamw", 0.0), ("adamw8bit", 0.01)])
-def test_layers_one_by_one_are_the_same_step(
-    monkeypatch: pytest.MonkeyPatch, name: str, clip: float
-) -> None:
+@pytest.mark.parametrize("clip", [0.01, 0.0])
+def test_layers_one_by_one_are_the_same_step(monkeypatch: pytest.MonkeyPatch, clip: float) -> None:
     """Up to whether a product and a sum are rounded once or twice, which a compiler decides anew for
     every loop: 3.8e-7 of a number at most here, over two steps.
     """
-    config = replace(PLAIN, name=name, clip_norm=clip, lora_plus_ratio=4.0, weight_decay=0.1)
+    config = replace(PLAIN, name="adamw8bit", clip_norm=clip, lora_plus_ratio=4.0, weight_decay=0.1)
     tx = make_optimizer(config, 10)
     trained, _ = partition(trainables())
     rng = np.random.default_rng(0)
@@ -62,9 +60,8 @@ def test_layers_one_by_one_are_the_same_step(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("optimizer", "most"), [("adamw8bit", 46.5e9), ("adamw", 50.0e9)])
-def test_65B_has_its_gradients_and_not_its_updates_in_memory(optimizer: str, most: float) -> None:
-    """QLoRA of LLaMA-65B, rank 64, 1 x 512: with all updates together 50.5 GB, in 8 bits as well."""
+def test_65B_has_its_gradients_and_not_its_updates_in_memory() -> None:
+    """QLoRA of LLaMA-65B, rank 64, 1 x 512: with all updates together 50.5 GB."""
     found = plan(
         from_config_dict(
             dict(
@@ -78,9 +75,9 @@ def test_65B_has_its_gradients_and_not_its_updates_in_memory(optimizer: str, mos
                 method="qlora",
                 lora=dict(rank=64),
                 quant=dict(format="nf4"),
-                optim=dict(name=optimizer),
+                optim=dict(name="adamw8bit"),
                 train=dict(batch_size=1),
             )
         )
     )
-    assert found.footprint.arguments < found.peak < most
+    assert found.footprint.arguments < found.peak < 46.5e9
