@@ -1,16 +1,16 @@
-"""What a run needs of a device's memory, what fits where, and the cheapest change that makes it fit:
-from config.json alone, in seconds, without weights, data or a GPU.
+"""What a run needs of a device's memory, what fits where, and the cheapest change that makes it
+fit: from config.json alone, in seconds, without weights, data or a GPU.
 
   lora-jax plan llama-65b --method qlora --rank 64 --batch 1x512 --device a6000-48
   lora-jax plan FOLDER-WITH-CONFIG.JSON --method lora --rank 16 --batch 8x1024
   lora-jax plan configs/rotten_tomatoes.py:lora --config.model.remat=true
 
 A model is a folder with config.json, one that is on this machine, or a size that papers name. Of a
-language model blocks are recomputed, products and words in bfloat16, unless --config says otherwise; of a
-config its own settings count, and of a sweep those that no axis changes.
+language model blocks are recomputed, products and words in bfloat16, unless --config says
+otherwise; of a config its own settings count, and of a sweep those that no axis changes.
 
-The peak is XLA's own account of the training step, compiled by shapes for the device that is here; the
-parts are arithmetic. Nothing is fetched, loaded or trained.
+The peak is XLA's own account of the training step, compiled by shapes for the device that is here;
+the parts are arithmetic. Nothing is fetched, loaded or trained.
 """
 
 from __future__ import annotations
