@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
+from lora_jax.analysis import plan
 from lora_jax.analysis.devices import A100
 from lora_jax.analysis.footprint import SMALL, UTILISATION, Footprint, footprint_of, seconds
 from lora_jax.config import Config, from_config_dict
@@ -127,6 +128,51 @@ def head() -> list[str]:
     ]
 
 
+# QLoRA steps that are planned, compiled, at the foot of the page: a name of SIZES and an optimiser.
+PLANS = (
+    ("huggyllama/llama-7b", "adamw"),
+    ("meta-llama/Meta-Llama-3-8B", "adamw"),
+    ("huggyllama/llama-13b", "adamw"),
+    ("huggyllama/llama-30b", "adamw"),
+    ("huggyllama/llama-65b", "adamw"),
+    ("huggyllama/llama-65b", "adamw8bit"),
+    ("meta-llama/Meta-Llama-3-70B", "adamw8bit"),
+)
+
+
+def plans() -> list[str]:
+    """What `lora-jax plan MODEL --method qlora --rank 64 --batch 1x512` says of each."""
+    lines = [
+        "## What QLoRA steps from 7B to 70B need",
+        "",
+        "nf4 with double quantisation, all linear layers, rank 64, 1 x 512 tokens, blocks recomputed,",
+        "bfloat16, in GB of 1e9 bytes: arguments and temporaries by XLA's account of the step compiled",
+        "for a CPU (`lora-jax plan MODEL --method qlora --rank 64 --batch 1x512`). No GPU has run them.",
+        "",
+        "| model | optimiser | codes | scales | words | factors | moments | arguments | temporaries | peak |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, optimizer in PLANS:
+        model = dict(name=name, remat=True, compute_dtype="bfloat16", base_dtype="bfloat16")
+        settings = dict(
+            model=model,
+            data=dict(task="completion", max_length=512),
+            method="qlora",
+            lora=dict(rank=64),
+            quant=dict(format="nf4"),
+            optim=dict(name=optimizer),
+            train=dict(batch_size=1),
+        )
+        made = plan(from_config_dict(settings))
+        found, memory = made.footprint, made.memory
+        words = found.embeddings + found.head
+        sizes = (found.codes, found.scales, words, found.factors, found.optimiser)
+        sizes = (*sizes, memory.arguments, memory.temporaries, made.peak)
+        cells = " | ".join(f"{size / 1e9:.2f}" for size in sizes)
+        lines.append(f"| {name} | {optimizer} | {cells} |")
+    return lines
+
+
 def page() -> str:
     """The whole page."""
     lines = head()
@@ -134,6 +180,7 @@ def page() -> str:
         lines += ["", f"## {file}.py", "", "| run | published | GB | time | needs; beyond |"]
         lines += ["|---|---|---:|---:|---|"]
         lines += [line(file, argument, preset) for argument, preset in rows(file)]
+    lines += ["", *plans()]
     return "\n".join(lines) + "\n"
 
 

@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "allocate": "bits and ranks by layer under a memory budget, by what each layer loses",
     "inspect": "what a quantised checkpoint holds, an adapter covers, or targets take of a model",
     "convert": "an adapter from our format to PEFT's, or back",
+    "merge": "a run's adapter into its quantised base, and what is left of its gain",
     "generate": "continue prompts with a language model and adapters",
     "claims": "test published claims again: list, run, verify, report",
 }

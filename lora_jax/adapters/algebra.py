@@ -227,6 +227,12 @@ def plain_lora(path: str, leaf: Any) -> LowRank:
             "adapters cannot be added or truncated exactly. Merge it into the base (merge), and "
             "take the difference (factorize)."
         )
+    if leaf.rounded:
+        raise ValueError(
+            f"{path!r} is merge-aware: its effect is that of the rounded sum with its base, so "
+            "adapters cannot be added or truncated exactly. Merge it into the base instead "
+            "(merge_quantized)."
+        )
     return leaf.plain()
 
 

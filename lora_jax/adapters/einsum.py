@@ -12,7 +12,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
-from lora_jax.adapters.products import Call, bias_of, frozen_call, over_terms, update_product
+from lora_jax.adapters.products import (
+    Call,
+    bias_of,
+    frozen_call,
+    product_of,
+    seen_by_update,
+    with_update,
+)
 from lora_jax.core.lowrank import Adapted, LowRank
 
 
@@ -30,10 +37,14 @@ def einsum(module: nn.Module, leaf: Any, call: Call) -> Array:
     kept = "".join(letter for letter in equation.input if letter not in contracted)
     made = "".join(letter for letter in equation.kernel if letter in equation.output)
     flat = jnp.einsum(f"{equation.input}->{kept}{contracted}", x).astype(y.dtype)
-    delta = update_product(flat.reshape(math.prod(flat.shape[: len(kept)]), -1), leaf)
+    product = product_of(flat.reshape(math.prod(flat.shape[: len(kept)]), -1), leaf)
     sizes = dict(zip(equation.kernel, leaf.shape[-len(equation.kernel) :], strict=True))
-    delta = delta.reshape(*flat.shape[: len(kept)], *(sizes[letter] for letter in made))
-    y = y + jnp.einsum(f"{kept}{made}->{equation.output}", delta)
+    shape = (*flat.shape[: len(kept)], *(sizes[letter] for letter in made))
+
+    def update(low: LowRank) -> Array:
+        return jnp.einsum(f"{kept}{made}->{equation.output}", product(low).reshape(shape))
+
+    y = with_update(y, update, leaf)
     return _rescaled(module, y, factors, equation, made, sizes)
 
 
@@ -80,7 +91,7 @@ def experts_product(module: nn.Module, leaf: Adapted, call: Call) -> Array:
 
     factors = leaf.factors()
     y = frozen_call(module, leaf, call, bias=factors is None)
-    x = x.astype(y.dtype)
+    x = seen_by_update(x, leaf).astype(y.dtype)
 
     def update(low: LowRank) -> Array:
         # The scale goes into the smaller factor: the hidden states are a batch times as large.
@@ -95,7 +106,7 @@ def experts_product(module: nn.Module, leaf: Adapted, call: Call) -> Array:
             f"{kept}{rank},{shared}{rank}{made}->{equation.output}", hidden, b.astype(y.dtype)
         )
 
-    y = y + over_terms(update, leaf)
+    y = with_update(y, update, leaf)
     return _rescaled(module, y, factors, equation, shared + made, sizes)
 
 

@@ -59,7 +59,7 @@ def make_bank(
     Raises:
         ValueError: there are neither adapters nor `like`, or more adapters than places; a weight
             trained whole has no base; some adapters have DoRA at a site and others not; shapes
-            differ.
+            differ; an adapter is merge-aware.
     """
     plain = [_at_rest(trainable) for trainable in adapters]
     known = plain if like is None else [*plain, _at_rest(like)]
@@ -163,6 +163,11 @@ def _at_rest(trainable: Trainables) -> dict[str, Any]:
             raise ValueError(
                 "A bank holds factors and weights trained whole, and "
                 f"{type(leaf).__name__} is neither."
+            )
+        if leaf.rank and leaf.rounded:
+            raise ValueError(
+                "Adapters of a bank share the products of one base, and a merge-aware adapter "
+                "rounds its own sum with it. Merge it (merge_quantized) and use it alone."
             )
     return {path: leaf.at_rest() for path, leaf in trainable.items()}
 

@@ -23,6 +23,7 @@ from lora_jax.core.boxes import is_boxed
 from lora_jax.core.lowrank import Adapted
 from lora_jax.core.paths import flatten, nearest, unflatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
+from lora_jax.core.rounded import RoundedSum
 from lora_jax.core.trainable import Trainables
 
 
@@ -125,6 +126,8 @@ def merge_quantized(
             in). With them the rounding error of each input row is fed back into the rows that are
             not yet rounded, so that the error of the *outputs* is small (GPTQ, Frantar et al.
             2022); without, every weight goes to its nearest level.
+            What was trained merge-aware is stored as it was trained, bit for bit, unless `spec` or
+            `moments` ask for something else.
         model, sample: positional inputs on which the outputs before and after are compared.
 
     Raises:
@@ -145,6 +148,8 @@ def merge_quantized(
         wanted = spec or getattr(leaf.base, "spec", None)
         if wanted is None:
             return exact.astype(leaf.dtype)
+        if leaf.lora.rounded and wanted == leaf.base.spec and path not in moments:
+            return _rounded(leaf.frozen())
         ndim, axes = len(leaf.kernel_shape), tuple(leaf.lora.in_axes)
         made = requantize(exact, wanted, kernel_ndim=ndim, in_axes=axes, moments=moments.get(path))
         return made.replace(dtype=leaf.dtype)
@@ -197,8 +202,15 @@ def _merged(
 
 
 def _exact(leaf: Adapted) -> Array:
-    """The merged weight in float32, of a base that is not rounded again in between."""
+    """The merged weight in float32, of a base that is not rounded again in between; of a merge-aware
+    one, what it was trained as.
+    """
+    if leaf.lora.rounded:
+        return _rounded(leaf.frozen()).replace(dtype=jnp.dtype(jnp.float32)).unbox()
     return Adapted(base=meta.unbox(leaf.base).astype(jnp.float32), lora=leaf.lora).unbox()
+
+
+_rounded = jax.jit(RoundedSum.merged)
 
 
 def _figures(leaf: Adapted, exact: Array, stored: Array) -> tuple[float, float, float]:

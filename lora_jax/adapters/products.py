@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from lora_jax.adapters.recording import Recorded, record
 from lora_jax.core.lowrank import Adapted, LowRank
 from lora_jax.core.mesh import BATCH, Placed, cut_of
+from lora_jax.core.rounded import straight_through
 from lora_jax.core.rows import WithRows
 from lora_jax.kernels.matmul import frozen_matmul, head_matmul, lowrank_matmul
 
@@ -64,7 +65,7 @@ def conv(module: nn.Module, leaf: Any, call: Call) -> Array:
         return frozen_call(module, leaf, call)
     factors = leaf.factors()
     y = frozen_call(module, leaf, call, bias=factors is None)
-    x = _drop(call.args[0], leaf).astype(y.dtype)
+    x = seen_by_update(call.args[0], leaf).astype(y.dtype)
 
     def update(low: LowRank) -> Array:
         kernel = low.a.reshape(*leaf.kernel_shape[:-1], low.rank)
@@ -72,7 +73,7 @@ def conv(module: nn.Module, leaf: Any, call: Call) -> Array:
         hidden = into.apply({"params": {"kernel": kernel.astype(y.dtype)}}, x)
         return (hidden * low.scale.astype(y.dtype)) @ low.b.astype(y.dtype)
 
-    y = rescaled(y + over_terms(update, leaf), factors)
+    y = rescaled(with_update(y, update, leaf), factors)
     return y if factors is None or not module.use_bias else y + bias_of(module).astype(y.dtype)
 
 
@@ -87,7 +88,7 @@ def embed(module: nn.Module, leaf: Any, call: Call) -> Array:
     def update(low: LowRank) -> Array:
         return (jnp.take(low.a, call.args[0], axis=0) * low.scale) @ low.b
 
-    return rescaled(y + over_terms(update, leaf).astype(y.dtype), leaf.factors())
+    return rescaled(with_update(y, update, leaf), leaf.factors())
 
 
 def _looked_up(module: nn.Module, leaf: Any, call: Call) -> Array:
@@ -95,7 +96,7 @@ def _looked_up(module: nn.Module, leaf: Any, call: Call) -> Array:
     cut = cut_of(leaf)
     if cut is None:
         return frozen_call(module, leaf, call, weight="embedding")
-    base = leaf.base if isinstance(leaf, (Adapted, WithRows)) else leaf
+    base = _frozen(leaf)
     here = base.base if isinstance(base, Placed) else base
     # Two steps, since XLA goes from one to the other by all-to-all only where one axis moves.
     rows = tuple(axis for axis in BATCH if axis not in (cut.columns or ()))
@@ -114,13 +115,13 @@ def attend(module: nn.Module, leaf: Any, call: Call) -> Array:
         return leaf.logits(call.args[0], y)
     if not isinstance(leaf, Adapted):
         return y
-    query = call.args[0].astype(y.dtype)
+    query = seen_by_update(call.args[0], leaf).astype(y.dtype)
 
     def update(low: LowRank) -> Array:
         a, b, scale = (x.astype(y.dtype) for x in (low.a, low.b, low.scale))
         return ((query @ b.T) * scale) @ a.T
 
-    return y + over_terms(update, leaf)
+    return with_update(y, update, leaf)
 
 
 def plain_attend(module: nn.Module, embedding: Array, call: Call) -> Array:
@@ -143,25 +144,31 @@ def _product_here(x: Array, leaf: Any) -> Array:
         return frozen_matmul(record(x, leaf.probe), leaf.base)
     if not isinstance(leaf, Adapted):
         return frozen_matmul(x, leaf)
-    return rescaled(frozen_matmul(x, leaf.base) + update_product(x, leaf), leaf.factors())
+    y = frozen_matmul(x, leaf.frozen())
+    return rescaled(with_update(y, product_of(x, leaf), leaf), leaf.factors())
 
 
-def update_product(x: Array, leaf: Adapted) -> Array:
-    """The update's part of `x @ weight`, for the rows of x."""
-    x, cut = _drop(x, leaf), cut_of(leaf)
+def product_of(x: Array, leaf: Adapted) -> Callable[[LowRank], Array]:
+    """What gives a term of the update its part of `x @ weight`, for the rows of x."""
+    x, cut = seen_by_update(x, leaf), cut_of(leaf)
 
     def update(low: LowRank) -> Array:
         a, b = (low.a, low.b) if cut is None else cut.factors(low.a, low.b)
         return lowrank_matmul(x, a, b, low.scale)
 
-    return over_terms(update, leaf)
+    return update
 
 
-def over_terms(update: Callable[[LowRank], Array], leaf: Adapted) -> Array:
-    """The update's product, less that of the start that an initialiser took out of the base."""
-    low, start = leaf.lora.moving(), leaf.lora.start()
+def with_update(y: Array, update: Callable[[LowRank], Array], leaf: Adapted) -> Array:
+    """`y` of `leaf.frozen()` with the product of the update, less that of the start that an
+    initialiser took out of the base. A rounded sum has it: it gets the update's gradient alone.
+    """
+    low, start = leaf.update(), leaf.lora.start()
+    if leaf.lora.rounded:
+        return straight_through(y, update(low).astype(y.dtype))
     # Two products, not one of twice the rank: equal factors cancel exactly at step 0.
-    return update(low) if start is None else update(low) - update(start)
+    moved = update(low) if start is None else update(low) - update(start)
+    return y + moved.astype(y.dtype)
 
 
 def rescaled(y: Array, factors: Array | None) -> Array:
@@ -169,7 +176,12 @@ def rescaled(y: Array, factors: Array | None) -> Array:
     return y if factors is None else (y.astype(jnp.float32) * factors).astype(y.dtype)
 
 
-def _drop(x: Array, leaf: Adapted) -> Array:
+def seen_by_update(x: Array, leaf: Adapted) -> Array:
+    """The input as the update's product has it: with dropout, and of a rounded sum without a
+    gradient, since that of `leaf.frozen()` is whole.
+    """
+    if leaf.lora.rounded:
+        return jax.lax.stop_gradient(x)
     rate = leaf.lora.dropout
     if leaf.key is None or rate is None:
         return x
@@ -188,7 +200,7 @@ def frozen_call(
     bias: bool = True,
 ) -> Array:
     """The module's own computation on the frozen weight, dequantised again in the backward pass."""
-    base = leaf.base if isinstance(leaf, (Adapted, WithRows)) else leaf
+    base = _frozen(leaf)
     others = {
         key: meta.unbox(value)
         for key, value in module.variables["params"].items()
@@ -202,6 +214,13 @@ def frozen_call(
         return detached.apply({"params": params}, x, *static, method=method, **call.kwargs)
 
     return jax.checkpoint(run)(base, others, x)
+
+
+def _frozen(leaf: Any) -> Any:
+    """The weight that the module's own computation reads."""
+    if isinstance(leaf, Adapted):
+        return leaf.frozen()
+    return leaf.base if isinstance(leaf, WithRows) else leaf
 
 
 def bias_of(module: nn.Module) -> Array | None:

@@ -90,7 +90,7 @@ def check_alike(adapters: Sequence[Trainables]) -> None:
 def _form(leaf: Any) -> tuple[Any, ...]:
     if not leaf.rank:
         return (leaf.kind, *(getattr(leaf, name).shape for name in leaf.trained_fields()))
-    kind = "LoRA" if leaf.magnitude is None else "DoRA"
+    kind = ("merge-aware " if leaf.rounded else "") + ("LoRA" if leaf.magnitude is None else "DoRA")
     return (kind, tuple(leaf.a.shape[:-2]), leaf.rows, leaf.b.shape[-1], tuple(leaf.in_axes))
 
 

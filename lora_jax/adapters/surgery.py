@@ -193,6 +193,8 @@ def _factors(
         )
     if spec.dora:
         low = with_magnitude(low, matrix(stored))
+    if spec.merge_aware and isinstance(stored, QuantizedArray):
+        low = low.replace(rounded=spec.merge_scales)
     # As in PEFT: the input of an embedding is an index, and there is nothing to drop.
     return low.replace(dropout=None) if site.kind == "Embed" else low
 
@@ -286,6 +288,13 @@ def _check_selection(
                     "rules."
                 )
 
+    aware = [path for path, spec in adapted.items() if spec.merge_aware]
+    stored = {path for path in aware if isinstance(flat[path], QuantizedArray)}
+    if aware and not stored and not quantized.keys() & set(aware):
+        raise ValueError(
+            f"{aware[0]!r} is to be merge-aware, and none of the adapted weights is quantised: "
+            "merging into them is exact. Leave merge_aware off, or give them a quant rule."
+        )
     for path, spec in adapted.items():
         if spec.dropout and not sites[path].has_rule:
             raise ValueError(

@@ -1,5 +1,5 @@
-"""What a training step of a config holds and computes, from the sizes of its model alone: no weights,
-no data, nothing compiled.
+"""What a training step of a config holds and computes, from the sizes of its model alone: no
+weights, no data, nothing compiled.
 """
 
 from __future__ import annotations
@@ -64,8 +64,9 @@ class Footprint:
         return sum(getattr(self, one.name) for one in fields(self) if one.name != "flops")
 
 
-# Share of a device's rate which a step reaches. QLoRA's 65B run (1,875 steps of 16 texts of 513 tokens at
-# most, 24 hours on a 48 GB card of 155e12) reached 0.45 at most: an assumption, not a measurement.
+# Share of a device's rate which a step reaches. QLoRA's 65B run (1,875 steps of 16 texts of 513
+# tokens at most, 24 hours on a 48 GB card of 155e12) reached 0.45 at most: an assumption, not a
+# measurement.
 UTILISATION = 0.4
 # Tokens a micro-batch below which a device waits for its launches, and the estimate is too low.
 SMALL = 4096
@@ -74,11 +75,12 @@ SMALL = 4096
 def footprint_of(config: Config, model: ModelConfig, *, tokens: int | None = None) -> Footprint:
     """What a training step of a run holds at its peak, and how much it computes.
 
-    Weights are in `model.base_dtype` but for those that are quantised, as tasks load them. Activations are those
-    of a micro-batch of the longest texts, from the trace alone: what a compiler fuses away is
-    counted, what it copies is not. Against the account of XLA's CPU backend: arguments equal, and
-    besides them RoBERTa-base (16 x 128, 8 x 256 tokens) 1.01 and 0.97 times, GPT-2 medium of 8
-    layers (4 x 256) 1.6 times, LLaMA-7B of 4 layers in nf4 (1 x 512, recomputed) 0.9 times.
+    Weights are in `model.base_dtype` but for those that are quantised, as tasks load them.
+    Activations are those of a micro-batch of the longest texts, from the trace alone: what a
+    compiler fuses away is counted, what it copies is not. Against the account of XLA's CPU backend:
+    arguments equal, and besides them RoBERTa-base (16 x 128, 8 x 256 tokens) 1.01 and 0.97 times,
+    GPT-2 medium of 8 layers (4 x 256) 1.6 times, LLaMA-7B of 4 layers in nf4 (1 x 512, recomputed)
+    0.9 times.
 
     Args:
         model: the sizes of its model, as `lora_jax.models.sizes.SIZES` or a config.json has them.

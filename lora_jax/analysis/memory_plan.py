@@ -40,7 +40,7 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes at the largest moment: the compiler's where it has said them, else by arithmetic."""
+        """Bytes at the largest moment: the compiler's where it said them, else by arithmetic."""
         return self.footprint.total if self.memory is None else sum(self.memory)
 
     @property
@@ -69,8 +69,9 @@ class Plan:
 def plan(config: Config, model: ModelConfig | None = None, *, compiled: bool = True) -> Plan:
     """What a training step of a run needs: texts of `data.max_length` tokens, a row each.
 
-    Weights are counted as tasks load them: in `model.base_dtype` but for those that are quantised. Of a sweep, the
-    config's own settings are planned. A step that is compiled here and then trained is compiled once.
+    Weights are counted as tasks load them: in `model.base_dtype` but for those that are quantised.
+    Of a sweep, the config's own settings are planned. A step that is compiled here and then trained
+    is compiled once.
 
     Args:
         model: the sizes of its model; by default those that `config.model.name` stands for, as
@@ -95,8 +96,8 @@ def plan(config: Config, model: ModelConfig | None = None, *, compiled: bool = T
 
 
 def sizes_of(name: str) -> ModelConfig:
-    """The sizes of a model: of a folder with config.json (or a GGUF file), of a model that is on this
-    machine, or of a name in `lora_jax.models.sizes.SIZES`, whole or without its owner.
+    """The sizes of a model: of a folder with config.json (or a GGUF file), of a model that is on
+    this machine, or of a name in `lora_jax.models.sizes.SIZES`, whole or without its owner.
 
     Raises:
         FileNotFoundError: it is none of these; nothing is fetched.

@@ -1,16 +1,16 @@
-"""What a run needs of a device's memory, what fits where, and the cheapest change that makes it fit:
-from config.json alone, in seconds, without weights, data or a GPU.
+"""What a run needs of a device's memory, what fits where, and the cheapest change that makes it
+fit: from config.json alone, in seconds, without weights, data or a GPU.
 
   lora-jax plan llama-65b --method qlora --rank 64 --batch 1x512 --device a6000-48
   lora-jax plan FOLDER-WITH-CONFIG.JSON --method lora --rank 16 --batch 8x1024
   lora-jax plan configs/rotten_tomatoes.py:lora --config.model.remat=true
 
 A model is a folder with config.json, one that is on this machine, or a size that papers name. Of a
-language model blocks are recomputed, products and words in bfloat16, unless --config says otherwise; of a
-config its own settings count, and of a sweep those that no axis changes.
+language model blocks are recomputed, products and words in bfloat16, unless --config says
+otherwise; of a config its own settings count, and of a sweep those that no axis changes.
 
-The peak is XLA's own account of the training step, compiled by shapes for the device that is here; the
-parts are arithmetic. Nothing is fetched, loaded or trained.
+The peak is XLA's own account of the training step, compiled by shapes for the device that is here;
+the parts are arithmetic. Nothing is fetched, loaded or trained.
 """
 
 from __future__ import annotations
@@ -164,7 +164,9 @@ def parts_table(plan: Plan) -> Table:
         table.add_row("temporaries, compiled", shown(memory.temporaries + memory.new_results))
         table.add_row("peak, compiled", shown(plan.peak), style="bold")
     table.add_row("peak by arithmetic, at most", shown(found.total))
-    table.caption = f"{unit} of {size_of:g} bytes; planned in {plan.seconds:.0f} s"
+    table.caption = (
+        f"{unit} of {'1e9' if unit == 'GB' else '1e6'} bytes; planned in {plan.seconds:.0f} s"
+    )
     return table
 
 

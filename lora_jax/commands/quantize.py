@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lora_jax.commands.inspect import loss_table
 from lora_jax.commands.shared import print_table
@@ -63,12 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Quantises weight by weight, writes the folder and prints the table."""
     from lora_jax.adapters.sites import find_sites
-    from lora_jax.analysis.quantisation import losses
     from lora_jax.config import resolve_targets
     from lora_jax.core.paths import match, unflatten
     from lora_jax.core.quantize import QuantSpec
     from lora_jax.io.hub import resolve
     from lora_jax.io.quantized import save_quantized
+    from lora_jax.io.reading_bar import reading_shown
     from lora_jax.io.weights import open_model
     from lora_jax.models.kinds import example_inputs, model_of
 
@@ -88,14 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
         [path for path, site in sites.items() if site.is_matrix],
         what="quant",
     )
-    rows, flat = [], {}
-    for path in stored.names:
-        try:
-            flat[path] = stored.leaf(path, chosen.get(path))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        if path in chosen:
-            rows += losses(path, stored.leaf(path), flat[path])
+    with reading_shown():
+        flat, rows = _quantized(stored, chosen)
     metadata = {
         "model": arguments.model, "scan": scan, "encoder": dataclasses.asdict(config), "losses": [dataclasses.asdict(row) for row in rows],
     }  # fmt: skip
@@ -114,6 +110,31 @@ def run(arguments: argparse.Namespace) -> int:
     print_table(loss_table(rows))
     print(f"written: {written} ({written.stat().st_size / 1e6:.1f} MB)")
     return 0
+
+
+def _quantized(stored: Any, chosen: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """The weights by path, those that are chosen in their format, and what each matrix lost."""
+    import numpy as np
+
+    from lora_jax.analysis.quantisation import losses
+
+    rows: list[Any] = []
+    flat: dict[str, Any] = {}
+    for path, name in stored.names.items():
+        # Of each matrix while it is there: no stack is dense, and none is read again for it.
+        lost: list[Any] = []
+        note = lambda w, q, lost=lost, path=path: lost.extend(
+            losses(path, np.asarray(w, np.float32), q)
+        )
+        try:
+            flat[path] = stored.leaf(path, chosen.get(path), seen=note)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        rows += [
+            dataclasses.replace(row, layer=layer if name.stack else None)
+            for layer, row in enumerate(lost)
+        ]
+    return flat, rows
 
 
 def _block_size(text: str) -> int | None:

@@ -233,6 +233,10 @@ class LoraConfig:
     group_size: Count = 32  # inputs that share a row of `a` under variant qa_lora
     # Which projections of a fused kernel are adapted, such as (true, false, true).
     parts: tuple[bool, ...] | None = None
+    # Trains the weight as it is after merging into the quantised base, which then changes nothing;
+    # its blocks keep the scales that are stored, or are fitted anew at every step.
+    merge_aware: Annotated[bool, ReadBy(("qlora",))] = False
+    merge_scales: Annotated[Literal["kept", "refitted"], ReadBy(("qlora",))] = "kept"
     bias: Literal["none", "all", "lora_only"] = "none"  # biases that are trained whole besides
     # Word ids whose embeddings are trained besides.
     embedding_rows: tuple[NotNegative, ...] | None = None

@@ -154,6 +154,18 @@ def _check_variant(config: Config) -> None:
         return
 
     VARIANTS[lora.variant].check(lora)
+    reads = initializer_named(lora.init).reads
+    if lora.merge_aware and (config.method != "qlora" or reads == "format"):
+        raise ValueError(
+            "config.lora.merge_aware rounds the sum of base and update into the base's format: "
+            + (
+                f"it needs config.method 'qlora', got {config.method!r} (a base that is not "
+                "quantised merges exactly)."
+                if config.method != "qlora"
+                else f"config.lora.init {lora.init!r} starts from factors that make up for the "
+                "base's rounding, of which nothing would be left. Take another."
+            )
+        )
     adalora = lora.variant == "adalora"
     if adalora != (budget is not None):
         needs = (
@@ -175,12 +187,12 @@ def _check_variant(config: Config) -> None:
             "config.optim.precondition_b needs config.lora.variant 'lora_fa' (a fixed `a`), "
             f"got {lora.variant!r}."
         )
-    if lora.init_from is not None and initializer_named(lora.init).reads != "shape":
+    if lora.init_from is not None and reads != "shape":
         raise ValueError(
             f"config.lora.init {lora.init!r} and config.lora.init_from both say where the factors "
             "start. Leave one of them at its default."
         )
-    if initializer_named(lora.init).reads == "format" and config.method != "qlora":
+    if reads == "format" and config.method != "qlora":
         raise ValueError(
             f"config.lora.init {lora.init!r} chooses the codes of a quantised base: it needs "
             "config.method 'qlora'."

@@ -95,6 +95,22 @@ def look_up(table: np.ndarray, codes: Array) -> Array:
     return jnp.asarray(table).at[codes.astype(jnp.int32)].get(mode="promise_in_bounds")
 
 
+def bisected(x: Array, thresholds: np.ndarray) -> Array:
+    """The number of sorted thresholds below each number, by halving without a gather."""
+    depth = len(thresholds).bit_length()
+    known = [*thresholds, *[np.float32(np.inf)] * (2**depth - 1 - len(thresholds))]
+    above: list[Array] = []
+    for level in reversed(range(depth)):
+        middle = known[2**level - 1 :: 2 ** (level + 1)]
+        for bit in reversed(above):  # The one of this level that the halves so far lead to.
+            middle = [jnp.where(bit, high, low) for low, high in zip(middle[::2], middle[1::2])]
+        above.append(x > middle[0])
+    places = reversed(range(depth))
+    return sum(bit.astype(jnp.int32) << place for bit, place in zip(above, places)).astype(
+        jnp.uint8
+    )
+
+
 def midpoints(levels: np.ndarray) -> np.ndarray:
     """Float32 midpoints of sorted levels, taken in float64 so that they are rounded once."""
     wide = levels.astype(np.float64)

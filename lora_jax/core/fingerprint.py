@@ -60,9 +60,7 @@ class PassingFingerprint:
             if part.size <= _AT_ONCE:
                 # Given on as it was turned for the digest, so that it is turned once.
                 part = filled(part.shape, dtype, [((), part)])
-            for piece in _pieces(part):
-                flat = np.asarray(piece, dtype, order="C").reshape(-1)
-                digest.update(flat.view(np.uint8).data)
+            _count(digest, part, dtype)
             yield index, part
         self._digest = digest
         self._left.popleft()
@@ -75,7 +73,9 @@ class PassingFingerprint:
         return self._digest.hexdigest()[:16]
 
 
-def _pieces(part: np.ndarray) -> Iterator[np.ndarray]:
-    """What a large array is turned in, some rows at a time."""
-    step = max(1, _AT_ONCE * len(part) // part.size)
-    return (part[first : first + step] for first in range(0, len(part), step))
+def _count(digest: Any, part: np.ndarray, dtype: Any) -> None:
+    """Adds an array's bytes in this dtype, of a large one some rows at a time."""
+    step = max(1, _AT_ONCE * len(part) // max(1, part.size))
+    for first in range(0, len(part), step):
+        flat = np.asarray(part[first : first + step], dtype, order="C").reshape(-1)
+        digest.update(flat.view(np.uint8).data)

@@ -211,14 +211,29 @@ class StoredWeight:
     """A weight in a file: its shape is known, and it is read when it is asked for.
 
     Args:
-        load: given how the weight is to be stored (None: as it is), a host array or a quantised
-            one, whose dense form is never in memory as a whole.
+        load: given how the weight is to be stored (None: as it is) and where (`Place` of its path;
+            None: the default device), an array or a quantised one, whose dense form is never in
+            memory as a whole.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, load: Callable[[Any], Any]) -> None:
-        self.shape, self.dtype, self.load = shape, np.dtype(dtype), load
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: Any,
+        load: Callable[[Any, Place | None], Any],
+        place: Place | None = None,
+    ) -> None:
+        self.shape, self.dtype, self._load, self._place = shape, np.dtype(dtype), load, place
         self.ndim, self.size = len(shape), math.prod(shape)
         self._shared: weakref.ref[jax.Array] | None = None
+
+    def load(self, spec: Any) -> Any:
+        """The weight, stored so."""
+        return self._load(spec, self._place)
+
+    def at(self, place: Place) -> StoredWeight:
+        """The weight that will be read to another place."""
+        return StoredWeight(self.shape, self.dtype, self._load, place)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self.load(None), dtype)

@@ -162,6 +162,12 @@ def initialize_with_base(
             f"init={spec.init!r} stores another base in every layer, so layers={spec.layers} "
             "cannot leave layers out."
         )
+    if spec.merge_aware:
+        raise ValueError(
+            f"init={spec.init!r} starts from factors that make up for the base's rounding, and "
+            "merge_aware rounds their sum again: nothing of that start would be left. Take "
+            "another init."
+        )
     plain = dataclasses.replace(spec, init="kaiming")
     low = initialize(key, weight.shape[:-2], rows, out, plain, in_axes=in_axes)
     a, b, base = init.function(weight, format, key, spec)

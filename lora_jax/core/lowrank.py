@@ -19,6 +19,7 @@ from lora_jax.core.matrix import from_matrix, to_matrix
 from lora_jax.core.paths import entry, key_for
 from lora_jax.core.plain_types import check_types
 from lora_jax.core.quantize import QuantizedArray
+from lora_jax.core.rounded import SCALES, RoundedSum, straight_through
 from lora_jax.core.trainable import Trainable
 from lora_jax.core.variants import SCALINGS, VARIANTS
 
@@ -46,6 +47,9 @@ class LoraSpec:
     parts: for a kernel that holds several projections side by side, such as (True, False, True)
         for the query and value of a fused (in, 3 * d) kernel: each part that is True gets factors
         of its own, of this rank (loralib's `enable_lora`).
+    merge_aware: the adapted weight of a quantised base is rounded into the base's format, so that
+        merging into it afterwards changes nothing; a base that is not quantised merges exactly.
+    merge_scales: the scales of that format, see `lora_jax.core.rounded.RoundedSum`.
     """
 
     rank: int = 8
@@ -58,10 +62,12 @@ class LoraSpec:
     variant: str = "lora"
     group_size: int = 32
     parts: tuple[bool, ...] | None = None
+    merge_aware: bool = False
+    merge_scales: str = "kept"
 
     def __post_init__(self) -> None:
         numbers = dict(rank=Integral, group_size=Integral, alpha=Real, dropout=Real)
-        check_types("LoRA ", self, **numbers, dora=bool)
+        check_types("LoRA ", self, **numbers, dora=bool, merge_aware=bool)
         if self.rank < 1:
             raise ValueError(
                 f"LoRA rank must be at least 1, got {self.rank}. To leave a site alone, give its "
@@ -81,6 +87,10 @@ class LoraSpec:
             raise ValueError(
                 f"LoRA parts={self.parts} adapts none of them. Set at least one to True, or leave "
                 "the site alone."
+            )
+        if self.merge_scales not in SCALES:
+            raise ValueError(
+                f"LoRA merge_scales must be {' or '.join(SCALES)}, got {self.merge_scales!r}."
             )
 
         entry(VARIANTS, self.variant, "LoRA variant").check(self)
@@ -123,6 +133,8 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
         step; None recomputes them.
     group: rows of the weight that share a row of `a` (QA-LoRA).
     fixed: names of factors that are not trained.
+    rounded: not '' where the adapted weight is rounded into the base's format (merge-aware): what
+        `RoundedSum.scales` says. Gradients are those without the rounding.
     """
 
     a: Float[Array, "*stack grouped r"]
@@ -139,6 +151,7 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
     in_axes: tuple[int, ...] = struct.field(pytree_node=False, default=(0,))
     group: int = struct.field(pytree_node=False, default=1)
     fixed: tuple[str, ...] = struct.field(pytree_node=False, default=())
+    rounded: str = struct.field(pytree_node=False, default="")
     kind = "lora"
 
     @property
@@ -191,6 +204,19 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
                 scale=jnp.concatenate([low.scale, start.scale], -1),
             )
         return low.replace(magnitude=self.magnitude, base_square=self.base_square)
+
+    def onto_rounded(self, base: QuantizedArray) -> RoundedSum:
+        """The sum with the base, rounded into its format; constant in gradients."""
+        low, start = self.moving(), self.start()
+        a, b = low.a * low.scale[..., None, :], low.b
+        terms: tuple[Any, ...] = ((a, b),)
+        if start is not None:
+            # a b - a0 b0 of small factors, where the products themselves may be the weight's size.
+            a0 = start.a * start.scale[..., None, :]
+            terms = (((low.a - start.a) * low.scale[..., None, :], b), (a0, b - start.b))
+        used = (self.scale != 0).any(-1)
+        made = RoundedSum(base, terms, used, magnitude=self.magnitude, scales=self.rounded)
+        return jax.lax.stop_gradient(made)
 
     def delta(self, dtype: Any = jnp.float32) -> Float[Array, "*stack in out"]:
         """The dense update, formed in float32, without the magnitude, which acts on the sum."""
@@ -259,6 +285,12 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
                 f"The adapter of {path!r} does not fit: factors {tuple(self.a.shape)} and "
                 f"{tuple(self.b.shape)} for a weight of shape {tuple(base.shape)}. It was made "
                 "for another model or another layout of this one."
+            )
+        if self.rounded and not isinstance(base, QuantizedArray):
+            raise ValueError(
+                f"The adapter of {path!r} was made merge-aware: it computes with the sum rounded "
+                "into the format of its quantised base, and here the base is dense. Use the base "
+                "as it was quantised, or merge the adapter into that first."
             )
 
         if key is None or self.dropout is None:
@@ -360,9 +392,34 @@ class Adapted(Wrapping):
         base = meta.unbox(self.base)
         return to_matrix(base, len(self.kernel_shape), self.lora.in_axes).astype(jnp.float32)
 
+    def frozen(self) -> Any:
+        """What the module's own product multiplies with: the base, or where the update is rounded
+        with it the rounded sum.
+        """
+        return self.lora.onto_rounded(self.base) if self.lora.rounded else self.base
+
+    def update(self) -> LowRank:
+        """The trained term whose product goes with that of `frozen`: what is added to it, or where
+        that has it already what its gradient is of.
+        """
+        low = self.lora.moving()
+        if not self.lora.rounded or self.lora.magnitude is None:
+            return low
+        factors = jax.lax.stop_gradient(self.lora.column_factors(self.base_matrix()))
+        return low.replace(b=low.b * factors[..., None, :].astype(low.b.dtype))
+
     def factors(self) -> Float[Array, "*stack out"] | None:
-        """What DoRA multiplies each output column by; None without a magnitude."""
-        return None if self.lora.magnitude is None else self.lora.column_factors(self.base_matrix())
+        """What DoRA multiplies each output column by; None without a magnitude.
+
+        A rounded sum has its magnitudes already: the factors are then 1, of the gradient that the
+        outputs say.
+        """
+        magnitude = self.lora.magnitude
+        if magnitude is None or not self.lora.rounded:
+            return None if magnitude is None else self.lora.column_factors(self.base_matrix())
+        held = jax.lax.stop_gradient(magnitude)
+        used = (self.lora.scale != 0).any(-1)[..., None] & (held != 0)
+        return jnp.where(used, magnitude / jnp.where(used, held, 1.0), 1.0)
 
     def unbox(self) -> Array:
         """The dense adapted weight: added up in float32, rounded once to the base's dtype.
@@ -377,7 +434,10 @@ class Adapted(Wrapping):
                 f"{self.shape} weight has no rule for it. Set dropout=0.0 for this site, or use "
                 "lora_jax.apply with a module kind that has a rule."
             )
-        weight = self.base_matrix() + self.lora.delta()
-        factors = self.factors()
+        weight, factors = self.base_matrix() + self.lora.delta(), self.factors()
+        if self.lora.rounded:
+            weight = straight_through(
+                self.frozen().merged().matrix().astype(jnp.float32), _product(self.update())
+            )
         weight = weight if factors is None else weight * factors[..., None, :]
         return from_matrix(weight, self.kernel_shape, self.lora.in_axes).astype(self.dtype)

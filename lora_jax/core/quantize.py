@@ -19,6 +19,7 @@ from lora_jax.core import bit_packing, codebooks, scales
 from lora_jax.core.boxes import Boxed
 from lora_jax.core.matrix import from_matrix, to_matrix
 from lora_jax.core.mesh import Cut, dividing
+from lora_jax.core.order import unfused
 from lora_jax.core.paths import flatten
 from lora_jax.core.plain_types import check_types
 from lora_jax.core.scales import SCALE_DTYPES, SECOND_LEVELS, DoubleQuantized
@@ -182,6 +183,23 @@ class QuantizedArray(Boxed, repr=False):
         """The dequantised weight in its own shape and dtype."""
         return from_matrix(self.matrix(), self.kernel_shape, self.in_axes)
 
+    def recoded(self, matrix: Float[Array, "*stack in out"], *, refit: bool) -> QuantizedArray:
+        """Other matrices in this weight's format: the levels nearest to them under the scales that
+        are stored, or with `refit` under new ones, as `quantize` fits them.
+
+        An `in_scale` stays. All programs give the same bytes.
+        """
+        matrix = unfused(matrix.astype(jnp.float32))
+        if self.in_scale is not None:
+            matrix = unfused(matrix * (1 / self.in_scale)[..., None])
+        if refit:
+            codes, scale, zero = _fitted(matrix, self.spec)[:3]
+            return self.replace(codes=codes, scale=scale, zero=zero)
+        shape = block_sizes(matrix.shape[-2], self.spec.block_size)[1], matrix.shape[-1]
+        zero = None if self.zero is None else scales.load(self.zero, *shape)
+        codes = encode(matrix, scales.load(self.scale, *shape), zero, self.spec)
+        return self.replace(codes=codes)
+
 
 def quantize(
     w: Float[Array, "*axes"],
@@ -232,7 +250,7 @@ def quantize(
             "of the quantisation rules."
         )
 
-    codes, scale, zero, finite, damaged = _quantize_matrix(w, spec, kernel_ndim, in_axes)
+    codes, scale, zero, damaged, finite = _quantize_matrix(w, spec, kernel_ndim, in_axes)
     if not isinstance(finite, jax.core.Tracer):
         check_quantized(w.shape, bool(finite), damaged)
     return QuantizedArray(
@@ -279,7 +297,9 @@ def encode(
     empty = jnp.inf if format.zero_block == "lowest" else 0.0
     unit = format.limit if format.levels is None and not has_raw_levels(spec) else 1.0
     # A product with the reciprocal, not a quotient: bitsandbytes' arithmetic, also for 8 bits.
-    inverse = jnp.where(scale > 0, (1.0 / scale) * np.float32(unit), empty)
+    inverse = (1.0 / scale) * np.float32(unit)
+    # Asked of the inverse: XLA would restore stored scales again for every weight to compare them.
+    inverse = jnp.where(jnp.isinf(inverse), empty, inverse)
     codes = nearest_code(blocked * inverse[..., None, :], format, raw=has_raw_levels(spec))
     codes = codes.reshape(*matrix.shape[:-2], blocks * block, -1)[..., : matrix.shape[-2], :]
     return bit_packing.pack(codes, format.bits, fill=format.zero)
@@ -304,7 +324,9 @@ def decode(
     if format.levels is None and not raw:
         # After the scale, as bitsandbytes does for 8 bits.
         weight = weight * np.float32(1 / format.limit)
-    return weight if zero is None else spread(scales.load(zero, blocks, out), weight, jnp.add)
+    if zero is None:
+        return weight
+    return spread(scales.load(zero, blocks, out), unfused(weight), jnp.add)
 
 
 def nearest_code(
@@ -321,10 +343,7 @@ def nearest_code(
 
     codes, thresholds = format.search(1.0 if raw else None)
     if len(codes) <= _CHAIN:
-        # A search without a gather: one comparison a threshold, all in one pass.
-        index = jnp.zeros(x.shape, jnp.uint8)
-        for threshold in thresholds:
-            index = index + (x > threshold).astype(jnp.uint8)
+        index = codebooks.bisected(x, thresholds)
     else:
         index = jnp.searchsorted(jnp.asarray(thresholds), x, side="left", method="scan_unrolled")
         index = jnp.where(jnp.isnan(x), 0, index.astype(jnp.uint8))
@@ -346,7 +365,7 @@ def block_scales(
     if not format.offset:
         return jnp.abs(blocked).max(-2), None
     low = blocked.min(-2)
-    return (blocked.max(-2) - low) / format.limit, low
+    return unfused((blocked.max(-2) - low) / format.limit), low
 
 
 def store_scales(scale: Array, zero: Array | None, spec: QuantSpec) -> tuple[Any, Any]:
@@ -363,16 +382,20 @@ def store_scales(scale: Array, zero: Array | None, spec: QuantSpec) -> tuple[Any
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _quantize_matrix(
     w: Array, spec: QuantSpec, kernel_ndim: int, in_axes: tuple[int, ...]
-) -> tuple[Array, Any, Any, Array, Array | None]:
+) -> tuple[Array, Any, Any, Array | None, Array]:
     matrix = to_matrix(w, kernel_ndim, in_axes)
+    return *_fitted(matrix, spec), jnp.isfinite(matrix).all()
+
+
+def _fitted(matrix: Array, spec: QuantSpec) -> tuple[Array, Any, Any, Array | None]:
+    """Codes under scales fitted to a matrix, these and the zeros as stored, and the damage."""
     scale, zero = block_scales(matrix, spec)
     blocks, out = scale.shape[-2:]
     stored, stored_zero, damaged = stored_scales(scale, zero, spec)
     if codes_need_stored(spec):
         scale = scales.load(stored, blocks, out)
         zero = None if zero is None else scales.load(stored_zero, blocks, out)
-    codes = encode(matrix, scale, zero, spec)
-    return codes, stored, stored_zero, jnp.isfinite(matrix).all(), damaged
+    return encode(matrix, scale, zero, spec), stored, stored_zero, damaged
 
 
 @functools.partial(jax.jit, static_argnums=2, inline=True)

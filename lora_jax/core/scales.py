@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, UInt8
 
 from lora_jax.core import codebooks
 from lora_jax.core.blockwise import BLOCK, blocked, flat, nearest_dynamic
+from lora_jax.core.order import computed_once, unfused
 
 SCALE_DTYPES = ("float32", "bfloat16", "e8m0")
 SECOND_LEVELS = ("mean", "log")
@@ -40,11 +41,10 @@ class DoubleQuantized(struct.PyTreeNode):
         step = jnp.repeat(self.absmax, BLOCK, axis=-1)[..., :n]
         if self.level == "log":
             low = jnp.repeat(self.offset, BLOCK, axis=-1)[..., :n]
-            numbers = jnp.exp2(low + (self.codes.astype(jnp.float32) - 1) * step)
+            numbers = jnp.exp2(low + unfused((self.codes.astype(jnp.float32) - 1) * step))
             return jnp.where(self.codes == 0, 0.0, numbers)
-        return (
-            codebooks.look_up(codebooks.dynamic_map(), self.codes) * step + self.offset[..., None]
-        )
+        moved = codebooks.look_up(codebooks.dynamic_map(), self.codes) * step
+        return unfused(moved) + self.offset[..., None]
 
 
 def store(
@@ -76,7 +76,7 @@ def load(stored: Any, blocks: int, out: int) -> Float[Array, "*stack blocks out"
         scale = jnp.swapaxes(numbers.reshape(*numbers.shape[:-1], out, blocks), -1, -2)
         # Without the barrier XLA computes each scale anew for every weight of its block, and
         # reading takes twice as long.
-        return jax.lax.optimization_barrier(scale)
+        return jax.lax.optimization_barrier(computed_once(scale))
     if stored.dtype == jnp.uint8:
         # Bits of the exponent: exactly a power of two, which exp2 does not promise.
         return jax.lax.bitcast_convert_type(stored.astype(jnp.uint32) << 23, jnp.float32)

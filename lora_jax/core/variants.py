@@ -50,6 +50,16 @@ class Variant:
                 f"LoRA variant {self.name!r} pools its inputs: init must be 'kaiming' or "
                 f"'gaussian', got {spec.init!r}."
             )
+        if spec.merge_aware and (self.grouped or spec.dropout):
+            raise ValueError(
+                "LoRA merge_aware trains the rounded sum of base and update, and "
+                + (
+                    f"variant {self.name!r} merges into zero-points, where nothing is rounded. "
+                    "Leave merge_aware off."
+                    if self.grouped
+                    else f"dropout={spec.dropout} is of the update's input alone. Set it to 0."
+                )
+            )
         if spec.parts is not None and (own or self.grouped or not drawn):
             raise ValueError(
                 f"LoRA parts={spec.parts} (a fused kernel) needs variant 'lora' or 'lora_fa' and "

@@ -61,6 +61,11 @@ class FlatQuantized(QuantizedArray):
         weight = jnp.swapaxes(flat.reshape(*self.codes.shape[:-2], out, self.rows), -1, -2)
         return weight.astype(self.dtype if dtype is None else dtype)
 
+    def recoded(self, matrix: Array, *, refit: bool) -> QuantizedArray:
+        """Other matrices (in, out) in this layout, as `QuantizedArray.recoded` has it."""
+        flat = jnp.swapaxes(matrix, -1, -2).reshape(*matrix.shape[:-2], -1, 1)
+        return super().recoded(flat, refit=refit)
+
 
 def quantize_4bit(
     w: Array,

@@ -95,6 +95,7 @@ def read_leaf(
     *,
     dtype: Any = np.float32,
     place: Callable[[Any], Any] | None = None,
+    seen: Callable[[np.ndarray, QuantizedArray], None] | None = None,
 ) -> np.ndarray | jax.Array | QuantizedArray:
     """One weight, its layers joined; each is quantised, or put where it belongs, as soon as it is
     read.
@@ -105,6 +106,7 @@ def read_leaf(
         parts: as `parts_of` gives them.
         place: the shardings of its arrays, as `core.host.Place` has them; without it what is not
             quantised is a host array, closed to writing, so that jax on a CPU can share it.
+        seen: is given each matrix that is quantised, as it was and as it is.
     """
     if spec is None:
         like = jax.ShapeDtypeStruct((*name.stack, *name.shape), dtype_of(name, dtype))
@@ -120,6 +122,8 @@ def read_leaf(
     fillings: list[Filling] = []
     for index, part in parts:
         made = quantize_by_columns(part, spec, in_axes=name.in_axes)
+        if seen is not None:
+            seen(part, made)
         leaves, structure = jax.tree.flatten(made.replace(dtype=jnp.dtype(dtype)))
         fillings = fillings or _fillings(name, structure, leaves, place)
         for filling, leaf in zip(fillings, leaves, strict=True):

@@ -171,6 +171,12 @@ def _plain(path: str, leaf: Any, notes: list[str]) -> LowRank:
             "save_adapter."
         )
     plain = leaf.plain()
+    if leaf.rounded:
+        notes.append(
+            f"{path}: trained merge-aware, as the sum of base and update rounded into the base's "
+            "format. PEFT adds the update without rounding, which is another function until it is "
+            "merged into that format"
+        )
     extra = [
         field for field in ("gain", "out_gain", "parts", "a0") if getattr(leaf, field) is not None
     ]

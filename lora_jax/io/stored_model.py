@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,21 @@ class StoredModel:
     passing: PassingFingerprint | None = None
 
     def leaf(
-        self, path: str, spec: QuantSpec | None = None
+        self,
+        path: str,
+        spec: QuantSpec | None = None,
+        *,
+        place: Place | None = None,
+        seen: Callable[[np.ndarray, QuantizedArray], None] | None = None,
     ) -> np.ndarray | jax.Array | QuantizedArray:
-        """One weight, quantised if a format is given.
+        """One weight, quantised if a format is given, where `place` or the model's own says. `seen`
+        is given each of its matrices that is quantised, as it was and as it is.
 
         Raises:
             KeyError: there is no such weight in the files. ValueError: it is no floating number, or
                 holds a NaN or an infinity.
         """
-        name, place = self.names[path], self.place
+        name, place = self.names[path], self.place if place is None else place
         with in_file(self.path):
             return read_leaf(
                 name,
@@ -58,6 +64,7 @@ class StoredModel:
                 spec,
                 dtype=self.dtype,
                 place=None if place is None else functools.partial(place, path),
+                seen=seen,
             )
 
     def read(self, quant: Rules[QuantSpec] = ()) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from lora_jax.core.mesh import Placed
 from lora_jax.core.order import zero_after
 from lora_jax.core.quantize import QuantizedArray
+from lora_jax.core.rounded import RoundedSum
 from lora_jax.kernels.choice import kernel_for
 from lora_jax.kernels.half import contracted
 
@@ -32,6 +33,17 @@ def _matrix(weight: Any, rows: int, x: Float[Array, "t n"]) -> Float[Array, "in 
     return dense.reshape(rows, -1).astype(x.dtype)
 
 
+def _stored(weight: Any, x: Array) -> Any:
+    """The weight as it is stored; a sum that is rounded is added up once `x` is there."""
+    if not isinstance(weight, RoundedSum):
+        return weight
+    base = weight.base.replace(codes=_after(x, weight.base))
+    # The dense update waits as well: with codes that wait alone, those of all layers are made first.
+    zero = zero_after(x) if base.cut is None else 0
+    terms = tuple((a + jnp.asarray(zero, a.dtype), b) for a, b in weight.terms)
+    return weight.replace(base=base, terms=terms).merged()
+
+
 def _after(x: Array, weight: QuantizedArray) -> Array:
     """The weight's codes, there once `x` is."""
     if weight.cut is None:
@@ -42,7 +54,11 @@ def _after(x: Array, weight: QuantizedArray) -> Array:
 
 @jax.custom_vjp
 def frozen_matmul(x: Float[Array, "t in"], weight: Any) -> Float[Array, "t out"]:
-    """`x @ weight` in x's dtype, no gradient for the weight; dequantised again to go backwards."""
+    """`x @ weight` in x's dtype, no gradient for the weight; dequantised again to go backwards.
+
+    A `RoundedSum` is added up and rounded again then, too.
+    """
+    weight = _stored(weight, x)
     if _is_fused(weight, x):
         from lora_jax.kernels.pallas_dequant_matmul import dequant_matmul
 
@@ -56,6 +72,7 @@ def _frozen_forward(x: Array, weight: Any) -> tuple[Array, tuple[Any, int]]:
 
 def _frozen_backward(saved: tuple[Any, int], g: Array) -> tuple[Array, None]:
     weight, rows = saved
+    weight = _stored(weight, g)
     if _is_fused(weight, g):
         from lora_jax.kernels.pallas_dequant_matmul import dequant_matmul_transposed
 

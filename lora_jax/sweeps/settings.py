@@ -124,6 +124,9 @@ def names_of(config: Mapping[str, Any]) -> dict[str, list[str]]:
     }
 
 
+_OF_A_QUANTISED_BASE = ("quant.", "lora.merge_")
+
+
 def differing(
     settings: Sequence[Mapping[str, Any]], quantised: Sequence[bool]
 ) -> dict[str, list[Any]]:
@@ -144,7 +147,7 @@ def differing(
         del varied["lora.alpha"]
 
     # Runs without a quantised base lack its settings: that is the format, not another difference.
-    for key in [key for key in varied if key.startswith("quant.")]:
+    for key in [key for key in varied if key.startswith(_OF_A_QUANTISED_BASE)]:
         read = {str(value) for value, has in zip(varied[key], quantised, strict=True) if has}
         if len(read) < 2:
             del varied[key]

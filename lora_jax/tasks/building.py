@@ -24,7 +24,7 @@ from lora_jax.config import (
     built,
     read_by_path,
 )
-from lora_jax.core.host import StoredWeight, can_offload
+from lora_jax.core.host import Place, StoredWeight, can_offload
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules, match, unflatten
 from lora_jax.core.quantize import QuantSpec
@@ -68,13 +68,12 @@ def params_of(stored: StoredModel, config: ModelConfig) -> dict[str, Any]:
     """The params as a tree of weights that are read when they are asked for, each to where it is to
     lie; new ones are there.
     """
-    place = stored.place or (lambda path, like: None)  # the default device
-    stored = dataclasses.replace(stored, place=place)
     dense = dataclasses.replace(stored, dtype=jnp.dtype(config.base_dtype))
+    default = stored.place or (lambda path, like: None)
 
-    def load(path: str, spec: QuantSpec | None) -> Any:
+    def load(path: str, spec: QuantSpec | None, place: Place | None) -> Any:
         # A quantised weight comes from the file's own numbers, not from rounded ones.
-        return (dense if spec is None else stored).leaf(path, spec)
+        return (dense if spec is None else stored).leaf(path, spec, place=place or default)
 
     flat: dict[str, Any] = {
         path: StoredWeight(

@@ -14,7 +14,7 @@ from lora_jax.adapters.calibration import input_moments, weight_gradients
 from lora_jax.adapters.sites import Site
 from lora_jax.adapters.surgery import adapt
 from lora_jax.config import ADAPTERS, Config, resolve_targets
-from lora_jax.core.host import to_device
+from lora_jax.core.host import Place, StoredWeight, to_device
 from lora_jax.core.init import initializer_named
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules, flatten, match, unflatten
@@ -91,7 +91,12 @@ class Task:
         raise NotImplementedError
 
     def trainable(
-        self, config: Config, key: jax.Array, *, frozen: Mapping[str, Any] | None = None
+        self,
+        config: Config,
+        key: jax.Array,
+        *,
+        frozen: Mapping[str, Any] | None = None,
+        place: Place | None = None,
     ) -> Trees:
         """The frozen weights and what is trained, by the config's method; `key` fixes all that is
         random in them.
@@ -99,12 +104,17 @@ class Task:
         Args:
             frozen: the base of another run that stores it in the same way: it is returned as it is,
                 and only what is trained is made.
+            place: where the arrays of each weight that lies in files are to lie; the default device
+                has them where an initialiser reads weights or data before.
 
         Raises:
             ValueError: the method, a rule or a rank does not fit the model.
         """
         # What reads weights reads them as they were before they were quantised.
         reads_weights = initializer_named(config.lora.init).reads != "shape"
+        if place is not None and frozen is None and not reads_weights:
+            laid = lambda leaf: leaf.at(place) if isinstance(leaf, StoredWeight) else leaf
+            return self._select(config, jax.tree.map(laid, dict(self.params)), key)
         if frozen is None or (config.method == "qlora" and reads_weights):
             made, trained = self._select(config, self.params, key)
             return made if frozen is None else dict(frozen), trained
@@ -133,7 +143,9 @@ class Task:
         # that is left out here.
         reads = initializer_named(config.lora.init).reads
         init = "kaiming" if reads == "format" else config.lora.init
-        plain = unquantised(replace(config, lora=replace(config.lora, init=init)))
+        plain = replace(config, lora=replace(config.lora, init=init))
+        if not config.lora.merge_aware:  # Else a leaf says how its base is rounded.
+            plain = unquantised(plain)
         rules = [
             (re.escape(path), replace(spec, rank=min(spec.rank, site.rows, site.columns)))
             for path, spec in match(self._lora_rules(plain), self.sites, what="lora").items()

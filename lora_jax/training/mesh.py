@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lora_jax.config import MeshConfig, read_by_path
+from lora_jax.core.host import Place
 from lora_jax.core.mesh import BATCH, batch_held, make_mesh
 from lora_jax.core.notice import say_once
+from lora_jax.core.paths import flatten
 from lora_jax.core.sharding import Rules, shard, shardings
 
 
@@ -91,3 +93,18 @@ def _divided(batch: Any, mesh: Mesh, *, fill: bool = True) -> tuple[Any, int]:
         return jnp.concatenate([x, jnp.zeros_like(copies) if is_weight else copies])
 
     return batch_held({name: filled(name, x) for name, x in batch.items()}, mesh), rows
+
+
+def place_on(config: MeshConfig, shapes: Callable[[], tuple[Any, Any]]) -> Place | None:
+    """Where each weight of a base is read to on the run's mesh; None for one device.
+
+    Args:
+        shapes: gives the frozen weights and what is trained, as jax.ShapeDtypeStructs.
+    """
+    mesh = mesh_of(config)
+    if mesh is None:
+        return None
+    frozen, trained = (shardings(tree, mesh, rules_of(config)) for tree in shapes())
+    whole = {path: leaf.value for path, leaf in trained.items() if leaf.replaces}
+    laid = whole | flatten(frozen)
+    return lambda path, like: laid.get(path)

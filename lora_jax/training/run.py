@@ -30,7 +30,7 @@ from lora_jax.tasks.predictions import loss_and_accuracy, metric_scores, predict
 from lora_jax.tasks.task import Task
 from lora_jax.training.allocator import peak_bytes
 from lora_jax.training.checkpoint import Checkpoints
-from lora_jax.training.mesh import on_mesh
+from lora_jax.training.mesh import on_mesh, place_on
 from lora_jax.training.metrics import MetricsLog
 from lora_jax.training.optim import make_optimizer
 from lora_jax.training.result import RunResult
@@ -307,7 +307,8 @@ def initial_state(
         frozen: the base of another run that stores it in the same way; it is returned as it is.
     """
     key, run_key = jax.random.split(jax.random.key(config.train.seed))
-    frozen, trainable = task.trainable(config, key, frozen=frozen)
+    place = place_on(config.mesh, lambda: task.shapes(config))
+    frozen, trainable = task.trainable(config, key, frozen=frozen, place=place)
     if config.method in ADAPTERS and config.lora.init_from is not None:
         trainable = start_from(
             trainable, config.lora.init_from, base=task.base, is_head=task.is_head

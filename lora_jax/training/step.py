@@ -81,18 +81,19 @@ def make_train_step(
         # A batch of filler has loss and gradient 0.
         weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        norm = optax.tree.norm(grads)
 
         # What is not trained is there for transformations that ask for it (a fixed `a`, the columns
         # in use).
         updates, opt_state = optax.with_extra_args_support(tx).update(
-            grads, state.opt_state, trained, fixed=fixed
+            grads, state.opt_state, trained, fixed=fixed, norm=norm
         )
         trainable = combine(optax.apply_updates(trained, updates), fixed)
 
         metrics = {"loss": sums.loss / weight}
         if sums.correct is not None:
             metrics["accuracy"] = sums.correct / weight
-        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics["grad_norm"] = norm
         return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
 
     return step

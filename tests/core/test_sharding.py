@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import lora_jax
 from lora_jax.core.mesh import Placed, laid, make_mesh
+from lora_jax.core.notice import say_once
 from lora_jax.core.sharding import RULES
 
 KERNEL = "layers/mlp/down/kernel"
@@ -111,6 +112,7 @@ def test_what_a_mesh_refuses(capfd: pytest.CaptureFixture[str]) -> None:
         lora_jax.shard({"Dense_0": {"kernel": struct(8, 8)}}, mesh)
     # Rules of a base may say nothing of what is trained.
     lora_jax.shardings(small_trainable(), mesh, [("head/kernel", ("fsdp", None))])
+    say_once.cache_clear()  # another test may have had it said
     lora_jax.shard(frozen, mesh)
     said = capfd.readouterr().err
     assert "'head/kernel' is whole along its outputs: 101" in said and KERNEL not in said

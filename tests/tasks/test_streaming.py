@@ -14,13 +14,16 @@ from tiny_language import write_completions, write_tiny_model
 from tiny_tasks import write_task
 
 from lora_jax import fingerprint
-from lora_jax.config import from_config_dict
+from lora_jax.config import MeshConfig, from_config_dict
 from lora_jax.core.host import StoredWeight
+from lora_jax.core.mesh import make_mesh
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray
+from lora_jax.core.sharding import shardings
 from lora_jax.io import stored_model
 from lora_jax.io.stored_model import StoredModel
 from lora_jax.tasks.opening import LastTask, open_task
+from lora_jax.training.mesh import place_on
 
 NF4 = {"format": "nf4", "block_size": 8, "double": True}
 KINDS = ("encoder", "roberta", "decoder", "pairs")
@@ -75,6 +78,23 @@ def test_a_streamed_base_is_what_adapt_makes_of_loaded_weights(kind, scan, tmp_p
     assert kind == "encoder" or kind == "roberta" or fingerprint(known) == task.base
 
 
+@pytest.mark.parametrize("method", ["qlora", "full"])
+def test_the_base_of_a_run_on_a_mesh_is_read_to_its_devices(method, tmp_path):
+    quant = {"quant": NF4} if method == "qlora" else {}
+    config = from_config_dict(settings("decoder", tmp_path, True) | {"method": method} | quant)
+    task, key = open_task(config), jax.random.key(0)
+    place = place_on(MeshConfig(fsdp=2), lambda: task.shapes(config))
+    placed = task.trainable(config, key, place=place)
+    assert len(task.base) == 16
+    read = placed[0] if method == "qlora" else placed[1]
+    laid = shardings(read, make_mesh(fsdp=2))
+    for x, to in zip(jax.tree.leaves(read), jax.tree.leaves(laid), strict=True):
+        assert x.sharding == to
+    assert any(not to.is_fully_replicated for to in jax.tree.leaves(laid))
+    same(placed, task.trainable(config, key))
+    assert place_on(MeshConfig(), lambda: task.shapes(config)) is None
+
+
 def test_runs_share_what_they_hold_and_nobody_else_holds_it(tmp_path):
     config = from_config_dict(settings("encoder", tmp_path, True))
     tasks = LastTask()
@@ -96,8 +116,8 @@ def test_of_a_quantised_weight_the_dense_form_is_read_for_its_initialiser_alone(
 ):
     read = []
     leaf = StoredModel.leaf
-    noted = lambda self, path, spec=None: (
-        read.append((path, spec is None)) or leaf(self, path, spec)
+    noted = lambda self, path, spec=None, **where: (
+        read.append((path, spec is None)) or leaf(self, path, spec, **where)
     )
     monkeypatch.setattr(StoredModel, "leaf", noted)
     plain = settings("decoder", tmp_path, True) | {"method": "qlora", "quant": NF4}

@@ -221,6 +221,7 @@ def test_a_run_trains_saves_and_resumes_bit_for_bit(name, rate, tmp_path):
         (dict(lora=lora(variant="qa_lora", init="pissa")), "pools its inputs"),
         (dict(lora=lora(parts=[False, False])), "must name something"),
         (dict(lora=lora(embedding_rows=[])), "must name something"),
+        (dict(lora=lora(merge_aware=True)), "a base that is not quantised merges exactly"),
         (dict(lora=lora(group_size=0)), "config.lora.group_size must be 1 or more"),
         (dict(lora=lora(bias="some")), "config.lora.bias must be one of"),
         (dict(method="prefix_layers", baseline=dict(prefix=0)), "at least one token"),

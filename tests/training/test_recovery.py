@@ -1,0 +1,47 @@
+"""`lora-jax merge`: what is left of an adapter's gain, and a run that learns it for its last steps."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from lora_jax import cli
+from lora_jax.io.quantized import load_quantized
+from lora_jax.sweeps.store import RunStore
+from lora_jax.training.recovery import Recovery
+from tests.test_cli import ROTTEN, arguments, complaint
+
+
+def test_recovery_is_the_share_of_the_gain_that_is_left():
+    assert Recovery("validation", base=2.0, adapter=1.0, merged=1.25).share == 0.75
+    assert Recovery("validation", base=2.0, adapter=1.0, merged=2.5).share == -0.5
+    assert np.isnan(Recovery("validation", base=1.0, adapter=1.0, merged=1.0).share)
+
+
+def test_a_merge_that_loses_the_gain_is_refused_and_last_steps_merge_aware_keep_all_of_it(
+    tiny, tmp_path, capsys
+):
+    # Two bits, and steps so small that they move no code.
+    few = {"config.quant.format": "nf2", "config.optim.learning_rate": "0.002"}
+    assert cli.main(arguments("train", tiny, tmp_path / "a", f"{ROTTEN}:qlora", **few)) == 0
+    (plain,) = RunStore(tmp_path / "a").runs()
+    capsys.readouterr()
+    out = tmp_path / "merged"
+    assert cli.main(["merge", str(plain.folder), str(out), "--least", "0.999999"]) == 2
+    assert "Nothing was written" in complaint(capsys) and not out.exists()
+
+    last = few | {
+        "config.lora.merge_aware": "true",
+        "config.lora.init_from": str(plain.folder / "adapter"),
+    }
+    assert cli.main(arguments("train", tiny, tmp_path / "b", f"{ROTTEN}:qlora", **last)) == 0
+    (aware,) = RunStore(tmp_path / "b").runs()
+    capsys.readouterr()
+    assert cli.main(["merge", str(aware.folder), str(out), "--anyway"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["merged"] == pytest.approx(said["adapter"], rel=1e-6)
+    assert all(site["rounding"] == 0 for site in said["worst"].values())
+    tree, metadata = load_quantized(out)
+    assert metadata["model"] and len(jax.tree.leaves(tree)) > 10
+    assert json.loads((out / "merge.json").read_text())["sites"]
