@@ -18,6 +18,7 @@ from lora_jax.io.described import read_config
 from lora_jax.io.hub import resolve
 from lora_jax.models.kinds import ModelConfig
 from lora_jax.models.sizes import SIZES
+from lora_jax.tasks.building import check_length
 from lora_jax.tasks.shapes import batch_shapes, shapes_task
 from lora_jax.training.compile import Memory
 from lora_jax.training.needs import needs_of
@@ -85,7 +86,7 @@ def plan(config: Config, model: ModelConfig | None = None, *, compiled: bool = T
     """
     start = time.perf_counter()
     model = sizes_of(config.model.name) if model is None else model
-    _check_length(config, model)
+    check_length(model, config.model, config.data)
     config = bounded(config)
     alone = replace(config, mesh=MeshConfig())
     task = shapes_task(config, model)
@@ -118,15 +119,6 @@ def sizes_of(name: str) -> ModelConfig:
             "the model's config.json into a folder of its own and give that: no weights are needed."
         ) from None
     return read_config(folder)
-
-
-def _check_length(config: Config, model: ModelConfig) -> None:
-    positions = getattr(model, "max_positions", config.data.max_length)
-    if config.data.max_length > positions:
-        raise ValueError(
-            f"data.max_length is {config.data.max_length} tokens, and {config.model.name} has "
-            f"positions for {positions}. Lower it."
-        )
 
 
 def _by_shapes(config: Config) -> Config:

@@ -57,6 +57,15 @@ def check_sizes(
             f"{settings.vocab_size}: they do not belong together. Use the tokenizer that the model "
             "was trained with."
         )
+    check_length(settings, model_config, data)
+
+
+def check_length(settings: Any, model_config: ModelConfig, data: DataConfig) -> None:
+    """Nothing, if a model with these settings has positions for `data.max_length` tokens.
+
+    Raises:
+        ValueError: it has not.
+    """
     if data.max_length > settings.max_positions:
         raise ValueError(
             f"data.max_length is {data.max_length} tokens, and {model_config.name} has positions "

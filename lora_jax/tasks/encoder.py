@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,17 +60,26 @@ class EncoderTask(Task):
     @property
     def per_example(self) -> HeadLosses:
         """See `Task`."""
-        by_class = None
-        if self.balance == "weights":
-            by_class = balanced_weights(self.splits["train"].labels, len(self.label_names))
-        return HeadLosses(self.model, self.head, self.label_smoothing, by_class)
+        return HeadLosses(self.model, self.head, self.label_smoothing, self._by_class)
+
+    @functools.cached_property
+    def _by_class(self) -> tuple[float, ...] | None:
+        """What a label counts in training, if not all count alike."""
+        if self.balance != "weights":
+            return None
+        return balanced_weights(self.splits["train"].labels, len(self.label_names))
+
+    @functools.cached_property
+    def _drawn(self) -> np.ndarray:
+        """Places of the texts of a training epoch, where rarer classes come again."""
+        return balanced_rows(np.asarray(self.splits["train"].labels))
 
     @property
     def epoch(self) -> int:
         """See `Task.epoch`."""
         if self.balance != "sampling":
             return super().epoch
-        return len(balanced_rows(np.asarray(self.splits["train"].labels)))
+        return len(self._drawn)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -114,7 +124,7 @@ class EncoderTask(Task):
         self, encoded: Any, batch_size: int, rows: Mapping[str, Any], **order: Any
     ) -> Batches:
         if self.balance == "sampling" and encoded is self.splits.get("train") and order["shuffle"]:
-            encoded = encoded.taken(balanced_rows(np.asarray(encoded.labels)))
+            encoded = encoded.taken(self._drawn)
         # Texts are padded to one of the buckets, and none share a row.
         return Batches(encoded, self.buckets, batch_size, **order)
 
