@@ -356,7 +356,7 @@ def _stacked(
 ) -> tuple[LowRank, tuple[float, float]]:
     """Truncated factors of all layers at their largest rank, and the norms of what was cut."""
     chosen = {index: _enough(s, rank, tolerance) for index, (_, s, _) in layers.items()}
-    wide, stack, rows, out = max(chosen.values()), like.a.shape[:-2], like.rows, like.b.shape[-1]
+    wide, stack, rows, out = max(chosen.values()), like.a.shape[:-2], like.rows, like.columns
     a, b, scale = (np.zeros((*stack, *s)) for s in ((rows, wide), (wide, out), (wide,)))
 
     lost = total = 0.0

@@ -91,7 +91,7 @@ def _form(leaf: Any) -> tuple[Any, ...]:
     if not leaf.rank:
         return (leaf.kind, *(getattr(leaf, name).shape for name in leaf.trained_fields()))
     kind = ("merge-aware " if leaf.rounded else "") + ("LoRA" if leaf.magnitude is None else "DoRA")
-    return (kind, tuple(leaf.a.shape[:-2]), leaf.rows, leaf.b.shape[-1], tuple(leaf.in_axes))
+    return (kind, tuple(leaf.a.shape[:-2]), leaf.rows, leaf.columns, tuple(leaf.in_axes))
 
 
 def unstack(trainable: Trainables) -> list[dict[str, Any]]:

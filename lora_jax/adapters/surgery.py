@@ -13,7 +13,13 @@ from flax.core import meta
 
 from lora_jax.adapters.sites import Site, check_inputs, find_sites
 from lora_jax.core.host import StoredWeight, to_device
-from lora_jax.core.init import initialize, initialize_with_base, initializer_named, with_magnitude
+from lora_jax.core.init import (
+    initialize,
+    initialize_with_base,
+    initializer_named,
+    reads,
+    with_magnitude,
+)
 from lora_jax.core.lowrank import LoraSpec, LowRank
 from lora_jax.core.matrix import to_matrix
 from lora_jax.core.paths import Rules, flatten, key_for, match, nearest, unflatten
@@ -179,7 +185,7 @@ def _factors(
         return to_matrix(jnp.asarray(meta.unbox(w)), len(site.shape), site.in_axes)
 
     if low is None:
-        needs_weight = initializer_named(spec.init).reads != "shape"
+        needs_weight = reads(spec) != "shape"
         low = initialize(
             key_for(key, site.path),
             site.stack,

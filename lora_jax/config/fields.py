@@ -231,6 +231,7 @@ class LoraConfig:
     dora: bool = False  # a trained magnitude for each output column
     variant: Annotated[str, one_of(VARIANTS)] = "lora"
     group_size: Count = 32  # inputs that share a row of `a` under variant qa_lora
+    blocks: Count = 2  # along each side of the weight under variant gralora
     # Which projections of a fused kernel are adapted, such as (true, false, true).
     parts: tuple[bool, ...] | None = None
     # Trains the weight as it is after merging into the quantised base, which then changes nothing;

@@ -25,7 +25,7 @@ from lora_jax.core.initializers import calibrated, random, spectral
 from lora_jax.core.lowrank import LoraSpec, LowRank
 from lora_jax.core.paths import entry
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
-from lora_jax.core.variants import VARIANTS
+from lora_jax.core.variants import VARIANTS, Variant
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,14 @@ def initializer_named(name: str) -> Initializer:
     return entry(INITIALIZERS, name, "LoRA init")
 
 
+def reads(spec: Any) -> str:
+    """What the first values of a specification's factors read, as `Initializer.reads` has it; a
+    variant's own count as well.
+    """
+    given = initializer_named(spec.init).reads
+    return "weight" if given == "shape" and VARIANTS[spec.variant].reads_weight else given
+
+
 def initialize(
     key: jax.Array,
     stack: tuple[int, ...],
@@ -105,6 +113,7 @@ def initialize(
     columns, inner = spec.columns, rows // group
 
     moves = False
+    own: dict[str, Array] = {}
     if variant.shared:
         a, b = _shared(key if shared_key is None else shared_key, inner, out, columns)
         a, b = (jnp.broadcast_to(x, (*stack, *x.shape)) for x in (a, b))
@@ -112,12 +121,16 @@ def initialize(
         a_key, b_key = jax.random.split(key)
         a = variant.small * jax.random.normal(a_key, (*stack, inner, columns), jnp.float32)
         b = variant.small * jax.random.normal(b_key, (*stack, columns, out), jnp.float32)
+    elif variant.start is not None:
+        own = _by_variant(variant, key, stack, rows, out, spec, weight)
+        a, b = own.pop("a"), own.pop("b")
     else:
         a, b, moves = _by_initializer(init, key, stack, inner, out, spec, weight, data)
 
     # A layer that is left out holds nothing, but for shared factors: its scale is 0 anyway.
     mask = on[..., None, None]
     a, b = (a, b) if variant.shared else (a * mask, b * mask)
+    own = {name: x * mask for name, x in own.items()}
 
     def vector(value: float | None, size: int) -> Array | None:
         return None if value is None else jnp.full((*stack, size), value, jnp.float32)
@@ -134,8 +147,10 @@ def initialize(
         a0=jnp.array(a, copy=True) if moves else None,
         b0=jnp.array(b, copy=True) if moves else None,
         in_axes=in_axes,
+        blocks=spec.blocks if variant.blocked else 1,
         group=group,
         fixed=variant.fixed,
+        **own,
     )
 
 
@@ -230,6 +245,29 @@ def _by_initializer(
     # Compiled without the residual: a dense one of the base's size would be made for nothing.
     a, b = jax.jit(lambda *args: every(*args)[:2])(*args)
     return a.reshape(*stack, rows, -1), b.reshape(*stack, -1, out), moves
+
+
+def _by_variant(
+    variant: Variant,
+    key: jax.Array,
+    stack: tuple[int, ...],
+    rows: int,
+    out: int,
+    spec: LoraSpec,
+    weight: Any,
+) -> dict[str, Array]:
+    """The arrays that a variant starts with."""
+    if variant.reads_weight and weight is None:
+        raise ValueError(
+            f"variant {variant.name!r} decomposes the weight, and none was given (weight=...)."
+        )
+    keys = jax.random.split(key, math.prod(stack))
+    if variant.reads_weight:
+        made = jax.vmap(lambda w, k: variant.start(w, k, spec))(weight.reshape(-1, rows, out), keys)
+    else:
+        shape = jax.ShapeDtypeStruct((rows, out), jnp.float32)
+        made = jax.vmap(lambda k: variant.start(shape, k, spec))(keys)
+    return {name: x.reshape(*stack, *x.shape[1:]) for name, x in made.items()}
 
 
 def _shared(key: jax.Array, rows: int, out: int, rank: int) -> tuple[Array, Array]:

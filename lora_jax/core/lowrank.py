@@ -14,6 +14,7 @@ from flax import struct
 from flax.core import meta
 from jaxtyping import Array, Float
 
+from lora_jax.core import structured
 from lora_jax.core.boxes import Wrapping
 from lora_jax.core.matrix import from_matrix, to_matrix
 from lora_jax.core.paths import entry, key_for
@@ -23,9 +24,10 @@ from lora_jax.core.rounded import SCALES, RoundedSum, straight_through
 from lora_jax.core.trainable import Trainable
 from lora_jax.core.variants import SCALINGS, VARIANTS
 
-# Axis of each array that counts ranks. What is not here has none.
+# Axis of each array that counts ranks; both of `mix` do. What is not here has none.
 RANK_AXIS = {"a": -1, "b": -2, "scale": -1, "gain": -1, "parts": -2, "a0": -1, "b0": -2}
-_TRAINED = ("a", "b", "magnitude", "gain", "out_gain")
+RANK_AXIS |= {"a2": -1, "b2": -2}
+_TRAINED = ("a", "b", "magnitude", "gain", "out_gain", "mix", "a2", "b2", "outer")
 # A norm is the difference of large sums where an update removes part of the base.
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -44,6 +46,7 @@ class LoraSpec:
     dora: a trained magnitude for each output column (Liu et al. 2024).
     variant: a name in `lora_jax.core.variants.VARIANTS`.
     group_size: inputs that share a row of `a`, for variant 'qa_lora' alone.
+    blocks: parts of the inputs and of the outputs, for variant 'gralora' alone.
     parts: for a kernel that holds several projections side by side, such as (True, False, True)
         for the query and value of a fused (in, 3 * d) kernel: each part that is True gets factors
         of its own, of this rank (loralib's `enable_lora`).
@@ -61,13 +64,14 @@ class LoraSpec:
     dora: bool = False
     variant: str = "lora"
     group_size: int = 32
+    blocks: int = 2
     parts: tuple[bool, ...] | None = None
     merge_aware: bool = False
     merge_scales: str = "kept"
 
     def __post_init__(self) -> None:
-        numbers = dict(rank=Integral, group_size=Integral, alpha=Real, dropout=Real)
-        check_types("LoRA ", self, **numbers, dora=bool, merge_aware=bool)
+        counts = dict(rank=Integral, group_size=Integral, blocks=Integral)
+        check_types("LoRA ", self, **counts, alpha=Real, dropout=Real, dora=bool, merge_aware=bool)
         if self.rank < 1:
             raise ValueError(
                 f"LoRA rank must be at least 1, got {self.rank}. To leave a site alone, give its "
@@ -83,6 +87,8 @@ class LoraSpec:
             )
         if self.group_size < 1:
             raise ValueError(f"LoRA group_size must be at least 1 input, got {self.group_size}.")
+        if self.blocks < 1:
+            raise ValueError(f"LoRA blocks must be at least 1, got {self.blocks}.")
         if self.parts is not None and not any(self.parts):
             raise ValueError(
                 f"LoRA parts={self.parts} adapts none of them. Set at least one to True, or leave "
@@ -120,13 +126,20 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
 
     All else is None where it is not used. In full, the update is
 
-        (repeat(a, group) * scale * gain) @ (b * parts) * out_gain  -  (a0 * scale) @ b0
+        (repeat(a, group) * scale * gain) @ mix @ (b * parts) * out_gain  -  (a0 * scale) @ b0
+
+    and its first term is structured where one of these is given, see `lora_jax.core.structured`:
+    times (a2 @ b2) entry by entry; the Kronecker product of `outer` with it; in blocks.
 
     magnitude: DoRA's length of each output column; the adapted weight is then
         `magnitude * (W + update) / ||W + update||`.
     gain: trained, one a column of `a` (VeRA's d, AdaLoRA's singular values).
     out_gain: trained, one an output (VeRA's b).
     parts: 1 where a column may write to that part of the outputs, else 0 (fused kernels).
+    mix: trained, between the two factors (LoRA-XS).
+    a2, b2: trained, a second pair of factors (LoHa).
+    outer: trained (LoKr); `a` and `b` are then factors of a block.
+    blocks: parts of the inputs, and of the outputs (GraLoRA).
     a0, b0: first values of `a` and `b` that are subtracted, for initialisers that take their start
         out of the base: the base itself is never changed.
     base_square: squared norms of the base's columns, kept so that DoRA need not sum them at each
@@ -148,7 +161,12 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
     a0: Float[Array, "*stack in r"] | None = None
     b0: Float[Array, "*stack r out"] | None = None
     base_square: Float[Array, "*stack out"] | None = None
+    mix: Float[Array, "*stack r r"] | None = None
+    a2: Float[Array, "*stack grouped r"] | None = None
+    b2: Float[Array, "*stack r out"] | None = None
+    outer: Float[Array, "*stack m n"] | None = None
     in_axes: tuple[int, ...] = struct.field(pytree_node=False, default=(0,))
+    blocks: int = struct.field(pytree_node=False, default=1)
     group: int = struct.field(pytree_node=False, default=1)
     fixed: tuple[str, ...] = struct.field(pytree_node=False, default=())
     rounded: str = struct.field(pytree_node=False, default="")
@@ -162,7 +180,12 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
     @property
     def rows(self) -> int:
         """Inputs of the weight."""
-        return self.a.shape[-2] * self.group
+        return self.a.shape[-2] * self.group * (1 if self.outer is None else self.outer.shape[-2])
+
+    @property
+    def columns(self) -> int:
+        """Outputs of the weight."""
+        return self.b.shape[-1] * (1 if self.outer is None else self.outer.shape[-1])
 
     def trained_fields(self) -> tuple[str, ...]:
         """Names of the arrays that are trained; the others are fixed."""
@@ -182,7 +205,20 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
             b = b * self.out_gain[..., None, :].astype(b.dtype)
         if self.group > 1:
             a = jnp.repeat(a, self.group, axis=-2)
-        return LowRank(a=a, b=b, scale=self.scale, dropout=self.dropout, in_axes=self.in_axes)
+        if self.mix is not None:
+            b = self.mix.astype(b.dtype) @ b
+        a, b, scale = self._ordinary(a, b)
+        return LowRank(a=a, b=b, scale=scale, dropout=self.dropout, in_axes=self.in_axes)
+
+    def _ordinary(self, a: Array, b: Array) -> structured.Triple:
+        """Ordinary factors and scales of what is structured."""
+        if self.a2 is not None:
+            return structured.hadamard(a, b, self.scale, self.a2, self.b2)
+        if self.outer is not None:
+            return structured.kronecker(a, b, self.scale, self.outer)
+        if self.blocks > 1:
+            return structured.blockwise(a, b, self.scale, self.blocks)
+        return a, b, self.scale
 
     def start(self) -> LowRank | None:
         """The term that is subtracted, which is not trained; None if there is none."""
@@ -257,12 +293,12 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
     def described(self) -> tuple[tuple[int, ...], str]:
         """Shape of the update, and the rank with the variant's other arrays, for a table."""
         others = [name for name in _TRAINED[2:] if getattr(self, name) is not None]
-        shape = (*self.a.shape[:-2], self.rows, self.b.shape[-1])
+        shape = (*self.a.shape[:-2], self.rows, self.columns)
         return shape, " ".join([f"rank {self.rank}", *others])
 
     def label(self, field: str) -> str:
-        """'a' and 'b' for themselves, 'vector' for magnitudes and gains."""
-        return field if field in ("a", "b") else "vector"
+        """'a' and 'b' for factors, 'vector' for magnitudes, gains and small matrices."""
+        return field[0] if field in ("a", "b", "a2", "b2") else "vector"
 
     def at_rest(self) -> LowRank:
         """`plain`, without dropout, and with the base's norms to be summed anew."""
@@ -279,7 +315,7 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
         inputs = [kernel_shape[axis] for axis in self.in_axes if axis < len(kernel_shape)]
         rows = math.prod(inputs) if len(inputs) == len(self.in_axes) else 0
         size = math.prod(kernel_shape)
-        fits = self.a.ndim > 1 and (rows, size) == (self.rows, rows * self.b.shape[-1])
+        fits = self.a.ndim > 1 and (rows, size) == (self.rows, rows * self.columns)
         if tuple(base.shape[: len(stack)]) != tuple(stack) or not fits:
             raise ValueError(
                 f"The adapter of {path!r} does not fit: factors {tuple(self.a.shape)} and "
@@ -341,9 +377,10 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
 
     def _along_rank(self, change: Any) -> LowRank:
         fields = {name: (getattr(self, name), axis) for name, axis in RANK_AXIS.items()}
-        return self.replace(
-            **{name: change(x, axis) for name, (x, axis) in fields.items() if x is not None}
-        )
+        changed = {name: change(x, axis) for name, (x, axis) in fields.items() if x is not None}
+        if self.mix is not None:
+            changed["mix"] = change(change(self.mix, -1), -2)
+        return self.replace(**changed)
 
     def active_parameters(self) -> int:
         """Number of trained entries, of columns in use and of layers that have such a column."""
@@ -360,6 +397,10 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
             "a": columns * self.a.shape[-2],
             "b": written,
             "gain": columns,
+            "mix": int((used.sum(-1) ** 2).sum()),
+            "a2": columns * self.a.shape[-2],
+            "b2": written,
+            "outer": 0 if self.outer is None else layers * math.prod(self.outer.shape[-2:]),
             "magnitude": layers * out,
             "out_gain": layers * out,
         }

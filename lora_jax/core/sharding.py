@@ -163,7 +163,7 @@ def _say_what_is_whole(path: str, leaf: Any, cut: Cut) -> None:
 
 
 # Axes of an adapter's arrays: r rows of the weight's inputs, o of its outputs, from the right.
-_INPUTS, _OUTPUTS = ("a", "a0"), ("b", "b0")
+_INPUTS, _OUTPUTS = ("a", "a0", "a2"), ("b", "b0", "b2")
 _VECTORS = ("magnitude", "out_gain", "base_square")
 
 

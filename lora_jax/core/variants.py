@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lora_jax.core import own_starts
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -20,7 +22,9 @@ class Variant:
     fixed: factors that are not trained, and have neither gradient nor optimiser state. gain,
     out_gain: their first values, None where the variant has none. scaled: whether alpha / rank
     applies. grouped: inputs are pooled in groups. shared: the factors are random and the same at
-    every site. small: `a` and `b` start as normal numbers with this deviation.
+    every site. small: `a` and `b` start as normal numbers with this deviation. start: gives the first values of its arrays, if it has its own (see
+    `lora_jax.core.own_starts`); reads_weight: from the weight, not from its shape. blocked: has
+    blocks, as many as the specification says. dora: whether it goes with DoRA.
     """
 
     name: str
@@ -31,6 +35,10 @@ class Variant:
     grouped: bool = False
     shared: bool = False
     small: float | None = None
+    start: Callable[..., dict[str, Any]] | None = None
+    reads_weight: bool = False
+    blocked: bool = False
+    dora: bool = True
 
     def check(self, spec: Any) -> None:
         """Nothing, if the specification's other fields go with the variant.
@@ -38,12 +46,17 @@ class Variant:
         Raises:
             ValueError: they do not.
         """
-        own = self.shared or self.small is not None
+        own = self.shared or self.small is not None or self.start is not None
         drawn = spec.init in ("kaiming", "gaussian")
         if own and spec.init != "kaiming":
             raise ValueError(
                 f"LoRA variant {self.name!r} has first values of its own, and init={spec.init!r} "
                 "asks for others. Leave init at 'kaiming'."
+            )
+        if spec.dora and not self.dora:
+            raise ValueError(
+                f"LoRA variant {self.name!r} has factors of blocks, and DoRA a magnitude for each "
+                "output of the whole weight: they do not go together. Set dora to False."
             )
         if self.grouped and not drawn:
             raise ValueError(
@@ -79,6 +92,15 @@ VARIANTS: dict[str, Variant] = {
         Variant("adalora", gain=0.0, small=0.02),
         # Xu et al. 2023 (arXiv 2309.14717): `a` acts on sums of a group of inputs.
         Variant("qa_lora", grouped=True),
+        # Bałazy et al. 2024 (arXiv 2405.17604): r x r numbers between singular vectors that stay.
+        Variant("lora_xs", fixed=("a", "b"), start=own_starts.lora_xs, reads_weight=True),
+        # Kang and Yin 2024 (arXiv 2409.15371): one r x out matrix, the same for every r inputs.
+        Variant("miss", fixed=("a",), start=own_starts.miss, scaled=False),
+        # Hyeon-Woo et al. 2021 (arXiv 2108.06098), Yeh et al. 2023 (arXiv 2309.14859).
+        Variant("loha", start=own_starts.loha),
+        Variant("lokr", start=own_starts.lokr, dora=False),
+        # Jung et al. 2025 (arXiv 2505.20355): blocks x blocks of rank / blocks columns each.
+        Variant("gralora", start=own_starts.gralora, blocked=True),
     )
 }
 

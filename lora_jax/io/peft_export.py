@@ -180,7 +180,8 @@ def _plain(path: str, leaf: Any, notes: list[str]) -> LowRank:
     extra = [
         field for field in ("gain", "out_gain", "parts", "a0") if getattr(leaf, field) is not None
     ]
-    extra += ["group"] if leaf.group > 1 else []
+    extra += [name for name in ("mix", "a2", "outer") if getattr(leaf, name) is not None]
+    extra += [name for name in ("group", "blocks") if getattr(leaf, name) > 1]
     if extra:
         notes.append(
             f"{path}: a variant of LoRA ({', '.join(extra)}), written as plain LoRA of rank "

@@ -208,6 +208,7 @@ def _effect(run: Config) -> dict[str, Any]:
     idle = ["lora.scaling"]
     idle += [] if run.quant.double else ["quant.second_level"]
     idle += [] if run.lora.variant == "qa_lora" else ["lora.group_size"]
+    idle += [] if run.lora.variant == "gralora" else ["lora.blocks"]
     idle += [] if run.lora.merge_aware else ["lora.merge_scales"]
     if initializer_named(run.lora.init).reads not in ("gradient", "inputs"):
         idle.append("lora.calibration_batches")

@@ -15,7 +15,7 @@ from lora_jax.adapters.sites import Site
 from lora_jax.adapters.surgery import adapt
 from lora_jax.config import ADAPTERS, Config, resolve_targets
 from lora_jax.core.host import Place, StoredWeight, to_device
-from lora_jax.core.init import initializer_named
+from lora_jax.core.init import initializer_named, reads
 from lora_jax.core.lowrank import LoraSpec
 from lora_jax.core.paths import Rules, flatten, match, unflatten
 from lora_jax.core.quantize import QuantSpec
@@ -111,7 +111,7 @@ class Task:
             ValueError: the method, a rule or a rank does not fit the model.
         """
         # What reads weights reads them as they were before they were quantised.
-        reads_weights = initializer_named(config.lora.init).reads != "shape"
+        reads_weights = reads(config.lora) != "shape"
         if place is not None and frozen is None and not reads_weights:
             laid = lambda leaf: leaf.at(place) if isinstance(leaf, StoredWeight) else leaf
             return self._select(config, jax.tree.map(laid, dict(self.params)), key)
@@ -141,8 +141,8 @@ class Task:
         """
         # An initialiser that chooses the base's codes has no shapes of its own, and needs a format
         # that is left out here.
-        reads = initializer_named(config.lora.init).reads
-        init = "kaiming" if reads == "format" else config.lora.init
+        chooses_codes = initializer_named(config.lora.init).reads == "format"
+        init = "kaiming" if chooses_codes else config.lora.init
         plain = replace(config, lora=replace(config.lora, init=init))
         if not config.lora.merge_aware:  # Else a leaf says how its base is rounded.
             plain = unquantised(plain)

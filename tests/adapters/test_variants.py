@@ -38,9 +38,18 @@ SPECS = {
     "olora": LoraSpec(rank=2, init="olora"),
     "dora_vera": LoraSpec(rank=4, variant="vera", dora=True),
     "fused": LoraSpec(rank=2, parts=(True, False)),
+    "lora_xs": LoraSpec(rank=3, variant="lora_xs"),
+    "miss": LoraSpec(rank=3, variant="miss"),
+    "loha": LoraSpec(rank=2, variant="loha"),
+    "lokr": LoraSpec(rank=1, variant="lokr"),
+    "gralora": LoraSpec(rank=4, variant="gralora"),
+    "dora_loha": LoraSpec(rank=2, variant="loha", dora=True),
 }
+# Columns of the ordinary factors of one column, of weights of 8 x 16 and 16 x 8: those of structured
+# ones are more.
+WIDER = {"loha": 2, "dora_loha": 2, "gralora": 2, "lokr": {"up": 4, "down": 2}}
 # Those whose parts differ from each other: together they cover every branch of every rule.
-APART = ("lora", "dora", "vera", "qa_lora", "dora_pissa", "fused")
+APART = ("lora", "dora", "vera", "qa_lora", "dora_pissa", "fused", "lokr")
 QUANT = QuantSpec("nf4", 4, False)
 # Sums of up to 24 terms in another order, through about ten layers; relative to the largest
 # activation.
@@ -156,20 +165,25 @@ def test_plain_factors_of_any_variant_compute_the_same_update(name):
     _, trainable = adapt(
         model, params, inputs, lora=[("layers.*/kernel", SPECS[name])], key=jax.random.key(2)
     )
-    for leaf in zoo.moved(trainable).values():
-        plain = leaf.plain()
+    for path, leaf in zoo.moved(trainable).items():
+        plain, wider = leaf.plain(), WIDER.get(name, 1)
+        wider = wider if isinstance(wider, int) else wider[path.split("/")[1]]
         assert (
             plain.group == 1
             and plain.gain is None
             and plain.out_gain is None
             and plain.a0 is None
             and plain.parts is None
+            and plain.mix is None
+            and plain.a2 is None
+            and plain.outer is None
+            and plain.blocks == 1
         )
         update = (np.float64(plain.a) * np.float64(plain.scale)[..., None, :]) @ np.float64(plain.b)
         np.testing.assert_allclose(
             leaf.delta(), update, rtol=1e-5, atol=1e-5 * np.abs(update).max()
         )
-        assert plain.rank == leaf.rank * (2 if leaf.a0 is not None else 1)
+        assert plain.rank == leaf.rank * wider * (2 if leaf.a0 is not None else 1)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -218,14 +232,50 @@ def test_counts_of_trained_parameters_follow_the_formulas():
         12 + 20 // 4
     )
     assert low(LoraSpec(rank=3, init="pissa")).active_parameters() == 3 * (12 + 20)
+    assert low(LoraSpec(rank=3, variant="lora_xs")).active_parameters() == 3 * 3
+    assert low(LoraSpec(rank=3, variant="miss")).active_parameters() == 3 * 20
+    assert low(LoraSpec(rank=3, variant="loha")).active_parameters() == 2 * 3 * (12 + 20)
+    # 12 = 3 * 4, 20 = 4 * 5.
+    assert low(LoraSpec(rank=2, variant="lokr")).active_parameters() == 3 * 4 + 2 * (4 + 5)
+    assert low(LoraSpec(rank=4, variant="gralora")).active_parameters() == 4 * (12 + 20)
+
+
+def test_structured_updates_are_what_their_papers_say():
+    x = {
+        name: zoo.moved({"k": adapt_one(SPECS[name], (12, 20))})["k"]
+        for name in ("lora_xs", "miss", "loha", "lokr", "gralora")
+    }
+    f = {name: jax.tree.map(np.float64, low) for name, low in x.items()}
+    scale = lambda name: SPECS[name].effective_scale
+    wanted = {
+        "lora_xs": scale("lora_xs") * f["lora_xs"].a @ f["lora_xs"].mix @ f["lora_xs"].b,
+        "miss": f["miss"].b[np.arange(12) % 3],
+        "loha": scale("loha") * (f["loha"].a @ f["loha"].b) * (f["loha"].a2 @ f["loha"].b2),
+        "lokr": scale("lokr") * np.kron(f["lokr"].outer, f["lokr"].a @ f["lokr"].b),
+    }
+    a, b = f["gralora"].a, f["gralora"].b
+    blocks = [
+        [a[6 * m : 6 * m + 6, n::2] @ b[m::2, 10 * n : 10 * n + 10] for n in (0, 1)] for m in (0, 1)
+    ]
+    wanted["gralora"] = scale("gralora") * np.block(blocks)
+    for name, low in x.items():
+        np.testing.assert_allclose(low.delta(), wanted[name], rtol=1e-4, atol=1e-4, err_msg=name)
+    u, s, vt = np.linalg.svd(np.asarray(base_of((12, 20))), full_matrices=False)
+    kept = (u[:, :3] * s[:3]) @ vt[:3]
+    np.testing.assert_allclose(x["lora_xs"].a @ x["lora_xs"].b, kept, atol=1e-5)
+
+
+def base_of(shape):
+    from flax import linen as nn
+
+    return nn.Dense(shape[1]).init(jax.random.key(0), jnp.ones((1, shape[0])))["params"]["kernel"]
 
 
 def adapt_one(spec, shape):
     from flax import linen as nn
 
-    model = nn.Dense(shape[1])
-    x = jnp.ones((1, shape[0]))
-    params = model.init(jax.random.key(0), x)["params"]
+    model, x = nn.Dense(shape[1]), jnp.ones((1, shape[0]))
+    params = {"kernel": base_of(shape), "bias": jnp.zeros(shape[1])}
     _, trainable = adapt(model, params, (x,), lora=[("kernel", spec)], key=jax.random.key(1))
     return trainable["kernel"]
 
@@ -273,6 +323,9 @@ def test_qa_lora_update_is_constant_over_each_group_of_inputs():
         (dict(parts=(False, False)), "adapts none"),
         (dict(parts=(True, False), init="pissa"), "fused kernel"),
         (dict(group_size=0), "group_size"),
+        (dict(variant="lokr", dora=True), "do not go together"),
+        (dict(variant="loha", parts=(True, False)), "fused kernel"),
+        (dict(blocks=0), "blocks must be at least 1"),
     ],
 )
 def test_specifications_that_contradict_themselves_are_refused(bad, says):
@@ -286,6 +339,8 @@ def test_specifications_that_contradict_themselves_are_refused(bad, says):
         (LoraSpec(rank=2, variant="qa_lora", group_size=5), "group_size must divide"),
         (LoraSpec(rank=2, parts=(True, False, False)), "do not divide"),
         (LoraSpec(rank=2, init="eva"), "needs measurements"),
+        (LoraSpec(rank=3, variant="lokr"), "rank below 2.5, got 3"),
+        (LoraSpec(rank=3, variant="gralora"), "blocks=2 must divide"),
         (LoraSpec(rank=2, init="loftq"), "quant rule"),
         (LoraSpec(rank=3, init="orthogonal"), "even rank"),
         (LoraSpec(rank=2, init="pisa"), "nearest: 'pissa'"),

@@ -33,12 +33,17 @@ SPECS = {
     "milora": dict(init="milora"),
     "olora": dict(init="olora"),
     "dora_pissa": dict(dora=True, init="pissa"),
+    "lora_xs": dict(variant="lora_xs"),
+    "miss": dict(variant="miss"),
+    "loha": dict(variant="loha"),
+    "lokr": dict(variant="lokr", rank=1),
+    "gralora": dict(variant="gralora"),
 }
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_a_variant_trains_resumes_merges_and_serves(name: str, tmp_path: Path) -> None:
-    frozen, trainable = make(LoraSpec(2, alpha=3.0, **SPECS[name]))
+    frozen, trainable = make(LoraSpec(**{"rank": 2, "alpha": 3.0} | SPECS[name]))
     step = jax.jit(make_train_step(loss, TX))
     start = create_state(trainable, TX, jax.random.key(7))
     np.testing.assert_allclose(

@@ -1,0 +1,96 @@
+"""First values of variants that have their own, as arrays of one matrix by the name of their field.
+
+Each is a function (W, key, spec) -> arrays, where W is a `jax.ShapeDtypeStruct` (in, out) unless the
+variant reads the weight. The update starts at 0, and nothing is taken out of the base.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Arrays = dict[str, Array]
+
+
+def lora_xs(w: Float[Array, "in out"], key: jax.Array, spec: Any) -> Arrays:
+    """The `rank` largest singular triplets, which stay: a = U_r S_r and b = V_r^T (section 3).
+
+    The trained matrix between them starts at 0, where the paper draws it with deviation 1e-5.
+    """
+    u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
+    r = spec.rank
+    return {"a": u[:, :r] * s[:r], "b": vt[:r], "mix": jnp.zeros((r, r), jnp.float32)}
+
+
+def miss(w: Any, key: jax.Array, spec: Any) -> Arrays:
+    """`a` sums every `rank`-th input, and stays; `b` is 0 (PEFT's default of MiSS)."""
+    rows, out = w.shape
+    every = jnp.arange(rows)[:, None] % spec.rank == jnp.arange(spec.rank)
+    return {"a": every.astype(jnp.float32), "b": jnp.zeros((spec.rank, out), jnp.float32)}
+
+
+def loha(w: Any, key: jax.Array, spec: Any) -> Arrays:
+    """Kaiming uniform as in PEFT, and one of the four 0: `a2`."""
+    rows, out = w.shape
+    a_key, b_key, b2_key = jax.random.split(key, 3)
+    return {
+        "a": _kaiming(a_key, rows, rows, spec.rank),
+        "b": _kaiming(b_key, spec.rank, spec.rank, out),
+        "a2": jnp.zeros((rows, spec.rank), jnp.float32),
+        "b2": _kaiming(b2_key, spec.rank, spec.rank, out),
+    }
+
+
+def lokr(w: Any, key: jax.Array, spec: Any) -> Arrays:
+    """Kaiming uniform as in PEFT, and the outer matrix 0.
+
+    Inputs and outputs are cut into two factors each, as near to each other as can be; the smaller
+    ones are the outer matrix's sides.
+
+    Raises:
+        ValueError: the rank is not below half the inner matrix's larger side. PEFT trains that
+            matrix whole then.
+    """
+    (m, inner), (n, outer) = map(nearest_factors, w.shape)
+    if spec.rank >= max(inner, outer) / 2:
+        raise ValueError(
+            f"variant 'lokr' has a {m} x {n} matrix for blocks of {inner} x {outer} here, and "
+            f"factors of those need a rank below {max(inner, outer) / 2:g}, got {spec.rank}."
+        )
+    a_key, b_key = jax.random.split(key)
+    return {
+        "a": _kaiming(a_key, inner, inner, spec.rank),
+        "b": _kaiming(b_key, spec.rank, spec.rank, outer),
+        "outer": jnp.zeros((m, n), jnp.float32),
+    }
+
+
+def gralora(w: Any, key: jax.Array, spec: Any) -> Arrays:
+    """`a` Kaiming uniform for the inputs of a block, `b` 0.
+
+    Raises:
+        ValueError: the number of blocks along a side does not divide both sides and the rank.
+    """
+    (rows, out), count = w.shape, spec.blocks
+    if rows % count or out % count or spec.rank % count:
+        raise ValueError(
+            f"variant 'gralora' cuts the weight into blocks x blocks: blocks={count} must divide "
+            f"its {rows} inputs, its {out} outputs and the rank {spec.rank}."
+        )
+    a = _kaiming(key, rows // count, rows, spec.rank)
+    return {"a": a, "b": jnp.zeros((spec.rank, out), jnp.float32)}
+
+
+def nearest_factors(size: int) -> tuple[int, int]:
+    """Two numbers whose product is `size`, the smaller first, as near to each other as can be."""
+    small = next(m for m in range(math.isqrt(size), 0, -1) if size % m == 0)
+    return small, size // small
+
+
+def _kaiming(key: jax.Array, fan_in: int, *shape: int) -> Array:
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
