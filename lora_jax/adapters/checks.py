@@ -75,7 +75,12 @@ def gradient_flags(
 def flags_of_optimizer(trainable: Trainables, opt_state: Any) -> Flags | None:
     """`gradient_flags` of all steps so far, by Adam's second moments; None without Adam."""
     moments = optax.tree_utils.tree_get(opt_state, "nu")
-    return None if moments is None else gradient_flags(trainable, restored(moments))
+    if moments is None:
+        return None
+    # Pairs of factors that are moved by their product have no Adam, but a smoothed gradient.
+    moments, pairs = restored(moments), optax.tree_utils.tree_get(opt_state, "momentum", {})
+    own = {path: moments[path].replace(a=leaf.a, b=leaf.b) for path, leaf in pairs.items()}
+    return gradient_flags(trainable, {**moments, **own})
 
 
 def unreached(trainable: Trainables, seen: Flags) -> list[str]:

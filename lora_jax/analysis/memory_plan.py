@@ -177,7 +177,8 @@ def _with(before: Plan, step: Step, taken: tuple[str, ...] = ()) -> Change | Non
 
 
 def _eight_bits(before: Plan, device: Device) -> Step:
-    return {"optim.name": "adamw8bit"} if before.config.optim.name == "adamw" else {}
+    optim = before.config.optim
+    return {"optim.name": "adamw8bit"} if (optim.name, optim.factors) == ("adamw", "adam") else {}
 
 
 def _parts(before: Plan, device: Device) -> Step:

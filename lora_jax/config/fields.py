@@ -46,6 +46,8 @@ Baseline = Literal[
     "full", "head", "bitfit", "top_layers", "bottleneck", "prefix_embedding", "prefix_layers", "ia3"
 ]
 Sink = Literal["tensorboard", "wandb", "mlflow"]
+# See lora_jax.training.factor_optimizers.
+FactorSteps = Literal["adam", "riemannian", "lora_rite", "lora_muon"]
 ADAPTERS = ("lora", "qlora")  # the methods that have a rank and targets; the others are baselines
 NO_FORMAT = "none"  # the base as it was loaded, shown to people as "fp32"
 ROLES = tuple(dict.fromkeys(role for recipe in RECIPES.values() for role in recipe.fields))
@@ -299,6 +301,11 @@ class OptimConfig:
 
     # adamw8bit: moments of 4096 numbers or more in 8 bits, as bitsandbytes has them.
     name: Literal["adamw", "adamw8bit"] = "adamw"
+    # How pairs of factors are moved; all but adam look at their product alone, whatever alpha, and
+    # at the norm of their unmagnified gradients. What is trained besides has AdamW.
+    factors: Annotated[Literal["adam", "riemannian", "lora_rite", "lora_muon"], FOR_ADAPTERS] = (
+        "adam"
+    )
     # The moments stay in host memory between steps, where the device has one.
     offload: Annotated[bool, NO_RESULT] = False
     learning_rate: Positive = 1e-3  # peak

@@ -187,6 +187,7 @@ def _check_variant(config: Config) -> None:
             "config.optim.precondition_b needs config.lora.variant 'lora_fa' (a fixed `a`), "
             f"got {lora.variant!r}."
         )
+    _check_factors(config)
     if lora.init_from is not None and reads != "shape":
         raise ValueError(
             f"config.lora.init {lora.init!r} and config.lora.init_from both say where the factors "
@@ -201,6 +202,29 @@ def _check_variant(config: Config) -> None:
         raise ValueError(
             "config.lora.embedding_rows and config.lora.parts must name something, got none. "
             "Write None to leave them out."
+        )
+
+
+def _check_factors(config: Config) -> None:
+    """What moves pairs of factors by their product has pairs."""
+    optim, variant = config.optim, config.lora.variant
+    if optim.factors == "adam":
+        return
+    reason = None
+    if variant not in ("lora", "lora_fa", "qa_lora"):
+        reason = (
+            f"config.lora.variant {variant!r} trains more than two factors of a product, or others"
+        )
+    elif config.lora.parts is not None:
+        reason = "config.lora.parts of a fused kernel are products of their own"
+    elif optim.precondition_b:
+        reason = "config.optim.precondition_b divides `b` by `a` a second time"
+    elif optim.name != "adamw":
+        reason = f"config.optim.name {optim.name!r} is of Adam's own moments"
+    if reason is not None:
+        raise ValueError(
+            f"config.optim.factors {optim.factors!r} moves pairs of factors by their product, and "
+            f"{reason}. Leave one of the two at its default."
         )
 
 

@@ -184,11 +184,13 @@ def _named(state: TrainState) -> dict[str, np.ndarray]:
     used = used_columns(state.trainable)
     named = {}
     for path, leaf in _leaves(state)[0]:
-        columns, axis = _padding(path, used)
+        columns, axes = _padding(path, used)
         if columns is not None and not columns.size:
             continue
         array = np.asarray(leaf)
-        named[keystr(path)] = array if axis is None else np.take(array, columns, axis)
+        for axis in axes:
+            array = np.take(array, columns, axis)
+        named[keystr(path)] = array
     return named
 
 
@@ -201,13 +203,15 @@ def _unnamed(named: dict[str, Any], like: TrainState) -> TrainState:
     used = used_columns(like.trainable)
 
     def padded(path: Any, wide: Any) -> Any:
-        columns, axis = _padding(path, used)
-        if columns is None or (columns.size and axis is None):
+        columns, axes = _padding(path, used)
+        if columns is None or (columns.size and not axes):
             return named[keystr(path)]
         array = np.zeros(wide.shape, wide.dtype)
         if columns.size:
-            narrow = np.asarray(named[keystr(path)])
-            np.moveaxis(array, axis, 0)[columns] = np.moveaxis(narrow, axis, 0)
+            narrow, to = np.asarray(named[keystr(path)]), tuple(range(len(axes)))
+            np.moveaxis(array, axes, to)[np.ix_(*[columns] * len(axes))] = np.moveaxis(
+                narrow, axes, to
+            )
         return array
 
     def copied(path: Any, leaf: Any) -> jax.Array:
@@ -223,12 +227,17 @@ def _leaves(state: TrainState) -> tuple[list[tuple[Any, Any]], Any]:
     return tree_flatten_with_path(state.replace(key=jax.random.key_data(state.key)))
 
 
-def _padding(path: Any, used: dict[str, np.ndarray]) -> tuple[np.ndarray | None, int | None]:
+# Second moments of an optimiser between the columns of a factor.
+_SQUARES = {"a_square": (-2, -1), "b_square": (-2, -1)}
+_AXES = {name: (axis,) for name, axis in RANK_AXIS.items()} | _SQUARES
+
+
+def _padding(path: Any, used: dict[str, np.ndarray]) -> tuple[np.ndarray | None, tuple[int, ...]]:
     """The columns in use at the site that an array belongs to (None if to no site), and the array's
-    axis that counts them, if any.
+    axes that count them.
     """
     names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
     for site, field in itertools.pairwise(names):
         if isinstance(site, str) and site in used:
-            return used[site], RANK_AXIS.get(field)
-    return None, None
+            return used[site], _AXES.get(field, ())
+    return None, ()

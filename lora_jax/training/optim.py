@@ -17,6 +17,12 @@ from lora_jax.core.host import can_offload
 from lora_jax.core.trainable import given_fields, trainable_labels
 from lora_jax.training.adam8bit import scale_by_adam8bit
 from lora_jax.training.by_layers import by_layers
+from lora_jax.training.factor_optimizers import (
+    beside,
+    on_product,
+    scale_by_lora_muon,
+    scale_by_rite,
+)
 from lora_jax.training.offload import in_host_memory
 from lora_jax.training.variants import adalora, precondition_b
 
@@ -59,8 +65,9 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
     that of `a` (LoRA+, Hayou et al. 2024).
 
     `name` adamw8bit keeps the large moments in 8 bits; `offload` keeps the state in host memory
-    between steps. `precondition_b` rescales the gradient of `b` (LoRA-FA as PEFT has it);
-    `adalora.target_rank` turns AdaLoRA's budget on.
+    between steps. `factors` moves pairs of factors by their product, and what else is trained by
+    Adam (`lora_jax.training.factor_optimizers`). `precondition_b` rescales the gradient of `b`
+    (LoRA-FA as PEFT has it); `adalora.target_rank` turns AdaLoRA's budget on.
 
     Learning rates, weight decay, the clipping norm and the schedule's numbers are data: `init`
     writes this config's into the optimiser's state, and `update` reads them from the state it is
@@ -76,11 +83,14 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
     def decay(rate: Any) -> optax.GradientTransformation:
         return optax.add_decayed_weights(rate, decay_mask)
 
+    # A norm is below infinity, or is not finite itself: no clipping.
+    clipped = _clipped(config.clip_norm or math.inf)
+    adam = _ADAMS[config.name](config.beta1, config.beta2, config.eps)
+    steps = [clipped, precondition_b() if config.precondition_b else optax.identity(), adam]
+    if config.factors != "adam":
+        steps = [on_product(optax.chain(clipped, _OF_FACTORS[config.factors](config, adam)))]
     tx = optax.chain(
-        # A norm is below infinity, or is not finite itself: no clipping.
-        _clipped(config.clip_norm or math.inf),
-        precondition_b() if config.precondition_b else optax.identity(),
-        _ADAMS[config.name](config.beta1, config.beta2, config.eps),
+        *steps,
         _from_number(config.weight_decay, decay),
         _scheduled(config, total_steps),
         optax.partition(scales, trainable_labels),
@@ -96,6 +106,15 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
 
 
 _ADAMS = {"adamw": optax.scale_by_adam, "adamw8bit": scale_by_adam8bit}
+
+# Of a config and its Adam what takes unmagnified gradients.
+_OF_FACTORS: dict[str, Callable[[OptimConfig, Any], optax.GradientTransformation]] = {
+    "riemannian": lambda config, adam: adam,
+    "lora_rite": lambda config, adam: beside(
+        scale_by_rite(config.beta1, config.beta2, config.eps), adam
+    ),
+    "lora_muon": lambda config, adam: beside(scale_by_lora_muon(config.beta1), adam),
+}
 
 
 class Number(NamedTuple):

@@ -64,6 +64,8 @@ def rows():
         yield f"bottleneck {kind}", {"method": "bottleneck", "baseline": {"kind": kind, "size": 2}}
     for name in typing.get_args(typing.get_type_hints(OptimConfig)["name"]):
         yield f"optimiser {name}", lora() | {"optim": {"name": name}}
+    for name in typing.get_args(typing.get_type_hints(OptimConfig)["factors"])[1:]:
+        yield f"factors {name}", lora() | {"optim": {"factors": name}}
 
 
 ROWS = dict(rows())
