@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,9 @@ from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import nearest
 from lora_jax.core.trainable import Trainables
 from lora_jax.io.named_weights import assembled
-from lora_jax.io.names import Name, Names, is_suffix
+from lora_jax.io.names import Name, Names
+from lora_jax.io.peft_settings import alpha_of, common, endings
+from lora_jax.io.peft_variants import own_form, own_settings, own_tensors
 from lora_jax.io.tensors import check_finite
 
 PREFIX = "base_model.model."
@@ -71,10 +72,13 @@ def to_peft(
     task_type: str | None = None,
     base: str = "",
     dropout: float | None = None,
+    plain: bool = False,
 ) -> PeftAdapter:
     """The adapter in PEFT's words.
 
-    Variants are written as the plain LoRA that computes the same (VeRA's gains multiplied into B;
+    MiSS, LoHa, LoKr and GraLoRA are written as PEFT's methods of those names, with as many numbers
+    as are trained, unless `plain` asks for LoRA's factors, which more readers know. Other variants,
+    and those that PEFT's method cannot say (modules of several ranks under MiSS), are written as the plain LoRA that computes the same (VeRA's gains multiplied into B;
     the start that PiSSA and others take out of the base as twice the rank), said in `notes`. Every
     module is written with r and alpha such that PEFT's alpha / r is our scale in float32, so
     use_rslora is never set. Where the columns of one module have several scales, they are
@@ -89,6 +93,7 @@ def to_peft(
             are not the model's; a NaN.
     """
     notes: list[str] = []
+    form, given = None if plain else own_form(trainable, names), trainable
     trainable = {
         path: leaf if leaf.kind in ("whole", "rows") else _plain(path, leaf, notes)
         for path, leaf in trainable.items()
@@ -106,7 +111,8 @@ def to_peft(
 
     bias, saved, whole_tensors = _whole(trainable, names, adapted)
     rows, row_tensors = _trained_rows(trainable, names, {*adapted, *saved})
-    tensors = _factor_tensors(adapted) | whole_tensors | row_tensors
+    own = _factor_tensors(adapted) if form is None else own_tensors(form, given, names, PREFIX)
+    tensors = own | whole_tensors | row_tensors
     check_finite(tensors, "; the adapter was not written.")
     if task_type in ("SEQ_CLS", "TOKEN_CLS") and (
         heads := [m for m in adapted if m.rpartition(".")[2] in ("classifier", "score")]
@@ -117,14 +123,18 @@ def to_peft(
         )
 
     matrices = {m for name in names.values() if name.kind != "vector" for _, m in name.modules()}
+    drops = _dropout(trainable, dropout)
     config = _factor_settings(adapted, matrices) | {
         "base_model_name_or_path": base_model,
         "bias": bias,
-        "lora_dropout": _dropout(trainable, dropout),
+        "lora_dropout": drops,
         "modules_to_save": saved or None,
         "task_type": task_type,
         "trainable_token_indices": rows or None,
     }
+    if form is not None:
+        notes = [] if form.dropout or not drops else [f"PEFT's {form.peft_type} drops no inputs"]
+        config = own_settings(form, given, names, config)
     scales = {module: float(f.scale) for module, f in sorted(adapted.items())}
     metadata = {
         "format": "pt",
@@ -135,9 +145,9 @@ def to_peft(
 
 def _factor_settings(adapted: Mapping[str, Factors], matrices: set[str]) -> dict[str, Any]:
     """What `adapter_config.json` says of the factors, and the fields that are alike in all ours."""
-    rank, rank_pattern = _common({module: f.a.shape[1] for module, f in adapted.items()})
-    alpha, alpha_pattern = _common(
-        {module: _alpha(f.scale, f.a.shape[1]) for module, f in adapted.items()}
+    rank, rank_pattern = common({module: f.a.shape[1] for module, f in adapted.items()})
+    alpha, alpha_pattern = common(
+        {module: alpha_of(f.scale, f.a.shape[1]) for module, f in adapted.items()}
     )
 
     return {
@@ -155,7 +165,7 @@ def _factor_settings(adapted: Mapping[str, Factors], matrices: set[str]) -> dict
         "r": rank,
         "rank_pattern": rank_pattern,
         "revision": None,
-        "target_modules": _targets(set(adapted), matrices),
+        "target_modules": endings(set(adapted), matrices),
         "use_dora": _uses_dora(adapted),
         "use_rslora": False,
     }
@@ -447,40 +457,3 @@ def _dropout(trainable: Trainables, wanted: float | None) -> float:
             f"{rates[max(rates)]!r}). Pass dropout=..."
         )
     return next(iter(rates), 0.0)
-
-
-def _alpha(scale: float, rank: int) -> float:
-    """The shortest alpha for which alpha / rank is `scale` in float32."""
-    for digits in range(1, 18):
-        alpha = float(f"{scale * rank:.{digits}g}")
-        if np.float32(alpha / rank) == np.float32(scale):
-            break
-    return int(alpha) if alpha.is_integer() else alpha
-
-
-def _common(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The most frequent value (the smallest of equally frequent ones), and the others by full
-    module name.
-    """
-    counts = Counter(values.values())
-    most = min(counts, key=lambda value: (-counts[value], value))
-    return most, {module: value for module, value in sorted(values.items()) if value != most}
-
-
-def _targets(adapted: set[str], known: set[str]) -> list[str]:
-    """The shortest endings of names that select exactly the adapted modules among all known
-    ones.
-    """
-    chosen: set[str] = set()
-    for module in sorted(adapted):
-        if not any(is_suffix(module, ending) for ending in chosen):
-            pieces = module.split(".")
-            endings = (".".join(pieces[start:]) for start in range(len(pieces) - 1, -1, -1))
-            chosen.add(
-                next(
-                    end
-                    for end in endings
-                    if {m for m in known if is_suffix(m, end)} <= adapted or end == module
-                )
-            )
-    return sorted(chosen)

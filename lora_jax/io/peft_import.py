@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.core.lowrank import LowRank
+from lora_jax.core.lowrank import RANK_AXIS, LowRank
 from lora_jax.core.paths import flatten
 from lora_jax.core.rows import Rows
 from lora_jax.core.trainable import Trainable, Trainables
@@ -18,6 +18,7 @@ from lora_jax.io.named_weights import perhaps
 from lora_jax.io.names import Index, Name, Names
 from lora_jax.io.peft_config import PeftConfig, read_config
 from lora_jax.io.peft_export import MAGNITUDE, PREFIX, ROWS, PeftAdapter, factor_keys
+from lora_jax.io.peft_variants import FORMS, Form, as_lora, layers_of
 from lora_jax.io.trained_layers import (
     check_numbers,
     fitted,
@@ -46,7 +47,8 @@ def from_peft(
             has another shape, a dtype that is not floating, or a NaN; a weight trained whole is
             there for some layers of a stack only; the file changes nothing.
     """
-    config = read_config(found.config)
+    form = FORMS.get(str(found.config.get("peft_type")))
+    config = read_config(found.config if form is None else as_lora(found.config))
     tensors = _without_doubles(_unprefixed(found.tensors))
     module_of = renamed(names, tensors)
     matrices = {
@@ -57,7 +59,7 @@ def from_peft(
     }
     config.check_used(sorted(matrices), sorted(set(module_of.values()) - matrices))
     _check_said(config, names, module_of)
-    promised = list(_promised(config, names, module_of))
+    promised = list(_promised(config, names, module_of, form))
     _check_keys({key for key, *_ in promised}, tensors, names, module_of, frozen)
 
     keys: dict[str, Keys] = {}
@@ -77,6 +79,9 @@ def from_peft(
             convert = names[path].from_theirs
             whole = {i: fitted(key, tensors[key], convert) for i, key in own["whole"].items()}
             trainable[path] = trained_weight(path, names[path], whole)
+        elif form is not None:
+            blocks = found.config.get("gralora_k", 2) if form.peft_type == "GRALORA" else 1
+            trainable[path] = _own_factors(path, names[path], own, config, tensors, form, blocks)
         elif (low := _factors(names[path], own, config, tensors, scales)) is not None:
             trainable[path] = low
     _check_effect(trainable)
@@ -84,7 +89,7 @@ def from_peft(
 
 
 def _promised(
-    config: PeftConfig, names: Names, module_of: Mapping[str, str]
+    config: PeftConfig, names: Names, module_of: Mapping[str, str], form: Form | None
 ) -> Iterator[tuple[str, str, str, Index]]:
     """(key, our path, what it is of the weight, layer) of every tensor that the configuration
     promises. Several paths share a key where their weights are fused.
@@ -103,7 +108,10 @@ def _promised(
             module = module_of[module]
             if name.kind == "embedding" and config.rows(module, _is_input(path)) is not None:
                 yield f"{module}.{ROWS}", path, "rows", index
-            if name.kind != "vector" and module in adapted:
+            if name.kind != "vector" and module in adapted and form is not None:
+                for number, key in enumerate(form.keys):
+                    yield f"{module}.{key}", path, "A" if not number else key, index
+            elif name.kind != "vector" and module in adapted:
                 for role, key in zip("AB", factor_keys(name, module)):
                     yield key, path, role, index
                 if config.use_dora:
@@ -162,6 +170,71 @@ def _factors(
         layers,
         dropout=jnp.full(name.stack, config.lora_dropout, jnp.float32) if drops else None,
         magnitude=jnp.asarray(magnitude) if config.use_dora else None,
+    )
+
+
+def _own_factors(
+    path: str,
+    name: Name,
+    keys: Keys,
+    config: PeftConfig,
+    tensors: Mapping[str, np.ndarray],
+    form: Form,
+    blocks: Any,
+) -> LowRank:
+    """The factors of one of PEFT's own methods."""
+    if name.kind != "linear" or name.partial:
+        raise ValueError(
+            f"{path!r} is no linear module of its own, and method {form.peft_type} is read of "
+            "those alone. Merge the adapter in PEFT, or leave the module out."
+        )
+    if type(blocks) is not int or blocks < 1:
+        raise ValueError(f"adapter_config.json needs a number for gralora_k, but has {blocks!r}.")
+    modules = {index: module_of_key(key) for index, key in keys["A"].items()}
+    theirs = {
+        index: {key: np.asarray(tensors[f"{module}.{key}"], np.float32) for key in form.keys}
+        for index, module in modules.items()
+    }
+    try:
+        layers = layers_of(form, name.rows, theirs, blocks)
+    except ValueError as error:
+        raise ValueError(f"{path!r} does not fit: {error}") from None
+
+    unscaled = form.alpha is None
+    scales = {index: 1.0 if unscaled else config.scale(module) for index, module in modules.items()}
+    first = {
+        index: (own.pop("a"), own.pop("b"), scales[index])
+        for index, own in ((index, dict(own)) for index, own in layers.items())
+    }
+    for index, (a, b, _) in first.items():
+        outer = layers[index].get("outer", np.ones((1, 1)))
+        shape = (a.shape[0] * outer.shape[0], b.shape[1] * outer.shape[1])
+        if shape != (name.rows, name.columns) or b.shape[0] != config.rank(modules[index]):
+            raise ValueError(
+                f"{modules[index]!r} has arrays of rank {b.shape[0]} for a weight of {shape}, and "
+                f"needs rank {config.rank(modules[index])} and {(name.rows, name.columns)}."
+            )
+
+    extra: dict[str, Any] = {}
+    rank = max(b.shape[0] for _, b, _ in first.values())
+    for field in ("a2", "b2", "outer"):
+        if field in next(iter(layers.values())):
+            shape = list(next(iter(layers.values()))[field].shape)
+            if field in RANK_AXIS:
+                shape[RANK_AXIS[field]] = rank
+            value = np.zeros((*name.stack, *shape), np.float32)
+            for index, own in layers.items():
+                part = own[field]
+                value[index][tuple(slice(size) for size in part.shape)] = part
+            extra[field] = jnp.asarray(value)
+    drops = config.lora_dropout
+    return low_rank(
+        name,
+        first,
+        dropout=jnp.full(name.stack, drops, jnp.float32) if drops else None,
+        blocks=blocks,
+        fixed=form.fixed,
+        **extra,
     )
 
 
@@ -276,7 +349,9 @@ def _check_copy(
 def _check_effect(trainable: Trainables) -> None:
     low = [leaf for leaf in trainable.values() if leaf.rank]
     if len(low) == len(trainable) and not any(
-        (np.any(leaf.a) and np.any(leaf.b)) or leaf.magnitude is not None for leaf in low
+        all(np.any(x) for x in (leaf.a, leaf.b, leaf.a2, leaf.outer) if x is not None)
+        or leaf.magnitude is not None
+        for leaf in low
     ):
         raise ValueError(
             f"the adapter changes nothing: A or B is 0 at all {len(low)} sites. It was saved "

@@ -27,8 +27,9 @@ def low_rank(
         extra: other fields of `LowRank`.
     """
     rank = max(b.shape[0] for _, b, _ in layers.values())
-    a = np.zeros((*name.stack, name.rows, rank), np.float32)
-    b = np.zeros((*name.stack, rank, name.columns), np.float32)
+    some_a, some_b, _ = next(iter(layers.values()))  # Of a block, under LoKr.
+    a = np.zeros((*name.stack, len(some_a), rank), np.float32)
+    b = np.zeros((*name.stack, rank, some_b.shape[1]), np.float32)
     scale = np.zeros((*name.stack, rank), np.float32)
     for index, (own_a, own_b, own_scale) in layers.items():
         own = own_b.shape[0]

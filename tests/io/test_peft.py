@@ -407,7 +407,7 @@ def test_convolutions_have_PEFTs_layout() -> None:
         ("init_lora_weights", "pissa_niter_4"),
         ("init_lora_weights", "loftq"),
         ("init_lora_weights", "olora"),
-        ("peft_type", "LOHA"),
+        ("peft_type", "IA3"),
         ("some_new_field", "anything"),
         ("bias", "some"),
         ("r", 0),
@@ -735,3 +735,46 @@ def test_variants_are_written_as_plain_LoRA_with_the_same_update_and_the_base_is
             leaf.delta(),
             atol=2e-6 * float(jnp.abs(back[path].b).max() * jnp.abs(back[path].a).max()) * 16,
         )
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "spec"),
+    [
+        ("MISS", dict(variant="miss", rank=3)),
+        ("LOHA", dict(variant="loha", rank=3)),
+        ("LOKR", dict(variant="lokr", rank=1)),
+        ("GRALORA", dict(variant="gralora", rank=4)),
+    ],
+)
+def test_variants_are_written_as_PEFTs_own_methods_and_read_back_number_by_number(
+    peft_type: str, spec: dict, golden: dict[str, np.ndarray]
+) -> None:
+    model, params, names = encoder("bert_lora")
+    inputs = jnp.asarray(golden["tokens"]), jnp.asarray(golden["mask"])
+    rules = [("layers/attn/[qv]/kernel", lora_jax.LoraSpec(alpha=5.0, **spec))]
+    _, trainable = adapt(model, params, inputs, lora=rules, key=jax.random.key(0))
+    trainable = {
+        path: leaf.replace(**{n: getattr(leaf, n) + 0.1 for n in leaf.trained_fields()})
+        for path, leaf in trainable.items()
+    }
+    made = to_peft(trainable, names)
+    assert made.config["peft_type"] == peft_type and not made.notes
+    back = from_peft(made, names)
+    assert jax.tree.structure(back) == jax.tree.structure(trainable)
+    for ours, theirs in zip(jax.tree.leaves(back), jax.tree.leaves(trainable), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    plain = to_peft(trainable, names, plain=True)
+    assert plain.config["peft_type"] == "LORA" and from_peft(plain, names)
+
+    for name, value, says in (
+        ("bias", "all", "trains biases"),
+        ("a_setting_of_tomorrow", 3, "cannot be represented"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            from_peft(replace(made, config={**made.config, name: value}), names)
+    short = {key: x for key, x in list(made.tensors.items())[1:]}
+    with pytest.raises(ValueError, match="1 missing"):
+        from_peft(replace(made, tensors=short), names)
+    cut = {key: x[..., :-1] for key, x in made.tensors.items()}
+    with pytest.raises(ValueError, match="needs rank|does not fit"):
+        from_peft(replace(made, tensors=cut), names)

@@ -174,3 +174,65 @@ def test_MiniLM_with_an_adapter_of_ours_computes_the_same_in_PEFT(
     assert (
         np.abs(ours - model.apply({"params": params}, tokens, mask)).max() > 0.02
     )  # Measured: 0.030, of logits around 0.05 (the head is new).
+
+
+OWN = """
+import json, sys
+import numpy as np, torch
+from peft import PeftModel
+from transformers import BertForSequenceClassification
+base, folder = sys.argv[1:]
+data = np.load(folder + "/inputs.npz")
+model = BertForSequenceClassification.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
+adapted = PeftModel.from_pretrained(model, folder, is_trainable=True).eval()
+with torch.no_grad():
+    out = adapted(input_ids=torch.tensor(data["tokens"]).long(), attention_mask=torch.tensor(data["mask"]).long())[0]
+np.save(folder + "/peft_out.npy", out.numpy())
+adapted.save_pretrained(folder + "/again")
+print(sum(p.numel() for n, p in adapted.named_parameters() if p.requires_grad))
+"""  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "spec"),
+    [
+        ("MISS", lora_jax.LoraSpec(rank=3, variant="miss")),
+        ("LOHA", lora_jax.LoraSpec(rank=3, alpha=5.0, variant="loha")),
+        ("LOKR", lora_jax.LoraSpec(rank=1, alpha=5.0, variant="lokr")),
+        ("GRALORA", lora_jax.LoraSpec(rank=4, alpha=5.0, variant="gralora")),
+    ],
+)
+def test_variants_go_to_PEFTs_own_methods_and_back_with_as_many_parameters(
+    peft_type: str, spec: lora_jax.LoraSpec, tmp_path: Path
+) -> None:
+    config, params = load_encoder(GOLDEN / "bert_cls", num_classes=2)
+    model, params = lora_jax.models.Encoder(config), jax.tree.map(jnp.asarray, params)
+    golden = np.load(GOLDEN / "golden.npz")
+    tokens, mask = jnp.asarray(golden["tokens"]), jnp.asarray(golden["mask"])
+    rules = [("layers/attn/[qv]/kernel", spec), ("layers/mlp/up/kernel", spec)]
+    frozen, trainable = adapt(
+        model, params, (tokens, mask), key=jax.random.key(0), lora=rules, whole=["classifier/.*"]
+    )
+    trainable, names = moved(trainable), encoder_names(config)
+    made = save_peft(tmp_path, trainable, names, task_type="SEQ_CLS")
+    assert made.config["peft_type"] == peft_type and made.notes == ()
+    np.savez(tmp_path / "inputs.npz", tokens=np.asarray(tokens), mask=np.asarray(mask))
+    python = os.environ.get("LORA_JAX_PEER_PYTHON", sys.executable)
+    done = subprocess.run(
+        [python, "-c", OWN, str(GOLDEN / "bert_cls"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours = lora_jax.apply(model, frozen, trainable, tokens, mask)
+    base = lora_jax.apply(model, params, {}, tokens, mask)
+    assert float(jnp.abs(ours - base).max()) > 1e-2
+    np.testing.assert_allclose(np.load(tmp_path / "peft_out.npy"), ours, atol=1e-4)
+    count = lora_jax.trainable_parameters(trainable)
+    assert int(done.stdout.split()[-1]) == count
+    again, _ = load_peft(tmp_path / "again", names)
+    np.testing.assert_allclose(
+        lora_jax.apply(model, frozen, again, tokens, mask), ours, rtol=0, atol=1e-5
+    )
+    assert lora_jax.trainable_parameters(again) == count
