@@ -150,7 +150,8 @@ def coverage(trainable: Trainables) -> Coverage:
 
 def _norm(leaf: LowRank) -> tuple[np.ndarray, np.ndarray]:
     """The norm of each layer's update, and the product of its factors' norms."""
-    plain = leaf.plain()
+    # Of HiRA, what the base is multiplied with.
+    plain = leaf.replace(of_base=False).plain()
     a, b, scale = (np.asarray(x, np.float64) for x in (plain.a, plain.b, plain.scale))
     a = a * scale[..., None, :]
     square = (

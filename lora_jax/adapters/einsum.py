@@ -16,6 +16,7 @@ from lora_jax.adapters.products import (
     Call,
     bias_of,
     frozen_call,
+    has_update,
     product_of,
     seen_by_update,
     with_update,
@@ -25,7 +26,7 @@ from lora_jax.core.lowrank import Adapted, LowRank
 
 def einsum(module: nn.Module, leaf: Any, call: Call) -> Array:
     """`nn.Einsum` with an equation that `is_matmul`."""
-    if not isinstance(leaf, Adapted):
+    if not has_update(leaf):
         return frozen_call(module, leaf, call)
     factors = leaf.factors()
     y = frozen_call(module, leaf, call, bias=factors is None)
@@ -114,7 +115,7 @@ def fits_experts(module: nn.Module, leaf: Any, method: str, call: Call) -> bool:
     """Whether `experts_product` covers this use of a weight: a plain einsum over matrices that its
     first letters tell apart.
     """
-    stacked = isinstance(leaf, Adapted) and leaf.lora.a.ndim > 2
+    stacked = has_update(leaf) and leaf.lora.a.ndim > 2
     if not stacked or type(module) is not nn.Einsum or method != "__call__":
         return False
     drops = leaf.key is not None and leaf.lora.dropout is not None

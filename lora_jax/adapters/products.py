@@ -61,7 +61,7 @@ def dense(module: nn.Module, leaf: Any, call: Call) -> Array:
 
 def conv(module: nn.Module, leaf: Any, call: Call) -> Array:
     """`nn.Conv`: a convolution to `rank` channels, and a product."""
-    if not isinstance(leaf, Adapted):
+    if not has_update(leaf):
         return frozen_call(module, leaf, call)
     factors = leaf.factors()
     y = frozen_call(module, leaf, call, bias=factors is None)
@@ -82,7 +82,7 @@ def embed(module: nn.Module, leaf: Any, call: Call) -> Array:
     y = _looked_up(module, leaf, call)
     if isinstance(leaf, WithRows):
         return leaf.look_up(call.args[0], y)
-    if not isinstance(leaf, Adapted):
+    if not has_update(leaf):
         return y
 
     def update(low: LowRank) -> Array:
@@ -107,13 +107,13 @@ def _looked_up(module: nn.Module, leaf: Any, call: Call) -> Array:
 
 def attend(module: nn.Module, leaf: Any, call: Call) -> Array:
     """`nn.Embed.attend`: the transposed factors."""
-    if isinstance(leaf, Adapted):
+    if has_update(leaf):
         # Columns of the embedding are inputs here, so their factors act on the query.
         call = Call((rescaled(call.args[0], leaf.factors()),), call.kwargs)
     y = frozen_call(module, leaf, call, method="attend", weight="embedding")
     if isinstance(leaf, WithRows):
         return leaf.logits(call.args[0], y)
-    if not isinstance(leaf, Adapted):
+    if not has_update(leaf):
         return y
     query = seen_by_update(call.args[0], leaf).astype(y.dtype)
 
@@ -144,8 +144,18 @@ def _product_here(x: Array, leaf: Any) -> Array:
         return frozen_matmul(record(x, leaf.probe), leaf.base)
     if not isinstance(leaf, Adapted):
         return frozen_matmul(x, leaf)
+    if not has_update(leaf):
+        # Made again in the backward pass, as frozen weights are.
+        return jax.checkpoint(lambda x, leaf: x @ leaf.matrix().astype(x.dtype))(x, leaf)
     y = frozen_matmul(x, leaf.frozen())
     return rescaled(with_update(y, product_of(x, leaf), leaf), leaf.factors())
+
+
+def has_update(leaf: Any) -> bool:
+    """Whether a weight is adapted by an update that has a product of its own: what multiplies the
+    base is read with it, as one dense weight.
+    """
+    return isinstance(leaf, Adapted) and not leaf.lora.of_base
 
 
 def product_of(x: Array, leaf: Adapted) -> Callable[[LowRank], Array]:
@@ -219,7 +229,7 @@ def frozen_call(
 def _frozen(leaf: Any) -> Any:
     """The weight that the module's own computation reads."""
     if isinstance(leaf, Adapted):
-        return leaf.frozen()
+        return leaf.frozen() if has_update(leaf) else leaf
     return leaf.base if isinstance(leaf, WithRows) else leaf
 
 

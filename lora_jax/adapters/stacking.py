@@ -90,7 +90,9 @@ def check_alike(adapters: Sequence[Trainables]) -> None:
 def _form(leaf: Any) -> tuple[Any, ...]:
     if not leaf.rank:
         return (leaf.kind, *(getattr(leaf, name).shape for name in leaf.trained_fields()))
-    kind = ("merge-aware " if leaf.rounded else "") + ("LoRA" if leaf.magnitude is None else "DoRA")
+    kind = ("merge-aware " if leaf.rounded else "") + (
+        "HiRA" if leaf.of_base else "LoRA" if leaf.magnitude is None else "DoRA"
+    )
     return (kind, tuple(leaf.a.shape[:-2]), leaf.rows, leaf.columns, tuple(leaf.in_axes))
 
 

@@ -148,6 +148,7 @@ def initialize(
         b0=jnp.array(b, copy=True) if moves else None,
         in_axes=in_axes,
         blocks=spec.blocks if variant.blocked else 1,
+        of_base=variant.of_base,
         group=group,
         fixed=variant.fixed,
         **own,

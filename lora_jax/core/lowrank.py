@@ -148,6 +148,8 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
     fixed: names of factors that are not trained.
     rounded: not '' where the adapted weight is rounded into the base's format (merge-aware): what
         `RoundedSum.scales` says. Gradients are those without the rounding.
+    of_base: what the factors give is multiplied with the base, entry by entry (HiRA): the adapted
+        weight is `W * (1 + a b)`, and there is no update without a base.
     """
 
     a: Float[Array, "*stack grouped r"]
@@ -170,6 +172,7 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
     group: int = struct.field(pytree_node=False, default=1)
     fixed: tuple[str, ...] = struct.field(pytree_node=False, default=())
     rounded: str = struct.field(pytree_node=False, default="")
+    of_base: bool = struct.field(pytree_node=False, default=False)
     kind = "lora"
 
     @property
@@ -231,7 +234,15 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
         """Ordinary factors of the same update, and the magnitude, as other tools know them.
 
         The rank doubles where a start is subtracted: [a, a0] and [b; -b0].
+
+        Raises:
+            ValueError: the update is times the base, and there is none without one.
         """
+        if self.of_base:
+            raise ValueError(
+                "HiRA multiplies the base by its factors, entry by entry: no factors compute the "
+                "same on their own. Merge it into the base (merge), and go on from there."
+            )
         low, start = self.moving(), self.start()
         if start is not None:
             low = low.replace(
@@ -255,7 +266,9 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
         return jax.lax.stop_gradient(made)
 
     def delta(self, dtype: Any = jnp.float32) -> Float[Array, "*stack in out"]:
-        """The dense update, formed in float32, without the magnitude, which acts on the sum."""
+        """The dense update, formed in float32, without the magnitude, which acts on the sum; what
+        the base is multiplied with, where the update is times the base.
+        """
         low, start = self.moving(), self.start()
         update = _product(low)
         # Two products, not one of twice the rank: equal factors cancel exactly at step 0.
@@ -302,6 +315,8 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
 
     def at_rest(self) -> LowRank:
         """`plain`, without dropout, and with the base's norms to be summed anew."""
+        if self.of_base:
+            return self.replace(dropout=None)
         return self.plain().replace(dropout=None, base_square=None)
 
     def onto(self, base: Any, path: str, key: jax.Array | None = None) -> Adapted:
@@ -463,7 +478,12 @@ class Adapted(Wrapping):
         return jnp.where(used, magnitude / jnp.where(used, held, 1.0), 1.0)
 
     def unbox(self) -> Array:
-        """The dense adapted weight: added up in float32, rounded once to the base's dtype.
+        """The dense adapted weight: added up in float32, rounded once to the base's dtype."""
+        matrix = self.matrix()
+        return from_matrix(matrix, self.kernel_shape, self.lora.in_axes).astype(self.dtype)
+
+    def matrix(self) -> Float[Array, "*stack in out"]:
+        """The adapted weight as float32 matrices.
 
         Raises:
             ValueError: dropout is on, and the module reads the dense weight, which knows no input
@@ -475,10 +495,10 @@ class Adapted(Wrapping):
                 f"{self.shape} weight has no rule for it. Set dropout=0.0 for this site, or use "
                 "lora_jax.apply with a module kind that has a rule."
             )
-        weight, factors = self.base_matrix() + self.lora.delta(), self.factors()
+        base, update = self.base_matrix(), self.lora.delta()
+        weight, factors = base + (base * update if self.lora.of_base else update), self.factors()
         if self.lora.rounded:
             weight = straight_through(
                 self.frozen().merged().matrix().astype(jnp.float32), _product(self.update())
             )
-        weight = weight if factors is None else weight * factors[..., None, :]
-        return from_matrix(weight, self.kernel_shape, self.lora.in_axes).astype(self.dtype)
+        return weight if factors is None else weight * factors[..., None, :]

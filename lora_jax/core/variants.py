@@ -24,7 +24,8 @@ class Variant:
     applies. grouped: inputs are pooled in groups. shared: the factors are random and the same at
     every site. small: `a` and `b` start as normal numbers with this deviation. start: gives the first values of its arrays, if it has its own (see
     `lora_jax.core.own_starts`); reads_weight: from the weight, not from its shape. blocked: has
-    blocks, as many as the specification says. dora: whether it goes with DoRA.
+    blocks, as many as the specification says. of_base: the update is times the base, entry by
+    entry. dora: whether it goes with DoRA.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Variant:
     start: Callable[..., dict[str, Any]] | None = None
     reads_weight: bool = False
     blocked: bool = False
+    of_base: bool = False
     dora: bool = True
 
     def check(self, spec: Any) -> None:
@@ -55,8 +57,16 @@ class Variant:
             )
         if spec.dora and not self.dora:
             raise ValueError(
-                f"LoRA variant {self.name!r} has factors of blocks, and DoRA a magnitude for each "
-                "output of the whole weight: they do not go together. Set dora to False."
+                f"LoRA variant {self.name!r} has no factors of an update of the whole weight, and "
+                "DoRA rescales the sum of base and update: they do not go together. Set dora to "
+                "False."
+            )
+        if self.of_base and (spec.dropout or spec.merge_aware or not drawn):
+            given = "dropout" if spec.dropout else "merge_aware" if spec.merge_aware else "init"
+            raise ValueError(
+                f"LoRA variant {self.name!r} multiplies the base by 1 + a b, entry by entry: there "
+                f"is no update apart from the base, and {given}={getattr(spec, given)!r} is about "
+                "one. Leave dropout at 0, merge_aware off and init at 'kaiming' or 'gaussian'."
             )
         if self.grouped and not drawn:
             raise ValueError(
@@ -73,7 +83,7 @@ class Variant:
                     else f"dropout={spec.dropout} is of the update's input alone. Set it to 0."
                 )
             )
-        if spec.parts is not None and (own or self.grouped or not drawn):
+        if spec.parts is not None and (own or self.grouped or self.of_base or not drawn):
             raise ValueError(
                 f"LoRA parts={spec.parts} (a fused kernel) needs variant 'lora' or 'lora_fa' and "
                 f"init 'kaiming' or 'gaussian', got variant {self.name!r} and init {spec.init!r}."
@@ -101,6 +111,8 @@ VARIANTS: dict[str, Variant] = {
         Variant("lokr", start=own_starts.lokr, dora=False),
         # Jung et al. 2025 (arXiv 2505.20355): blocks x blocks of rank / blocks columns each.
         Variant("gralora", start=own_starts.gralora, blocked=True),
+        # Huang et al. 2025, HiRA (ICLR): of high rank, as the base is.
+        Variant("hira", of_base=True, scaled=False, dora=False),
     )
 }
 

@@ -76,7 +76,7 @@ def to_peft(
 ) -> PeftAdapter:
     """The adapter in PEFT's words.
 
-    MiSS, LoHa, LoKr and GraLoRA are written as PEFT's methods of those names, with as many numbers
+    MiSS, LoHa, LoKr, GraLoRA and HiRA are written as PEFT's methods of those names, with as many numbers
     as are trained, unless `plain` asks for LoRA's factors, which more readers know. Other variants,
     and those that PEFT's method cannot say (modules of several ranks under MiSS), are written as the plain LoRA that computes the same (VeRA's gains multiplied into B;
     the start that PiSSA and others take out of the base as twice the rank), said in `notes`. Every
@@ -95,7 +95,11 @@ def to_peft(
     notes: list[str] = []
     form, given = None if plain else own_form(trainable, names), trainable
     trainable = {
-        path: leaf if leaf.kind in ("whole", "rows") else _plain(path, leaf, notes)
+        path: leaf
+        if leaf.kind in ("whole", "rows")
+        else _plain(
+            path, leaf.replace(of_base=False) if form is not None and leaf.rank else leaf, notes
+        )
         for path, leaf in trainable.items()
     }
     _check(trainable, names)

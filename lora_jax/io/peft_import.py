@@ -233,7 +233,7 @@ def _own_factors(
         first,
         dropout=jnp.full(name.stack, drops, jnp.float32) if drops else None,
         blocks=blocks,
-        fixed=form.fixed,
+        **form.static,
         **extra,
     )
 

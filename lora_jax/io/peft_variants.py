@@ -27,7 +27,8 @@ class Form:
     tensors. to_theirs, from_theirs: one layer's arrays, by our names and by their keys; blocks of
     GraLoRA are a number beside them. alpha, dropout: PEFT's names of those settings, None where it
     has none. settings: what else a file says, with the value that is written. by_module: whether
-    modules may differ in rank. known: settings that change nothing of what is computed.
+    modules may differ in rank. known: settings that change nothing of what is computed. static: fields
+    of the factors that are read.
     """
 
     peft_type: str
@@ -40,7 +41,7 @@ class Form:
     settings: Mapping[str, Any] = field(default_factory=dict)
     by_module: bool = False
     known: tuple[str, ...] = ()
-    fixed: tuple[str, ...] = ()
+    static: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _miss_from(theirs: Arrays, _: int) -> Arrays:
@@ -115,7 +116,7 @@ FORMS: dict[str, Form] = {
             dropout="miss_dropout",
             settings={"init_weights": True, "mini_r": 1},
             known=("mini_r",),
-            fixed=("a",),
+            static={"fixed": ("a",)},
         ),
         Form(
             "LOHA",
@@ -143,6 +144,18 @@ FORMS: dict[str, Form] = {
             },
             by_module=True,
             known=("use_effective_conv2d", "decompose_factor", "rank_dropout_scale", *_DROPS),
+        ),
+        Form(
+            "HIRA",
+            lambda low: low.of_base,
+            ("hira_A", "hira_B"),
+            lambda own, _: {"hira_A": own["a"].T, "hira_B": own["b"].T},
+            lambda theirs, _: {"a": theirs["hira_A"].T, "b": theirs["hira_B"].T},
+            alpha=None,
+            dropout="hira_dropout",
+            settings={"init_weights": True},
+            by_module=True,
+            static={"of_base": True},
         ),
         Form(
             "GRALORA",
@@ -250,7 +263,8 @@ def own_settings(
     config |= {"peft_type": form.peft_type, "r": rank}
     config |= {} if form.alpha is None else {form.alpha: alpha}
     config |= {} if form.dropout is None else {form.dropout: lora["lora_dropout"]}
-    config |= {"rank_pattern": ranks, "alpha_pattern": alpha_pattern} if form.by_module else {}
+    config |= {"rank_pattern": ranks} if form.by_module else {}
+    config |= {"alpha_pattern": alpha_pattern} if form.by_module and form.alpha else {}
     if form.peft_type == "GRALORA":
         config["gralora_k"] = next(iter(low.values())).blocks
     return config

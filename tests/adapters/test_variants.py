@@ -43,13 +43,14 @@ SPECS = {
     "loha": LoraSpec(rank=2, variant="loha"),
     "lokr": LoraSpec(rank=1, variant="lokr"),
     "gralora": LoraSpec(rank=4, variant="gralora"),
+    "hira": LoraSpec(rank=2, variant="hira"),
     "dora_loha": LoraSpec(rank=2, variant="loha", dora=True),
 }
 # Columns of the ordinary factors of one column, of weights of 8 x 16 and 16 x 8: those of structured
 # ones are more.
 WIDER = {"loha": 2, "dora_loha": 2, "gralora": 2, "lokr": {"up": 4, "down": 2}}
 # Those whose parts differ from each other: together they cover every branch of every rule.
-APART = ("lora", "dora", "vera", "qa_lora", "dora_pissa", "fused", "lokr")
+APART = ("lora", "dora", "vera", "qa_lora", "dora_pissa", "fused", "lokr", "hira")
 QUANT = QuantSpec("nf4", 4, False)
 # Sums of up to 24 terms in another order, through about ten layers; relative to the largest
 # activation.
@@ -159,7 +160,7 @@ def test_split_inverts_join_and_partition_inverts_combine(name):
         assert ours is theirs
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", [name for name in SPECS if name != "hira"])
 def test_plain_factors_of_any_variant_compute_the_same_update(name):
     model, params, inputs = zoo.deep("scan")
     _, trainable = adapt(
@@ -232,6 +233,7 @@ def test_counts_of_trained_parameters_follow_the_formulas():
         12 + 20 // 4
     )
     assert low(LoraSpec(rank=3, init="pissa")).active_parameters() == 3 * (12 + 20)
+    assert low(LoraSpec(rank=3, variant="hira")).active_parameters() == 3 * (12 + 20)
     assert low(LoraSpec(rank=3, variant="lora_xs")).active_parameters() == 3 * 3
     assert low(LoraSpec(rank=3, variant="miss")).active_parameters() == 3 * 20
     assert low(LoraSpec(rank=3, variant="loha")).active_parameters() == 2 * 3 * (12 + 20)
@@ -258,6 +260,16 @@ def test_structured_updates_are_what_their_papers_say():
         [a[6 * m : 6 * m + 6, n::2] @ b[m::2, 10 * n : 10 * n + 10] for n in (0, 1)] for m in (0, 1)
     ]
     wanted["gralora"] = scale("gralora") * np.block(blocks)
+    hira = zoo.moved({"k": adapt_one(SPECS["hira"], (12, 20))})["k"]
+    base = np.float64(base_of((12, 20)))
+    np.testing.assert_allclose(
+        hira.onto(base_of((12, 20)), "k").unbox(),
+        base * (1 + np.float64(hira.a) @ np.float64(hira.b)),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    with pytest.raises(ValueError, match="Merge it into the base"):
+        hira.plain()
     for name, low in x.items():
         np.testing.assert_allclose(low.delta(), wanted[name], rtol=1e-4, atol=1e-4, err_msg=name)
     u, s, vt = np.linalg.svd(np.asarray(base_of((12, 20))), full_matrices=False)
@@ -325,6 +337,9 @@ def test_qa_lora_update_is_constant_over_each_group_of_inputs():
         (dict(group_size=0), "group_size"),
         (dict(variant="lokr", dora=True), "do not go together"),
         (dict(variant="loha", parts=(True, False)), "fused kernel"),
+        (dict(variant="hira", dropout=0.1), "no update apart from the base"),
+        (dict(variant="hira", merge_aware=True), "no update apart from the base"),
+        (dict(variant="hira", dora=True), "do not go together"),
         (dict(blocks=0), "blocks must be at least 1"),
     ],
 )

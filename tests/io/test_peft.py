@@ -744,6 +744,7 @@ def test_variants_are_written_as_plain_LoRA_with_the_same_update_and_the_base_is
         ("LOHA", dict(variant="loha", rank=3)),
         ("LOKR", dict(variant="lokr", rank=1)),
         ("GRALORA", dict(variant="gralora", rank=4)),
+        ("HIRA", dict(variant="hira", rank=3)),
     ],
 )
 def test_variants_are_written_as_PEFTs_own_methods_and_read_back_number_by_number(
@@ -763,8 +764,12 @@ def test_variants_are_written_as_PEFTs_own_methods_and_read_back_number_by_numbe
     assert jax.tree.structure(back) == jax.tree.structure(trainable)
     for ours, theirs in zip(jax.tree.leaves(back), jax.tree.leaves(trainable), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    plain = to_peft(trainable, names, plain=True)
-    assert plain.config["peft_type"] == "LORA" and from_peft(plain, names)
+    if peft_type == "HIRA":
+        with pytest.raises(ValueError, match="Merge it into the base"):
+            to_peft(trainable, names, plain=True)
+    else:
+        plain = to_peft(trainable, names, plain=True)
+        assert plain.config["peft_type"] == "LORA" and from_peft(plain, names)
 
     for name, value, says in (
         ("bias", "all", "trains biases"),

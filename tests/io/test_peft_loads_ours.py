@@ -200,6 +200,7 @@ print(sum(p.numel() for n, p in adapted.named_parameters() if p.requires_grad))
         ("LOHA", lora_jax.LoraSpec(rank=3, alpha=5.0, variant="loha")),
         ("LOKR", lora_jax.LoraSpec(rank=1, alpha=5.0, variant="lokr")),
         ("GRALORA", lora_jax.LoraSpec(rank=4, alpha=5.0, variant="gralora")),
+        ("HIRA", lora_jax.LoraSpec(rank=3, variant="hira")),
     ],
 )
 def test_variants_go_to_PEFTs_own_methods_and_back_with_as_many_parameters(

@@ -38,6 +38,7 @@ SPECS = {
     "loha": dict(variant="loha"),
     "lokr": dict(variant="lokr", rank=1),
     "gralora": dict(variant="gralora"),
+    "hira": dict(variant="hira"),
 }
 
 
