@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console, RenderableType
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lora_jax.config import Config
 
 
@@ -21,6 +23,30 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         help="a config file, with an argument for its get_config; --config.GROUP.KEY=VALUE changes one setting of it",
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no settings, no progress bar")
+
+
+def add_hosts(parser: argparse.ArgumentParser) -> None:
+    """Adds --hosts, of a run on the devices of several processes."""
+    parser.add_argument(
+        "--hosts", metavar="HOST:PORT,COUNT,NUMBER|slurm",
+        help="this is process NUMBER (from 0 on) of COUNT that run the same command, on one mesh; process 0 is at HOST:PORT",
+    )  # fmt: skip
+
+
+def on_hosts(arguments: argparse.Namespace, config: Config, act: Callable[[], int]) -> int:
+    """What `act` gives in process 0; in the other processes of the same command, which take part in
+    what it trains, 0.
+    """
+    from lora_jax.core.hosts import is_leader, seat_of
+    from lora_jax.training.following import agreement, follow, one_of
+
+    if (seat := seat_of(arguments.hosts)) is None:
+        return act()
+    with one_of(seat, agreement(config)):
+        if is_leader():
+            return act()
+        follow()
+    return 0
 
 
 def read_config(arguments: argparse.Namespace) -> Config:

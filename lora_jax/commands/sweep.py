@@ -29,7 +29,14 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lora_jax.commands.shared import add_config, print_table, read_config, show_settings
+from lora_jax.commands.shared import (
+    add_config,
+    add_hosts,
+    on_hosts,
+    print_table,
+    read_config,
+    show_settings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,6 +51,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax sweep`."""
     add_config(parser)
+    add_hosts(parser)
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -84,6 +92,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.compile and not arguments.dry_run:
         raise ValueError("--compile says what a --dry-run compiles: give both, or neither.")
     config = read_config(arguments)
+    if arguments.hosts and (arguments.dry_run or arguments.workers or arguments.executor):
+        raise ValueError(
+            "--hosts is one run after another on the devices of several processes: leave out "
+            "--workers, --executor and --dry-run. (Workers of several nodes each: "
+            "--executor-option nodes=2.)"
+        )
+    return on_hosts(arguments, config, lambda: _run(config, arguments))
+
+
+def _run(config: Config, arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         show_settings(config)
     _caution(config, fetch=not arguments.dry_run, quiet=arguments.quiet)

@@ -13,24 +13,33 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from lora_jax.commands.shared import add_config, read_config, show_settings
+from lora_jax.commands.shared import add_config, add_hosts, on_hosts, read_config, show_settings
+
+if TYPE_CHECKING:
+    from lora_jax.config import Config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax train`."""
     add_config(parser)
+    add_hosts(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains; prints the result as JSON."""
+    config = read_config(arguments)
+    return on_hosts(arguments, config, lambda: _train(config, quiet=arguments.quiet))
+
+
+def _train(config: Config, *, quiet: bool) -> int:
     from lora_jax.config import SweepConfig
     from lora_jax.sweeps.grid import expand, run_id
     from lora_jax.sweeps.runner import run_sweep
     from lora_jax.sweeps.store import RunStore, read_run
     from lora_jax.tasks.opening import LastTask
 
-    config = read_config(arguments)
     single = replace(config, sweep=SweepConfig(learning_rate=config.sweep.learning_rate))
     tasks = LastTask()
     if single.memory_budget is not None:
@@ -40,9 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
         set_budget(parse_bytes(single.memory_budget))
         single, said = fit_budget(single, tasks.of(single))
         print("\n".join(f"memory: {text}" for text in said), file=sys.stderr)
-    if not arguments.quiet:
+    if not quiet:
         show_settings(single)
-    outcome = run_sweep(single, quiet=arguments.quiet, tasks=tasks)
+    outcome = run_sweep(single, quiet=quiet, tasks=tasks)
     record = read_run(RunStore(single.out).folder(run_id(expand(single)[0])))
     # A run of this id that is there and was refused, as of other data, is not the one asked for.
     if record.result is not None and record.run_id not in outcome.failed:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.tree_util import DictKey, tree_flatten_with_path
 
 from lora_jax.core.host import StoredWeight
+from lora_jax.core.hosts import spread
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.mesh import Axes, Cut, Placed, laid
 from lora_jax.core.notice import say_once
@@ -226,4 +227,4 @@ def _placed_as_before(x: Any, sharding: NamedSharding) -> NamedSharding:
 def _put(x: Any, sharding: NamedSharding) -> Any:
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    return jax.device_put(x, sharding)
+    return spread(x, sharding)

@@ -21,8 +21,8 @@ from lora_jax.sweeps.side_by_side import Pack, packs, predicted
 from lora_jax.sweeps.store import RunStore
 from lora_jax.tasks.opening import LastTask
 from lora_jax.tasks.task import Task
-from lora_jax.training.interrupted import Interrupted, stop_signals
-from lora_jax.training.loop import Stopped, fit
+from lora_jax.training.interrupted import Interrupted, Stopped, stop_signals
+from lora_jax.training.loop import fit
 from lora_jax.training.metrics import MetricsLog
 from lora_jax.training.result import RunResult
 from lora_jax.training.run import Run

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from lora_jax.adapters.stacking import used_columns
+from lora_jax.core import hosts
 from lora_jax.core.extras import needs
 from lora_jax.core.lowrank import RANK_AXIS
 from lora_jax.training.offload import like_placed
@@ -132,7 +135,7 @@ class Checkpoints:
                 "trains: it was written by another version. Delete the run's folder to start it "
                 "again."
             )
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), template)
+        abstract = {name: _abstract(array) for name, array in template.items()}
         named = self._read(step, state=ocp.args.StandardRestore(abstract)).state
         return _unnamed(named, like), data
 
@@ -143,8 +146,10 @@ class Checkpoints:
         aside = self._folder.with_name(f"{self._folder.name}_damaged")
         places = (aside / f"{damaged}{'_' * n}" for n in itertools.count())
         place = next(place for place in places if not place.exists())
-        aside.mkdir(exist_ok=True)
-        (self._folder / str(damaged)).rename(place)
+        with hosts.agreeing("pass over"):
+            if hosts.is_leader():
+                aside.mkdir(exist_ok=True)
+                (self._folder / str(damaged)).rename(place)
         self._manager.reload()
         return place
 
@@ -177,7 +182,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _named(state: TrainState) -> dict[str, np.ndarray]:
+def _named(state: TrainState) -> dict[str, Any]:
     """Arrays by path, without padding. Boxes, optax states and keys become plain arrays, which any
     Orbax version reads.
     """
@@ -187,14 +192,29 @@ def _named(state: TrainState) -> dict[str, np.ndarray]:
         columns, axes = _padding(path, used)
         if columns is not None and not columns.size:
             continue
-        array = np.asarray(leaf)
+        array = leaf if hosts.spans(leaf) else np.asarray(leaf)
         for axis in axes:
-            array = np.take(array, columns, axis)
+            if columns.size < array.shape[axis]:
+                array = _columns(array, columns, axis)
         named[keystr(path)] = array
     return named
 
 
-def _described(named: dict[str, np.ndarray]) -> dict[str, str]:
+def _columns(array: Any, columns: np.ndarray, axis: int) -> Any:
+    """Some columns of an array; of one that spans processes on every device."""
+    if not hosts.spans(array):
+        return np.take(array, columns, axis)
+    everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())
+    return jax.device_put(jnp.take(array, columns, axis), everywhere)
+
+
+def _abstract(array: Any) -> jax.ShapeDtypeStruct:
+    """What Orbax reads: each process the parts that lie on its own devices."""
+    sharding = array.sharding if hosts.spans(array) else None
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+
+def _described(named: dict[str, Any]) -> dict[str, str]:
     return {name: f"{array.dtype}{list(array.shape)}" for name, array in named.items()}
 
 
@@ -204,7 +224,9 @@ def _unnamed(named: dict[str, Any], like: TrainState) -> TrainState:
 
     def padded(path: Any, wide: Any) -> Any:
         columns, axes = _padding(path, used)
-        if columns is None or (columns.size and not axes):
+        if columns is None:
+            return named[keystr(path)]
+        if columns.size and all(columns.size == wide.shape[axis] for axis in axes):
             return named[keystr(path)]
         array = np.zeros(wide.shape, wide.dtype)
         if columns.size:
@@ -216,7 +238,10 @@ def _unnamed(named: dict[str, Any], like: TrainState) -> TrainState:
 
     def copied(path: Any, leaf: Any) -> jax.Array:
         # Owned by JAX: the step donates its state, and a donated buffer must not be the reader's.
-        return like_placed(jax.numpy.array(padded(path, leaf), copy=True), leaf)
+        restored = padded(path, leaf)
+        if hosts.spans(leaf):
+            return jnp.copy(hosts.spread(restored, leaf.sharding))
+        return like_placed(jnp.array(restored, copy=True), leaf)
 
     state = jax.tree.unflatten(structure, [copied(path, leaf) for path, leaf in leaves])
     key = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key))

@@ -27,6 +27,17 @@ class Interrupted(Exception):
         self.step = step
 
 
+class Stopped(Exception):
+    """A run was stopped by the judge of a sweep, with a checkpoint at `step`."""
+
+    def __init__(self, step: int, score: dict[str, float]) -> None:
+        super().__init__(
+            f"Stopped at step {step} with validation loss {score['loss']:.4f}: others were better. "
+            "A checkpoint was written."
+        )
+        self.step, self.score = step, score
+
+
 _asked: threading.Event | None = None  # of this process, while somebody waits for it
 
 

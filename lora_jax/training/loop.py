@@ -4,7 +4,6 @@ measured. A single run is a list of one.
 
 from __future__ import annotations
 
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,11 +14,13 @@ import jax
 import numpy as np
 
 from lora_jax.config import Config
+from lora_jax.core import hosts
 from lora_jax.io.reading_bar import reading_shown
 from lora_jax.tasks.opening import open_task
 from lora_jax.tasks.task import Task
 from lora_jax.training.checkpoint import DamagedCheckpoint
-from lora_jax.training.interrupted import Interrupted, stop_signals
+from lora_jax.training.handing import Asked, Judge, check_same_data, handed
+from lora_jax.training.interrupted import Interrupted, Stopped, stop_signals
 from lora_jax.training.programs import programs_for
 from lora_jax.training.progress import TrainingBar
 from lora_jax.training.result import RunResult
@@ -35,20 +36,7 @@ from lora_jax.training.sharing import differences, stack_key
 from lora_jax.training.slots import Evaluated, Slots
 from lora_jax.training.step import TrainState
 
-
-class Stopped(Exception):
-    """A run was stopped by the judge of a sweep, with a checkpoint at `step`."""
-
-    def __init__(self, step: int, score: dict[str, float]) -> None:
-        super().__init__(
-            f"Stopped at step {step} with validation loss {score['loss']:.4f}: others were better. "
-            "A checkpoint was written."
-        )
-        self.step, self.score = step, score
-
-
 Finished = Callable[[Run, "RunResult | Exception"], None]
-Judge = Callable[[Run, int, dict[str, float]], bool]
 
 
 def train(
@@ -131,9 +119,11 @@ def fit(
     Raises:
         Interrupted: SIGTERM or SIGINT came; all runs have checkpoints.
     """
-    with stop_signals() as stopped:
+    runs, judge = handed(iter(runs), judge, wide=wide, slots=slots, score_test=score_test)
+    with stop_signals() as event:
+        stopped = Asked(event)
         splits = ("validation", "test") if score_test else ("validation",)
-        group = Group(iter(runs), finished, task_of, wide, slots, judge, stopped, splits)
+        group = Group(runs, finished, task_of, wide, slots, judge, stopped, splits)
         try:
             with reading_shown(quiet=quiet):
                 group.fill()
@@ -145,6 +135,10 @@ def fit(
                     advance(group)
                     after_step(group, bar, saved)
                     group.fill()
+        except Exception as error:
+            if not isinstance(error, Interrupted):
+                hosts.all_failed(error)
+            raise
         finally:
             group.close()
 
@@ -331,7 +325,7 @@ class Group:
         wide: Config | None,
         slots: int,
         judge: Judge | None,
-        stopped: threading.Event,
+        stopped: Asked,
         splits: Sequence[str],
     ) -> None:
         self._waiting, self._finished, self._task_of = waiting, finished, task_of
@@ -384,7 +378,8 @@ class Group:
         """Does something for each of the runs that have not left; one for which it fails leaves."""
         for run in self.still(runs):
             try:
-                act(run)
+                with hosts.agreeing("each"):
+                    act(run)
             except Exception as error:
                 self.leave(run, error)
 
@@ -402,9 +397,12 @@ class Group:
                 if (run := next(self._waiting, None)) is None:
                     return found
                 try:
-                    found[run] = self._opened(run, slot)
+                    hosts.seen_by_all(run.folder)
+                    with hosts.agreeing("open"):
+                        found[run] = self._opened(run, slot)
                     taken.add(slot)
                 except Exception as error:
+                    found.pop(run, None)
                     self._finished(run, error)
         return found
 
@@ -429,6 +427,7 @@ class Group:
         padded to.
         """
         self._first, self._task = first, self._task_of(first)
+        check_same_data(first, self._task)
         self._like = None if self._wide is None else self._task.widest(self._wide)
         steps = steps_of(first, self._task)
         self.slots = Slots(programs_for(self._task.per_example, first, steps, self._count))
@@ -438,7 +437,7 @@ class Group:
         """The states of the newest checkpoints that can be read. Of runs that were interrupted in
         the midst of writing theirs, of the newest that all have.
         """
-        there = {run: {0, *run.checkpoints.steps()} for run in firsts}
+        there = {run: {0, *hosts.leaders("at", run.checkpoints.steps())} for run in firsts}
         while True:
             newest = {run: max(steps) for run, steps in there.items()}
             common = max(set.intersection(*there.values()))
@@ -449,15 +448,18 @@ class Group:
             for run in list(there):
                 step = common if near else newest[run]
                 try:
-                    states[run] = run.restore(firsts[run], step)
-                except DamagedCheckpoint as error:
-                    aside = run.checkpoints.pass_over(step)
-                    there[run].remove(step)
-                    warnings.warn(
-                        f"{error}. It was moved to {aside}, and the one before it is used.",
-                        stacklevel=2,
-                    )
+                    with hosts.agreeing("restore"):
+                        states[run] = run.restore(firsts[run], step)
                 except Exception as error:
+                    states.pop(run, None)
+                    if hosts.leaders("damaged", isinstance(error, DamagedCheckpoint)):
+                        aside = run.checkpoints.pass_over(step)
+                        there[run].remove(step)
+                        warnings.warn(
+                            f"{error}. It was moved to {aside}, and the one before it is used.",
+                            stacklevel=2,
+                        )
+                        continue
                     del there[run]
                     run.close()
                     self._finished(run, error)

@@ -8,11 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lora_jax.config import MeshConfig, read_by_path
+from lora_jax.core import hosts
 from lora_jax.core.host import Place
-from lora_jax.core.mesh import BATCH, batch_held, make_mesh
+from lora_jax.core.mesh import BATCH, batch_held, laid, make_mesh
 from lora_jax.core.notice import say_once
 from lora_jax.core.paths import flatten
 from lora_jax.core.sharding import Rules, shard, shardings
@@ -22,8 +24,13 @@ def mesh_of(config: MeshConfig) -> Mesh | None:
     """The mesh of a run; None for one device.
 
     Raises:
-        ValueError: it has more devices than there are.
+        ValueError: it has more devices than there are, or not those of all processes.
     """
+    if hosts.count() > 1 and config.devices != jax.device_count():
+        raise ValueError(
+            f"A run of {hosts.count()} processes needs a mesh of all their {jax.device_count()} "
+            f"devices, and config.mesh has {config.devices}: set config.mesh.fsdp, data or model."
+        )
     if config.devices == 1:
         return None
     return make_mesh(data=config.data, fsdp=config.fsdp, model=config.model)
@@ -55,7 +62,7 @@ def train_step_on(
         batch, _ = _divided(batch, mesh, fill=accumulate == 1)
         state, metrics = step(state, frozen, batch)
         held = jax.lax.with_sharding_constraint(state, shardings(state, mesh, rules))
-        return held, metrics
+        return held, _read_by_all(metrics, mesh)
 
     return placed
 
@@ -66,9 +73,33 @@ def eval_step_on(mesh: Mesh, step: Callable[..., Any]) -> Callable[..., Any]:
     def placed(frozen: Any, trainable: Any, batch: Any) -> Any:
         batch, rows = _divided(batch, mesh)
         sums, found = step(frozen, trainable, batch)
-        return sums, jax.tree.map(lambda x: x[:rows], found)
+        return _read_by_all((sums, jax.tree.map(lambda x: x[:rows], found)), mesh)
 
     return placed
+
+
+def own_rows(batch: Any, mesh: Mesh | None) -> Any:
+    """A batch of host arrays for a step on the mesh: of several processes, each puts the rows of its
+    own devices on them. Rows that do not divide go to all, and the step fills them up.
+    """
+    if mesh is None or not mesh.is_multi_process:
+        return batch
+    rows = batch["weight"].shape[0]
+
+    def placed(x: Any) -> Any:
+        x = np.asarray(x)
+        axes = (BATCH, *[None] * (x.ndim - 1)) if x.ndim and x.shape[0] == rows else ()
+        return hosts.spread(x, laid(x.shape, mesh, *axes))
+
+    return jax.tree.map(placed, dict(batch))
+
+
+def _read_by_all(found: Any, mesh: Mesh) -> Any:
+    """What every process reads lies whole on its devices."""
+    if not mesh.is_multi_process:
+        return found
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, whole), found)
 
 
 def _divided(batch: Any, mesh: Mesh, *, fill: bool = True) -> tuple[Any, int]:

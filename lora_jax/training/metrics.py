@@ -118,6 +118,22 @@ class MetricsLog:
                 yield line, row
 
 
+class NoLog:
+    """The log of a process that writes none: process 0 of the same run does."""
+
+    def __init__(self, folder: Path, *_: Any) -> None:
+        self.path = Path(folder) / "metrics.jsonl"
+
+    def resume(self, step: int, total_steps: int) -> None:
+        """Nothing."""
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def _stays(row: Row, step: int, total_steps: int) -> bool:
     is_final = row["split"] != "train" and row["step"] >= total_steps
     return row["step"] <= step and not is_final

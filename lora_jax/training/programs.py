@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from jax.sharding import Mesh
+
 from lora_jax.config import Config, MeshConfig, OptimConfig
 from lora_jax.core.platform import platform
 from lora_jax.tasks.losses import PerExample, Summed, Sums
 from lora_jax.training.compile import Program, program_for
-from lora_jax.training.mesh import eval_step_on, mesh_of, rules_of, train_step_on
+from lora_jax.training.mesh import eval_step_on, mesh_of, own_rows, rules_of, train_step_on
 from lora_jax.training.optim import make_optimizer, structure_of
 from lora_jax.training.step import (
     make_stacked_eval_step,
@@ -29,6 +31,11 @@ class Programs:
     train: Program
     evaluate: Program
     slots: int
+    mesh: Mesh | None = None
+
+    def placed(self, batch: Any) -> Any:
+        """A batch as the programs take it."""
+        return own_rows(batch, self.mesh)
 
     @property
     def compile_seconds(self) -> float:
@@ -91,7 +98,7 @@ def _programs(
     if (devices := mesh_of(mesh)) is not None:
         step = train_step_on(devices, step, rules=rules_of(mesh), accumulate=accumulate)
         score = eval_step_on(devices, score)
-    return Programs(program_for(step, donate=(0,)), program_for(score), slots)
+    return Programs(program_for(step, donate=(0,)), program_for(score), slots, devices)
 
 
 def lanes_for(slots: int) -> int:

@@ -18,6 +18,7 @@ from lora_jax.adapters.checks import check_start, flags_of_optimizer, unreached
 from lora_jax.adapters.stacking import pad, trim
 from lora_jax.adapters.surgery import trainable_parameters
 from lora_jax.config import ADAPTERS, Config, canonical, config_hash
+from lora_jax.core import hosts
 from lora_jax.core.init import initializer_named
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, bytes_of
@@ -31,7 +32,7 @@ from lora_jax.tasks.task import Task
 from lora_jax.training.allocator import peak_bytes
 from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.mesh import on_mesh, place_on
-from lora_jax.training.metrics import MetricsLog
+from lora_jax.training.metrics import MetricsLog, NoLog
 from lora_jax.training.optim import make_optimizer
 from lora_jax.training.result import RunResult
 from lora_jax.training.sinks import About
@@ -96,7 +97,8 @@ class Run:
         self.iterator = iter(self.batches)
         self.checkpoints = self._checkpoints("checkpoints", keep=2)
         self._best = self._checkpoints("best", keep=1) if self._selects else None
-        self.log = MetricsLog(self.folder, train.sinks, about(self.folder, self.config))
+        log = MetricsLog if hosts.is_leader() else NoLog
+        self.log = log(self.folder, train.sinks, about(self.folder, self.config))
 
     def _checkpoints(self, name: str, keep: int) -> Checkpoints:
         run = config_hash(self.config)
@@ -125,7 +127,7 @@ class Run:
             initializer_named(self.config.lora.init).reads != "format"
         ):
             # What chooses codes starts nearer to the base before quantisation than the frozen one.
-            check_start(first.trainable)
+            check_start(hosts.whole(first.trainable))
         self.step = step
         self.log.resume(step, self.steps)
         return state
@@ -211,8 +213,8 @@ class Run:
         """Writes the adapter, and what it said of each test example; the scores of each split:
         those of its sums, and on the test split, if that is one of them, the task's other metrics.
         """
+        state, task = hosts.whole(state), self.task
         check_reached(state)
-        task = self.task
         scores = {split: self._sums(found.means) for split, found in evaluated.items()}
         if "test" in scores and (size := task.text_bytes("test")):
             loss = scores["test"]["loss"]
@@ -221,8 +223,11 @@ class Run:
         if "test" in scores and task.by_example:
             said = self._predictions("test", evaluated["test"].rows)
             scores["test"] |= metric_scores(said, task.primary)
-            save_predictions(self.folder / "predictions" / "test.jsonl", said)
+            if hosts.is_leader():
+                save_predictions(self.folder / "predictions" / "test.jsonl", said)
 
+        if not hosts.is_leader():
+            return scores
         save_adapter(
             self.folder / "adapter",
             trim(state.trainable),

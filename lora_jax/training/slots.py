@@ -74,7 +74,7 @@ class Slots:
         """
         self._there = set(batches)
         if len(self) == 1:
-            self._batches = tuple(batches.values())
+            self._batches = tuple(map(self.programs.placed, batches.values()))
         elif alike:
             self._batches = (dict(next(iter(batches.values()))), {}, *there(len(self), batches))
         else:
@@ -105,7 +105,10 @@ class Slots:
     def evaluate(self, batches: Iterable[Any]) -> list[Evaluated]:
         """What every slot gives on the same batches; one without a run, what another gives."""
         slots = there(len(self), self._there)
-        score = lambda *arguments: self.programs.evaluate(*arguments, *slots)
+        programs = self.programs
+        score = lambda frozen, trained, batch: programs.evaluate(
+            frozen, trained, programs.placed(batch), *slots
+        )
         found = results_of(score, self.frozen, self._state.trainable, batches)
         anyone = min(self._there)
         seen = [slot if slot in self._there else anyone for slot in range(len(self))]
