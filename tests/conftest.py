@@ -61,6 +61,13 @@ def pytest_xdist_auto_num_workers() -> int:
     return 3 * len(os.sched_getaffinity(0)) // 2 if hasattr(os, "sched_getaffinity") else 2
 
 
+@pytest.hookimpl(trylast=True)  # once the markers of notebooks are there
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that hold slow tests come first: a long one that starts last leaves cores idle."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, help="how many random cases each fuzzer takes")
     parser.addoption("--seed", type=int, default=0, help="of the fuzzers of files and of reports")

@@ -171,13 +171,9 @@ def test_a_step_on_a_mesh_is_that_of_one_device(
     assert eight.losses == pytest.approx(trained(CASES[name]).losses, rel=1e-5)
 
 
-# Every second one by hand: each compiles five steps.
-_MARKS = (pytest.mark.slow, pytest.mark.long)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=_MARKS[n % 2]) for n, name in enumerate(FORMS)]
-)
+# Each compiles five steps.
+@pytest.mark.long
+@pytest.mark.parametrize("name", FORMS)
 def test_every_form_of_model_is_on_every_mesh_what_it_is_on_one_device(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
