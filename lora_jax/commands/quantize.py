@@ -49,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scale-dtype", default="float32", help="with --no-double: float32, bfloat16 or e8m0"
     )
     parser.add_argument(
-        "--second-level", default="mean", help="how scales become 8 bits: mean or log"
+        "--second-level",
+        default="mean",
+        help="how scales become 8 bits: mean, log or tensor (NVFP4)",
     )
 
     parser.add_argument(

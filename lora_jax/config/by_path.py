@@ -53,9 +53,7 @@ def by_path(value: Limit, read: Callable[[str], object]) -> Limit:
     def holds(text: str) -> bool:
         return all(value.holds(read(one)) for _, one in read_by_path(text))
 
-    def words() -> str:
-        return (
-            f"'PATTERN: VALUE, PATTERN: VALUE', a full-match regex on paths and {value.said} each"
-        )
-
-    return Limit(words, holds)
+    return Limit(
+        f"'PATTERN: VALUE, PATTERN: VALUE', a full-match regex on paths and {value.words} each",
+        holds,
+    )

@@ -50,6 +50,7 @@ Sink = Literal["tensorboard", "wandb", "mlflow"]
 FactorSteps = Literal["adam", "riemannian", "lora_rite", "lora_muon"]
 ADAPTERS = ("lora", "qlora")  # the methods that have a rank and targets; the others are baselines
 NO_FORMAT = "none"  # the base as it was loaded, shown to people as "fp32"
+ROLES = tuple(dict.fromkeys(role for recipe in RECIPES.values() for role in recipe.fields))
 
 NO_RESULT = ReadBy()  # changes files, memory or speed, never a number of the result
 FOR_ADAPTERS = ReadBy(ADAPTERS)
@@ -62,10 +63,10 @@ _EVEN = Limit("an even number of weights, 2 or more", lambda value: value >= 2 a
 _NOT_ONE = Limit("0 or 2 or more", lambda value: value >= 0 and value != 1)
 _ROOM = Limit("3 or more (two of the tokens are special ones)", lambda value: value >= 3)
 
-Format = Annotated[str, one_of(FORMATS, besides=NO_FORMAT)]
+Format = Annotated[str, one_of((NO_FORMAT, *FORMATS))]
 # Exceptions by path: 'PATTERN: VALUE, PATTERN: VALUE', the first that matches counts. With NAME=
 # before them, tables have the name. See lora_jax.config.by_path; `lora-jax allocate` writes some.
-Formats = Annotated[str, by_path(one_of(FORMATS, besides=NO_FORMAT), str)]
+Formats = Annotated[str, by_path(one_of((NO_FORMAT, *FORMATS)), str)]
 Ranks = Annotated[str, by_path(_RANK, lambda text: int(text) if text.isdigit() else 0)]
 # A line of a small language: commas belong to it, and on the command line ';' stands between two.
 Line = Annotated[str, "line"]
@@ -254,8 +255,9 @@ class QuantConfig:
     # Weights that share a scale; None = one scale an output channel.
     block_size: Annotated[int, _EVEN] | None = 64
     double: bool = True  # store the scales themselves in 8 bits
-    # Of double: QLoRA's, or 'log', safe where some blocks are far larger than others.
-    second_level: Literal["mean", "log"] = "mean"
+    # Of double: QLoRA's; 'log', safe where some blocks are far larger than others; 'tensor', that of
+    # NVFP4 (format fp4_e2m1, block_size 16).
+    second_level: Literal["mean", "log", "tensor"] = "mean"
     # Of scales without double; e8m0: the powers of two of MX formats.
     scale_dtype: Literal["float32", "bfloat16", "e8m0"] = "float32"
     targets: Targets = TARGETS["all-linear"]  # the weights that are quantised

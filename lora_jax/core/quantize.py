@@ -36,7 +36,8 @@ class QuantSpec:
     block_size: weights that share one scale, along the input axis; None gives one scale for each
         output channel.
     double: the scales are stored in 8 bits, 256 to a group, by `second_level`: 'mean' is QLoRA's,
-        'log' is safe where some blocks are far larger than others.
+        'log' is safe where some blocks are far larger than others, 'tensor' is NVFP4's: E4M3
+        under one float32 number a matrix (with block size 16 and format 'fp4_e2m1').
     scale_dtype: of scales that are not double quantised: 'float32', 'bfloat16', or 'e8m0', the
         power-of-two scales of MX (with block size 32 and an MX format).
     kernel: what multiplies with the weight, see `lora_jax.kernels.choice`.
@@ -73,6 +74,11 @@ class QuantSpec:
             raise ValueError(
                 f"scale_dtype {self.scale_dtype!r} needs double=False: double quantisation stores "
                 "the scales in 8 bits."
+            )
+        if self.double and self.second_level == "tensor" and format.offset:
+            raise ValueError(
+                f"second_level 'tensor' needs a symmetric format, and {self.format!r} has an "
+                "offset. Use 'mean' or 'log'."
             )
         if self.scale_dtype == "e8m0" and format.offset:
             raise ValueError(
@@ -404,7 +410,8 @@ def stored_scales(
 ) -> tuple[Any, Any, Array | None]:
     """The scales and zeros as they are stored, and the largest share that is damaged by it."""
     stored, stored_zero = store_scales(scale, zero, spec)
-    if not spec.double:
+    # NVFP4's scales have 3 bits behind the first, and codes are chosen under what is stored.
+    if not spec.double or spec.second_level == "tensor":
         return stored, stored_zero, None
     damaged = _damaged(stored, stored_zero, scale, zero, spec).mean((-2, -1)).max()
     return stored, stored_zero, damaged
@@ -413,7 +420,7 @@ def stored_scales(
 def codes_need_stored(spec: QuantSpec) -> bool:
     """Whether codes are nearest under the scale that will be read; QLoRA takes the exact one."""
     offset = codebooks.format_named(spec.format).offset
-    return offset or spec.second_level == "log" or spec.scale_dtype != "float32"
+    return offset or spec.second_level != "mean" or spec.scale_dtype != "float32"
 
 
 def scale_damage(w: Float[Array, "*axes"], q: QuantizedArray) -> Float[Array, "*stack"]:
@@ -432,17 +439,19 @@ def _damaged(
 ) -> Array:
     # A block of less than a fifth of the average may be off by more: that is little of the matrix.
     allowed = _DAMAGED * jnp.maximum(scale, 0.2 * scale.mean((-2, -1), keepdims=True))
-    shape = scale.shape[-2:]
-    off = jnp.abs(scales.load(stored, *shape) - scale) > allowed
+    shape, format = scale.shape[-2:], codebooks.format_named(spec.format)
+    unit = format.top if has_raw_levels(spec) and not format.offset else 1.0
+    off = jnp.abs(scales.load(stored, *shape) * unit - scale) > allowed
     if zero is None:
         return off
-    allowed_of_zero = allowed * codebooks.format_named(spec.format).limit
+    allowed_of_zero = allowed * format.limit
     return off | (jnp.abs(scales.load(stored_zero, *shape) - zero) > allowed_of_zero)
 
 
 def has_raw_levels(spec: QuantSpec) -> bool:
     """Whether a scale is of a level of 1 in the format's own unit, not of the largest level."""
-    return spec.scale_dtype == "e8m0" or codebooks.format_named(spec.format).offset
+    tensor = spec.double and spec.second_level == "tensor"
+    return tensor or spec.scale_dtype == "e8m0" or codebooks.format_named(spec.format).offset
 
 
 def block_sizes(rows: int, block_size: int | None) -> tuple[int, int, int]:

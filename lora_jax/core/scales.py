@@ -15,7 +15,8 @@ from lora_jax.core.blockwise import BLOCK, blocked, flat, nearest_dynamic
 from lora_jax.core.order import computed_once, unfused
 
 SCALE_DTYPES = ("float32", "bfloat16", "e8m0")
-SECOND_LEVELS = ("mean", "log")
+SECOND_LEVELS = ("mean", "log", "tensor")
+_E4M3_TOP = 448.0
 
 
 class DoubleQuantized(struct.PyTreeNode):
@@ -26,6 +27,8 @@ class DoubleQuantized(struct.PyTreeNode):
     costs them 27 %, 10,000 times turns their signs. `level` 'log' holds logarithms of positive
     numbers: `exp2(offset + (codes - 1) * absmax)` with one `offset` a group, and code 0 for the
     number 0. Its relative error is at most `2**(absmax / 2) - 1`, whatever else is in the group.
+    `level` 'tensor' is NVFP4's: `codes` are E4M3 numbers and `absmax` is one a matrix that they are
+    multiplied with; there is no offset (0).
 
     Numbers are laid out output channel by output channel, as bitsandbytes has them.
     """
@@ -38,6 +41,9 @@ class DoubleQuantized(struct.PyTreeNode):
     def restore(self) -> Float[Array, "*stack n"]:
         """The float32 numbers."""
         n = self.codes.shape[-1]
+        if self.level == "tensor":
+            numbers = jax.lax.bitcast_convert_type(self.codes, jnp.float8_e4m3fn)
+            return unfused(numbers.astype(jnp.float32) * self.absmax)
         step = jnp.repeat(self.absmax, BLOCK, axis=-1)[..., :n]
         if self.level == "log":
             low = jnp.repeat(self.offset, BLOCK, axis=-1)[..., :n]
@@ -58,10 +64,12 @@ def store(
     """Scales (largest magnitudes, blocks along axis -2) in the form that is kept; `load` reads it.
 
     'e8m0' rounds as MX has it, to the power of two by which the largest weight has the exponent of
-    the largest level, `top`.
+    the largest level, `top`; second level 'tensor' keeps what a level of 1 stands for.
     """
     if double:
         numbers = jnp.swapaxes(scale, -1, -2).reshape(*scale.shape[:-2], -1)
+        if level == "tensor":
+            return quantize_by_tensor(numbers, top)
         return quantize_scales(numbers) if level == "mean" else quantize_logs(numbers)
     if dtype == "e8m0":
         exponent = jnp.frexp(scale)[1] - 1 - int(np.floor(np.log2(top)))
@@ -95,6 +103,22 @@ def quantize_scales(scales: Float[Array, "*stack n"]) -> DoubleQuantized:
     unit = grouped * jnp.where(absmax > 0, 1.0 / absmax, jnp.nan)[..., None]
     codes = jnp.where(jnp.isnan(unit), 0, nearest_dynamic(unit, signed=True, ties="even"))
     return DoubleQuantized(codes=flat(codes, scales.shape[-1], -1), absmax=absmax, offset=offset)
+
+
+def quantize_by_tensor(largest: Float[Array, "*stack n"], top: float) -> DoubleQuantized:
+    """Largest magnitudes over the largest level, `top`, in E4M3, under one float32 number a matrix by which the largest is E4M3's largest
+    (NVFP4, NVIDIA 2025, arXiv 2509.25149, section 2).
+    """
+    whole = largest.max(-1)
+    # XLA divides by a constant by multiplying with its reciprocal. No number has 128 bits.
+    bits = jax.lax.population_count(jax.lax.bitcast_convert_type(whole, jnp.uint32))
+    tensor = whole / (jnp.float32(top * _E4M3_TOP) + (bits >> 7).astype(jnp.float32))
+    unit = largest / (top * jnp.where(tensor > 0, tensor, 1.0))[..., None]
+    codes = jnp.minimum(unit, _E4M3_TOP).astype(jnp.float8_e4m3fn)
+    codes = jax.lax.bitcast_convert_type(codes, jnp.uint8)
+    return DoubleQuantized(
+        codes=codes, absmax=tensor[..., None], offset=jnp.zeros_like(tensor), level="tensor"
+    )
 
 
 def quantize_logs(scales: Float[Array, "*stack n"]) -> DoubleQuantized:

@@ -220,7 +220,7 @@ def _box(box: Mapping[str, Any], parts: dict[str, Any]) -> QuantizedArray:
         if (value is None) != (name == "zero" and not codebooks.format_named(spec.format).offset):
             raise ValueError(f"{name} is missing or left over")
         if isinstance(value, DoubleQuantized):
-            groups = -(-blocks * out // blockwise.BLOCK)
+            groups = 1 if value.level == "tensor" else -(-blocks * out // blockwise.BLOCK)
             _expect(f"{name}.codes", value.codes, (blocks * out,), np.uint8)
             _expect(f"{name}.absmax", value.absmax, (groups,), np.float32)
             offsets = (groups,) if value.level == "log" else ()

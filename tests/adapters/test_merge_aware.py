@@ -53,6 +53,7 @@ FORMATS = [
     *(lora_jax.QuantSpec(f"int{bits}_asym", 4) for bits in (2, 4, 8)),
     lora_jax.QuantSpec("fp4", None, double=False),
     lora_jax.QuantSpec("nf4", 4, second_level="log"),
+    lora_jax.QuantSpec("fp4_e2m1", 4, second_level="tensor"),
     lora_jax.QuantSpec("nf4", 8, double=False, scale_dtype="bfloat16"),
     lora_jax.QuantSpec("fp8_e4m3", 4, double=False, scale_dtype="e8m0"),
 ]

@@ -350,6 +350,7 @@ def test_wrong_specs_are_refused(settings, words):
     [
         QuantSpec("nf4", 8),
         QuantSpec("nf4", 8, second_level="log"),
+        QuantSpec("fp4_e2m1", 16, second_level="tensor"),
         QuantSpec("int4_asym", 8),
         QuantSpec("fp4_e2m1", 32, False, "e8m0"),
         QuantSpec("int8", None, False),

@@ -18,6 +18,7 @@ from lora_jax.io.quantized import FILE, load_quantized, save_quantized
 SPECS = {
     "nf4": QuantSpec(),
     "log": QuantSpec("nf3", second_level="log"),
+    "nvfp4": QuantSpec("fp4_e2m1", 16, second_level="tensor"),
     "asym": QuantSpec("int4_asym"),
     "plain": QuantSpec("int8", None, False),
     "half": QuantSpec("fp8_e4m3", 32, False, "bfloat16"),
