@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -24,6 +25,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lora_jax.core.link import Link, OutOfStep
+from lora_jax.core.replacing import replacing
 
 COME_WITHIN = 60.0  # seconds in which all processes have to be there
 
@@ -76,6 +78,31 @@ def seat_of(text: str | None, environment: Mapping[str, str] = os.environ) -> Se
     else:
         return None
     return seat if seat.count > 1 else None
+
+
+def seat_at(file: Path, count: int, number: int, host: str | None = None) -> Seat:
+    """The seat of a process of which nobody knows the address yet: process 0 chooses a port of its
+    machine (`host`, by default its name) and writes it to a file that all see.
+
+    Raises:
+        TimeoutError: the file did not come.
+    """
+    if number == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        address = _free_address(host or socket.gethostname())
+        with replacing(file) as new:
+            new.write_text(address)
+        return Seat(address, count, 0)
+    deadline = time.monotonic() + COME_WITHIN
+    while not file.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"Process 0 of {count} was to write its address to {file} within "
+                f"{COME_WITHIN:.0f} s, and process {number} sees none: it did not start, or the "
+                "machines do not share this folder."
+            )
+        time.sleep(0.1)
+    return Seat(file.read_text(), count, number)
 
 
 def _variables(names: tuple[str, ...], environment: Mapping[str, str], what: str) -> list[str]:

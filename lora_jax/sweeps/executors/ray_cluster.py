@@ -1,6 +1,7 @@
 """Workers as Ray tasks: on a running cluster, or on one that is started here.
 
-Options: address (of a cluster; none = start one here), cpus and gpus of each worker (1 and 0). All
+Options: address (of a cluster; none = start one here), cpus and gpus of each worker (1 and 0), nodes
+of each (1; of several, each gives so many cpus and gpus, and a run's mesh has the devices of all). All
 machines must see the store's folder under one path. A task whose process dies is started again by
 Ray. A launcher that is asked to stop cancels its tasks, which write checkpoints; in the seconds in
 which Ray starts, it is Ray that answers SIGTERM.
@@ -9,18 +10,20 @@ which Ray starts, it is Ray that answers SIGTERM.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lora_jax.core.extras import needs
-from lora_jax.sweeps.executors.worker import begin
+from lora_jax.sweeps.executors.worker import Part, begin
 from lora_jax.training.interrupted import keeping_answers, stop_signals
 
 if TYPE_CHECKING:
     from lora_jax.sweeps.executors.work import Launch
 
-_OPTIONS = ("address", "cpus", "gpus")
+_OPTIONS = ("address", "cpus", "gpus", "nodes")
+_ROOM_WITHIN = 60.0  # seconds in which a worker of several nodes has to find them
 _PATIENCE = 30.0  # seconds in which cancelled tasks may write their checkpoints
 _PASSED_ON = (
     "JAX_COMPILATION_CACHE_DIR",
@@ -53,16 +56,18 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
         if ours:
             _open(ray, chosen.get("address"), max(launch.workers * cpus, 1))
         try:
-            task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3, max_calls=1)(_work)
-            order = launch.order()
-            waiting = {task.remote(order, number): number for number in range(launch.workers)}
+            waiting = _started(ray, launch, cpus, gpus, int(chosen.get("nodes", 1)))
             while waiting and not stopped.is_set():
                 ended, _ = ray.wait(list(waiting), num_returns=1, timeout=0.2)
                 for one in ended:
-                    number = waiting.pop(one)
+                    number, is_first = waiting.pop(one)
                     try:
-                        say(f"worker {number}: {ray.get(one)} runs finished")
+                        finished = ray.get(one)
+                        if is_first:
+                            say(f"worker {number}: {finished} runs finished")
                     except ray.exceptions.RayError as error:
+                        if not is_first:  # The first of its processes ends with it.
+                            continue
                         died += 1
                         say(f"worker {number} ended with: {last_words(error)}")
             if stopped.is_set():
@@ -77,6 +82,36 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
     return died
 
 
+def _started(
+    ray: Any, launch: Launch, cpus: int, gpus: int, nodes: int
+) -> dict[Any, tuple[int, bool]]:
+    """The tasks of all workers, with the worker's number and whether it is its first."""
+    order, room = launch.order(), dict(num_cpus=cpus, num_gpus=gpus, max_calls=1)
+    if nodes == 1:
+        task = ray.remote(max_retries=3, **room)(_work)
+        return {task.remote(order, number): (number, True) for number in range(launch.workers)}
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    # A task that Ray starts again would not find the others.
+    task = ray.remote(max_retries=0, **room)(_work)
+    found = {}
+    for number in range(launch.workers):
+        group = placement_group([{"CPU": cpus, "GPU": gpus}] * nodes, strategy="STRICT_SPREAD")
+        if not group.wait(_ROOM_WITHIN):
+            raise RuntimeError(
+                f"A worker needs {nodes} nodes with {cpus} cpus and {gpus} gpus free on each, and "
+                f"the cluster did not have them within {_ROOM_WITHIN:.0f} s."
+            )
+        name = f"ray-{secrets.token_hex(8)}"
+        for place in range(nodes):
+            there = PlacementGroupSchedulingStrategy(group, place)
+            chosen = task.options(scheduling_strategy=there)
+            one = chosen.remote(order, number, (place, nodes, name))
+            found[one] = (number, place == 0)
+    return found
+
+
 def _open(ray: Any, address: str | None, cpus: int) -> None:
     """Joins a cluster, or starts one of its own on this machine."""
     variables = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
@@ -85,5 +120,10 @@ def _open(ray: Any, address: str | None, cpus: int) -> None:
         ray.init(address=address, log_to_driver=True, runtime_env={"env_vars": variables}, **size)
 
 
-def _work(order: Mapping[str, Any], number: int) -> int:
-    return begin(order, number, partial(print, f"worker {number}:", flush=True))
+def _work(order: Mapping[str, Any], number: int, part: tuple[int, int, str] | None = None) -> int:
+    seat = None
+    if part is not None:
+        import ray
+
+        seat = Part(*part, ray.util.get_node_ip_address())
+    return begin(order, number, partial(print, f"worker {number}:", flush=True), seat)

@@ -2,7 +2,8 @@
 
 Options: cluster (none = SLURM, local = processes here, to try it out), and whatever submitit's
 `update_parameters` takes, such as timeout_min, slurm_partition, cpus_per_task, gpus_per_node,
-mem_gb, slurm_account, slurm_array_parallelism. A job that runs out of time or is preempted is
+mem_gb, slurm_account, slurm_array_parallelism. With nodes=2 each worker is two nodes, one process
+each (tasks_per_node), and its runs' mesh has the devices of both. A job that runs out of time or is preempted is
 queued again and goes on. Logs lie in STORE/slurm. The store's folder must be one that all nodes
 see. A launcher that is asked to stop cancels its jobs (with cluster=local, submitit's own processes
 say so by a traceback).
@@ -10,6 +11,7 @@ say so by a traceback).
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_jax.core.extras import needs
-from lora_jax.sweeps.executors.worker import begin
+from lora_jax.sweeps.executors.worker import Part, begin
 from lora_jax.training.interrupted import Interrupted, stop_signals
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class Work:
             SystemExit: with status 130, where the job was asked to stop.
         """
         try:
-            return begin(self.order, number, partial(print, flush=True))
+            return begin(self.order, number, partial(print, flush=True), part_of(os.environ))
         except (Interrupted, KeyboardInterrupt) as stop:
             print(stop, flush=True)
             sys.exit(130)  # submitit would log an exception with its traceback
@@ -51,6 +53,18 @@ class Work:
             from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, number)
+
+
+def part_of(environment: Mapping[str, str]) -> Part:
+    """This process among the tasks of its job. A job that is queued again keeps its id."""
+    local = "SUBMITIT_LOCAL_NTASKS" in environment
+    names = ("GLOBALID", "NTASKS", "JOB_ID") if local else ("PROCID", "NTASKS", "JOB_ID")
+    prefix = "SUBMITIT_LOCAL_" if local else "SLURM_"
+    number, count, job = (
+        environment.get(prefix + name, other) for name, other in zip(names, ("0", "1", ""))
+    )
+    again = environment.get("SLURM_RESTART_COUNT", "0")
+    return Part(int(number), int(count), f"slurm-{job}-{again}")
 
 
 def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -> int:

@@ -8,12 +8,16 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lora_jax.config import Config, from_config_dict, to_dict
+from lora_jax.core.hosts import is_leader, seat_at
+from lora_jax.sweeps.executors.worker import Part
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.runner import run_sweep
 from lora_jax.sweeps.store import RunStore
+from lora_jax.training.following import agreement, follow, one_of
 from lora_jax.training.sharing import groups
 
 
@@ -75,8 +79,7 @@ def work(launch: Launch, worker: int, say: Callable[[str], None]) -> int:
     Raises:
         Interrupted: a signal came; the run has a checkpoint.
     """
-    if os.path.isdir(launch.folder):
-        os.chdir(launch.folder)
+    _enter(launch)
     tried: set[str] = set()
     finished = 0
     # The others' runs from their ends: they are at work on the beginnings.
@@ -100,6 +103,31 @@ def work(launch: Launch, worker: int, say: Callable[[str], None]) -> int:
             True,
         )
     return finished
+
+
+def work_together(launch: Launch, worker: int, say: Callable[[str], None], part: Part) -> int:
+    """`work` of a worker that is several processes, as its process 0; the others take part.
+
+    Raises:
+        Interrupted: a signal came to one of them; the run has a checkpoint.
+    """
+    _enter(launch)
+    file = Path(launch.config.out) / ".meetings" / part.name
+    try:
+        seat = seat_at(file, part.count, part.number, part.host)
+        with one_of(seat, agreement(launch.config)):
+            if is_leader():
+                return work(launch, worker, say)
+            follow()
+    finally:
+        if part.number == 0:
+            file.unlink(missing_ok=True)
+    return 0
+
+
+def _enter(launch: Launch) -> None:
+    if os.path.isdir(launch.folder):
+        os.chdir(launch.folder)
 
 
 def last_words(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 are told.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from lora_jax.metrics.score import Score
 from lora_jax.sweeps.executors import processes, ray_cluster, slurm
 from lora_jax.sweeps.executors.launching import run_on
 from lora_jax.sweeps.executors.work import Launch, share, unfinished
+from lora_jax.sweeps.executors.worker import Part
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.lock import Lock
 from lora_jax.sweeps.store import RunStore
@@ -367,6 +369,82 @@ def test_a_job_or_task_that_is_asked_to_stop_while_it_imports_says_no_traceback(
         [sys.executable, "-c", WORKER, name, order], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (130, "lora-jax: stopped.\n")
+
+
+def test_a_task_of_a_job_knows_its_part():
+    slurm_job = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"}
+    assert slurm.part_of(slurm_job) == Part(1, 2, "slurm-7-0")
+    assert slurm.part_of(slurm_job | {"SLURM_RESTART_COUNT": "3"}).name == "slurm-7-3"
+    local = {"GLOBALID": "0", "NTASKS": "2", "JOB_ID": "5"}
+    local = {f"SUBMITIT_LOCAL_{name}": value for name, value in local.items()}
+    assert slurm.part_of(slurm_job | local) == Part(0, 2, "slurm-5-0")
+    assert slurm.part_of({}).count == 1
+
+
+TASK = """
+import json, sys
+from lora_jax.sweeps.executors.slurm import Work
+print(Work(json.loads(open(sys.argv[1]).read()))(0), "finished")
+"""
+MESH = {"config.mesh.data": "2", "config.mesh.fsdp": "2", "config.sweep.stack": "1"}
+TWO_DEVICES = "--xla_force_host_platform_device_count=2"
+
+
+def check_trained_once(config: Config) -> None:
+    store = RunStore(config.out)
+    assert [record.status for record in store.runs()] == ["done"] * len(expand(config))
+    assert starts(store) == dict.fromkeys([run_id(run) for run in expand(config)], 1)
+    assert not any((Path(config.out) / ".meetings").iterdir())
+
+
+@pytest.mark.long
+def test_two_tasks_of_a_job_are_one_worker(tiny, tmp_path):
+    """The tasks of a SLURM job of two nodes, as processes here."""
+    config = tiny_sweep(tiny, tmp_path / "runs", **MESH)
+    launch = Launch(config, 1, time.time(), ("a", "command"), str(tmp_path))
+    (tmp_path / "order.json").write_text(json.dumps(launch.order()))
+    job = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "XLA_FLAGS": TWO_DEVICES}
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-c", TASK, str(tmp_path / "order.json")],
+            env=os.environ | job | {"SLURM_PROCID": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [task.communicate(timeout=300) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert "2 finished" in said[0][0] and "0 finished" in said[1][0]
+    check_trained_once(config)
+
+
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+from lora_jax import cli
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+cluster.add_node(num_cpus=1)
+options = [f"address={cluster.address}", "nodes=2"]
+status = cli.main([*sys.argv[1:], *(f"--executor-option={one}" for one in options)])
+cluster.shutdown()
+sys.exit(status)
+"""
+
+
+@pytest.mark.long
+def test_a_worker_on_two_nodes_of_a_ray_cluster(tiny, tmp_path):
+    pytest.importorskip("ray", reason="the ray executor needs Ray")
+    config = tiny_sweep(tiny, tmp_path, **MESH)
+    values = {**tiny, **GRID, **MESH, "config.out": str(tmp_path)}
+    command = [sys.executable, "-c", CLUSTER, "sweep", "--quiet", "--no-report"]
+    command += ["--config", str(ROOT / "configs" / "default.py"), "--executor", "ray"]
+    command += [f"--{key}={value}" for key, value in values.items()]
+    environment = os.environ | {"XLA_FLAGS": TWO_DEVICES}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "2 runs trained" in done.stderr, done.stderr
+    check_trained_once(config)
 
 
 @pytest.mark.long
