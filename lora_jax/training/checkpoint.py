@@ -205,7 +205,9 @@ def _columns(array: Any, columns: np.ndarray, axis: int) -> Any:
     if not hosts.spans(array):
         return np.take(array, columns, axis)
     everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())
-    return jax.device_put(jnp.take(array, columns, axis), everywhere)
+    # One after another: on a CPU, programs that wait for other processes may wait for each other.
+    taken = jax.block_until_ready(jnp.take(array, columns, axis))
+    return jax.block_until_ready(jax.device_put(taken, everywhere))
 
 
 def _abstract(array: Any) -> jax.ShapeDtypeStruct:

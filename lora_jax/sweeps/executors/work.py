@@ -13,7 +13,6 @@ from typing import Any
 
 from lora_jax.config import Config, from_config_dict, to_dict
 from lora_jax.core.hosts import is_leader, seat_at
-from lora_jax.sweeps.executors.worker import Part
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.runner import run_sweep
 from lora_jax.sweeps.store import RunStore
@@ -105,22 +104,26 @@ def work(launch: Launch, worker: int, say: Callable[[str], None]) -> int:
     return finished
 
 
-def work_together(launch: Launch, worker: int, say: Callable[[str], None], part: Part) -> int:
+def work_together(launch: Launch, worker: int, say: Callable[[str], None], *part: Any) -> int:
     """`work` of a worker that is several processes, as its process 0; the others take part.
+
+    Args:
+        part: the fields of a `lora_jax.sweeps.executors.worker.Part`.
 
     Raises:
         Interrupted: a signal came to one of them; the run has a checkpoint.
     """
     _enter(launch)
-    file = Path(launch.config.out) / ".meetings" / part.name
+    number, count, name, host = part
+    file = Path(launch.config.out) / ".meetings" / name
     try:
-        seat = seat_at(file, part.count, part.number, part.host)
+        seat = seat_at(file, count, number, host)
         with one_of(seat, agreement(launch.config)):
             if is_leader():
                 return work(launch, worker, say)
             follow()
     finally:
-        if part.number == 0:
+        if number == 0:
             file.unlink(missing_ok=True)
     return 0
 

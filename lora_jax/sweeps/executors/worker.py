@@ -37,4 +37,4 @@ def begin(
 
         if part is None or part.count == 1:
             return work(Launch.of(order), number, say)
-        return work_together(Launch.of(order), number, say, part)
+        return work_together(Launch.of(order), number, say, *part)
