@@ -387,7 +387,7 @@ from lora_jax.sweeps.executors.slurm import Work
 print(Work(json.loads(open(sys.argv[1]).read()))(0), "finished")
 """
 MESH = {"config.mesh.data": "2", "config.mesh.fsdp": "2", "config.sweep.stack": "1"}
-TWO_DEVICES = "--xla_force_host_platform_device_count=2"
+TWO_DEVICES = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
 
 
 def check_trained_once(config: Config) -> None:
