@@ -17,6 +17,8 @@ from lora_jax.core.quantize import dequantize, quantize
 from lora_jax.core.rounded import exact_product
 from lora_jax.io.adapter import load_adapter, save_adapter
 from lora_jax.io.bitsandbytes import quantize_4bit
+from lora_jax.models.decoder import ExpertsMlp
+from lora_jax.models.decoder_config import DecoderConfig, Experts
 from tests.adapters.test_merge import MATRICES
 from tests.adapters.zoo import deep, kinds, moved
 
@@ -141,6 +143,23 @@ def test_layers_of_a_scan_compute_what_their_merged_weights_do(fields):
     assert_same(before, apply(merged))
     assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(grads))
     assert_same(merge(frozen, trainable)[0]["head"]["kernel"], merged["head"]["kernel"].unbox())
+
+
+def test_experts_that_each_token_chooses_compute_what_their_merged_weights_do():
+    experts = Experts(count=3, per_token=2, intermediate_size=8)
+    sizes = dict(vocab_size=11, hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1)
+    sizes |= dict(head_dim=4, intermediate_size=8, max_positions=8, experts=experts)
+    config = DecoderConfig(**sizes)
+    model, x = ExpertsMlp(config, jnp.float32), jax.random.normal(jax.random.key(0), (2, 5, 8))
+    params = model.init(jax.random.key(1), x)["params"]
+    pattern = "experts/(gate|up|down)/kernel"
+    model, _, frozen, trainable = adapted(pattern=pattern, build=lambda: (model, params, (x,)))
+    assert trainable["experts/up/kernel"].a.shape == (3, 8, 3)
+
+    merged, report = merge_quantized(frozen, trainable)
+    y = jax.jit(lambda frozen, trainable: lora_jax.apply(model, frozen, trainable, x))
+    assert_same(y(frozen, trainable), y(merged, {}))
+    assert max(report.rounding.values()) == 0 and min(report.change.values()) > 0.01
 
 
 def test_the_layout_of_bitsandbytes_is_merged_in_its_own_blocks():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lora_jax import cli
+from lora_jax.core.quantize import QuantizedArray
 from lora_jax.io.quantized import load_quantized
 from lora_jax.sweeps.store import RunStore
 from lora_jax.training.recovery import Recovery
@@ -30,6 +31,24 @@ def test_a_merge_that_loses_the_gain_is_refused_and_last_steps_merge_aware_keep_
     out = tmp_path / "merged"
     assert cli.main(["merge", str(plain.folder), str(out), "--least", "0.999999"]) == 2
     assert "Nothing was written" in complaint(capsys) and not out.exists()
+
+    # Into more bits, with the errors of rounding fed back by the inputs of one batch.
+    finer = ["--format", "nf8", "--feedback", "1", "--split", "train", "--anyway"]
+    assert cli.main(["merge", str(plain.folder), str(tmp_path / "nf8"), *finer]) == 0
+    fed = json.loads(capsys.readouterr().out)
+    assert fed["split"] == "train" and fed["merged"] == pytest.approx(fed["adapter"], rel=1e-2)
+    stored, _ = load_quantized(tmp_path / "nf8")
+    boxes = jax.tree.leaves(stored, is_leaf=lambda x: isinstance(x, QuantizedArray))
+    formats = {x.spec.format for x in boxes if isinstance(x, QuantizedArray)}
+    assert formats == {"nf8"}
+    # The same without feedback is another rounding.
+    assert (
+        cli.main(["merge", str(plain.folder), str(tmp_path / "near"), *finer[:2], "--anyway"]) == 0
+    )
+    near, _ = load_quantized(tmp_path / "near")
+    differ = jax.tree.map(lambda x, y: np.any(np.asarray(x) != np.asarray(y)), stored, near)
+    assert any(jax.tree.leaves(differ))
+    capsys.readouterr()
 
     last = few | {
         "config.lora.merge_aware": "true",
