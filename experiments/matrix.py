@@ -51,6 +51,7 @@ INPUTS = {
 }
 
 
+@functools.cache
 def methods() -> dict[str, lora_jax.LoraSpec | None]:
     """By name every variant, every start that needs no data, and what changes the forward pass; None
     is full fine-tuning.

@@ -11,6 +11,7 @@ FILE = Path(__file__).parents[1] / "experiments" / "matrix.py"
 spec = importlib.util.spec_from_file_location("matrix", FILE)
 matrix = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(matrix)
+matrix.methods()  # Before another test registers a variant of its own.
 
 
 def test_every_method_has_a_row_and_a_cell_of_each_is_as_it_says():
