@@ -17,6 +17,7 @@ PRESETS = Path(__file__).parents[1] / "configs" / "sweeps"
 COUNTS = {
     "rank.py": 45, "rank.py:table6": 45, "rank.py:table18": 27, "rank.py:figure4": 18, "targets.py:table5": 21, "targets.py:figure2": 15,
     "bits.py": 30, "blocksize.py": 45, "learning_rate.py": 69, "initialisation.py:fp32": 21, "initialisation.py:quantised": 18,
+    "factors.py": 180,
 }  # fmt: skip
 
 
