@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": {"kernels", "core"},
     "adapters": ADAPT,
     "models": {"models", "core.order", "core.notice", "core.platform"},
-    "data": {"data", "core.cache", "core.extras", "core.json_files"},
+    "data": {"data", "core.cache", "core.extras", "core.json_files", "core.tables"},
     "metrics": {
         "metrics",
         "statistics",
@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
         "core.json_files",
         "core.paths",
         "core.replacing",
+        "core.tables",
     },
     "statistics": {"statistics"},
     "io": {"io", "core", "models", "data.text_tokenizers", "data.tokenizers"},

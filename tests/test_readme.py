@@ -4,6 +4,7 @@ import ast
 import math
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import optax
@@ -11,8 +12,10 @@ import pytest
 
 import lora_jax
 from lora_jax import cli
-from lora_jax.config import load_config
+from lora_jax.config import SweepConfig, load_config, to_dict
+from lora_jax.core import variants
 from lora_jax.sweeps.grid import expand
+from lora_jax.sweeps.store import RunStore
 from lora_jax.sweeps.tuning import first_points
 
 ROOT = Path(__file__).parents[1]
@@ -23,9 +26,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
-def test_its_python_trains_saves_loads_and_merges(tmp_path, monkeypatch):
+def test_its_python_trains_saves_loads_and_merges(tmp_path, monkeypatch, tiny):
     monkeypatch.chdir(tmp_path)
-    code, own_optimiser = blocks("python")
+    code, own_optimiser, own_variant = blocks("python")
     names = {"__name__": "readme"}
     exec(compile(code, "README.md", "exec"), names)
     assert lora_jax.find_sites(names["model"], names["x"])["up/kernel"].shape == (128, 256)
@@ -41,6 +44,23 @@ def test_its_python_trains_saves_loads_and_merges(tmp_path, monkeypatch):
         4
     )
     exec(compile(own_optimiser, "README.md", "exec"), names)
+
+    # Its sweep is of a smaller model here.
+    settings = {**tiny, "config.out": "runs/own"}
+    small = load_config(f"{ROOT}/configs/default.py", [f"{k}={v}" for k, v in settings.items()])
+    file = Path("configs/rotten_tomatoes.py")
+    file.parent.mkdir()
+    file.write_text(
+        f"def get_config():\n    return {to_dict(replace(small, sweep=SweepConfig()))}\n"
+    )
+    try:
+        exec(compile(own_variant, "README.md", "exec"), names)
+    finally:
+        assert variants.VARIANTS.pop("cosine").fixed == ("a",)
+    assert names["metrics"]["loss"] < 0.5 * math.log(4) and names["report"].change
+    found = [run.config["lora"]["variant"] for run in RunStore("runs/own").runs() if run.result]
+    assert sorted(found) == ["cosine", "lora"]
+    assert "cosine" in Path("runs/own/report/report.md").read_text()
 
 
 def commands(text: str) -> list[str]:

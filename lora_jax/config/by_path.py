@@ -53,7 +53,9 @@ def by_path(value: Limit, read: Callable[[str], object]) -> Limit:
     def holds(text: str) -> bool:
         return all(value.holds(read(one)) for _, one in read_by_path(text))
 
-    return Limit(
-        f"'PATTERN: VALUE, PATTERN: VALUE', a full-match regex on paths and {value.words} each",
-        holds,
-    )
+    def words() -> str:
+        return (
+            f"'PATTERN: VALUE, PATTERN: VALUE', a full-match regex on paths and {value.said} each"
+        )
+
+    return Limit(words, holds)

@@ -50,7 +50,6 @@ Sink = Literal["tensorboard", "wandb", "mlflow"]
 FactorSteps = Literal["adam", "riemannian", "lora_rite", "lora_muon"]
 ADAPTERS = ("lora", "qlora")  # the methods that have a rank and targets; the others are baselines
 NO_FORMAT = "none"  # the base as it was loaded, shown to people as "fp32"
-ROLES = tuple(dict.fromkeys(role for recipe in RECIPES.values() for role in recipe.fields))
 
 NO_RESULT = ReadBy()  # changes files, memory or speed, never a number of the result
 FOR_ADAPTERS = ReadBy(ADAPTERS)
@@ -63,10 +62,10 @@ _EVEN = Limit("an even number of weights, 2 or more", lambda value: value >= 2 a
 _NOT_ONE = Limit("0 or 2 or more", lambda value: value >= 0 and value != 1)
 _ROOM = Limit("3 or more (two of the tokens are special ones)", lambda value: value >= 3)
 
-Format = Annotated[str, one_of((NO_FORMAT, *FORMATS))]
+Format = Annotated[str, one_of(FORMATS, besides=NO_FORMAT)]
 # Exceptions by path: 'PATTERN: VALUE, PATTERN: VALUE', the first that matches counts. With NAME=
 # before them, tables have the name. See lora_jax.config.by_path; `lora-jax allocate` writes some.
-Formats = Annotated[str, by_path(one_of((NO_FORMAT, *FORMATS)), str)]
+Formats = Annotated[str, by_path(one_of(FORMATS, besides=NO_FORMAT), str)]
 Ranks = Annotated[str, by_path(_RANK, lambda text: int(text) if text.isdigit() else 0)]
 # A line of a small language: commas belong to it, and on the command line ';' stands between two.
 Line = Annotated[str, "line"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -25,12 +25,18 @@ _NAMED = re.compile(rf"({_NAME})\s*=\s*(.+)", re.DOTALL)
 @dataclass(frozen=True)
 class Limit:
     """Which values are legal: those for which `holds` is true. `words` is what an error says of
-    them, and `names`, where they are names, what a misspelt one is compared with.
+    them, and `names`, where they are names, what a misspelt one is compared with; both may be
+    functions, as names can be registered later.
     """
 
-    words: str
+    words: str | Callable[[], str]
     holds: Callable[[Any], object]
-    names: Sequence[str] = ()
+    names: Callable[[], Sequence[str]] = tuple
+
+    @property
+    def said(self) -> str:
+        """The words."""
+        return self.words if isinstance(self.words, str) else self.words()
 
     def check(self, value: Any, key: str, default: Any) -> None:
         """Nothing if the value is legal for `config.key`.
@@ -43,9 +49,10 @@ class Limit:
                 return
         except ValueError as error:
             raise ValueError(f"config.{key}: {error}") from error
-        near = difflib.get_close_matches(value, self.names, 1, 0.4) if self.names else []
+        names = self.names()
+        near = difflib.get_close_matches(value, names, 1, 0.4) if names else []
         hint = f"Nearest: {near[0]!r}." if near else f"The default is {default!r}."
-        raise ValueError(f"config.{key} must be {self.words}, got {value!r}. {hint}")
+        raise ValueError(f"config.{key} must be {self.said}, got {value!r}. {hint}")
 
 
 @dataclass(frozen=True)
@@ -62,14 +69,18 @@ def at_least(least: float) -> Limit:
     return Limit(f"{least} or more", lambda value: value >= least)
 
 
-def one_of(names: Iterable[str], *, also: str | None = None) -> Limit:
-    """Names of a table, and names that the regex `also` matches."""
-    known = tuple(names)
+def one_of(table: Collection[str], *, besides: str = "", also: str | None = None) -> Limit:
+    """Names of a table, those that it gets later too, one `besides`, and names that the regex
+    `also` matches.
+    """
+
+    def known() -> tuple[str, ...]:
+        return (*([besides] if besides else []), *table)
 
     def holds(value: str) -> bool:
-        return value in known or (also is not None and re.fullmatch(also, value) is not None)
+        return value in known() or (also is not None and re.fullmatch(also, value) is not None)
 
-    return Limit(f"one of {listed(known)}", holds, known)
+    return Limit(lambda: f"one of {listed(known())}", holds, known)
 
 
 def listed(names: Iterable[str]) -> str:

@@ -12,8 +12,9 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from lora_jax.config.fields import ROLES, Columns, Config, Line, flatten
+from lora_jax.config.fields import Columns, Config, Line, flatten
 from lora_jax.config.limits import Limit, ReadBy, Targets, listed, named_targets, one_of
+from lora_jax.data.recipes import RECIPES
 
 
 class UnknownKeyError(KeyError):
@@ -27,7 +28,8 @@ class UnknownKeyError(KeyError):
 def kinds(group: type) -> dict[str, Any]:
     """The annotation of each field of a group, with its limits."""
     if group is Columns:
-        return dict.fromkeys(ROLES, str | None)
+        roles = (role for recipe in RECIPES.values() for role in recipe.fields)
+        return dict.fromkeys(roles, str | None)
     return typing.get_type_hints(group, include_extras=True)
 
 

@@ -6,6 +6,8 @@ from .codebooks import FORMATS as FORMATS
 from .codebooks import Format as Format
 from .codebooks import register_format as register_format
 from .init import INITIALIZERS as INITIALIZERS
+from .init import Initializer as Initializer
+from .init import register_initializer as register_initializer
 from .lowrank import LowRank as LowRank
 from .mesh import make_mesh as make_mesh
 from .paths import flatten as flatten
@@ -22,3 +24,5 @@ from .trainable import trainable_labels as trainable_labels
 from .trainable import trainable_mask as trainable_mask
 from .trained_weight import TrainedWeight as TrainedWeight
 from .variants import VARIANTS as VARIANTS
+from .variants import Variant as Variant
+from .variants import register_variant as register_variant

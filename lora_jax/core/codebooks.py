@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_jax.core.paths import entry
+from lora_jax.core.tables import register
 
 Ties = Literal["lower", "zero", "even"]
 
@@ -216,11 +217,8 @@ def register_format(format: Format) -> Format:
         ValueError: the name is taken by another format, the bits are not 2 to 8, there are too many
             or too few levels, or a level is infinite.
     """
-    if FORMATS.get(format.name, format) != format:
-        raise ValueError(
-            f"A format named {format.name!r} exists and has other levels. Give the new one a name "
-            "of its own."
-        )
+    known = FORMATS if format.name in FORMATS else {}  # What is wrong with it is said first.
+    register(known, format.name, format, "quantisation format", differs="has other levels")
     if not 2 <= format.bits <= 8:
         raise ValueError(f"Format {format.name!r} must have 2 to 8 bits, got {format.bits}.")
 

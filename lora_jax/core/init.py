@@ -25,6 +25,7 @@ from lora_jax.core.initializers import calibrated, random, spectral
 from lora_jax.core.lowrank import LoraSpec, LowRank
 from lora_jax.core.paths import entry
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
+from lora_jax.core.tables import register
 from lora_jax.core.variants import VARIANTS, Variant
 
 
@@ -56,6 +57,21 @@ INITIALIZERS: dict[str, Initializer] = {
     "corda": Initializer(calibrated.corda, "inputs"),
     "corda_kpm": Initializer(functools.partial(calibrated.corda, last=True), "inputs"),
 }
+
+
+def register_initializer(name: str, initializer: Initializer) -> Initializer:
+    """Adds an initialiser to the table, for every function and setting that takes its name. Its
+    function gives (a, b, residual) of one matrix: a residual in place of None takes the start out
+    of the base.
+
+    >>> ones = lambda w, data, key, spec: Start(  # doctest: +SKIP
+    ...     jnp.ones((w.shape[0], spec.rank)), jnp.zeros((spec.rank, w.shape[1])), None)
+    >>> register_initializer("ones", Initializer(ones))  # doctest: +SKIP
+
+    Raises:
+        ValueError: the name is taken by another initialiser.
+    """
+    return register(INITIALIZERS, name, initializer, "LoRA init")
 
 
 def initializer_named(name: str) -> Initializer:

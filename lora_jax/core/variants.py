@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_jax.core import own_starts
+from lora_jax.core.tables import register
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,18 @@ VARIANTS: dict[str, Variant] = {
         Variant("hira", of_base=True, scaled=False, dora=False),
     )
 }
+
+
+def register_variant(variant: Variant) -> Variant:
+    """Adds a variant to the table, for every function and setting that takes a variant's name.
+
+    A process that reads its runs registers it first, too: a config's file is a place for it.
+
+    Raises:
+        ValueError: the name is taken by another variant.
+    """
+    return register(VARIANTS, variant.name, variant, "LoRA variant")
+
 
 # What multiplies `a @ b`, of alpha and rank.
 SCALINGS: dict[str, Callable[[float, int], float]] = {

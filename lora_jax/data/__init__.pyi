@@ -14,6 +14,7 @@ from .examples import Dataset as Dataset
 from .examples import load as load
 from .recipes import RECIPES as RECIPES
 from .recipes import Recipe as Recipe
+from .recipes import register_recipe as register_recipe
 from .records import Example as Example
 from .records import Record as Record
 from .records import split_of as split_of

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lora_jax.core.tables import register
+
 from .fields import LETTERS, Unfit, answer_index, number_text, pick, read_role
 from .records import Example, Problem, Record, near_names
 
@@ -261,6 +263,15 @@ RECIPES: dict[str, Recipe] = {
         "completion", {"prompt": "prompt", "completion": "completion"}, "{prompt}", "{completion}"
     ),
 }
+
+
+def register_recipe(name: str, recipe: Recipe) -> Recipe:
+    """Adds a recipe to the table, for every function and setting that takes a recipe's name.
+
+    Raises:
+        ValueError: the name is taken by another recipe.
+    """
+    return register(RECIPES, name, recipe, "recipe")
 
 
 def recipe_named(name: str | Recipe) -> Recipe:

@@ -8,3 +8,4 @@ from .predictions import save_predictions as save_predictions
 from .score import Score as Score
 from .table import Metric as Metric
 from .table import metric as metric
+from .table import register_metric as register_metric

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lora_jax.core.extras import needs
+from lora_jax.core.tables import register
 
 Kind = Literal["classes", "numbers", "texts"]
 
@@ -93,6 +94,19 @@ def library(name: str, *, extra: str = "tasks") -> ModuleType:
     """
     with needs(extra):
         return importlib.import_module(name)
+
+
+def register_metric(metric: Metric) -> Metric:
+    """Adds a metric to the table, for every function and setting that takes a metric's name.
+
+    Raises:
+        ValueError: the name is taken by another metric, or neither `whole` nor `each` is given.
+    """
+    if metric.whole is None and metric.each is None:
+        raise ValueError(
+            f"Metric {metric.name!r} needs `each` (a score an example) or `whole` (one of all)."
+        )
+    return register(METRICS, metric.name, metric, "metric")
 
 
 def metric(name: str) -> Metric:

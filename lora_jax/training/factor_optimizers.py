@@ -88,8 +88,10 @@ def on_product(
 
 def _is_pair(leaf: Any) -> bool:
     """Whether what is trained of a weight are factors whose product alone counts."""
-    is_plain = isinstance(leaf, LowRank) and leaf.gain is None and leaf.out_gain is None
-    return is_plain and (leaf.a is not None or leaf.b is not None)
+    if not isinstance(leaf, LowRank) or leaf.blocks > 1 or (leaf.a is None and leaf.b is None):
+        return False
+    between = (leaf.gain, leaf.out_gain, leaf.mix, leaf.a2, leaf.b2, leaf.outer)
+    return all(x is None for x in between)
 
 
 def _pairs(tree: Mapping[str, Any]) -> dict[str, LowRank]:
