@@ -88,6 +88,24 @@ def few_programs() -> Iterator[None]:
     gc.collect()
 
 
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A backend that claims to be a Hopper GPU with cuDNN 9.8, for what is decided and lowered
+    without running.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    from lora_jax.core.platform import traced_for
+    from lora_jax.models import attention
+
+    attention._why_not_flash.cache_clear()
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 90800)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
+    with traced_for("gpu"):
+        yield
+    attention._why_not_flash.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def minilm_folder() -> Path:
     """The real MiniLM-L6, fetched as users fetch it."""

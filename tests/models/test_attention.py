@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from jax import export
 
-from lora_jax.core.platform import traced_for
 from lora_jax.models import attention
 from lora_jax.models.attention import attend, chosen
 
@@ -69,28 +68,13 @@ def test_a_query_that_sees_nothing_stays_finite() -> None:
 # --- Who computes it.
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backend that claims to be a Hopper GPU with cuDNN 9.8, for what is decided and lowered
-    without running.
-    """
-    from jax._src.cudnn import fused_attention_stablehlo as cudnn
-
-    attention._why_not_flash.cache_clear()
-    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 90800)
-    monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
-    with traced_for("gpu"):
-        yield
-    attention._why_not_flash.cache_clear()
-
-
 def choice(dtype: Any = jnp.bfloat16, queries: int = 128, dim: int = 64, **other: Any) -> str:
     q, k = (jax.ShapeDtypeStruct((2, n, 4, dim), dtype) for n in (queries, 128))
     return chosen(q, k, **{"masked": True, "biased": False, "softcap": None} | other)
 
 
 def test_a_gpu_takes_flash_attention_where_dtype_and_shape_allow(
-    gpu: None, capsys: pytest.CaptureFixture[str]
+    hopper: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     attention.say_once.cache_clear()
     assert [
@@ -133,7 +117,7 @@ def test_a_cpu_computes_it_itself_and_says_so_only_if_asked(
 
 @pytest.mark.parametrize(("heads", "kv", "biased"), [(4, 4, True), (4, 1, False)])
 def test_it_is_lowered_for_cuda_with_its_gradient_without_a_gpu(
-    gpu: None, heads: int, kv: int, biased: bool
+    hopper: None, heads: int, kv: int, biased: bool
 ) -> None:
     q, k, v = inputs(heads, kv, jnp.bfloat16)
     bias = jnp.zeros((BATCH, 1, 1, KEYS)) if biased else None
