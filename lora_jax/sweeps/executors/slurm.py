@@ -108,7 +108,7 @@ def start(launch: Launch, options: dict[str, str], say: Callable[[str], None]) -
     died = 0
     for number, job in enumerate(jobs):
         try:
-            say(f"worker {number} (job {job.job_id}): {job.result()} runs finished")
+            say(f"worker {number} (job {job.job_id}): {job.results()[0]} runs finished")
         except Exception as error:  # submitit raises what the job raised, or its own errors
             died += 1
             say(f"worker {number} (job {job.job_id}) ended with: {last_words(error)}")

@@ -243,10 +243,11 @@ def fake_slurm(results, refused=None, stop=None):
         def cancel(self, check):
             cancelled.append(self.job_id)
 
-        def result(self):
+        def results(self):
+            """One of each task of the job: of several, `result` is refused."""
             if isinstance(self._result, Exception):
                 raise self._result
-            return self._result
+            return [self._result, 0]
 
     class Executor:
         def __init__(self, folder, cluster):
