@@ -105,6 +105,7 @@ def main() -> None:
             config = load_config(f"{CONFIG}:qlora", lines)
             name = f"{run_id(expand(config)[0])}-{asked.last}-{asked.feedback}"
             file = Path(asked.out) / f"{name}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
             if not file.exists():
                 save_json(file, cell(config, asked.last, asked.feedback))
             made = json.loads(file.read_text())
