@@ -92,10 +92,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.compile and not arguments.dry_run:
         raise ValueError("--compile says what a --dry-run compiles: give both, or neither.")
     config = read_config(arguments)
-    if arguments.hosts and (arguments.dry_run or arguments.workers or arguments.executor):
+    from lora_jax.core.hosts import seat_of
+
+    alone = arguments.dry_run or arguments.workers or arguments.executor
+    if alone and seat_of(arguments.hosts):
         raise ValueError(
-            "--hosts is one run after another on the devices of several processes: leave out "
-            "--workers, --executor and --dry-run. (Workers of several nodes each: "
+            "--hosts (or JAX_COORDINATOR_ADDRESS) is one run after another on the devices of "
+            "several processes: leave out --workers, --executor and --dry-run. (Workers of several nodes each: "
             "--executor-option nodes=2.)"
         )
     return on_hosts(arguments, config, lambda: _run(config, arguments))

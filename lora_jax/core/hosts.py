@@ -275,8 +275,9 @@ def agreeing(label: str) -> Iterator[None]:
     if _link is not None:
         said = None if own is None else [type(own).__name__, str(own)]
         try:
-            every = _link.meet(label, said)
-        except OutOfStep as apart:
+            # The others may wait in a collective, or in Orbax, for the one that has failed.
+            every = _link.meet(label, said, within=None if own is None else COME_WITHIN)
+        except (OutOfStep, TimeoutError) as apart:
             _end_with(own or apart)
         failed = next((n for n, one in enumerate(every) if one is not None), None)
         if own is None and failed is not None:

@@ -302,7 +302,8 @@ class Link:
             with contextlib.suppress(Exception):
                 stream.flush()
         # JAX ends the others in its own words once process 0 is away.
-        time.sleep(1.0)
+        if not self.number:
+            time.sleep(1.0)
         self.close()
 
     def close(self) -> None:

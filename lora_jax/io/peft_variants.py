@@ -197,7 +197,10 @@ def own_form(trainable: Trainables, names: Names) -> Form | None:
     only_factors = all(leaf.rank or leaf.kind == "whole" for leaf in trainable.values())
     alike = {leaf.blocks for leaf in low.values()}
     layers = [
-        layer for path in low if path in names for layer in _own_layers(low[path], names[path])
+        layer
+        for path in low
+        if path in names
+        for layer in _own_layers(form, low[path], names[path])
     ]
     scales = {scale for _, _, scale in layers}
     ranks = {arrays["b"].shape[0] for _, arrays, _ in layers}
@@ -209,7 +212,9 @@ def own_form(trainable: Trainables, names: Names) -> Form | None:
     )
 
 
-def _own_layers(leaf: LowRank, name: Name) -> list[tuple[str, dict[str, np.ndarray], float]]:
+def _own_layers(
+    form: Form, leaf: LowRank, name: Name
+) -> list[tuple[str, dict[str, np.ndarray], float]]:
     """(module, arrays, scale) of every adapted layer, in the columns that it uses; a scale of 0
     where the columns have several.
     """
@@ -228,6 +233,8 @@ def _own_layers(leaf: LowRank, name: Name) -> list[tuple[str, dict[str, np.ndarr
                 for field, x in arrays.items()
             }
             one = float(scale[used[0]]) if np.ptp(scale[used]) == 0 else 0.0
+            if form.alpha is None:  # Its file has no word for a scale.
+                arrays["b"], one = arrays["b"] * one, float(one != 0)
             out.append((module, arrays, one))
     return out
 
@@ -240,7 +247,7 @@ def own_tensors(
         f"{prefix}{module}.{key}": np.ascontiguousarray(value)
         for path, leaf in trainable.items()
         if leaf.rank
-        for module, arrays, _ in _own_layers(leaf, names[path])
+        for module, arrays, _ in _own_layers(form, leaf, names[path])
         for key, value in form.to_theirs(arrays, leaf.blocks).items()
     }
 
@@ -250,7 +257,7 @@ def own_settings(
 ) -> dict[str, Any]:
     """What `adapter_config.json` says of PEFT's method, where LoRA's would say `lora`."""
     low = {path: leaf for path, leaf in trainable.items() if leaf.rank}
-    layers = [layer for path, leaf in low.items() for layer in _own_layers(leaf, names[path])]
+    layers = [layer for path, leaf in low.items() for layer in _own_layers(form, leaf, names[path])]
     rank, ranks = common({module: arrays["b"].shape[0] for module, arrays, _ in layers})
     alphas = {module: alpha_of(scale, arrays["b"].shape[0]) for module, arrays, scale in layers}
     alpha, alpha_pattern = common(alphas)

@@ -86,7 +86,7 @@ class Checkpoints:
         named = _named(state)
         # Orbax finds out in the midst of it, in threads that print a traceback for each array.
         needed = sum(array.nbytes for array in named.values()) + _BESIDE_ARRAYS
-        if (free := shutil.disk_usage(self._folder).free) < needed:
+        if (free := min(hosts.meet("free", shutil.disk_usage(self._folder).free))) < needed:
             raise OSError(
                 errno.ENOSPC,
                 f"No space left on device: a checkpoint of {needed:,} bytes is to be written into "
@@ -256,7 +256,7 @@ def _leaves(state: TrainState) -> tuple[list[tuple[Any, Any]], Any]:
 
 # Second moments of an optimiser between the columns of a factor.
 _SQUARES = {"a_square": (-2, -1), "b_square": (-2, -1)}
-_AXES = {name: (axis,) for name, axis in RANK_AXIS.items()} | _SQUARES
+_AXES = {name: (axis,) for name, axis in RANK_AXIS.items()} | {"mix": (-2, -1)} | _SQUARES
 
 
 def _padding(path: Any, used: dict[str, np.ndarray]) -> tuple[np.ndarray | None, tuple[int, ...]]:

@@ -35,7 +35,7 @@ def handed(
 
     def each_told() -> Iterator[Run]:
         for run in runs:
-            hosts.tell([to_dict(run.config), str(run.folder.resolve()), list(run.rungs)])
+            hosts.tell([to_dict(run.config), str(run.folder.absolute()), list(run.rungs)])
             yield run
         hosts.tell(None)
 

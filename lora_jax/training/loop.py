@@ -426,7 +426,8 @@ class Group:
         """What the first run fixes for all: the task, the programs, and the shapes that each is
         padded to.
         """
-        self._first, self._task = first, self._task_of(first)
+        with hosts.agreeing("read"):
+            self._first, self._task = first, self._task_of(first)
         check_same_data(first, self._task)
         self._like = None if self._wide is None else self._task.widest(self._wide)
         steps = steps_of(first, self._task)

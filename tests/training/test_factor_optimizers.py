@@ -4,6 +4,7 @@ the same in stacks, under padding and after a restart.
 
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from lora_jax.adapters.stacking import pad, trim
 from lora_jax.config import OptimConfig, from_config_dict
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.trainable import combine, partition
+from lora_jax.training import optim
 from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.factor_optimizers import (
     on_product,
@@ -62,7 +64,9 @@ CLIPPED = OptimConfig(
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("b", [START[1], 0 * START[1]], ids=["started", "zero"])
-def test_the_products_way_does_not_depend_on_how_it_is_shared_out(name: str, b: Any) -> None:
+def test_the_products_way_does_not_depend_on_how_it_is_shared_out(
+    name: str, b: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With clipping, decay, warm-up and two rates; to 1e-6 of the product's size."""
     tx = make_optimizer(replace(CLIPPED, factors=name), STEPS)
     plain = products(tx, START[0], b)
@@ -72,9 +76,21 @@ def test_the_products_way_does_not_depend_on_how_it_is_shared_out(name: str, b: 
     assert moved > 0.02  # There is a way.
     if name != "riemannian":  # Adam looks at entries, so that a rotation is seen.
         mixed = np.linalg.qr(RNG.standard_normal((RANK, RANK)))[0] @ np.diag([1.0, 2.0, 0.5])
+        # Damping is of the largest squared size, which mixing changes.
+        monkeypatch.setattr(optim, "on_product", partial(on_product, damping=1e-6))
+        tx = make_optimizer(replace(CLIPPED, factors=name), STEPS)
+        plain = products(tx, START[0], b)
         other = products(tx, START[0] @ mixed, np.linalg.inv(mixed) @ b)
-        # The damping, 1e-6 of the largest squared size, is of sizes that mixing changes.
         np.testing.assert_allclose(other, plain, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(("name", "most"), [("riemannian", 10.0), ("lora_muon", 1.0)])
+def test_the_first_steps_from_zero_are_no_leap(name: str, most: float) -> None:
+    """In rates, in the spectral norm: with a damping of 1e-6 the next steps were 149 and 52."""
+    config = OptimConfig(learning_rate=0.01, clip_norm=1.0, schedule="constant", factors=name)
+    found = products(make_optimizer(config, STEPS), START[0], 0 * START[1])
+    moves = np.diff([0 * found[0], *found], axis=0)
+    assert 0.1 < np.linalg.norm(SCALE * moves, 2, axis=(1, 2)).max() / 0.01 < most
 
 
 def test_adams_way_does_depend_on_it() -> None:
