@@ -248,7 +248,8 @@ class MuonState(NamedTuple):
 def scale_by_lora_muon(momentum: float) -> optax.GradientTransformationExtraArgs:
     """LoRA-Muon's steps (Cesista et al. 2026, arXiv 2606.12921), for pairs alone, inside of
     `on_product`: half the nearest orthogonal matrix to the smoothed gradient as seen in this step's
-    frame. So the weight itself moves by the rate at most, in the spectral norm.
+    frame. So each of two terms moves the weight itself by half the rate at most, in the spectral
+    norm; a third is the product of both steps.
 
     The mean over steps is of each factor's own gradients, as the paper has it. Weight decay is that
     of the factors, where the paper's is the product's.

@@ -764,6 +764,9 @@ def test_variants_are_written_as_PEFTs_own_methods_and_read_back_number_by_numbe
     assert jax.tree.structure(back) == jax.tree.structure(trainable)
     for ours, theirs in zip(jax.tree.leaves(back), jax.tree.leaves(trainable), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+    halved = {path: leaf.replace(scale=leaf.scale / 2) for path, leaf in trainable.items()}
+    for path, leaf in from_peft(to_peft(halved, names), names).items():
+        np.testing.assert_allclose(leaf.delta(), halved[path].delta(), rtol=1e-6, atol=1e-7)
     if peft_type == "HIRA":
         with pytest.raises(ValueError, match="Merge it into the base"):
             to_peft(trainable, names, plain=True)

@@ -13,6 +13,7 @@ from small_task import PLAIN, batch, loss, make
 from user_models import same_bits
 
 from lora_jax import LoraSpec, create_state, make_optimizer, make_train_step
+from lora_jax.adapters.stacking import pad
 from lora_jax.training import checkpoint
 from lora_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
 
@@ -100,6 +101,18 @@ def test_arrays_of_other_shapes_are_refused_not_cut(tmp_path: Path) -> None:
             ValueError, match="checkpoint at step 4 holds other arrays than this run trains"
         ):
             checkpoints.restore(other)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("variant", ["lora", "adalora", "lora_xs", "loha"])
+def test_what_was_padded_is_saved_without_padding(variant: str, tmp_path: Path) -> None:
+    (_, narrow), (_, wide) = (make(LoraSpec(rank, variant=variant)) for rank in (2, 4))
+    padded = create_state(pad(narrow, wide), TX, jax.random.key(7))
+    checkpoints = Checkpoints(tmp_path, base="b", run="r")
+    checkpoints.save(padded, {})
+    alone = create_state(narrow, TX, jax.random.key(7))
+    assert same_bits(checkpoints.restore(alone)[0], alone)
+    assert same_bits(checkpoints.restore(padded)[0], padded)
     checkpoints.close()
 
 
