@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lora_jax.config import MeshConfig, read_by_path
 from lora_jax.core import hosts
+from lora_jax.core.fingerprint import fingerprint
 from lora_jax.core.host import Place
 from lora_jax.core.mesh import BATCH, batch_held, laid, make_mesh
 from lora_jax.core.notice import say_once
@@ -51,6 +52,21 @@ def on_mesh(config: MeshConfig, *trees: Any) -> tuple[Any, ...]:
     """
     mesh = mesh_of(config)
     return trees if mesh is None else tuple(shard(tree, mesh, rules_of(config)) for tree in trees)
+
+
+def check_same_start(trainable: Mapping[str, Any]) -> None:
+    """Raises ValueError, in all processes, if what they train starts with other values: each has
+    made them itself, and decompositions differ between machines of unlike kinds.
+    """
+    if hosts.count() == 1:
+        return
+    own = jax.tree.map(lambda x: None if hosts.spans(x) else x, dict(trainable))
+    if len(set(hosts.meet("start", fingerprint(own)))) > 1:
+        raise ValueError(
+            "The processes of a run have made other first values of what is trained: their "
+            "machines compute differently. Take machines of one kind, a start that is drawn "
+            "(config.lora.init kaiming or gaussian), or that of an adapter (config.lora.init_from)."
+        )
 
 
 def train_step_on(

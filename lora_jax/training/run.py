@@ -31,7 +31,7 @@ from lora_jax.tasks.predictions import loss_and_accuracy, metric_scores, predict
 from lora_jax.tasks.task import Task
 from lora_jax.training.allocator import peak_bytes
 from lora_jax.training.checkpoint import Checkpoints
-from lora_jax.training.mesh import on_mesh, place_on
+from lora_jax.training.mesh import check_same_start, on_mesh, place_on
 from lora_jax.training.metrics import MetricsLog, NoLog
 from lora_jax.training.optim import make_optimizer
 from lora_jax.training.result import RunResult
@@ -320,6 +320,7 @@ def initial_state(
         )
     if like is not None:
         trainable = pad(trainable, like)
+    check_same_start(trainable)
     state = create_state(trainable, make_optimizer(config.optim, steps), run_key)
     return on_mesh(config.mesh, frozen, state)
 

@@ -13,13 +13,19 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from small_task import make
 from tiny_language import write_completions, write_tiny_model
 
+from lora_jax import LoraSpec
+from lora_jax.core import hosts
+from lora_jax.core.fingerprint import fingerprint
 from lora_jax.core.hosts import Seat, seat_of
 from lora_jax.core.link import Link, OutOfStep
+from lora_jax.training.mesh import check_same_start
 
 ROOT = Path(__file__).parents[2]
 STEPS = 60
@@ -134,6 +140,33 @@ def test_a_process_whose_peer_is_killed_ends_and_says_so(dead: int) -> None:
     peers[dead].communicate()
     assert peers[1 - dead].returncode == 1
     assert f"error: process {dead} (" in said and "of 2 ended without a word" in said
+
+
+def test_starts_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, trainable = make(LoraSpec(2))
+    peer = SimpleNamespace(count=2, number=0, meet=lambda label, value, **_: [value, theirs])
+    monkeypatch.setattr(hosts, "_link", peer)
+    theirs = fingerprint(trainable)
+    check_same_start(trainable)
+    trainable["up/kernel"] = trainable["up/kernel"].replace(a=-trainable["up/kernel"].a)
+    with pytest.raises(ValueError, match="other first values of what is trained"):
+        check_same_start(trainable)
+
+
+def test_one_that_fails_while_the_others_are_in_a_collective_ends_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def meet(label: str, value: Any, within: float | None = None) -> list[Any]:
+        assert within is not None, "would wait for ever"
+        raise TimeoutError
+
+    def ended(error: Exception) -> None:
+        raise SystemExit(str(error))
+
+    monkeypatch.setattr(hosts, "_link", SimpleNamespace(count=2, number=1, meet=meet))
+    monkeypatch.setattr(hosts, "_end_with", ended)
+    with pytest.raises(SystemExit, match="disk is full"), hosts.agreeing("save"):
+        raise OSError("disk is full")
 
 
 def test_where_a_process_is_told_its_seat() -> None:
