@@ -15,7 +15,7 @@ CLAIM = Claim(
     minutes=7,
     models="S",
     regime="100 steps of 16 sentences; best rates by a fit through 8 rates, a factor of 2 apart, under 3 seeds",
-    distance="one model of width 160; MiniLM, which the review asks for besides, would take 75 min",
+    distance="one model of width 160; a real model (MiniLM) would take 75 min",
     limits={"slope": 0.15},
 )
 NAMES = {"standard": "alpha / r", "rslora": "alpha / sqrt(r)"}

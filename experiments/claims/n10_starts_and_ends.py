@@ -19,7 +19,7 @@ CLAIM = Claim(
     minutes=5,
     models="S",
     regime="30 and 100 steps of 16 sentences at a constant rate without warm-up",
-    distance="width 160, pretrained for minutes; LoRA-One, which the review names besides, is not in the library",
+    distance="width 160, pretrained for minutes; LoRA-One is not in the library; the first 30 steps are those of C34",
     limits={"share": MARGIN},
 )
 

@@ -10,7 +10,7 @@ from lab.verdicts import judge_effect, judge_equal
 
 CLAIM = Claim(
     id="N16",
-    title="With tuned rates rsLoRA, DoRA, PiSSA, MiLoRA, LoRA+ and LoRA-GA are as good as LoRA, at ranks 8 and 64",
+    title="With tuned rates rsLoRA, DoRA, PiSSA, MiLoRA, LoRA+ and LoRA-GA lie within a tenth of LoRA's gain, at ranks 8 and 64",
     source="arXiv 2602.04998 and 2601.22708, against the variants' own papers",
     published="with tuned rates all variants reach the same within 1-2 %; their own papers, mostly at one rate and one seed, have them points ahead",
     expected="S, all linear layers, ranks 8 and 64, each variant at its own best rate: its test loss is equal to that of LoRA of the same rank within 2 % of that loss and within a tenth of what LoRA gains on the untuned model, whichever is less",

@@ -24,12 +24,17 @@ class UnknownKeyError(KeyError):
         return str(self.args[0])
 
 
-@functools.cache
 def kinds(group: type) -> dict[str, Any]:
     """The annotation of each field of a group, with its limits."""
     if group is Columns:
+        # Looked up each time: recipes can be registered later.
         roles = (role for recipe in RECIPES.values() for role in recipe.fields)
         return dict.fromkeys(roles, str | None)
+    return _annotations(group)
+
+
+@functools.cache
+def _annotations(group: type) -> dict[str, Any]:
     return typing.get_type_hints(group, include_extras=True)
 
 

@@ -157,7 +157,7 @@ print(made.memory.arguments + max(taken) * 1024, made.peak)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long  # beside other tests freed memory is given back late: 4 % were missing
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(),
     reason="needs Linux' account of a process's peak memory",

@@ -39,7 +39,7 @@ ADALORA = {"adalora": {"target_rank": 1.0, "warmup_steps": 0, "final_steps": 1, 
 
 
 def lora(**fields):
-    return {"lora": {"rank": 2, "alpha": 4.0, "targets": "query+value", **fields}}
+    return {"lora": {"rank": 2, "alpha": 4.0, "targets": "query+value"} | fields}
 
 
 def initialiser(name):
@@ -53,7 +53,8 @@ def rows():
         yield f"init {name}", initialiser(name)
     for name in VARIANTS:
         optim = {"optim": ADALORA} if name == "adalora" else {}
-        yield f"variant {name}", lora(variant=name, group_size=4) | optim
+        rank = 1 if name == "lokr" else 2  # of blocks of 4 x 4
+        yield f"variant {name}", lora(variant=name, group_size=4, rank=rank) | optim
     yield "dora", lora(dora=True)
     for name in FORMATS:
         yield f"format {name}", lora() | {"method": "qlora", "quant": NF4 | {"format": name}}

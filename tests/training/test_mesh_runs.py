@@ -97,8 +97,8 @@ def test_checkpoints_of_a_mesh_go_on_on_one_device_and_the_other_way(
         pytest.param(
             "roberta", dict(data=8), dict(method="bottleneck", quant={}), marks=pytest.mark.slow
         ),
-        pytest.param("t5", dict(data=2, fsdp=2, model=2), {}, marks=pytest.mark.slow),
-        pytest.param("t5", dict(fsdp=8), dict(method="lora", quant={}), marks=pytest.mark.long),
+        pytest.param("t5", dict(data=2, fsdp=2, model=2), {}, marks=pytest.mark.long),
+        pytest.param("t5", dict(fsdp=8), dict(method="lora", quant={}), marks=pytest.mark.slow),
     ],
 )
 def test_a_run_on_a_mesh_is_that_of_one_device(

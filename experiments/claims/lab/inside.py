@@ -67,11 +67,13 @@ def matrices(run: Run, task: Task, paths: tuple[str, ...]) -> Iterator[Matrix]:
 
 
 def over_pairs(count: int, figure: Callable[[int, int], float]) -> OverSeeds:
-    """A figure of two runs of different seeds: for each seed, its mean over all other seeds of the
-    second. Of `count` seeds these are not quite independent, and count as if they were.
+    """A figure of two runs of different seeds, by seed its jackknife's pseudo-value: every seed is in
+    many pairs, and means over the pairs of one would seem to agree far better than seeds do. Their
+    mean is that of all pairs.
     """
-    each = [
-        float(np.mean([figure(one, other) for other in range(count) if other != one]))
-        for one in range(count)
-    ]
-    return OverSeeds(tuple(each))
+    table = np.array(
+        [[figure(i, j) if i != j else np.nan for j in range(count)] for i in range(count)]
+    )
+    without = [np.nanmean(np.delete(np.delete(table, n, 0), n, 1)) for n in range(count)]
+    values = count * np.nanmean(table) - (count - 1) * np.array(without)
+    return OverSeeds(tuple(values.tolist()))

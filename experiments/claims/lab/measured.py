@@ -53,7 +53,7 @@ class Lab(Arms):
         self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
         self._task = LastTask()
         self._surroundings: dict[str, Any] | None = None
-        self._used: dict[str, tuple[float, bool]] = {}
+        self._used: dict[str, tuple[float, float]] = {}
 
     def new_account(self) -> None:
         """Begins to count anew which runs a claim rests on."""
@@ -66,8 +66,8 @@ class Lab(Arms):
         return {name: seconds for name, (seconds, _) in self._used.items()}
 
     def seconds_here(self) -> float:
-        """Of these, what was trained since `new_account`."""
-        return sum(seconds for seconds, here in self._used.values() if here)
+        """How long those took, waiting included, that were trained since `new_account`."""
+        return sum(here for _, here in self._used.values())
 
     def run(self, setting: Setting, seed: int, rate: float, *, scored: bool = True) -> Run:
         """See `Bench.run`.
@@ -88,7 +88,7 @@ class Lab(Arms):
             if not scored or result.is_tested:
                 cores = record.environment.get("cpu_count", CORES)
                 took = machine_seconds(result.seconds or 0.0, cores)
-                self._used.setdefault(name, (took, False))
+                self._used.setdefault(name, (took, 0.0))
                 return made(result)
         diverged = record is not None and (record.error or "").startswith("Diverged")
         if diverged and record.status == "failed":
@@ -183,9 +183,9 @@ class Lab(Arms):
         here = not small_model.is_pretrained(base)
         folder = small_model.pretrained(base)
         said = json.loads((folder / "pretraining.json").read_text())
-        took = said.get("seconds") or time.perf_counter() - start
-        cores = said.get("cpu_count", CORES)
-        self._used[base.name] = (machine_seconds(took, cores), here)
+        waited = time.perf_counter() - start
+        took = machine_seconds(said.get("seconds") or waited, said.get("cpu_count", CORES))
+        self._used[base.name] = (took, machine_seconds(waited, cpu_count()) if here else 0.0)
 
     def _rewarded(self, config: Any) -> Any:
         from lab.reward import RewardedTask
@@ -218,7 +218,9 @@ class Lab(Arms):
             raise
         self.store.finish(name, result)
         took = time.perf_counter() - start
-        self._used[name] = (machine_seconds(took, cpu_count()), True)
+        # What stands in its result, as every other claim that rests on it counts it.
+        seconds = (result.seconds or 0.0, took)
+        self._used[name] = tuple(machine_seconds(one, cpu_count()) for one in seconds)
         loss = result.value("validation", "loss")
         rate = config.optim.learning_rate
         self._say(f"  {name}: rate {rate:.3g}, validation {loss:.4f}, {took:.0f} s")

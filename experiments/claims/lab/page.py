@@ -111,7 +111,14 @@ def _tally(
 def _total(results: Iterable[Mapping[str, Any] | None]) -> str:
     """How long everything took, runs and pretrainings that claims share counted once."""
     there = [result for result in results if result is not None]
-    shared = {name: took for result in there for name, took in result["runs"].items()}
+    shared: dict[str, float] = {}
+    for result in there:
+        for name, took in result["runs"].items():
+            if abs(shared.setdefault(name, took) - took) > 0.1:
+                raise ValueError(
+                    f"{result['claim']['id']} counts {took} s for {name}, and another claim "
+                    f"{shared[name]} s: run one of them again."
+                )
     hours = (sum(shared.values()) + sum(result["own_seconds"] for result in there)) / 3600
     return (
         f"In all {hours:.1f} h on two cores for {len(shared)} runs and pretrainings, each counted "

@@ -90,8 +90,9 @@ def _started(
     if nodes == 1:
         task = ray.remote(max_retries=3, **room)(_work)
         return {task.remote(order, number): (number, True) for number in range(launch.workers)}
-    from ray.util.placement_group import placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+    with needs("ray"):
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     # A task that Ray starts again would not find the others.
     task = ray.remote(max_retries=0, **room)(_work)
@@ -123,7 +124,7 @@ def _open(ray: Any, address: str | None, cpus: int) -> None:
 def _work(order: Mapping[str, Any], number: int, part: tuple[int, int, str] | None = None) -> int:
     seat = None
     if part is not None:
-        import ray
-
+        with needs("ray"):
+            import ray
         seat = Part(*part, ray.util.get_node_ip_address())
     return begin(order, number, partial(print, f"worker {number}:", flush=True), seat)
