@@ -204,7 +204,7 @@ def draw(plot: Mapping[str, Any], path: Path) -> None:
     kind = next(name for name in ("heat", "forest", "lines") if name in plot)
     figure = {"heat": _heat, "forest": _forest, "lines": _lines}[kind](plot, plt)
     # Without the version and the time in it, the same figures give the same file.
-    figure.savefig(path, dpi=90, metadata={"Software": None})
+    figure.savefig(path, dpi=90, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
 
 
