@@ -23,10 +23,10 @@ class Variant:
     fixed: factors that are not trained, and have neither gradient nor optimiser state. gain,
     out_gain: their first values, None where the variant has none. scaled: whether alpha / rank
     applies. grouped: inputs are pooled in groups. shared: the factors are random and the same at
-    every site. small: `a` and `b` start as normal numbers with this deviation. start: gives the first values of its arrays, if it has its own (see
-    `lora_jax.core.own_starts`); reads_weight: from the weight, not from its shape. blocked: has
-    blocks, as many as the specification says. of_base: the update is times the base, entry by
-    entry. dora: whether it goes with DoRA.
+    every site. small: `a` and `b` start as normal numbers with this deviation. start: gives the
+    first values of its arrays, if it has its own (see `lora_jax.core.own_starts`); reads_weight:
+    from the weight, not from its shape. blocked: has blocks, as many as the specification says.
+    of_base: the update is times the base, entry by entry. dora: whether it goes with DoRA.
     """
 
     name: str

@@ -80,7 +80,7 @@ def from_peft(
             whole = {i: fitted(key, tensors[key], convert) for i, key in own["whole"].items()}
             trainable[path] = trained_weight(path, names[path], whole)
         elif form is not None:
-            blocks = found.config.get("gralora_k", 2) if form.peft_type == "GRALORA" else 1
+            blocks = 1 if form.blocks is None else found.config.get(form.blocks, 2)
             trainable[path] = _own_factors(path, names[path], own, config, tensors, form, blocks)
         elif (low := _factors(names[path], own, config, tensors, scales)) is not None:
             trainable[path] = low

@@ -25,10 +25,10 @@ class Form:
 
     is_of: whether factors are of this variant. keys: what follows the module in the names of its
     tensors. to_theirs, from_theirs: one layer's arrays, by our names and by their keys; blocks of
-    GraLoRA are a number beside them. alpha, dropout: PEFT's names of those settings, None where it
-    has none. settings: what else a file says, with the value that is written. by_module: whether
-    modules may differ in rank. known: settings that change nothing of what is computed. static: fields
-    of the factors that are read.
+    GraLoRA are a number beside them. alpha, dropout, blocks: PEFT's names of those settings, None
+    where it has none. settings: what else a file says, with the value that is written. by_module:
+    whether modules may differ in rank. known: settings that change nothing of what is computed.
+    static: fields of the factors that are read.
     """
 
     peft_type: str
@@ -38,6 +38,7 @@ class Form:
     from_theirs: Callable[[Arrays, int], Arrays]
     alpha: str | None = "alpha"
     dropout: str | None = None
+    blocks: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     by_module: bool = False
     known: tuple[str, ...] = ()
@@ -164,6 +165,7 @@ FORMS: dict[str, Form] = {
             _gralora_to,
             _gralora_from,
             dropout="gralora_dropout",
+            blocks="gralora_k",
             settings={"init_weights": True, "hybrid_r": 0},
         ),
     )
@@ -272,8 +274,7 @@ def own_settings(
     config |= {} if form.dropout is None else {form.dropout: lora["lora_dropout"]}
     config |= {"rank_pattern": ranks} if form.by_module else {}
     config |= {"alpha_pattern": alpha_pattern} if form.by_module and form.alpha else {}
-    if form.peft_type == "GRALORA":
-        config["gralora_k"] = next(iter(low.values())).blocks
+    config |= {} if form.blocks is None else {form.blocks: next(iter(low.values())).blocks}
     return config
 
 
@@ -284,8 +285,7 @@ def as_lora(raw: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: it says something that cannot be represented here.
     """
     form = FORMS[raw["peft_type"]]
-    own = {"r", form.alpha, form.dropout, *form.known, *_SHARED, *_WITHOUT_EFFECT}
-    own |= {"gralora_k"} if form.peft_type == "GRALORA" else set()
+    own = {"r", form.alpha, form.dropout, form.blocks, *form.known, *_SHARED, *_WITHOUT_EFFECT}
     for name in sorted(set(raw) - own):
         if raw[name] not in (None, False, "", [], {}, 0, form.settings.get(name)):
             raise ValueError(
