@@ -60,11 +60,12 @@ print(memory.arguments + max(taken) * 1024, sum(memory))
 """
 
 
+@pytest.mark.long  # beside other tests freed memory is given back late
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(),
     reason="needs Linux' account of a process's peak memory",
 )
-@pytest.mark.parametrize("lanes", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("lanes", [1, 2])
 def test_predicted_memory_is_within_a_tenth_of_what_a_step_takes(lanes: int) -> None:
     # Every large buffer is a mapping of its own, which the C library gives back as soon as it is
     # freed.
