@@ -98,8 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
     if alone and seat_of(arguments.hosts):
         raise ValueError(
             "--hosts (or JAX_COORDINATOR_ADDRESS) is one run after another on the devices of "
-            "several processes: leave out --workers, --executor and --dry-run. (Workers of several nodes each: "
-            "--executor-option nodes=2.)"
+            "several processes: leave out --workers, --executor and --dry-run. (Workers of several "
+            "nodes each: --executor-option nodes=2.)"
         )
     return on_hosts(arguments, config, lambda: _run(config, arguments))
 

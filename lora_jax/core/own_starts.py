@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 Arrays = dict[str, Array]
@@ -29,8 +30,7 @@ def lora_xs(w: Float[Array, "in out"], key: jax.Array, spec: Any) -> Arrays:
 def miss(w: Any, key: jax.Array, spec: Any) -> Arrays:
     """`a` sums every `rank`-th input, and stays; `b` is 0 (PEFT's default of MiSS)."""
     rows, out = w.shape
-    every = jnp.arange(rows)[:, None] % spec.rank == jnp.arange(spec.rank)
-    return {"a": every.astype(jnp.float32), "b": jnp.zeros((spec.rank, out), jnp.float32)}
+    return {"a": jnp.asarray(tiled(rows, spec.rank)), "b": jnp.zeros((spec.rank, out), jnp.float32)}
 
 
 def loha(w: Any, key: jax.Array, spec: Any) -> Arrays:
@@ -83,6 +83,11 @@ def gralora(w: Any, key: jax.Array, spec: Any) -> Arrays:
         )
     a = _kaiming(key, rows // count, rows, spec.rank)
     return {"a": a, "b": jnp.zeros((spec.rank, out), jnp.float32)}
+
+
+def tiled(rows: int, rank: int) -> np.ndarray:
+    """MiSS's fixed factor (rows, rank): 1 where an input is the column's, counted round."""
+    return (np.arange(rows)[:, None] % rank == np.arange(rank)).astype(np.float32)
 
 
 def nearest_factors(size: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lora_jax.core.lowrank import RANK_AXIS, LowRank
+from lora_jax.core.own_starts import tiled
 from lora_jax.core.trainable import Trainables
 from lora_jax.io.names import Name, Names
 from lora_jax.io.peft_settings import alpha_of, common
@@ -87,11 +88,6 @@ def _gralora_from(theirs: Arrays, k: int) -> Arrays:
     a = a.reshape(k, -1, k, rank // k).swapaxes(-1, -2).reshape(-1, rank)
     b = b.reshape(k, k, rank // k, -1).transpose(2, 1, 0, 3).reshape(rank, -1)
     return {"a": a, "b": b}
-
-
-def tiled(rows: int, rank: int) -> np.ndarray:
-    """MiSS's fixed factor (rows, rank): 1 where an input is the column's, counted round."""
-    return (np.arange(rows)[:, None] % rank == np.arange(rank)).astype(np.float32)
 
 
 def _is_miss(low: LowRank) -> bool:
