@@ -33,13 +33,13 @@ def run(lab):
         said = f"{model}: NF4 {behind} behind float32 ({behind.value / gain:.1%} of its gain)"
         verdict = judge_equal(behind, MARGIN * gain)
         parts.append(Part(f"{model}, NF4 equals float32", "equal", verdict, said))
-        forest[f"{model}, NF4 - float32"] = _row(behind)
+        forest[f"{model}, NF4 - float32"] = forest_row(behind)
     last = difference(others["fp4"], others["nf4"])
     parts.append(
         Part("S, FP4 behind NF4", "effect", judge_effect(last), f"S: FP4 {last} behind NF4")
     )
-    forest["S, FP4 - NF4"] = _row(last)
-    forest["S, Int8 - float32"] = _row(difference(others["int8"], whole))
+    forest["S, FP4 - NF4"] = forest_row(last)
+    forest["S, Int8 - float32"] = forest_row(difference(others["int8"], whole))
 
     # What the format costs before tuning, and what of that is left.
     untuned = lambda arm: of_losses([(1, arm.untuned), (-1, whole.untuned)], whole.weights)
@@ -71,7 +71,3 @@ def run(lab):
         seeds=lab.seeds,
         diverged=diverged_in(arms),
     )
-
-
-def _row(found):
-    return forest_row(found)

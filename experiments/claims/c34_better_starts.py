@@ -8,7 +8,7 @@ import numpy as np
 
 from lab import starts
 from lab.claim import Claim, Finding, Part
-from lab.contrast import diverged_in, interval_of
+from lab.contrast import diverged_in, forest_row, interval_of
 from lab.protocol import MARGIN
 from lab.starts import INITS, LORA, STEPS
 from lab.verdicts import judge_effect
@@ -110,7 +110,7 @@ def run(lab):
             )
         )
         figures[init] = interval_of(gain.interval())
-        forest[init] = {"interval": figures[init], "seeds": gain.by_seed}
+        forest[init] = forest_row(gain)
     return Finding(
         tuple(parts),
         {
@@ -127,6 +127,7 @@ def run(lab):
         plot={
             "forest": forest,
             "x": f"LoRA's training loss at step {STEPS} less the start's, nats",
+            "margin": margin,
         },
         seeds=lab.seeds,
         diverged=diverged_in(arms.values()),

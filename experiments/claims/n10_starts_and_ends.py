@@ -4,7 +4,7 @@ import numpy as np
 
 from lab import starts
 from lab.claim import Claim, Finding, Part
-from lab.contrast import difference, diverged_in, interval_of
+from lab.contrast import difference, diverged_in, forest_row, interval_of
 from lab.protocol import MARGIN
 from lab.starts import INITS, LORA, STEPS
 from lab.verdicts import judge_effect
@@ -42,7 +42,7 @@ def run(lab):
             ours = f"{says}: {gain} nats (what matters: {margin:.3f})"
             parts.append(Part(says, "effect", judged, ours))
             figures[says] = interval_of(gain.interval())
-            forest[says] = {"interval": figures[says], "seeds": gain.by_seed}
+            forest[says] = forest_row(gain, margin)
     arms = [*early.values(), *late.values()]
     return Finding(
         tuple(parts),

@@ -39,7 +39,9 @@ def run(lab):
         k: of_losses([(1, arms["QLoRA", k].untuned), (-1, whole.untuned)], whole.weights)
         for k in BITS
     }
-    judge = lambda found, k: judge_effect(found, MARGIN * max(cost[k].value, 0.0))
+    matters = {k: MARGIN * max(found.value, 0.0) for k, found in cost.items()}
+    judge = lambda found, k: judge_effect(found, matters[k])
+    row = lambda found, k: forest_row(found, matters[k])
     parts, forest = [], {}
     for name in STARTS:
         ahead = {k: difference(arms["QLoRA", k], arms[name, k]) for k in BITS}
@@ -49,12 +51,12 @@ def run(lab):
             for k, found in ahead.items()
         )
         parts.append(Part(f"{name} recovers more", "effect", verdict, f"{name} ahead: {said}"))
-        forest |= {f"QLoRA - {name}, {k} bits": _row(found) for k, found in ahead.items()}
+        forest |= {f"QLoRA - {name}, {k} bits": row(found, k) for k, found in ahead.items()}
     bit = {k: difference(arms["wider", k], arms["QLoRA", k + 1]) for k in BITS[1:]}
     verdict = judge_all([judge(found, k) for k, found in bit.items()])
     said = "; ".join(f"{k} bits at rank {WIDER} behind {k + 1} at 8: {d}" for k, d in bit.items())
     parts.append(Part("a bit beats its bytes of rank", "effect", verdict, said))
-    forest |= {f"{k} bits r={WIDER} - {k + 1} bits r=8": _row(found) for k, found in bit.items()}
+    forest |= {f"{k} bits r={WIDER} - {k + 1} bits r=8": row(d, k) for k, d in bit.items()}
 
     kept = {arm.name: difference(arm, whole) for arm in arms.values()}
     every = [whole, *arms.values()]
@@ -81,7 +83,3 @@ def run(lab):
 
 def _share(found, cost) -> float:
     return found.value / cost.value if cost.value > 0 else 0.0
-
-
-def _row(found):
-    return forest_row(found)

@@ -244,6 +244,8 @@ def test_a_finding_has_the_verdict_of_all_its_parts():
     assert Finding((part("reproduced"), part("inconclusive")), {}).verdict == "inconclusive"
     assert judge_all(["reproduced", "reproduced"]) == "reproduced"
     assert judge_all(["inconclusive", "not reproduced"]) == "not reproduced"
+    assert judge_all(["opposite", "opposite"]) == "opposite"
+    assert judge_all(["reproduced", "opposite"]) == "not reproduced"
     assert shown(Interval(0.1234, 0.1, 0.2), 2) == "0.12 [0.10, 0.20]"
 
 

@@ -23,7 +23,8 @@ def found(value: float, spread: float = 0.01, seeds: int = 5):
         (0.05, 0.01, 0.1, "not reproduced"),  # there, and too small to matter
         (0.095, 0.01, 0.1, "inconclusive"),
         (0.1, 1.0, 0.1, "inconclusive"),
-        (-0.5, 0.01, 0.0, "not reproduced"),
+        (-0.5, 0.01, 0.0, "opposite"),
+        (-0.5, 0.01, 0.1, "opposite"),
     ],
 )
 def test_an_effect_lies_above_zero_and_matters(value, spread, smallest, verdict):

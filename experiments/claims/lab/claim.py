@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
+# opposite: an effect that is there with the other sign.
+Verdict = Literal["reproduced", "opposite", "not reproduced", "inconclusive"]
 # How a part is judged, which says on what it must fail: see `lab.null`.
 Rule = Literal["effect", "equal", "not worse", "exact"]
 
@@ -108,9 +109,11 @@ class Reason:
 
 
 def judge_all(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict on a claim of several parts: all reproduced, or one not reproduced, or
-    inconclusive.
+    """The verdict on a claim of several parts: what all of them have; else not reproduced where one
+    is not, or the opposite of one is so; else inconclusive.
     """
-    if "not reproduced" in verdicts:
-        return "not reproduced"
-    return "reproduced" if all(verdict == "reproduced" for verdict in verdicts) else "inconclusive"
+    first, *others = dict.fromkeys(verdicts)
+    if not others:
+        return first
+    failed = "not reproduced" in verdicts or "opposite" in verdicts
+    return "not reproduced" if failed else "inconclusive"

@@ -181,9 +181,12 @@ def diverged_in(arms: Iterable[Arm]) -> tuple[str, ...]:
     return tuple(name for arm in arms for name in arm.diverged)
 
 
-def forest_row(found: Contrast | OverSeeds) -> dict[str, Any]:
-    """What `lab.page.draw` draws of it in a forest: its interval, and a dot for each seed."""
-    return {"interval": interval_of(found.interval()), "seeds": found.by_seed}
+def forest_row(found: Contrast | OverSeeds, margin: float | None = None) -> dict[str, Any]:
+    """What `lab.page.draw` draws of it in a forest: its interval, a dot for each seed, and what
+    matters in this row.
+    """
+    row = {"interval": interval_of(found.interval()), "seeds": found.by_seed}
+    return row if margin is None else row | {"margin": margin}
 
 
 def interval_of(interval: Interval) -> list[float]:

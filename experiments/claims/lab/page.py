@@ -13,7 +13,13 @@ from lab import counts
 from lab.ledger import Entry, read_result
 from lora_jax.sweeps.store import write_text
 
-VERDICTS = ("reproduced", "not reproduced", "inconclusive")
+VERDICTS = ("reproduced", "opposite", "not reproduced", "inconclusive")
+# Why a part is not reproduced, by the rule that it was judged by.
+WHY = {
+    "effect": "too small to matter, or outside of the range that is claimed",
+    "equal": "they differ by more than the margin",
+    "not worse": "it is worse by more than the margin",
+}
 EARLIER = "earlier.json"  # what the same claims gave under the protocol before P
 
 
@@ -66,9 +72,9 @@ unless the claim's own limits say otherwise; limits were fixed before the runs.
 
 **Brackets** hold 95 % intervals over other seeds *and* other examples at once (`lora_jax.statistics.crossed_mean`), or, for a figure that
 each seed has one of, Student's t over seeds. *Reproduced*: an effect whose interval lies above 0 and whose value is at least what matters;
-an equality whose 90 % interval lies within the margin (two one-sided tests at 5 %). *Not reproduced*: the interval lies on the other
-side, or shows that the effect is smaller than what matters, or the difference larger than the margin. Otherwise *inconclusive*. A claim of
-several parts is reproduced if all are. Every rule was run on made-up outcomes without its effect and must fail there
+an equality whose 90 % interval lies within the margin (two one-sided tests at 5 %). *Opposite*: the effect's interval lies below 0.
+*Not reproduced*: the interval shows that the effect is smaller than what matters, or the difference larger than the margin. Otherwise
+*inconclusive*. A claim of several parts is reproduced, or the opposite of it is so, if that holds for all of them. Every rule was run on made-up outcomes without its effect and must fail there
 (`tests/claims/test_nulls.py`).
 
 **Kinds.** *theorem*: mathematics, tested to rounding; *accounting*: bytes and counts; *weights*: a pretrained model without training;
@@ -92,12 +98,13 @@ def _tally(
     earlier: Mapping[str, Any],
 ) -> Iterable[str]:
     """How many claims have which verdict, by kind, and how many had before."""
-    yield "| | reproduced | not reproduced | inconclusive | out of scope | not run |"
-    yield "|---|---:|---:|---:|---:|---:|"
+    columns = (*VERDICTS, "out of scope", "not run")
+    yield "| | " + " | ".join(columns) + " |"
+    yield "|---" + "|---:" * len(columns) + "|"
 
     def row(name: str, verdicts: Iterable[str]) -> str:
         count = Counter(verdicts)
-        cells = [count[verdict] for verdict in (*VERDICTS, "out of scope", "not run")]
+        cells = [count[verdict] for verdict in columns]
         return f"| {name} | " + " | ".join(map(str, cells)) + " |"
 
     now = {key: _verdict(entry, found[key]) for key, entry in entries.items()}
@@ -153,6 +160,12 @@ def _row(key: str, entry: Entry, result: Mapping[str, Any] | None, before: Any, 
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
+def _with_reason(part: Mapping[str, Any]) -> str:
+    """The verdict on a part, and why it is not reproduced."""
+    why = WHY.get(part["rule"]) if part["verdict"] == "not reproduced" else None
+    return f"{part['verdict']}: {why}" if why else part["verdict"]
+
+
 def _section(
     key: str, entry: Entry, result: Mapping[str, Any], before: Any, results: Path, where: str
 ) -> list[str]:
@@ -166,7 +179,7 @@ def _section(
     if claim.distance:
         lines += [f"Distance from the source: {claim.distance}", ""]
     lines += [
-        f"- {part['says']}: {part['ours']}. **{part['verdict']}** ({part['rule']})"
+        f"- {part['says']}: {part['ours']}. **{_with_reason(part)}** ({part['rule']})"
         for part in result["parts"]
     ]
     lines += ["", f"All figures: [{key}.json]({where}/{key}.json).", ""]
@@ -193,7 +206,7 @@ def draw(plot: Mapping[str, Any], path: Path) -> None:
     'lines': {name: [[x, y] or [x, y, low, high], ...]} over axes 'x' and 'y', 'log' of 'x', 'y' or
         'xy'; 'published': {name: y} are lines across.
     'forest': {name: {'interval': [value, low, high], 'seeds': [...]}} on an axis 'x'; 'margin' is a
-        band around 0 and 'published' as above.
+        band around 0, of all rows or in a row of that row, and 'published' as above.
     'heat': {name: rows} over axes 'x' and 'y'.
     """
     import matplotlib
@@ -224,7 +237,10 @@ def _forest(plot: Mapping[str, Any], plt: Any) -> Any:
     figure, axis = plt.subplots(figsize=(6.4, 0.9 + 0.36 * len(rows)), layout="constrained")
     for place, (_, row) in enumerate(reversed(rows)):
         value, low, high = row["interval"]
-        seeds = row.get("seeds", [])
+        seeds, margin = row.get("seeds", []), row.get("margin")
+        if margin:
+            band = dict(color="#dddddd", alpha=0.5, zorder=0)
+            axis.barh(place, 2 * margin, left=-margin, height=0.9, **band)
         axis.plot(seeds, [place] * len(seeds), "o", ms=3, alpha=0.6, color="#4070b0")
         axis.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="ks", ms=5, capsize=3)
     axis.axvline(0, color="#888888", linewidth=0.8)

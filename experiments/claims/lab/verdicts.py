@@ -1,4 +1,4 @@
-"""The three verdicts on a difference, by its interval and limits that were fixed before the run."""
+"""The verdicts on a difference, by its interval and limits that were fixed before the run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def judge_effect(found: Contrast, smallest: float = 0.0) -> Verdict:
     """The verdict on a claim that something is larger, where `found` is positive if it holds.
 
     reproduced: the 95 % interval lies above 0, and the value is at least the smallest effect of
-    interest. not reproduced: the interval lies below 0, or below the smallest effect: there may be
-    one, but too small to matter. Otherwise inconclusive.
+    interest. opposite: the interval lies below 0. not reproduced: it lies below the smallest
+    effect: there may be one, but too small to matter. Otherwise inconclusive.
 
     Raises:
         ValueError: there are fewer than 3 seeds, or the smallest effect is negative.
@@ -22,7 +22,9 @@ def judge_effect(found: Contrast, smallest: float = 0.0) -> Verdict:
     interval = found.interval()
     if interval.low > 0 and interval.value >= smallest:
         return "reproduced"
-    return "not reproduced" if interval.high < max(smallest, 0.0) else "inconclusive"
+    if interval.high < 0:
+        return "opposite"
+    return "not reproduced" if interval.high < smallest else "inconclusive"
 
 
 def judge_equal(found: Contrast, margin: float) -> Verdict:
