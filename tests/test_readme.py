@@ -7,6 +7,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import optax
 import pytest
 
@@ -28,7 +29,7 @@ def blocks(language: str) -> list[str]:
 
 def test_its_python_trains_saves_loads_and_merges(tmp_path, monkeypatch, tiny):
     monkeypatch.chdir(tmp_path)
-    code, own_optimiser, own_variant = blocks("python")
+    code, own_optimiser, own_nnx, own_variant = blocks("python")
     names = {"__name__": "readme"}
     exec(compile(code, "README.md", "exec"), names)
     assert lora_jax.find_sites(names["model"], names["x"])["up/kernel"].shape == (128, 256)
@@ -44,6 +45,11 @@ def test_its_python_trains_saves_loads_and_merges(tmp_path, monkeypatch, tiny):
         4
     )
     exec(compile(own_optimiser, "README.md", "exec"), names)
+    other = dict(names)
+    exec(compile(own_nnx, "README.md", "exec"), other)
+    assert other["value"] < 0.5 * math.log(4) and jnp.allclose(
+        other["plain"](x), other["adapted"](x), atol=1e-5
+    )
 
     # Its sweep is of a smaller model here.
     settings = {**tiny, "config.out": "runs/own"}

@@ -1,4 +1,4 @@
-"""Adapters on Linen models: finding sites, putting factors on them, applying, merging."""
+"""Adapters on Linen and NNX models: finding sites, putting factors on them, applying, merging."""
 
 import lazy_loader
 

@@ -21,6 +21,12 @@ from .many import make_bank as make_bank
 from .many import replace_adapter as replace_adapter
 from .merge import MergeReport as MergeReport
 from .merge import merge_quantized as merge_quantized
+from .nnx import params_of as params_of
+from .nnx import register_twin as register_twin
+from .nnx import with_params as with_params
+from .nnx import without_params as without_params
+from .nnx_model import AdaptedModel as AdaptedModel
+from .nnx_model import Trained as Trained
 from .products import factored_product as factored_product
 from .rules import register_rule as register_rule
 from .sites import Site as Site

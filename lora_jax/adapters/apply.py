@@ -78,7 +78,7 @@ def split(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def apply(
-    model: nn.Module,
+    model: Any,
     frozen: Mapping[str, Any],
     trainable: Trainables,
     *args: Any,
@@ -89,19 +89,33 @@ def apply(
     """What `model.apply` gives on the joined params, by factored products where a rule exists.
 
     The function is that of `model.apply({'params': join(frozen, trainable)}, ...)`; only the cost
-    differs.
+    differs. Of an NNX model it is that of the model with these weights in place of its own, which
+    are not read; what the call changes of its other variables is changed in it.
 
     Args:
+        model: a Linen or an NNX module.
         key: the key of the adapters' dropout; None means no dropout.
-        collections: the model's other variables, such as batch statistics.
-        args, kwargs: passed to `model.apply`.
+        collections: a Linen model's other variables, such as batch statistics.
+        args, kwargs: passed to `model.apply`, or to the NNX model; `method` is a name or function.
+
+    Raises:
+        TypeError, ValueError: see `join`; or the model is of neither kind.
     """
     for leaf in trainable.values():
         if isinstance(leaf, Prefix) and leaf.inserts:
             args = leaf.insert(args)
-    variables = {**(collections or {}), "params": join(frozen, trainable, key=key)}
+    params = join(frozen, trainable, key=key)
     with nn.intercept_methods(factored), readable():
-        return model.apply(variables, *args, **kwargs)
+        if isinstance(model, nn.Module):
+            return model.apply({**(collections or {}), "params": params}, *args, **kwargs)
+        from lora_jax.adapters import nnx  # most of a second, for those who use it
+
+        if collections is not None or "mutable" in kwargs:
+            raise TypeError(
+                "collections and mutable are for Linen models. An NNX model holds its other "
+                "variables, and a call changes them in it."
+            )
+        return nnx.run(model, params, args, kwargs, kwargs.pop("method", None))
 
 
 def factored(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Int
 
@@ -108,7 +107,7 @@ def replace_adapter(bank: Bank, index: int, trainable: Trainables) -> Bank:
 
 
 def apply_many(
-    model: nn.Module,
+    model: Any,
     frozen: Mapping[str, Any],
     bank: Bank,
     ids: Int[Array, " batch"],

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from flax.core import meta
 from jaxtyping import Array
 
@@ -79,7 +78,7 @@ def merge(
     trainable: Trainables,
     *,
     dtype: Any = None,
-    model: nn.Module | None = None,
+    model: Any = None,
     sample: Sequence[Any] = (),
 ) -> tuple[dict[str, Any], MergeReport]:
     """Plain params that compute what `apply(model, frozen, trainable, ...)` does, and a report.
@@ -91,7 +90,7 @@ def merge(
     Args:
         dtype: dtype of the merged and dequantised weights; each weight's own by default. A weight
             whose update bfloat16 is too coarse for shows as rounding near 1 in the report.
-        model, sample: positional inputs on which the outputs before and after are compared.
+        model, sample: the module, and positional inputs on which the outputs before and after are compared.
 
     Raises:
         ValueError: an update, or a weight trained whole, holds a NaN or an infinity.
@@ -113,7 +112,7 @@ def merge_quantized(
     *,
     spec: QuantSpec | None = None,
     moments: Mapping[str, Any] | None = None,
-    model: nn.Module | None = None,
+    model: Any = None,
     sample: Sequence[Any] = (),
 ) -> tuple[dict[str, Any], MergeReport]:
     """Frozen weights with the adapters merged in, quantised again where the base was: ready for
@@ -128,7 +127,7 @@ def merge_quantized(
             2022); without, every weight goes to its nearest level.
             What was trained merge-aware is stored as it was trained, bit for bit, unless `spec` or
             `moments` ask for something else.
-        model, sample: positional inputs on which the outputs before and after are compared.
+        model, sample: the module, and positional inputs on which the outputs before and after are compared.
 
     Raises:
         KeyError: `moments` names a path that has no adapter.
@@ -174,7 +173,7 @@ def _merged(
     trainable: Trainables,
     store: Callable[[str, Adapted, Array], Any],
     keep: Callable[[Any], Any],
-    model: nn.Module | None,
+    model: Any,
     sample: Sequence[Any],
 ) -> tuple[dict[str, Any], MergeReport]:
     """Adapted weights as `store` makes them of their exact sums, all others as `keep` has them."""

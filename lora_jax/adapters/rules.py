@@ -78,7 +78,7 @@ RULES: dict[tuple[type, str], Rule] = {
 
 
 def register_rule(
-    kind: type[nn.Module],
+    kind: type,
     weight: str,
     product: Callable[[nn.Module, Any, Call], Array],
     *,
@@ -99,8 +99,14 @@ def register_rule(
     >>> register_rule(TanhDense, "kernel", product)  # doctest: +SKIP
 
     Raises:
+        TypeError: the kind is no Linen module.
         ValueError: this method of this kind has a rule.
     """
+    if not issubclass(kind, nn.Module):
+        raise TypeError(
+            f"{kind.__name__} is no Linen module. Of an NNX module, say with "
+            "lora_jax.adapters.register_twin which Linen module computes the same."
+        )
     if (kind, method) in RULES:
         raise ValueError(
             f"{kind.__name__}.{method} has a factored product already, and programs may have been "

@@ -83,16 +83,16 @@ class _Seen:
         self.readers: dict[str, tuple[str, tuple[int, ...], bool]] = {}
 
 
-def find_sites(
-    model: nn.Module, *inputs: Any, method: Any = None, **kwargs: Any
-) -> dict[str, Site]:
+def find_sites(model: Any, *inputs: Any, method: Any = None, **kwargs: Any) -> dict[str, Site]:
     """Every parameter that the model reads, by path, from shapes alone: no weight is made and
     nothing is computed.
 
     Works under nn.scan, nn.vmap, nn.remat and nn.jit: each weight is marked with its own name, so
-    that blocks that share one trace are told apart.
+    that blocks that share one trace are told apart. So do those of nnx in an NNX model, whose kinds
+    are named by their Linen twins (Dense for nnx.Linear).
 
     Args:
+        model: a Linen or an NNX module.
         inputs, kwargs: what the model is called with, arrays or jax.ShapeDtypeStruct.
         method: the method to call, the model's `__call__` by default.
 
@@ -101,11 +101,6 @@ def find_sites(
             `param(..., unbox=False)`), so a quantised or adapted weight could not work there; or it
             is never read for these inputs.
     """
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    variables = jax.eval_shape(
-        lambda *args: model.init(keys, *args, method=method, **kwargs), *inputs
-    )
-    full = flatten(meta.unbox(variables["params"]))
     seen = _Seen()
 
     def interceptor(
@@ -114,25 +109,56 @@ def find_sites(
         _note_readers(context, Call(args, kw), seen)
         return next_fun(*args, **kw)
 
-    def run(params: Mapping[str, Any], others: Mapping[str, Any], *args: Any) -> Any:
+    def probed(params: Mapping[str, Any], others: Any, *args: Any) -> Any:
         probes = {path: _Probe(value, path, seen) for path, value in flatten(params).items()}
-        given = {**others, "params": unflatten(probes)}
-        written = list(others) or False
         with nn.intercept_methods(interceptor):
-            return model.apply(given, *args, method=method, rngs=keys, mutable=written, **kwargs)
+            return run(unflatten(probes), others, *args)
+
+    kinds: dict[str, str] = {}
+    if isinstance(model, nn.Module):
+        params, others, run = _linen(model, inputs, method, kwargs)
+    else:
+        from lora_jax.adapters import nnx  # most of a second, for those who use it
+
+        params, others, run = nnx.traceable(model, method, kwargs)
+        kinds = nnx.kinds_of(model)
+    jax.eval_shape(probed, params, others, *inputs)
+
+    full = flatten(params)
+    if missing := sorted(set(full) - seen.read):
+        raise ValueError(
+            f"{len(missing)} of {len(full)} weights are not read through self.param (of an NNX "
+            f"model, as nnx.Param) for these inputs: {', '.join(missing[:5])}. Either the inputs "
+            "take another branch of the model than training does (pass those inputs), or a module "
+            "reads them with self.variables, get_variable, param(..., unbox=False) or "
+            "get_raw_value, past the boxes that hold quantised and adapted weights."
+        )
+    return {path: _site(path, value, seen, kinds.get(path)) for path, value in full.items()}
+
+
+def check_params(model: Any, params: Any) -> None:
+    """Raises TypeError if params are no tree of arrays, but those of NNX's own kind."""
+    if not isinstance(model, nn.Module):
+        from lora_jax.adapters import nnx
+
+        nnx.check_params(model, params)
+
+
+def _linen(
+    model: nn.Module, inputs: tuple[Any, ...], method: Any, kwargs: Mapping[str, Any]
+) -> tuple[Any, Any, Any]:
+    """Shapes of a Linen model's params and of its other variables, and what runs it on both."""
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    variables = jax.eval_shape(
+        lambda *args: model.init(keys, *args, method=method, **kwargs), *inputs
+    )
+
+    def run(params: Mapping[str, Any], others: Mapping[str, Any], *args: Any) -> Any:
+        given, written = {**others, "params": params}, list(others) or False
+        return model.apply(given, *args, method=method, rngs=keys, mutable=written, **kwargs)
 
     others = {name: value for name, value in variables.items() if name != "params"}
-    jax.eval_shape(run, meta.unbox(variables["params"]), others, *inputs)
-    missing = sorted(set(full) - seen.read)
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of {len(full)} weights are not read through self.param for these "
-            f"inputs: {', '.join(missing[:5])}. Either the inputs take another branch of the model "
-            "than training does (pass those inputs), or a module reads them with self.variables, "
-            "get_variable or param(..., unbox=False), past the boxes that hold quantised and "
-            "adapted weights."
-        )
-    return {path: _site(path, value, seen) for path, value in full.items()}
+    return meta.unbox(variables["params"]), others, run
 
 
 def check_inputs(inputs: Any) -> None:
@@ -163,9 +189,10 @@ def _note_readers(context: nn.module.InterceptorContext, call: Call, seen: _Seen
             seen.shapes.setdefault(leaf.path, leaf.shape)
 
 
-def _site(path: str, value: jax.ShapeDtypeStruct, seen: _Seen) -> Site:
+def _site(path: str, value: Any, seen: _Seen, holder: str | None) -> Site:
+    """`holder` is the kind of the module that holds the weight, where it is not known who reads it."""
     shape = seen.shapes[path]
-    unknown = ("unknown", tuple(range(len(shape) - 1)), False)
+    unknown = (holder or "unknown", tuple(range(len(shape) - 1)), False)
     kind, in_axes, has_rule = seen.readers.get(path, unknown)
     stack = tuple(value.shape[: len(value.shape) - len(shape)])
     return Site(path, kind, shape, stack, in_axes, has_rule, value.dtype)

@@ -8,10 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from flax.core import meta
 
-from lora_jax.adapters.sites import Site, check_inputs, find_sites
+from lora_jax.adapters.sites import Site, check_inputs, check_params, find_sites
 from lora_jax.core.host import StoredWeight, to_device
 from lora_jax.core.init import (
     initialize,
@@ -30,7 +29,7 @@ from lora_jax.core.trained_weight import TrainedWeight
 
 
 def adapt(
-    model: nn.Module,
+    model: Any,
     params: Mapping[str, Any],
     inputs: Sequence[Any],
     *,
@@ -54,6 +53,8 @@ def adapt(
     matrix.
 
     Args:
+        model: a Linen or an NNX module.
+        params: its weights; of an NNX module `lora_jax.adapters.params_of(model)`.
         inputs: positional arguments of the model, arrays or jax.ShapeDtypeStruct, to find its sites
             with.
         key: for the first values of the factors; every site has a key of its own, from its path.
@@ -75,6 +76,7 @@ def adapt(
             factored product exists, or a weight holds a NaN.
     """
     _check_arguments(inputs, key, whole=whole, experts=experts)
+    check_params(model, params)
     flat = flatten(params)
     sites = find_sites(model, *inputs) if sites is None else sites
     _check_tree(flat, sites)
