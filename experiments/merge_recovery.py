@@ -38,8 +38,9 @@ def trained(config: Config) -> SavedRun:
     """The run of a config, trained unless its folder has it."""
     (run,) = expand(config)
     outcome = run_sweep(config, quiet=True)
-    if outcome.failed:
-        raise RuntimeError(f"{run_id(run)} failed; see its folder in {config.out}.")
+    if outcome.failed or outcome.elsewhere:
+        state = "failed" if outcome.failed else "is being trained by another process"
+        raise RuntimeError(f"{run_id(run)} {state}; see its folder in {config.out}.")
     return load_run(Path(config.out) / run_id(run))
 
 
