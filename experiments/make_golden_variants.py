@@ -1,5 +1,5 @@
 """Writes tests/golden/variants.npz: what PEFT 0.21.2 computes for DoRA, PiSSA, OLoRA, LoRA-GA,
-VeRA, AdaLoRA and LoRA-FA.
+VeRA, AdaLoRA, LoRA-FA, OFT, FourierFT and SHiRA.
 
 python experiments/make_golden_variants.py  (needs the extra 'peer'; the tests that read the file
 need nothing of it)
@@ -12,7 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import AdaLoraConfig, LoraConfig, VeraConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    FourierFTConfig,
+    LoraConfig,
+    OFTConfig,
+    ShiraConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from peft.optimizers import create_lorafa_optimizer
 from peft.tuners.lora.config import LoraGAConfig
 
@@ -109,6 +117,7 @@ def main():
 
     out |= adalora(plain)
     out |= lora_fa(plain, noise)
+    out |= changes(plain, x)
     path = Path(__file__).parents[1] / "tests" / "golden" / "variants.npz"
     np.savez_compressed(path, **out)
     print(path, path.stat().st_size, "bytes")
@@ -152,6 +161,37 @@ def adalora(plain):
                 out[f"adalora_{step}_{name.split('model.')[-1].replace('.default', '')}_kept"] = (
                     numpy(p != 0)
                 )
+    return out
+
+
+def changes(plain, x):
+    """OFT (exact, and as the series of each length), FourierFT and SHiRA: the tensors, outputs and
+    merged weights.
+    """
+    series = {
+        f"oft_{terms}": OFTConfig(
+            target_modules=["0"],
+            oft_block_size=4,
+            use_cayley_neumann=terms > 0,
+            num_cayley_neumann_terms=terms or 5,
+        )
+        for terms in (0, 1, 2, 3, 5, 7)
+    }
+    configs = series | {
+        "fourierft": FourierFTConfig(target_modules=["0"], n_frequency=30, init_weights=True),
+        "shira": ShiraConfig(target_modules=["0"], r=2),
+        "shira_seed": ShiraConfig(target_modules=["0"], r=2, random_seed=5),
+    }
+    out = {}
+    torch.manual_seed(4)
+    for name, config in configs.items():
+        model = get_peft_model(copy.deepcopy(plain), config)
+        (key, trained), *_ = [item for item in model.named_parameters() if item[1].requires_grad]
+        with torch.no_grad():
+            trained += 0.2 * torch.randn_like(trained)
+        out |= {f"{name}_value": numpy(trained), f"{name}_y": numpy(model(x))}
+        out[f"{name}_key"] = np.array(key.replace(".default", ""))
+        out[f"{name}_merged"] = numpy(model.merge_and_unload()[0].weight)
     return out
 
 

@@ -154,7 +154,7 @@ def _computed(next_fun: Any, args: Any, kwargs: Any, context: nn.module.Intercep
             return experts_product(module, leaf, call)
 
         # Other factors with stack axes left (experts of a raw parameter) are read as dense weights.
-        stacked = isinstance(leaf, Adapted) and leaf.lora.a.ndim > 2
+        stacked = isinstance(leaf, Adapted) and leaf.lora.scale.ndim > 1
         rows = isinstance(leaf, WithRows) and type(module) is not nn.Embed
         dense = stacked or rows or isinstance(leaf, TrainedWeight)
         if isinstance(leaf, Boxed) and not dense and rule.fits(module, call):

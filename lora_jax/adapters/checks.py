@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from lora_jax.core.blockwise import restored
+from lora_jax.core.changes import Change
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import layer_of
 from lora_jax.core.trainable import Trainables
@@ -163,10 +164,12 @@ def _norm(leaf: LowRank) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(np.sqrt(np.maximum(square, 0))), np.asarray(size)
 
 
-def _moves(leaf: LowRank) -> np.ndarray:
+def _moves(leaf: LowRank | Change) -> np.ndarray:
     """Whether each layer's update, or its magnitude, is other than the base's; a magnitude without
     the base's norm counts as moved.
     """
+    if isinstance(leaf, Change):
+        return np.asarray(np.any(np.asarray(leaf.value * leaf.scale) != 0, axis=-1))
     norm, size = _norm(leaf)
     moved = norm > _ZERO * size
     if leaf.magnitude is not None:

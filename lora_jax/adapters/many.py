@@ -145,9 +145,13 @@ def apply_many(
     place = jnp.where(
         ids == NONE, bank.count, jnp.where((ids < NONE) | (ids >= bank.count), bank.count + 1, ids)
     )
-    own = jax.tree.map(
-        lambda leaf: jnp.take(leaf, place, axis=0, mode="fill", fill_value=jnp.nan), bank.trainable
-    )
+
+    def chosen(leaf: Array) -> Array:
+        # Places of entries are whole numbers; their entries are NaN.
+        filled = jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
+        return jnp.take(leaf, place, axis=0, mode="fill", fill_value=filled)
+
+    own = jax.tree.map(chosen, bank.trainable)
 
     def one(trainable: Trainables, *inputs: Any) -> Any:
         alone = jax.tree.map(lambda x: x[None], inputs)

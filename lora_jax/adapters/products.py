@@ -21,6 +21,7 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from lora_jax.adapters.recording import Recorded, record
+from lora_jax.core.changes import Change
 from lora_jax.core.lowrank import Adapted, LowRank
 from lora_jax.core.mesh import BATCH, Placed, cut_of
 from lora_jax.core.rounded import straight_through
@@ -144,6 +145,8 @@ def _product_here(x: Array, leaf: Any) -> Array:
         return frozen_matmul(record(x, leaf.probe), leaf.base)
     if not isinstance(leaf, Adapted):
         return frozen_matmul(x, leaf)
+    if isinstance(leaf.lora, Change) and leaf.lora.rotates:
+        return frozen_matmul(leaf.lora.turned(x), leaf.base)
     if not has_update(leaf):
         # Made again in the backward pass, as frozen weights are.
         return jax.checkpoint(lambda x, leaf: x @ leaf.matrix().astype(x.dtype))(x, leaf)

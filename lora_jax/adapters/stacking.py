@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lora_jax.core.lowrank import LowRank
 from lora_jax.core.trainable import Trainable, Trainables
 
 
@@ -88,7 +89,7 @@ def check_alike(adapters: Sequence[Trainables]) -> None:
 
 
 def _form(leaf: Any) -> tuple[Any, ...]:
-    if not leaf.rank:
+    if not isinstance(leaf, LowRank):
         return (leaf.kind, *(getattr(leaf, name).shape for name in leaf.trained_fields()))
     kind = ("merge-aware " if leaf.rounded else "") + (
         "HiRA" if leaf.of_base else "LoRA" if leaf.magnitude is None else "DoRA"

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax.core import meta
 
 from lora_jax.adapters.sites import Site, check_inputs, check_params, find_sites
+from lora_jax.core.changes import Change
 from lora_jax.core.host import StoredWeight, to_device
 from lora_jax.core.init import (
     initialize,
@@ -26,6 +27,7 @@ from lora_jax.core.quantize import QuantizedArray, QuantSpec, quantize
 from lora_jax.core.rows import rows_of
 from lora_jax.core.trainable import Trainable, Trainables
 from lora_jax.core.trained_weight import TrainedWeight
+from lora_jax.core.variants import VARIANTS
 
 
 def adapt(
@@ -180,12 +182,17 @@ def _factors(
     stored: Any,
     data: Any,
     low: LowRank | None,
-) -> LowRank:
+) -> LowRank | Change:
     """The site's factors; `stored` is the weight as it is kept, `low` what was chosen with it."""
 
     def matrix(w: Any) -> Any:
         return to_matrix(jnp.asarray(meta.unbox(w)), len(site.shape), site.in_axes)
 
+    if site.kind == "Embed" and VARIANTS[spec.variant].change == "oft":
+        raise ValueError(
+            f"variant {spec.variant!r} rotates inputs into each other, and those of an embedding "
+            "are words. Leave this site out, or give it a rule of its own."
+        )
     if low is None:
         needs_weight = reads(spec) != "shape"
         low = initialize(
@@ -204,7 +211,7 @@ def _factors(
     if spec.merge_aware and isinstance(stored, QuantizedArray):
         low = low.replace(rounded=spec.merge_scales)
     # As in PEFT: the input of an embedding is an index, and there is nothing to drop.
-    return low.replace(dropout=None) if site.kind == "Embed" else low
+    return low.replace(dropout=None) if site.kind == "Embed" and low.dropout is not None else low
 
 
 def _stored(

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lora_jax.core.changes import Change
 from lora_jax.core.initializers import calibrated, random, spectral
 from lora_jax.core.lowrank import LoraSpec, LowRank
 from lora_jax.core.paths import entry
@@ -105,7 +106,7 @@ def initialize(
     shared_key: jax.Array | None = None,
     weight: Float[Array, "*stack in out"] | None = None,
     data: Any = None,
-) -> LowRank:
+) -> LowRank | Change:
     """New factors of a site whose weights are a stack of (rows, out) matrices.
 
     Layers that `spec` leaves out have scale 0. Every matrix of the stack has a key of its own.
@@ -127,9 +128,21 @@ def initialize(
     on = _layer_mask(stack, spec.layers)
     group = spec.group_size if variant.grouped else 1
     columns, inner = spec.columns, rows // group
+    if variant.change:
+        own = _by_variant(variant, key, stack, rows, out, spec, weight)
+        scale = on[..., None] * spec.effective_scale
+        return Change(
+            scale=jnp.broadcast_to(scale, own["value"].shape).astype(jnp.float32),
+            form=variant.change,
+            rows=rows,
+            columns=out,
+            block=spec.rank if variant.change == "oft" else 0,
+            in_axes=in_axes,
+            **own,
+        )
 
     moves = False
-    own: dict[str, Array] = {}
+    own = {}
     if variant.shared:
         a, b = _shared(key if shared_key is None else shared_key, inner, out, columns)
         a, b = (jnp.broadcast_to(x, (*stack, *x.shape)) for x in (a, b))
@@ -328,7 +341,7 @@ def _check_sizes(rows: int, out: int, spec: LoraSpec) -> None:
     inner = rows // (spec.group_size if variant.grouped else 1)
     side = min(inner, out // (1 if spec.parts is None else len(spec.parts)))
     # VeRA's rank counts shared random directions, of which there may be more than the weight has.
-    if spec.rank > side and not variant.shared:
+    if spec.rank > side and not variant.shared and not variant.change:
         raise ValueError(
             f"Rank {spec.rank} is larger than the smaller side of a {rows} x {out} weight: at most "
             f"{side} columns can differ. Lower the rank here, or give this site a rule of its own."

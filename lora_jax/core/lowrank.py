@@ -36,7 +36,8 @@ _EXACT = jax.lax.Precision.HIGHEST
 class LoraSpec:
     """The adapter of one site.
 
-    rank: columns of `a`.
+    rank: columns of `a`; of variant 'oft' the inputs that are rotated together, of 'fourierft' and
+        'shira' rank x (inputs + outputs) numbers are trained, as many as LoRA has.
     alpha: numerator of the scale.
     scaling: a name in `lora_jax.core.variants.SCALINGS`: 'standard' is alpha / rank, 'rslora'
         alpha / sqrt(rank), 'fixed' alpha itself.
@@ -274,6 +275,11 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
         # Two products, not one of twice the rank: equal factors cancel exactly at step 0.
         return (update if start is None else update - _product(start)).astype(dtype)
 
+    def changed(self, base: Float[Array, "*stack in out"]) -> Float[Array, "*stack in out"]:
+        """The sum of a float32 base and the update, without the magnitude."""
+        update = self.delta()
+        return base + (base * update if self.of_base else update)
+
     def column_squares(self, base: Float[Array, "*stack in out"]) -> Float[Array, "*stack out"]:
         """Squared norms of the output columns of `base + update`, in float32, for DoRA.
 
@@ -433,13 +439,13 @@ class Adapted(Wrapping):
     `key` holds one random key a layer (*stack) for this site's dropout, or None outside training.
     """
 
-    lora: LowRank
+    lora: Any  # A LowRank, or a Change (`lora_jax.core.changes`).
     key: jax.Array | None = None
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
         """Shape of the weight without the stack axes."""
-        return tuple(self.base.shape[self.lora.a.ndim - 2 :])
+        return tuple(self.base.shape[self.lora.scale.ndim - 1 :])
 
     def base_matrix(self) -> Float[Array, "*stack in out"]:
         """The frozen weight as float32 matrices, dequantised if need be."""
@@ -495,8 +501,7 @@ class Adapted(Wrapping):
                 f"{self.shape} weight has no rule for it. Set dropout=0.0 for this site, or use "
                 "lora_jax.apply with a module kind that has a rule."
             )
-        base, update = self.base_matrix(), self.lora.delta()
-        weight, factors = base + (base * update if self.lora.of_base else update), self.factors()
+        weight, factors = self.lora.changed(self.base_matrix()), self.factors()
         if self.lora.rounded:
             weight = straight_through(
                 self.frozen().merged().matrix().astype(jnp.float32), _product(self.update())

@@ -6,6 +6,7 @@ variant reads the weight. The update starts at 0, and nothing is taken out of th
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 Arrays = dict[str, Array]
+DRAW = 777  # the seed of entries that are the same everywhere: PEFT's default of FourierFT
+LARGEST_DRAW = (2**32 - 1) // 20  # beyond it torch shuffles in another way
 
 
 def lora_xs(w: Float[Array, "in out"], key: jax.Array, spec: Any) -> Arrays:
@@ -83,6 +86,67 @@ def gralora(w: Any, key: jax.Array, spec: Any) -> Arrays:
         )
     a = _kaiming(key, rows // count, rows, spec.rank)
     return {"a": a, "b": jnp.zeros((spec.rank, out), jnp.float32)}
+
+
+def oft(w: Any, key: jax.Array, spec: Any) -> Arrays:
+    """No rotation: 0 for each pair of inputs of a block of `rank`.
+
+    Raises:
+        ValueError: the blocks do not divide the inputs, or are of one input.
+    """
+    rows, size = w.shape[0], spec.rank
+    if rows % size or size < 2:
+        raise ValueError(
+            f"variant 'oft' rotates blocks of `rank` inputs: rank={size} must be at least 2 and "
+            f"divide the weight's {rows} inputs."
+        )
+    return {"value": jnp.zeros(rows * (size - 1) // 2, jnp.float32)}
+
+
+def fourierft(w: Any, key: jax.Array, spec: Any) -> Arrays:
+    """0 at entries of the spectrum that are the same in all weights of a shape, as in the paper."""
+    return _entries(w, spec)
+
+
+def shira(w: Any, key: jax.Array, spec: Any) -> Arrays:
+    """0 at entries of the weight that are the same in all weights of a shape, as PEFT draws them
+    ('random'), in the order that they have in its files.
+    """
+    return _entries(w, spec, ordered=True)
+
+
+def _entries(w: Any, spec: Any, ordered: bool = False) -> Arrays:
+    """As many numbers as LoRA of the rank has."""
+    count, size = spec.rank * sum(w.shape), math.prod(w.shape)
+    if count > size or size > LARGEST_DRAW:
+        raise ValueError(
+            f"variant {spec.variant!r} trains rank x (inputs + outputs) = {count} entries of a "
+            f"{w.shape[0]} x {w.shape[1]} weight: they must be at most its {size}, and those at "
+            f"most {LARGEST_DRAW}. Lower the rank, or leave the site alone."
+        )
+    where = drawn_by_torch(*w.shape, count, ordered=ordered)
+    return {"value": jnp.zeros(count, jnp.float32), "where": jnp.asarray(where)}
+
+
+@functools.lru_cache(maxsize=32)
+def drawn_by_torch(
+    rows: int, columns: int, count: int, seed: int = DRAW, ordered: bool = False
+) -> np.ndarray:
+    """Entries of a matrix (rows, columns), counted row by row: the first `count` of the random
+    order that torch's generator gives those of the transposed matrix, which is how PEFT draws them;
+    `ordered` as they lie in that.
+    """
+    size = rows * columns
+    # Only the beginning of a Fisher-Yates shuffle: what it has moved is kept by place.
+    raw = np.random.RandomState(seed & 0xFFFFFFFF).bytes(4 * count)
+    moved: dict[int, int] = {}
+    found = np.empty(count, np.int64)
+    for i, number in enumerate(np.frombuffer(raw, "<u4").tolist()):
+        other = i + number % (size - i)
+        found[i] = moved.get(other, other)
+        moved[other] = moved.get(i, i)
+    out, inner = np.divmod(np.sort(found) if ordered else found, rows)
+    return (inner * columns + out).astype(np.int32)
 
 
 def tiled(rows: int, rank: int) -> np.ndarray:

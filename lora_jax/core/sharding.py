@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.tree_util import DictKey, tree_flatten_with_path
 
+from lora_jax.core.changes import Change
 from lora_jax.core.host import StoredWeight
 from lora_jax.core.hosts import spread
 from lora_jax.core.lowrank import LowRank
@@ -85,7 +86,7 @@ def shard(tree: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
 
 def _leaves(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
     """(path, box or array) of the tree, and its structure down to these."""
-    boxes = (QuantizedArray, LowRank, TrainedWeight, Placed)
+    boxes = (QuantizedArray, LowRank, Change, TrainedWeight, Placed)
     found, structure = tree_flatten_with_path(tree, is_leaf=lambda x: isinstance(x, boxes))
     return [(_path(keys), leaf) for keys, leaf in found], structure
 
@@ -192,6 +193,8 @@ def _laid(leaf: Any, cut: Cut) -> Any:
         axes |= dict.fromkeys(_VECTORS, (columns,))
         given = {name: getattr(leaf, name) for name in given_fields(leaf)}
         return leaf.replace(**{name: lay(x, *axes.get(name, ())) for name, x in given.items()})
+    if isinstance(leaf, Change):
+        return lay(leaf)  # Vectors.
     if isinstance(leaf, Placed):
         return leaf.replace(base=lay(leaf.base, rows, columns))
     # A trained weight's moments are of its shape.

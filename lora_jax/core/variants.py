@@ -27,6 +27,8 @@ class Variant:
     first values of its arrays, if it has its own (see `lora_jax.core.own_starts`); reads_weight:
     from the weight, not from its shape. blocked: has blocks, as many as the specification says.
     of_base: the update is times the base, entry by entry. dora: whether it goes with DoRA.
+    change: where it has no factors, the form of its `lora_jax.core.changes.Change`, whose arrays
+    `start` gives.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Variant:
     blocked: bool = False
     of_base: bool = False
     dora: bool = True
+    change: str = ""
 
     def check(self, spec: Any) -> None:
         """Nothing, if the specification's other fields go with the variant.
@@ -61,6 +64,12 @@ class Variant:
                 f"LoRA variant {self.name!r} has no factors of an update of the whole weight, and "
                 "DoRA rescales the sum of base and update: they do not go together. Set dora to "
                 "False."
+            )
+        if self.change and (spec.dropout or spec.merge_aware or spec.parts is not None):
+            given = "dropout" if spec.dropout else "merge_aware" if spec.merge_aware else "parts"
+            raise ValueError(
+                f"LoRA variant {self.name!r} has no factors, and {given}={getattr(spec, given)!r} "
+                "is about factors. Leave dropout at 0, merge_aware off and parts at None."
             )
         if self.of_base and (spec.dropout or spec.merge_aware or not drawn):
             given = "dropout" if spec.dropout else "merge_aware" if spec.merge_aware else "init"
@@ -114,6 +123,12 @@ VARIANTS: dict[str, Variant] = {
         Variant("gralora", start=own_starts.gralora, blocked=True),
         # Huang et al. 2025, HiRA (ICLR): of high rank, as the base is.
         Variant("hira", of_base=True, scaled=False, dora=False),
+        # Qiu et al. 2023 (arXiv 2306.07280), 2025 (2506.19847): rank inputs are rotated together.
+        Variant("oft", change="oft", start=own_starts.oft, scaled=False, dora=False),
+        # Gao et al. 2024 (arXiv 2405.03003), and Bhardwaj et al. 2024 (arXiv 2406.13175): as many
+        # numbers as LoRA of that rank has.
+        Variant("fourierft", change="fourierft", start=own_starts.fourierft, dora=False),
+        Variant("shira", change="shira", start=own_starts.shira, scaled=False, dora=False),
     )
 }
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.core.aux_modules import Bottleneck, Gain, Prefix
+from lora_jax.core.changes import Change
 from lora_jax.core.json_files import parse_json
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.notice import say_once
@@ -27,7 +28,7 @@ from lora_jax.io.tensors import check_finite
 FILE = "adapter.safetensors"
 _FORMAT = "lora_jax-adapter-2"
 _WITHOUT_CHECKSUM = "lora_jax-adapter-1"
-_KINDS: dict[str, type] = {kind.kind: kind for kind in (Rows, Bottleneck, Gain, Prefix)}
+_KINDS: dict[str, type] = {kind.kind: kind for kind in (Rows, Bottleneck, Gain, Prefix, Change)}
 _DERIVED = ("base_square",)  # follows from the base: recomputed, not stored
 
 
@@ -65,7 +66,7 @@ def save_adapter(
         }
     check_finite(tensors, "; the adapter was not saved.")
 
-    axes = {path: leaf.in_axes for path, leaf in trainable.items() if leaf.rank}
+    axes = {path: leaf.in_axes for path, leaf in trainable.items() if isinstance(leaf, LowRank)}
     metadata = {
         "format": _FORMAT,
         "base": base,
@@ -210,7 +211,7 @@ def _odd_static(leaf: Any) -> str | None:
 def _static(leaf: Any) -> dict[str, Any]:
     """What a leaf says besides its arrays: its kind, and fields that differ from their defaults."""
     kind = {"kind": leaf.kind} if leaf.kind in _KINDS else {}
-    arrays = {*array_fields(leaf), "in_axes"}
+    arrays = {*array_fields(leaf), *(("in_axes",) if isinstance(leaf, LowRank) else ())}
     fields = [field for field in dataclasses.fields(leaf) if field.name not in arrays]
     return kind | {
         field.name: getattr(leaf, field.name)

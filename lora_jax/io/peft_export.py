@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from lora_jax.core.changes import Change
 from lora_jax.core.json_files import parse_json
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.paths import nearest
 from lora_jax.core.trainable import Trainables
 from lora_jax.io.named_weights import assembled
 from lora_jax.io.names import Name, Names
+from lora_jax.io.peft_changes import change_form, change_settings, change_tensors, stand_in
 from lora_jax.io.peft_settings import alpha_of, common, endings
 from lora_jax.io.peft_variants import own_form, own_settings, own_tensors
 from lora_jax.io.tensors import check_finite
@@ -76,7 +78,7 @@ def to_peft(
 ) -> PeftAdapter:
     """The adapter in PEFT's words.
 
-    MiSS, LoHa, LoKr, GraLoRA and HiRA are written as PEFT's methods of those names, with as many numbers
+    MiSS, LoHa, LoKr, GraLoRA, HiRA, OFT, FourierFT and SHiRA are written as PEFT's methods of those names, with as many numbers
     as are trained, unless `plain` asks for LoRA's factors, which more readers know. Other variants,
     and those that PEFT's method cannot say (modules of several ranks under MiSS), are written as the plain LoRA that computes the same (VeRA's gains multiplied into B;
     the start that PiSSA and others take out of the base as twice the rank), said in `notes`. Every
@@ -94,6 +96,9 @@ def to_peft(
     """
     notes: list[str] = []
     form, given = None if plain else own_form(trainable, names), trainable
+    change = None if plain else change_form(trainable, names)
+    if change is not None:
+        trainable = {p: stand_in(x) if isinstance(x, Change) else x for p, x in trainable.items()}
     trainable = {
         path: leaf
         if leaf.kind in ("whole", "rows")
@@ -115,7 +120,10 @@ def to_peft(
 
     bias, saved, whole_tensors = _whole(trainable, names, adapted)
     rows, row_tensors = _trained_rows(trainable, names, {*adapted, *saved})
-    own = _factor_tensors(adapted) if form is None else own_tensors(form, given, names, PREFIX)
+    if change is not None:
+        own = change_tensors(given, names, PREFIX)
+    else:
+        own = _factor_tensors(adapted) if form is None else own_tensors(form, given, names, PREFIX)
     tensors = own | whole_tensors | row_tensors
     check_finite(tensors, "; the adapter was not written.")
     if task_type in ("SEQ_CLS", "TOKEN_CLS") and (
@@ -139,6 +147,8 @@ def to_peft(
     if form is not None:
         notes = [] if form.dropout or not drops else [f"PEFT's {form.peft_type} drops no inputs"]
         config = own_settings(form, given, names, config)
+    if change is not None:
+        config = change_settings(change, given, names, config)
     scales = {module: float(f.scale) for module, f in sorted(adapted.items())}
     metadata = {
         "format": "pt",

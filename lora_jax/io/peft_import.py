@@ -10,12 +10,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from lora_jax.core.changes import Change
 from lora_jax.core.lowrank import RANK_AXIS, LowRank
 from lora_jax.core.paths import flatten
 from lora_jax.core.rows import Rows
 from lora_jax.core.trainable import Trainable, Trainables
 from lora_jax.io.named_weights import perhaps
 from lora_jax.io.names import Index, Name, Names
+from lora_jax.io.peft_changes import CHANGES, change_as_lora, change_from
 from lora_jax.io.peft_config import PeftConfig, read_config
 from lora_jax.io.peft_export import MAGNITUDE, PREFIX, ROWS, PeftAdapter, factor_keys
 from lora_jax.io.peft_variants import FORMS, Form, as_lora, layers_of
@@ -47,8 +49,12 @@ def from_peft(
             has another shape, a dtype that is not floating, or a NaN; a weight trained whole is
             there for some layers of a stack only; the file changes nothing.
     """
-    form = FORMS.get(str(found.config.get("peft_type")))
-    config = read_config(found.config if form is None else as_lora(found.config))
+    method = str(found.config.get("peft_type"))
+    form, change = FORMS.get(method), CHANGES.get(method)
+    if change is not None:
+        config = read_config(change_as_lora(found.config))
+    else:
+        config = read_config(found.config if form is None else as_lora(found.config))
     tensors = _without_doubles(_unprefixed(found.tensors))
     module_of = renamed(names, tensors)
     matrices = {
@@ -59,7 +65,8 @@ def from_peft(
     }
     config.check_used(sorted(matrices), sorted(set(module_of.values()) - matrices))
     _check_said(config, names, module_of)
-    promised = list(_promised(config, names, module_of, form))
+    own_keys = (change.key,) if change is not None else None if form is None else form.keys
+    promised = list(_promised(config, names, module_of, own_keys))
     _check_keys({key for key, *_ in promised}, tensors, names, module_of, frozen)
 
     keys: dict[str, Keys] = {}
@@ -79,6 +86,9 @@ def from_peft(
             convert = names[path].from_theirs
             whole = {i: fitted(key, tensors[key], convert) for i, key in own["whole"].items()}
             trainable[path] = trained_weight(path, names[path], whole)
+        elif change is not None:
+            modules = {index: module_of_key(key) for index, key in own["A"].items()}
+            trainable[path] = change_from(path, names[path], modules, found.config, tensors)
         elif form is not None:
             blocks = 1 if form.blocks is None else found.config.get(form.blocks, 2)
             trainable[path] = _own_factors(path, names[path], own, config, tensors, form, blocks)
@@ -89,7 +99,7 @@ def from_peft(
 
 
 def _promised(
-    config: PeftConfig, names: Names, module_of: Mapping[str, str], form: Form | None
+    config: PeftConfig, names: Names, module_of: Mapping[str, str], own_keys: tuple[str, ...] | None
 ) -> Iterator[tuple[str, str, str, Index]]:
     """(key, our path, what it is of the weight, layer) of every tensor that the configuration
     promises. Several paths share a key where their weights are fused.
@@ -108,8 +118,8 @@ def _promised(
             module = module_of[module]
             if name.kind == "embedding" and config.rows(module, _is_input(path)) is not None:
                 yield f"{module}.{ROWS}", path, "rows", index
-            if name.kind != "vector" and module in adapted and form is not None:
-                for number, key in enumerate(form.keys):
+            if name.kind != "vector" and module in adapted and own_keys is not None:
+                for number, key in enumerate(own_keys):
                     yield f"{module}.{key}", path, "A" if not number else key, index
             elif name.kind != "vector" and module in adapted:
                 for role, key in zip("AB", factor_keys(name, module)):
@@ -349,7 +359,9 @@ def _check_copy(
 def _check_effect(trainable: Trainables) -> None:
     low = [leaf for leaf in trainable.values() if leaf.rank]
     if len(low) == len(trainable) and not any(
-        all(np.any(x) for x in (leaf.a, leaf.b, leaf.a2, leaf.outer) if x is not None)
+        np.any(leaf.value)
+        if isinstance(leaf, Change)
+        else all(np.any(x) for x in (leaf.a, leaf.b, leaf.a2, leaf.outer) if x is not None)
         or leaf.magnitude is not None
         for leaf in low
     ):

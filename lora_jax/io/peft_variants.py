@@ -184,7 +184,7 @@ def form_of(low: LowRank) -> Form | None:
 
 def own_form(trainable: Trainables, names: Names) -> Form | None:
     """The method that PEFT has for all factors of an adapter; None where it is LoRA's."""
-    low = {path: leaf for path, leaf in trainable.items() if leaf.rank}
+    low = {path: leaf for path, leaf in trainable.items() if isinstance(leaf, LowRank)}
     forms = {id(form): form for form in map(form_of, low.values())}
     form = next(iter(forms.values()), None)
     if len(forms) != 1 or form is None or any(leaf.rounded for leaf in low.values()):
@@ -192,7 +192,9 @@ def own_form(trainable: Trainables, names: Names) -> Form | None:
     linear = all(
         path in names and names[path].kind == "linear" and not names[path].partial for path in low
     )
-    only_factors = all(leaf.rank or leaf.kind == "whole" for leaf in trainable.values())
+    only_factors = all(
+        isinstance(leaf, LowRank) or leaf.kind == "whole" for leaf in trainable.values()
+    )
     alike = {leaf.blocks for leaf in low.values()}
     layers = [
         layer

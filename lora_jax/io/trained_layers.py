@@ -111,7 +111,7 @@ def _cuts(module: str) -> list[tuple[str, str]]:
 
 def module_of_key(key: str) -> str:
     """The module that a tensor belongs to, in PEFT's files and in loralib's."""
-    for marker in (".lora_", ".base_layer.", ".token_adapter."):
+    for marker in (".lora_", ".oft_", ".base_layer.", ".token_adapter."):
         if marker in key:
             return key.partition(marker)[0]
     return key.rpartition(".")[0]

@@ -257,6 +257,7 @@ def _leaves(state: TrainState) -> tuple[list[tuple[Any, Any]], Any]:
 # Second moments of an optimiser between the columns of a factor.
 _SQUARES = {"a_square": (-2, -1), "b_square": (-2, -1)}
 _AXES = {name: (axis,) for name, axis in RANK_AXIS.items()} | {"mix": (-2, -1)} | _SQUARES
+_AXES |= {"value": (-1,), "where": (-1,)}  # of changes that are no factors
 
 
 def _padding(path: Any, used: dict[str, np.ndarray]) -> tuple[np.ndarray | None, tuple[int, ...]]:

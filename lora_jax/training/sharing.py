@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from lora_jax.config import ADAPTERS, Config, flatten, resolve_targets
 from lora_jax.core.init import initializer_named
+from lora_jax.core.variants import VARIANTS
 from lora_jax.training.optim import structure_of
 
 
@@ -20,7 +21,9 @@ def program_key(run: Config) -> Config:
     dropout = 0.5 if run.lora.dropout else 0.0
     # What is kept in 8 bits depends on the size of an array: runs of other ranks, padded to one,
     # would be other runs.
-    rank = run.lora.rank if run.optim.name == "adamw8bit" else 1
+    # Blocks of a rotation are of one size.
+    rotates = VARIANTS[run.lora.variant].change == "oft"
+    rank = run.lora.rank if run.optim.name == "adamw8bit" or rotates else 1
     lora = replace(run.lora, rank=rank, alpha=1.0, scaling="standard", dropout=dropout, layers=None)
     lora = replace(lora, init_from=None)  # Values, not shapes.
     if initializer_named(run.lora.init).reads == "shape":  # All of them give arrays of one kind.

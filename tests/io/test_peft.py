@@ -14,6 +14,7 @@ import pytest
 
 import lora_jax
 from lora_jax.adapters.surgery import adapt
+from lora_jax.core.paths import flatten
 from lora_jax.io import safetensors
 from lora_jax.io.names import Name
 from lora_jax.io.peft import from_peft, load_peft, save_peft, to_peft
@@ -745,6 +746,9 @@ def test_variants_are_written_as_plain_LoRA_with_the_same_update_and_the_base_is
         ("LOKR", dict(variant="lokr", rank=1)),
         ("GRALORA", dict(variant="gralora", rank=4)),
         ("HIRA", dict(variant="hira", rank=3)),
+        ("OFT", dict(variant="oft", rank=4)),
+        ("FOURIERFT", dict(variant="fourierft", rank=1)),
+        ("SHIRA", dict(variant="shira", rank=1)),
     ],
 )
 def test_variants_are_written_as_PEFTs_own_methods_and_read_back_number_by_number(
@@ -766,8 +770,11 @@ def test_variants_are_written_as_PEFTs_own_methods_and_read_back_number_by_numbe
         np.testing.assert_array_equal(ours, theirs)
     halved = {path: leaf.replace(scale=leaf.scale / 2) for path, leaf in trainable.items()}
     for path, leaf in from_peft(to_peft(halved, names), names).items():
-        np.testing.assert_allclose(leaf.delta(), halved[path].delta(), rtol=1e-6, atol=1e-7)
-    if peft_type == "HIRA":
+        base = jnp.asarray(flatten(params)[path])
+        np.testing.assert_allclose(
+            leaf.changed(base), halved[path].changed(base), rtol=1e-6, atol=1e-6
+        )
+    if peft_type in ("HIRA", "OFT", "FOURIERFT", "SHIRA"):
         with pytest.raises(ValueError, match="Merge it into the base"):
             to_peft(trainable, names, plain=True)
     else:

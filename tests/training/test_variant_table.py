@@ -39,6 +39,9 @@ SPECS = {
     "lokr": dict(variant="lokr", rank=1),
     "gralora": dict(variant="gralora"),
     "hira": dict(variant="hira"),
+    "oft": dict(variant="oft"),
+    "fourierft": dict(variant="fourierft", alpha=300.0),
+    "shira": dict(variant="shira"),
 }
 
 
