@@ -19,6 +19,7 @@ from lora_jax.training.allocator import keep_freed_memory
 from lora_jax.training.interrupted import Interrupted, ended_by_signals
 
 COMMANDS: dict[str, str] = {
+    "configs": "the configs that come with the package, by name, a line each",
     "train": "train one run: full, head, lora or qlora",
     "plan": "what a run needs of a device's memory, from config.json alone, and what makes it fit",
     "sweep": "train a grid over rank, bit-width, targets and seeds; finished runs are kept",
@@ -38,12 +39,13 @@ COMMANDS: dict[str, str] = {
 
 _EPILOG = """\
 The main job, under ten minutes on two CPU cores:
-  lora-jax sweep --config configs/default.py:tuned              tune, train, and write the report
-  lora-jax sweep --config configs/default.py:tuned --dry-run    only show what it would do and need
+  lora-jax sweep --config default:tuned              tune, train, and write the report
+  lora-jax sweep --config default:tuned --dry-run    only show what it would do and need
 
 Any setting can be given on the command line, as often as needed:
-  lora-jax sweep --config configs/default.py --config.sweep.rank=1,2,4 --config.out=runs/ranks
+  lora-jax sweep --config default --config.sweep.rank=1,2,4 --config.out=runs/ranks
 
+A config is a file or the name of a shipped one: lora-jax configs lists those.
 lora-jax COMMAND --help says more about a command.
 """
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from tiny_language import write_completions, write_tiny_model
 
-from lora_jax.config import Config, load_config, to_dict
+from lora_jax import cli
+from lora_jax.config import Config, load_config, shipped_configs, to_dict
 from lora_jax.config.load import run_file
 from lora_jax.sweeps.grid import expand
 from lora_jax.sweeps.runner import run_sweep
@@ -59,6 +60,24 @@ def test_every_config_says_what_it_said(name, capsys):
         text = json.dumps(said, sort_keys=True)
         found[argument] = hashlib.sha256(text.encode()).hexdigest()[:12]
     assert found == MEANINGS[name]
+
+
+def test_shipped_configs_go_by_name(monkeypatch, tmp_path, capsys):
+    names = shipped_configs()
+    files = {file for file in CONFIGS.rglob("*.py") if "def get_config" in file.read_text()}
+    assert {CONFIGS / f"{name}.py" for name in names} == files
+    assert all(len(question) > 20 for question in names.values())
+    monkeypatch.chdir(tmp_path)
+    assert load_config("sweeps/rank:table18") == load_config(f"{CONFIGS}/sweeps/rank.py:table18")
+    with pytest.raises(FileNotFoundError, match="no 'sweeps/rnk'. Nearest: 'sweeps/rank'"):
+        load_config("sweeps/rnk")
+
+    assert cli.main(["configs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(names) and max(map(len, lines)) <= 100
+    assert cli.main(["configs", "default"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("Which rank") and said.endswith(f"file: {CONFIGS / 'default.py'}\n")
 
 
 def test_every_file_is_tested_here():

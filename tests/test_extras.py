@@ -129,3 +129,20 @@ runpy.run_path({str(ROOT / "tests" / "shared" / "core_alone.py")!r}, run_name="_
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert ran.returncode == 0 and "the core alone works" in ran.stdout, ran.stderr
+
+
+def test_a_wheel_holds_every_package_and_the_configs():
+    folders = {file.parent for file in (ROOT / "lora_jax").rglob("*.py")}
+    folders |= {file.parent for file in (ROOT / "lora_jax").rglob("assets/*")}
+    found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    found |= {
+        ".".join(("lora_jax", *file.parent.relative_to(ROOT).parts))
+        for file in (ROOT / "configs").rglob("*.py")
+    }
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert set(setuptools["packages"]) == found
+
+
+def test_the_version_that_is_cited_is_the_one_that_is_installed():
+    (cited,) = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    assert cited == PROJECT["version"]

@@ -123,10 +123,8 @@ def test_ci_runs_the_commands_that_it_gives():
         re.search(r'pip install --quiet -e "\.\[test\]" && pytest', script)
         and 'pip install -e ".[test]" && pytest' in TEXT
     )
-    assert (
-        "lora-jax sweep --config configs/default.py" in script
-        and "lora-jax sweep --config configs/default.py" in TEXT
-    )
+    assert "lora-jax sweep --config default:tuned" in script
+    assert "lora-jax sweep --config default:tuned" in TEXT
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Adds --config, which also takes single settings."""
     parser.add_argument(
-        "--config", required=True, metavar="FILE.py[:ARG]",
-        help="a config file, with an argument for its get_config; --config.GROUP.KEY=VALUE changes one setting of it",
+        "--config", required=True, metavar="FILE.py[:ARG]|NAME[:ARG]",
+        help="a config file or a shipped config's name (lora-jax configs), with an argument for its get_config; --config.GROUP.KEY=VALUE changes one setting of it",
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no settings, no progress bar")
 

@@ -39,6 +39,8 @@ from .load import load_config as load_config
 from .load import to_dict as to_dict
 from .load import validate as validate
 from .load import with_overrides as with_overrides
+from .shipped import path_of_config as path_of_config
+from .shipped import shipped_configs as shipped_configs
 from .values import UnknownKeyError as UnknownKeyError
 from .values import default_of as default_of
 from .values import kind_of as kind_of

@@ -16,6 +16,7 @@ from typing import Any
 from lora_jax.config.fields import Config, flatten
 from lora_jax.config.limits import listed
 from lora_jax.config.rules import check_together
+from lora_jax.config.shipped import path_of_config
 from lora_jax.config.values import build, default_of, read_value
 from lora_jax.core.extras import needs
 
@@ -25,8 +26,8 @@ with needs("training"):
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
-    """The checked config of a file `path/to/file.py[:arg]`, with `config.a.b=value` overrides
-    applied in order.
+    """The checked config of a file `path/to/file.py[:arg]`, or of a shipped one `name[:arg]` (as
+    `lora_jax.config.shipped_configs` has them), with `config.a.b=value` overrides applied in order.
 
     Overrides are set on the ConfigDict that the file returns, so a setting that the file derives
     from another by a FieldReference follows it. They take the type of the key they name:
@@ -141,15 +142,22 @@ def _override(values: ml_collections.ConfigDict, override: str) -> None:
 
 
 def _run_config_file(spec: str) -> Any:
-    """What `get_config(arg)` of the file in `path/to/file.py[:arg]` returns."""
-    name, colon, argument = spec.partition(".py:")
-    path = Path(name + ".py" if colon else name)
+    """What `get_config(arg)` of the file in `path/to/file.py[:arg]`, or of the shipped config
+    `name[:arg]`, returns.
+    """
+    if spec.endswith(".py") or ".py:" in spec:
+        name, colon, argument = spec.partition(".py:")
+        path = Path(name + ".py" if colon else name)
+    else:
+        name, colon, argument = spec.partition(":")
+        path = path_of_config(name)
     if not path.is_file():
         names = [str(other) for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(str(path), names, 3, 0.4) or names[:5]
         raise FileNotFoundError(
             "A config is a Python file, path/to/file.py or path/to/file.py:arg, but there is no "
-            f"{path}. In its folder: {listed(near) or 'no .py file'}."
+            f"{path}. In its folder: {listed(near) or 'no .py file'}. Shipped ones go by name "
+            "(`lora-jax configs`)."
         )
 
     module = run_file(path)
