@@ -53,7 +53,7 @@ SPECS = {
 # ones are more.
 WIDER = {"loha": 2, "dora_loha": 2, "gralora": 2, "lokr": {"up": 4, "down": 2}}
 # Those whose parts differ from each other: together they cover every branch of every rule.
-APART = ("lora", "dora", "vera", "qa_lora", "dora_pissa", "fused", "lokr", "hira", "oft", "shira")
+APART = ("lora", "dora", "vera", "qa_lora", "dora_pissa", "fused", "lokr", "hira", "oft")
 CHANGES = ("oft", "fourierft", "shira")
 QUANT = QuantSpec("nf4", 4, False)
 # Sums of up to 24 terms in another order, through about ten layers; relative to the largest
