@@ -83,6 +83,13 @@ def docstring_of(file: Path) -> str:
 
 README = commands("\n".join(blocks("bash")))
 # A command is a line of its own, which may go on after a backslash.
+PAGES = {
+    f"{file.stem}: {command}": command
+    for file in sorted((ROOT / "docs" / "pages").rglob("*.md"))
+    for command in commands(
+        "\n".join(re.findall(r"```bash\n(.*?)```", file.read_text(), re.DOTALL))
+    )
+}
 DOCSTRINGS = {
     f"{file.relative_to(ROOT)}: {command}": command
     for file in sorted((ROOT / "configs").rglob("*.py"))
@@ -97,7 +104,9 @@ def test_every_command_of_a_docstring_is_found():
         assert found or "def get_config" not in file.read_text(), f"{file} names no command"
 
 
-@pytest.mark.parametrize("line", [*README, *DOCSTRINGS.values()], ids=[*README, *DOCSTRINGS])
+@pytest.mark.parametrize(
+    "line", [*README, *PAGES.values(), *DOCSTRINGS.values()], ids=[*README, *PAGES, *DOCSTRINGS]
+)
 def test_commands_have_options_files_and_settings_that_exist(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     _, parsed = cli.parse(shlex.split(line, comments=True))
