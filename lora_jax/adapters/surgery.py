@@ -94,6 +94,8 @@ def adapt(
     out: dict[str, Trainable] = {}
     # In the order of their paths, so that a fingerprint can be made of those that are in files.
     for path, weight in sorted(flat.items()):
+        if isinstance(weight, StoredWeight) and weight.like is not None:
+            weight = weight.load(None)
         if path in trained:
             # Its own array: the training step donates what it trains, not the caller's weights.
             whole = meta.unbox(jax.tree.map(to_device, weight))
@@ -119,6 +121,12 @@ def adapt(
     order = [*(path for path in flat if path not in trained), *trained]
     kept = unflatten({path: frozen[path] for path in flat if path in frozen})
     return kept, {path: out[path] for path in order if path in out}
+
+
+def quantized_as(weight: Any) -> QuantSpec | None:
+    """The format of a weight that is quantised, here or in its file; None if it is not."""
+    box = weight.like if isinstance(weight, StoredWeight) else weight
+    return box.spec if isinstance(box, QuantizedArray) else None
 
 
 def trainable_parameters(trainable: Trainables) -> int:
@@ -304,7 +312,7 @@ def _check_selection(
                 )
 
     aware = [path for path, spec in adapted.items() if spec.merge_aware]
-    stored = {path for path in aware if isinstance(flat[path], QuantizedArray)}
+    stored = {path for path in aware if quantized_as(flat[path]) is not None}
     if aware and not stored and not quantized.keys() & set(aware):
         raise ValueError(
             f"{aware[0]!r} is to be merge-aware, and none of the adapted weights is quantised: "
@@ -318,8 +326,8 @@ def _check_selection(
                 "dropout=0.0."
             )
     for path in [*quantized, *trained]:
-        if isinstance(flat[path], QuantizedArray):
+        if (spec := quantized_as(flat[path])) is not None:
             raise ValueError(
-                f"{path!r} is quantised already ({flat[path].spec.format}); it cannot be quantised "
+                f"{path!r} is quantised already ({spec.format}); it cannot be quantised "
                 "again or trained whole."
             )

@@ -8,6 +8,8 @@ of a model can be targets.
   lora-jax inspect minilm-l6 --targets --pattern 'ffn=layers(_\\d+)?/mlp/.*/kernel'
 
 Of a checkpoint the whole file is read, so that its checksum is verified; no weight is dequantised.
+A model folder that another tool quantised (bitsandbytes, GPTQ, AWQ, NVFP4) works, too: formats and
+bytes by weight, of which none is read.
 Of an adapter, ours or PEFT's, the rank at every site and layer is shown, its base, and sites that
 change nothing. Of a model, the named sets of targets and its sites; no weight is read.
 """
@@ -16,7 +18,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -26,6 +29,7 @@ from lora_jax.core.escapes import in_terminal
 
 if TYPE_CHECKING:
     from lora_jax.analysis.quantisation import Loss
+    from lora_jax.core.quantize import QuantizedArray
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder",
         metavar="FOLDER",
-        help="what lora-jax quantize wrote; with --adapter, an adapter's folder; with --targets, a "
+        help="what lora-jax quantize wrote, or a quantised model of another tool; with --adapter, an adapter's folder; with --targets, a "
         "model: a folder, a known name or a Hugging Face id",
     )
     parser.add_argument(
@@ -70,26 +74,56 @@ def run(arguments: argparse.Namespace) -> int:
     from lora_jax.analysis.quantisation import Loss
     from lora_jax.core.paths import flatten
     from lora_jax.core.quantize import QuantizedArray, bytes_of
-    from lora_jax.io.quantized import load_quantized
+    from lora_jax.io.quantized import FILE, load_quantized
 
+    folder = Path(arguments.folder)
+    if (folder / "config.json").is_file() and not (folder / FILE).is_file():
+        return _stored(folder)
     tree, metadata = load_quantized(arguments.folder)
     flat = flatten(tree)
     boxes = {path: leaf for path, leaf in flat.items() if isinstance(leaf, QuantizedArray)}
     print_table(loss_table([Loss(**row) for row in metadata.get("losses", [])]))
-    packed, plain = (
-        sum(map(bytes_of, part))
-        for part in (boxes.values(), (leaf for path, leaf in flat.items() if path not in boxes))
-    )
+    plain = sum(bytes_of(leaf) for path, leaf in flat.items() if path not in boxes)
     print(f"model: {metadata.get('model', 'unknown')}")
     for spec in sorted({str(leaf.spec) for leaf in boxes.values()}):
         print(f"spec: {spec}")
-    weights = sum(leaf.size for leaf in boxes.values())
+    _say_bytes(boxes, len(flat) - len(boxes), plain)
+    return 0
+
+
+def _stored(folder: Path) -> int:
+    """Tables what a folder that another tool quantised holds."""
+    from lora_jax.core.quantize import bytes_of
+    from lora_jax.io.weights import open_model
+
+    stored = open_model(folder)
+    if not stored.boxes:
+        raise ValueError(
+            f"{folder} holds no quantised weight: lora-jax inspect {folder} --targets shows a model, "
+            "and lora-jax quantize writes a quantised one."
+        )
+    table = Table("weight", "shape", "format", "bytes")
+    for path, box in stored.boxes.items():
+        shape, format = box.described()
+        table.add_row(in_terminal(path), str(list(shape)), format, f"{bytes_of(box):,}")
+    print_table(table)
+    plain = [name for path, name in stored.names.items() if path not in stored.boxes]
+    size = stored.tensors.size
+    _say_bytes(
+        stored.boxes, len(plain), sum(size(tensor) for name in plain for _, tensor in name.layers())
+    )
+    return 0
+
+
+def _say_bytes(boxes: Mapping[str, QuantizedArray], others: int, plain: int) -> None:
+    from lora_jax.core.quantize import bytes_of
+
+    packed, weights = (sum(map(of, boxes.values())) for of in (bytes_of, lambda box: box.size))
     print(
         f"quantised: {len(boxes)} weights, {weights:,} numbers in {packed:,} bytes, "
         f"{8 * packed / max(weights, 1):.4f} bits each"
     )
-    print(f"left as they were: {len(flat) - len(boxes)} weights, {plain:,} bytes")
-    return 0
+    print(f"left as they were: {others} weights, {plain:,} bytes")
 
 
 def _targets(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -21,23 +22,28 @@ def fingerprint(tree: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits from paths, dtypes, shapes and bytes of all arrays, boxes' too."""
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten(tree).items()):
-        digest.update(f"{path}:{jax.tree.structure(leaf)}".encode())
-        for array in jax.tree.leaves(leaf):
-            host = np.asarray(array, order="C")
-            digest.update(f"{host.dtype}{host.shape}".encode())
-            digest.update(host.reshape(-1).view(np.uint8).data)
+        _count_leaf(digest, path, leaf)
     return digest.hexdigest()[:16]
 
 
+def _count_leaf(digest: Any, path: str, leaf: Any) -> None:
+    """Adds a path and all arrays there."""
+    digest.update(f"{path}:{jax.tree.structure(leaf)}".encode())
+    for array in jax.tree.leaves(leaf):
+        host = np.asarray(array, order="C")
+        digest.update(f"{host.dtype}{host.shape}".encode())
+        digest.update(host.reshape(-1).view(np.uint8).data)
+
+
 class PassingFingerprint:
-    """The `fingerprint` of a tree of plain arrays that never is in memory as a whole: made of their
-    parts while these are read for something else.
+    """The `fingerprint` of a tree that never is in memory as a whole: made of the parts of its
+    arrays, and of whole boxes, while these are read for something else.
 
     Arrays count in the order of their paths. What passes in another order, or not at all, is read
     by `done`.
 
     Args:
-        leaves: (path, dtype, shape) of every array.
+        leaves: (path, dtype, shape) of every array, or box.
     """
 
     def __init__(self, leaves: Iterable[tuple[str, Any, Shape]]) -> None:
@@ -65,11 +71,27 @@ class PassingFingerprint:
         self._digest = digest
         self._left.popleft()
 
-    def done(self, parts: Callable[[str], Iterable[tuple[Any, np.ndarray]]]) -> str:
-        """Sixteen hexadecimal digits; `parts` gives those of an array that did not pass yet."""
+    def whole(self, path: str, leaf: Any) -> None:
+        """Counts a box that is there as a whole, if it is the next one and all of it is here."""
+        here = all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(leaf))
+        if here and self._left and self._left[0][0] == path:
+            _count_leaf(self._digest, path, leaf)
+            self._left.popleft()
+
+    def done(
+        self,
+        parts: Callable[[str], Iterable[tuple[Any, np.ndarray]]],
+        boxes: Mapping[str, Callable[[], Any]] = types.MappingProxyType({}),
+    ) -> str:
+        """Sixteen hexadecimal digits; `parts` gives those of an array that did not pass yet, `boxes`
+        read those at their paths.
+        """
         while self._left:
             path = self._left[0][0]
-            deque(self.of(path, parts(path)), maxlen=0)
+            if path in boxes:
+                self.whole(path, boxes[path]())
+            else:
+                deque(self.of(path, parts(path)), maxlen=0)
         return self._digest.hexdigest()[:16]
 
 

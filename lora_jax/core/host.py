@@ -214,6 +214,8 @@ class StoredWeight:
         load: given how the weight is to be stored (None: as it is) and where (`Place` of its path;
             None: the default device), an array or a quantised one, whose dense form is never in
             memory as a whole.
+        like: of a weight that is quantised in its file, the box with the shape and dtype of each of
+            its arrays; it is stored no other way.
     """
 
     def __init__(
@@ -222,8 +224,11 @@ class StoredWeight:
         dtype: Any,
         load: Callable[[Any, Place | None], Any],
         place: Place | None = None,
+        *,
+        like: Any = None,
     ) -> None:
         self.shape, self.dtype, self._load, self._place = shape, np.dtype(dtype), load, place
+        self.like = like
         self.ndim, self.size = len(shape), math.prod(shape)
         self._shared: weakref.ref[jax.Array] | None = None
 
@@ -233,13 +238,18 @@ class StoredWeight:
 
     def at(self, place: Place) -> StoredWeight:
         """The weight that will be read to another place."""
-        return StoredWeight(self.shape, self.dtype, self._load, place)
+        return StoredWeight(self.shape, self.dtype, self._load, place, like=self.like)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.load(None), dtype)
+        stored = self.load(None)
+        return np.asarray(stored if self.like is None else stored.unbox(), dtype)
 
-    def shared(self) -> jax.Array:
-        """The weight on its device: one array for all who ask while one of them still holds it."""
+    def shared(self) -> Any:
+        """The weight on its device: one array for all who ask while one of them still holds it. One
+        that is quantised is read for each.
+        """
+        if self.like is not None:
+            return self.load(None)
         array = None if self._shared is None else self._shared()
         if array is None:
             array = to_device(self.load(None))
@@ -247,8 +257,9 @@ class StoredWeight:
         return array
 
 
-def to_device(array: Any) -> jax.Array:
-    """The array as a jax.Array: shared where nobody can write to it any more, otherwise a copy.
+def to_device(array: Any) -> Any:
+    """The array as a jax.Array: shared where nobody can write to it any more, otherwise a copy; a
+    weight that is quantised in its file, as its box.
 
     A view of a mapped file is copied, since the file can change.
     """

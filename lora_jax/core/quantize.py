@@ -496,8 +496,8 @@ _dense = jax.jit(QuantizedArray.unbox)
 
 
 def bytes_of(tree: Any) -> int:
-    """Bytes of all arrays stored in a tree, boxes counted by what they store."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    """Bytes of all arrays stored in a tree, or of such shapes; boxes counted by what they store."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def bytes_by_path(tree: Mapping[str, Any]) -> dict[str, int]:

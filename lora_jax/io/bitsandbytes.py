@@ -216,7 +216,7 @@ def _from_4bit(name: str, tensors: Mapping[str, Any]) -> QuantizedArray:
             f"{name}: needed one of {', '.join(_STATE + kind for kind in _TYPES)} beside it, found "
             f"{sorted(parts) or 'nothing'}."
         )
-    state = _state(name, parts.pop(f"{_STATE}{kind}"), kind)
+    state = state_of(name, parts.pop(f"{_STATE}{kind}"), kind)
     double = "nested_offset" in state
     needed = {"absmax", "quant_map"} | ({"nested_absmax", "nested_quant_map"} if double else set())
     if set(parts) != needed:
@@ -253,6 +253,41 @@ def _from_4bit(name: str, tensors: Mapping[str, Any]) -> QuantizedArray:
     matrix = bit_packing.unpack(jnp.asarray(codes[:, None]), 4, out * rows).reshape(out, rows).T
     scale = scale if double else jnp.asarray(scale.reshape(out, rows // block).T)
     return QuantizedArray(codes=bit_packing.pack(matrix, 4), scale=scale, **common)
+
+
+def state_of(name: str, packed: np.ndarray, kind: str) -> dict[str, Any]:
+    """What the state beside the weight `name` says of it.
+
+    Raises:
+        ValueError: it is damaged, or says what is not read.
+    """
+    try:
+        state = parse_json(bytes(packed.astype(np.uint8)), "it")
+        shape = tuple(state["shape"])
+        if state["quant_type"] != kind or state["dtype"] not in _DTYPES or len(shape) != 2:
+            raise ValueError(
+                f"quant_type {state['quant_type']!r}, dtype {state['dtype']!r}, shape {shape}"
+            )
+
+        if not all(isinstance(size, int) and 0 < size < 2**31 for size in shape):
+            raise ValueError(f"shape {shape}")
+        if "nested_offset" in state:
+            nested = state["nested_blocksize"], state["nested_dtype"], state["nested_offset"]
+            if (
+                nested[:2] != (blockwise.BLOCK, "float32")
+                or not isinstance(nested[2], float)
+                or not math.isfinite(nested[2])
+            ):
+                raise ValueError(f"nested block size, dtype and offset {nested}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{name}.{_STATE}{kind} needs a JSON object with quant_type, blocksize, dtype and "
+            "shape [out, in], and nested_blocksize 256, nested_dtype 'float32' and nested_offset "
+            f"with double quantisation; it has {type(error).__name__}: {error}."
+        ) from None
+
+    _check_type(kind, state.get("blocksize"), name)
+    return state
 
 
 def _nested(name: str, parts: Mapping[str, np.ndarray], offset: float) -> DoubleQuantized:
@@ -373,36 +408,6 @@ def _from_8bit(name: str, stem: str, tensors: Mapping[str, Any], dtype: Any) -> 
         codes=jnp.asarray(codes), scale=jnp.asarray(scale.reshape(1, -1)), spec=QuantSpec("int8", None, double=False),
         kernel_shape=codes.shape, in_axes=(0,), dtype=jnp.dtype(dtype),
     )  # fmt: skip
-
-
-def _state(name: str, packed: np.ndarray, kind: str) -> dict[str, Any]:
-    try:
-        state = parse_json(bytes(packed.astype(np.uint8)), "it")
-        shape = tuple(state["shape"])
-        if state["quant_type"] != kind or state["dtype"] not in _DTYPES or len(shape) != 2:
-            raise ValueError(
-                f"quant_type {state['quant_type']!r}, dtype {state['dtype']!r}, shape {shape}"
-            )
-
-        if not all(isinstance(size, int) and 0 < size < 2**31 for size in shape):
-            raise ValueError(f"shape {shape}")
-        if "nested_offset" in state:
-            nested = state["nested_blocksize"], state["nested_dtype"], state["nested_offset"]
-            if (
-                nested[:2] != (blockwise.BLOCK, "float32")
-                or not isinstance(nested[2], float)
-                or not math.isfinite(nested[2])
-            ):
-                raise ValueError(f"nested block size, dtype and offset {nested}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{name}.{_STATE}{kind} needs a JSON object with quant_type, blocksize, dtype and "
-            "shape [out, in], and nested_blocksize 256, nested_dtype 'float32' and nested_offset "
-            f"with double quantisation; it has {type(error).__name__}: {error}."
-        ) from None
-
-    _check_type(kind, state.get("blocksize"), name)
-    return state
 
 
 def _check_type(kind: str, block_size: Any, name: str) -> None:

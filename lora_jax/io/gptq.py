@@ -18,6 +18,7 @@ import numpy as np
 from lora_jax.core import bit_packing
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
 
+GPTQ_BITS, AWQ_BITS = (2, 4, 8), (4,)
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
@@ -38,7 +39,7 @@ def from_gptq(
         ValueError: the bits are others; a tensor is missing, or of another shape or dtype; or the
             inputs are not in the order of their groups (desc_act).
     """
-    _check_bits(bits, (2, 4, 8), "GPTQ")
+    check_bits(bits, GPTQ_BITS, "GPTQ")
     qweight, qzeros = (_integers(tensors, name) for name in ("qweight", "qzeros"))
     scales = _scales(tensors)
     codes = _parts(qweight.T, bits).T
@@ -65,7 +66,7 @@ def from_awq(
     Raises:
         ValueError: the bits are not 4, or a tensor is missing, or of another shape or dtype.
     """
-    _check_bits(bits, (4,), "AWQ")
+    check_bits(bits, AWQ_BITS, "AWQ")
     qweight, qzeros = (_integers(tensors, name) for name in ("qweight", "qzeros"))
     scales = _scales(tensors)
     place = np.argsort(_AWQ_ORDER)  # where the code of each output stands
@@ -77,6 +78,15 @@ def from_awq(
     codes, zeros = in_order(qweight), in_order(qzeros)
     block = _block(codes, zeros, scales, "AWQ")
     return _weight(codes, zeros, scales, block, bits, dtype)
+
+
+def check_bits(bits: int, known: tuple[int, ...], name: str) -> None:
+    """Raises ValueError if weights of so many bits are not read."""
+    if bits not in known:
+        raise ValueError(
+            f"{name} weights of {bits!r} bits are not read: needed {', '.join(map(str, known))}. "
+            "Others lie across the borders of bytes; load the model dequantised."
+        )
 
 
 def _parts(packed: np.ndarray, bits: int) -> np.ndarray:
@@ -113,14 +123,6 @@ def _block(codes: np.ndarray, zeros: np.ndarray, scales: np.ndarray, name: str) 
             f"both, and groups that divide {rows}. The checkpoint is incomplete."
         )
     return rows // groups
-
-
-def _check_bits(bits: int, known: tuple[int, ...], name: str) -> None:
-    if bits not in known:
-        raise ValueError(
-            f"{name} weights of {bits!r} bits are not read: needed {', '.join(map(str, known))}. "
-            "Others lie across the borders of bytes; load the model dequantised."
-        )
 
 
 def _integers(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:

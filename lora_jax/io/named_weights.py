@@ -117,19 +117,38 @@ def read_leaf(
             filling.put(index, part)
         return filling.done()
 
-    # What is kept lies between what the program needed, which is free for the next matrix then: it
-    # is given back, or it would fall apart.
-    fillings: list[Filling] = []
-    for index, part in parts:
+    def boxes() -> Iterator[tuple[Index, QuantizedArray]]:
+        for index, part in parts:
+            yield index, quantized(part)
+
+    def quantized(part: np.ndarray) -> QuantizedArray:
         made = quantize_by_columns(part, spec, in_axes=name.in_axes)
         if seen is not None:
             seen(part, made)
-        leaves, structure = jax.tree.flatten(made.replace(dtype=jnp.dtype(dtype)))
+        return made.replace(dtype=jnp.dtype(dtype))
+
+    return join_boxes(name, boxes(), place)
+
+
+def join_boxes(
+    name: Name,
+    boxes: Iterable[tuple[Index, QuantizedArray]],
+    place: Callable[[Any], Any] | None = None,
+) -> QuantizedArray:
+    """One quantised weight of the boxes of its layers, each put where it belongs as soon as it
+    comes.
+    """
+    # What is kept lies between what the program needed, which is free for the next matrix then: it
+    # is given back, or it would fall apart.
+    fillings: list[Filling] = []
+    for index, box in boxes:
+        leaves, structure = jax.tree.flatten(box)
         fillings = fillings or _fillings(name, structure, leaves, place)
         for filling, leaf in zip(fillings, leaves, strict=True):
             filling.put(index, leaf)
-        if part.nbytes >= _LARGE:
-            del made, leaves, leaf
+        large = 4 * box.size >= _LARGE
+        del box, leaves, leaf
+        if large:
             release_freed_memory()
     return jax.tree.unflatten(structure, [filling.done() for filling in fillings])
 

@@ -16,8 +16,14 @@ from lora_jax.core.host import Place
 from lora_jax.core.paths import Rules, unflatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
 from lora_jax.io.config_json import in_file
-from lora_jax.io.named_weights import dtype_of, formats_of, parts_of, read_leaf
+from lora_jax.io.named_weights import dtype_of, formats_of, join_boxes, parts_of, read_leaf
 from lora_jax.io.names import Name, Names
+from lora_jax.io.quantized_folder import (
+    QuantizedFolder,
+    check_stored_as,
+    own_box,
+    stacked_like,
+)
 from lora_jax.io.reading_bar import note_read
 from lora_jax.io.tensors import Tensors
 
@@ -50,22 +56,40 @@ class StoredModel:
         seen: Callable[[np.ndarray, QuantizedArray], None] | None = None,
     ) -> np.ndarray | jax.Array | QuantizedArray:
         """One weight, quantised if a format is given, where `place` or the model's own says. `seen`
-        is given each of its matrices that is quantised, as it was and as it is.
+        is given each of its matrices that is quantised, as it was and as it is. What the files
+        hold quantised comes in their codes, and in no other format.
 
         Raises:
             KeyError: there is no such weight in the files. ValueError: it is no floating number, or
-                holds a NaN or an infinity.
+                holds a NaN or an infinity; or it is stored in another format than is asked for.
         """
         name, place = self.names[path], self.place if place is None else place
+        laid = None if place is None else functools.partial(place, path)
         with in_file(self.path):
-            return read_leaf(
-                name,
-                self._parts(path),
-                spec,
-                dtype=self.dtype,
-                place=None if place is None else functools.partial(place, path),
-                seen=seen,
-            )
+            if path not in self.boxes:
+                return read_leaf(
+                    name, self._parts(path), spec, dtype=self.dtype, place=laid, seen=seen
+                )
+            if spec is not None:
+                check_stored_as(path, self.boxes[path].spec, spec)
+            box = join_boxes(name, self._box_parts(path), laid)
+            if self.passing is not None:
+                self.passing.whole(path, box)
+            return box
+
+    @functools.cached_property
+    def boxes(self) -> dict[str, QuantizedArray]:
+        """By path, the weights that the files hold quantised, with the shape and dtype of each of
+        their arrays.
+
+        Raises:
+            ValueError: some layers of a weight are quantised and others are not, or otherwise.
+        """
+        if not isinstance(self.tensors, QuantizedFolder):
+            return {}
+        with in_file(self.path):
+            found = {path: stacked_like(name, self.tensors) for path, name in self.names.items()}
+        return {path: like for path, like in found.items() if like is not None}
 
     def read(self, quant: Rules[QuantSpec] = ()) -> dict[str, Any]:
         """The params, made one by one: the peak is the result plus one matrix.
@@ -84,10 +108,11 @@ class StoredModel:
         """
         if self.passing is None:
             return self.fingerprinted().fingerprint()
+        boxes = {path: functools.partial(self._box, path) for path in self.boxes}
         new = lambda path: [((), self.new[path])]
         with in_file(self.path):
             return self.passing.done(
-                lambda path: new(path) if path in self.new else self._file_parts(path)
+                lambda path: new(path) if path in self.new else self._file_parts(path), boxes
             )
 
     def fingerprinted(self) -> StoredModel:
@@ -112,6 +137,16 @@ class StoredModel:
         sizes = self._sizes(name)
         for index, part in parts_of(name, self.tensors):
             yield index, part
+            note_read(next(sizes), self._file_bytes, self.path.name)
+
+    def _box(self, path: str) -> QuantizedArray:
+        return join_boxes(self.names[path], self._box_parts(path))
+
+    def _box_parts(self, path: str) -> Iterator[tuple[Any, QuantizedArray]]:
+        name = self.names[path]
+        sizes = self._sizes(name)
+        for index, parameter in name.layers():
+            yield index, own_box(name, self.tensors.box(parameter))
             note_read(next(sizes), self._file_bytes, self.path.name)
 
     def _sizes(self, name: Name) -> Iterator[int]:

@@ -33,8 +33,9 @@ from lora_jax.io.named_weights import (
     named_tensors,
 )
 from lora_jax.io.names import Name, Names, in_layout, unrolled
+from lora_jax.io.quantized_folder import as_linear, tensors_of
 from lora_jax.io.stored_model import StoredModel
-from lora_jax.io.tensor_files import ModelFolder
+from lora_jax.io.tensors import Tensors
 from lora_jax.models.decoder_config import DecoderConfig
 from lora_jax.models.encoder_parts import EncoderConfig
 from lora_jax.models.kinds import ModelConfig
@@ -74,7 +75,7 @@ def open_model(
     if (file := gguf_file(folder)) is not None:
         return _open_gguf(file, kind, dtype, scan)
     family, config = described(folder, kind)
-    tensors = ModelFolder(folder)
+    tensors = tensors_of(folder)
     if config.num_layers > len(tensors):  # Before anything is made for each of them.
         raise ValueError(
             f"{folder / 'config.json'} claims {config.num_layers:,} layers, and the files have "
@@ -87,7 +88,7 @@ def open_model(
         names = family.names(config)
         what = f"{family.name} model in {folder}"
         check_claimed(names, len(tensors), what)
-    names = _as_stored(folder, family, names, tensors)
+    names = as_linear(_as_stored(folder, family, names, tensors), tensors)
 
     head = _head_of(config, names)
     unread = _unread(family, config, names, tensors)
@@ -100,7 +101,9 @@ def open_model(
     ):
         new = _new_head(folder, {path: names.pop(path) for path in head}, key)
     check_named(names, tensors, what=what, ignored=unread)
-    return StoredModel(folder, config, names if scan else unrolled(names), tensors, new, dtype)
+    stored = StoredModel(folder, config, names if scan else unrolled(names), tensors, new, dtype)
+    _ = stored.boxes  # What cannot be read is said here.
+    return stored
 
 
 def load_model(
@@ -110,6 +113,8 @@ def load_model(
 
     Matrices are host arrays of `dtype`, or quantised where a rule of `quant` matches their path,
     norms and biases float32; they are made one by one, so the peak is the result plus one matrix.
+    Of a folder whose config.json has a `quantization_config` (`io.layouts.METHODS`), quantised
+    matrices are boxes of the codes that are stored, in the dtype that its own tool gives them.
     Host arrays are closed to writing, so that jax on a CPU can share them: copy one to change it.
 
     Args:
@@ -239,7 +244,7 @@ def family_name(config: ModelConfig) -> str:
 
 def classes_of(folder: Path | str) -> int | None:
     """Outputs of the classifier that an encoder's files hold; None if they hold none."""
-    stored = ModelFolder(Path(folder))
+    stored = tensors_of(Path(folder))
     heads = ("classifier.weight", "classifier.out_proj.weight")
     return next((stored.shape(name)[0] for name in heads if name in stored), None)
 
@@ -270,7 +275,7 @@ def _open_gguf(file: Path, kind: str | None, dtype: Any, scan: bool) -> StoredMo
 
 
 def _as_stored(
-    folder: Path, family: Family, names: dict[str, Name], tensors: ModelFolder
+    folder: Path, family: Family, names: dict[str, Name], tensors: Tensors
 ) -> dict[str, Name]:
     """The names as this file spells them: with or without the family's prefix, in its older
     words.
@@ -304,7 +309,7 @@ def _as_stored(
     }
 
 
-def _unread(family: Family, config: Any, names: Names, tensors: ModelFolder) -> list[str]:
+def _unread(family: Family, config: Any, names: Names, tensors: Tensors) -> list[str]:
     """The tensors of a file that nothing reads, and that change nothing."""
     patterns = [re.compile(pattern) for pattern in family.unread(config)]
     # Heads of the pretraining task stand beside a model whose own names have the prefix.

@@ -89,6 +89,7 @@ def params_of(stored: StoredModel, config: ModelConfig) -> dict[str, Any]:
             (*name.stack, *name.shape),
             dtype_of(name, dense.dtype),
             functools.partial(load, path),
+            like=stored.boxes.get(path),
         )
         for path, name in stored.names.items()
     }
@@ -96,8 +97,15 @@ def params_of(stored: StoredModel, config: ModelConfig) -> dict[str, Any]:
 
 
 def shapes_of(params: Any) -> Any:
-    """The tree with the shape and dtype of every weight in its place."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), params)
+    """The tree with the shape and dtype of every weight, or of each array of its box, in its
+    place.
+    """
+
+    def shape_of(x: Any) -> Any:
+        like = getattr(x, "like", None)
+        return jax.ShapeDtypeStruct(np.shape(x), x.dtype) if like is None else like
+
+    return jax.tree.map(shape_of, params)
 
 
 def quant_rules(config: Config, targets: str, paths: Iterable[str]) -> Rules[QuantSpec]:

@@ -12,17 +12,19 @@ import jax
 
 from lora_jax.adapters.calibration import input_moments, weight_gradients
 from lora_jax.adapters.sites import Site
-from lora_jax.adapters.surgery import adapt
+from lora_jax.adapters.surgery import adapt, quantized_as
 from lora_jax.config import ADAPTERS, Config, resolve_targets
 from lora_jax.core.host import Place, StoredWeight, to_device
 from lora_jax.core.init import initializer_named, reads
 from lora_jax.core.lowrank import LoraSpec
+from lora_jax.core.notice import say_once
 from lora_jax.core.paths import Rules, flatten, match, unflatten
 from lora_jax.core.quantize import QuantSpec
 from lora_jax.data import Recipe
 from lora_jax.data.batches import EpochBatches
 from lora_jax.data.buckets import FILLER
 from lora_jax.generation.engine import Generator
+from lora_jax.io.quantized_folder import check_stored_as
 from lora_jax.metrics.table import Primary
 from lora_jax.tasks.building import lora_rules, quant_rules, shapes_of, unquantised
 from lora_jax.tasks.losses import PerExample, Summed
@@ -110,6 +112,8 @@ class Task:
         Raises:
             ValueError: the method, a rule or a rank does not fit the model.
         """
+        if self.held:
+            self._check_held(config)
         # What reads weights reads them as they were before they were quantised.
         reads_weights = reads(config.lora) != "shape"
         if place is not None and frozen is None and not reads_weights:
@@ -120,6 +124,39 @@ class Task:
             return made if frozen is None else dict(frozen), trained
         known = unflatten({**flatten(self.params), **flatten(frozen)})
         return dict(frozen), self._select(unquantised(config), known, key)[1]
+
+    @functools.cached_property
+    def held(self) -> dict[str, QuantSpec]:
+        """By path, the formats of the weights that the base's files hold quantised: they are taken
+        as they are, and no other weight is quantised then.
+        """
+        formats = {path: quantized_as(leaf) for path, leaf in flatten(self.params).items()}
+        return {path: spec for path, spec in formats.items() if spec is not None}
+
+    def _check_held(self, config: Config) -> None:
+        """Raises ValueError if a config says another base than a quantised one's files hold."""
+        first = next(iter(self.held.values()))
+        if config.method != "qlora":
+            raise ValueError(
+                f"The files of {config.model.name} hold {len(self.held)} quantised weights "
+                f"({first}), and config.method {config.method!r} is of a base in floating numbers. "
+                "Set config.method to 'qlora', and config.quant to this format."
+            )
+        rules = self.quant or quant_rules(config, self.targets(config.quant.targets), self._known())
+        asked = match(rules, self.sites, what="quant")
+        for path, spec in self.held.items():
+            if path not in asked:
+                raise ValueError(
+                    f"{path!r} is quantised in the files of {config.model.name}, and "
+                    f"config.quant.targets {config.quant.targets!r} leaves it out: results would "
+                    "name another base. Name all of it."
+                )
+            check_stored_as(path, spec, asked[path])
+        if dense := sorted(set(asked) - set(self.held)):
+            say_once(
+                f"{len(dense)} weights of {config.model.name} that config.quant names are floating "
+                f"numbers in its quantised files, and stay so: {', '.join(dense[:4])}."
+            )
 
     def shapes(self, config: Config, rules: Rules[LoraSpec] | None = None) -> Trees:
         """`trainable` as jax.ShapeDtypeStructs: nothing is read, quantised or copied. `rules` for the
@@ -257,7 +294,7 @@ class Task:
     ) -> Trees:
         """Factors on a base that is quantised under method qlora, but for what `apart` excepts."""
         quant: Rules[QuantSpec] = ()
-        if config.method == "qlora":
+        if config.method == "qlora" and not self.held:
             targets = self.targets(config.quant.targets)
             quant = self.quant or quant_rules(config, targets, self._known())
         if rules is None:
