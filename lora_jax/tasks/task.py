@@ -12,7 +12,7 @@ import jax
 
 from lora_jax.adapters.calibration import input_moments, weight_gradients
 from lora_jax.adapters.sites import Site
-from lora_jax.adapters.surgery import adapt, quantized_as
+from lora_jax.adapters.surgery import adapt
 from lora_jax.config import ADAPTERS, Config, resolve_targets
 from lora_jax.core.host import Place, StoredWeight, to_device
 from lora_jax.core.init import initializer_named, reads
@@ -130,8 +130,12 @@ class Task:
         """By path, the formats of the weights that the base's files hold quantised: they are taken
         as they are, and no other weight is quantised then.
         """
-        formats = {path: quantized_as(leaf) for path, leaf in flatten(self.params).items()}
-        return {path: spec for path, spec in formats.items() if spec is not None}
+        in_files = {
+            path: leaf.like
+            for path, leaf in flatten(self.params).items()
+            if isinstance(leaf, StoredWeight)
+        }
+        return {path: like.spec for path, like in in_files.items() if like is not None}
 
     def _check_held(self, config: Config) -> None:
         """Raises ValueError if a config says another base than a quantised one's files hold."""
