@@ -29,7 +29,7 @@ def blocks(language: str) -> list[str]:
 
 def test_its_python_trains_saves_loads_and_merges(tmp_path, monkeypatch, tiny):
     monkeypatch.chdir(tmp_path)
-    code, own_optimiser, own_nnx, own_variant = blocks("python")
+    code, own_loop, own_optimiser, own_nnx, own_variant = blocks("python")
     names = {"__name__": "readme"}
     exec(compile(code, "README.md", "exec"), names)
     assert lora_jax.find_sites(names["model"], names["x"])["up/kernel"].shape == (128, 256)
@@ -44,6 +44,8 @@ def test_its_python_trains_saves_loads_and_merges(tmp_path, monkeypatch, tiny):
     assert float(before) == pytest.approx(float(after), abs=1e-5) and float(after) < 0.5 * math.log(
         4
     )
+    exec(compile(own_loop, "README.md", "exec"), names)
+    assert names["result"].value("validation") > 0.5
     exec(compile(own_optimiser, "README.md", "exec"), names)
     other = dict(names)
     exec(compile(own_nnx, "README.md", "exec"), other)

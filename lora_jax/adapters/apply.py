@@ -15,6 +15,7 @@ from lora_jax.adapters.products import Call
 from lora_jax.core.aux_modules import AuxModule, Prefix, WithAuxModule, readable
 from lora_jax.core.boxes import Boxed
 from lora_jax.core.lowrank import Adapted
+from lora_jax.core.model_variable import ModelVariable, take_variables
 from lora_jax.core.paths import flatten, nearest, unflatten
 from lora_jax.core.rows import WithRows
 from lora_jax.core.trainable import Trainables, refuse_gradients_of_data
@@ -45,6 +46,8 @@ def join(
                 f"{name!r} needs an adapter, as adapt or a loader gives it, and came as "
                 f"{update!r:.80}."
             )
+        if isinstance(update, ModelVariable):
+            update.onto(None, name)
         if path not in params and not update.replaces:
             raise KeyError(
                 f"The adapter has factors for {path!r}, and the base has no such weight. Nearest: "
@@ -95,7 +98,8 @@ def apply(
     Args:
         model: a Linen or an NNX module.
         key: the key of the adapters' dropout; None means no dropout.
-        collections: a Linen model's other variables, such as batch statistics.
+        collections: a Linen model's other variables, such as batch statistics, in place of those
+            that `trainable` may hold (`core.model_variable`).
         args, kwargs: passed to `model.apply`, or to the NNX model; `method` is a name or function.
 
     Raises:
@@ -104,13 +108,15 @@ def apply(
     for leaf in trainable.values():
         if isinstance(leaf, Prefix) and leaf.inserts:
             args = leaf.insert(args)
+    trainable, own = take_variables(trainable)
     params = join(frozen, trainable, key=key)
     with nn.intercept_methods(factored), readable():
         if isinstance(model, nn.Module):
-            return model.apply({**(collections or {}), "params": params}, *args, **kwargs)
+            variables = {**own, **(collections or {}), "params": params}
+            return model.apply(variables, *args, **kwargs)
         from lora_jax.adapters import nnx  # most of a second, for those who use it
 
-        if collections is not None or "mutable" in kwargs:
+        if own or collections is not None or "mutable" in kwargs:
             raise TypeError(
                 "collections and mutable are for Linen models. An NNX model holds its other "
                 "variables, and a call changes them in it."

@@ -341,6 +341,9 @@ class TrainConfig:
     # Which state is scored and kept: that of the last step, or of the end of the epoch with the
     # best validation score (of the metric to report; where there is none, the loss).
     select: Literal["last", "best_epoch"] = "last"
+    # Early stopping: epochs without a better validation score, then it ends; None = never before its
+    # last step. Needs select best_epoch. The schedule is that of all steps.
+    patience: Count | None = None
     checkpoint_every: Annotated[Count, NO_RESULT] = 100  # steps
     seed: NotNegative = 0  # of the factors, the head, the order of the data and dropout
 

@@ -240,6 +240,11 @@ def _check_steps(config: Config) -> None:
 
 
 def _check_selection(config: Config) -> None:
+    if config.train.patience is not None and config.train.select != "best_epoch":
+        raise ValueError(
+            "config.train.patience counts epochs since the best one, and needs config.train.select "
+            f"'best_epoch'; got {config.train.select!r}."
+        )
     if config.train.select == "best_epoch" and config.train.eval_examples is not None:
         raise ValueError(
             "config.train.select 'best_epoch' chooses by the whole validation split: leave "

@@ -10,6 +10,7 @@ from .init import Initializer as Initializer
 from .init import register_initializer as register_initializer
 from .lowrank import LowRank as LowRank
 from .mesh import make_mesh as make_mesh
+from .model_variable import take_variables as take_variables
 from .paths import flatten as flatten
 from .paths import match as match
 from .paths import unflatten as unflatten

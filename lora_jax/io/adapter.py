@@ -15,6 +15,7 @@ from lora_jax.core.aux_modules import Bottleneck, Gain, Prefix
 from lora_jax.core.changes import Change
 from lora_jax.core.json_files import parse_json
 from lora_jax.core.lowrank import LowRank
+from lora_jax.core.model_variable import ModelVariable
 from lora_jax.core.notice import say_once
 from lora_jax.core.rows import Rows
 from lora_jax.core.shapes import shape_of
@@ -28,7 +29,9 @@ from lora_jax.io.tensors import check_finite
 FILE = "adapter.safetensors"
 _FORMAT = "lora_jax-adapter-2"
 _WITHOUT_CHECKSUM = "lora_jax-adapter-1"
-_KINDS: dict[str, type] = {kind.kind: kind for kind in (Rows, Bottleneck, Gain, Prefix, Change)}
+_KINDS: dict[str, type] = {
+    kind.kind: kind for kind in (Rows, Bottleneck, Gain, Prefix, Change, ModelVariable)
+}
 _DERIVED = ("base_square",)  # follows from the base: recomputed, not stored
 
 

@@ -19,6 +19,7 @@ from lora_jax.adapters.apply import apply
 from lora_jax.adapters.sites import check_inputs, find_sites
 from lora_jax.core.fingerprint import fingerprint
 from lora_jax.core.lowrank import LoraSpec
+from lora_jax.core.model_variable import give_variables, take_variables
 from lora_jax.core.paths import Rules
 from lora_jax.core.quantize import QuantSpec
 from lora_jax.core.trainable import Trainables
@@ -28,15 +29,50 @@ from lora_jax.tasks.losses import Losses
 from lora_jax.tasks.task import Task
 
 
+class Running:
+    """A module with its adapters, as a loss gets it: `model(...)` runs it.
+
+    training: whether this is a step of training; dropout is on then, that of the module (its
+    stream 'dropout') and of adapters.
+    key: for what is random in the loss itself; in evaluation the same each time.
+    variables: the module's own ones, by name, as the last call left them in training.
+    """
+
+    def __init__(self, model: Any, frozen: Any, trainable: Trainables, key: Any) -> None:
+        self._model, self._frozen, self._trainable = model, frozen, dict(trainable)
+        self._key, self.training = key, key is not None
+        self.key = jax.random.fold_in(jax.random.key(0) if key is None else key, 1)
+        self._moving = list(take_variables(trainable)[1]) if self.training else []
+
+    @property
+    def variables(self) -> dict[str, jax.Array] | None:
+        """By name in the trainable tree, what a step leaves of the module's own variables."""
+        own = {name for name in self._trainable if name.partition(":")[0] in self._moving}
+        return {name: self._trainable[name].value for name in own} or None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module gives."""
+        if self.training and isinstance(self._model, nn.Module):
+            kwargs = {"rngs": {"dropout": jax.random.fold_in(self._key, 2)}} | kwargs
+        if self._moving:
+            kwargs["mutable"] = self._moving
+        y = apply(self._model, self._frozen, self._trainable, *args, key=self._key, **kwargs)
+        if not self._moving:
+            return y
+        y, moved = y
+        self._trainable |= jax.lax.stop_gradient(give_variables(moved))
+        return y
+
+
 @dataclass(frozen=True)
 class CustomLosses:
     """The loss of any module, row by row: see `PerExample`.
 
-    `loss(model, batch)` gives the loss of every row, (rows,), or a scalar, their mean; `model(...)`
-    runs the module with its adapters.
+    `loss(model, batch)` gives the loss of every row, (rows,), or a scalar, their mean; with it, in
+    a tuple, it may say of every row whether it is right (1 or 0). `model` is a `Running`.
     """
 
-    model: nn.Module
+    model: Any
     loss: Callable[..., jax.Array]
 
     def __call__(
@@ -47,9 +83,13 @@ class CustomLosses:
         Raises:
             ValueError: the loss has another shape.
         """
-        run = functools.partial(apply, self.model, frozen, trainable, key=key)
+        run = Running(self.model, frozen, trainable, key)
         weight = batch["weight"]
-        found = jnp.asarray(self.loss(run, batch), jnp.float32)
+        found, right = self.loss(run, batch), None
+        if isinstance(found, tuple):
+            found, right = found
+            right = jnp.broadcast_to(jnp.asarray(right, jnp.float32), weight.shape) * weight
+        found = jnp.asarray(found, jnp.float32)
         if found.shape not in ((), weight.shape):
             raise ValueError(
                 f"A task's loss needs to be a scalar or one number a row {weight.shape}, got "
@@ -57,7 +97,7 @@ class CustomLosses:
             )
         # A mean over the batch is every row's: there are no filler rows among them.
         each = jnp.broadcast_to(found, weight.shape) * weight
-        return Losses(total=each.sum(), loss=each, correct=None, weight=weight)
+        return Losses(each.sum(), each, right, weight, variables=run.variables)
 
 
 class Arrays:
@@ -158,7 +198,7 @@ class CustomTask(Task):
 
 
 def custom_task(
-    model: nn.Module,
+    model: Any,
     params: Mapping[str, Any],
     loss: Callable[..., jax.Array],
     splits: Mapping[str, Mapping[str, Any]],
@@ -179,7 +219,7 @@ def custom_task(
     Args:
         params: the pretrained weights.
         loss: `(model, batch)` to the loss of every row, or to their mean; `model(...)` runs the
-            module with its adapters.
+            module with its adapters (`Running`).
         splits: train, validation and test, each arrays by name whose first axis counts examples.
             `weight` (examples,) weighs them, if it is there.
         inputs: positional arguments of the module, arrays or jax.ShapeDtypeStruct, to find its

@@ -17,12 +17,15 @@ from lora_jax.core.trainable import Trainables
 
 class Sums(struct.PyTreeNode):
     """Sums over what a batch's loss counts. `weight` is how many records (or tokens) these are;
-    divide by it for means. `correct` is None where nothing is right or wrong.
+    divide by it for means. `correct` is None where nothing is right or wrong. `variables` are what
+    the model changed of its own ones, by their names in the trainable tree; of several batches,
+    their sum.
     """
 
     loss: Float[Array, ""]
     correct: Float[Array, ""] | None
     weight: Float[Array, ""]
+    variables: Any = None
 
 
 class Losses(struct.PyTreeNode):
@@ -34,7 +37,7 @@ class Losses(struct.PyTreeNode):
     where nothing is right or wrong. `total` is the sum of `loss`, and what gradients are taken of:
     a language model's come from it alone. `answer` is what the model says of each row, as its
     metrics compare it (a class id, a score, tags, the first and last token of a span), None of a
-    language model.
+    language model. `variables` are those of `Sums`.
     """
 
     total: Float[Array, ""]
@@ -42,6 +45,7 @@ class Losses(struct.PyTreeNode):
     correct: Float[Array, "rows ..."] | None
     weight: Float[Array, "rows ..."]
     answer: Any = None
+    variables: Any = None
 
     @classmethod
     def of(cls, loss: Any, right: Any, weight: Any, answer: Any = None) -> Losses:
@@ -52,7 +56,8 @@ class Losses(struct.PyTreeNode):
     def sums(self) -> Sums:
         """Over all rows and units."""
         correct = None if self.correct is None else self.correct.sum()
-        return Sums(loss=self.total, correct=correct, weight=self.weight.sum())
+        weight = self.weight.sum()
+        return Sums(loss=self.total, correct=correct, weight=weight, variables=self.variables)
 
     def rows(self) -> dict[str, Any]:
         """`loss`, `units` and `correct` of every row, summed over its units (correct is NaN where

@@ -56,6 +56,7 @@ class Task:
         generator: the class that writes texts with the model, None where it writes none.
         beams: whether beam search can write them.
         metrics: names of what scores predictions, in `lora_jax.metrics.table.METRICS`.
+        given: whether what is trained is a caller's, and need not start as the base.
         by_example: whether a row of an evaluation's batch is one example, with a loss of its own.
         primary: the metric to report first, and what losses count.
     """
@@ -80,6 +81,7 @@ class Task:
     beams: ClassVar[bool] = False
     metrics: ClassVar[Any] = ()
     by_example: ClassVar[bool] = True
+    given: ClassVar[bool] = False
     primary: ClassVar[Any] = Primary("loss", "records")
 
     @functools.cached_property

@@ -171,17 +171,19 @@ def after_step(group: Group, bar: TrainingBar, saved: Callable[[Run], None] | No
     stop = group.stopped.is_set()
     every = group.runs[0].config.train
     evaluating = [run for run in group.runs if run.is_evaluated]
-    saving = [
-        run
-        for run in group.runs
-        if stop or run.is_at(every.checkpoint_every) or run.is_over or run.is_judged
-    ]
 
-    if evaluating or saving or any(run.is_at(every.log_every) for run in group.runs):
+    def saving() -> list[Run]:
+        return [
+            run
+            for run in group.runs
+            if stop or run.is_at(every.checkpoint_every) or run.is_over or run.is_judged
+        ]
+
+    if evaluating or saving() or any(run.is_at(every.log_every) for run in group.runs):
         write_log(group, bar)
     # Before the checkpoint: a run that is killed between the two must not lose the row.
     evaluate(group, evaluating)
-    save(group, saving, saved)
+    save(group, saving(), saved)  # Who has lost patience is over now.
     if stop and group.runs:
         raise Interrupted(group.last_step)
     ask_judge(group, group.runs)
@@ -222,6 +224,7 @@ def evaluate(group: Group, runs: Sequence[Run]) -> None:
             run.log.write(run.step, "validation", scores[run.slot].means)
             if run.ends_epoch:
                 run.compare(group.slots.take(run.slot), scores[run.slot])
+                run.lose_patience()
 
         group.each(runs, note)
         group.share_time()

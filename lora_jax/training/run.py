@@ -123,12 +123,15 @@ class Run:
             state, position = self.checkpoints.restore(first, step)
             self._take_up(position.pop("figures", {}))  # older checkpoints have none
             self.iterator.set_state(position)
-        elif self.config.lora.init_from is None and (
-            initializer_named(self.config.lora.init).reads != "format"
+        elif (
+            self.config.lora.init_from is None
+            and not self.task.given
+            and initializer_named(self.config.lora.init).reads != "format"
         ):
             # What chooses codes starts nearer to the base before quantisation than the frozen one.
             check_start(hosts.whole(first.trainable))
         self.step = step
+        self.lose_patience()
         self.log.resume(step, self.steps)
         return state
 
@@ -146,6 +149,16 @@ class Run:
         """Whether it takes its best epoch, and one ends here, or the last one is cut off here."""
         is_end = self.is_over or self.is_at(self.batches.steps_per_epoch)
         return self._selects and is_end
+
+    def lose_patience(self) -> None:
+        """Makes this step the last one, if it ends as many epochs as there is patience for without
+        a better score.
+        """
+        patience = self.config.train.patience
+        if patience is None or self.best is None or not self.ends_epoch:
+            return
+        if self.step - self.best[0] >= patience * self.batches.steps_per_epoch:
+            self.steps = self.step
 
     @property
     def is_over(self) -> bool:

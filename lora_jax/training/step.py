@@ -89,6 +89,10 @@ def make_train_step(
             grads, state.opt_state, trained, fixed=fixed, norm=norm
         )
         trainable = combine(optax.apply_updates(trained, updates), fixed)
+        for name, value in (sums.variables or {}).items():
+            # Of micro-batches that all started from the same, the mean.
+            mean = (value / accumulate).astype(value.dtype)
+            trainable[name] = trainable[name].replace(value=mean)
 
         metrics = {"loss": sums.loss / weight}
         if sums.correct is not None:
