@@ -1,3 +1,4 @@
+from . import quantisation as quantisation
 from .amplification import Amplification as Amplification
 from .amplification import amplification_of as amplification_of
 from .amplification import overlap_with_top as overlap_with_top

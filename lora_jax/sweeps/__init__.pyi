@@ -1,5 +1,6 @@
 from .cells import cells_of as cells_of
 from .cells import gather as gather
+from .comparisons import ranked as ranked
 from .executors.launching import run_on as run_on
 from .export import export_runs as export_runs
 from .files import StoreError as StoreError
@@ -10,5 +11,6 @@ from .grid import run_id as run_id
 from .lock import RunLocked as RunLocked
 from .plots import figure as figure
 from .provenance import environment as environment
+from .report import headline as headline
 from .report import summary_table as summary_table
 from .store import RunStore as RunStore
