@@ -14,7 +14,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from lora_jax.core.lowrank import Adapted
+from lora_jax.core.lowrank import Adapted, in_use
 from lora_jax.core.trainable import Trainable
 
 
@@ -125,8 +125,8 @@ class Change(Trainable, struct.PyTreeNode, repr=False):
         return (*self.value.shape[:-1], self.rows, self.columns), f"{self.form} {self.rank}"
 
     def active_parameters(self) -> int:
-        """Numbers in use, of all layers."""
-        return int((np.asarray(self.scale) != 0).sum())
+        """Numbers in use, of all layers; of shapes all."""
+        return int(in_use(self.scale).sum())
 
     def onto(self, base: Any, path: str, key: jax.Array | None = None) -> Adapted:
         """The weight's box with this change.

@@ -404,13 +404,23 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
         return self.replace(**changed)
 
     def active_parameters(self) -> int:
-        """Number of trained entries, of columns in use and of layers that have such a column."""
-        used = np.asarray(self.scale) != 0
+        """Number of trained entries, of columns in use and of layers that have such a column; of
+        shapes (jax.eval_shape), whose scale is not known, all are.
+
+        Raises:
+            ValueError: of shapes, where which parts of a fused weight are trained is not known.
+        """
+        used = in_use(self.scale)
         columns, layers = int(used.sum()), int(used.any(-1).sum())
 
         out = self.b.shape[-1]
         written = columns * out
         if self.parts is not None:
+            if isinstance(self.parts, jax.ShapeDtypeStruct):
+                raise ValueError(
+                    "How much of a fused weight is trained is not known of shapes alone: count the "
+                    "arrays that adapt gives, outside of jax.eval_shape."
+                )
             parts = np.asarray(self.parts)
             written = int((parts * used[..., None]).sum()) * (out // parts.shape[-1])
 
@@ -426,6 +436,13 @@ class LowRank(Trainable, struct.PyTreeNode, repr=False):
             "out_gain": layers * out,
         }
         return sum(counts[name] for name in self.trained_fields())
+
+
+def in_use(scale: Any) -> np.ndarray:
+    """Where a scale is not 0; of a jax.ShapeDtypeStruct everywhere."""
+    if isinstance(scale, jax.ShapeDtypeStruct):
+        return np.ones(scale.shape, bool)
+    return np.asarray(scale) != 0
 
 
 def _product(low: LowRank) -> Float[Array, "*stack in out"]:
