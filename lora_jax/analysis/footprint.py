@@ -1,4 +1,4 @@
-"""What a training step of a config holds and computes, from the sizes of its model alone: no
+"""What a training step of a config holds on a device and computes, from the sizes of its model alone: no
 weights, no data, nothing compiled.
 """
 
@@ -14,7 +14,8 @@ import jax.extend.core
 import jax.numpy as jnp
 
 from lora_jax.analysis.devices import A100, Device
-from lora_jax.config import Config
+from lora_jax.config import Config, MeshConfig
+from lora_jax.core.mesh import bytes_on_device
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray
 from lora_jax.core.trainable import combine, partition
@@ -23,17 +24,19 @@ from lora_jax.models.kinds import ModelConfig
 from lora_jax.tasks.encoder import EncoderTask
 from lora_jax.tasks.shapes import batch_shapes, shapes_task
 from lora_jax.tasks.task import Task
+from lora_jax.training.offload import MIN_SIZE
 from lora_jax.training.run import abstract_state
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes by what they are for, and the floating-point operations of a step.
+    """Bytes by what they are for on each device, and the floating-point operations of a step on all.
 
     codes, scales: of a quantised base. embeddings, head: of words, and of the output (of a
     classifier what is trained of it stands under `factors`). other: frozen weights besides. factors:
-    all that is trained. optimiser: its moments. gradients: of what is trained, twice where those of
-    parts are added up. activations: what the forward pass keeps for the backward pass of a
+    all that is trained. optimiser: its moments; away: those that wait in the host's memory, of which
+    `optimiser` has those of two arrays, one that comes and one that goes. gradients: of what is
+    trained, twice where those of parts are added up. activations: what the forward pass keeps for the backward pass of a
     micro-batch, one block that is computed again, and words in the dtype of products. scores: of
     those, attention's of one block, which flash attention does not hold. dense: the largest weight
     of a layer in the dtype of products.
@@ -50,6 +53,7 @@ class Footprint:
     activations: int = 0
     scores: int = 0
     dense: int = 0
+    away: int = 0
     flops: float = 0.0
 
     @property
@@ -60,8 +64,9 @@ class Footprint:
 
     @property
     def total(self) -> int:
-        """All bytes."""
-        return sum(getattr(self, one.name) for one in fields(self) if one.name != "flops")
+        """All bytes of the device's own memory."""
+        apart = ("away", "flops")
+        return sum(getattr(self, one.name) for one in fields(self) if one.name not in apart)
 
 
 # Share of a device's rate which a step reaches. QLoRA's 65B run (1,875 steps of 16 texts of 513
@@ -80,7 +85,8 @@ def footprint_of(config: Config, model: ModelConfig, *, tokens: int | None = Non
     compiler fuses away is counted, what it copies is not. Against the account of XLA's CPU backend:
     arguments equal, and besides them RoBERTa-base (16 x 128, 8 x 256 tokens) 1.01 and 0.97 times,
     GPT-2 medium of 8 layers (4 x 256) 1.6 times, LLaMA-7B of 4 layers in nf4 (1 x 512, recomputed)
-    0.9 times.
+    0.9 times. On a mesh, what is stored is a device's part to the byte; activations are those of its
+    rows, as if `model` cut none of them.
 
     Args:
         model: the sizes of its model, as `lora_jax.models.sizes.SIZES` or a config.json has them.
@@ -96,10 +102,10 @@ def footprint_of_task(config: Config, task: Task, *, tokens: int | None = None) 
     trained, _ = partition(state.trainable)
     return Footprint(
         **_frozen_bytes(task, frozen),
-        **_passing(one_step, task, frozen, state.trainable),
-        factors=_bytes(state.trainable),
-        optimiser=_bytes(state.opt_state),
-        gradients=_bytes(trained) * (1 + (config.train.accumulate > 1)),
+        **_passing(one_step, task),
+        **_moments(one_step, state.opt_state),
+        factors=bytes_on_device(state.trainable),
+        gradients=bytes_on_device(trained) * (1 + (config.train.accumulate > 1)),
         flops=_flops(one_step, task, tokens or config.data.max_length),
     )
 
@@ -136,14 +142,14 @@ def saved_arrays(function: Callable[..., Any], variable: Any, *fixed: Any) -> li
     ]
 
 
-def _bytes(tree: Any) -> int:
-    """Of the arrays of a tree of shapes; random keys are a few bytes."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if not _is_key(leaf)]
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+def _moments(config: Config, opt_state: Any) -> dict[str, int]:
+    """Bytes of the optimiser's state on the device, and in the host's memory."""
+    every, size_of = bytes_on_device(opt_state), bytes_on_device
+    if not config.optim.offload:
+        return {"optimiser": every, "away": 0}
+    moved = sorted(size_of(x) for x in jax.tree.leaves(opt_state) if x.size >= MIN_SIZE)
+    # Two moments an array.
+    return {"optimiser": every - sum(moved[:-4]), "away": sum(moved)}
 
 
 def _frozen_bytes(task: Task, frozen: Mapping[str, Any]) -> dict[str, int]:
@@ -151,21 +157,26 @@ def _frozen_bytes(task: Task, frozen: Mapping[str, Any]) -> dict[str, int]:
     output = getattr(task.model, "output_head", None)
     for path, leaf in flatten(frozen).items():
         if isinstance(leaf, QuantizedArray):
-            found["codes"] += _bytes(leaf.codes)
-            found["scales"] += _bytes((leaf.scale, leaf.zero, leaf.in_scale))
+            found["codes"] += bytes_on_device(leaf.codes)
+            found["scales"] += bytes_on_device((leaf.scale, leaf.zero, leaf.in_scale))
             continue
         is_embedding = path.rpartition("/")[2] == "embedding"
         is_head = output is not None and path.startswith(f"{output.module}/")
         # Tied words are there once.
         kind = "embeddings" if is_embedding else "head" if is_head else "other"
-        found[kind] += _bytes(leaf)
+        found[kind] += bytes_on_device(leaf)
     return found
 
 
-def _passing(config: Config, task: Task, frozen: Any, trainable: Any) -> dict[str, int]:
-    """Activations of a micro-batch, scores of attention, and the largest dense weight."""
-    batch = batch_shapes(config, task, config.train.batch_size // config.train.accumulate)
-    trained, fixed = partition(trainable)
+def _passing(config: Config, task: Task) -> dict[str, int]:
+    """Activations of a device's rows of a micro-batch, scores of attention, and the largest dense
+    weight.
+    """
+    mesh = config.mesh
+    rows = -(-config.train.batch_size // (config.train.accumulate * mesh.data * mesh.fsdp))
+    batch = batch_shapes(config, task, rows)
+    frozen, state = abstract_state(replace(config, mesh=MeshConfig()), task)
+    trained, fixed = partition(state.trainable)
 
     def kept(task: Task) -> int:
         def loss(trained: Any, fixed: Any, frozen: Any, batch: Any) -> Any:
@@ -173,7 +184,7 @@ def _passing(config: Config, task: Task, frozen: Any, trainable: Any) -> dict[st
             return task.per_example(frozen, combine(trained, fixed), batch, key).total
 
         found = saved_arrays(loss, trained, fixed, frozen, batch)
-        return _bytes([one for one in found if hasattr(one, "dtype")])
+        return bytes_on_device([one for one in found if hasattr(one, "dtype")])
 
     size = kept(task)
     settings = task.model.config
@@ -193,7 +204,7 @@ def _passing(config: Config, task: Task, frozen: Any, trainable: Any) -> dict[st
         size += item * words * settings.vocab_size * settings.hidden_size
     # A quantised weight, or one that is laid out anew.
     weights = [site for path, site in task.sites.items() if site.is_matrix and "layers" in path]
-    dense = max(math.prod(site.shape) for site in weights)
+    dense = max(math.prod(site.shape) for site in weights) // mesh.model
     return {"activations": size, "scores": scores, "dense": item * dense}
 
 

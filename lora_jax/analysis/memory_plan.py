@@ -1,4 +1,4 @@
-"""What a training run will need on one device, and the cheapest change that makes it fit: from the
+"""What a training run will need on each device, and the cheapest change that makes it fit: from the
 sizes of a model alone, without weights, data or an accelerator.
 """
 
@@ -10,26 +10,31 @@ from pathlib import Path
 
 from lora_jax.analysis.devices import USABLE, Device
 from lora_jax.analysis.footprint import Footprint, bounded, footprint_of_task
-from lora_jax.config import ADAPTERS, Config, MeshConfig, with_value
+from lora_jax.config import ADAPTERS, Config, with_value
+from lora_jax.core.fake_devices import with_devices
 from lora_jax.core.host import can_offload
 from lora_jax.core.init import initializer_named
+from lora_jax.core.mesh import bytes_on_device
 from lora_jax.core.paths import nearest
+from lora_jax.core.platform import platform
 from lora_jax.io.described import read_config
 from lora_jax.io.hub import resolve
 from lora_jax.models.kinds import ModelConfig
 from lora_jax.models.sizes import SIZES
 from lora_jax.tasks.building import check_length
 from lora_jax.tasks.shapes import batch_shapes, shapes_task
+from lora_jax.training.collectives import Collective
 from lora_jax.training.compile import Memory
 from lora_jax.training.needs import needs_of
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the largest training step of a config needs, in bytes.
+    """What the largest training step of a config needs of each device, in bytes.
 
     footprint: by arithmetic, and by what it is for. memory: by the compiler's account of the step,
-    lowered and compiled by shapes for the device that is here; None where nothing was compiled.
+    lowered and compiled by shapes for the devices that are here; None where nothing was compiled.
+    collectives: what the devices of a mesh receive of each other. platform: of these devices.
     seconds: that tracing and compiling took.
     """
 
@@ -37,6 +42,8 @@ class Plan:
     model: ModelConfig
     footprint: Footprint
     memory: Memory | None = None
+    collectives: tuple[Collective, ...] = ()
+    platform: str = "cpu"
     seconds: float = 0.0
 
     @property
@@ -48,12 +55,22 @@ class Plan:
     def notes(self) -> list[str]:
         """What of the config is not in the figures, or is otherwise on an accelerator."""
         said, found = [], self.footprint
-        if self.config.mesh.devices > 1:
-            said.append("This is of one device that holds all: config.mesh is not counted.")
-        if (self.config.optim.offload or self.config.model.offload) and not can_offload():
+        if found.away:
             said.append(
-                "This machine has no memory of a device apart from its own: what is offloaded is "
-                "counted as if it stayed."
+                f"{found.away / 1e9:,.2f} GB of moments wait in the host's memory, a device's part "
+                "each. The device is counted with those of two weights, one that comes and one that "
+                "goes; a compiler that brings all at once needs the difference more. No GPU has "
+                "shown it."
+            )
+        if self.config.model.offload and self.platform == "cpu":
+            said.append(
+                "This machine has no memory of a device apart from its own: block inputs that are "
+                "offloaded are counted as if they stayed."
+            )
+        if self.collectives and self.platform == "cpu":
+            said.append(
+                "Collectives are those of XLA for a CPU: a GPU's may sum and cut in one operation "
+                "(reduce-scatter), of half the bytes, and send bfloat16 where float32 stands here."
             )
         if found.scores > 0.05 * found.total:
             said.append(
@@ -72,7 +89,8 @@ def plan(config: Config, model: ModelConfig | None = None, *, compiled: bool = T
 
     Weights are counted as tasks load them: in `model.base_dtype` but for those that are quantised.
     Of a sweep, the config's own settings are planned. A step that is compiled here and then trained
-    is compiled once.
+    is compiled once. For a mesh of more devices than there are, a process is started with so many
+    of a CPU's, which does not know what was registered in this one.
 
     Args:
         model: the sizes of its model; by default those that `config.model.name` stands for, as
@@ -84,16 +102,24 @@ def plan(config: Config, model: ModelConfig | None = None, *, compiled: bool = T
         FileNotFoundError: the model is not known here.
         ValueError: the settings do not fit the model.
     """
-    start = time.perf_counter()
     model = sizes_of(config.model.name) if model is None else model
     check_length(model, config.model, config.data)
-    config = bounded(config)
-    alone = replace(config, mesh=MeshConfig())
-    task = shapes_task(config, model)
-    shaped = _by_shapes(alone)
-    found = footprint_of_task(shaped, task)
-    memory = needs_of(shaped, task, batch_shapes(shaped, task)).memory if compiled else None
-    return Plan(config, model, found, memory, time.perf_counter() - start)
+    return with_devices(config.mesh.devices, _plan, bounded(config), model, compiled)
+
+
+def _plan(config: Config, model: ModelConfig, compiled: bool) -> Plan:
+    start = time.perf_counter()
+    shaped, task = _by_shapes(config), shapes_task(config, model)
+    found, memory, travels = footprint_of_task(shaped, task), None, ()
+    if compiled:
+        needs = needs_of(shaped, task, batch_shapes(shaped, task))
+        memory, travels = needs.memory, needs.collectives
+        if memory is not None and found.away and not can_offload():
+            # Of a CPU, whose memory is the host's, the compiler counts all of it.
+            there = bytes_on_device(needs.state.opt_state) - found.optimiser
+            memory = memory._replace(arguments=memory.arguments - there)
+    took = time.perf_counter() - start
+    return Plan(config, model, found, memory, travels, platform(), took)
 
 
 def sizes_of(name: str) -> ModelConfig:
@@ -141,12 +167,16 @@ def changes(before: Plan, device: Device) -> list[Change]:
     where none is enough, with those before it. The last one fits, if any does; empty if the plan
     fits as it is.
 
-    8-bit moments cost next to nothing, parts of a batch and recomputed blocks time, lower ranks and
-    fewer bits quality.
+    8-bit moments cost next to nothing, parts of a batch, moments in the host's memory and recomputed
+    blocks time, lower ranks and fewer bits quality. The mesh stays as it is.
     """
+    return with_devices(before.config.mesh.devices, _changes, before, device)
+
+
+def _changes(before: Plan, device: Device) -> list[Change]:
     found: list[Change] = []
     together: Change | None = None
-    for rung in (_eight_bits, _parts, _recomputed, _nf4, _lower_rank):
+    for rung in (_eight_bits, _parts, _offloaded, _recomputed, _nf4, _lower_rank):
         now = before if together is None else together.plan
         if now.fits(device):
             break
@@ -182,8 +212,16 @@ def _eight_bits(before: Plan, device: Device) -> Step:
 
 
 def _parts(before: Plan, device: Device) -> Step:
-    train = before.config.train
-    return {"train.accumulate": train.batch_size} if train.accumulate < train.batch_size else {}
+    """A row at a time on each device: fewer would be whole on all of them."""
+    train, mesh = before.config.train, before.config.mesh
+    parts = train.batch_size // (mesh.data * mesh.fsdp)
+    divides = parts * mesh.data * mesh.fsdp == train.batch_size
+    return {"train.accumulate": parts} if divides and train.accumulate < parts else {}
+
+
+def _offloaded(before: Plan, device: Device) -> Step:
+    is_small = before.footprint.optimiser < 0.01 * before.peak
+    return {} if before.config.optim.offload or is_small else {"optim.offload": True}
 
 
 def _recomputed(before: Plan, device: Device) -> Step:

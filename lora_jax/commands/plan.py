@@ -3,6 +3,7 @@ fit: from config.json alone, in seconds, without weights, data or a GPU.
 
   lora-jax plan llama-65b --method qlora --rank 64 --batch 1x512 --device a6000-48
   lora-jax plan FOLDER-WITH-CONFIG.JSON --method lora --rank 16 --batch 8x1024
+  lora-jax plan llama-65b --method qlora --batch 16x512 --mesh fsdp=8 --device rtx4090-24
   lora-jax plan configs/rotten_tomatoes.py:lora --config.model.remat=true
 
 A model is a folder with config.json, one that is on this machine, or a size that papers name. Of a
@@ -11,6 +12,10 @@ otherwise; of a config its own settings count, and of a sweep those that no axis
 
 The peak is XLA's own account of the training step, compiled by shapes for the device that is here;
 the parts are arithmetic. Nothing is fetched, loaded or trained.
+
+Of a mesh (--mesh, or config.mesh of a file) all bytes are of each device, and a second table says
+what the devices receive of each other in a step, counted in the compiled program. Where jax sees
+fewer devices than the mesh has, a process is started that takes this CPU for so many.
 """
 
 from __future__ import annotations
@@ -53,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what has to fit where, such as h100-80, a6000-48 or rtx4090-24: how to make it fit",
     )
     parser.add_argument(
-        "--mesh", metavar="AXIS=N", help="several devices, such as fsdp=8; not there yet"
+        "--mesh",
+        metavar="AXIS=N,...",
+        help="several devices, such as fsdp=8 or data=2,fsdp=2,model=2 (config.mesh); they need not be here",
     )
     parser.add_argument(
         "--arithmetic",
@@ -67,15 +74,12 @@ def run(arguments: argparse.Namespace) -> int:
     from lora_jax.analysis.devices import DEVICES
     from lora_jax.analysis.memory_plan import changes, plan
 
-    if arguments.mesh is not None:
-        raise ValueError(
-            "--mesh divides a run over devices, whose shares are not planned yet: leave it out for "
-            "the plan of one device that holds all."
-        )
     device = None if arguments.device is None else _device(arguments.device)
     made = plan(config_of(arguments), compiled=not arguments.arithmetic)
     print(_words(made.config))
     print_table(parts_table(made))
+    if made.collectives:
+        print_table(collectives_table(made))
     print_table(devices_table(made, list(DEVICES.items())))
     for note in made.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -114,7 +118,7 @@ def _usual(name: str, method: str | None) -> dict[str, Any]:
 
 
 def _overrides(arguments: argparse.Namespace) -> list[str]:
-    """What --method, --rank and --batch say, as settings."""
+    """What --method, --rank, --batch and --mesh say, as settings."""
     said = []
     if arguments.method is not None:
         said.append(f"config.method={arguments.method}")
@@ -127,6 +131,14 @@ def _overrides(arguments: argparse.Namespace) -> list[str]:
             raise ValueError(f"--batch reads ROWSxTOKENS, such as 1x512, got {arguments.batch!r}.")
         said.append(f"config.train.batch_size={found[1]}")
         said.append(f"config.data.max_length={found[2]}")
+    if arguments.mesh is not None:
+        axes = re.findall(r"(data|fsdp|model)=(\d+)", arguments.mesh)
+        if ",".join(map("=".join, axes)) != arguments.mesh:
+            raise ValueError(
+                "--mesh reads data=N, fsdp=N and model=N with commas between them, such as "
+                f"data=2,fsdp=4; got {arguments.mesh!r}."
+            )
+        said += [f"config.mesh.{axis}={size}" for axis, size in axes]
     return said
 
 
@@ -143,7 +155,8 @@ def parts_table(plan: Plan) -> Table:
     found, memory = plan.footprint, plan.memory
     unit, size_of = ("GB", 1e9) if plan.peak > 1e9 else ("MB", 1e6)
     shown = lambda size: f"{size / size_of:,.2f}"
-    table = Table("of a training step", unit)
+    devices = plan.config.mesh.devices
+    table = Table("of a training step" + (", on each device" if devices > 1 else ""), unit)
     table.columns[1].justify = "right"
     for words, size in (
         ("codes of quantised weights", found.codes),
@@ -155,6 +168,8 @@ def parts_table(plan: Plan) -> Table:
         ("the optimiser's moments", found.optimiser),
     ):
         table.add_row(words, shown(size))
+    if found.away:
+        table.add_row("moments in the host's memory, not counted", shown(found.away))
     arguments = found.arguments if memory is None else memory.arguments
     table.add_row("arguments, in all", shown(arguments), end_section=True)
     table.add_row("gradients", shown(found.gradients))
@@ -170,25 +185,46 @@ def parts_table(plan: Plan) -> Table:
     return table
 
 
+def collectives_table(plan: Plan) -> Table:
+    """What each device of a mesh receives of the others in a step."""
+    table = Table(
+        "collective", "of", "among", "times a step", "received, MB",
+        caption="bytes that each device receives in a step, by rings; loops are counted through",
+    )  # fmt: skip
+    for column in (2, 3, 4):
+        table.columns[column].justify = "right"
+    for one in plan.collectives:
+        sizes = f"{one.times:,}", f"{one.size / 1e6:,.2f}"
+        table.add_row(one.kind, one.dtype, str(one.devices), *sizes)
+    total = sum(one.size for one in plan.collectives)
+    table.add_row("all", "", "", "", f"{total / 1e6:,.2f}", style="bold")
+    return table
+
+
 def _words(config: Config) -> str:
     train, quant = config.train, config.quant
     method = config.method if config.method != "qlora" else f"qlora {quant.format}"
     parts = f" in {train.accumulate} parts" if train.accumulate > 1 else ""
     rank = f", rank {config.lora.rank}" if config.method in ("lora", "qlora") else ""
     blocks = "recomputed" if config.model.remat else "kept"
+    axes = {axis: getattr(config.mesh, axis) for axis in ("data", "fsdp", "model")}
+    mesh = ", ".join(f"{axis} {size}" for axis, size in axes.items() if size > 1)
+    mesh = mesh and f", on {config.mesh.devices} devices ({mesh})"
     return (
         f"{config.model.name}: {method}{rank}, {train.batch_size} x {config.data.max_length} tokens"
-        f"{parts}, {config.optim.name}, blocks {blocks}, {config.model.compute_dtype}"
+        f"{parts}, {config.optim.name}, blocks {blocks}, {config.model.compute_dtype}{mesh}"
     )
 
 
 def devices_table(plan: Plan, devices: Sequence[tuple[str, Device]]) -> Table:
-    """What fits on which device."""
+    """What fits on which device; of a mesh, on each of its devices."""
     from lora_jax.analysis.devices import USABLE
+
+    several = f"{plan.config.mesh.devices} of each; " if plan.config.mesh.devices > 1 else ""
 
     table = Table(
         "device", "memory, GB", "share of it", "fits",
-        caption=f"fits: in {USABLE:.0%} of its memory, which needs XLA_PYTHON_CLIENT_MEM_FRACTION "
+        caption=f"{several}fits: in {USABLE:.0%} of its memory, which needs XLA_PYTHON_CLIENT_MEM_FRACTION "
         f"of {USABLE:g}; jax takes 75 % by itself",
     )  # fmt: skip
     for column in (1, 2):
@@ -213,7 +249,10 @@ def print_changes(plan: Plan, device: Device, found: Sequence[Change]) -> None:
         table.add_row(in_terminal(settings), _gb(peak), saved, "yes" if fits else "no")
     print_table(table)
     if not any(change.plan.fits(device) for change in found):
-        print(f"None of these makes it fit on {device.name}: shorter texts, or a larger device.")
+        print(
+            f"None of these makes it fit on {device.name}: shorter texts, a larger device, or more "
+            "of them (--mesh)."
+        )
 
 
 def _gb(size: int) -> str:

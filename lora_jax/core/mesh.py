@@ -61,6 +61,19 @@ def laid(shape: Sequence[int], mesh: Mesh, *axes: Axes) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
+def bytes_on_device(tree: Any) -> int:
+    """Bytes of a tree's arrays (or jax.ShapeDtypeStructs) that lie on one device; of random keys,
+    which are a few, none.
+    """
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            sharding = getattr(leaf, "sharding", None)
+            shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+            total += math.prod(shape) * leaf.dtype.itemsize
+    return total
+
+
 def dividing(size: int, mesh: Mesh, axes: Axes) -> Axes:
     """The longest start of `axes` that divides a size; axes of one device are left out."""
     names = (axes,) if isinstance(axes, str) else tuple(axes or ())

@@ -114,6 +114,8 @@ def plan_table(planned: Sequence[PlannedGroup]) -> Table:
     )
     shared = [_shared(group) for group in planned]
     headings = [name for name in _SHARED if any(name in columns for columns in shared)]
+    if any(run.mesh.devices > 1 for group in planned for run in group.pack.runs):
+        table.title += "; memory is of each device of its mesh"
     table.add_column("group")
     table.add_column("run", overflow="fold")
     # Whole, so that it can be copied: a narrow terminal breaks the description instead.

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import jax
 
 from lora_jax.config import Config, SweepConfig
+from lora_jax.core.fake_devices import with_devices
+from lora_jax.core.mesh import bytes_on_device
 from lora_jax.tasks.building import shapes_of
 from lora_jax.tasks.opening import LastTask
 from lora_jax.training.sharing import can_stack, differences, groups, stack_key
@@ -18,7 +20,7 @@ from lora_jax.training.sharing import can_stack, differences, groups, stack_key
 
 @dataclass(frozen=True)
 class Predicted:
-    """Bytes and work of a group's largest training step.
+    """Bytes of a group's largest training step, on each device, and its work.
 
     peak_bytes: by compiled memory analysis, None where the backend does not say; of all slots
     together. flops: of one adapter's step on the longest batch, None where the compiler does not
@@ -36,8 +38,10 @@ class Predicted:
 
 def predicted(tasks: LastTask, wide: Config, slots: int) -> Predicted:
     """What `slots` runs in the shapes of `wide` need. Compiles one training step; the same program
-    then trains.
+    then trains. For a mesh of more devices than there are, another process looks.
     """
+    if wide.mesh.devices > jax.device_count():
+        return with_devices(wide.mesh.devices, predicted, LastTask(), wide, slots)
     from lora_jax.training.needs import needs_of
     from lora_jax.training.programs import one_batch_a_shape
     from lora_jax.training.run import steps_of
@@ -52,18 +56,14 @@ def predicted(tasks: LastTask, wide: Config, slots: int) -> Predicted:
     needs = needs_of(wide, task, shapes[max(shapes)], slots=slots)
     lengths = [planned.length for planned in batches.plan(0)]
     return Predicted(
-        base_bytes=_bytes(needs.frozen),
-        trained_bytes=_bytes(needs.state),
+        base_bytes=bytes_on_device(needs.frozen),
+        trained_bytes=bytes_on_device(needs.state),
         peak_bytes=needs.peak_bytes,
         shapes=tuple(sorted(shapes)),
         flops=needs.flops,
         mean_length=sum(lengths) / len(lengths) / max(lengths),
         steps=steps_of(wide, task),
     )
-
-
-def _bytes(tree: object) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 @dataclass(frozen=True)

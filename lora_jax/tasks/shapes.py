@@ -61,11 +61,13 @@ def batch_shapes(config: Config, task: Task, rows: int | None = None) -> dict[st
             "weight": jax.ShapeDtypeStruct((rows,), jnp.float32),
         }
         return {"tokens": ids, "mask": ids.update(dtype=jnp.bool_), "types": ids} | of_rows
+    counted = {"weight": jax.ShapeDtypeStruct((rows,), jnp.float32)}
     batch = {"tokens": ids, "segments": ids, "labels": ids, "loss_weight": floats}
     if not isinstance(task, Seq2SeqTask):
-        return batch
+        return batch | {"mask": ids.update(dtype=jnp.bool_)} | counted
     # Of the target, what an answer has at most, where the config says so.
     longest = config.data.decoding.max_new or config.data.max_length
     target = {name: ids.update(shape=(rows, longest)) for name in ("target", "target_segments")}
     ends = {name: batch[name].update(shape=(rows, longest)) for name in ("labels", "loss_weight")}
-    return batch | target | ends
+    both = jax.ShapeDtypeStruct((rows, config.data.max_length + longest), jnp.bool_)
+    return batch | target | ends | {"mask": both} | counted

@@ -98,10 +98,13 @@ def _signature(args: Any) -> Any:
 
 
 def _layout(leaf: Any) -> Any:
-    """Where an array lies on a mesh: an executable takes no other layout. None of one device."""
+    """Where an array lies on a mesh, or that it is in the host's memory: an executable takes no
+    other layout. None in the memory of one device.
+    """
     sharding = getattr(leaf, "sharding", None)
     if not isinstance(sharding, jax.sharding.NamedSharding):
-        return None
+        kind = getattr(sharding, "memory_kind", None)
+        return kind if kind == "pinned_host" else None
     spec = list(sharding.spec)
     while spec and spec[-1] is None:
         spec.pop()

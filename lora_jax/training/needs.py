@@ -11,6 +11,7 @@ import jax
 
 from lora_jax.config import Config
 from lora_jax.tasks.task import Task
+from lora_jax.training.collectives import Collective, collectives_of
 from lora_jax.training.compile import Memory
 from lora_jax.training.programs import programs_for
 from lora_jax.training.run import abstract_state, steps_of
@@ -21,14 +22,16 @@ from lora_jax.training.slots import there
 class Needs:
     """Of a compiled training step; None where the backend does not say.
 
-    frozen, state: shapes of its arguments; of slots side by side, the state of all. flops: of one
-    adapter's step.
+    frozen, state: shapes of its arguments, on a mesh with their shardings; of slots side by side,
+    the state of all. memory: of each device. flops: of one adapter's step, on each device.
+    collectives: what the devices of a mesh receive of each other.
     """
 
     frozen: Any
     state: Any
     memory: Memory | None
     flops: float | None
+    collectives: tuple[Collective, ...] = ()
 
     @property
     def peak_bytes(self) -> int | None:
@@ -50,7 +53,12 @@ def needs_of(config: Config, task: Task, batch: Any, *, slots: int = 1) -> Needs
     if slots > 1:
         state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((slots, *x.shape), x.dtype), state)
         args = (state, frozen, batch, {}, *there(slots, range(slots)))
-    flops = (program.compile(*args).cost_analysis() or {}).get("flops")
+    compiled = program.compile(*args)
+    flops = (compiled.cost_analysis() or {}).get("flops")
     return Needs(
-        frozen, state, program.memory(*args), float(flops) if flops and flops > 0 else None
+        frozen,
+        state,
+        program.memory(*args),
+        float(flops) if flops and flops > 0 else None,
+        collectives_of(compiled) if config.mesh.devices > 1 else (),
     )

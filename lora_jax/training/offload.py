@@ -27,6 +27,16 @@ def in_host_memory(tx: optax.GradientTransformation) -> optax.GradientTransforma
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def shapes_in_host_memory(state: Any) -> Any:
+    """Shapes of a state, those that `in_host_memory` keeps there said to be there."""
+
+    def waiting(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        here = x.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return x.update(sharding=here.with_memory_kind("pinned_host"))
+
+    return jax.tree.map(lambda x: waiting(x) if x.size >= MIN_SIZE else x, state)
+
+
 def like_placed(array: jax.Array, like: Any) -> jax.Array:
     """The array where `like` is: in its memory, and on its devices."""
     is_there = not isinstance(like, jax.Array) or array.sharding == like.sharding

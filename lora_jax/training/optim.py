@@ -23,7 +23,7 @@ from lora_jax.training.factor_optimizers import (
     scale_by_lora_muon,
     scale_by_rite,
 )
-from lora_jax.training.offload import in_host_memory
+from lora_jax.training.offload import in_host_memory, shapes_in_host_memory
 from lora_jax.training.variants import adalora, precondition_b
 
 
@@ -103,6 +103,11 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
     if config.adalora.target_rank is not None:
         tx = adalora(tx, config.adalora, total_steps)
     return in_host_memory(tx) if config.offload and can_offload() else tx
+
+
+def shapes_waiting(config: OptimConfig, state: Any) -> Any:
+    """Shapes of the state of `make_optimizer`, in the memory where it waits between steps."""
+    return shapes_in_host_memory(state) if config.offload and can_offload() else state
 
 
 _ADAMS = {"adamw": optax.scale_by_adam, "adamw8bit": scale_by_adam8bit}

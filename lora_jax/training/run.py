@@ -33,7 +33,7 @@ from lora_jax.training.allocator import peak_bytes
 from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.mesh import check_same_start, on_mesh, place_on
 from lora_jax.training.metrics import MetricsLog, NoLog
-from lora_jax.training.optim import make_optimizer
+from lora_jax.training.optim import make_optimizer, shapes_waiting
 from lora_jax.training.result import RunResult
 from lora_jax.training.sinks import About
 from lora_jax.training.slots import Evaluated
@@ -343,7 +343,8 @@ def abstract_state(config: Config, task: Task) -> tuple[Any, Any]:
     frozen, trainable = task.shapes(config)
     tx = make_optimizer(config.optim, steps_of(config, task))
     first = lambda trainable: create_state(trainable, tx, jax.random.key(0))
-    return on_mesh(config.mesh, frozen, jax.eval_shape(first, trainable))
+    frozen, state = on_mesh(config.mesh, frozen, jax.eval_shape(first, trainable))
+    return frozen, state.replace(opt_state=shapes_waiting(config.optim, state.opt_state))
 
 
 def evaluation_batches(config: Config, task: Task, split: str) -> Iterator[Any]:

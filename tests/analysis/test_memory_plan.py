@@ -2,6 +2,7 @@
 what it then takes.
 """
 
+import functools
 import os
 import shutil
 import subprocess
@@ -12,16 +13,25 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from lora_jax import cli
-from lora_jax.analysis import plan
+from lora_jax.analysis import footprint, plan
 from lora_jax.analysis.devices import DEVICES, USABLE, Device
 from lora_jax.analysis.memory_plan import changes, sizes_of
-from lora_jax.config import from_config_dict
+from lora_jax.config import MeshConfig, from_config_dict, with_value
+from lora_jax.core.fake_devices import with_devices
+from lora_jax.core.mesh import make_mesh
+from lora_jax.data.batches import Batch
+from lora_jax.data.token_packing import PackedBatch
 from lora_jax.models.sizes import SIZES
 from lora_jax.tasks.shapes import batch_shapes, shapes_task
+from lora_jax.training import offload, optim
+from lora_jax.training.collectives import Collective, collectives_of
+from lora_jax.training.compile import _signature
+from lora_jax.training.mesh import mesh_of
 from lora_jax.training.programs import programs_for
-from lora_jax.training.run import initial_state
+from lora_jax.training.run import abstract_state, initial_state
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -45,23 +55,103 @@ def settings(name: str, kind: str, **more):
     return from_config_dict(found | more)
 
 
-@pytest.mark.parametrize("kind", ["encoder", "decoder"])
-def test_a_plan_of_config_json_is_of_the_program_that_trains(kind, tmp_path):
+def bytes_of_shards(tree) -> int:
+    """Of what lies on the first device, from the arrays themselves."""
+    leaves = [x for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    return sum(x.addressable_shards[0].data.nbytes for x in leaves)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mesh"),
+    [("encoder", {}), ("decoder", {}), ("decoder", dict(data=2, fsdp=2, model=2))],
+    ids=["encoder", "decoder", "decoder on 8 devices"],
+)
+def test_a_plan_of_config_json_is_of_the_program_that_trains(kind, mesh, tmp_path):
     qlora = dict(method="qlora", quant=dict(format="nf4", block_size=8, double=False))
     name = config_json(tmp_path / "model", kind)
-    config = settings(name, kind, **(qlora if kind == "decoder" else {}))
+    config = settings(name, kind, mesh=mesh, **(qlora if kind == "decoder" else {}))
     made = plan(config)
     task = shapes_task(config, sizes_of(name))
     zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
     frozen, state = initial_state(config, replace(task, params=zeros(task.params)), 2)
-    batch = zeros(batch_shapes(config, task))
+    shapes = batch_shapes(config, task)
+    assert shapes.keys() == (Batch if kind == "encoder" else PackedBatch).__annotations__.keys()
+    batch = zeros(shapes)
     program = programs_for(task.per_example, config, 2).train
     assert program.compilations == 1 and program.knows(state, frozen, batch)
 
+    found = made.footprint
+    base = found.codes + found.scales + found.embeddings + found.head + found.other
+    assert base == bytes_of_shards(frozen)
+    assert (found.factors, found.optimiser) == tuple(
+        bytes_of_shards(one) for one in (state.trainable, state.opt_state)
+    )
     given = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch))
     # Padding, the random key, and what a step never reads.
-    assert abs(made.memory.arguments - made.footprint.arguments - given) < 1024
+    assert abs(made.memory.arguments - found.arguments - given) < 1024
     assert made.peak == sum(made.memory) == program.peak_bytes(state, frozen, batch)
+    assert bool(made.collectives) == bool(mesh)
+
+
+def test_a_mesh_of_more_devices_than_there_are_is_planned_in_a_process_that_has_them(tmp_path):
+    with pytest.raises(ValueError, match="mesh.*needs 32 devices, and jax sees 16"):
+        with_devices(16, mesh_of, MeshConfig(fsdp=32))
+
+
+def test_moments_in_host_memory_are_what_is_there_and_two_weights_of_them_here(
+    tmp_path, monkeypatch
+):
+    for module in (footprint, offload):
+        monkeypatch.setattr(module, "MIN_SIZE", 32)  # of so small a model, some do not wait
+    config = settings(
+        config_json(tmp_path / "model", "decoder"), "decoder", optim=dict(offload=True)
+    )
+    found = plan(config, compiled=False).footprint
+    alone = plan(with_value(config, "optim.offload", False), compiled=False)
+    # The CPU backend has a memory of this kind, too.
+    monkeypatch.setattr(optim, "can_offload", lambda: True)
+    task = shapes_task(config, sizes_of(config.model.name))
+    zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+    _, state = initial_state(config, replace(task, params=zeros(task.params)), 2)
+    leaves = jax.tree.leaves(state.opt_state)
+    away = sorted(x.nbytes for x in leaves if x.sharding.memory_kind == "pinned_host")
+    assert found.away == sum(away) > 0
+    assert found.optimiser == bytes_of_shards(leaves) - sum(away[:-4])
+    # A program that is compiled by shapes is the one for such a state.
+    assert _signature(abstract_state(config, task)[1]) == _signature(state)
+
+    device = Device("tiny", int((alone.peak - 1) / USABLE))
+    tried = [one.settings for one in changes(alone, device)]
+    assert ("optim.offload=True",) in tried
+    assert alone.footprint.total - found.total == sum(away[:-4])
+
+
+def test_collectives_are_counted_through_loops_in_what_each_device_receives():
+    """By hand, of a program whose collectives are known."""
+    mesh = make_mesh(data=2, fsdp=4)
+
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P("fsdp"), P(("data", "fsdp"))),
+        out_specs=P(),
+        check_vma=False,
+    )
+    def step(codes, x):
+        def turn(x, number):
+            gathered = jax.lax.all_gather(codes + number, "fsdp", tiled=True)
+            return jax.lax.psum(x * gathered.sum(), "data"), None
+
+        x, _ = jax.lax.scan(turn, x, jnp.arange(5, dtype=jnp.uint8))
+        return jax.lax.ppermute(x, "fsdp", [(n, (n + 1) % 4) for n in range(4)])
+
+    codes, x = jnp.ones(64, jnp.uint8), jnp.ones((8, 100))
+    compiled = jax.jit(step).lower(codes, x).compile()
+    assert sorted(collectives_of(compiled)) == [
+        Collective("all-gather", "u8", 4, 5, 5 * 48),  # three parts of 16 bytes
+        Collective("all-reduce", "f32", 2, 5, 5 * 400),  # once around two devices
+        Collective("collective-permute", "f32", 2, 1, 400),
+    ]
 
 
 def test_what_does_not_fit_is_told_the_cheapest_change_that_does(tmp_path):
@@ -104,7 +194,7 @@ def test_the_command_prints_parts_and_devices_and_refuses_in_words(capsys):
     # 4 bits of 6.476e9 weights; factors of 159.9e6 numbers.
     assert "3.24" in said and "0.64" in said and "It fits on Tesla T4 16 GB as it is." in said
     for wrong, words in (
-        (["--mesh", "fsdp=8"], "--mesh divides a run over devices"),
+        (["--mesh", "fsdp=8,tensor=2"], "--mesh reads data=N, fsdp=N and model=N"),
         (["--batch", "512"], "--batch reads ROWSxTOKENS"),
         (["--device", "h100"], "--device is one of t4-16"),
         (["--config.lora.rnak=3"], "rnak"),
@@ -119,7 +209,11 @@ import sys, time
 from dataclasses import replace
 import jax, jax.numpy as jnp, numpy as np
 from lora_jax.analysis import plan
-from lora_jax.config import from_config_dict
+from lora_jax.config import MeshConfig, from_config_dict, with_value
+from lora_jax.core.fake_devices import with_devices
+from lora_jax.core.mesh import make_mesh
+from lora_jax.data.batches import Batch
+from lora_jax.data.token_packing import PackedBatch
 from lora_jax.models import DecoderConfig, EncoderConfig
 from lora_jax.tasks.shapes import batch_shapes, shapes_task
 from lora_jax.training.allocator import release_freed_memory

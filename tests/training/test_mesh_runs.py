@@ -13,6 +13,8 @@ from tiny_families import write_encoder, write_t5
 from tiny_language import write_completions, write_tiny_model
 
 from lora_jax.config import Config, MeshConfig, canonical, config_hash, from_config_dict
+from lora_jax.sweeps.side_by_side import predicted
+from lora_jax.tasks.opening import LastTask
 from lora_jax.training.loop import fit, train
 from lora_jax.training.result import RunResult
 from lora_jax.training.run import Run
@@ -79,6 +81,10 @@ def test_checkpoints_of_a_mesh_go_on_on_one_device_and_the_other_way(
     one, eight = tmp_path / "one", tmp_path / "eight"
     first, second = train(config, one, quiet=True), train(mesh, eight, quiet=True)
     check_equal(one, eight, first, second)
+    # What a dry run says is of one device, and of the program that has trained.
+    needs = [predicted(LastTask(), run, 1) for run in (config, mesh)]
+    assert needs[0].base_bytes == first.base_bytes == second.base_bytes > 3 * needs[1].base_bytes
+    assert second.peak_bytes == needs[1].peak_bytes < needs[0].peak_bytes
 
     for now, folder, result in ((config, eight, first), (mesh, one, second)):
         shutil.rmtree(folder / "checkpoints" / "4")
