@@ -102,6 +102,8 @@ def shapes_of(params: Any) -> Any:
     """
 
     def shape_of(x: Any) -> Any:
+        if isinstance(x, jax.ShapeDtypeStruct):  # which has a method of this name
+            return x
         like = getattr(x, "like", None)
         return jax.ShapeDtypeStruct(np.shape(x), x.dtype) if like is None else like
 
