@@ -81,7 +81,7 @@ METHODS = {
     "gralora": ("blocks x blocks of low-rank products of rank r / blocks", "r * (n + m)", "Jung et al. 2025, arXiv 2505.20355"),
     "hira": ("W times (a b), entry by entry", "r * (n + m)", "Huang et al. 2025, ICLR"),
     "oft": ("inputs are rotated, r of them together; the weight is multiplied, not added to", "n * (r - 1) // 2", "Qiu et al. 2023, arXiv 2306.07280"),
-    "fourierft": ("scale · inverse Fourier transform of a few trained coefficients", "r * (n + m)", "Gao et al. 2024, arXiv 2405.03003"),
+    "fourierft": ("scale · inverse Fourier transform of a few trained coefficients; the scale is alpha / rank, and PEFT's 150", "r * (n + m)", "Gao et al. 2024, arXiv 2405.03003"),
     "shira": ("a few entries of the weight, chosen at the start", "r * (n + m)", "Bhardwaj et al. 2024, arXiv 2406.13175"),
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.adapters.stacking import check_alike
+from lora_jax.core.changes import Change
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.matrix import to_matrix
 from lora_jax.core.paths import flatten, nearest
@@ -201,6 +202,8 @@ def factorize(
                 f"There is no weight {path!r}. Nearest: {', '.join(nearest(path, first))}."
             )
 
+        if isinstance(leaf, Change):
+            leaf.plain()
         stack = leaf.a.ndim - 2
         change = jnp.asarray(second[path], jnp.float32) - jnp.asarray(first[path], jnp.float32)
         matrix = np.asarray(to_matrix(change, change.ndim - stack, leaf.in_axes), np.float64)

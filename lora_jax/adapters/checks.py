@@ -46,9 +46,11 @@ def check_start(trainable: Trainables) -> None:
     for path, leaf in trainable.items():
         if leaf.rank and _moves(leaf).any():
             layers = np.argwhere(np.atleast_1d(_moves(leaf))).ravel().tolist()
+            changed = isinstance(leaf, Change)
+            size = np.linalg.norm(leaf.value * leaf.scale) if changed else np.max(_norm(leaf)[0])
             raise ValueError(
                 f"{path!r} does not start as the base: its update has norm "
-                f"{np.max(_norm(leaf)[0]):.2e} in layers {layers}. An initialiser must leave the "
+                f"{size:.2e} in layers {layers}. An initialiser must leave the "
                 "update at 0, or subtract its own start (a0, b0)."
             )
 

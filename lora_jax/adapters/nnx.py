@@ -192,9 +192,23 @@ def _bound(graph: Any, state: Any, params: Mapping[str, Any]) -> nnx.Module:
         variable.set_raw_value(given[path])
     for _, node in nnx.iter_graph(model):
         twin = _TWINS.get(type(node))
-        if twin is not None and is_boxed(_raw(getattr(node, twin.weight))):
+        if twin is not None and is_boxed(_raw(getattr(node, twin.weight))) and _is_read(node, twin):
             node.__class__ = _by_twin(type(node))
     return model
+
+
+def _is_read(node: nnx.Module, twin: Twin) -> bool:
+    """Whether the module reads its variables as they are, as its twin would."""
+    held = [getattr(node, twin.weight), getattr(node, "bias", None)]
+    kinds = [_kind(one) for one in held if isinstance(one, nnx.Variable)]
+    hooked = any(one.has_metadata("on_get_value") for one in held if isinstance(one, nnx.Variable))
+    return not hooked and all(kind.get_value is nnx.Variable.get_value for kind in kinds)
+
+
+def _kind(variable: nnx.Variable) -> type[nnx.Variable]:
+    """The class of a variable that may hold a box."""
+    kind = type(variable)
+    return kind.__mro__[1] if is_boxed(variable.get_raw_value()) else kind
 
 
 @functools.cache

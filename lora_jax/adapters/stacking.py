@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lora_jax.core.changes import Change
 from lora_jax.core.lowrank import LowRank
 from lora_jax.core.trainable import Trainable, Trainables
 
@@ -89,6 +90,9 @@ def check_alike(adapters: Sequence[Trainables]) -> None:
 
 
 def _form(leaf: Any) -> tuple[Any, ...]:
+    if isinstance(leaf, Change):
+        stack = tuple(leaf.value.shape[:-1])
+        return (leaf.form, stack, leaf.rows, leaf.columns, leaf.block, leaf.terms)
     if not isinstance(leaf, LowRank):
         return (leaf.kind, *(getattr(leaf, name).shape for name in leaf.trained_fields()))
     kind = ("merge-aware " if leaf.rounded else "") + (

@@ -173,12 +173,12 @@ def parts_table(plan: Plan) -> Table:
     arguments = found.arguments if memory is None else memory.arguments
     table.add_row("arguments, in all", shown(arguments), end_section=True)
     table.add_row("gradients", shown(found.gradients))
-    table.add_row("activations, at most", shown(found.activations + found.scores))
+    table.add_row("activations", shown(found.activations + found.scores))
     table.add_row("one layer's dense weight", shown(found.dense), end_section=True)
     if memory is not None:
         table.add_row("temporaries, compiled", shown(memory.temporaries + memory.new_results))
         table.add_row("peak, compiled", shown(plan.peak), style="bold")
-    table.add_row("peak by arithmetic, at most", shown(found.total))
+    table.add_row("peak by arithmetic", shown(found.total))
     table.caption = (
         f"{unit} of {'1e9' if unit == 'GB' else '1e6'} bytes; planned in {plan.seconds:.0f} s"
     )

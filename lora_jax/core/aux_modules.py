@@ -37,6 +37,10 @@ class AuxModule(Trainable, struct.PyTreeNode, repr=False):
         """'module', for every array."""
         return "module"
 
+    def decays(self, field: str) -> bool:
+        """Its matrices do."""
+        return field in ("down", "up")
+
     def active_parameters(self) -> int:
         """Number of trained entries, in layers that have one."""
         every = super().active_parameters()

@@ -120,6 +120,10 @@ class Change(Trainable, struct.PyTreeNode, repr=False):
         """'vector'."""
         return "vector"
 
+    def decays(self, field: str) -> bool:
+        """The numbers do: they are all of the update."""
+        return True
+
     def described(self) -> tuple[tuple[int, ...], str]:
         """Shape of the weight, and how many numbers change a matrix, for a table."""
         return (*self.value.shape[:-1], self.rows, self.columns), f"{self.form} {self.rank}"

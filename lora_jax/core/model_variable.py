@@ -9,7 +9,7 @@ from flax import struct
 from jaxtyping import Array
 
 from lora_jax.core.paths import flatten, unflatten
-from lora_jax.core.trainable import Trainable, Trainables
+from lora_jax.core.trainable import Trainable, Trainables, refuse_gradients_of_data
 
 
 class ModelVariable(Trainable, struct.PyTreeNode, repr=False):
@@ -55,6 +55,7 @@ def take_variables(trainable: Trainables) -> tuple[dict[str, Any], dict[str, Any
     flat: dict[str, dict[str, Any]] = {}
     for name, leaf in trainable.items():
         if isinstance(leaf, ModelVariable):
+            leaf = refuse_gradients_of_data(name, leaf)
             collection, _, path = name.partition(":")
             flat.setdefault(collection, {})[path] = leaf.value
         else:

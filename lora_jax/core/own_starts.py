@@ -118,11 +118,11 @@ def shira(w: Any, key: jax.Array, spec: Any) -> Arrays:
 def _entries(w: Any, spec: Any, ordered: bool = False) -> Arrays:
     """As many numbers as LoRA of the rank has."""
     count, size = spec.rank * sum(w.shape), math.prod(w.shape)
-    if count > size or size > LARGEST_DRAW:
+    if count > size:
         raise ValueError(
             f"variant {spec.variant!r} trains rank x (inputs + outputs) = {count} entries of a "
-            f"{w.shape[0]} x {w.shape[1]} weight: they must be at most its {size}, and those at "
-            f"most {LARGEST_DRAW}. Lower the rank, or leave the site alone."
+            f"{w.shape[0]} x {w.shape[1]} weight: they must be at most its {size}. Lower the rank, "
+            "or leave the site alone."
         )
     where = drawn_by_torch(*w.shape, count, ordered=ordered)
     return {"value": jnp.zeros(count, jnp.float32), "where": jnp.asarray(where)}
@@ -135,8 +135,16 @@ def drawn_by_torch(
     """Entries of a matrix (rows, columns), counted row by row: the first `count` of the random
     order that torch's generator gives those of the transposed matrix, which is how PEFT draws them;
     `ordered` as they lie in that.
+
+    Raises:
+        ValueError: the matrix is so large that torch shuffles in another way.
     """
     size = rows * columns
+    if size > LARGEST_DRAW:
+        raise ValueError(
+            f"Entries of a {rows} x {columns} weight are not drawn: it may have at most "
+            f"{LARGEST_DRAW} of them. Leave the site alone, or take another variant."
+        )
     # Only the beginning of a Fisher-Yates shuffle: what it has moved is kept by place.
     raw = np.random.RandomState(seed & 0xFFFFFFFF).bytes(4 * count)
     moved: dict[int, int] = {}

@@ -48,6 +48,10 @@ class Trainable(ShapesRepr):
         """Which learning rate a trained array has: 'a', 'b', 'vector', 'whole' or 'module'."""
         return "whole"
 
+    def decays(self, field: str) -> bool:
+        """Whether weight decay acts on a trained array."""
+        return self.label(field) != "vector"
+
     def active_parameters(self) -> int:
         """Number of trained entries, without padding and without layers that are left out."""
         return sum(getattr(self, name).size for name in self.trained_fields())
@@ -169,6 +173,15 @@ def array_fields(leaf: Any) -> tuple[str, ...]:
     """Names of the fields of a trainable leaf that hold arrays (or None), static ones left out."""
     return tuple(
         field.name for field in dataclasses.fields(leaf) if field.metadata.get("pytree_node", True)
+    )
+
+
+def static_fields(leaf: Any) -> tuple[str, ...]:
+    """Names of the fields of a trainable leaf that are no arrays."""
+    return tuple(
+        field.name
+        for field in dataclasses.fields(leaf)
+        if not field.metadata.get("pytree_node", True)
     )
 
 

@@ -114,8 +114,16 @@ def _bitsandbytes(raw: Raw, dtype: str) -> Layout:
 
 
 def _gptq(raw: Raw, dtype: str) -> Layout:
-    refuse(raw, dynamic=(None, {}), checkpoint_format=("gptq", "gptq_v2", None))
-    bits, version = raw["bits"], raw.get("checkpoint_format")
+    # GPTQModel writes the second name, AutoGPTQ the first.
+    versions = ("gptq", "gptq_v2", None)
+    refuse(raw, dynamic=(None, {}), checkpoint_format=versions, format=versions)
+    said = {raw.get("checkpoint_format"), raw.get("format")} - {None}
+    if len(said) > 1:
+        raise ValueError(
+            "quantization_config says checkpoint_format and format, and they differ: "
+            f"{' and '.join(sorted(said))}. Zeros are off by one in one of the two."
+        )
+    bits, version = raw["bits"], next(iter(said), None)
     gptq.check_bits(bits, gptq.GPTQ_BITS, "GPTQ")
     told = functools.partial(_told_packed, _spec(raw), dtype, lambda shape: shape[0] * 32 // bits)
     read = functools.partial(gptq.from_gptq, bits=bits, zeros_as_stored=version == "gptq_v2")
@@ -179,7 +187,12 @@ def _in_order(
 
 
 def _compressed_tensors(raw: Raw, dtype: str) -> Layout:
-    refuse(raw, format=("nvfp4-pack-quantized",), quantization_status=("compressed", None))
+    refuse(
+        raw,
+        format=("nvfp4-pack-quantized",),
+        quantization_status=("compressed", None),
+        transform_config=(None, {}),
+    )
     parts = ("weight_packed", "weight_scale", "weight_global_scale")
 
     def told(own: Mapping[str, str], tensors: Tensors) -> Stored:

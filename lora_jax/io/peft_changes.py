@@ -79,7 +79,11 @@ def change_form(trainable: Trainables, names: Names) -> str | None:
         return None
     drawn = all(np.array_equal(where, expected) for *_, (where, expected) in layers)
     # SHiRA's file has one rank, and as many numbers as LoRA of that.
-    ranks = {divmod(leaf.rank, leaf.rows + leaf.columns) for leaf in changes.values()}
+    ranks = {
+        divmod(len(value), leaf.rows + leaf.columns)
+        for path, leaf in changes.items()
+        for _, value, *_ in _layers(leaf, names[path])
+    }
     whole = form != "shira" or (len(ranks) == 1 and not next(iter(ranks))[1])
     return (
         next(key for key, own in CHANGES.items() if own.form == form) if drawn and whole else None
@@ -124,7 +128,8 @@ def change_settings(
         series = dict(use_cayley_neumann=leaf.terms > 0, num_cayley_neumann_terms=leaf.terms or 5)
         return config | dict(r=0, oft_block_size=leaf.block) | series
     if method == "SHIRA":
-        return config | dict(r=leaf.rank // (leaf.rows + leaf.columns), random_seed=DRAW)
+        rank = len(layers[0][1]) // (leaf.rows + leaf.columns)
+        return config | dict(r=rank, random_seed=DRAW)
     count, pattern = common({module: len(value) for module, value, *_ in layers})
     sizes = dict(n_frequency=count, n_frequency_pattern=pattern, random_loc_seed=DRAW)
     return config | sizes | dict(scaling=layers[0][2])
@@ -238,5 +243,10 @@ def _layers(leaf: Change, name: Name) -> Iterator[tuple[str, np.ndarray, float, 
                 ordered = leaf.form == "shira"
                 drawn = drawn_by_torch(leaf.rows, leaf.columns, used.size, DRAW, ordered)
                 places = np.asarray(leaf.where)[index][used], drawn
+            if np.ptp(scale[used]):
+                raise ValueError(
+                    f"The numbers of {module} have several scales, from {scale[used].min():g} to "
+                    f"{scale[used].max():g}: PEFT's file has one a module."
+                )
             value = np.asarray(leaf.value, np.float32)[index][used]
             yield module, value, float(scale[used[0]]), places

@@ -88,7 +88,9 @@ def open_model(
         names = family.names(config)
         what = f"{family.name} model in {folder}"
         check_claimed(names, len(tensors), what)
-    names = as_linear(_as_stored(folder, family, names, tensors), tensors)
+    names = _as_stored(folder, family, names, tensors)
+    # Layers apart may be stored each in a way of its own.
+    names = as_linear(names if scan else unrolled(names), tensors)
 
     head = _head_of(config, names)
     unread = _unread(family, config, names, tensors)
@@ -101,7 +103,7 @@ def open_model(
     ):
         new = _new_head(folder, {path: names.pop(path) for path in head}, key)
     check_named(names, tensors, what=what, ignored=unread)
-    stored = StoredModel(folder, config, names if scan else unrolled(names), tensors, new, dtype)
+    stored = StoredModel(folder, config, names, tensors, new, dtype)
     _ = stored.boxes  # What cannot be read is said here.
     return stored
 

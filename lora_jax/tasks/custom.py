@@ -42,6 +42,7 @@ class Running:
         self._model, self._frozen, self._trainable = model, frozen, dict(trainable)
         self._key, self.training = key, key is not None
         self.key = jax.random.fold_in(jax.random.key(0) if key is None else key, 1)
+        self._calls = 0
         self._moving = list(take_variables(trainable)[1]) if self.training else []
 
     @property
@@ -51,12 +52,15 @@ class Running:
         return {name: self._trainable[name].value for name in own} or None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module gives."""
+        """What the module gives; each call in a loss drops something else."""
+        key, self._calls = self._key, self._calls + 1
+        if self.training and self._calls > 1:
+            key = jax.random.fold_in(key, self._calls + 1)
         if self.training and isinstance(self._model, nn.Module):
-            kwargs = {"rngs": {"dropout": jax.random.fold_in(self._key, 2)}} | kwargs
+            kwargs = {"rngs": {"dropout": jax.random.fold_in(key, 2)}} | kwargs
         if self._moving:
             kwargs["mutable"] = self._moving
-        y = apply(self._model, self._frozen, self._trainable, *args, key=self._key, **kwargs)
+        y = apply(self._model, self._frozen, self._trainable, *args, key=key, **kwargs)
         if not self._moving:
             return y
         y, moved = y
@@ -74,6 +78,7 @@ class CustomLosses:
 
     model: Any
     loss: Callable[..., jax.Array]
+    of: Any = None  # Equal ones share their programs.
 
     def __call__(
         self, frozen: Any, trainable: Trainables, batch: Any, key: jax.Array | None = None
@@ -190,6 +195,10 @@ class CustomTask(Task):
     def per_example(self) -> CustomLosses:
         """See `Task`."""
         return CustomLosses(self.model, self.loss)
+
+    def batched(self, batch_size: int) -> int:
+        """See `Task`: what does not fill a batch is left out."""
+        return max(self.epoch // batch_size, 1) * batch_size
 
     def _batches(
         self, encoded: Any, batch_size: int, rows: Mapping[str, Any], **order: Any

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from lora_jax.config import Config
 from lora_jax.core.host import Place
 from lora_jax.core.trainable import Trainables
-from lora_jax.tasks.custom import CustomTask
+from lora_jax.tasks.custom import CustomLosses, CustomTask
 from lora_jax.tasks.task import Trees
 
 
@@ -22,6 +23,12 @@ class GivenTask(CustomTask):
 
     given: ClassVar[bool] = True
     trained: Trainables | None = None
+
+    @property
+    def per_example(self) -> CustomLosses:
+        """See `Task`. An NNX model holds what programs were traced with: they are for this task."""
+        of = None if isinstance(self.model, nn.Module) else self
+        return CustomLosses(self.model, self.loss, of)
 
     def trainable(
         self,

@@ -224,6 +224,10 @@ class Task:
         """Examples of an epoch of training."""
         return len(self.splits["train"])
 
+    def batched(self, batch_size: int) -> int:
+        """Examples of an epoch of training that batches of this size take."""
+        return self.epoch
+
     def batches(
         self,
         split: str,

@@ -34,14 +34,9 @@ def decay_mask(trained: Mapping[str, Any]) -> Any:
     out = {}
     for path, leaf in trained.items():
         decays = path.rpartition("/")[2] not in ("bias", "scale")
-        fields = {name: decays and _is_matrix(leaf, name) for name in given_fields(leaf)}
+        fields = {name: decays and leaf.decays(name) for name in given_fields(leaf)}
         out[path] = leaf.replace(**fields)
     return out
-
-
-def _is_matrix(leaf: Any, name: str) -> bool:
-    label = leaf.label(name)
-    return name in ("down", "up") if label == "module" else label != "vector"
 
 
 def structure_of(config: OptimConfig) -> OptimConfig:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import re
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import CodeType
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 
 from lora_jax.config import from_config_dict
 from lora_jax.core.fingerprint import fingerprint
+from lora_jax.core.json_files import read_json, save_json
 from lora_jax.core.model_variable import give_variables
-from lora_jax.core.trainable import Trainables
+from lora_jax.core.trainable import Trainables, given_fields
 from lora_jax.io.adapter import load_adapter
 from lora_jax.metrics.table import Primary
 from lora_jax.tasks.custom import Arrays
@@ -49,7 +56,9 @@ def fit(
     ...     return each, logits.argmax(-1) == batch["y"]
 
     The folder gets metrics.jsonl, checkpoints and the adapter. The same call goes on from the
-    newest checkpoint, bit for bit, and gives what there is if the training is done.
+    newest checkpoint, bit for bit, and gives what there is if the training is done. What makes it
+    the same is in fit.json: the model's settings, the loss's source, the base, the start and the
+    data. What a loss takes from outside of itself is not compared.
 
     Args:
         frozen, trainable: as `adapt` gives them; neither is changed.
@@ -100,5 +109,61 @@ def fit(
             "metric='accuracy' needs a loss that gives, in a tuple, the loss and whether each row "
             "is right; this one gives the loss alone."
         )
+    _check_same(
+        Path(folder),
+        {
+            "model": re.sub(r" at 0x[0-9a-f]+", "", repr(model)),
+            "loss": _source(loss),
+            "metric": metric,
+            "the adapters to start from": _digest(task.trained),
+            **{f"data[{split!r}]": arrays.fingerprint for split, arrays in task.splits.items()},
+        },
+    )
     result = loop.train(config, Path(folder), task=task, score_test="test" in data, quiet=quiet)
     return Fitted(load_adapter(Path(folder) / "adapter", base=base)[0], result)
+
+
+_SAME = "fit.json"
+
+
+def _check_same(folder: Path, said: Mapping[str, str]) -> None:
+    """Raises ValueError if the folder is of a training that differs in what `said` says; writes it
+    down in a new one.
+    """
+    said = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in said.items()}
+    if not (folder / _SAME).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        save_json(folder / _SAME, said)
+        return
+    before = read_json(folder / _SAME)
+    if odd := sorted(name for name in {*said, *before} if said.get(name) != before.get(name)):
+        raise ValueError(
+            f"{folder} is another training's: these differ: {', '.join(odd)}. Give each training a "
+            "folder of its own, or remove this one to begin anew."
+        )
+
+
+def _digest(trainable: Trainables) -> str:
+    """Of all arrays of an adapter, by path and field."""
+    return fingerprint(
+        {
+            f"{path}/{name}": np.asarray(getattr(leaf, name))
+            for path, leaf in trainable.items()
+            for name in given_fields(leaf)
+        }
+    )
+
+
+def _source(function: Callable[..., Any]) -> str:
+    """A function's source, or its code where there is none; of another callable, its class."""
+    if not hasattr(function, "__code__"):
+        return repr(type(function))
+    try:
+        return textwrap.dedent(inspect.getsource(function))
+    except OSError:
+        return repr(_instructions(function.__code__))
+
+
+def _instructions(code: CodeType) -> tuple[Any, ...]:
+    inner = (_instructions(x) if isinstance(x, CodeType) else repr(x) for x in code.co_consts)
+    return (code.co_code, code.co_names, *inner)

@@ -306,7 +306,8 @@ def steps_of(config: Config, task: Task) -> int:
     """Optimiser steps of the run."""
     if config.train.total_steps is not None:
         return config.train.total_steps
-    return total_steps(task.epoch, config.train.batch_size, config.train.epochs)
+    size = config.train.batch_size
+    return total_steps(task.batched(size), size, config.train.epochs)
 
 
 def initial_state(

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.core.trainable import Trainables, given_fields
+from lora_jax.core.trainable import Trainables, given_fields, static_fields
 from lora_jax.io.adapter import load_adapter
 
 # What is a new run's own, or follows from its base, of an adapter that it starts from.
 _OWN = ("dropout", "base_square")
+_HOW = ("rounded",)  # and what says how it is trained, not what it computes
 
 
 def start_from(
@@ -69,6 +70,13 @@ def _taken(path: str, new: Any, old: Any) -> Any:
             f"A run starts from an adapter of its own shapes: at {path} it has {here}, and the "
             f"adapter {there}. Take the settings of config.lora that it was trained with."
         )
+    for name in static_fields(new):
+        if name not in _HOW and getattr(new, name) != getattr(old, name):
+            raise ValueError(
+                f"A run starts from an adapter of its own kind: at {path} its {name} is "
+                f"{getattr(new, name)!r}, and the adapter's {getattr(old, name)!r}. Take the "
+                "config.lora that it was trained with."
+            )
     for name in ("scale", "parts", "index"):  # data, not trained: the settings say them
         if name in here and not np.array_equal(ours[name], theirs[name]):
             raise ValueError(

@@ -90,9 +90,10 @@ def make_train_step(
         )
         trainable = combine(optax.apply_updates(trained, updates), fixed)
         for name, value in (sums.variables or {}).items():
-            # Of micro-batches that all started from the same, the mean.
-            mean = (value / accumulate).astype(value.dtype)
-            trainable[name] = trainable[name].replace(value=mean)
+            if accumulate > 1:
+                # Of micro-batches that all started from the same, the mean.
+                value = (value / accumulate).astype(value.dtype)
+            trainable[name] = trainable[name].replace(value=value)
 
         metrics = {"loss": sums.loss / weight}
         if sums.correct is not None:

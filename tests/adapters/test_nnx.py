@@ -319,6 +319,25 @@ def test_what_linen_has_no_word_for_is_computed_by_nnx():
     np.testing.assert_allclose(lj.apply(model, frozen, trainable, x), expected, rtol=1e-6)
 
 
+class Doubled(nnx.Param):
+    def get_value(self, **index):
+        return 2 * super().get_value(**index)
+
+
+def test_a_variable_that_says_how_it_is_read_is_read_so():
+    x = jnp.ones((2, 4))
+    hooked = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    hooked.bias = Doubled(jnp.ones(3))
+    own = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    own.kernel = Doubled(own.kernel.get_value())
+    for model in (hooked, own):
+        lora = [("kernel", lj.LoraSpec(rank=1))]
+        frozen, trainable = lj.adapt(
+            model, adapters.params_of(model), (x,), lora=lora, key=jax.random.key(0)
+        )
+        np.testing.assert_allclose(lj.apply(model, frozen, trainable, x), model(x), rtol=1e-6)
+
+
 def test_adapters_are_saved_and_loaded(tmp_path):
     model, params, (frozen, trainable), x = stateful()
     model.eval()

@@ -7,11 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax.adapters.checks import without_effect
+from lora_jax.adapters.algebra import factorize
+from lora_jax.adapters.checks import check_start, without_effect
+from lora_jax.adapters.stacking import check_alike
 from lora_jax.core.changes import Change
+from lora_jax.core.own_starts import drawn_by_torch
 from lora_jax.io.adapter import load_adapter, save_adapter
 from lora_jax.io.names import Name
 from lora_jax.io.peft import PeftAdapter, from_peft, to_peft
+from lora_jax.training.optim import decay_mask
+from lora_jax.training.starting import start_from
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "variants.npz")
 NAMES = {"m/kernel": Name("0.weight", (12, 10))}
@@ -79,3 +84,25 @@ def test_a_change_of_other_numbers_or_of_another_weight_is_refused_in_words() ->
         rotation.onto(jnp.ones((2, 4)), "m/kernel")
     with pytest.raises(ValueError, match="no 'oft' in blocks of 2"):
         rotation.pad(rotation.replace(block=2))
+    with pytest.raises(ValueError, match="'oft' is no product of thin factors"):
+        factorize({"m": jnp.ones((4, 2))}, {"m": jnp.ones((4, 2))}, rank=1, like={"m": rotation})
+    with pytest.raises(ValueError, match="update has norm 2.45"):
+        check_start({"m": rotation})
+    with pytest.raises(ValueError, match="8192 x 28672 weight are not drawn"):
+        drawn_by_torch(8192, 28672, 10)
+
+
+def test_numbers_of_a_change_decay_and_its_form_says_with_which_others_it_stands(
+    tmp_path: Path,
+) -> None:
+    numbers = dict(value=jnp.ones(6), scale=jnp.ones(6), rows=4, columns=2)
+    sparse = Change(**numbers, where=jnp.arange(6, dtype=jnp.int32))
+    assert decay_mask({"m": sparse})["m"].value is True
+    check_alike([{"m": sparse}, {"m": sparse.with_rank(12)}])
+    with pytest.raises(ValueError):
+        check_alike([{"m": sparse}, {"m": sparse.replace(form="fourierft")}])
+
+    rotation = Change(**numbers, form="oft", block=4)
+    save_adapter(tmp_path, {"m": rotation.replace(terms=5)}, base="b", model="m")
+    with pytest.raises(ValueError, match="its terms is 0, and the adapter's 5"):
+        start_from({"m": rotation}, tmp_path, base="b", is_head=lambda path: False)

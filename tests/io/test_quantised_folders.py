@@ -4,6 +4,7 @@ figures of transformers (experiments/make_golden_quantised.py), the others again
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -244,6 +245,11 @@ def test_a_folder_of_another_method_is_its_codes_times_its_scales(tmp_path, meth
         (SETTINGS["gptq"] | {"quant_method": "gptq", "desc_act": True}, "no g_idx"),
         (SETTINGS["gptq"] | {"quant_method": "gptq", "dynamic": {"x": {}}}, "dynamic"),
         (SETTINGS["gptq"] | {"quant_method": "gptq", "checkpoint_format": "marlin"}, "marlin"),
+        (SETTINGS["gptq"] | {"quant_method": "gptq", "format": "marlin"}, "marlin"),
+        (
+            SETTINGS["gptq"] | {"quant_method": "gptq", "format": "gptq_v2", "checkpoint_format": "gptq"},
+            "gptq and gptq_v2. Zeros are off by one",
+        ),
         (SETTINGS["awq"] | {"quant_method": "awq", "version": "gemv"}, "version 'gemv'"),
         (FP4 | {"quant_method": "compressed-tensors", "format": "float-quantized"}, "float-quantized"),
         ({"quant_method": "bitsandbytes"}, "belongs to other weights"),
@@ -275,6 +281,24 @@ def test_layers_of_two_kinds_are_read_apart(tmp_path):
     np.testing.assert_allclose(
         flat["layers_1/mlp/down/kernel"], dense[f"{module}.weight"], rtol=1e-6
     )
+
+
+def test_a_dense_layer_of_gpt2_keeps_its_direction_beside_a_quantised_one(tmp_path):
+    folder = shutil.copytree(GOLDEN / "gpt2_nf4", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_layer": 2}))
+    tensors = dict(safetensors.read(folder / "model.safetensors"))
+    weight = flatten(load_decoder(GOLDEN / "gpt2_nf4", scan=False)[1])["layers_0/attn/o/kernel"]
+    dense = np.asarray(weight.unbox(), np.float32)
+
+    # The same layer twice, one weight of the second as Conv1D has it, (in, out).
+    second = {key.replace("h.0.", "h.1."): value for key, value in tensors.items() if "h.0." in key}
+    name = "transformer.h.1.attn.c_proj.weight"
+    second = {key: value for key, value in second.items() if not key.startswith(name)}
+    safetensors.write(folder / "model.safetensors", tensors | second | {name: dense})
+    flat = flatten(load_decoder(folder, scan=False)[1])
+    assert isinstance(flat["layers_0/attn/o/kernel"], QuantizedArray)
+    np.testing.assert_array_equal(flat["layers_1/attn/o/kernel"], dense)
 
 
 def test_parts_of_fused_weights_are_theirs_or_refused():

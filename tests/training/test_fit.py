@@ -13,8 +13,13 @@ from flax import linen as nn
 from sklearn.datasets import load_digits
 
 import lora_jax as lj
+from lora_jax.config import from_config_dict
 from lora_jax.core import take_variables
+from lora_jax.core.model_variable import give_variables
+from lora_jax.tasks.custom import Arrays, Running
+from lora_jax.tasks.given import GivenTask
 from lora_jax.training import Diverged, fit
+from lora_jax.training.run import steps_of
 
 NF4 = lj.QuantSpec("nf4", 8, double=False)
 
@@ -193,6 +198,20 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, monkeypatch):
     assert losses("whole") == losses("stopped") and len(losses("whole")) == 16
     assert np.mean(losses("whole")[-4:]) < 0.9 * np.mean(losses("whole")[:4])
 
+    # The folder is of that training alone.
+    other = {**data, "validation": {name: x[:8] for name, x in data["validation"].items()}}
+    for changed, says in (
+        (dict(data=other), r"differ: data\['validation'\]"),
+        (dict(loss=lambda model, batch: loss(model, batch)), "differ: loss"),
+        (dict(metric="accuracy"), "differ: metric"),
+        (dict(trainable=whole.trainable), "adapters to start from"),
+    ):
+        given = dict(model=model, frozen=frozen, trainable=trainable, data=data, loss=loss)
+        given |= dict(folder=tmp_path / "whole", train=TRAIN, optim=OPTIM, quiet=True)
+        given |= {} if "trainable" in changed else {"collections": others}
+        with pytest.raises(ValueError, match=says):
+            fit(**given | changed)
+
 
 def test_training_ends_when_patience_does(tmp_path):
     model, frozen, trainable, _, data, loss = built("denoiser")
@@ -205,6 +224,34 @@ def test_training_ends_when_patience_does(tmp_path):
     for found in (call(), call()):
         assert (found.result.selected_step, found.result.steps) == (4, 12)
         assert len(rows(tmp_path, "train")) == 12
+
+
+def test_calls_of_one_loss_drop_apart_and_statistics_have_no_gradient():
+    model, frozen, trainable, others, *_ = built("cnn")
+    x, both = jnp.ones((2, 8, 8, 1)), {**trainable, **give_variables(others)}
+    drops = {
+        path: leaf.replace(dropout=jnp.full_like(leaf.scale[..., 0], 0.5), b=leaf.b + 1.0)
+        for path, leaf in trainable.items()
+        if leaf.kind == "lora"
+    }
+    run = Running(model, frozen, both | drops, jax.random.key(0))
+    assert np.abs(run(x, train=True) - run(x, train=True)).max() > 1e-3
+    whole = lambda tree: lj.apply(model, frozen, tree, x).sum()
+    with pytest.raises(TypeError, match=r"value' of 'batch_stats:norm/mean' is not trained"):
+        jax.grad(whole)({path: leaf for path, leaf in both.items() if leaf.kind != "lora"})
+
+
+def test_an_epoch_is_its_whole_batches():
+    task = GivenTask(
+        model=None,
+        params={},
+        sites={},
+        splits={"train": Arrays({"x": np.ones(30)})},
+        fingerprint=str,
+    )
+    config = lambda **train: from_config_dict({"train": {"total_steps": None, **train}})
+    assert steps_of(config(epochs=3.0, batch_size=16), task) == 3
+    assert steps_of(config(epochs=3.0, batch_size=8), task) == 9
 
 
 def test_what_cannot_be_right_is_refused(tmp_path):
