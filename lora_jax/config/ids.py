@@ -22,8 +22,8 @@ def canonical(config: Config) -> dict[str, Any]:
     if they are the same run.
 
     Left out is what the method does not read (`ReadBy` on a field or its group: also what changes
-    files or memory alone), `train.epochs` when `train.total_steps` is set, and `lora.merge_scales`
-    without `lora.merge_aware`. One run has one
+    files or memory alone), `train.epochs` when `train.total_steps` is set, `lora.merge_scales`
+    without `lora.merge_aware`, and `train.patience` where no best epoch is selected. One run has one
     spelling: named targets are their regexes, exceptions by path have no name, layers and rows are
     sorted, 0 has no sign, and a head's learning rate that equals the others' is None.
     """
@@ -38,6 +38,8 @@ def canonical(config: Config) -> dict[str, Any]:
         del settings["train.epochs"]
     if not config.lora.merge_aware:
         settings.pop("lora.merge_scales", None)
+    if config.train.select != "best_epoch":
+        settings.pop("train.patience", None)
     if config.optim.head_learning_rate == config.optim.learning_rate:
         settings["optim.head_learning_rate"] = None
     for key in _TARGETS:
