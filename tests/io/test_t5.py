@@ -48,11 +48,12 @@ def stored_texts(form: str) -> list[list[int]]:
 def test_logits_equal_transformers(form, scan):
     config, params = load_t5(GOLDEN / form, scan=scan)
     assert (config.tied, config.gated) == {"v1_0": (True, False), "v1_1": (False, True)}[form]
-    # fp32; sources of 29, 13 and 4 tokens. Logits are of the order of 10.
+    # fp32; sources of 29, 13 and 4 tokens. Logits are of the order of 10. From float64's, theirs
+    # differ by 3.6e-5, ours by 5.4e-5, and by 1.2e-4 as tests compile on a processor without AVX-512.
     np.testing.assert_allclose(
         jax.jit(T5(config, scan=scan).apply)({"params": params}, *BATCH),
         STORED[f"{form}/logits"],
-        atol=1e-4,
+        atol=2e-4,
     )
 
 
