@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from kinds import BUILDERS
 
-DEFAULT = 200
+DEFAULT = 100
 SOUND = {"refused", "equal", "explained"}
 
 

@@ -114,7 +114,7 @@ def test_an_odd_record_is_a_failed_run_and_the_others_are_reported(root, tmp_pat
     folders = [record.folder for record in RunStore(root).runs()]
     index = (root / "index.jsonl").read_text()
     problems, made = [], {}
-    for seed in range(pytestconfig.getoption("--fuzz") or 200):
+    for seed in range(pytestconfig.getoption("--fuzz") or 100):
         draw = random.Random(seed)
         folder = draw.choice(folders)
         above = draw.random() < 0.1
