@@ -33,7 +33,7 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 FOLDERS = sorted(
     str(path.parent.relative_to(GOLDEN))
     for path in GOLDEN.rglob("config.json")
-    if (path.parent / "model.safetensors").is_file() and "peft" not in path.parts
+    if (path.parent / "model.safetensors").is_file() and not {"peft", "quantised"} & {*path.parts}
 )
 
 
