@@ -5,7 +5,8 @@ sizes of a model alone, without weights, data or an accelerator.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lora_jax.analysis.devices import USABLE, Device
@@ -14,11 +15,14 @@ from lora_jax.config import ADAPTERS, Config, with_value
 from lora_jax.core.fake_devices import with_devices
 from lora_jax.core.host import can_offload
 from lora_jax.core.init import initializer_named
+from lora_jax.core.json_files import read_json
 from lora_jax.core.mesh import bytes_on_device
 from lora_jax.core.paths import nearest
 from lora_jax.core.platform import platform
+from lora_jax.core.quantize import QuantizedArray
 from lora_jax.io.described import read_config
 from lora_jax.io.hub import resolve
+from lora_jax.io.weights import open_model
 from lora_jax.models.kinds import ModelConfig
 from lora_jax.models.sizes import SIZES
 from lora_jax.tasks.building import check_length
@@ -35,7 +39,8 @@ class Plan:
     footprint: by arithmetic, and by what it is for. memory: by the compiler's account of the step,
     lowered and compiled by shapes for the devices that are here; None where nothing was compiled.
     collectives: what the devices of a mesh receive of each other. platform: of these devices.
-    seconds: that tracing and compiling took.
+    seconds: that tracing and compiling took. held: by path, the boxes of weights that the model's
+    files hold quantised.
     """
 
     config: Config
@@ -45,6 +50,7 @@ class Plan:
     collectives: tuple[Collective, ...] = ()
     platform: str = "cpu"
     seconds: float = 0.0
+    held: Mapping[str, QuantizedArray] = field(default_factory=dict)
 
     @property
     def peak(self) -> int:
@@ -87,29 +93,40 @@ class Plan:
 def plan(config: Config, model: ModelConfig | None = None, *, compiled: bool = True) -> Plan:
     """What a training step of a run needs: texts of `data.max_length` tokens, a row each.
 
-    Weights are counted as tasks load them: in `model.base_dtype` but for those that are quantised.
+    Weights are counted as tasks load them: in `model.base_dtype` but for those that are quantised;
+    of a folder that another tool quantised, in the codes that its files hold, by their headers.
     Of a sweep, the config's own settings are planned. A step that is compiled here and then trained
     is compiled once. For a mesh of more devices than there are, a process is started with so many
     of a CPU's, which does not know what was registered in this one.
 
     Args:
         model: the sizes of its model; by default those that `config.model.name` stands for, as
-            `sizes_of` reads them.
+            `sizes_of` and `held_in` read them.
         compiled: whether the step is compiled. It takes some ten seconds where layers are one scan
             (`model.scan`), and minutes for many layers one by one.
 
     Raises:
         FileNotFoundError: the model is not known here.
-        ValueError: the settings do not fit the model.
+        ValueError: the settings do not fit the model, or the codes that its files hold.
     """
-    model = sizes_of(config.model.name) if model is None else model
+    held: Mapping[str, QuantizedArray] = {}
+    if model is None:
+        name, scan = config.model.name, config.model.scan
+        model, held = sizes_of(name), held_in(name, scan=scan)
+    return _planned(config, model, held, compiled)
+
+
+Held = Mapping[str, QuantizedArray]
+
+
+def _planned(config: Config, model: ModelConfig, held: Held, compiled: bool) -> Plan:
     check_length(model, config.model, config.data)
-    return with_devices(config.mesh.devices, _plan, bounded(config), model, compiled)
+    return with_devices(config.mesh.devices, _plan, bounded(config), model, held, compiled)
 
 
-def _plan(config: Config, model: ModelConfig, compiled: bool) -> Plan:
+def _plan(config: Config, model: ModelConfig, held: Held, compiled: bool) -> Plan:
     start = time.perf_counter()
-    shaped, task = _by_shapes(config), shapes_task(config, model)
+    shaped, task = _by_shapes(config), shapes_task(config, model, held=held)
     found, memory, travels = footprint_of_task(shaped, task), None, ()
     if compiled:
         needs = needs_of(shaped, task, batch_shapes(shaped, task))
@@ -119,7 +136,7 @@ def _plan(config: Config, model: ModelConfig, compiled: bool) -> Plan:
             there = bytes_on_device(needs.state.opt_state) - found.optimiser
             memory = memory._replace(arguments=memory.arguments - there)
     took = time.perf_counter() - start
-    return Plan(config, model, found, memory, travels, platform(), took)
+    return Plan(config, model, found, memory, travels, platform(), took, held)
 
 
 def sizes_of(name: str) -> ModelConfig:
@@ -130,21 +147,52 @@ def sizes_of(name: str) -> ModelConfig:
         FileNotFoundError: it is none of these; nothing is fetched.
         ValueError: the config.json describes no model that is supported.
     """
+    known, files = _found(name)
+    return known or read_config(files)
+
+
+def held_in(name: str, *, scan: bool = True) -> dict[str, QuantizedArray]:
+    """By path, the boxes of the weights that a model's files hold quantised, with the shape and
+    dtype of each of their arrays: of a folder with a `quantization_config`, by its headers.
+
+    Args:
+        scan: whether layers are stacked.
+
+    Raises:
+        FileNotFoundError: as `sizes_of`.
+        ValueError: the files are not there, or hold them in a way that is not read.
+    """
+    known, files = _found(name)
+    if known is not None or not (files / "config.json").is_file():
+        return {}
+    said = read_json(files / "config.json").get("quantization_config")
+    if said is None:
+        return {}
+    if not any(files.glob("*.safetensors")):
+        raise ValueError(
+            f"{files / 'config.json'} says that weights are quantised, and which of them, and in how "
+            "many bytes, only their files say: there is no *.safetensors beside it. Plan where the "
+            "files are; or take quantization_config out of a copy, and give a format as config.quant."
+        )
+    return open_model(files, scan=scan).boxes
+
+
+def _found(name: str) -> tuple[ModelConfig | None, Path]:
+    """The known sizes of a name, or else where its files are."""
     short = {known.rpartition("/")[2].lower(): known for known in SIZES}
     known = name if name in SIZES else short.get(name.lower())
     if known is not None and not Path(name).exists():
-        return SIZES[known]
+        return SIZES[known], Path()
     if Path(name).is_file():
-        return read_config(name)
+        return None, Path(name)
     try:
-        folder = resolve(name, fetch=False)
+        return None, resolve(name, fetch=False)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"A plan needs a folder with config.json, a model that is on this machine, or a known "
             f"size, and {name!r} is none. Nearest sizes: {', '.join(nearest(name, SIZES, 3))}. Copy "
             "the model's config.json into a folder of its own and give that: no weights are needed."
         ) from None
-    return read_config(folder)
 
 
 def _by_shapes(config: Config) -> Config:
@@ -201,7 +249,7 @@ def _with(before: Plan, step: Step, taken: tuple[str, ...] = ()) -> Change | Non
     config = before.config
     for key, value in step.items():
         config = with_value(config, key, value)
-    after = plan(config, before.model, compiled=before.memory is not None)
+    after = _planned(config, before.model, before.held, before.memory is not None)
     settings = (*taken, *(f"{key}={value}" for key, value in step.items()))
     return Change(settings, after) if after.peak < before.peak else None
 
@@ -230,7 +278,8 @@ def _recomputed(before: Plan, device: Device) -> Step:
 
 def _nf4(before: Plan, device: Device) -> Step:
     config = before.config
-    if config.method not in ADAPTERS or config.quant.format == "nf4":
+    # Codes of files stay as they are.
+    if config.method not in ADAPTERS or config.quant.format == "nf4" or before.held:
         return {}
     method: Step = {} if config.method == "qlora" else {"method": "qlora"}
     return method | {"quant.format": "nf4"}

@@ -6,7 +6,8 @@ fit: from config.json alone, in seconds, without weights, data or a GPU.
   lora-jax plan llama-65b --method qlora --batch 16x512 --mesh fsdp=8 --device rtx4090-24
   lora-jax plan configs/rotten_tomatoes.py:lora --config.model.remat=true
 
-A model is a folder with config.json, one that is on this machine, or a size that papers name. Of a
+A model is a folder with config.json (one that is quantised with its files: the codes count as they
+are stored), one that is on this machine, or a size that papers name. Of a
 language model blocks are recomputed, products and words in bfloat16, unless --config says
 otherwise; of a config its own settings count, and of a sweep those that no axis changes.
 
@@ -21,6 +22,7 @@ fewer devices than the mesh has, a process is started that takes this CPU for so
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import sys
 from collections.abc import Sequence
@@ -96,17 +98,26 @@ def config_of(arguments: argparse.Namespace) -> Config:
     spec, asked = arguments.config, _overrides(arguments)
     if spec.endswith(".py") or ".py:" in spec:
         return load_config(spec, [*asked, *arguments.overrides])
-    usual = to_dict(from_config_dict(_usual(spec, arguments.method)))
-    return with_overrides(usual, [*asked, *arguments.overrides])
+    usual = _usual(spec, arguments.method)
+    if "quant" in usual:
+        asked = [one for one in asked if not one.startswith("config.quant.format=")]
+    settings = to_dict(from_config_dict(usual))
+    return with_overrides(settings, [*asked, *arguments.overrides])
 
 
 def _usual(name: str, method: str | None) -> dict[str, Any]:
-    from lora_jax.analysis.memory_plan import sizes_of
+    from lora_jax.analysis.memory_plan import held_in, sizes_of
     from lora_jax.io.families import FAMILIES
     from lora_jax.io.weights import family_name
 
+    # Codes that files hold are the base as it is.
+    stored = next(iter(held_in(name).values()), None)
+    base: dict[str, Any] = {}
+    if stored is not None and method in (None, "qlora"):
+        spec = dataclasses.asdict(stored.spec)
+        base = {"method": "qlora", "quant": {key: spec[key] for key in spec if key != "kernel"}}
     if FAMILIES[family_name(sizes_of(name))].kind == "encoder":
-        return {"model": {"name": name}}
+        return {"model": {"name": name}} | base
     # What is trained itself is kept in float32.
     base_dtype = "float32" if method in ("full", "top_layers") else "bfloat16"
     model = dict(name=name, remat=True, compute_dtype="bfloat16", base_dtype=base_dtype)
@@ -114,7 +125,7 @@ def _usual(name: str, method: str | None) -> dict[str, Any]:
         "model": model,
         "data": {"task": "completion", "max_length": 512},
         "train": {"batch_size": 1},
-    }
+    } | base
 
 
 def _overrides(arguments: argparse.Namespace) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -10,7 +12,9 @@ import jax.numpy as jnp
 
 from lora_jax.adapters.sites import find_sites
 from lora_jax.config import Config
+from lora_jax.core.host import StoredWeight
 from lora_jax.core.paths import flatten, unflatten
+from lora_jax.core.quantize import QuantizedArray
 from lora_jax.models.encoder_parts import EncoderConfig
 from lora_jax.models.kinds import ModelConfig, example_inputs, model_of
 from lora_jax.models.t5 import T5Config
@@ -20,9 +24,21 @@ from lora_jax.tasks.language import DecoderTask, Seq2SeqTask
 from lora_jax.tasks.task import Task
 
 
-def shapes_task(config: Config, model: ModelConfig, classes: int = 2) -> Task:
+def shapes_task(
+    config: Config,
+    model: ModelConfig,
+    classes: int = 2,
+    *,
+    held: Mapping[str, QuantizedArray] = MappingProxyType({}),
+) -> Task:
     """The task of a config for a model of these sizes, with shapes in place of weights and without
     data.
+
+    Args:
+        held: by path, the boxes of weights that its files hold quantised (`StoredModel.boxes`).
+
+    Raises:
+        ValueError: the config says another base than these.
     """
     options: dict[str, Any] = build_options(config.model)
     if isinstance(model, EncoderConfig):
@@ -35,19 +51,29 @@ def shapes_task(config: Config, model: ModelConfig, classes: int = 2) -> Task:
     wide = jnp.dtype(config.model.base_dtype)
     dtype_of = lambda path, x: wide if len(sites[path].shape) > 1 else x.dtype
     flat = {path: x.update(dtype=dtype_of(path, x)) for path, x in flatten(params).items()}
+    stored = {
+        path: StoredWeight(flat[path].shape, box.dtype, _unread, like=box)
+        for path, box in held.items()
+    }
     kind: type[Task] = DecoderTask
     if isinstance(model, EncoderConfig):
         kind = EncoderTask
     elif isinstance(model, T5Config):
         kind = Seq2SeqTask
-    return kind(
+    task = kind(
         model=module,
-        params=unflatten(flat),
+        params=unflatten(flat | stored),
         sites=sites,
         splits={},
         fingerprint=lambda: "",
         label_smoothing=config.data.label_smoothing,
     )
+    task.check_held(config)
+    return task
+
+
+def _unread(spec: Any, place: Any) -> Any:
+    raise TypeError("A task of shapes has no weights to read.")
 
 
 def batch_shapes(config: Config, task: Task, rows: int | None = None) -> dict[str, Any]:

@@ -114,8 +114,7 @@ class Task:
         Raises:
             ValueError: the method, a rule or a rank does not fit the model.
         """
-        if self.held:
-            self._check_held(config)
+        self.check_held(config)
         # What reads weights reads them as they were before they were quantised.
         reads_weights = reads(config.lora) != "shape"
         if place is not None and frozen is None and not reads_weights:
@@ -139,8 +138,10 @@ class Task:
         }
         return {path: like.spec for path, like in in_files.items() if like is not None}
 
-    def _check_held(self, config: Config) -> None:
+    def check_held(self, config: Config) -> None:
         """Raises ValueError if a config says another base than a quantised one's files hold."""
+        if not self.held:
+            return
         first = next(iter(self.held.values()))
         if config.method != "qlora":
             raise ValueError(

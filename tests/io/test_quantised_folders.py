@@ -15,7 +15,11 @@ import numpy as np
 import pytest
 
 import lora_jax
-from lora_jax.config import Config, LoraConfig, ModelConfig, QuantConfig
+from lora_jax import cli
+from lora_jax.analysis import plan
+from lora_jax.analysis.memory_plan import held_in, sizes_of
+from lora_jax.commands import plan as plan_command
+from lora_jax.config import Config, LoraConfig, ModelConfig, QuantConfig, with_value
 from lora_jax.core.fingerprint import fingerprint
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec, bytes_of, quantize
@@ -26,6 +30,7 @@ from lora_jax.io.weights import load_decoder, open_model
 from lora_jax.models.decoder import Decoder
 from lora_jax.tasks.building import params_of
 from lora_jax.tasks.language import DecoderTask
+from lora_jax.tasks.shapes import shapes_task
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "quantised"
 WEIGHTS = json.loads((GOLDEN / "weights.json").read_text())
@@ -232,6 +237,39 @@ def test_a_folder_of_another_method_is_its_codes_times_its_scales(tmp_path, meth
         ).items()
     }
     assert set(half.values()) == {jnp.dtype(jnp.bfloat16)}
+
+
+QUANTISED = [("llama_nf4", "nf4"), ("gptq", "int4_asym")]
+
+
+@pytest.mark.parametrize(("name", "format"), QUANTISED, ids=dict(QUANTISED))
+def test_a_folder_that_is_quantised_is_planned_in_the_codes_that_its_files_hold(
+    name, format, tmp_path
+):
+    folder = GOLDEN / name
+    if not folder.exists():
+        folder, _ = folder_of(tmp_path / "model", name)
+    asked = ["plan", str(folder), "--batch", "1x16", "--config.model.scan=false"]
+    config = plan_command.config_of(cli.parse(asked)[1])
+    assert (config.method, config.quant.format) == ("qlora", format)
+    stored = open_model(folder, dtype=jnp.bfloat16, scan=False).read()
+    held = held_in(str(folder), scan=False)
+    frozen, _ = shapes_task(config, sizes_of(str(folder)), held=held).shapes(config)
+    assert bytes_of(frozen) == bytes_of(stored)
+    if name == "gptq":  # The parts of one.
+        found = plan(config, compiled=False).footprint
+        boxes = [x for x in flatten(stored).values() if isinstance(x, QuantizedArray)]
+        assert found.codes == sum(x.codes.nbytes for x in boxes) > 0
+        base = found.codes + found.scales + found.embeddings + found.head + found.other
+        assert base == bytes_of(stored)
+
+    wrong = with_value(config, "quant.format", "nf4" if format != "nf4" else "int8")
+    with pytest.raises(ValueError, match=f"stored in other codes.*quant.format='{format}'"):
+        plan(wrong, compiled=False)
+    (tmp_path / "alone").mkdir()
+    shutil.copy(folder / "config.json", tmp_path / "alone")
+    with pytest.raises(ValueError, match="only their files say"):
+        plan(with_value(config, "model.name", str(tmp_path / "alone")), compiled=False)
 
 
 @pytest.mark.parametrize(
