@@ -5,6 +5,7 @@ pip install -e ".[docs]" && mkdocs build --strict --config-file docs/mkdocs.yml
 """
 
 import ast
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,21 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    """The syntax tree of a source."""
+    return ast.parse(file.read_text())
+
+
 def reference() -> dict[str, str]:
     """The text of each page of the reference, by its path."""
     pages = {}
     for stub in sorted((ROOT / "lora_jax").rglob("__init__.pyi")):
         package = ".".join(stub.parent.relative_to(ROOT).parts)
-        says = ast.get_docstring(ast.parse((stub.parent / "__init__.py").read_text()))
+        says = ast.get_docstring(parsed(stub.parent / "__init__.py"))
         homes = {
             alias.name: f"{package}.{node.module}.{alias.name}"
-            for node in ast.parse(stub.read_text()).body
+            for node in parsed(stub).body
             if isinstance(node, ast.ImportFrom) and node.module
             for alias in node.names
         }
@@ -37,7 +44,7 @@ def errors() -> dict[str, str]:
         "Search this page for a few words of yours.",
     ]
     for file in sorted((ROOT / "lora_jax").rglob("*.py")):
-        texts = dict.fromkeys(texts_of(ast.parse(file.read_text())))
+        texts = dict.fromkeys(texts_of(parsed(file)))
         if texts:
             lines.append(f"## {file.relative_to(ROOT)}")
             lines += [f"- {kind}: `{text.replace('`', chr(39))}`" for kind, text in texts]
@@ -65,44 +72,6 @@ def said(node: ast.expr) -> str:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return said(node.left) + said(node.right)
     return "…"
-
-
-# Of W with n inputs and m outputs at rank r: the update, and how many numbers are trained.
-METHODS = {
-    "lora": ("scale · a b", "r * (n + m)", "Hu et al. 2021, arXiv 2106.09685"),
-    "lora_fa": ("scale · a b, a as it was drawn", "r * m", "Zhang et al. 2023, arXiv 2308.03303"),
-    "vera": ("a diag(gain) b diag(out_gain), a and b random and shared", "r + m", "Kopiczko et al. 2023, arXiv 2310.11454"),
-    "adalora": ("scale · a diag(gain) b, ranks are taken away", "r * (n + m) + r", "Zhang et al. 2023, arXiv 2303.10512"),
-    "qa_lora": ("scale · pool(x) a b, over groups of g inputs", "r * (n // g + m)", "Xu et al. 2023, arXiv 2309.14717"),
-    "lora_xs": ("scale · U R V, U and V singular vectors of W", "r * r", "Bałazy et al. 2024, arXiv 2405.17604"),
-    "miss": ("one r x m matrix, the same for every r inputs", "r * m", "Kang and Yin 2024, arXiv 2409.15371"),
-    "loha": ("scale · (a1 b1) times (a2 b2), entry by entry", "2 * r * (n + m)", "Hyeon-Woo et al. 2021, arXiv 2108.06098"),
-    "lokr": ("scale · Kronecker product of a small matrix and a low-rank one", "", "Yeh et al. 2023, arXiv 2309.14859"),
-    "gralora": ("blocks x blocks of low-rank products of rank r / blocks", "r * (n + m)", "Jung et al. 2025, arXiv 2505.20355"),
-    "hira": ("W times (a b), entry by entry", "r * (n + m)", "Huang et al. 2025, ICLR"),
-    "oft": ("inputs are rotated, r of them together; the weight is multiplied, not added to", "n * (r - 1) // 2", "Qiu et al. 2023, arXiv 2306.07280"),
-    "fourierft": ("scale · inverse Fourier transform of a few trained coefficients; the scale is alpha / rank, and PEFT's 150", "r * (n + m)", "Gao et al. 2024, arXiv 2405.03003"),
-    "shira": ("a few entries of the weight, chosen at the start", "r * (n + m)", "Bhardwaj et al. 2024, arXiv 2406.13175"),
-}  # fmt: skip
-
-
-def methods() -> dict[str, str]:
-    """The page of the variants."""
-    lines = [
-        "# Methods",
-        "Of a weight W with n inputs and m outputs at rank r (`lora.rank`); scale is alpha / r unless "
-        "`lora.scaling` says otherwise. What goes with which base and module, and what is said where "
-        "it does not: `experiments/MATRIX.md`. What was measured of them: [claims](papers.md).",
-        "| `lora.variant` | update | trained numbers | paper |\n|---|---|---|---|\n"
-        + "\n".join(
-            f"| `{name}` | {update} | {f'`{count}`' if count else 'depends on the divisors of n and m'} "
-            f"| {paper} |"
-            for name, (update, count, paper) in METHODS.items()
-        ),
-        "`lora.dora=true` adds a magnitude for each output (m numbers; Liu et al. 2024, arXiv "
-        "2402.09353). `lora.init` chooses the first values; the base stays as it is stored.",
-    ]
-    return {"methods.md": "\n\n".join(lines) + "\n"}
 
 
 def papers() -> dict[str, str]:
@@ -137,6 +106,6 @@ def on_files(files: Any, config: Any) -> Any:
     """The site's files with the made ones (called by mkdocs)."""
     from mkdocs.structure.files import File
 
-    for path, text in (reference() | errors() | methods() | papers()).items():
+    for path, text in (reference() | errors() | papers()).items():
         files.append(File.generated(config, path, content=text))
     return files

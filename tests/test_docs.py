@@ -1,35 +1,32 @@
 """The documentation: made pages are whole, code runs, and names that the stubs export say what they are."""
 
 import ast
-import functools
 import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
 import lora_jax
-from lora_jax.config.load import run_file
-from lora_jax.core import VARIANTS
+from lora_jax.config.load import run_file, with_overrides
+from lora_jax.core.init import INITIALIZERS
+from lora_jax.core.variants import VARIANTS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "pages").rglob("*.md"))
 MADE = run_file(ROOT / "docs" / "reference.py")
-
-
-@functools.cache
-def parsed(file: Path) -> ast.Module:
-    return ast.parse(file.read_text())
+METHODS = run_file(ROOT / "docs" / "methods.py")
 
 
 def test_every_exported_function_and_class_is_documented():
     missing = []
     for stub in (ROOT / "lora_jax").rglob("__init__.pyi"):
-        for node in ast.parse(stub.read_text()).body:
+        for node in MADE.parsed(stub).body:
             if not node.module:
                 continue
-            tree = parsed(stub.parent / f"{node.module.replace('.', '/')}.py")
+            tree = MADE.parsed(stub.parent / f"{node.module.replace('.', '/')}.py")
             kinds = (ast.FunctionDef, ast.ClassDef)
             homes = {one.name: one for one in tree.body if isinstance(one, kinds)}
             missing += [
@@ -40,22 +37,44 @@ def test_every_exported_function_and_class_is_documented():
     assert missing == []
 
 
-def test_every_variant_is_on_the_page_of_methods_with_what_it_trains():
-    assert set(MADE.METHODS) == set(VARIANTS)
-    model, x = nn.Dense(24), jax.numpy.ones((2, 16))
-    params = model.init(jax.random.key(0), x)["params"]
-    for name, (_, count, _) in MADE.METHODS.items():
-        if not count:
-            continue
-        spec = lora_jax.LoraSpec(rank=4, variant=name, group_size=4)
-        _, trainable = jax.eval_shape(
-            lambda params, spec=spec: lora_jax.adapt(
-                model, params, (x,), lora=[("kernel", spec)], key=jax.random.key(1)
-            ),
-            params,
-        )
-        expected = eval(count, {"r": 4, "n": 16, "m": 24, "g": 4})
-        assert lora_jax.trainable_parameters(trainable) == expected, name
+def test_every_method_has_a_page():
+    matrix = (ROOT / "experiments" / "MATRIX.md").read_text()
+    own = {**METHODS.METHODS, **VARIANTS}
+    rows = set(re.findall(r"(?m)^\| ([\w-]+) \| yes", matrix))
+    starts = {*INITIALIZERS} - {"kaiming", "gaussian", "corda_kpm"}
+    assert (
+        own.keys()
+        == METHODS.METHODS.keys()
+        >= rows - {"pissa_niter_16"} | (starts - {"pissa_niter_16"})
+    )
+    pages = METHODS.pages()
+    assert "`lora.dora=true`: LoRA variant 'lokr' has no factors" in pages["methods/lokr.md"]
+    assert "[5] 'PATH' is to be both quantised and trained whole" in pages["methods/full.md"]
+    assert "C35" in pages["methods/vera.md"] and "Not measured" in pages["methods/miss.md"]
+    assert "lora_ga, end" in pages["methods/lora_ga.md"]
+
+
+@pytest.mark.parametrize("name", METHODS.METHODS)
+def test_a_method_trains_as_many_numbers_as_its_page_says(name):
+    method, n, m, r = METHODS.METHODS[name], 64, 96, 4
+    file = {"method": "full"} if name == "full" else {}
+    assert with_overrides(file, [f"config.{one}" for one in method.settings.split()])
+    model, x = nn.Dense(m), jnp.ones((2, n))
+    spec = lora_jax.LoraSpec(**({"rank": r, "group_size": 8} | METHODS.specification(method)))
+    measures = {"gradient": jnp.ones((n, m)), "inputs": jnp.eye(n)}
+    chosen = dict(whole=["kernel"]) if name == "full" else dict(lora=[("kernel", spec)])
+    if method.quantised:
+        chosen["quant"] = [("kernel", lora_jax.QuantSpec("nf4", 64, False))]
+    if (reads := INITIALIZERS[spec.init].reads) in measures:
+        chosen["statistics"] = {"kernel": measures[reads]}
+
+    def made(key):
+        params = model.init(key, x)["params"]
+        return lora_jax.adapt(model, params, (x,), key=key, **chosen)[1]
+
+    trainable = jax.eval_shape(made, jax.random.key(0))
+    expected = eval(method.count, {"r": r, "n": n, "m": m, "g": 8, "p": 8, "q": 8})
+    assert lora_jax.trainable_parameters(trainable) == expected
 
 
 def test_pages_made_from_sources_hold_what_the_sources_say():
