@@ -1,11 +1,10 @@
 """Pages that are made from the sources when the documentation is built: a page of the reference for
-each package, of the names in its `__init__.pyi`, and every error that the library raises.
+each package, of the names in its `__init__.pyi`, and the claims that were run.
 
 pip install -e ".[docs]" && mkdocs build --strict --config-file docs/mkdocs.yml
 """
 
 import ast
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,65 +12,21 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@functools.cache
-def parsed(file: Path) -> ast.Module:
-    """The syntax tree of a source."""
-    return ast.parse(file.read_text())
-
-
 def reference() -> dict[str, str]:
     """The text of each page of the reference, by its path."""
     pages = {}
     for stub in sorted((ROOT / "lora_jax").rglob("__init__.pyi")):
         package = ".".join(stub.parent.relative_to(ROOT).parts)
-        says = ast.get_docstring(parsed(stub.parent / "__init__.py"))
+        says = ast.get_docstring(ast.parse((stub.parent / "__init__.py").read_text()))
         homes = {
             alias.name: f"{package}.{node.module}.{alias.name}"
-            for node in parsed(stub).body
+            for node in ast.parse(stub.read_text()).body
             if isinstance(node, ast.ImportFrom) and node.module
             for alias in node.names
         }
         entries = [f"::: {homes[name]}" for name in sorted(homes, key=str.lower)]
         pages[f"reference/{package}.md"] = "\n\n".join([f"# {package}", says, *entries]) + "\n"
     return pages
-
-
-def errors() -> dict[str, str]:
-    """The page of all error texts; what an error fills in is an ellipsis."""
-    lines = [
-        "# Errors, by text",
-        "Each text says what was needed, what came and what to do; `…` stands for what it fills in. "
-        "Search this page for a few words of yours.",
-    ]
-    for file in sorted((ROOT / "lora_jax").rglob("*.py")):
-        texts = dict.fromkeys(texts_of(parsed(file)))
-        if texts:
-            lines.append(f"## {file.relative_to(ROOT)}")
-            lines += [f"- {kind}: `{text.replace('`', chr(39))}`" for kind, text in texts]
-    return {"errors.md": "\n\n".join(lines) + "\n"}
-
-
-def texts_of(tree: ast.Module) -> list[tuple[str, str]]:
-    """(class, text) of every error that is raised with a text."""
-    found = []
-    for node in ast.walk(tree):
-        if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args):
-            continue
-        text = " ".join(said(node.exc.args[0]).split())
-        if len(text.replace("…", "")) > 15:
-            found.append((ast.unparse(node.exc.func), text))
-    return found
-
-
-def said(node: ast.expr) -> str:
-    """The words of an expression that is a text, or an ellipsis."""
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    if isinstance(node, ast.JoinedStr):
-        return "".join(said(part) for part in node.values)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return said(node.left) + said(node.right)
-    return "…"
 
 
 def papers() -> dict[str, str]:
@@ -106,6 +61,6 @@ def on_files(files: Any, config: Any) -> Any:
     """The site's files with the made ones (called by mkdocs)."""
     from mkdocs.structure.files import File
 
-    for path, text in (reference() | errors() | papers()).items():
+    for path, text in (reference() | papers()).items():
         files.append(File.generated(config, path, content=text))
     return files
