@@ -186,7 +186,7 @@ def spelled(node: ast.expr, scope: Scope) -> str:
 def one_of(nodes: list[ast.expr], scope: Scope) -> str:
     """The words of several expressions of which an error has one."""
     either = [text for node in nodes if (text := spelled(node, scope))]
-    return " | ".join(either) if any(map(words, either)) else BLANK
+    return f"⟨{' | '.join(either)}⟩" if any(map(words, either)) else BLANK
 
 
 def words(text: str) -> bool:
@@ -200,7 +200,7 @@ def page() -> str:
     lines = [
         "# Errors, by text",
         "Each text says what was needed, what came and what to do; `…` stands for what it fills in, "
-        "`|` between two texts of which it has one. Search this page for a few words of yours.",
+        "`⟨one | another⟩` for texts of which it has one. Search this page for a few words of yours.",
     ]
     for file, said_there in errors().items():
         title = file.relative_to(PACKAGE.parent).as_posix()
