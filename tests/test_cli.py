@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,9 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from lora_jax import cli
+from lora_jax.commands.shared import print_table
 from lora_jax.config import SweepConfig, load_config
+from lora_jax.config.shipped import shipped_configs
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.leases import Leases
 from lora_jax.sweeps.runner import Outcome
@@ -47,11 +51,35 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_help_of_every_command_shows_an_example(command, capsys):
+def test_every_example_of_a_command_is_valid_and_its_help_fits_100_columns(
+    command, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
     text = capsys.readouterr().out
-    assert stop.value.code == 0 and f"lora-jax {command} " in text and "  lora-jax" in text
+    assert stop.value.code == 0 and max(map(len, text.splitlines())) <= 100
+    lines = text.replace("\\\n", " ").splitlines()
+    examples = [shlex.split(line) for line in lines if line.startswith("  lora-jax ")]
+    assert any(words[1] == command for words in examples)
+    for words in examples:
+        _, parsed = cli.parse(words[1:])  # its options exist, and what it needs is there
+        config = getattr(parsed, "config", "")
+        if config.partition(":")[0] in shipped_configs():
+            load_config(config, parsed.overrides)
+
+
+def test_a_table_fits_100_columns_and_nothing_of_it_is_cut_off(capsys):
+    table = Table("a", "b", "c", "d")
+    rows = [["word " * 20, "x" * 130, "1,234,567", "name-with-dashes-" * 5]] * 2
+    for row in rows:
+        table.add_row(*row)
+    print_table(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    cells = [line.split("│")[1:-1] for line in lines if "│" in line]
+    shown = ["".join("".join(column).split()) for column in zip(*cells)]
+    assert shown == ["".join("".join(column).split()) for column in zip(*rows)]
 
 
 def test_help_lists_every_command_and_none_is_no_success(capsys):

@@ -1,7 +1,7 @@
 """Spread a memory budget over the layers of a model: the bits of each base weight and the rank of
 each adapter, chosen by what a trained run loses without them.
 
-  lora-jax train --config configs/default.py --config.lora.rank=16 --config.out=runs/ground
+  lora-jax train --config default --config.lora.rank=16 --config.out=runs/ground
   lora-jax allocate runs/ground/RUN --budget nf4/4 --formats nf3,nf4,int8 --ranks 1,2,4,8
       as many bytes as nf4 with rank 4 everywhere
   lora-jax allocate runs/ground/RUN --budget 6.5 --budget nf3/4 --out runs/ground/allocation.json

@@ -1,8 +1,10 @@
 """Test published claims again, and write the page of what came out.
 
   lora-jax claims list
-  lora-jax claims run C3 N16                or a kind: theorem, accounting, weights, trained, all
-  lora-jax claims verify C3                 trains it anew, and compares with the result that is kept
+  lora-jax claims run C3 N16
+      or a kind: theorem, accounting, weights, trained, all
+  lora-jax claims verify C3
+      trains it anew, and compares with the result that is kept
   lora-jax claims report
 
 Finished claims are kept (--again tests one anew), and so are the training runs behind them: after a

@@ -1,12 +1,12 @@
 """Look at a config's data before training on it: records, prompts as the model reads them, lengths,
 what the splits share.
 
-  lora-jax data preview --config configs/domains/finance.py --records 3
-  lora-jax data preview --config configs/tasks/my_data.py:classification \\
+  lora-jax data preview --config domains/finance --records 3
+  lora-jax data preview --config tasks/my_data:classification \\
       --config.data.name=reviews.csv --config.data.fields.text=review
 
-Between « and » stand the tokens that the loss counts. The model's files are opened as for training,
-its weights are not read.
+Between « and » stand the tokens that the loss counts. The model's files are opened as for
+training, its weights are not read.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ recovery is the share of the adapter's gain in loss that is left. Below --least 
 unless --anyway says so. What keeps all of it is to train the rounded weights from the start, or to
 go on from a finished run for its last steps:
 
-  lora-jax train --config FILE --config.lora.merge_aware=true
-  lora-jax train --config FILE --config.lora.merge_aware=true --config.lora.init_from=RUN/adapter
+  lora-jax train --config rotten_tomatoes:qlora --config.lora.merge_aware=true
+  lora-jax train --config rotten_tomatoes:qlora --config.lora.merge_aware=true \\
+      --config.lora.init_from=RUN/adapter
 
 OUT gets quantized.safetensors, which `lora_jax.io.load_quantized` reads, and merge.json: losses,
 recovery, and by site how much the weight moved and what rounding took of that. The base of the

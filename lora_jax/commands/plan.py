@@ -4,7 +4,7 @@ fit: from config.json alone, in seconds, without weights, data or a GPU.
   lora-jax plan llama-65b --method qlora --rank 64 --batch 1x512 --device a6000-48
   lora-jax plan FOLDER-WITH-CONFIG.JSON --method lora --rank 16 --batch 8x1024
   lora-jax plan llama-65b --method qlora --batch 16x512 --mesh fsdp=8 --device rtx4090-24
-  lora-jax plan configs/rotten_tomatoes.py:lora --config.model.remat=true
+  lora-jax plan rotten_tomatoes:lora --config.model.remat=true
 
 A model is a folder with config.json (one that is quantised with its files: the codes count as they
 are stored), one that is on this machine, or a size that papers name. Of a
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config",
         metavar="MODEL-OR-CONFIG",
-        help="a folder with config.json, a known size such as llama-65b, or FILE.py[:ARG]",
+        help="a folder with config.json, a known size such as llama-65b, FILE.py[:ARG], or a shipped config's NAME[:ARG]",
     )
     parser.add_argument("--method", help="full, lora, qlora (in nf4) or another config.method")
     parser.add_argument("--rank", type=int, help="config.lora.rank")
@@ -94,9 +94,10 @@ def config_of(arguments: argparse.Namespace) -> Config:
     """The config that is planned: a file's, or of a model the usual one; with the options on top."""
     from lora_jax.config import from_config_dict, load_config, with_overrides
     from lora_jax.config.load import to_dict
+    from lora_jax.config.shipped import shipped_configs
 
     spec, asked = arguments.config, _overrides(arguments)
-    if spec.endswith(".py") or ".py:" in spec:
+    if spec.endswith(".py") or ".py:" in spec or spec.partition(":")[0] in shipped_configs():
         return load_config(spec, [*asked, *arguments.overrides])
     usual = _usual(spec, arguments.method)
     if "quant" in usual:

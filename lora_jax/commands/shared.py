@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
+from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,10 +77,15 @@ def _short(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-_PLAIN_WIDTH = 170  # columns of a file or a pipe, which has no width of its own
+WIDTH = 100  # columns of a file or a pipe, which has no width of its own
 
 
 def print_table(table: RenderableType) -> None:
-    """Prints to standard output, in full where that is no terminal."""
+    """Prints to standard output, in at most 100 columns where that is no terminal. What is too long
+    for its column is folded: nothing is cut off.
+    """
+    if isinstance(table, Table):
+        for column in table.columns:
+            column.overflow = "fold"
     console = Console()
-    (console if console.is_terminal else Console(width=_PLAIN_WIDTH)).print(table)
+    (console if console.is_terminal else Console(width=WIDTH)).print(table)

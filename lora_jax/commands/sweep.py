@@ -1,7 +1,7 @@
 """Train every run of a config's sweep, then write the report.
 
-  lora-jax sweep --config configs/default.py
-  lora-jax sweep --config configs/default.py --config.sweep.rank=1,2,4 \\
+  lora-jax sweep --config default
+  lora-jax sweep --config default --config.sweep.rank=1,2,4 \\
       --config.sweep.seeds=0,1,2 --config.out=runs/ranks
 
 The grid is rank x format x targets x seeds, plus baselines x seeds, times sweep.axes, which may be
@@ -14,12 +14,12 @@ processes here, on Ray or on SLURM.
 With --config.sweep.tune.factors=0.5,1,2, each cell's learning rate (or sweep.tune.setting) is first
 chosen on validation data from a grid around its own, under seeds that are not scored:
 
-  lora-jax sweep --config configs/default.py --config.sweep.tune.factors=0.5,1,2
+  lora-jax sweep --config default --config.sweep.tune.factors=0.5,1,2
 
 With --config.sweep.search.trials=N and lines of sweep.search.space, Optuna asks for the settings of
 N trials in place of a grid:
 
-  lora-jax sweep --config configs/sweeps/search.py
+  lora-jax sweep --config sweeps/search
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def _sets_table(opened: ModelSites, sets: dict[str, list[Site]]) -> Table:
     table.add_column("targets", overflow="fold")
     table.add_column("sites", justify="right")
     table.add_column(f"parameters, r = {_RANK}", justify="right")
-    table.add_column("pattern", overflow="fold")
+    table.add_column("pattern", no_wrap=True)  # whole, so that it can be copied
     for targets, sites in sets.items():
         try:
             parameters = f"{count_parameters(sites, _RANK):,}" if sites else "0"
@@ -72,7 +72,7 @@ def _sites_table(opened: ModelSites, sets: dict[str, list[Site]]) -> Table:
             found.setdefault(_pattern(site), []).append(site)
 
     table = Table(title="sites, one a pattern: join them with | or shorten them with .*")
-    table.add_column("pattern", overflow="fold")
+    table.add_column("pattern", no_wrap=True)  # whole, so that it can be copied
     table.add_column("sites", justify="right")
     table.add_column("inputs x outputs")
     table.add_column("read by")

@@ -1,6 +1,6 @@
 """Train one run and keep its adapter, metrics and result.
 
-  lora-jax train --config configs/rotten_tomatoes.py:lora --config.lora.rank=4
+  lora-jax train --config rotten_tomatoes:lora --config.lora.rank=4
 
 The run's folder is RUNS/<run id> under --config.out. Stop it with ctrl-C or SIGTERM, or kill it:
 the same command goes on from the newest checkpoint. A config with a sweep is trained at its first
