@@ -15,8 +15,9 @@ import pytest
 from rich.table import Table
 
 from lora_jax import cli
-from lora_jax.commands.shared import print_table
-from lora_jax.config import SweepConfig, load_config
+from lora_jax.commands.scores import tables_of
+from lora_jax.commands.shared import print_parts, print_table, settings_lines
+from lora_jax.config import Config, SweepConfig, describe, load_config
 from lora_jax.config.shipped import shipped_configs
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.leases import Leases
@@ -110,15 +111,20 @@ def test_train_sweep_report_and_evaluate_agree(tiny, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out.partition("run folder")[0]) == json.loads(
         json.dumps(record.result.row())
     )
-    assert cli.main(["evaluate", str(record.folder), "--split", "test"]) == 0
+    assert cli.main(["evaluate", str(record.folder), "--split", "test", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["accuracy"] == record.result.value("test", "accuracy") and again[
         "loss"
     ] == pytest.approx(record.result.value("test", "loss"), rel=1e-6)
+    assert cli.main(["inspect", str(record.folder)]) == 0
+    shown = capsys.readouterr().out
+    assert f"run {record.run_id}: done" in shown and "rank=4" not in shown.partition("scores")[2]
+    score = record.result.score("test")
+    assert score.text(score.value) in shown and "batch_size=" in shown and "in it: adapter" in shown
     # A store that cannot be written costs what was said of each example, not the score.
     shutil.rmtree(record.folder / "predictions")
     (record.folder / "predictions").write_text("in the way")
-    assert cli.main(["evaluate", str(record.folder), "--split", "test"]) == 0
+    assert cli.main(["evaluate", str(record.folder), "--split", "test", "--json"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out) == again and "each example is not kept" in said.err
     (record.folder / "predictions").unlink()
@@ -139,6 +145,39 @@ def test_train_sweep_report_and_evaluate_agree(tiny, tmp_path, capsys):
         ".csv",
         ".png",
     }
+
+
+def numbers(found, inside=""):
+    """The numbers of what `evaluate` found that its tables show."""
+    for key, value in found.items():
+        if isinstance(value, dict):
+            yield from numbers(value, key)
+        elif inside and key in ("value", "mean", "low", "high"):
+            yield value
+
+
+def test_tables_of_an_evaluation_show_every_number_of_its_json(capsys):
+    score = iter(round(0.1001 + 0.0107 * n, 4) for n in range(99))
+    interval = lambda: {name: next(score) for name in ("value", "low", "high")}
+    means = {**interval(), "mean": next(score), "deviation": 0.1, "runs": 2}
+    del means["value"]
+    found = {
+        "loss": 0.5, "accuracy": 0.6, "examples": 8, "level": 0.95, "perplexity_per_token": 3.25,
+        "intervals": {"loss": interval(), "macro_f1": interval()}, "seeds": {"loss": means},
+        "seeds and examples": {"loss": interval()}, "tasks": {"a": {"examples": 3, "loss": interval()}},
+        "against": {
+            "run": "base", "scores": {"loss": interval()}, "verdict": ["first better"],
+            "difference": {"loss": interval() | {"p": 0.03}, "mcnemar": {"first_only": 1, "second_only": 2, "p": 1.0}},
+        },
+        "forgetting": {"data": "b", "examples": 2, "before": interval(), "after": interval(), "difference": interval() | {"p": 0.5}},
+        "contamination": {"finding": "two are the same", "without them": {"loss": interval()}},
+    }  # fmt: skip
+    print_parts(tables_of(found, "RUN", "test"))
+    shown = capsys.readouterr().out
+    assert all(f"{value:.4f}" in shown for value in numbers(found))
+    for words in ("macro f1", "3.2500", "first better", "two are the same", "0.03", "task a"):
+        assert words in shown
+    assert max(map(len, shown.splitlines())) <= 100
 
 
 def test_the_result_of_a_run_on_other_data_is_not_shown(tiny, tmp_path, capsys):
@@ -184,11 +223,28 @@ def test_a_sweep_with_a_failed_run_ends_with_1(failed, status, tiny, tmp_path, c
     assert f"{len(failed)} failed, 1 run by another process" in capsys.readouterr().err
 
 
-def test_settings_are_printed_at_the_start(tiny, tmp_path, capsys):
+def test_the_start_prints_what_differs_from_the_defaults_and_all_with_verbose(
+    tiny, tmp_path, capsys
+):
     given = [word for word in arguments("sweep", tiny, tmp_path) if word != "--quiet"]
+    config = load_config(given[2], given[3:])
+    changed = {key.rpartition(".")[2] for key, _, differs in describe(config) if differs}
+    every = {key.rpartition(".")[2] for key, _, _ in describe(config)}
+    for lines, names in (
+        (settings_lines(config), changed),
+        (settings_lines(config, every=True), every),
+    ):
+        words = " ".join(lines).split()
+        assert names <= {word.partition("=")[0].lstrip("*") for word in words}
+        assert max(len(line) for line in lines if "/" not in line) <= 100
+    assert not {"alpha", "dropout"} & {
+        word.partition("=")[0] for line in settings_lines(config) for word in line.split()
+    }
+    assert settings_lines(Config()) == ["  none: every setting has its default"]
+
     assert cli.main([*given, "--dry-run", "--config.train.batch_size", "4"]) == 0
     text = capsys.readouterr().err
-    assert "*batch_size=4" in text and "*total_steps=4" in text and " alpha=16.0" in text
+    assert " batch_size=4" in text and "total_steps=4" in text and "alpha=" not in text
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@
   lora-jax evaluate RUN RUN RUN
       runs that differ in their seed: mean, deviation and interval over them, and intervals over
       seeds and examples at once
+  lora-jax evaluate RUN --json
+      everything, for another program to read
 
 The base is loaded as the run's config names it, quantised as it was in training, and its
 fingerprint is checked. What the model said about each example is kept in
@@ -56,12 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--contamination", action="store_true", help="look for held-out records in the training set"
     )
+    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints loss (nats a unit), accuracy, number of examples, intervals and comparisons as
-    JSON.
-    """
+    """Prints loss (nats a unit), accuracy, number of examples, intervals and comparisons."""
+    from lora_jax.commands.scores import tables_of
+    from lora_jax.commands.shared import print_parts
     from lora_jax.metrics.comparison import intervals
     from lora_jax.tasks.opening import LastTask
     from lora_jax.training.saved import load_run
@@ -101,7 +104,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.contamination:
         out["contamination"] = _contamination(loaded, arguments, ours, options)
-    print(json.dumps(out, indent=2))
+    if arguments.json:
+        print(json.dumps(out, indent=2))
+        return 0
+    print_parts(tables_of(out, arguments.run, arguments.split))
     return 0
 
 

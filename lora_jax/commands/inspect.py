@@ -1,61 +1,59 @@
-"""Show what a quantised checkpoint holds and lost by layer, what an adapter covers, or which weights
-of a model can be targets.
+"""Show what something is: a model's sites and targets, a run's settings, state and scores, what an
+adapter covers, what a quantised checkpoint holds and lost by layer.
 
+  lora-jax inspect minilm-l6
+  lora-jax inspect minilm-l6 --pattern 'ffn=layers(_\\d+)?/mlp/.*/kernel'
+  lora-jax inspect runs/default/lora-fp32-r4-all_linear-s0-1a2b3c4d
+  lora-jax inspect runs/default/lora-fp32-r4-all_linear-s0-1a2b3c4d/adapter
+  lora-jax inspect peft_folder --model minilm-l6
   lora-jax inspect runs/minilm-nf4
-  lora-jax inspect --adapter runs/default/lora-fp32-r4-all_linear-s0-1a2b3c4d/adapter
-  lora-jax inspect --adapter peft_folder --model minilm-l6
-  lora-jax inspect minilm-l6 --targets
-  lora-jax inspect minilm-l6 --targets --pattern 'ffn=layers(_\\d+)?/mlp/.*/kernel'
 
-Of a checkpoint the whole file is read, so that its checksum is verified; no weight is dequantised.
-A model folder that another tool quantised (bitsandbytes, GPTQ, AWQ, NVFP4) works, too: formats and
-bytes by weight, of which none is read.
-Of an adapter, ours or PEFT's, the rank at every site and layer is shown, its base, and sites that
-change nothing. Of a model, the named sets of targets and its sites; no weight is read.
+What it is follows from the files: config.json beside status.json is a run, adapter.safetensors or
+PEFT's adapter_config.json an adapter, quantized.safetensors what `lora-jax quantize` wrote, and
+anything else is a model (a folder, a known name, a Hugging Face id or a .gguf file).
+
+Of a model, the named sets of targets, what each takes, and its sites are shown, and the formats and
+bytes of weights that another tool quantised (bitsandbytes, GPTQ, AWQ, NVFP4); no weight is read. Of
+an adapter, ours or PEFT's, the rank at every site and layer, its base, and sites that change
+nothing. Of a quantised checkpoint the whole file is read, so that its checksum is verified; no
+weight is dequantised.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from lora_jax.commands.shared import print_table
+from lora_jax.commands.shared import print_parts, print_table
 from lora_jax.core.escapes import in_terminal
 
 if TYPE_CHECKING:
     from lora_jax.analysis.quantisation import Loss
     from lora_jax.core.quantize import QuantizedArray
+    from lora_jax.io.stored_model import StoredModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax inspect`."""
     parser.add_argument(
-        "folder",
-        metavar="FOLDER",
-        help="what lora-jax quantize wrote, or a quantised model of another tool; with --adapter, an adapter's folder; with --targets, a "
-        "model: a folder, a known name or a Hugging Face id",
+        "what",
+        metavar="MODEL|RUN|ADAPTER",
+        help="a folder, a known name such as minilm-l6, a Hugging Face id, or a .gguf file",
     )
-    parser.add_argument(
-        "--adapter",
-        action="store_true",
-        help="FOLDER is an adapter (adapter.safetensors, or PEFT's adapter_config.json)",
-    )
-    parser.add_argument(
-        "--targets",
-        action="store_true",
-        help="FOLDER is a model: the named sets of targets, what each takes of it, and its sites",
-    )
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--adapter", action="store_true", help="take it for an adapter")
+    kinds.add_argument("--targets", action="store_true", help="take it for a model")
     parser.add_argument(
         "--pattern",
         action="append",
         default=[],
         metavar="[NAME=]REGEX",
-        help="with --targets: targets of your own beside the named ones",
+        help="of a model: targets of your own beside the named ones",
     )
     parser.add_argument(
         "--model", help="the base of a PEFT adapter: a folder, a known name or a Hugging Face id"
@@ -63,23 +61,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Reads the checkpoint, the adapter or the model's names and prints the table."""
-    if arguments.targets or arguments.pattern:
-        return _targets(arguments)
-    if arguments.adapter:
-        from lora_jax.commands.adapter import describe
+    """Says what it is, and prints its tables."""
+    show = _which(arguments)
+    if arguments.pattern and show is not _show_model:
+        raise ValueError(
+            f"--pattern goes with a model, whose sites it names, and {arguments.what} is none."
+        )
+    show(arguments)
+    return 0
 
-        print(describe(arguments.folder, arguments.model))
-        return 0
+
+def _which(arguments: argparse.Namespace) -> Callable[[argparse.Namespace], None]:
+    """What shows this kind of thing.
+
+    Raises:
+        FileNotFoundError, ValueError: a folder that is none of them.
+    """
+    folder = Path(arguments.what).expanduser()
+    there = lambda *names: any((folder / name).is_file() for name in names)
+    if arguments.adapter or arguments.targets:
+        return _show_adapter if arguments.adapter else _show_model
+    if there("config.json") and there("status.json"):
+        return _show_run
+    if there("adapter.safetensors", "adapter_config.json"):
+        return _show_adapter
+    if there("quantized.safetensors"):
+        return _show_checkpoint
+    if there("store.json", "index.jsonl"):
+        raise ValueError(
+            f"{folder} is the folder of a sweep: lora-jax report {folder} shows its runs, lora-jax "
+            f"watch {folder} how far it is, and lora-jax inspect {folder}/RUN one of them."
+        )
+    if folder.is_dir() and not there("config.json") and not any(folder.glob("*.gguf")):
+        names = sorted(entry.name for entry in folder.iterdir())[:6]
+        raise FileNotFoundError(
+            f"{folder} needs to be a run (config.json and status.json), an adapter "
+            "(adapter.safetensors or adapter_config.json), what lora-jax quantize wrote "
+            "(quantized.safetensors) or a model (config.json and its weights, or a .gguf file). In "
+            f"it: {', '.join(names) or 'nothing'}."
+        )
+    return _show_model
+
+
+def _show_adapter(arguments: argparse.Namespace) -> None:
+    from lora_jax.commands.adapter import describe
+
+    print(describe(arguments.what, arguments.model))
+
+
+def _show_run(arguments: argparse.Namespace) -> None:
+    from lora_jax.commands.run_folder import described
+
+    print_parts(described(Path(arguments.what)))
+
+
+def _show_checkpoint(arguments: argparse.Namespace) -> None:
     from lora_jax.analysis.quantisation import Loss
     from lora_jax.core.paths import flatten
     from lora_jax.core.quantize import QuantizedArray, bytes_of
-    from lora_jax.io.quantized import FILE, load_quantized
+    from lora_jax.io.quantized import load_quantized
 
-    folder = Path(arguments.folder)
-    if (folder / "config.json").is_file() and not (folder / FILE).is_file():
-        return _stored(folder)
-    tree, metadata = load_quantized(arguments.folder)
+    tree, metadata = load_quantized(arguments.what)
     flat = flatten(tree)
     boxes = {path: leaf for path, leaf in flat.items() if isinstance(leaf, QuantizedArray)}
     print_table(loss_table([Loss(**row) for row in metadata.get("losses", [])]))
@@ -88,20 +130,23 @@ def run(arguments: argparse.Namespace) -> int:
     for spec in sorted({str(leaf.spec) for leaf in boxes.values()}):
         print(f"spec: {spec}")
     _say_bytes(boxes, len(flat) - len(boxes), plain)
-    return 0
 
 
-def _stored(folder: Path) -> int:
+def _show_model(arguments: argparse.Namespace) -> None:
+    from lora_jax.commands.targets import tables_of
+    from lora_jax.tasks.targets import open_sites
+
+    opened = open_sites(arguments.what)
+    tables = tables_of(opened, arguments.pattern)
+    if opened.stored.boxes:
+        _show_boxes(opened.stored)
+    print_parts(tables)
+
+
+def _show_boxes(stored: StoredModel) -> None:
     """Tables what a folder that another tool quantised holds."""
     from lora_jax.core.quantize import bytes_of
-    from lora_jax.io.weights import open_model
 
-    stored = open_model(folder)
-    if not stored.boxes:
-        raise ValueError(
-            f"{folder} holds no quantised weight: lora-jax inspect {folder} --targets shows a model, "
-            "and lora-jax quantize writes a quantised one."
-        )
     table = Table("weight", "shape", "format", "bytes")
     for path, box in stored.boxes.items():
         shape, format = box.described()
@@ -112,7 +157,6 @@ def _stored(folder: Path) -> int:
     _say_bytes(
         stored.boxes, len(plain), sum(size(tensor) for name in plain for _, tensor in name.layers())
     )
-    return 0
 
 
 def _say_bytes(boxes: Mapping[str, QuantizedArray], others: int, plain: int) -> None:
@@ -124,19 +168,6 @@ def _say_bytes(boxes: Mapping[str, QuantizedArray], others: int, plain: int) -> 
         f"{8 * packed / max(weights, 1):.4f} bits each"
     )
     print(f"left as they were: {others} weights, {plain:,} bytes")
-
-
-def _targets(arguments: argparse.Namespace) -> int:
-    from lora_jax.commands.targets import tables_of
-
-    if arguments.adapter or not arguments.targets:
-        raise ValueError(
-            "--targets is of a model and --adapter of an adapter: give one of them; --pattern goes "
-            "with --targets."
-        )
-    for table in tables_of(arguments.folder, arguments.pattern):
-        print_table(table)
-    return 0
 
 
 def loss_table(rows: Sequence[Loss]) -> Table:

@@ -6,15 +6,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from lora_jax.config import Config
+
+WIDTH = 100  # columns of a file or a pipe, which has no width of its own
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +26,19 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         "--config", required=True, metavar="FILE.py[:ARG]|NAME[:ARG]",
         help="a config file or a shipped config's name (lora-jax configs), with an argument for its get_config; --config.GROUP.KEY=VALUE changes one setting of it",
     )  # fmt: skip
-    parser.add_argument("--quiet", action="store_true", help="no settings, no progress bar")
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Adds what commands that train take: --config, --hosts, and how much they print."""
+    add_config(parser)
+    add_hosts(parser)
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--quiet", action="store_true", help="no settings, no progress bar")
+    shown.add_argument(
+        "--verbose",
+        action="store_true",
+        help="print all settings at the start, not only those that differ from the defaults",
+    )
 
 
 def add_hosts(parser: argparse.ArgumentParser) -> None:
@@ -57,27 +72,43 @@ def read_config(arguments: argparse.Namespace) -> Config:
     return load_config(arguments.config, arguments.overrides)
 
 
-def show_settings(config: Config) -> None:
-    """Prints every setting, one group a line, those that differ from the defaults marked with *."""
+def show_settings(config: Config, *, verbose: bool = False) -> None:
+    """Prints the settings that differ from the defaults to standard error, one group a line; with
+    `verbose` all, and those marked with *.
+    """
+    how = (
+        "* differs from the default" if verbose else "that differ from the defaults; --verbose: all"
+    )
+    print(f"settings ({how}; change any with --config.GROUP.KEY=VALUE)", file=sys.stderr)
+    print("\n".join(settings_lines(config, every=verbose)), file=sys.stderr, flush=True)
+
+
+def settings_lines(config: Config, *, every: bool = False) -> list[str]:
+    """A line for each group of settings that differ from the defaults, or of `every` one with a *
+    at those; at most 100 columns each, where single values allow it.
+    """
     from lora_jax.config import describe
 
     groups: dict[str, list[str]] = {}
     for key, value, changed in describe(config):
         group, _, leaf = key.rpartition(".")
-        groups.setdefault(group, []).append(f"{'*' if changed else ''}{leaf}={_short(value)}")
-    print(
-        "settings (* differs from the default; change any with --config.GROUP.KEY=VALUE)",
-        file=sys.stderr,
-    )
-    for group, settings in groups.items():
-        print(f"  {group or 'config':<20} {' '.join(settings)}", file=sys.stderr)
+        if changed or every:
+            mark = "*" if changed and every else ""
+            groups.setdefault(group, []).append(f"{mark}{leaf}={_short(value)}")
+    if not groups:
+        return ["  none: every setting has its default"]
+    return [
+        line
+        for group, settings in groups.items()
+        for line in textwrap.wrap(
+            " ".join(settings), WIDTH, initial_indent=f"  {group or 'config':<20} ",
+            subsequent_indent=" " * 23, break_long_words=False, break_on_hyphens=False,
+        )
+    ]  # fmt: skip
 
 
 def _short(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-WIDTH = 100  # columns of a file or a pipe, which has no width of its own
 
 
 def print_table(table: RenderableType) -> None:
@@ -89,3 +120,12 @@ def print_table(table: RenderableType) -> None:
             column.overflow = "fold"
     console = Console()
     (console if console.is_terminal else Console(width=WIDTH)).print(table)
+
+
+def print_parts(parts: Iterable[Table | str]) -> None:
+    """Prints tables and lines, one after the other."""
+    for part in parts:
+        if isinstance(part, str):
+            print(part)
+        else:
+            print_table(part)

@@ -30,8 +30,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lora_jax.commands.shared import (
-    add_config,
-    add_hosts,
+    add_run,
     on_hosts,
     print_table,
     read_config,
@@ -50,8 +49,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax sweep`."""
-    add_config(parser)
-    add_hosts(parser)
+    add_run(parser)
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -106,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run(config: Config, arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
-        show_settings(config)
+        show_settings(config, verbose=arguments.verbose)
     _caution(config, fetch=not arguments.dry_run, quiet=arguments.quiet)
     if arguments.dry_run:
         return _plan(config, compiled=arguments.compile)

@@ -1,4 +1,4 @@
-"""The sets of targets and the sites of a model, as `inspect --targets` shows them."""
+"""The sets of targets and the sites of a model, as `inspect` shows them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ _RANK = 8
 _LAYER = re.compile(r"(?<![^/])layers(_\d+)?/")
 
 
-def tables_of(model: str, targets: Sequence[str] = ()) -> list[Table]:
+def tables_of(opened: ModelSites, targets: Sequence[str] = ()) -> list[Table]:
     """A table of the named sets and of these targets, and one of the sites that a pattern can name.
 
     Raises:
-        FileNotFoundError, ValueError: as `open_sites`; or one of the targets matches nothing.
+        ValueError: one of the targets matches nothing.
     """
     from lora_jax.config import TARGETS
-    from lora_jax.tasks.targets import open_sites
 
-    opened = open_sites(model)
     sets = {name: _taken(opened, name) for name in TARGETS}
     sets |= {one: opened.taken(one) for one in targets}
     return [_sets_table(opened, sets), _sites_table(opened, sets)]

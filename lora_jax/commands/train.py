@@ -15,7 +15,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lora_jax.commands.shared import add_config, add_hosts, on_hosts, read_config, show_settings
+from lora_jax.commands.shared import add_run, on_hosts, read_config, show_settings
 
 if TYPE_CHECKING:
     from lora_jax.config import Config
@@ -23,17 +23,16 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lora-jax train`."""
-    add_config(parser)
-    add_hosts(parser)
+    add_run(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains; prints the result as JSON."""
     config = read_config(arguments)
-    return on_hosts(arguments, config, lambda: _train(config, quiet=arguments.quiet))
+    return on_hosts(arguments, config, lambda: _train(config, arguments))
 
 
-def _train(config: Config, *, quiet: bool) -> int:
+def _train(config: Config, arguments: argparse.Namespace) -> int:
     from lora_jax.config import SweepConfig
     from lora_jax.sweeps.grid import expand, run_id
     from lora_jax.sweeps.runner import run_sweep
@@ -49,9 +48,9 @@ def _train(config: Config, *, quiet: bool) -> int:
         set_budget(parse_bytes(single.memory_budget))
         single, said = fit_budget(single, tasks.of(single))
         print("\n".join(f"memory: {text}" for text in said), file=sys.stderr)
-    if not quiet:
-        show_settings(single)
-    outcome = run_sweep(single, quiet=quiet, tasks=tasks)
+    if not arguments.quiet:
+        show_settings(single, verbose=arguments.verbose)
+    outcome = run_sweep(single, quiet=arguments.quiet, tasks=tasks)
     record = read_run(RunStore(single.out).folder(run_id(expand(single)[0])))
     # A run of this id that is there and was refused, as of other data, is not the one asked for.
     if record.result is not None and record.run_id not in outcome.failed:

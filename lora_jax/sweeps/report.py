@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from lora_jax.config import ADAPTERS, resolve_targets
@@ -44,6 +45,8 @@ from lora_jax.sweeps.store import RunRecord, write_text
 
 _IDENTITY = ("run_id", "method", "format", "rank", "targets", "seed")
 _LEFT = ("method", "base", "targets")  # columns of words
+# Of the report alone: what is left of its table fits 100 columns.
+_IN_REPORT = ("median", "bits a weight", "peak, MB", "tokens/s")
 _MOST_TESTS = 40
 _MOST_NOTES = 3  # of the data
 _TESTS_NOTE = (
@@ -118,14 +121,19 @@ def write_and_summarise(
 
 
 def summary_table(cells: Sequence[Cell]) -> Table:
-    """A rich table with a row for each cell, the best score in bold."""
+    """A rich table with a row for each cell, the best score in bold: the report's, less what is
+    seldom looked at.
+    """
     said = measure(cells)
     table = Table(
         title=f"Mean test {said.label} ± standard error",
         caption=_error_kind(cells),
         header_style="bold",
+        box=box.SIMPLE_HEAD,
     )
-    for heading in _headings(said, cells):
+    headings = _headings(said, cells)
+    shown = [number for number, heading in enumerate(headings) if heading not in _IN_REPORT]
+    for heading in (headings[number] for number in shown):
         table.add_column(heading, justify="left" if heading in _LEFT else "right")
 
     best = set()
@@ -133,7 +141,8 @@ def summary_table(cells: Sequence[Cell]) -> Table:
         merits = list(map(choice(alike).merit, alike))
         best |= {id(cell) for cell, merit in zip(alike, merits) if merit == max(merits)}
     for cell, row in zip(cells, _rows(cells, said), strict=True):
-        table.add_row(*map(in_terminal, row), style="bold" if id(cell) in best else "")
+        words = (in_terminal(row[number]) for number in shown)
+        table.add_row(*words, style="bold" if id(cell) in best else "")
     return table
 
 

@@ -13,6 +13,7 @@ from lora_jax.adapters.sites import Site, find_sites
 from lora_jax.config import TARGETS, name_of_targets, resolve_targets
 from lora_jax.core.paths import match
 from lora_jax.io.hub import resolve
+from lora_jax.io.stored_model import StoredModel
 from lora_jax.io.weights import classes_of, kind_of, open_model
 from lora_jax.models.kinds import example_inputs, model_of
 
@@ -46,10 +47,13 @@ def in_model(pattern: str, paths: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class ModelSites:
-    """The weights of a model that a run could name, by path; `name` is the model's."""
+    """The weights of a model that a run could name, by path; `name` is the model's, and `stored` its
+    files.
+    """
 
     name: str
     sites: Mapping[str, Site]
+    stored: StoredModel
 
     def pattern(self, targets: str) -> str:
         """The regex that targets stand for in this model."""
@@ -67,7 +71,7 @@ class ModelSites:
             found = [self.sites[path] for path in match([(pattern, True)], self.sites, what=what)]
         except ValueError as error:
             raise ValueError(
-                f"{self.name}: {error} Or see `lora-jax inspect {self.name} --targets`."
+                f"{self.name}: {error} Or see `lora-jax inspect {self.name}`."
             ) from None
         if vectors := [site.path for site in found if not site.is_matrix]:
             raise ValueError(
@@ -112,7 +116,8 @@ def open_sites(
     kind, head = kind_of(folder), {}
     if kind == "encoder":  # With any head: without one, files that hold one are not all read.
         head = dict(num_classes=classes_of(folder) or 2, key=jax.random.key(0))
-    config = open_model(folder, scan=scan, **head).config
+    stored = open_model(folder, scan=scan, **head)
+    config = stored.config
 
     new = ("classifier/", "pooler/") if getattr(config, "pooler_in_head", False) else "classifier/"
     sites = {
@@ -120,4 +125,4 @@ def open_sites(
         for path, site in find_sites(model_of(config, scan=scan), *example_inputs(config)).items()
         if not path.startswith(new)
     }
-    return ModelSites(name, sites)
+    return ModelSites(name, sites, stored)

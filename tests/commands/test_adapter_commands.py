@@ -1,4 +1,4 @@
-"""`lora-jax inspect --adapter` and `lora-jax convert`: what is printed, what is written, and what
+"""`lora-jax inspect` of adapters and `lora-jax convert`: what is printed, what is written, and what
 is refused, through the front door.
 """
 
@@ -25,7 +25,7 @@ MODEL = str(GOLDEN / "bert_cls")
 def test_a_PEFT_adapter_is_shown_with_its_rank_at_every_site_and_layer(
     capsys: pytest.CaptureFixture,
 ) -> None:
-    assert main(["inspect", "--adapter", str(GOLDEN / "bert_patterns"), "--model", MODEL]) == 0
+    assert main(["inspect", str(GOLDEN / "bert_patterns"), "--model", MODEL]) == 0
     lines = capsys.readouterr().out.splitlines()
     cells = {line.split()[0]: line.split()[-3:] for line in lines[:7]}
     assert lines[0].split() == ["site", "\\", "layer", "0", "1", "-"]
@@ -52,7 +52,7 @@ def test_conversion_to_ours_and_back_keeps_every_number(
         assert first.keys() == second.keys() and all(
             np.array_equal(first[key], second[key]) for key in first
         )
-        assert main(["inspect", "--adapter", str(ours)]) == 0, capsys.readouterr().err
+        assert main(["inspect", str(ours)]) == 0, capsys.readouterr().err
         config, _ = load_encoder(MODEL, num_classes=2)
         assert set(load_adapter(ours)[0]) == set(load_peft(back, encoder_names(config))[0])
 
@@ -114,7 +114,7 @@ def test_what_changes_nothing_is_shown(tmp_path: Path, capsys: pytest.CaptureFix
         base="0123456789abcdef",
         model="x",
     )
-    assert main(["inspect", "--adapter", str(tmp_path)]) == 0
+    assert main(["inspect", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "sites that change nothing: layers/q/kernel" in out and "base 0123456789abcdef" in out
     assert is_stacked(tmp_path)

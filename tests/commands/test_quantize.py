@@ -106,6 +106,11 @@ def test_nan_in_a_weight_is_named(model, tmp_path, capsys):
     assert "layers/attn/q/kernel" in capsys.readouterr().err
 
 
-def test_inspect_of_something_else_says_so(model, capsys):
-    assert main(["inspect", str(model)]) == 2
-    assert "quantized.safetensors" in capsys.readouterr().err
+def test_inspect_of_something_else_says_so(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("")
+    assert main(["inspect", str(tmp_path)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    for name in ("status.json", "adapter_config.json", "quantized.safetensors", "notes.txt"):
+        assert name in said
+    (tmp_path / "store.json").write_text("{}")
+    assert main(["inspect", str(tmp_path)]) == 2 and "lora-jax report" in capsys.readouterr().err

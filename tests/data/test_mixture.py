@@ -76,7 +76,7 @@ def get_config():
     assert cli.main(["train", "--quiet", "--config", str(config)]) == 0
     (run,) = [path.parent for path in (tmp_path / "runs").glob("*/result.json")]
     capsys.readouterr()
-    assert cli.main(["evaluate", str(run), "--resamples", "20"]) == 0
+    assert cli.main(["evaluate", str(run), "--resamples", "20", "--json"]) == 0
     out = json.loads(capsys.readouterr().out)
     assert {name.rpartition("/")[2] for name in out["tasks"]} == {"a.jsonl", "b.jsonl"}
     assert sum(part["examples"] for part in out["tasks"].values()) == out["examples"]

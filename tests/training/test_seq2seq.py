@@ -198,7 +198,7 @@ def test_the_loop_trains_a_quantised_encoder_decoder(run, folder):
 
 def test_what_it_writes_is_scored_and_compared(run, capsys):
     out, result = run
-    arguments = ["evaluate", str(out), "--against", "base", "--generate"]
+    arguments = ["evaluate", str(out), "--against", "base", "--generate", "--json"]
     assert main(arguments) == 0
     said = json.loads(capsys.readouterr().out)
     assert (
