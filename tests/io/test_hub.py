@@ -4,12 +4,15 @@ used offline again.
 
 import hashlib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_stand_in import Hub, stand_in
 
 from lora_jax.io import hub
+from lora_jax.io.contents import contents
 from lora_jax.io.hub import Wheel, cache_dir, resolve
 
 
@@ -118,7 +121,7 @@ def test_a_cache_that_cannot_be_written_is_an_os_error(
         resolve("toy-model")
 
 
-@pytest.mark.parametrize("name", ["minilm-l7", "./models/x", "/no/such/folder", "a/b/c", ""])
+@pytest.mark.parametrize("name", ["./models/x", "/no/such/folder", "a/b/c", ""])
 def test_an_unknown_name_lists_what_there_is(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,11 +133,48 @@ def test_an_unknown_name_lists_what_there_is(
         resolve(name)
 
 
-def test_a_near_name_is_offered() -> None:
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub of one model that has moved to its organisation, and an empty cache."""
+    from huggingface_hub import constants
+
+    files = {"config.json": b"{}", "README.md": b"x", "model.bin": b"1"}
+    with stand_in(
+        files={"first-org/old-name": files}, moved={"old-name": "first-org/old-name"}
+    ) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        yield hub
+
+
+def test_an_id_without_an_organisation_is_led_to_its_place_and_kept(
+    served: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    folder = resolve("old-name")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json"]
+    # What a run is made of includes it, as of any other id.
+    assert contents(["old-name"])["old-name"] != contents(["first-org/old-name"]).get("old-name")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    served.asked.clear()
+    assert resolve("old-name") == folder and not served.asked
+
+
+def test_a_near_name_is_offered(served: Hub) -> None:
     with pytest.raises(
-        FileNotFoundError, match="'minilm-l7' is none of these. Nearest name: 'minilm-l6'"
-    ):
+        FileNotFoundError,
+        match="'minilm-l7' is none of these. Nearest name: 'minilm-l6'.*not be fetched.*hub says",
+    ) as caught:
         resolve("minilm-l7")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="not on this machine yet"):
+        resolve("minilm-l7", fetch=False)
 
 
 def test_a_hugging_face_id_that_is_not_cached_fails_offline_in_one_paragraph(
