@@ -122,7 +122,7 @@ def test_every_error_is_found_by_its_words():
         lambda: with_overrides({}, ["config.lora.rnak=3"]),
         lambda: with_overrides({}, ["config.lora.rank=many"]),
         lambda: with_overrides({}, ["config.train=3"]),
-        lambda: lora_jax.io.resolve("bert-bsae"),
+        lambda: lora_jax.io.resolve("./bert-bsae"),
         lambda: lora_jax.core.match([("a+", 3)], {"b": 1}, what="lora"),
         lambda: lora_jax.QuantSpec("nf4", 0),
     ],

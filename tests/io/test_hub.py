@@ -169,7 +169,7 @@ def test_an_id_without_an_organisation_is_led_to_its_place_and_kept(
 def test_a_near_name_is_offered(served: Hub) -> None:
     with pytest.raises(
         FileNotFoundError,
-        match="'minilm-l7' is none of these. Nearest name: 'minilm-l6'.*not be fetched.*hub says",
+        match="'minilm-l7' is no folder .*nearest: 'minilm-l6'.*not be fetched.*hub says",
     ) as caught:
         resolve("minilm-l7")
     assert "\n" not in str(caught.value)
