@@ -37,6 +37,6 @@ def test_every_method_has_a_row_and_a_cell_of_each_is_as_it_says():
         )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_is_what_the_command_writes():
     assert matrix.PAGE.read_text() == matrix.page()
