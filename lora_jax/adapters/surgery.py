@@ -217,6 +217,12 @@ def _factors(
     if spec.dora:
         low = with_magnitude(low, matrix(stored))
     if spec.merge_aware and isinstance(stored, QuantizedArray):
+        if spec.merge_scales == "refitted" and stored.spec.fit != "range":
+            raise ValueError(
+                "merge_scales='refitted' fits scales anew in every program, to the same bytes, and "
+                f"fit {stored.spec.fit!r} adds up in an order that differs. Take merge_scales="
+                "'kept', or fit 'range'."
+            )
         low = low.replace(rounded=spec.merge_scales)
     # As in PEFT: the input of an embedding is an index, and there is nothing to drop.
     return low.replace(dropout=None) if site.kind == "Embed" and low.dropout is not None else low

@@ -53,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="mean",
         help="how scales become 8 bits: mean, log or tensor (NVFP4)",
     )
+    parser.add_argument(
+        "--fit", default="range", help="how scales are chosen: range, hqq or entropy"
+    )
 
     parser.add_argument(
         "--targets",
@@ -82,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         not arguments.no_double,
         arguments.scale_dtype,
         arguments.second_level,
+        arguments.fit,
     )
     folder, scan = resolve(arguments.model), not arguments.no_scan
     stored = open_model(folder, scan=scan, kind="encoder")

@@ -259,6 +259,9 @@ class QuantConfig:
     second_level: Literal["mean", "log", "tensor"] = "mean"
     # Of scales without double; e8m0: the powers of two of MX formats.
     scale_dtype: Literal["float32", "bfloat16", "e8m0"] = "float32"
+    # How scales are chosen: by the largest magnitude of a block; hqq, for a smaller p-norm of the
+    # error; entropy, with an offset for each block (IR-QLoRA). See lora_jax.core.fits.
+    fit: Literal["range", "hqq", "entropy"] = "range"
     targets: Targets = TARGETS["all-linear"]  # the weights that are quantised
     formats: Formats = ""  # of some of them: 'layers_0/.*: int8, pooler/kernel: none'
 

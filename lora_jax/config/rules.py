@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from lora_jax.config.by_path import read_by_path
 from lora_jax.config.fields import ADAPTERS, NO_FORMAT, Columns, Config, DataConfig
 from lora_jax.config.limits import listed
-from lora_jax.core.codebooks import FORMATS
+from lora_jax.core.codebooks import FORMATS, check_fit
 from lora_jax.core.init import initializer_named
 from lora_jax.core.variants import VARIANTS
 from lora_jax.data.recipes import RECIPES
@@ -136,11 +137,23 @@ def _check_method(config: Config) -> None:
             f"config.quant.scale_dtype {config.quant.scale_dtype!r} is of scales that are stored "
             "as they are: it needs config.quant.double=false."
         )
+    if method == "qlora":
+        named = dict.fromkeys([format, *(name for _, name in read_by_path(config.quant.formats))])
+        for name in named:
+            if name != NO_FORMAT:
+                _check_fit(name, config)
     if method.startswith("prefix") and config.baseline.prefix + config.baseline.infix < 1:
         raise ValueError(
             "config.baseline.prefix and config.baseline.infix are both 0: a prefix needs at least "
             "one token."
         )
+
+
+def _check_fit(format: str, config: Config) -> None:
+    try:
+        check_fit(FORMATS[format], config.quant.fit, config.quant.scale_dtype)
+    except ValueError as error:
+        raise ValueError(f"config.quant.fit: {error}") from None
 
 
 def _check_variant(config: Config) -> None:
@@ -165,6 +178,12 @@ def _check_variant(config: Config) -> None:
                 else f"config.lora.init {lora.init!r} starts from factors that make up for the "
                 "base's rounding, of which nothing would be left. Take another."
             )
+        )
+    if lora.merge_aware and lora.merge_scales == "refitted" and config.quant.fit != "range":
+        raise ValueError(
+            "config.lora.merge_scales 'refitted' fits scales anew in every program, to the same "
+            f"bytes, and config.quant.fit {config.quant.fit!r} adds up in an order that differs. "
+            "Take merge_scales 'kept', or fit 'range'."
         )
     adalora = lora.variant == "adalora"
     if adalora != (budget is not None):

@@ -8,6 +8,7 @@ are ordinary boxes. Kernels with more axes are viewed as matrices first
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,15 +17,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lora_jax.core import bit_packing, codebooks, scales
-from lora_jax.core.quantize import (
-    QuantizedArray,
-    QuantSpec,
-    block_scales,
-    block_sizes,
-    decode,
-    encode,
-    store_scales,
-)
+from lora_jax.core.codes import block_sizes, decode, encode
+from lora_jax.core.fits import block_scales
+from lora_jax.core.quant_spec import QuantSpec
+from lora_jax.core.quantize import QuantizedArray, store_scales
 
 
 def second_moment(x: Float[Array, "*batch in"]) -> Float[Array, "in in"]:
@@ -106,7 +102,7 @@ def _search(w: Array, spec: QuantSpec, importance: Array, low: float, steps: int
     scale, zero = block_scales(w, spec)
     block, blocks, padded = block_sizes(w.shape[-2], spec.block_size)
     # Each multiple is tried on exact scales; how they are stored comes after the choice.
-    plain = QuantSpec(spec.format, spec.block_size, double=False)
+    plain = replace(spec, double=False)
 
     def error(factor: Array) -> Array:
         tried, moved = _shrunk(scale, zero, spec, factor)
@@ -143,7 +139,7 @@ def _gptq(
     inverse = jnp.linalg.inv(fixed)
     upper = jnp.linalg.cholesky((inverse + inverse.T) / 2).T
 
-    single = QuantSpec(spec.format, None, double=False, scale_dtype=spec.scale_dtype)
+    single = replace(spec, block_size=None, double=False)
 
     def one_block(left: Array, start: Array) -> tuple[Array, tuple[Array, Array, Array | None]]:
         part = jax.lax.dynamic_slice_in_dim(left, start, block)
@@ -220,10 +216,10 @@ def _shrunk(
     scale: Array, zero: Array | None, spec: QuantSpec, factor: Array
 ) -> tuple[Array, Array | None]:
     """Scales made smaller; with an offset, the range shrinks about its middle."""
-    if zero is None:
-        return scale * factor, None
-    limit = codebooks.format_named(spec.format).limit
-    return scale * factor, zero + scale * (1 - factor) * limit / 2
+    format = codebooks.format_named(spec.format)
+    if not format.offset:
+        return scale * factor, zero
+    return scale * factor, zero + scale * (1 - factor) * format.limit / 2
 
 
 def _energy(off: Array, moment: Array) -> Array:

@@ -26,6 +26,7 @@ from lora_jax.core.paths import entry
 from lora_jax.core.tables import register
 
 Ties = Literal["lower", "zero", "even"]
+FITS = ("range", "hqq", "entropy")  # how scales are chosen: `lora_jax.core.fits`
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,25 @@ class Format:
     def zero(self) -> int:
         """The code of the level nearest 0: of a grid, what is added to an integer."""
         return int(np.nanargmin(np.abs(self.table())))
+
+
+def check_fit(format: Format, fit: str, scale_dtype: str) -> None:
+    """Nothing, if scales of a format can be chosen so.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if fit != "range" and scale_dtype == "e8m0":
+        raise ValueError(
+            f"fit {fit!r} chooses scales freely, and scale_dtype 'e8m0' allows powers of two alone. "
+            "Use 'float32' or 'bfloat16', or fit 'range'."
+        )
+    if fit == "entropy" and (format.offset or format.bits > 4):
+        why = "has an offset of its own" if format.offset else f"has {format.bits} bits"
+        raise ValueError(
+            f"fit 'entropy' gives the blocks of a format of 2 to 4 bits an offset, and "
+            f"{format.name!r} {why}. Take a format such as nf4, or fit 'hqq'."
+        )
 
 
 def look_up(table: np.ndarray, codes: Array) -> Array:

@@ -6,90 +6,25 @@ import functools
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Shaped, UInt8
 
-from lora_jax.core import bit_packing, codebooks, scales
+from lora_jax.core import codebooks, scales
 from lora_jax.core.boxes import Boxed
+from lora_jax.core.codes import block_sizes, decode, encode, has_raw_levels
+from lora_jax.core.fits import block_scales
 from lora_jax.core.matrix import from_matrix, to_matrix
 from lora_jax.core.mesh import Cut, dividing
 from lora_jax.core.order import unfused
 from lora_jax.core.paths import flatten
-from lora_jax.core.plain_types import check_types
-from lora_jax.core.scales import SCALE_DTYPES, SECOND_LEVELS, DoubleQuantized
+from lora_jax.core.quant_spec import QuantSpec
+from lora_jax.core.scales import DoubleQuantized
 
-_CHAIN = 64  # up to so many levels a comparison with each is faster than a search
 _DAMAGED = 0.05  # a scale is damaged when storing it in 8 bits moves it by more than this
-
-
-@dataclass(frozen=True)
-class QuantSpec:
-    """How a weight is stored.
-
-    format: a name in `lora_jax.core.codebooks.FORMATS`.
-    block_size: weights that share one scale, along the input axis; None gives one scale for each
-        output channel.
-    double: the scales are stored in 8 bits, 256 to a group, by `second_level`: 'mean' is QLoRA's,
-        'log' is safe where some blocks are far larger than others, 'tensor' is NVFP4's: E4M3
-        under one float32 number a matrix (with block size 16 and format 'fp4_e2m1').
-    scale_dtype: of scales that are not double quantised: 'float32', 'bfloat16', or 'e8m0', the
-        power-of-two scales of MX (with block size 32 and an MX format).
-    kernel: what multiplies with the weight, see `lora_jax.kernels.choice`.
-    """
-
-    format: str = "nf4"
-    block_size: int | None = 64
-    double: bool = True
-    scale_dtype: str = "float32"
-    second_level: str = "mean"
-    # No part of what is stored, so in no file and no fingerprint; but part of a program's key.
-    kernel: str = field(default="auto", repr=False)
-
-    def __post_init__(self) -> None:
-        check_types("QuantSpec.", self, double=bool)
-        format, size = codebooks.format_named(self.format), self.block_size
-        counted = isinstance(size, int) and not isinstance(size, bool)
-        if size is not None and (not counted or size < 2 or size % 2):
-            raise ValueError(
-                "block_size must be an even number of weights or None (one block a column), got "
-                f"{size!r}."
-            )
-
-        for name, known in (
-            ("scale_dtype", SCALE_DTYPES),
-            ("second_level", SECOND_LEVELS),
-            ("kernel", ("auto", "reference", "pallas")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}."
-                )
-        if self.double and self.scale_dtype != "float32":
-            raise ValueError(
-                f"scale_dtype {self.scale_dtype!r} needs double=False: double quantisation stores "
-                "the scales in 8 bits."
-            )
-        if self.double and self.second_level == "tensor" and format.offset:
-            raise ValueError(
-                f"second_level 'tensor' needs a symmetric format, and {self.format!r} has an "
-                "offset. Use 'mean' or 'log'."
-            )
-        if self.scale_dtype == "e8m0" and format.offset:
-            raise ValueError(
-                f"scale_dtype 'e8m0' needs a symmetric format, and {self.format!r} has an offset. "
-                "Use 'bfloat16'."
-            )
-
-    @property
-    def bits(self) -> int:
-        """Bits of a code."""
-        return codebooks.format_named(self.format).bits
 
 
 class QuantizedArray(Boxed, repr=False):
@@ -99,7 +34,8 @@ class QuantizedArray(Boxed, repr=False):
     counted) are inputs. `codes` is (*stack, `bit_packing.packed_rows(in, bits)`, out), so (*stack,
     in / 2, out) for 4 bits. `scale` is (*stack, blocks, out) in the spec's `scale_dtype` (uint8
     exponents for 'e8m0'), or `DoubleQuantized` with n = out * blocks. `zero`, for formats with an
-    offset, is the smallest weight of each block, stored as `scale` is. `kernel_shape` is the
+    offset, is the smallest weight of each block, stored as `scale` is; with fit 'entropy' what is
+    added to its weights. `kernel_shape` is the
     weight's shape without stack axes. `in_scale` (*stack, in) multiplies the rows (activation-aware
     quantisation), if there is one. `cut` says how it lies on a mesh, if it does.
     """
@@ -144,6 +80,7 @@ class QuantizedArray(Boxed, repr=False):
         spec = self.spec
         block = "column" if spec.block_size is None else spec.block_size
         extra = ["double" if spec.double else spec.scale_dtype]
+        extra += [] if spec.fit == "range" else [spec.fit]
         extra += [] if self.in_scale is None else ["in_scale"]
         return self.shape, " ".join([f"{spec.format}/{block}", *extra])
 
@@ -287,93 +224,6 @@ def check_quantized(shape: tuple[int, ...], finite: bool, damaged: Array | None)
         )
 
 
-def encode(
-    matrix: Float[Array, "*stack in out"],
-    scale: Float[Array, "*stack blocks out"],
-    zero: Any,
-    spec: QuantSpec,
-) -> UInt8[Array, "*stack packed out"]:
-    """Packed codes of the levels nearest to a matrix under given float32 scales (and zeros)."""
-    format = codebooks.format_named(spec.format)
-    block, blocks, _ = block_sizes(matrix.shape[-2], spec.block_size)
-    blocked = _blocked(matrix.astype(jnp.float32), block, blocks)
-    if zero is not None:
-        blocked = blocked - zero[..., None, :]
-
-    empty = jnp.inf if format.zero_block == "lowest" else 0.0
-    unit = format.limit if format.levels is None and not has_raw_levels(spec) else 1.0
-    # A product with the reciprocal, not a quotient: bitsandbytes' arithmetic, also for 8 bits.
-    inverse = (1.0 / scale) * np.float32(unit)
-    # Asked of the inverse: XLA would restore stored scales again for every weight to compare them.
-    inverse = jnp.where(jnp.isinf(inverse), empty, inverse)
-    codes = nearest_code(blocked * inverse[..., None, :], format, raw=has_raw_levels(spec))
-    codes = codes.reshape(*matrix.shape[:-2], blocks * block, -1)[..., : matrix.shape[-2], :]
-    return bit_packing.pack(codes, format.bits, fill=format.zero)
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4), inline=True)
-def decode(
-    codes: Array, scale: Any, zero: Any, spec: QuantSpec, rows: int
-) -> Float[Array, "*stack in out"]:
-    """The float32 matrix of packed codes and stored scales."""
-    format = codebooks.format_named(spec.format)
-    block, blocks, _ = block_sizes(rows, spec.block_size)
-    codes = bit_packing.unpack(codes, format.bits, rows)
-    raw, out = has_raw_levels(spec), codes.shape[-1]
-    if format.levels is None:
-        values = codes.astype(jnp.float32) - format.zero
-    else:
-        values = codebooks.look_up(format.table(1.0 if raw else None), codes)
-
-    spread = functools.partial(_spread, block=block, blocks=blocks)
-    weight = spread(scales.load(scale, blocks, out), values, jnp.multiply)
-    if format.levels is None and not raw:
-        # After the scale, as bitsandbytes does for 8 bits.
-        weight = weight * np.float32(1 / format.limit)
-    if zero is None:
-        return weight
-    return spread(scales.load(zero, blocks, out), unfused(weight), jnp.add)
-
-
-def nearest_code(
-    x: Float[Array, "*axes"], format: codebooks.Format, *, raw: bool = False
-) -> UInt8[Array, "*axes"]:
-    """The code of the level nearest to each number; NaN gets the lowest level.
-
-    With `raw`, levels are in their own unit.
-    """
-    if format.levels is None:
-        low = 0 if format.offset else -format.limit
-        integers = jnp.clip(jnp.round(x), low, format.limit).astype(jnp.int32)
-        return (integers + format.zero).astype(jnp.uint8)
-
-    codes, thresholds = format.search(1.0 if raw else None)
-    if len(codes) <= _CHAIN:
-        index = codebooks.bisected(x, thresholds)
-    else:
-        index = jnp.searchsorted(jnp.asarray(thresholds), x, side="left", method="scan_unrolled")
-        index = jnp.where(jnp.isnan(x), 0, index.astype(jnp.uint8))
-    if np.array_equal(codes, np.arange(len(codes))):
-        return index
-    return codebooks.look_up(codes, index)
-
-
-def block_scales(
-    matrix: Float[Array, "*stack in out"], spec: QuantSpec
-) -> tuple[Array, Array | None]:
-    """Float32 (scales, zeros), (*stack, blocks, out) each.
-
-    They are largest magnitudes and None; for formats with an offset, steps and smallest weights.
-    """
-    format = codebooks.format_named(spec.format)
-    block, blocks, _ = block_sizes(matrix.shape[-2], spec.block_size)
-    blocked = _blocked(matrix.astype(jnp.float32), block, blocks)
-    if not format.offset:
-        return jnp.abs(blocked).max(-2), None
-    low = blocked.min(-2)
-    return unfused((blocked.max(-2) - low) / format.limit), low
-
-
 def store_scales(scale: Array, zero: Array | None, spec: QuantSpec) -> tuple[Any, Any]:
     """(scales, zeros) in the form that the spec stores."""
     top = codebooks.format_named(spec.format).top
@@ -419,8 +269,8 @@ def stored_scales(
 
 def codes_need_stored(spec: QuantSpec) -> bool:
     """Whether codes are nearest under the scale that will be read; QLoRA takes the exact one."""
-    offset = codebooks.format_named(spec.format).offset
-    return offset or spec.second_level != "mean" or spec.scale_dtype != "float32"
+    plain = spec.second_level == "mean" and spec.scale_dtype == "float32"
+    return spec.has_zero or not plain or spec.fit != "range"
 
 
 def scale_damage(w: Float[Array, "*axes"], q: QuantizedArray) -> Float[Array, "*stack"]:
@@ -444,38 +294,8 @@ def _damaged(
     off = jnp.abs(scales.load(stored, *shape) * unit - scale) > allowed
     if zero is None:
         return off
-    allowed_of_zero = allowed * format.limit
+    allowed_of_zero = allowed * (format.limit if format.offset else 1)
     return off | (jnp.abs(scales.load(stored_zero, *shape) - zero) > allowed_of_zero)
-
-
-def has_raw_levels(spec: QuantSpec) -> bool:
-    """Whether a scale is of a level of 1 in the format's own unit, not of the largest level."""
-    tensor = spec.double and spec.second_level == "tensor"
-    return tensor or spec.scale_dtype == "e8m0" or codebooks.format_named(spec.format).offset
-
-
-def block_sizes(rows: int, block_size: int | None) -> tuple[int, int, int]:
-    """Block size, number of blocks and padded number of rows of a matrix with `rows` rows."""
-    block = rows if block_size is None else block_size
-    blocks = -(-rows // block)
-    return block, blocks, blocks * block
-
-
-def _blocked(matrix: Array, block: int, blocks: int) -> Array:
-    short = block * blocks - matrix.shape[-2]
-    if short:
-        # The last row again, which changes neither the largest magnitude nor the smallest weight.
-        matrix = jnp.pad(matrix, [(0, 0)] * (matrix.ndim - 2) + [(0, short), (0, 0)], mode="edge")
-    return matrix.reshape(*matrix.shape[:-2], blocks, block, matrix.shape[-1])
-
-
-def _spread(per_block: Array, values: Array, combine: Any, *, block: int, blocks: int) -> Array:
-    """Values (*stack, in, out) combined with one number for each block of rows."""
-    *stack, rows, out = values.shape
-    if block * blocks != rows:
-        return combine(values, jnp.repeat(per_block, block, axis=-2)[..., :rows, :])
-    blocked = values.reshape(*stack, blocks, block, out)
-    return combine(blocked, per_block[..., None, :]).reshape(values.shape)
 
 
 def dequantize(tree: Any) -> Any:

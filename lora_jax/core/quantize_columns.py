@@ -11,15 +11,15 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_jax.core import scales
+from lora_jax.core.codes import encode
+from lora_jax.core.fits import block_scales
 from lora_jax.core.host import Filling, filled, to_device
 from lora_jax.core.matrix import to_matrix
+from lora_jax.core.quant_spec import QuantSpec
 from lora_jax.core.quantize import (
     QuantizedArray,
-    QuantSpec,
-    block_scales,
     check_quantized,
     codes_need_stored,
-    encode,
     quantize,
     stored_scales,
 )

@@ -33,9 +33,10 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_jax.core import bit_packing, blockwise, codebooks, scales
+from lora_jax.core.codes import decode
 from lora_jax.core.host import Filling, Place
 from lora_jax.core.json_files import parse_json
-from lora_jax.core.quantize import DoubleQuantized, QuantizedArray, QuantSpec, decode, quantize
+from lora_jax.core.quantize import DoubleQuantized, QuantizedArray, QuantSpec, quantize
 from lora_jax.io import safetensors
 from lora_jax.io.config_json import in_file
 from lora_jax.io.reading_bar import note_read
@@ -120,10 +121,11 @@ def to_tensors(name: str, q: QuantizedArray) -> dict[str, np.ndarray]:
             ours.
     """
     spec, rows, out = q.spec, q.rows, math.prod(q.kernel_shape) // q.rows
-    if q.codes.ndim != 2 or q.in_scale is not None:
+    if q.codes.ndim != 2 or q.in_scale is not None or q.zero is not None:
         raise ValueError(
-            f"{name}: bitsandbytes stores single matrices without input scales. Write the layers "
-            "of a stack one by one."
+            f"{name}: bitsandbytes stores single matrices without input scales and without offsets "
+            f"of blocks, and this one is {spec} of shape {q.shape}. Write the layers of a stack one "
+            "by one."
         )
 
     kind = (spec.format, spec.block_size, spec.double, spec.scale_dtype)

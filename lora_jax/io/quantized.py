@@ -19,9 +19,10 @@ import ml_dtypes
 import numpy as np
 
 from lora_jax.core import bit_packing, blockwise, codebooks
+from lora_jax.core.codes import block_sizes
 from lora_jax.core.host import Filling, Place
 from lora_jax.core.paths import flatten, unflatten
-from lora_jax.core.quantize import DoubleQuantized, QuantizedArray, QuantSpec, block_sizes
+from lora_jax.core.quantize import DoubleQuantized, QuantizedArray, QuantSpec
 from lora_jax.io import safetensors
 from lora_jax.io.bitsandbytes import FlatQuantized
 from lora_jax.io.config_json import in_file
@@ -217,7 +218,7 @@ def _box(box: Mapping[str, Any], parts: dict[str, Any]) -> QuantizedArray:
     _expect("codes", q.codes, (bit_packing.packed_rows(rows, spec.bits), out), np.uint8)
 
     for name, value in (("scale", q.scale), ("zero", q.zero)):
-        if (value is None) != (name == "zero" and not codebooks.format_named(spec.format).offset):
+        if (value is None) != (name == "zero" and not spec.has_zero):
             raise ValueError(f"{name} is missing or left over")
         if isinstance(value, DoubleQuantized):
             groups = 1 if value.level == "tensor" else -(-blocks * out // blockwise.BLOCK)

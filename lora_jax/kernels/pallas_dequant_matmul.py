@@ -24,7 +24,8 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
 from lora_jax.core import codebooks, scales
-from lora_jax.core.quantize import QuantizedArray, block_sizes, has_raw_levels
+from lora_jax.core.codes import block_sizes, has_raw_levels
+from lora_jax.core.quantize import QuantizedArray
 
 TOKENS, ROWS, COLUMNS = 32, 32, 64  # of a tile: powers of two, as Triton needs; ROWS counts bytes
 
@@ -35,7 +36,7 @@ def why_not(weight: QuantizedArray) -> str | None:
     if format.bits not in (4, 8):
         return f"format {format.name!r} has {format.bits} bits, and the kernels read 4 or 8"
     if weight.zero is not None:
-        return f"format {format.name!r} has an offset"
+        return f"blocks of {weight.spec} have an offset"
     if weight.in_scale is not None:
         return "the weight has a scale for each input (activation-aware quantisation)"
     if weight.codes.ndim != 2:

@@ -11,7 +11,7 @@ import pytest
 
 from lora_jax.core import codebooks
 from lora_jax.core.codebooks import FORMATS, Format, normal_float, register_format
-from lora_jax.core.quantize import nearest_code
+from lora_jax.core.codes import nearest_code
 
 CODEBOOKS = [name for name, format in FORMATS.items() if format.levels is not None]
 
