@@ -62,7 +62,7 @@ def methods() -> dict[str, lora_jax.LoraSpec | None]:
         found[name] = replace(base, variant=name, rank=1 if name == "lokr" else 2)
     found |= {"dora": replace(base, dora=True), "merge-aware": replace(base, merge_aware=True)}
     for name, start in INITIALIZERS.items():
-        if start.reads not in ("gradient", "inputs") and name not in ("kaiming", "gaussian"):
+        if not start.measures and name not in ("kaiming", "gaussian"):
             found[name] = replace(base, init=name)
     return found
 

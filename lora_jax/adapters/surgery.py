@@ -201,6 +201,8 @@ def _factors(
             f"variant {spec.variant!r} rotates inputs into each other, and those of an embedding "
             "are words. Leave this site out, or give it a rule of its own."
         )
+    if initializer_named(spec.init).reads == "error" and data is not None:
+        data = (data, matrix(stored))
     if low is None:
         needs_weight = reads(spec) != "shape"
         low = initialize(
@@ -232,11 +234,17 @@ def _stored(
     site: Site, weight: Any, format: QuantSpec | None, spec: LoraSpec | None, key: jax.Array
 ) -> tuple[Any, LowRank | None]:
     """The weight as it is kept, and the factors if the initialiser chooses both at once."""
-    both = spec is not None and initializer_named(spec.init).reads == "format"
-    if both and (format is None or isinstance(weight, QuantizedArray)):
+    init = None if spec is None else initializer_named(spec.init)
+    both = init is not None and init.reads == "format"
+    if (
+        init is not None
+        and init.makes_up
+        and (format is None or isinstance(weight, QuantizedArray))
+    ):
+        what = "chooses the codes" if both else "makes up for the rounding"
         raise ValueError(
-            f"init={spec.init!r} chooses the codes of a quantised base: it needs the unquantised "
-            "weight and a quant rule for it."
+            f"init={spec.init!r} {what} of a quantised base: it needs the unquantised weight and a "
+            "quant rule for it."
         )
     if format is None:
         return weight, None

@@ -32,8 +32,9 @@ def adapter_matrix(
     for name, run in runs.items():
         if run.start:
             raise ValueError(
-                f"One base serves adapters that were trained on it, but {name!r} chose the codes of "
-                f"its own (lora.init={run.config.lora.init!r}). Train it with another initialiser."
+                f"One base serves adapters that were trained on it, but {name!r} started from "
+                f"factors that make up for its base's rounding (lora.init={run.config.lora.init!r}). "
+                "Train it with another initialiser."
             )
         if (run.task.base, run.config.quant, run.config.model) != (
             first.task.base,

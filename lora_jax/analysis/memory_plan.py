@@ -197,7 +197,7 @@ def _found(name: str) -> tuple[ModelConfig | None, Path]:
 
 def _by_shapes(config: Config) -> Config:
     """The same shapes, without an initialiser that measures data."""
-    if initializer_named(config.lora.init).reads in ("gradient", "inputs"):
+    if initializer_named(config.lora.init).measures:
         return replace(config, lora=replace(config.lora, init="kaiming"))
     return config
 

@@ -222,7 +222,8 @@ class LoraConfig:
     # Scale of the update: alpha / rank; rslora: alpha / sqrt(rank); fixed: alpha itself.
     scaling: Annotated[str, one_of(SCALINGS)] = "standard"
     dropout: Share = 0.0  # probability on the adapter's input, in training
-    # First values of the factors; those that choose the codes of a base need method qlora.
+    # First values of the factors; those that make up for the rounding of a base (loftq, qpissa, cloq,
+    # eora) need method qlora.
     init: Annotated[str, one_of(INITIALIZERS, also=r"pissa_niter_\d+")] = "kaiming"
     # The folder adapter/ of a run on the same base to go on from, in place of the first values; a
     # new head stays new.
@@ -242,7 +243,7 @@ class LoraConfig:
     bias: Literal["none", "all", "lora_only"] = "none"  # biases that are trained whole besides
     # Word ids whose embeddings are trained besides.
     embedding_rows: tuple[NotNegative, ...] | None = None
-    # Training batches that inits eva, corda, corda_kpm and lora_ga measure.
+    # Training batches that inits eva, corda, corda_kpm, cloq, eora, lora_ga and lora_one measure.
     calibration_batches: Count = 8
 
 

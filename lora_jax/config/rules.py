@@ -167,8 +167,8 @@ def _check_variant(config: Config) -> None:
         return
 
     VARIANTS[lora.variant].check(lora)
-    reads = initializer_named(lora.init).reads
-    if lora.merge_aware and (config.method != "qlora" or reads == "format"):
+    init = initializer_named(lora.init)
+    if lora.merge_aware and (config.method != "qlora" or init.makes_up):
         raise ValueError(
             "config.lora.merge_aware rounds the sum of base and update into the base's format: "
             + (
@@ -207,15 +207,15 @@ def _check_variant(config: Config) -> None:
             f"got {lora.variant!r}."
         )
     _check_factors(config)
-    if lora.init_from is not None and reads != "shape":
+    if lora.init_from is not None and init.reads != "shape":
         raise ValueError(
             f"config.lora.init {lora.init!r} and config.lora.init_from both say where the factors "
             "start. Leave one of them at its default."
         )
-    if reads == "format" and config.method != "qlora":
+    if init.makes_up and config.method != "qlora":
         raise ValueError(
-            f"config.lora.init {lora.init!r} chooses the codes of a quantised base: it needs "
-            "config.method 'qlora'."
+            f"config.lora.init {lora.init!r} makes up for the rounding of a quantised base: it "
+            "needs config.method 'qlora'."
         )
     if lora.embedding_rows == () or (lora.parts is not None and not any(lora.parts)):
         raise ValueError(

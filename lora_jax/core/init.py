@@ -1,10 +1,11 @@
 """First values of the factors: one table of initialisers, and `initialize`, which applies one.
 
 The adapted model starts as the base whatever the initialiser, and the stored base is never changed
-by one: where an initialiser takes its start out of the base (PiSSA, MiLoRA, OLoRA, LoRA-GA, CorDA), the
-start is kept as fixed factors that are subtracted (`LowRank.a0`, `b0`), and `LowRank.plain` folds
-them into ordinary factors of twice the rank. LoftQ and QPiSSA are about which codes are stored, so
-they return a quantised base of their own.
+by one: where an initialiser takes its start out of the base (PiSSA, MiLoRA, OLoRA, LoRA-GA, LoRA-One, CorDA),
+the start is kept as fixed factors that are subtracted (`LowRank.a0`, `b0`), and `LowRank.plain` folds
+them into ordinary factors of twice the rank. What makes up for the rounding of a quantised base starts
+nearer to the weight that was quantised: LoftQ and QPiSSA are about which codes are stored, so they
+return a base of their own; CLoQ and EoRA take the codes as they are.
 """
 
 from __future__ import annotations
@@ -36,11 +37,22 @@ class Initializer:
 
     reads: 'shape' (W is not looked at), 'weight', 'gradient' (data is dL/dW), 'inputs' (data is the
     second moment of W's inputs), 'format' (data is the QuantSpec that W is stored in, and the
-    residual is the quantised base).
+    residual is the quantised base), 'error' (data is the inputs' second moment and the dequantised
+    base).
     """
 
     function: Callable[..., Any]
-    reads: Literal["shape", "weight", "gradient", "inputs", "format"] = "shape"
+    reads: Literal["shape", "weight", "gradient", "inputs", "format", "error"] = "shape"
+
+    @property
+    def measures(self) -> Literal["gradient", "inputs", ""]:
+        """What has to be measured on batches of data for it; '' if nothing has to be."""
+        return {"gradient": "gradient", "inputs": "inputs", "error": "inputs"}.get(self.reads, "")
+
+    @property
+    def makes_up(self) -> bool:
+        """Whether its start makes up for the rounding of a quantised base: it is not that base."""
+        return self.reads in ("format", "error")
 
 
 INITIALIZERS: dict[str, Initializer] = {
@@ -53,7 +65,10 @@ INITIALIZERS: dict[str, Initializer] = {
     "olora": Initializer(spectral.olora, "weight"),
     "loftq": Initializer(spectral.loftq, "format"),
     "qpissa": Initializer(spectral.qpissa, "format"),
+    "cloq": Initializer(calibrated.cloq, "error"),
+    "eora": Initializer(functools.partial(calibrated.cloq, values_in_b=True), "error"),
     "lora_ga": Initializer(calibrated.lora_ga, "gradient"),
+    "lora_one": Initializer(calibrated.lora_one, "gradient"),
     "eva": Initializer(calibrated.eva, "inputs"),
     "corda": Initializer(calibrated.corda, "inputs"),
     "corda_kpm": Initializer(functools.partial(calibrated.corda, last=True), "inputs"),
@@ -115,8 +130,8 @@ def initialize(
     Args:
         shared_key: of the random factors that all sites share (VeRA); `key` by default.
         weight: the pretrained matrices, for initialisers that decompose them.
-        data: what the initialiser reads besides: a gradient (*stack, in, out) or a second moment
-            (*stack, in, in).
+        data: what the initialiser reads besides: a gradient (*stack, in, out), a second moment
+            (*stack, in, in), or that and the dequantised base.
 
     Raises:
         ValueError: the rank exceeds the smaller side, the initialiser is unknown or lacks what it
@@ -125,6 +140,7 @@ def initialize(
     """
     variant, init = VARIANTS[spec.variant], initializer_named(spec.init)
     _check_sizes(rows, out, spec)
+    _check_merge_aware(init, spec)
     on = _layer_mask(stack, spec.layers)
     group = spec.group_size if variant.grouped else 1
     columns, inner = spec.columns, rows // group
@@ -207,12 +223,7 @@ def initialize_with_base(
             f"init={spec.init!r} stores another base in every layer, so layers={spec.layers} "
             "cannot leave layers out."
         )
-    if spec.merge_aware:
-        raise ValueError(
-            f"init={spec.init!r} starts from factors that make up for the base's rounding, and "
-            "merge_aware rounds their sum again: nothing of that start would be left. Take "
-            "another init."
-        )
+    _check_merge_aware(init, spec)
     plain = dataclasses.replace(spec, init="kaiming")
     low = initialize(key, weight.shape[:-2], rows, out, plain, in_axes=in_axes)
     a, b, base = init.function(weight, format, key, spec)
@@ -259,12 +270,12 @@ def _by_initializer(
         )
     if init.reads != "weight" and data is None:
         raise ValueError(
-            f"init={spec.init!r} needs measurements of this site ({init.reads}). Measure them "
+            f"init={spec.init!r} needs measurements of this site ({init.measures}). Measure them "
             "with lora_jax.adapters.calibration and give adapt(..., statistics=...)."
         )
 
     def flat(x: Any) -> Any:
-        return None if x is None else x.reshape(-1, *x.shape[len(stack) :])
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(stack) :]), x)
 
     def one(w: Array, d: Any, k: jax.Array) -> Any:
         return init.function(w, d, k, spec)
@@ -325,6 +336,15 @@ def _parts(spec: LoraSpec, stack: tuple[int, ...]) -> Float[Array, "*stack r par
     return jnp.broadcast_to(
         jnp.repeat(one_hot, spec.rank, axis=0), (*stack, spec.columns, len(spec.parts))
     )
+
+
+def _check_merge_aware(init: Initializer, spec: LoraSpec) -> None:
+    if init.makes_up and spec.merge_aware:
+        raise ValueError(
+            f"init={spec.init!r} starts from factors that make up for the base's rounding, and "
+            "merge_aware rounds their sum again: nothing of that start would be left. Take "
+            "another init."
+        )
 
 
 def _check_sizes(rows: int, out: int, spec: LoraSpec) -> None:

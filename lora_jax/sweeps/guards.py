@@ -210,7 +210,7 @@ def _effect(run: Config) -> dict[str, Any]:
     idle += [] if run.lora.variant == "qa_lora" else ["lora.group_size"]
     idle += [] if run.lora.variant == "gralora" else ["lora.blocks"]
     idle += [] if run.lora.merge_aware else ["lora.merge_scales"]
-    if initializer_named(run.lora.init).reads not in ("gradient", "inputs"):
+    if not initializer_named(run.lora.init).measures:
         idle.append("lora.calibration_batches")
     if run.lora.variant != "adalora":
         idle += [key for key in settings if key.startswith("optim.adalora.")]

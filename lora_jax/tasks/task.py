@@ -183,10 +183,10 @@ class Task:
         """Shapes of all that a run trains, with ranks cut to what each site can hold: every legal
         run of a group whose widest is `config` fits into them.
         """
-        # An initialiser that chooses the base's codes has no shapes of its own, and needs a format
-        # that is left out here.
-        chooses_codes = initializer_named(config.lora.init).reads == "format"
-        init = "kaiming" if chooses_codes else config.lora.init
+        # An initialiser that makes up for the base's rounding has no shapes of its own, and needs a
+        # format that is left out here.
+        makes_up = initializer_named(config.lora.init).makes_up
+        init = "kaiming" if makes_up else config.lora.init
         plain = replace(config, lora=replace(config.lora, init=init))
         if not config.lora.merge_aware:  # Else a leaf says how its base is rounded.
             plain = unquantised(plain)
@@ -339,7 +339,7 @@ class Task:
         the others.
         """
         measure = {"gradient": weight_gradients, "inputs": input_moments}.get(
-            initializer_named(config.lora.init).reads
+            initializer_named(config.lora.init).measures
         )
         if measure is None:
             return None

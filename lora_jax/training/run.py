@@ -127,9 +127,9 @@ class Run:
         elif (
             self.config.lora.init_from is None
             and not self.task.given
-            and initializer_named(self.config.lora.init).reads != "format"
+            and not initializer_named(self.config.lora.init).makes_up
         ):
-            # What chooses codes starts nearer to the base before quantisation than the frozen one.
+            # What makes up for rounding starts nearer to the base before quantisation than the frozen one.
             check_start(hosts.whole(first.trainable))
         self.step = step
         self.lose_patience()

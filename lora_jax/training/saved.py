@@ -52,7 +52,7 @@ class SavedRun:
 
     def without_adapter(self) -> dict[str, Any]:
         """What makes the model before training of the frozen base: nothing, or the factors that an
-        initialiser which chooses codes (LoftQ, QPiSSA) put beside them.
+        initialiser which makes up for its rounding (LoftQ, QPiSSA, CLoQ, EoRA) put beside it.
 
         Raises:
             ValueError: training changed weights of the base itself, or added a head: there is no
@@ -116,8 +116,8 @@ def load_run(folder: Path | str, *, tasks: LastTask | None = None) -> SavedRun:
 
     check_effect(trainable)
     frozen, first = task.trainable(config, jax.random.split(jax.random.key(config.train.seed))[0])
-    chooses_codes = initializer_named(config.lora.init).reads == "format"
-    return SavedRun(config, task, frozen, trainable, first if chooses_codes else {})
+    makes_up = initializer_named(config.lora.init).makes_up
+    return SavedRun(config, task, frozen, trainable, first if makes_up else {})
 
 
 def _check_contents(folder: Path, config: Config) -> None:

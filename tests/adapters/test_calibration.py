@@ -117,10 +117,45 @@ def test_gradients_are_those_of_the_mean_loss_and_work_on_a_quantised_base():
     assert 0 < float(jnp.linalg.norm(near - wanted)) < 0.2 * float(jnp.linalg.norm(wanted))
 
 
-@pytest.mark.parametrize("init", ["eva", "corda", "lora_ga"])
+def test_starts_that_make_up_for_rounding_do_so_in_every_layer_and_need_a_quantised_base():
+    model, params, batches, loss, sites = setup("scan")
+    chosen = {path: site for path, site in sites.items() if path == "layers/up/kernel"}
+    found = input_moments(loss, params, batches, list(chosen.values()))
+    quant, x = [("layers/up/kernel", QuantSpec("int3", 4, False))], batches[0]["x"]
+
+    def made(quant=quant, **settings):
+        spec = LoraSpec(**{"rank": 2, "init": "cloq"} | settings)
+        return adapt(
+            model,
+            params,
+            (x,),
+            lora=[("layers/up/kernel", spec)],
+            quant=quant,
+            key=jax.random.key(0),
+            statistics=found,
+        )
+
+    frozen, trainable = made()
+    w = np.float64(params["layers"]["up"]["kernel"])
+    off = w - np.float64(frozen["layers"]["up"]["kernel"].unbox())
+    left = off - np.float64(trainable["layers/up/kernel"].delta())
+    energy = lambda off: np.einsum("lio,lij,ljo->l", off, found["layers/up/kernel"], off)
+    assert (energy(left) < 0.7 * energy(off)).all()
+    true, quantised, started = (
+        apply(model, base, low, x)
+        for base, low in ((params, {}), (frozen, {}), (frozen, trainable))
+    )
+    assert jnp.linalg.norm(started - true) < 0.8 * jnp.linalg.norm(quantised - true)
+    with pytest.raises(ValueError, match="makes up for the rounding of a quantised base"):
+        made(quant=[])
+    with pytest.raises(ValueError, match="nothing of that start would be left"):
+        made(merge_aware=True)
+
+
+@pytest.mark.parametrize("init", ["eva", "corda", "lora_ga", "lora_one"])
 def test_data_driven_initialisers_start_at_the_base(init):
     model, params, batches, loss, sites = setup("scan")
-    measure = weight_gradients if init == "lora_ga" else input_moments
+    measure = weight_gradients if init.startswith("lora_") else input_moments
     found = measure(loss, params, batches, list(sites.values()))
     run = lambda stats: adapt(
         model,

@@ -33,11 +33,13 @@ def start(name, w, spec, data=None):
 @pytest.mark.parametrize("name", INITIALIZERS)
 def test_factors_and_residual_add_up_to_the_weight(name):
     w, spec = weight(), LoraSpec(rank=4, alpha=12.0, init=name)
-    data = {"inputs": w @ w.T, "gradient": w * 0.01, "format": NF4}.get(INITIALIZERS[name].reads)
-    a, b, residual = start(name, w, spec, data)
+    data = {"inputs": w @ w.T, "gradient": w * 0.01, "format": NF4, "error": (w @ w.T, 0.5 * w)}
+    a, b, residual = start(name, w, spec, data.get(INITIALIZERS[name].reads))
     assert a.shape == (32, 4) and b.shape == (4, 24)
     update = 3.0 * np.float64(a) @ np.float64(b)
-    if residual is None:
+    if INITIALIZERS[name].reads == "error":
+        assert np.linalg.norm(0.5 * np.float64(w) - update) < 0.5 * np.linalg.norm(w)
+    elif residual is None:
         np.testing.assert_allclose(
             update, 0, atol=1e-6
         )  # `orthogonal`: products of float32 rows, about 1e-7 each
@@ -140,6 +142,55 @@ def test_corda_keeps_the_directions_that_matter_most_or_least_for_the_inputs(nam
         3.0 * np.float64(a) @ np.float64(b), wanted, atol=2e-3 * np.abs(wanted).max() + 1e-5
     )
     np.testing.assert_allclose(np.linalg.norm(b, axis=1), np.sqrt(s[chosen] / 3.0), rtol=2e-2)
+
+
+def test_lora_one_starts_along_the_best_approximation_of_the_negative_gradient():
+    """Against float64 NumPy; its size is 1 / 128 in the leading direction, whatever the gradient's."""
+    gradient, spec = 0.01 * weight(seed=3), LoraSpec(rank=4, alpha=12.0, init="lora_one")
+    a, b, residual = start("lora_one", weight(), spec, gradient)
+    u, s, vt = np.linalg.svd(-np.float64(gradient))
+    wanted = u[:, :4] * (s[:4] / s[0] / 128) @ vt[:4]
+    np.testing.assert_allclose(np.float64(a) @ np.float64(b), wanted, atol=1e-7)
+    np.testing.assert_allclose(np.linalg.norm(a, axis=0), np.linalg.norm(b, axis=1), rtol=1e-4)
+    np.testing.assert_allclose(residual, weight() - 3.0 * wanted, atol=1e-6)
+
+
+def test_cloq_and_eora_are_the_nearest_outputs_of_their_rank():
+    """Against float64 NumPy: the closed form, no perturbation of it that is nearer, and LoftQ."""
+    w, spec = weight(), LoraSpec(rank=4, alpha=12.0, init="cloq")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 32)) @ rng.normal(size=(32, 32)) * np.geomspace(0.03, 3, 32)
+    q = np.float64(quantize(w, NF4).matrix(jnp.float32))
+    data = (jnp.asarray(7.0 * x.T @ x, jnp.float32), jnp.asarray(q, jnp.float32))
+    off = np.float64(w) - q
+
+    def loss(a, b):
+        return np.linalg.norm(x @ (off - 3.0 * np.float64(a) @ np.float64(b)))
+
+    # The best approximation of rank 4 of X (W - Q) is within the columns of X, so it is attained.
+    least = np.sqrt((np.linalg.svd(x @ off)[1][4:] ** 2).sum())
+    a, b, _ = start("cloq", w, spec, data)
+    np.testing.assert_allclose(loss(a, b), least, rtol=1e-4)
+    low, _ = initialize_with_base(KEY, w, LoraSpec(rank=4, alpha=12.0, init="loftq"), NF4)
+    assert least < 0.8 * loss(low.a, low.b) and loss(low.a, low.b) < np.linalg.norm(x @ off)
+    for n in range(20):
+        turn = np.random.default_rng(n).normal(size=(32, 4)) * 1e-3
+        assert loss(a + turn * np.abs(a).max(), b) > loss(a, b)
+
+    other = start("eora", w, spec, data)
+    np.testing.assert_allclose(other.a @ other.b, a @ b, atol=2e-6)
+    np.testing.assert_allclose(b @ b.T, np.eye(4) / 9, atol=1e-5)  # The singular values are in `a`.
+    unit = x.T @ x / np.trace(x.T @ x) * 32
+    np.testing.assert_allclose(other.a.T @ unit @ other.a, np.eye(4), atol=1e-3)
+
+
+def test_cloq_of_full_rank_is_the_weight_and_few_inputs_do_no_harm():
+    w, q = weight(), jnp.asarray(quantize(weight(), NF4).matrix(jnp.float32))
+    x = np.random.default_rng(0).normal(size=(200, 32)).astype(np.float32)
+    spec = LoraSpec(rank=24, alpha=24.0, init="cloq")
+    for seen in (x, x[:5]):  # Of five inputs the moment has no inverse.
+        a, b, _ = start("cloq", w, spec, (jnp.asarray(seen.T @ seen), q))
+        np.testing.assert_allclose(q + a @ b, w, atol=2e-4)
 
 
 @pytest.mark.parametrize("alpha", [4.0, 32.0])

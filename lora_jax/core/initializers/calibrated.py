@@ -1,4 +1,5 @@
-"""Initialisers that look at data: LoRA-GA (W's gradient), EVA and CorDA (its inputs' moments).
+"""Initialisers that look at data: LoRA-GA and LoRA-One (W's gradient), EVA and CorDA (its inputs'
+moments), CLoQ and EoRA (those, and what quantising W loses).
 
 `lora_jax.adapters.calibration` measures both over batches.
 """
@@ -13,6 +14,8 @@ from lora_jax.core.initializers.start import Start, from_svd, residual_of
 from lora_jax.core.lowrank import LoraSpec
 
 GAMMA = 16.0  # LoRA-GA's stable_gamma, PEFT's default
+GAMMA_OF_ONE = 128.0  # LoRA-One's, in its authors' code
+_FLOOR = 1e-6  # of the largest eigenvalue of a moment: smaller ones are float32's noise
 
 
 def lora_ga(
@@ -37,6 +40,58 @@ def lora_ga(
     a = u[:, :r]
     b = s[r : 2 * r, None] * vt[r : 2 * r] * (w.shape[1] ** 0.25 / GAMMA**0.5)
     return Start(a, b, residual_of(w, a, b, spec))
+
+
+def lora_one(
+    w: Float[Array, "in out"], data: Float[Array, "in out"], key: jax.Array, spec: LoraSpec
+) -> Start:
+    """Factors along a step of steepest descent: of the rank's best approximation of the negative
+    gradient -G = U S V^T (LoRA-One, Zhang et al. 2025, arXiv 2502.01235).
+
+    a = U_r sqrt(S_r / S_1) / sqrt(128) and b = sqrt(S_r / S_1) V_r^T / sqrt(128), as in the authors'
+    code. There the start stays in the sum, as a first step of full fine-tuning; here it is taken
+    out of the base like every other, and what is left of the method is the directions.
+    """
+    u, s, vt = jnp.linalg.svd(-data.astype(jnp.float32), full_matrices=False)
+    root = jnp.sqrt(s[: spec.rank] / (jnp.maximum(s[0], 1e-30) * GAMMA_OF_ONE))
+    a, b = u[:, : spec.rank] * root, root[:, None] * vt[: spec.rank]
+    return Start(a, b, residual_of(w, a, b, spec))
+
+
+def cloq(
+    w: Float[Array, "in out"],
+    data: tuple[Float[Array, "in in"], Float[Array, "in out"]],
+    key: jax.Array,
+    spec: LoraSpec,
+    *,
+    values_in_b: bool = False,
+) -> Start:
+    """Factors that make up for what quantising W to Q loses of its outputs: of all of their rank
+    those with the least ||X (W - Q - scale a b)||_F over the measured inputs X (CLoQ, Deng et al.
+    2025, arXiv 2501.18475, section 3). It is added to Q, not taken out of it.
+
+    `data` is the inputs' second moment X^T X (any scale), and Q. With X^T X = U diag(s) U^T and R =
+    diag(sqrt s) U^T, the best approximation of R (W - Q) of the rank is L_r diag(t_r) V_r^T, and
+    a = R^-1 L_r diag(t_r), b = V_r^T / scale. EoRA (Liu et al. 2024, arXiv 2410.21271, section 3)
+    projects W - Q into the eigenspace of the same moment and has the same product; its singular
+    values stand in the other factor (`values_in_b`), where the moment is taken in units of its mean
+    diagonal. Eigenvalues below a millionth of the largest count as that: of inputs along these
+    directions nothing is known.
+    """
+    moment, quantized = (x.astype(jnp.float32) for x in data)
+    moment = moment / jnp.maximum(jnp.trace(moment) / moment.shape[0], 1e-30)
+    values, vectors = jnp.linalg.eigh(moment)
+    root = jnp.sqrt(jnp.maximum(values, jnp.maximum(_FLOOR * values[-1], 1e-30)))
+    lost = root[:, None] * _exact(vectors.T, w.astype(jnp.float32) - quantized)
+    left, size, right = jnp.linalg.svd(lost, full_matrices=False)
+    r = spec.rank
+    a, b, size = _exact(vectors, left[:, :r] / root[:, None]), right[:r], size[:r]
+    a, b = (a, size[:, None] * b) if values_in_b else (a * size, b)
+    return Start(a, b / spec.effective_scale)
+
+
+def _exact(x: Array, y: Array) -> Array:
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
 
 
 def eva(
