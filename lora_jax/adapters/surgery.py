@@ -234,6 +234,11 @@ def _stored(
     site: Site, weight: Any, format: QuantSpec | None, spec: LoraSpec | None, key: jax.Array
 ) -> tuple[Any, LowRank | None]:
     """The weight as it is kept, and the factors if the initialiser chooses both at once."""
+    if format is not None and format.rotation != "none" and site.kind == "Embed":
+        raise ValueError(
+            f"rotation {format.rotation!r} mixes inputs, and those of an embedding are words: each "
+            "would be read of many rows. Give it a rule with rotation 'none'."
+        )
     init = None if spec is None else initializer_named(spec.init)
     both = init is not None and init.reads == "format"
     if (

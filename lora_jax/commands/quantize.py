@@ -56,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fit", default="range", help="how scales are chosen: range, hqq or entropy"
     )
+    parser.add_argument(
+        "--rotation", default="none", help="'hadamard' rotates inputs, which spreads outliers"
+    )
 
     parser.add_argument(
         "--targets",
@@ -86,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.scale_dtype,
         arguments.second_level,
         arguments.fit,
+        arguments.rotation,
     )
     folder, scan = resolve(arguments.model), not arguments.no_scan
     stored = open_model(folder, scan=scan, kind="encoder")

@@ -263,6 +263,8 @@ class QuantConfig:
     # How scales are chosen: by the largest magnitude of a block; hqq, for a smaller p-norm of the
     # error; entropy, with an offset for each block (IR-QLoRA). See lora_jax.core.fits.
     fit: Literal["range", "hqq", "entropy"] = "range"
+    # hadamard: quantised with inputs rotated into each other, which spreads outliers; exact otherwise.
+    rotation: Literal["none", "hadamard"] = "none"
     targets: Targets = TARGETS["all-linear"]  # the weights that are quantised
     formats: Formats = ""  # of some of them: 'layers_0/.*: int8, pooler/kernel: none'
 

@@ -19,8 +19,9 @@ from jaxtyping import Array, Float
 from lora_jax.core import bit_packing, codebooks, scales
 from lora_jax.core.codes import block_sizes, decode, encode
 from lora_jax.core.fits import block_scales
+from lora_jax.core.hadamard import rotated_moment
 from lora_jax.core.quant_spec import QuantSpec
-from lora_jax.core.quantize import QuantizedArray, store_scales
+from lora_jax.core.quantize import QuantizedArray, in_its_basis, store_scales
 
 
 def second_moment(x: Float[Array, "*batch in"]) -> Float[Array, "in in"]:
@@ -49,6 +50,7 @@ def scale_search(
     grew by a third.
     """
     _check(w, spec)
+    _check_rotation(spec)
     weights = jnp.ones(w.shape[:-1], jnp.float32) if importance is None else importance
     q = _search(w, spec, weights, low, steps)
     return q.replace(dtype=jnp.dtype(w.dtype))
@@ -68,6 +70,9 @@ def gptq(
     al. 2022 (arXiv 2210.17323), section 3.3, without reordering.
     """
     _check(w, spec)
+    dtype = jnp.dtype(w.dtype)
+    if spec.rotation != "none":
+        w, moment = in_its_basis(w, spec), rotated_moment(moment)
     matrices, moments = (x.reshape(-1, *x.shape[-2:]) for x in (w, moment))
     parts = [_gptq(matrix, one, spec, damping) for matrix, one in zip(matrices, moments)]
     codes, scale, zero = (
@@ -75,7 +80,7 @@ def gptq(
         for part in zip(*parts)
     )
     packed = bit_packing.pack(codes, spec.bits, fill=codebooks.format_named(spec.format).zero)
-    return _boxed(w, packed, *store_scales(scale, zero, spec), spec)
+    return _boxed(w, packed, *store_scales(scale, zero, spec), spec).replace(dtype=dtype)
 
 
 def awq(
@@ -93,6 +98,7 @@ def awq(
     equation 5; there the mean of the magnitudes is used, and the scales move into the layer before.
     """
     _check(w, spec)
+    _check_rotation(spec)
     return _awq(w, moment, spec, steps)
 
 
@@ -224,6 +230,14 @@ def _shrunk(
 
 def _energy(off: Array, moment: Array) -> Array:
     return jnp.einsum("...io,...ij,...jo->...", off, moment, off, optimize=True)
+
+
+def _check_rotation(spec: QuantSpec) -> None:
+    if spec.rotation != "none":
+        raise ValueError(
+            f"Inputs are weighed one by one here, and rotation {spec.rotation!r} mixes them. Use gptq, "
+            "or rotation 'none'."
+        )
 
 
 def _check(w: Array, spec: QuantSpec) -> None:

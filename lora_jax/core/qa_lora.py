@@ -33,10 +33,10 @@ def fold_into_zeros(stored: QuantizedArray, low: LowRank) -> QuantizedArray:
             "scale_dtype='float32'."
         )
     scaled = stored.in_scale is not None or low.magnitude is not None
-    if scaled or stored.in_axes != low.in_axes:
+    if scaled or stored.spec.rotation != "none" or stored.in_axes != low.in_axes:
         raise ValueError(
-            "QA-LoRA folds a plain update into plain zeros: no magnitude, no scaled inputs, and "
-            "the weight's own input axes."
+            "QA-LoRA folds a plain update into plain zeros: no magnitude, no scaled or rotated "
+            "inputs, and the weight's own input axes."
         )
 
     block = stored.spec.block_size or low.rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from lora_jax.core import codebooks
+from lora_jax.core.hadamard import ROTATIONS
 from lora_jax.core.plain_types import check_types
 from lora_jax.core.scales import SCALE_DTYPES, SECOND_LEVELS
 
@@ -25,6 +26,8 @@ class QuantSpec:
         offset by its smallest and largest weight), 'hqq' for a smaller p-norm of the error, p =
         0.7, 'entropy' with an offset for each block by which its codes have the largest entropy
         (IR-QLoRA; formats of 2 to 4 bits): see `lora_jax.core.fits`.
+    rotation: 'hadamard' quantises the weight with its inputs rotated (`lora_jax.core.hadamard`), which
+        spreads outliers; what is read is rotated back.
     kernel: what multiplies with the weight, see `lora_jax.kernels.choice`.
     """
 
@@ -34,6 +37,7 @@ class QuantSpec:
     scale_dtype: str = "float32"
     second_level: str = "mean"
     fit: str = "range"
+    rotation: str = "none"
     # No part of what is stored, so in no file and no fingerprint; but part of a program's key.
     kernel: str = field(default="auto", repr=False)
 
@@ -51,6 +55,7 @@ class QuantSpec:
             ("scale_dtype", SCALE_DTYPES),
             ("second_level", SECOND_LEVELS),
             ("fit", codebooks.FITS),
+            ("rotation", ROTATIONS),
             ("kernel", ("auto", "reference", "pallas")),
         ):
             if getattr(self, name) not in known:
@@ -83,7 +88,7 @@ class QuantSpec:
     def __repr__(self) -> str:
         # Fingerprints of quantised weights are of this text: what came later is left out where it
         # is as it was before.
-        later = {"fit": "range"}
+        later = {"fit": "range", "rotation": "none"}
         shown = [
             f"{one.name}={value!r}"
             for one in fields(self)

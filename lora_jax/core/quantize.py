@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import warnings
@@ -17,6 +18,7 @@ from lora_jax.core import codebooks, scales
 from lora_jax.core.boxes import Boxed
 from lora_jax.core.codes import block_sizes, decode, encode, has_raw_levels
 from lora_jax.core.fits import block_scales
+from lora_jax.core.hadamard import rotated, rotated_back
 from lora_jax.core.matrix import from_matrix, to_matrix
 from lora_jax.core.mesh import Cut, dividing
 from lora_jax.core.order import unfused
@@ -81,6 +83,7 @@ class QuantizedArray(Boxed, repr=False):
         block = "column" if spec.block_size is None else spec.block_size
         extra = ["double" if spec.double else spec.scale_dtype]
         extra += [] if spec.fit == "range" else [spec.fit]
+        extra += [] if spec.rotation == "none" else [spec.rotation]
         extra += [] if self.in_scale is None else ["in_scale"]
         return self.shape, " ".join([f"{spec.format}/{block}", *extra])
 
@@ -90,9 +93,15 @@ class QuantizedArray(Boxed, repr=False):
         """
         q = self._gathered()
         weight = decode(q.codes, q.scale, q.zero, q.spec, q.rows)
+        if q.spec.rotation != "none":
+            weight = rotated_back(unfused(weight))
         if q.in_scale is not None:
             weight = weight * q.in_scale[..., None]
         return weight.astype(self.dtype if dtype is None else dtype)
+
+    def unrotated(self) -> QuantizedArray:
+        """The same codes read as they lie: of a weight whose inputs are rotated."""
+        return self.replace(spec=dataclasses.replace(self.spec, rotation="none"))
 
     def _gathered(self) -> QuantizedArray:
         """Itself as a product takes it, cut along the mesh's `model` alone: the codes travel and the
@@ -135,6 +144,7 @@ class QuantizedArray(Boxed, repr=False):
         matrix = unfused(matrix.astype(jnp.float32))
         if self.in_scale is not None:
             matrix = unfused(matrix * (1 / self.in_scale)[..., None])
+        matrix = in_its_basis(matrix, self.spec)
         if refit:
             codes, scale, zero = _fitted(matrix, self.spec)[:3]
             return self.replace(codes=codes, scale=scale, zero=zero)
@@ -239,8 +249,21 @@ def store_scales(scale: Array, zero: Array | None, spec: QuantSpec) -> tuple[Any
 def _quantize_matrix(
     w: Array, spec: QuantSpec, kernel_ndim: int, in_axes: tuple[int, ...]
 ) -> tuple[Array, Any, Any, Array | None, Array]:
-    matrix = to_matrix(w, kernel_ndim, in_axes)
+    matrix = in_its_basis(to_matrix(w, kernel_ndim, in_axes), spec)
     return *_fitted(matrix, spec), jnp.isfinite(matrix).all()
+
+
+def in_its_basis(
+    matrix: Float[Array, "*stack in out"], spec: QuantSpec
+) -> Float[Array, "*stack in out"]:
+    """The matrix whose codes a format stores: in float32 with its inputs rotated, if it does that.
+
+    Raises:
+        ValueError: the inputs are of an odd number.
+    """
+    if spec.rotation == "none":
+        return matrix
+    return unfused(rotated(matrix.astype(jnp.float32)))
 
 
 def _fitted(matrix: Array, spec: QuantSpec) -> tuple[Array, Any, Any, Array | None]:
@@ -280,7 +303,8 @@ def scale_damage(w: Float[Array, "*axes"], q: QuantizedArray) -> Float[Array, "*
     quantisation has met blocks of very different sizes: `QuantSpec(second_level='log')` stores
     them.
     """
-    scale, zero = block_scales(to_matrix(w, len(q.kernel_shape), q.in_axes), q.spec)
+    matrix = in_its_basis(to_matrix(w, len(q.kernel_shape), q.in_axes), q.spec)
+    scale, zero = block_scales(matrix, q.spec)
     return _damaged(q.scale, q.zero, scale, zero, q.spec).mean((-2, -1))
 
 

@@ -20,6 +20,7 @@ from lora_jax.core.quantize import (
     QuantizedArray,
     check_quantized,
     codes_need_stored,
+    in_its_basis,
     quantize,
     stored_scales,
 )
@@ -49,7 +50,7 @@ def quantize_by_columns(
 
     def read(cut: slice) -> Array:
         part = matrix[:, cut]
-        return to_device(filled(part.shape, np.float32, [((), part)]))
+        return _in_its_basis(to_device(filled(part.shape, np.float32, [((), part)])), spec)
 
     kept: list[Any] = []
     codes: Filling | None = None
@@ -109,4 +110,5 @@ def quantized_columns(
     return scale, zero, jnp.isfinite(matrix).all(), codes
 
 
+_in_its_basis = jax.jit(in_its_basis, static_argnums=1)
 _encode = jax.jit(lambda *given: encode(*given), static_argnums=3)

@@ -121,9 +121,10 @@ def to_tensors(name: str, q: QuantizedArray) -> dict[str, np.ndarray]:
             ours.
     """
     spec, rows, out = q.spec, q.rows, math.prod(q.kernel_shape) // q.rows
-    if q.codes.ndim != 2 or q.in_scale is not None or q.zero is not None:
+    odd = q.in_scale is not None or q.zero is not None or spec.rotation != "none"
+    if q.codes.ndim != 2 or odd:
         raise ValueError(
-            f"{name}: bitsandbytes stores single matrices without input scales and without offsets "
+            f"{name}: bitsandbytes stores single matrices without input scales, rotations and offsets "
             f"of blocks, and this one is {spec} of shape {q.shape}. Write the layers of a stack one "
             "by one."
         )

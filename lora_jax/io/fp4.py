@@ -123,7 +123,8 @@ def _check_format(q: QuantizedArray, spec: QuantSpec, name: str) -> None:
         spec.double,
         spec.scale_dtype,
     ) and (not spec.double or q.spec.second_level == spec.second_level)
-    if not same or q.in_scale is not None or q.zero is not None or q.rows % spec.block_size:
+    odd = q.in_scale is not None or q.zero is not None or q.spec.rotation != "none"
+    if not same or odd or q.rows % spec.block_size:
         raise ValueError(
             f"{name} is {spec!r} of a number of inputs that blocks of {spec.block_size} divide, "
             f"and this weight has {q.rows} inputs in {q.spec!r}. Quantise it so."

@@ -164,7 +164,7 @@ def check_stored_as(path: str, stored: QuantSpec, asked: QuantSpec) -> None:
     """Raises ValueError if a weight is stored in another format than it is asked for."""
     if replace(stored, kernel=asked.kernel) == asked:
         return
-    fields = ("format", "block_size", "double", "scale_dtype", "second_level", "fit")
+    fields = ("format", "block_size", "double", "scale_dtype", "second_level", "fit", "rotation")
     odd = [name for name in fields if getattr(stored, name) != getattr(asked, name)]
     raise ValueError(
         f"{path} is stored in other codes than it is asked for: "

@@ -31,8 +31,8 @@ def int8_matmul(
             stack.
     """
     spec = weight.spec
-    kind = (spec.format, spec.block_size, spec.double, spec.scale_dtype)
-    if kind != ("int8", None, False, "float32") or weight.codes.ndim != 2:
+    kind = (spec.format, spec.block_size, spec.double, spec.scale_dtype, spec.rotation)
+    if kind != ("int8", None, False, "float32", "none") or weight.codes.ndim != 2:
         raise ValueError(
             "int8_matmul needs a matrix quantised with QuantSpec('int8', None, double=False), got "
             f"{spec} of shape {weight.shape}."

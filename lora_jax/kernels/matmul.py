@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lora_jax.core.hadamard import rotated_inputs
 from lora_jax.core.mesh import Placed
 from lora_jax.core.order import zero_after
 from lora_jax.core.quantize import QuantizedArray
@@ -58,7 +59,7 @@ def frozen_matmul(x: Float[Array, "t in"], weight: Any) -> Float[Array, "t out"]
 
     A `RoundedSum` is added up and rounded again then, too.
     """
-    weight = _stored(weight, x)
+    x, weight = _in_its_basis(x, _stored(weight, x))
     if _is_fused(weight, x):
         from lora_jax.kernels.pallas_dequant_matmul import dequant_matmul
 
@@ -73,11 +74,25 @@ def _frozen_forward(x: Array, weight: Any) -> tuple[Array, tuple[Any, int]]:
 def _frozen_backward(saved: tuple[Any, int], g: Array) -> tuple[Array, None]:
     weight, rows = saved
     weight = _stored(weight, g)
+    if _is_turned(weight):
+        # Of the rotated inputs, rotated back.
+        return rotated_inputs(_frozen_backward((weight.unrotated(), rows), g)[0], back=True), None
     if _is_fused(weight, g):
         from lora_jax.kernels.pallas_dequant_matmul import dequant_matmul_transposed
 
         return dequant_matmul_transposed(g, weight), None
     return contracted(g, _matrix(weight, rows, g), 1), None
+
+
+def _is_turned(weight: Any) -> bool:
+    """Whether its inputs are rotated, and are the codes' own otherwise."""
+    is_quantized = isinstance(weight, QuantizedArray)
+    return is_quantized and weight.spec.rotation != "none" and weight.in_scale is None
+
+
+def _in_its_basis(x: Array, weight: Any) -> tuple[Array, Any]:
+    """Inputs and a weight with the same product, of which no dense weight is rotated."""
+    return (rotated_inputs(x), weight.unrotated()) if _is_turned(weight) else (x, weight)
 
 
 def _is_fused(weight: Any, x: Array) -> bool:

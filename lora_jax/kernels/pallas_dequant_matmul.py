@@ -39,6 +39,8 @@ def why_not(weight: QuantizedArray) -> str | None:
         return f"blocks of {weight.spec} have an offset"
     if weight.in_scale is not None:
         return "the weight has a scale for each input (activation-aware quantisation)"
+    if weight.spec.rotation != "none":
+        return "the weight has rotated and scaled inputs"
     if weight.codes.ndim != 2:
         return f"the weight is a stack of shape {weight.shape}"
     return None
