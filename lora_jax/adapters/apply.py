@@ -12,9 +12,9 @@ from flax import linen as nn
 from lora_jax.adapters import rules
 from lora_jax.adapters.einsum import experts_product, fits_experts
 from lora_jax.adapters.products import Call
+from lora_jax.core.adapted import Adapted
 from lora_jax.core.aux_modules import AuxModule, Prefix, WithAuxModule, readable
 from lora_jax.core.boxes import Boxed
-from lora_jax.core.lowrank import Adapted
 from lora_jax.core.model_variable import ModelVariable, take_variables
 from lora_jax.core.paths import flatten, nearest, unflatten
 from lora_jax.core.rows import WithRows

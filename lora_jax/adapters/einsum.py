@@ -21,7 +21,8 @@ from lora_jax.adapters.products import (
     seen_by_update,
     with_update,
 )
-from lora_jax.core.lowrank import Adapted, LowRank
+from lora_jax.core.adapted import Adapted
+from lora_jax.core.lowrank import LowRank
 
 
 def einsum(module: nn.Module, leaf: Any, call: Call) -> Array:

@@ -18,8 +18,8 @@ from jaxtyping import Array
 from lora_jax.adapters.apply import apply, join
 from lora_jax.adapters.requantize import requantize
 from lora_jax.adapters.sites import check_inputs
+from lora_jax.core.adapted import Adapted
 from lora_jax.core.boxes import is_boxed
-from lora_jax.core.lowrank import Adapted
 from lora_jax.core.paths import flatten, nearest, unflatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec
 from lora_jax.core.rounded import RoundedSum

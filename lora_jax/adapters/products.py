@@ -21,8 +21,9 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from lora_jax.adapters.recording import Recorded, record
+from lora_jax.core.adapted import Adapted
 from lora_jax.core.changes import Change
-from lora_jax.core.lowrank import Adapted, LowRank
+from lora_jax.core.lowrank import LowRank
 from lora_jax.core.mesh import BATCH, Placed, cut_of
 from lora_jax.core.rounded import straight_through
 from lora_jax.core.rows import WithRows

@@ -14,7 +14,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from lora_jax.core.lowrank import Adapted, in_use
+from lora_jax.core.adapted import Adapted
+from lora_jax.core.lowrank import in_use
 from lora_jax.core.trainable import Trainable
 
 

@@ -169,19 +169,12 @@ def _data_jvp(name: str, primals: tuple[Array], tangents: tuple[Any]) -> tuple[A
 _data.defjvp(_data_jvp, symbolic_zeros=True)
 
 
-def array_fields(leaf: Any) -> tuple[str, ...]:
-    """Names of the fields of a trainable leaf that hold arrays (or None), static ones left out."""
-    return tuple(
-        field.name for field in dataclasses.fields(leaf) if field.metadata.get("pytree_node", True)
-    )
-
-
-def static_fields(leaf: Any) -> tuple[str, ...]:
-    """Names of the fields of a trainable leaf that are no arrays."""
+def array_fields(leaf: Any, *, static: bool = False) -> tuple[str, ...]:
+    """Names of the fields of a trainable leaf that hold arrays (or None); `static`, the others."""
     return tuple(
         field.name
         for field in dataclasses.fields(leaf)
-        if not field.metadata.get("pytree_node", True)
+        if field.metadata.get("pytree_node", True) is not static
     )
 
 

@@ -203,7 +203,8 @@ def _check_unchanged(
 
 def _odd_static(leaf: Any) -> str | None:
     """The first field besides the arrays that is of another type than its default."""
-    fields = [field for field in dataclasses.fields(leaf) if field.name not in array_fields(leaf)]
+    static = array_fields(leaf, static=True)
+    fields = [field for field in dataclasses.fields(leaf) if field.name in static]
     return next(
         (
             field.name

@@ -73,21 +73,19 @@ def change_form(trainable: Trainables, names: Names) -> str | None:
     if len(alike) != 1 or not linear or not others:
         return None
     form = next(iter(alike))[0]
-    layers = [each for path, leaf in changes.items() for each in _layers(leaf, names[path])]
+    layers = [
+        (leaf, *each) for path, leaf in changes.items() for each in _layers(leaf, names[path])
+    ]
     scales = {scale for *_, scale, _ in layers}
     if form == "fourierft" and len(scales) > 1:
         return None
     drawn = all(np.array_equal(where, expected) for *_, (where, expected) in layers)
     # SHiRA's file has one rank, and as many numbers as LoRA of that.
-    ranks = {
-        divmod(len(value), leaf.rows + leaf.columns)
-        for path, leaf in changes.items()
-        for _, value, *_ in _layers(leaf, names[path])
-    }
+    ranks = {divmod(len(value), leaf.rows + leaf.columns) for leaf, _, value, *_ in layers}
     whole = form != "shira" or (len(ranks) == 1 and not next(iter(ranks))[1])
-    return (
-        next(key for key, own in CHANGES.items() if own.form == form) if drawn and whole else None
-    )
+    if not drawn or not whole:
+        return None
+    return next(key for key, own in CHANGES.items() if own.form == form)
 
 
 def stand_in(leaf: Change) -> LowRank:

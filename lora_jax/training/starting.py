@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.core.trainable import Trainables, given_fields, static_fields
+from lora_jax.core.trainable import Trainables, array_fields, given_fields
 from lora_jax.io.adapter import load_adapter
 
 # What is a new run's own, or follows from its base, of an adapter that it starts from.
@@ -70,7 +70,7 @@ def _taken(path: str, new: Any, old: Any) -> Any:
             f"A run starts from an adapter of its own shapes: at {path} it has {here}, and the "
             f"adapter {there}. Take the settings of config.lora that it was trained with."
         )
-    for name in static_fields(new):
+    for name in array_fields(new, static=True):
         if name not in _HOW and getattr(new, name) != getattr(old, name):
             raise ValueError(
                 f"A run starts from an adapter of its own kind: at {path} its {name} is "
