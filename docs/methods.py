@@ -164,6 +164,12 @@ METHODS = {
         f"`lora.calibration_batches` batches. Twice the rank has to fit into W. {START}",
         FACTORS, "Wang et al. 2024, arXiv 2407.05000", "C34 N10 N16", "none",
     ),
+    "lora_one": Method(
+        "LoRA-One", "lora.init=lora_one", ADDED,
+        "LoRA whose factors start along the best approximation of W's negative gradient over "
+        f"`lora.calibration_batches` batches. The paper leaves the start in the sum. {START}",
+        FACTORS, "Zhang et al. 2025, arXiv 2502.01235", "", "none",
+    ),
     "eva": Method(
         "EVA", "lora.init=eva", ADDED,
         "LoRA whose `a` starts as the leading principal directions of the weight's inputs over "
@@ -179,7 +185,8 @@ METHODS = {
     "qlora": Method(
         "QLoRA", "method=qlora quant.format=nf4", "dequantised(W) + scale * (a @ b)",
         "LoRA on a base that is stored in few bits (NF4, integers, floats; scales in 8 bits with "
-        "`quant.double`) and dequantised layer by layer. A merge gives float weights, or rounds into the format again.",
+        "`quant.double`; `quant.fit` and `quant.rotation` choose better ones) and dequantised layer by "
+        "layer. A merge gives float weights, or rounds into the format again.",
         FACTORS, "Dettmers et al. 2023, arXiv 2305.14314", "C1 C3", "lora", True,
     ),
     "merge-aware": Method(
@@ -193,6 +200,17 @@ METHODS = {
         "LoftQ", "method=qlora quant.format=nf4 lora.init=loftq", "dequantised(Q) + scale * (a @ b)",
         "Codes and factors are chosen in turns so that together they start near the unquantised W.",
         FACTORS, "Li et al. 2023, arXiv 2310.08659", "C9 C10 N14", "", True,
+    ),
+    "cloq": Method(
+        "CLoQ", "method=qlora quant.format=nf4 lora.init=cloq", "dequantised(Q) + scale * (a @ b)",
+        "Codes are as without it, and factors those of their rank that make up for most of what the "
+        "codes lose of the outputs, on inputs of `lora.calibration_batches` batches.",
+        FACTORS, "Deng et al. 2025, arXiv 2501.18475", "", "none", True,
+    ),
+    "eora": Method(
+        "EoRA", "method=qlora quant.format=nf4 lora.init=eora", "dequantised(Q) + scale * (a @ b)",
+        "The same product as CLoQ's; the singular values stand in `b`, where CLoQ has them in `a`.",
+        FACTORS, "Liu et al. 2024, arXiv 2410.21271", "", "none", True,
     ),
     "qpissa": Method(
         "QPiSSA", "method=qlora quant.format=nf4 lora.init=qpissa",

@@ -76,8 +76,8 @@ def test_a_method_trains_as_many_numbers_as_its_page_says(name):
     chosen = dict(whole=["kernel"]) if name == "full" else dict(lora=[("kernel", spec)])
     if method.quantised:
         chosen["quant"] = [("kernel", lora_jax.QuantSpec("nf4", 64, False))]
-    if (reads := INITIALIZERS[spec.init].reads) in measures:
-        chosen["statistics"] = {"kernel": measures[reads]}
+    if measured := INITIALIZERS[spec.init].measures:
+        chosen["statistics"] = {"kernel": measures[measured]}
 
     def made(key):
         params = model.init(key, x)["params"]
