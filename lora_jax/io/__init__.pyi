@@ -1,12 +1,16 @@
 from .encoder_tokenizer import load_tokenizer as load_tokenizer
 from .export import export_gguf as export_gguf
 from .export import export_merged as export_merged
+from .gguf_adapter import export_gguf_adapter as export_gguf_adapter
+from .gguf_adapter import load_gguf_adapter as load_gguf_adapter
 from .gguf_tokenizer import load_text_tokenizer as load_text_tokenizer
 from .hub import resolve as resolve
 from .loralib import load_loralib as load_loralib
 from .names import Name as Name
 from .quantized import load_quantized as load_quantized
 from .quantized import save_quantized as save_quantized
+from .served import refused_by_vllm as refused_by_vllm
+from .served import vllm_rank as vllm_rank
 from .weights import adapter_names as adapter_names
 from .weights import decoder_names as decoder_names
 from .weights import encoder_names as encoder_names
