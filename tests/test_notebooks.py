@@ -1,5 +1,5 @@
-"""The notebook on language models runs on a tiny model; those on sweeps and on updates keep what they
-gave, small, whole and of no machine, and no other keeps outputs.
+"""The notebook on language models runs on a tiny model; the first and those on sweeps and on updates
+keep what they gave, small, whole and of no machine, and no other keeps outputs.
 """
 
 import base64
@@ -13,7 +13,7 @@ from tiny_language import write_completions, write_tiny_model
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOK = FOLDER / "3_finetune_a_language_model.ipynb"
-WITH_OUTPUTS = [FOLDER / "4_read_a_sweep.ipynb", FOLDER / "5_inside_an_update.ipynb"]
+WITH_OUTPUTS = [path for path in sorted(FOLDER.glob("*.ipynb")) if path.name[0] in "145"]
 KINDS = {"stream", "display_data", "execute_result"}
 OF_A_MACHINE = re.compile(r"/(?:tmp|home|root|work|usr)/|Warning\b|Traceback")
 
