@@ -177,9 +177,9 @@ def spelled(node: ast.expr, scope: Scope) -> str:
         case ast.BoolOp(values=parts):
             return one_of(parts, scope)
         case ast.Name():
-            text = given(node, scope)
-            read = isinstance(text, (ast.Constant, ast.JoinedStr, ast.IfExp, ast.BinOp))
-            return spelled(text, ()) if read else BLANK
+            value = given(node, scope)
+            read = isinstance(value, (ast.Constant, ast.JoinedStr, ast.IfExp, ast.BinOp))
+            return spelled(value, ()) if read else BLANK
     return BLANK
 
 

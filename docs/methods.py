@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 class Method(NamedTuple):
     """One method.
 
-    settings: of a config, without `config.`. count: the numbers that are trained of a weight with n
-    inputs and m outputs at rank r; g is `lora.group_size`, p and q are the largest divisors of n
+    settings: of a config, without `config.`. trained: how many numbers of a weight with
+    n inputs and m outputs, at rank r; g is `lora.group_size`, p and q are the largest divisors of n
     and m that are not above their square roots. claims: ids in the ledger. row: its row in
     experiments/MATRIX.md, if that has another name than the page. quantised: whether it needs a
     quantised base.
@@ -24,7 +24,7 @@ class Method(NamedTuple):
     settings: str
     formula: str
     says: str
-    count: str
+    trained: str
     paper: str
     claims: str = ""
     row: str = ""
@@ -258,7 +258,7 @@ def refused(method: Method) -> list[str]:
     from lora_jax.core.lowrank import LoraSpec
 
     lines = []
-    others = {
+    others: dict[str, dict[str, Any]] = {
         "lora.dora=true": dict(dora=True),
         "lora.dropout=0.1": dict(dropout=0.1),
         "lora.init=pissa": dict(init="pissa"),
@@ -306,7 +306,7 @@ def page(name: str) -> str:
         f"```text\n{method.formula}\n```",
         f"Of a weight W with n inputs and m outputs, at rank r. {method.says}",
         "## What is trained",
-        f"`{method.count}` numbers of a weight.",
+        f"`{method.trained}` numbers of a weight.",
         "## Bases and modules",
         "`yes`: it trains, merges, stands side by side with others in one program, and lies on a "
         "mesh. A number is what the library says instead.",
@@ -330,7 +330,7 @@ def page(name: str) -> str:
 def pages() -> dict[str, str]:
     """The page of each method by its path, and the list of them."""
     rows = "\n".join(
-        f"| [{one.title}](methods/{name}.md) | `{one.settings}` | `{one.formula}` | `{one.count}` |"
+        f"| [{one.title}](methods/{name}.md) | `{one.settings}` | `{one.formula}` | `{one.trained}` |"
         for name, one in METHODS.items()
     )
     index = (

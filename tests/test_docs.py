@@ -84,7 +84,7 @@ def test_a_method_trains_as_many_numbers_as_its_page_says(name):
         return lora_jax.adapt(model, params, (x,), key=key, **chosen)[1]
 
     trainable = jax.eval_shape(made, jax.random.key(0))
-    expected = eval(method.count, {"r": r, "n": n, "m": m, "g": 8, "p": 8, "q": 8})
+    expected = eval(method.trained, {"r": r, "n": n, "m": m, "g": 8, "p": 8, "q": 8})
     assert lora_jax.trainable_parameters(trainable) == expected
 
 

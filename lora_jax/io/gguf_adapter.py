@@ -57,7 +57,7 @@ def export_gguf_adapter(
             "is trained whole"
             if leaf.kind in ("whole", "rows")
             else "has a magnitude (DoRA)"
-            if leaf.magnitude is not None
+            if getattr(leaf, "magnitude", None) is not None
             else "is an embedding"
             if name is not None and name.kind == "embedding"
             else "is a matrix of experts"

@@ -76,8 +76,8 @@ def vllm_rank(adapter: PeftAdapter) -> int:
 def _largest_rank(adapter: PeftAdapter) -> int:
     """Of `r` and of the factors that are stored."""
     stored = (
-        tensor.shape[0]
+        int(tensor.shape[0])
         for key, tensor in adapter.tensors.items()
         if key.endswith((_FACTORS[0], _FACTORS[2]))
     )
-    return max(adapter.config.get("r") or 0, *stored, 0)
+    return max(int(adapter.config.get("r") or 0), *stored, 0)
