@@ -25,10 +25,9 @@ def outliers(rows: int = 96, out: int = 8) -> np.ndarray:
     return np.where(rng.random(w.shape) < 0.02, 30 * w, w).astype(np.float32)
 
 
-@pytest.mark.parametrize("rows", [6, 64, 96])
-def test_the_rotation_is_hadamards_with_signs_in_blocks_of_a_power_of_two(rows):
+def test_the_rotation_is_hadamards_with_signs_in_blocks_of_a_power_of_two():
     """Against Sylvester's construction in float64."""
-    block = rows & -rows
+    rows, block = 96, 32
     h = np.ones((1, 1))
     while len(h) < block:
         h = np.kron(np.array([[1, 1], [1, -1]]), h)
@@ -36,7 +35,7 @@ def test_the_rotation_is_hadamards_with_signs_in_blocks_of_a_power_of_two(rows):
     signs = np.sign(found[::block].sum(0))  # The first row of a Hadamard matrix is all ones.
     wanted = np.kron(np.eye(rows // block), h) / np.sqrt(block) * signs
     np.testing.assert_allclose(found, wanted, atol=1e-6)
-    assert rows < 10 or 0.2 < (signs > 0).mean() < 0.8
+    assert 0.2 < (signs > 0).mean() < 0.8
     w = jnp.asarray(outliers(rows))
     np.testing.assert_allclose(rotated_back(rotated(w)), w, atol=2e-5)
     np.testing.assert_allclose(rotated_inputs(w.T), (found @ w).T, atol=2e-5)
@@ -62,75 +61,71 @@ def test_outliers_cost_less_and_what_is_read_is_rotated_back():
 def test_products_and_their_gradients_are_those_with_the_dense_weight(dtype):
     q = quantize(jnp.asarray(outliers()), SPEC)
     x = jax.random.normal(jax.random.key(0), (5, 96)).astype(dtype)
-    here, back = jax.vjp(lambda x: frozen_matmul(x, q), x)
-    there, dense = jax.vjp(lambda x: x @ q.unbox().astype(dtype), x)
+
+    def both(product):
+        y, back = jax.vjp(product, x)
+        return y, back(jnp.ones_like(y))[0]
+
+    here = jax.jit(lambda: both(lambda x: frozen_matmul(x, q)))()
+    there = jax.jit(lambda: both(lambda x: x @ q.unbox().astype(dtype)))()
     tolerance = {"float32": 2e-6, "bfloat16": 2e-2}[dtype]
-    for one, other in ((here, there), (back(here)[0], dense(here)[0])):
+    for one, other in zip(here, there):
         assert one.dtype == other.dtype
         off = jnp.linalg.norm((one - other).astype(jnp.float32))
         assert off < tolerance * jnp.linalg.norm(other.astype(jnp.float32))
 
 
-class Block(nn.Module):
-    """One layer."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-        """The output, and nothing besides."""
-        return nn.tanh(nn.Dense(16, name="dense")(x)), None
-
-
-class Layers(nn.Module):
-    """Two layers in a scan, and an embedding."""
+class Words(nn.Module):
+    """A layer behind an embedding."""
 
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """The output of the last layer."""
-        x = nn.Embed(12, 16, name="words")(ids)
-        layers = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
-        return layers(name="layers")(x)[0]
+        """The layer's output."""
+        return nn.Dense(8, name="dense")(nn.Embed(12, 16, name="words")(ids))
 
 
 def test_adapted_and_merged_models_are_those_of_the_weights_as_they_are_read():
-    model, ids = Layers(), jnp.arange(6)
-    params = model.init(jax.random.key(0), ids)["params"]
-    adapted = lambda target: lora_jax.adapt(
-        model,
-        params,
-        (ids,),
-        lora=[("layers/dense/kernel", lora_jax.LoraSpec(rank=2, init="gaussian"))],
-        quant=[(target, SPEC)],
-        key=jax.random.key(1),
-    )
-    frozen, trainable = adapted("layers/dense/kernel")
+    model, ids = Words(), jnp.arange(6)
+    params = jax.jit(model.init)(jax.random.key(0), ids)["params"]
+
+    def adapted(target):
+        spec = lora_jax.LoraSpec(rank=2, init="gaussian")
+        rules = dict(lora=[("dense/kernel", spec)], quant=[(target, SPEC)])
+        return lora_jax.adapt(model, params, (ids,), key=jax.random.key(1), **rules)
+
+    frozen, trainable = adapted("dense/kernel")
     trainable = jax.tree.map(lambda x: x + 0.1, trainable)
-    ours = lora_jax.apply(model, frozen, trainable, ids)
-    joined = model.apply({"params": lora_jax.join(frozen, trainable)}, ids)
-    merged = model.apply({"params": lora_jax.merge(frozen, trainable)[0]}, ids)
-    np.testing.assert_allclose(ours, joined, atol=2e-5)
-    np.testing.assert_allclose(merged, joined, atol=2e-5)
+    ours = jax.jit(lambda: lora_jax.apply(model, frozen, trainable, ids))()
+    join = lambda: model.apply({"params": lora_jax.join(frozen, trainable)}, ids)
+    merged = lora_jax.merge(frozen, trainable)[0]
+    np.testing.assert_allclose(ours, jax.jit(join)(), atol=2e-5)
+    np.testing.assert_allclose(model.apply({"params": merged}, ids), ours, atol=2e-5)
     with pytest.raises(ValueError, match="those of an embedding are words"):
-        adapted("words/embedding|layers/dense/kernel")
+        jax.eval_shape(lambda: adapted("words/embedding|dense/kernel"))
 
 
-def test_merge_aware_codes_are_the_same_operation_by_operation_and_compiled():
+def test_merge_aware_codes_are_the_same_in_every_program():
     base = quantize(jnp.asarray(outliers(24)), QuantSpec("nf4", 8, False, rotation="hadamard"))
     a, b = jax.random.normal(jax.random.key(1), (2, 24, 8))
     low = LowRank(a=a[:, :3], b=b[:3], scale=jnp.ones(3), rounded="kept")
-    merged = low.onto_rounded(base).merged()
-    compiled = jax.jit(lambda low, base: low.onto_rounded(base).merged())(low, base)
-    np.testing.assert_array_equal(compiled.codes, merged.codes)
-    still = low.replace(b=0 * low.b).onto_rounded(base).merged()
-    np.testing.assert_array_equal(still.codes, base.codes)
+    merged = lambda low: low.onto_rounded(base).merged()
+    alone = jax.jit(merged)
+    product = jax.jit(lambda low, x: (x @ merged(low).unbox(), merged(low).codes))
+    np.testing.assert_array_equal(alone(low).codes, product(low, jnp.ones((2, 24)))[1])
+    np.testing.assert_array_equal(alone(low.replace(b=0 * low.b)).codes, base.codes)
 
 
-def test_error_feedback_knows_the_rotated_inputs_and_what_weighs_inputs_is_refused():
+@pytest.mark.long
+def test_error_feedback_knows_the_rotated_inputs():
     w = jnp.asarray(outliers(64))
     x = np.random.default_rng(1).normal(size=(200, 64)) * np.geomspace(0.1, 3, 64)
     moment = jnp.asarray(x.T @ x / 200, jnp.float32)
     lost = lambda q: np.linalg.norm(x @ np.float64(q.matrix() - w))
     assert lost(gptq(w, moment, SPEC)) < 0.9 * lost(quantize(w, SPEC))
+
+
+def test_what_weighs_inputs_one_by_one_and_odd_inputs_are_refused():
     with pytest.raises(ValueError, match="rotation 'hadamard' mixes them"):
-        awq(w, moment, SPEC)
+        awq(jnp.ones((64, 4)), jnp.eye(64), SPEC)
     with pytest.raises(ValueError, match="an even number of inputs"):
         quantize(jnp.ones((9, 4)), QuantSpec("int4", None, double=False, rotation="hadamard"))

@@ -58,6 +58,9 @@ def rows():
     yield "dora", lora(dora=True)
     for name in FORMATS:
         yield f"format {name}", lora() | {"method": "qlora", "quant": NF4 | {"format": name}}
+    for name in ("fit=hqq", "fit=entropy", "rotation=hadamard"):
+        quant = NF4 | dict([name.split("=")])
+        yield f"quant.{name}", lora() | {"method": "qlora", "quant": quant}
     for name in typing.get_args(Method):
         quant = {"quant": NF4} if name == "qlora" else {}
         yield f"method {name}", {"method": name, "baseline": {"top_layers": 1}} | quant
