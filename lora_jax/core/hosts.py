@@ -25,6 +25,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lora_jax.core.link import Link, OutOfStep
+from lora_jax.core.own_gpus import own_gpus, seen
 from lora_jax.core.replacing import replacing
 
 COME_WITHIN = 60.0  # seconds in which all processes have to be there
@@ -139,7 +140,7 @@ def joined(
     within: float = COME_WITHIN,
 ) -> Iterator[None]:
     """Inside, this process is one of several: jax.devices() are those of all. Before any device is
-    touched; without a seat nothing is done.
+    touched; without a seat nothing is done. Where several see the same GPUs, each has its part.
 
     A process that dies, or does not answer for `lora_jax.core.link.SILENCE` seconds, ends all
     others with status 1 and a message, wherever they are: no collective could be gone on with.
@@ -151,7 +152,8 @@ def joined(
 
     Raises:
         TimeoutError: some did not come.
-        ValueError: they differ in `alike`; in every process, with the names and both values.
+        ValueError: they differ in `alike`; in every process, with the names and both values. Or the
+            GPUs of a machine cannot be divided among its processes.
     """
     global _link
     if seat is None:
@@ -212,6 +214,7 @@ def _start_jax(link: Link) -> None:
         address,
         link.count,
         link.number,
+        own_gpus(link.meet("sees", seen()), link.number),
         initialization_timeout=int(COME_WITHIN),
         # Ours is sooner, and says more.
         heartbeat_timeout_seconds=300,

@@ -25,6 +25,7 @@ from lora_jax.core import hosts
 from lora_jax.core.fingerprint import fingerprint
 from lora_jax.core.hosts import Seat, seat_of
 from lora_jax.core.link import Link, OutOfStep
+from lora_jax.core.own_gpus import own_gpus, seen
 from lora_jax.training.mesh import check_same_start
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +168,37 @@ def test_one_that_fails_while_the_others_are_in_a_collective_ends_all(
     monkeypatch.setattr(hosts, "_end_with", ended)
     with pytest.raises(SystemExit, match="disk is full"), hosts.agreeing("save"):
         raise OSError("disk is full")
+
+
+def test_processes_that_see_the_same_gpus_take_an_equal_part_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without GPUs: what JAX is told that each process may use, as names of them say."""
+    told: dict[int, Any] = {}
+    initialize = lambda address, count, number, own, **_: told.update({number: own})
+    fake = SimpleNamespace(initialize=initialize)
+    config = SimpleNamespace(update=lambda *_: None)
+    monkeypatch.setattr(
+        hosts, "jax", SimpleNamespace(config=config, distributed=fake, devices=list)
+    )
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.delenv("SLURM_GPUS_PER_TASK", raising=False)
+    for visible, wanted in (("2,3,5,7", {0: [0, 1], 1: [2, 3]}), ("4", {0: None, 1: None})):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        threads = [threading.Thread(target=hosts._start_jax, args=[x]) for x in together({}, {})]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert told == wanted
+
+    a, b = ["a", "", [], ["0", "1"]], ["b", "", [], ["0", "1"]]
+    assert [own_gpus([a, b, a, b], n) for n in range(4)] == [[0], [0], [1], [1]]
+    assert own_gpus([a, b], 0) is own_gpus([["c", "", [], []]] * 3, 2) is None
+    with pytest.raises(ValueError, match="3 processes of a run see the same 2 GPUs of a"):
+        own_gpus([a, a, b, a], 3)
+    monkeypatch.setenv("SLURM_GPUS_PER_TASK", "2")
+    assert seen()[-1] == []
 
 
 def test_where_a_process_is_told_its_seat() -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from lora_jax.core.own_gpus import visible_gpus
 from lora_jax.sweeps.executors.work import Launch, parse_options, unfinished
 from lora_jax.sweeps.executors.worker import begin
 from lora_jax.sweeps.files import write_json
@@ -116,7 +117,7 @@ def _spawn(
 ) -> subprocess.Popen[str]:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = cores_of(number, workers, sorted(affinity(0))) if affinity else []
-    environment = os.environ | device_settings(number, workers, _gpus(), os.environ)
+    environment = os.environ | device_settings(number, workers, visible_gpus(), os.environ)
     # Until `main` answers signals itself: an end without a traceback out of an import.
     program = (
         "import os, signal, sys\n"
@@ -139,11 +140,3 @@ def _pass_on(process: subprocess.Popen[str], number: int, say: Callable[[str], N
     with process.stdout as lines:
         for line in lines:
             say(f"worker {number}: {line.rstrip()}")
-
-
-def _gpus() -> list[str]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name]
-    found = Path("/proc/driver/nvidia/gpus")
-    return [str(index) for index in range(len(list(found.iterdir())))] if found.is_dir() else []
