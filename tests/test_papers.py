@@ -282,6 +282,21 @@ def test_the_page_of_rows_has_every_row_and_is_what_its_command_writes(written):
         assert module.line(file, argument, rows[name]) in lines, name
 
 
+def test_the_table_of_plans_is_current_in_what_is_arithmetic(written):
+    """Of the largest model: all columns up to the arguments, which the compiler counts as well."""
+    module, lines = written
+    rows = lines[-len(module.PLANS) :]
+    assert [tuple(row[2:].split(" | ")[:2]) for row in rows] == list(module.PLANS)
+    line = module.plan_line(*module.PLANS[-1], compiled=False)
+    assert line.count("|") == 9 and rows[-1].startswith(line)
+
+
+@pytest.mark.long  # Compiles seven steps, some 20 s each.
+def test_the_table_of_plans_is_what_its_command_writes(written):
+    module, lines = written
+    assert module.plans() == lines[lines.index(module.plans()[0]) :]
+
+
 def test_the_page_links_tables_to_claims_that_are_there(written):
     module, _ = written
     sources = {one.source for file in FILES for _, one in module.rows(file)}
