@@ -19,10 +19,13 @@ from lora_jax.core.sharding import shard
 from lora_jax.generation.beam import BeamSearch, beam_search
 from lora_jax.generation.engine import Generator
 from lora_jax.generation.sampling import Sampling
+from lora_jax.generation.seq2seq import generator_for
 from lora_jax.io.weights import load_decoder
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.decoder_config import DecoderConfig
+from lora_jax.models.kinds import example_inputs
 from lora_jax.models.rotary import Rotary
+from lora_jax.models.t5 import T5, T5Config
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "decoders"
 # What transformers 5.23 generates greedily after the prompts of the longrope test, each alone.
@@ -246,14 +249,30 @@ def test_layers_taken_apart_give_the_same_tokens(quant):
     assert both[0] == both[1]
 
 
-@pytest.mark.parametrize("unroll", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_on_a_mesh_the_same_tokens_are_generated(unroll):
-    model, frozen, trainable = adapted(quant=[("layers/.*kernel", QuantSpec("nf4", 8))])
-    one = Generator(model, frozen, trainable, unroll=unroll)
-    mesh = make_mesh(2, 2, 2)
-    eight = Generator(model, shard(frozen, mesh), shard(trainable, mesh), unroll=unroll)
-    prompts = prompts_of("llama3")
-    assert eight.generate(prompts, max_new=4) == one.generate(prompts, max_new=4)
+@pytest.mark.parametrize("kind", ["decoder", "t5", pytest.param("many", marks=pytest.mark.slow)])
+def test_on_a_mesh_the_same_tokens_are_generated(kind):
+    """Of a decoder in a scan, of one taken apart whose texts have an adapter each, and of T5."""
+    chosen, prompts, layers = {}, prompts_of("llama3"), [(".*layers/.*kernel", QuantSpec("nf4", 8))]
+    if kind == "t5":
+        config = T5Config(40, 16, 1, 1, num_heads=2, head_dim=8, intermediate_size=24)
+        model, inputs = T5(config), example_inputs(config)
+        params = jax.jit(model.init)(jax.random.key(0), *inputs)["params"]
+        low = [(".*layers/.*kernel", LoraSpec(rank=2, init="gaussian"))]
+        frozen, trainable = adapt(
+            model, params, inputs, lora=low, quant=layers, key=jax.random.key(1)
+        )
+        trainable = {path: x.replace(b=x.b + 0.5) for path, x in trainable.items()}
+    else:
+        model, frozen, trainable = adapted(quant=layers)
+    if kind == "many":
+        trainable = stack([trainable, adapted(seed=2)[2]])
+        chosen["adapters"] = [n % 2 for n in range(len(prompts))]
+    mesh, made = make_mesh(2, 2, 2), generator_for(model)
+    on = lambda *trees: made(model, *trees, unroll=kind == "many")
+    # A stack of adapters lies where it is put.
+    held = trainable if kind == "many" else shard(trainable, mesh)
+    found = on(shard(frozen, mesh), held).generate(prompts, max_new=4, **chosen)
+    assert found == on(frozen, trainable).generate(prompts, max_new=4, **chosen)
 
 
 def test_every_text_of_a_batch_has_its_own_adapter():

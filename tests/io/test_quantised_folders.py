@@ -19,8 +19,16 @@ from lora_jax import cli
 from lora_jax.analysis import plan
 from lora_jax.analysis.memory_plan import held_in, sizes_of
 from lora_jax.commands import plan as plan_command
-from lora_jax.config import Config, LoraConfig, ModelConfig, QuantConfig, with_value
+from lora_jax.config import (
+    Config,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    QuantConfig,
+    with_value,
+)
 from lora_jax.core.fingerprint import fingerprint
+from lora_jax.core.mesh import bytes_on_device
 from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray, QuantSpec, bytes_of, quantize
 from lora_jax.io import safetensors
@@ -31,6 +39,8 @@ from lora_jax.models.decoder import Decoder
 from lora_jax.tasks.building import params_of
 from lora_jax.tasks.language import DecoderTask
 from lora_jax.tasks.shapes import shapes_task
+from lora_jax.training.programs import programs_for
+from lora_jax.training.run import initial_state
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "quantised"
 WEIGHTS = json.loads((GOLDEN / "weights.json").read_text())
@@ -81,23 +91,27 @@ def test_fingerprints_of_what_is_read_and_of_files_are_one():
 def config_of(name: str, **quant) -> Config:
     return Config(
         method="qlora",
-        model=ModelConfig(name=str(GOLDEN / name)),
+        model=ModelConfig(name=str(GOLDEN / name)),  # or an absolute path
         quant=QuantConfig(**quant),
         lora=LoraConfig(rank=2, targets="all-linear"),
     )
 
 
-def test_a_run_takes_the_codes_as_they_are_and_refuses_to_call_them_something_else():
-    config = config_of("llama_int8", format="int8", block_size=None, double=False)
-    stored = open_model(GOLDEN / "llama_int8")
+def task_of(config: Config) -> DecoderTask:
+    stored = open_model(config.model.name)
     model = Decoder(stored.config)
-    task = DecoderTask(
+    return DecoderTask(
         model=model,
         params=params_of(stored, config.model),
         sites=lora_jax.find_sites(model, TOKENS),
         splits={},
         fingerprint=stored.fingerprint,
     )
+
+
+def test_a_run_takes_the_codes_as_they_are_and_refuses_to_call_them_something_else():
+    config = config_of("llama_int8", format="int8", block_size=None, double=False)
+    task = task_of(config)
     frozen, trained = task.trainable(config, jax.random.key(0))
     flat, read = flatten(frozen), flatten(load_decoder(GOLDEN / "llama_int8")[1])
     boxes = {path for path, leaf in flat.items() if isinstance(leaf, QuantizedArray)}
@@ -270,6 +284,33 @@ def test_a_folder_that_is_quantised_is_planned_in_the_codes_that_its_files_hold(
     shutil.copy(folder / "config.json", tmp_path / "alone")
     with pytest.raises(ValueError, match="only their files say"):
         plan(with_value(config, "model.name", str(tmp_path / "alone")), compiled=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    # Of bitsandbytes also blocks that run on from row to row.
+    ["llama_nf4", *(pytest.param(name, marks=pytest.mark.long) for name in ("llama_int8", *MADE))],
+)
+def test_on_a_mesh_losses_from_stored_codes_are_those_of_one_device(name, tmp_path):
+    folder = GOLDEN / name if (GOLDEN / name).exists() else folder_of(tmp_path / name, name)[0]
+    spec = next(iter(open_model(folder).boxes.values())).spec
+    quant = {key: getattr(spec, key) for key in ("format", "block_size", "double", "second_level")}
+    config = with_value(config_of(str(folder), **quant), "optim.learning_rate", 0.01)
+    task, tokens = task_of(config), DRAW.integers(0, 16, (8, 12)).astype(np.int32)
+    ones = np.ones(tokens.shape, np.float32)
+    batch = dict(tokens=tokens, labels=np.roll(tokens, -1, 1), segments=ones.astype(np.int32))
+    batch |= dict(loss_weight=ones, mask=ones > 0, weight=ones[:, 0])
+    losses, sizes = [], []
+    for mesh in (MeshConfig(), MeshConfig(data=2, fsdp=2, model=2)):
+        run = replace(config, mesh=mesh, train=replace(config.train, total_steps=3))
+        frozen, state = initial_state(run, task, 3)
+        sizes.append(bytes_on_device(frozen))
+        train = programs_for(task.per_example, run, 3).train
+        for _ in range(3):
+            state, metrics = train(state, frozen, batch)
+            losses.append(float(metrics["loss"]))
+    assert losses[3:] == pytest.approx(losses[:3], rel=1e-5) and losses[2] < losses[0]
+    assert sizes[1] < sizes[0] / 2
 
 
 @pytest.mark.parametrize(
