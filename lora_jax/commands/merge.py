@@ -1,10 +1,12 @@
-"""Merge a run's adapter into its quantised base, and measure what of its gain is left.
+"""Merge a run's adapter into its base: quantised, and measured for what of its gain is left; or dense.
 
   lora-jax merge runs/default/qlora-nf4-r4-all_linear-s0-1a2b3c4d runs/merged
   lora-jax merge RUN OUT --feedback 8
       errors of rounding are fed back, by the inputs that 8 training batches give (GPTQ)
   lora-jax merge RUN OUT --format nf3
       in another format than that of the base
+  lora-jax merge RUN OUT --format none --max-shard-size 2GB
+      dense, which is exact: a folder that transformers loads, in files of at most about this size
 
 A level of 4 bits is a quarter of the block's largest weight wide, and what an adapter adds is a
 hundredth of it: rounded to nearest, most weights go back to where they were. So three models are
@@ -29,6 +31,10 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lora_jax.training.saved import SavedRun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run with an adapter")
     parser.add_argument("out", metavar="OUT", help="the new folder")
     parser.add_argument(
-        "--format", help="nf4, int8, ...; by default that of the base, which must then be quantised"
+        "--format",
+        help="nf4, int8, ..., or none (dense, as a Hugging Face folder); by default that of the base, which must then be quantised",
+    )
+    parser.add_argument(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="with --format none: 500MB, 2GB, ...; the weights are cut into files of at most about this size, with an index (5GB)",
     )
     parser.add_argument(
         "--feedback", type=int, default=0, metavar="BATCHES", help="training batches to measure"
@@ -60,6 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} must be a new or empty folder. Choose another.")
+    if arguments.format == NO_FORMAT:
+        return _write_dense(load_run(arguments.run), out, arguments.max_shard_size)
+    if arguments.max_shard_size:
+        raise ValueError("--max-shard-size cuts a dense model's files: it needs --format none.")
     saved = load_run(arguments.run)
     spec = None
     if arguments.format:
@@ -68,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif saved.config.quant.format == NO_FORMAT:
         raise ValueError(
             "The run's base is not quantised, where merging is exact (lora_jax.merge). Say what to "
-            "quantise the merged weights to: --format nf4."
+            "quantise the merged weights to (--format nf4), or that they are to be dense (--format none)."
         )
 
     merged, report, found = merge_run(
@@ -91,4 +107,23 @@ def run(arguments: argparse.Namespace) -> int:
         )
     save_quantized(out, merged, {"run": str(arguments.run), "model": saved.config.model.name})
     save_json(out / "merge.json", said | {"sites": sites})
+    return 0
+
+
+def _write_dense(saved: SavedRun, out: Path, max_shard_size: str | None) -> int:
+    from lora_jax.adapters.merge import merge
+    from lora_jax.io.export import export_merged
+    from lora_jax.io.weights import SHARD_BYTES, save_model
+    from lora_jax.models.decoder_config import DecoderConfig
+    from lora_jax.training.memory import parse_bytes
+
+    size = parse_bytes(max_shard_size, "--max-shard-size") if max_shard_size else SHARD_BYTES
+    merged, _ = merge(saved.frozen, saved.trainable)
+    task, model = saved.task, saved.task.model.config
+    if isinstance(model, DecoderConfig):
+        export_merged(out, model, merged, task.tokenizer, shard_bytes=size)
+    else:  # Its tokenizer is that of the base.
+        save_model(out, model, merged, shard_bytes=size)
+    files = len(list(out.glob("*.safetensors")))
+    print(f"{out}: a dense model in {files} file{'s' if files > 1 else ''}")
     return 0

@@ -20,7 +20,7 @@ from lora_jax.io.gguf_tokenizer_keys import tokenizer_keys
 from lora_jax.io.gguf_write import gguf_names, gguf_of, header_of
 from lora_jax.io.named_weights import named_tensors
 from lora_jax.io.names import in_layout
-from lora_jax.io.weights import save_decoder
+from lora_jax.io.weights import SHARD_BYTES, save_decoder
 from lora_jax.models.decoder_config import DecoderConfig
 
 # llama.cpp keeps these in F32.
@@ -34,25 +34,27 @@ def export_merged(
     tokenizer: TextTokenizer | None = None,
     *,
     dtype: Any = np.float32,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes a folder that transformers loads: config.json, safetensors, and the tokenizer if
     given.
 
     Args:
         params: plain weights, such as the first result of `lora_jax.merge`.
+        dtype, shard_bytes: as `save_model`.
 
     Raises:
         ValueError: the params are not this model's, hold a box or a NaN. OSError: the folder cannot
             be written.
     """
     if tokenizer is None:
-        save_decoder(folder, config, params, dtype=dtype)
+        save_decoder(folder, config, params, dtype=dtype, shard_bytes=shard_bytes)
         return
     ends: Any = (
         tokenizer.eos_ids[0] if len(tokenizer.eos_ids) == 1 else list(tokenizer.eos_ids) or None
     )
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends, "pad_token_id": tokenizer.pad_id}
-    save_decoder(folder, config, params, dtype=dtype, special_ids=ids)
+    save_decoder(folder, config, params, dtype=dtype, shard_bytes=shard_bytes, special_ids=ids)
     save_text_tokenizer(folder, tokenizer)
     save_json(Path(folder) / "generation_config.json", ids)
 

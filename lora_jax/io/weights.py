@@ -44,6 +44,7 @@ from lora_jax.models.t5 import T5Config
 # Written out: readers would take the family's defaults instead, which need not be in the
 # vocabulary.
 _NO_IDS = types.MappingProxyType({"bos_token_id": None, "eos_token_id": None, "pad_token_id": None})
+SHARD_BYTES = 5_000_000_000  # of a file, unless told otherwise
 _HEAD_SCALE = 0.02  # standard deviation of a new head, as in BERT
 
 
@@ -164,7 +165,7 @@ def save_model(
     params: Mapping[str, Any],
     *,
     dtype: Any = np.float32,
-    shard_bytes: int = 5_000_000_000,
+    shard_bytes: int = SHARD_BYTES,
     special_ids: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> None:
     """Writes the folder that `load_model`, and transformers, read: config.json and safetensors.

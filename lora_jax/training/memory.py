@@ -21,8 +21,8 @@ _FORMATS = (NO_FORMAT, "int8", "nf4")  # from exact to small
 _BESIDE = 160 * 2**20
 
 
-def parse_bytes(text: str) -> int:
-    """The bytes of '2GiB', '1.5GB' or '800MB'.
+def parse_bytes(text: str, what: str = "config.memory_budget") -> int:
+    """The bytes of '2GiB', '1.5GB' or '800MB'; `what` is what says so, for errors.
 
     Raises:
         ValueError: it is no size.
@@ -34,9 +34,7 @@ def parse_bytes(text: str) -> int:
     except (ValueError, KeyError):
         size = 0.0
     if size < 1:
-        raise ValueError(
-            f"config.memory_budget needs a size such as 2GiB, 1.5GB or 800MB, got {text!r}."
-        )
+        raise ValueError(f"{what} needs a size such as 2GiB, 1.5GB or 800MB, got {text!r}.")
     return int(size)
 
 

@@ -6,11 +6,15 @@ import jax
 import numpy as np
 import pytest
 
+import lora_jax
 from lora_jax import cli
+from lora_jax.core.paths import flatten
 from lora_jax.core.quantize import QuantizedArray
 from lora_jax.io.quantized import load_quantized
+from lora_jax.io.weights import load_encoder
 from lora_jax.sweeps.store import RunStore
 from lora_jax.training.recovery import Recovery
+from lora_jax.training.saved import load_run
 from tests.test_cli import ROTTEN, arguments, complaint
 
 
@@ -31,6 +35,20 @@ def test_a_merge_that_loses_the_gain_is_refused_and_last_steps_merge_aware_keep_
     out = tmp_path / "merged"
     assert cli.main(["merge", str(plain.folder), str(out), "--least", "0.999999"]) == 2
     assert "Nothing was written" in complaint(capsys) and not out.exists()
+
+    # Dense, in files of a size, which the loader finds by their index.
+    dense = ["merge", str(plain.folder), str(tmp_path / "dense"), "--format", "none"]
+    assert cli.main([*dense, "--max-shard-size", "lots"]) == 2
+    assert "--max-shard-size needs a size such as 2GiB" in complaint(capsys)
+    assert cli.main([*dense, "--max-shard-size", "20KB"]) == 0
+    assert len(list((tmp_path / "dense").glob("*.safetensors"))) > 1
+    run = load_run(plain.folder)
+    exact = flatten(lora_jax.merge(run.frozen, run.trainable)[0])
+    scan = run.config.model.scan
+    read = flatten(load_encoder(tmp_path / "dense", num_classes=2, scan=scan)[1])
+    assert {path: x.shape for path, x in read.items()} == {p: x.shape for p, x in exact.items()}
+    assert all(np.array_equal(read[path], x) for path, x in exact.items())
+    capsys.readouterr()
 
     # Into more bits, with the errors of rounding fed back by the inputs of one batch.
     finer = ["--format", "nf8", "--feedback", "1", "--split", "train", "--anyway"]
