@@ -5,17 +5,21 @@ printed.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import textwrap
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from lora_jax.config import Config
+    from lora_jax.sweeps.runner import Outcome
 
 WIDTH = 100  # columns of a file or a pipe, which has no width of its own
 
@@ -47,6 +51,40 @@ def add_hosts(parser: argparse.ArgumentParser) -> None:
         "--hosts", metavar="HOST:PORT,COUNT,NUMBER|slurm",
         help="this is process NUMBER (from 0 on) of COUNT that run the same command, on one mesh; process 0 is at HOST:PORT",
     )  # fmt: skip
+
+
+def add_executor(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds --executor and its options."""
+    parser.add_argument("--executor", metavar="NAME", help=what)
+    parser.add_argument(
+        "--executor-option", action="append", default=[], metavar="KEY=VALUE",
+        help="of ray or slurm, such as timeout_min=600",
+    )  # fmt: skip
+
+
+def on_workers(
+    config: Config,
+    arguments: argparse.Namespace,
+    runs: Sequence[Config] = (),
+    score_test: bool = True,
+    *,
+    workers: int = 1,
+) -> Outcome:
+    """`run_on`, as the command says. Workers pass over what is done, whichever `runs` are meant."""
+    from lora_jax.sweeps.executors.launching import run_on
+
+    options = dict(option.partition("=")[::2] for option in arguments.executor_option)
+    if "" in options.values():
+        raise ValueError(f"--executor-option reads KEY=VALUE, got {arguments.executor_option}.")
+    return run_on(
+        config,
+        arguments.executor or "processes",
+        workers,
+        options=options,
+        score_test=score_test,
+        command=(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),),
+        say=partial(print, file=sys.stderr, flush=True),
+    )
 
 
 def on_hosts(arguments: argparse.Namespace, config: Config, act: Callable[[], int]) -> int:

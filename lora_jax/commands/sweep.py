@@ -30,8 +30,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lora_jax.commands.shared import (
+    add_executor,
     add_run,
     on_hosts,
+    on_workers,
     print_table,
     read_config,
     show_settings,
@@ -67,19 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="train N runs at a time, each in a process of its own",
     )
-    parser.add_argument(
-        "--executor",
-        metavar="NAME",
-        help="where the workers are: processes (default), ray or slurm",
-    )
-    parser.add_argument(
-        "--executor-option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="of ray or slurm, such as timeout_min=600",
-    )
-
+    add_executor(parser, "where the workers are: processes (default), ray or slurm")
     parser.add_argument(
         "--no-report", action="store_true", help="do not write the report at the end"
     )
@@ -112,7 +102,7 @@ def _run(config: Config, arguments: argparse.Namespace) -> int:
     from lora_jax.tasks.opening import LastTask
 
     if arguments.workers is not None or arguments.executor is not None:
-        train = partial(_on_workers, arguments=arguments)
+        train = partial(on_workers, arguments=arguments, workers=arguments.workers or 1)
     else:
         # Batches of a search and rounds of tuning read the model and its data once.
         train = partial(run_sweep, quiet=arguments.quiet, tasks=LastTask())
@@ -238,31 +228,3 @@ def trials_table(trials: Sequence[Trial]) -> Table:
             ", ".join(trial.runs),
         )
     return table
-
-
-def _on_workers(
-    config: Config,
-    arguments: argparse.Namespace,
-    runs: Sequence[Config] = (),
-    score_test: bool = True,
-) -> Outcome:
-    """`run_on`, as the command says. Workers pass over what is done, whichever `runs` are meant."""
-    import shlex
-    from pathlib import Path
-
-    from lora_jax.sweeps.executors.launching import run_on
-
-    options = dict(option.partition("=")[::2] for option in arguments.executor_option)
-    if "" in options.values():
-        raise ValueError(f"--executor-option reads KEY=VALUE, got {arguments.executor_option}.")
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    say = partial(print, file=sys.stderr, flush=True)
-    return run_on(
-        config,
-        arguments.executor or "processes",
-        arguments.workers or 1,
-        options=options,
-        score_test=score_test,
-        command=(command,),
-        say=say,
-    )

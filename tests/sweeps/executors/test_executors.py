@@ -18,12 +18,13 @@ import pytest
 from lora_jax import cli
 from lora_jax.config import Config, load_config
 from lora_jax.metrics.score import Score
-from lora_jax.sweeps.executors import processes, ray_cluster, slurm
+from lora_jax.sweeps.executors import launching, processes, ray_cluster, slurm
 from lora_jax.sweeps.executors.launching import run_on
 from lora_jax.sweeps.executors.work import Launch, share, unfinished
 from lora_jax.sweeps.executors.worker import Part
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.lock import Lock
+from lora_jax.sweeps.runner import Outcome
 from lora_jax.sweeps.store import RunStore
 from lora_jax.training.result import RunResult
 
@@ -94,6 +95,29 @@ def test_runs_that_failed_in_this_launch_are_not_left_and_those_before_are(tiny,
     store.finish(run_id(second), RunResult(untested, primary="accuracy"))
     assert [run_id(run) for run in unfinished(after)] == [run_id(second)]
     assert unfinished(replace(after, score_test=False)) == []
+
+
+def test_one_run_is_trained_by_an_executor_in_place_of_here(monkeypatch, tmp_path, capsys):
+    asked = {}
+
+    def instead(config, executor, workers, **more):
+        asked.update(executor=executor, workers=workers, runs=len(expand(config)), **more)
+        (run,) = expand(config)
+        store = RunStore(config.out)
+        store.start(run_id(run), run, {})
+        store.fail(run_id(run), ValueError("no such machine"))
+        return Outcome((), (), (run_id(run),), ())
+
+    monkeypatch.setattr(launching, "run_on", instead)
+    command = ["train", "--config", "rotten_tomatoes:lora", "--quiet", "--executor", "slurm"]
+    command += [f"--config.out={tmp_path}", "--executor-option", "nodes=2"]
+    assert cli.main(command) == 1
+    assert (asked["executor"], asked["workers"], asked["runs"]) == ("slurm", 1, 1)
+    assert asked["options"] == {"nodes": "2"} and asked["score_test"]
+    for more in ("--config.memory_budget=2GB", "--hosts=node:7000,2,0"):
+        capsys.readouterr()
+        assert cli.main([*command, more]) == 2
+        assert "--executor trains elsewhere" in capsys.readouterr().err
 
 
 def test_cores_and_gpus_are_divided():
