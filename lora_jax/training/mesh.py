@@ -77,10 +77,24 @@ def train_step_on(
     def placed(state: Any, frozen: Any, batch: Any) -> Any:
         batch, _ = _divided(batch, mesh, fill=accumulate == 1)
         state, metrics = step(state, frozen, batch)
-        held = jax.lax.with_sharding_constraint(state, shardings(state, mesh, rules))
-        return held, _read_by_all(metrics, mesh)
+        return state, _read_by_all(metrics, mesh)
 
-    return placed
+    return state_held_on(mesh, placed, rules=rules)
+
+
+def state_held_on(
+    mesh: Mesh, step: Callable[..., Any], *, rules: Rules | None = None
+) -> Callable[..., Any]:
+    """A step, of one run or of several side by side, whose state lies afterwards as it lay before:
+    axes are counted from the right, and slots are whole on every device.
+    """
+
+    def held(*args: Any) -> Any:
+        state, metrics = step(*args)
+        laid = jax.lax.with_sharding_constraint(state, shardings(state, mesh, rules))
+        return laid, metrics
+
+    return held
 
 
 def eval_step_on(mesh: Mesh, step: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from lora_jax.config import Config
 from lora_jax.tasks.task import Task
 from lora_jax.training.collectives import Collective, collectives_of
 from lora_jax.training.compile import Memory
+from lora_jax.training.mesh import on_mesh
 from lora_jax.training.programs import programs_for
 from lora_jax.training.run import abstract_state, steps_of
 from lora_jax.training.slots import there
@@ -52,6 +53,7 @@ def needs_of(config: Config, task: Task, batch: Any, *, slots: int = 1) -> Needs
     args: tuple[Any, ...] = (state, frozen, batch)
     if slots > 1:
         state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((slots, *x.shape), x.dtype), state)
+        (state,) = on_mesh(config.mesh, state)
         args = (state, frozen, batch, {}, *there(slots, range(slots)))
     compiled = program.compile(*args)
     flops = (compiled.cost_analysis() or {}).get("flops")

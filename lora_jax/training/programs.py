@@ -7,13 +7,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from lora_jax.config import Config, MeshConfig, OptimConfig
+from lora_jax.core import hosts
 from lora_jax.core.platform import platform
+from lora_jax.core.sharding import Rules, shardings
 from lora_jax.tasks.losses import PerExample, Summed, Sums
 from lora_jax.training.compile import Program, program_for
-from lora_jax.training.mesh import eval_step_on, mesh_of, own_rows, rules_of, train_step_on
+from lora_jax.training.mesh import (
+    eval_step_on,
+    mesh_of,
+    own_rows,
+    rules_of,
+    state_held_on,
+    train_step_on,
+)
 from lora_jax.training.optim import make_optimizer, structure_of
 from lora_jax.training.step import (
     make_stacked_eval_step,
@@ -32,10 +42,17 @@ class Programs:
     evaluate: Program
     slots: int
     mesh: Mesh | None = None
+    rules: Rules | None = None
 
     def placed(self, batch: Any) -> Any:
         """A batch as the programs take it."""
         return own_rows(batch, self.mesh)
+
+    def laid(self, state: Any) -> Any:
+        """A state of all slots as the programs take it and leave it."""
+        if self.mesh is None:
+            return state
+        return jax.device_put(state, shardings(state, self.mesh, self.rules))
 
     @property
     def compile_seconds(self) -> float:
@@ -51,12 +68,12 @@ def programs_for(per_example: PerExample, config: Config, steps: int, slots: int
     them.
 
     Raises:
-        ValueError: several side by side on a mesh.
+        ValueError: several side by side on the devices of several processes.
     """
-    if slots > 1 and config.mesh.devices > 1:
+    if slots > 1 and hosts.count() > 1:
         raise ValueError(
-            f"Runs on a mesh are trained one by one, and {slots} are to stand side by side on "
-            f"{config.mesh.devices} devices. Set config.sweep.stack to 1."
+            f"Runs of several processes are trained one by one, and {slots} are to stand side by "
+            f"side on {hosts.count()}. Set config.sweep.stack to 1."
         )
     budget = config.optim.adalora.target_rank is not None
     return _programs(
@@ -92,13 +109,16 @@ def _programs(
         losses = per_example(frozen, trainable, batch, None)
         return losses.sums(), losses.rows()
 
+    devices, rules = mesh_of(mesh), rules_of(mesh)
+    if devices is not None:
+        step = train_step_on(devices, step, rules=rules, accumulate=accumulate)
+        score = eval_step_on(devices, score)
     if slots > 1:
         step = make_stacked_step(step, slots, lanes)
         score = make_stacked_eval_step(score, slots, lanes)
-    if (devices := mesh_of(mesh)) is not None:
-        step = train_step_on(devices, step, rules=rules_of(mesh), accumulate=accumulate)
-        score = eval_step_on(devices, score)
-    return Programs(program_for(step, donate=(0,)), program_for(score), slots, devices)
+        if devices is not None:
+            step = state_held_on(devices, step, rules=rules)
+    return Programs(program_for(step, donate=(0,)), program_for(score), slots, devices, rules)
 
 
 def lanes_for(slots: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lora_jax.config import ADAPTERS, Config, flatten, resolve_targets
+from lora_jax.core import hosts
 from lora_jax.core.init import initializer_named
 from lora_jax.core.variants import VARIANTS
 from lora_jax.training.optim import structure_of
@@ -62,9 +63,9 @@ def stack_key(run: Config) -> Config:
 
 def can_stack(run: Config) -> bool:
     """Whether the run has a stacked form: adapters have; the baselines, and runs whose optimiser is
-    in host memory or that lie on a mesh, are trained alone.
+    in host memory or that are those of several processes, are trained alone.
     """
-    return run.method in ADAPTERS and not run.optim.offload and run.mesh.devices == 1
+    return run.method in ADAPTERS and not run.optim.offload and hosts.count() == 1
 
 
 def differences(one: Config, two: Config) -> tuple[str, ...]:
@@ -74,8 +75,8 @@ def differences(one: Config, two: Config) -> tuple[str, ...]:
     for run in (one, two):
         if run.optim.offload:
             return ("optim.offload: a run in host memory is trained alone",)
-        if run.mesh.devices > 1:
-            return ("mesh: a run on a mesh is trained alone",)
+        if hosts.count() > 1:
+            return ("processes: a run of several is trained alone",)
         if not can_stack(run):
             return (f"method: {run.method} is trained alone",)
 

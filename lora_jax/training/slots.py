@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.core.quantize import bytes_of
+from lora_jax.core.mesh import bytes_on_device
 from lora_jax.training.compile import Memory, wait_on_cpu
 from lora_jax.training.evaluation import means, results_of
 from lora_jax.training.programs import Programs, lanes_for
@@ -55,10 +55,11 @@ class Slots:
             # A slot without a run does what the first one does, and nobody looks.
             anyone = next(iter(states.values()))
             every = [states.get(slot, anyone) for slot in range(len(self))]
-            self._state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
+            self._state = self.programs.laid(stacked)
         else:
             for slot, state in states.items():
-                self._state = _put(self._state, slot, state)
+                self._state = self.programs.laid(_put(self._state, slot, state))
 
     def take(self, slot: int) -> TrainState:
         """The state in a slot, until the next step."""
@@ -119,10 +120,10 @@ class Slots:
 
     def peak_bytes(self) -> int | None:
         """What a run alone takes at the peak of its largest step so far: the base, its own state,
-        and the temporaries of one adapter. None where the compiler does not say, or no step was
+        and the temporaries of one adapter, on each device. None where the compiler does not say, or no step was
         taken.
         """
-        memory, base = self._largest, bytes_of(self.frozen)
+        memory, base = self._largest, bytes_on_device(self.frozen)
         if memory is None:
             return None
         own = (memory.arguments - base + memory.new_results) // len(self)

@@ -12,13 +12,23 @@ import pytest
 from tiny_families import write_encoder, write_t5
 from tiny_language import write_completions, write_tiny_model
 
-from lora_jax.config import Config, MeshConfig, canonical, config_hash, from_config_dict
+from lora_jax.config import (
+    Config,
+    MeshConfig,
+    canonical,
+    config_hash,
+    from_config_dict,
+    with_value,
+)
+from lora_jax.core import hosts
 from lora_jax.sweeps.side_by_side import predicted
 from lora_jax.tasks.opening import LastTask
+from lora_jax.training import programs, slots
 from lora_jax.training.loop import fit, train
+from lora_jax.training.programs import programs_for
 from lora_jax.training.result import RunResult
 from lora_jax.training.run import Run
-from lora_jax.training.sharing import differences
+from lora_jax.training.sharing import differences, widest
 
 ALONE = MeshConfig()
 
@@ -116,15 +126,47 @@ def test_a_run_on_a_mesh_is_that_of_one_device(
     check_equal(tmp_path / "one", tmp_path / "mesh", first, second)
 
 
-def test_a_mesh_is_no_part_of_a_runs_name_and_of_what_it_is_refused_with(where: Path) -> None:
+@pytest.mark.long  # Each compiles six programs for eight devices.
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_runs_side_by_side_on_a_mesh_are_what_each_is_alone_there(
+    where: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lanes: int
+) -> None:
+    """One adapter after the other, as on a CPU, and both at once, as on an accelerator."""
+    monkeypatch.setattr(programs, "lanes_for", lambda slots: min(slots, lanes))
+    monkeypatch.setattr(slots, "lanes_for", lambda slots: min(slots, lanes))
+    first = on(config_of(where, "decoder"), data=2, fsdp=2, model=2)
+    second = with_value(with_value(first, "lora.rank", 1), "optim.learning_rate", 0.01)
+    runs, found = {"a": first, "b": second}, {}
+    for name, config in runs.items():
+        found[name] = train(config, tmp_path / "alone" / name, quiet=True)
+    every = [Run(config, tmp_path / "both" / name) for name, config in runs.items()]
+    made: dict[str, Any] = {}
+    give = lambda run, result: made.update({run.folder.name: result})
+    fit(every, give, slots=2, wide=widest([first, second]))
+    for name in runs:
+        assert isinstance(made[name], RunResult), made[name]
+        assert made[name].stacked == 2
+        folders = tmp_path / "alone" / name, tmp_path / "both" / name
+        check_equal(*folders, found[name], made[name])
+    # Both are planned as the program that trains.
+    planned = predicted(LastTask(), widest([first, second]), 2)
+    assert planned.peak_bytes is not None
+
+
+def test_a_mesh_is_no_part_of_a_runs_name_and_of_what_it_is_refused_with(
+    where: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_of(where, "decoder")
     mesh = on(config, fsdp=8)
     assert config_hash(mesh) == config_hash(config)
     assert not [key for key in canonical(mesh) if key.startswith("mesh")]
-    assert differences(mesh, mesh) == ("mesh: a run on a mesh is trained alone",)
-    refused: list[Any] = []
-    fit([Run(mesh, where / "no")], lambda run, why: refused.append(why), slots=2, wide=mesh)
-    assert "Runs on a mesh are trained one by one, and 2 are" in str(refused)
+    assert differences(mesh, mesh) == () and differences(mesh, config) == ("mesh.fsdp: 8, 1",)
+    per_example = LastTask().of(config).per_example
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    assert differences(mesh, mesh) == ("processes: a run of several is trained alone",)
+    with pytest.raises(ValueError, match="Runs of several processes are trained one by one"):
+        programs_for(per_example, mesh, 4, slots=2)
+    monkeypatch.undo()
     with pytest.raises(ValueError, match="config.optim.offload is for one device"):
         from_config_dict(dict(optim=dict(offload=True), mesh=dict(fsdp=2)))
     with pytest.raises(ValueError, match="config.mesh.fsdp must be 1 or more"):
