@@ -5,7 +5,7 @@ the base and the adapter as two GGUF files.
 import jax
 import numpy as np
 import pytest
-from llama_cpp_peer import ask_llama_cpp
+from llama_cpp_peer import ask_llama_cpp, llama_cpp_python
 
 from lora_jax.adapters.merge import merge
 from lora_jax.adapters.surgery import adapt
@@ -29,6 +29,7 @@ COUNT = 24
 
 
 def test_llama_cpp_says_what_we_say(tmp_path):
+    llama_cpp_python()
     path = resolve("gemma3-270m")
     config, params = load_decoder(path)
     tokenizer = load_text_tokenizer(path)

@@ -32,15 +32,21 @@ print("said " + json.dumps(said))
 """
 
 
+def llama_cpp_python() -> str:
+    """The interpreter that has llama_cpp; without one the test is skipped."""
+    python = os.environ.get("LORA_JAX_LLAMA_CPP_PYTHON")
+    if python is None and importlib.util.find_spec("llama_cpp") is None:
+        pytest.skip("llama_cpp is not installed (pip install llama-cpp-python)")
+    return python or sys.executable
+
+
 def ask_llama_cpp(folder: Path, jobs: list[dict]) -> list[dict]:
     """For each text of each job (`model`, a file; `adapter`, a file; `texts`; `count` of new tokens),
     the ids of the prompt and those that it is continued with greedily, and their text.
     """
-    python = os.environ.get("LORA_JAX_LLAMA_CPP_PYTHON")
-    if python is None and importlib.util.find_spec("llama_cpp") is None:
-        pytest.skip("llama_cpp is not installed (pip install llama-cpp-python)")
+    python = llama_cpp_python()
     (folder / "jobs.json").write_text(json.dumps(jobs, default=str))
-    command = [python or sys.executable, "-c", _PROGRAM, str(folder / "jobs.json")]
+    command = [python, "-c", _PROGRAM, str(folder / "jobs.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.rpartition("said ")[2])
