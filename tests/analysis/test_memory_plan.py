@@ -201,12 +201,15 @@ def test_the_command_prints_parts_and_devices_and_refuses_in_words(capsys):
         assert words in capsys.readouterr().err
 
 
-# A step of a random model of some megabytes; peaks are the system's own figures for the process.
+# A step of a random model of some megabytes, or of Gemma-3-270M's own weights; peaks are the system's own figures for the process.
 MEASURE = """
 import sys, time
 from dataclasses import replace
 import jax, jax.numpy as jnp, numpy as np
 from lora_jax.analysis import plan
+from lora_jax.analysis.memory_plan import sizes_of
+from lora_jax.io.hub import resolve
+from lora_jax.io.weights import load_model
 from lora_jax.config import MeshConfig, from_config_dict, with_value
 from lora_jax.core.fake_devices import with_devices
 from lora_jax.core.mesh import make_mesh
@@ -221,13 +224,21 @@ from lora_jax.training.run import initial_state
 sizes = dict(vocab_size=2000, hidden_size=256, num_layers=3, num_heads=4, intermediate_size=1024, max_positions=256)
 if sys.argv[1] == "encoder":
     model, more = EncoderConfig(**sizes), dict(model=dict(scan=False), data=dict(max_length=128), train=dict(batch_size=48, total_steps=9))
+elif sys.argv[1] == "gemma3-270m":
+    model = sizes_of("gemma3-270m")
+    more = dict(model=dict(name="gemma3-270m", remat=True), data=dict(task="completion", max_length=256), method="qlora", quant=dict(format="nf4"), train=dict(batch_size=2, total_steps=9))
 else:
     model = DecoderConfig(**sizes, num_kv_heads=2, head_dim=64)
     more = dict(model=dict(remat=True), data=dict(task="completion", max_length=256), method="qlora", quant=dict(format="nf4"), train=dict(batch_size=24, total_steps=9))
 config = from_config_dict(dict(lora=dict(rank=16)) | more)
 made, task = plan(config, model), shapes_task(config, model)
 random = lambda x: jnp.asarray(np.random.default_rng(0).normal(0, 0.05, x.shape), x.dtype)
-frozen, state = initial_state(config, replace(task, params=jax.tree.map(random, task.params)), 9)
+if sys.argv[1] == "gemma3-270m":
+    params = load_model(resolve("gemma3-270m"))[1]
+else:
+    params = jax.tree.map(random, task.params)
+frozen, state = initial_state(config, replace(task, params=params), 9)
+del params
 frozen = jax.tree.map(jnp.array, frozen)
 batch = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), batch_shapes(config, task))
 program = programs_for(task.per_example, config, 9).train
@@ -254,7 +265,7 @@ print(made.memory.arguments + max(taken) * 1024, made.peak)
     not Path("/proc/self/clear_refs").exists(),
     reason="needs Linux' account of a process's peak memory",
 )
-@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "gemma3-270m"])
 def test_a_step_takes_what_is_planned_to_3_percent(kind):
     """XLA's own code alone: the CPU library that multiplies for it by default (YNNPACK) has scratch
     space besides, 5 % of the encoder's step and 9 % of the decoder's, of which XLA's account does
@@ -266,7 +277,8 @@ def test_a_step_takes_what_is_planned_to_3_percent(kind):
     flags = "--xla_cpu_experimental_ynn_fusion_type="
     mapped = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "XLA_FLAGS": flags}
     command = [sys.executable, "-c", MEASURE, kind]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=mapped)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, env=mapped)
     assert done.returncode == 0, done.stderr[-2000:]
     measured, planned = map(int, done.stdout.split())
+    print(f"{kind}: measured {measured:,}, planned {planned:,}")
     assert planned > 200e6 and planned == pytest.approx(measured, rel=0.03)
