@@ -11,7 +11,7 @@ import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 from lora_jax.core.cache import cache_dir
@@ -21,21 +21,27 @@ from lora_jax.training.interrupted import Interrupted, ended_by_signals
 COMMANDS: dict[str, str] = {
     "configs": "the configs that come with the package, by name, a line each",
     "train": "train one run: full, head, lora or qlora",
-    "plan": "what a run needs of a device's memory, from config.json alone, and what makes it fit",
+    "plan": "what a run needs of a device, from config.json alone, and what makes it fit",
     "sweep": "train a grid over rank, bit-width, targets and seeds; finished runs are kept",
     "report": "tables, tests and pictures of finished runs, as HTML and Markdown",
     "watch": "a sweep while it runs: running, done, failed, best so far, time left",
-    "export": "every run of a store as one flat table, CSV or Parquet",
     "data": "show a config's records, prompts, lengths and repeated texts",
     "evaluate": "score a trained run, with intervals, alone or against another",
     "quantize": "write a model's weights in few bits, with a table of what that loses",
     "allocate": "bits and ranks by layer under a memory budget, by what each layer loses",
-    "inspect": "what a quantised checkpoint holds, an adapter covers, or targets take of a model",
-    "convert": "an adapter from our format to PEFT's, or back",
-    "merge": "a run's adapter into its quantised base, and what is left of its gain",
+    "harness": "score a language model on tasks of lm-evaluation-harness",
+    "inspect": "what a model, a run, an adapter or a quantised checkpoint is",
+    "export merged": "a run's adapter in its base: dense for other tools, GGUF, or quantised again",
+    "export peft": "an adapter of ours as PEFT has it",
+    "export runs": "every run of a store as one flat table, CSV or Parquet",
+    "convert": "an adapter of PEFT's to ours",
+    "push": "an adapter with its model card to the Hugging Face hub",
     "generate": "continue prompts with a language model and adapters",
     "claims": "test published claims again: list, run, verify, report",
 }
+
+# What a command was called before.
+FORMER = {"merge": "export merged"}
 
 _EPILOG = """\
 The main job, under ten minutes on two CPU cores:
@@ -55,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal (143 by SIGTERM, where no training had to be brought to an end).
     """
     came: list[int] = []
+    if "_ARGCOMPLETE" in os.environ:
+        from lora_jax.completion import complete
+
+        complete()
     try:
         with ended_by_signals() as came:
             return _main(list(sys.argv[1:] if arguments is None else arguments))
@@ -75,13 +85,9 @@ def _main(given: list[str]) -> int:
 
         print(f"lora-jax {version('lora-jax')}")
         return 0
-    name = given[0]
+    name, _ = split_name(given)
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        return _complain(
-            f"There is no command {name!r}. {f'Nearest: {near[0]!r}. ' if near else ''}Commands: "
-            f"{', '.join(COMMANDS)}."
-        )
+        return _not_a_command(given)
     _prepare_process()
     command, parsed = parse(given)
     if parsed.overrides and not hasattr(parsed, "config"):
@@ -99,8 +105,8 @@ def parse(given: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
     Raises:
         SystemExit: After --help, and with status 2 when the command has no such option.
     """
-    name, *rest = given
-    command = importlib.import_module(f"lora_jax.commands.{name}")
+    name, rest = split_name(given)
+    command = importlib.import_module(f"lora_jax.commands.{name.replace(' ', '_')}")
     parser = argparse.ArgumentParser(
         prog=f"lora-jax {name}",
         description=command.__doc__,
@@ -114,6 +120,33 @@ def parse(given: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
     parsed = parser.parse_intermixed_args(rest)
     parsed.overrides = overrides
     return command, parsed
+
+
+def split_name(given: Sequence[str]) -> tuple[str, list[str]]:
+    """The command's name, of two words in a family such as `export`, and what follows it."""
+    words = [*FORMER.get(given[0], given[0]).split(), *given[1:]]
+    two = " ".join(words[:2])
+    return (two, words[2:]) if two in COMMANDS else (words[0], words[1:])
+
+
+def _not_a_command(given: Sequence[str]) -> int:
+    """The help of a family of commands, or a complaint; the exit status."""
+    name, *rest = given
+    family = [command for command in COMMANDS if command.startswith(f"{name} ")]
+    if family and rest[:1] in ([], ["-h"], ["--help"]):
+        print(f"usage: lora-jax {name} KIND [options]\n\n{_listed(family)}")
+        return 0 if rest else 2
+    if family:
+        moved = " What was lora-jax export STORE is lora-jax export runs STORE." * (
+            name == "export"
+        )
+        kinds = ", ".join(command.partition(" ")[2] for command in family)
+        return _complain(f"lora-jax {name} needs one of {kinds} next, got {rest[0]!r}.{moved}")
+    near = difflib.get_close_matches(name, COMMANDS, 1)
+    return _complain(
+        f"There is no command {name!r}. {f'Nearest: {near[0]!r}. ' if near else ''}Commands: "
+        f"{', '.join(COMMANDS)}."
+    )
 
 
 def _prepare_process() -> None:
@@ -180,5 +213,8 @@ def _complain(message: str) -> int:
 
 
 def _help() -> str:
-    listed = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
-    return f"usage: lora-jax COMMAND [options]\n\nLoRA and QLoRA fine-tuning in JAX and Flax.\n\ncommands:\n{listed}\n\n{_EPILOG}"
+    return f"usage: lora-jax COMMAND [options]\n\nLoRA and QLoRA fine-tuning in JAX and Flax.\n\ncommands:\n{_listed(COMMANDS)}\n\n{_EPILOG}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return "\n".join(f"  {name:<14} {COMMANDS[name]}" for name in names)

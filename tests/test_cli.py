@@ -11,19 +11,25 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 from rich.table import Table
 
+import lora_jax
 from lora_jax import cli
 from lora_jax.commands.scores import tables_of
 from lora_jax.commands.shared import print_parts, print_table, settings_lines
 from lora_jax.config import Config, SweepConfig, describe, load_config
 from lora_jax.config.shipped import shipped_configs
+from lora_jax.io import load_encoder
+from lora_jax.models.encoder import Encoder
 from lora_jax.sweeps.grid import expand, run_id
 from lora_jax.sweeps.leases import Leases
 from lora_jax.sweeps.runner import Outcome
 from lora_jax.sweeps.store import RunStore
 from lora_jax.training.result import RunResult
+from lora_jax.training.saved import load_run
 
 DEFAULT = str(Path(__file__).parents[1] / "configs" / "default.py")
 ROTTEN = str(Path(__file__).parents[1] / "configs" / "rotten_tomatoes.py")
@@ -57,12 +63,12 @@ def test_every_example_of_a_command_is_valid_and_its_help_fits_100_columns(
 ):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stop:
-        cli.main([command, "--help"])
+        cli.main([*command.split(), "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0 and max(map(len, text.splitlines())) <= 100
     lines = text.replace("\\\n", " ").splitlines()
     examples = [shlex.split(line) for line in lines if line.startswith("  lora-jax ")]
-    assert any(words[1] == command for words in examples)
+    assert any(cli.split_name(words[1:])[0] == command for words in examples)
     for words in examples:
         _, parsed = cli.parse(words[1:])  # its options exist, and what it needs is there
         config = getattr(parsed, "config", "")
@@ -85,8 +91,40 @@ def test_a_table_fits_100_columns_and_nothing_of_it_is_cut_off(capsys):
 
 def test_help_lists_every_command_and_none_is_no_success(capsys):
     assert cli.main(["--help"]) == 0
-    assert all(f"  {command} " in capsys.readouterr().out for command in ["sweep"])
+    text = capsys.readouterr().out
+    assert all(f"  {command} " in text for command in cli.COMMANDS)
+    assert max(map(len, text.splitlines())) <= 100
     assert cli.main([]) == 2
+
+
+def test_a_family_of_commands_lists_its_kinds_and_former_names_lead_to_them(capsys):
+    assert cli.main(["export", "--help"]) == 0 and cli.main(["export"]) == 2
+    assert capsys.readouterr().out.count("  export peft ") == 2
+    assert cli.main(["export", "runs/default", "--out", "a.csv"]) == 2
+    assert "is lora-jax export runs STORE" in complaint(capsys)
+    assert cli.parse(["merge", "RUN", "OUT"])[0] is cli.parse(["export", "merged", "RUN", "OUT"])[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "not_words"),
+    [
+        ("swee", {"sweep"}, {"train"}),
+        ("export ", {"merged", "peft", "runs"}, {"sweep"}),
+        ("export merged RUN --fo", {"--format"}, {"--out"}),
+        ("train --config rotten", {"rotten_tomatoes"}, {"default"}),
+    ],
+)
+def test_the_tab_key_completes_commands_options_and_configs(line, words, not_words, tmp_path):
+    pytest.importorskip("argcomplete")
+    line = f"lora-jax {line}"
+    asked = {
+        "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line)),
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "said"),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "lora_jax"]
+    assert subprocess.run(command, env={**os.environ, **asked}).returncode == 0
+    said = {word.strip() for word in (tmp_path / "said").read_text().split("\n")}
+    assert words <= said and not not_words & said
 
 
 def test_help_and_import_are_quick_and_touch_no_device():
@@ -96,7 +134,7 @@ import lora_jax.cli as cli
 cli.main(["--help"])
 for command in {list(cli.COMMANDS)}:
     with contextlib.suppress(SystemExit):
-        cli.main([command, "--help"])
+        cli.main([*command.split(), "--help"])
 sys.exit(any(name in sys.modules for name in ("jax", "flax", "numpy", "matplotlib", "ml_collections")))
 """
     start = time.perf_counter()
@@ -121,6 +159,19 @@ def test_train_sweep_report_and_evaluate_agree(tiny, tmp_path, capsys):
     assert f"run {record.run_id}: done" in shown and "rank=4" not in shown.partition("scores")[2]
     score = record.result.score("test")
     assert score.text(score.value) in shown and "batch_size=" in shown and "in it: adapter" in shown
+    # Merged, it is a model whose files say the same as the run does.
+    assert cli.main(["export", "merged", str(record.folder), str(tmp_path / "dense")]) == 0
+    capsys.readouterr()
+    saved = load_run(record.folder)
+    key, classes = jax.random.key(0), len(saved.task.label_names)
+    config, params = load_encoder(tmp_path / "dense", num_classes=classes, key=key)
+    ids = jnp.arange(5, 13)[None]
+    asked = (ids, jnp.ones_like(ids, bool))
+    expected = lora_jax.apply(saved.task.model, saved.frozen, saved.trainable, *asked)
+    given = Encoder(config).apply({"params": params}, *asked)
+    # Sums in another order, of numbers below 1.
+    assert jnp.allclose(given[-1], expected[-1], atol=1e-5)
+    assert (tmp_path / "dense" / "vocab.txt").is_file()
     # A store that cannot be written costs what was said of each example, not the score.
     shutil.rmtree(record.folder / "predictions")
     (record.folder / "predictions").write_text("in the way")

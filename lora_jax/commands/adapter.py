@@ -1,5 +1,5 @@
 """Adapters on disk, of ours or of PEFT's: read either, and describe what one covers. Used by
-`inspect` and `convert`.
+`inspect`, `convert` and `export`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,21 @@ def describe(folder: Path | str, model: str | None = None) -> str:
         f"sites that change nothing: {', '.join(silent) or 'none'}",
     ]
     return "\n".join(lines)
+
+
+def new_folder(out: str) -> Path:
+    """The path of a folder that is to be written.
+
+    Raises:
+        ValueError: it is there, and not empty.
+    """
+    folder = Path(out)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder} must be a new or empty folder: it holds {len(list(folder.iterdir()))} files. "
+            "Choose another."
+        )
+    return folder
 
 
 def read_any(folder: Path | str, model: str | None) -> tuple[Mapping[str, Any], str]:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_jax.commands.dense import TOKENIZER
 from lora_jax.commands.inspect import loss_table
 from lora_jax.commands.shared import print_table
 
@@ -107,14 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     }  # fmt: skip
     out = Path(arguments.out)
     written = save_quantized(out, unflatten(flat), metadata)
-    for name in (
-        "config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "vocab.txt",
-        "spm.model",
-        "special_tokens_map.json",
-    ):
+    for name in ("config.json", *TOKENIZER):
         if (folder / name).is_file() and folder.resolve() != out.resolve():
             shutil.copy2(folder / name, out / name)
     print_table(loss_table(rows))

@@ -24,7 +24,7 @@ index.jsonl can be made again from them (`RunStore.rebuild_index`). A run that w
 with status 'running' and the lock of a dead process: it reads as 'interrupted', and the next
 launcher goes on from its newest checkpoint. With pandas: `read_json("index.jsonl", lines=True)`,
 `read_json(".../metrics.jsonl", lines=True)`, or flat tables of everything by
-`lora-jax export RUNS --out runs.csv`.
+`lora-jax export runs RUNS --out runs.csv`.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def test_conversion_to_ours_and_back_keeps_every_number(
     for case in ("bert_lora", "bert_dora", "bert_bias_adapted"):
         ours, back = tmp_path / case / "ours", tmp_path / case / "peft"
         assert main(["convert", str(GOLDEN / case), str(ours), "--model", MODEL]) == 0
-        assert main(["convert", str(ours), str(back), "--model", MODEL]) == 0
+        assert main(["export", "peft", str(ours), str(back), "--model", MODEL]) == 0
         assert "target_modules" in capsys.readouterr().out
         first, second = (
             safetensors.read(folder / "adapter_model.safetensors")
@@ -64,7 +64,7 @@ def test_an_adapter_of_a_model_with_its_layers_in_a_loop_goes_out_and_comes_back
         str(tmp_path / name) for name in ("loop", "peft", "stacked", "again")
     )
     assert main(["convert", str(GOLDEN / "bert_lora"), loop, "--model", MODEL, "--loop"]) == 0
-    assert main(["convert", loop, peft, "--model", MODEL]) == 0
+    assert main(["export", "peft", loop, peft, "--model", MODEL]) == 0
     assert (
         main(["convert", peft, stacked, "--model", MODEL]) == 0
     )  # Recorded for the base in the other layout: the same base.

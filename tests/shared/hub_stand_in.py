@@ -97,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             repo = f"{asked.get('organization') or 'me'}/{asked['name']}"
             hub.files.setdefault(repo, {})
-            hub.private[repo] = bool(asked.get("private"))
+            hub.private[repo] = asked.get("private") is True or asked.get("visibility") == "private"
             self._json({"url": f"{hub.url}/{repo}", "name": repo, "id": repo})
         elif "/preupload/" in path:
             names = [file["path"] for file in json.loads(body)["files"]]

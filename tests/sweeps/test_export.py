@@ -79,10 +79,13 @@ def test_pandas_reads_the_files_of_the_store_itself(store):
 
 
 def test_what_cannot_be_exported_says_so(store, tmp_path, capsys):
-    assert cli.main(["export", str(store.root), "--out", str(tmp_path / "runs.xls")]) == 2
+    assert cli.main(["export", "runs", str(store.root), "--out", str(tmp_path / "runs.xls")]) == 2
     assert ".csv or .parquet" in capsys.readouterr().err
-    assert cli.main(["export", str(tmp_path / "absent"), "--out", str(tmp_path / "runs.csv")]) == 2
-    assert cli.main(["export", str(tmp_path), "--out", str(tmp_path / "runs.csv")]) == 2
+    assert (
+        cli.main(["export", "runs", str(tmp_path / "absent"), "--out", str(tmp_path / "runs.csv")])
+        == 2
+    )
+    assert cli.main(["export", "runs", str(tmp_path), "--out", str(tmp_path / "runs.csv")]) == 2
     assert "nothing to export" in capsys.readouterr().err
-    assert cli.main(["export", str(store.root), "--out", str(tmp_path / "runs.csv")]) == 0
+    assert cli.main(["export", "runs", str(store.root), "--out", str(tmp_path / "runs.csv")]) == 0
     assert "3 rows" in capsys.readouterr().out

@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_language import write_completions, write_tiny_model
 
+import lora_jax
 from lora_jax import cli
 from lora_jax.commands.evaluate import _perplexity
 from lora_jax.config import from_config_dict, to_dict
@@ -20,8 +22,10 @@ from lora_jax.data.completions import Completions
 from lora_jax.data.recipes import Decoding
 from lora_jax.generation.engine import Generator
 from lora_jax.io.adapter import load_adapter, save_adapter
+from lora_jax.io.weights import load_decoder
 from lora_jax.metrics.comparison import aligned, compare
 from lora_jax.metrics.predictions import Prediction, Predictions
+from lora_jax.models.decoder import Decoder
 from lora_jax.tasks.generated import cut_at_stop, generate_predictions
 from lora_jax.tasks.language import DecoderTask
 from lora_jax.tasks.predictions import predict, scores_of
@@ -193,6 +197,21 @@ def test_the_command_compares_with_the_base_and_reports_forgetting(folder, tmp_p
     assert cli.main([*given[:2], "--generate", "--examples", "4"]) == 0
     assert "exact match" in capsys.readouterr().out  # a table
     assert cli.main([*given[:2], "--examples", "0"]) == 2 and "1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--gguf", "F32"]], ids=["folder", "gguf"])
+def test_a_run_merged_for_other_tools_is_the_same_function(folder, tmp_path, more, capsys):
+    if more:
+        pytest.importorskip("gguf")
+    out = tmp_path / ("model.gguf" if more else "model")
+    assert cli.main(["export", "merged", str(folder), str(out), *more]) == 0
+    saved = load_run(folder)
+    ids = jnp.arange(4, 12)[None]
+    expected = lora_jax.apply(saved.task.model, saved.frozen, saved.trainable, ids)
+    config, params = load_decoder(out)
+    given = Decoder(config).apply({"params": params}, ids)
+    # Sums in another order.
+    assert jnp.allclose(given, expected, atol=1e-4)
 
 
 def test_a_perplexity_a_byte_counts_the_bytes_of_utf_8():

@@ -1,4 +1,4 @@
-"""`lora-jax merge`: what is left of an adapter's gain, and a run that learns it for its last steps."""
+"""`lora-jax export merged`: what is left of an adapter's gain, and a run that learns it for its last steps."""
 
 import json
 
@@ -33,7 +33,7 @@ def test_a_merge_that_loses_the_gain_is_refused_and_last_steps_merge_aware_keep_
     (plain,) = RunStore(tmp_path / "a").runs()
     capsys.readouterr()
     out = tmp_path / "merged"
-    assert cli.main(["merge", str(plain.folder), str(out), "--least", "0.999999"]) == 2
+    assert cli.main(["export", "merged", str(plain.folder), str(out), "--least", "0.999999"]) == 2
     assert "Nothing was written" in complaint(capsys) and not out.exists()
 
     # Dense, in files of a size, which the loader finds by their index.
@@ -52,7 +52,7 @@ def test_a_merge_that_loses_the_gain_is_refused_and_last_steps_merge_aware_keep_
 
     # Into more bits, with the errors of rounding fed back by the inputs of one batch.
     finer = ["--format", "nf8", "--feedback", "1", "--split", "train", "--anyway"]
-    assert cli.main(["merge", str(plain.folder), str(tmp_path / "nf8"), *finer]) == 0
+    assert cli.main(["export", "merged", str(plain.folder), str(tmp_path / "nf8"), *finer]) == 0
     fed = json.loads(capsys.readouterr().out)
     assert fed["split"] == "train" and fed["merged"] == pytest.approx(fed["adapter"], rel=1e-2)
     stored, _ = load_quantized(tmp_path / "nf8")
@@ -61,7 +61,10 @@ def test_a_merge_that_loses_the_gain_is_refused_and_last_steps_merge_aware_keep_
     assert formats == {"nf8"}
     # The same without feedback is another rounding.
     assert (
-        cli.main(["merge", str(plain.folder), str(tmp_path / "near"), *finer[:2], "--anyway"]) == 0
+        cli.main(
+            ["export", "merged", str(plain.folder), str(tmp_path / "near"), *finer[:2], "--anyway"]
+        )
+        == 0
     )
     near, _ = load_quantized(tmp_path / "near")
     differ = jax.tree.map(lambda x, y: np.any(np.asarray(x) != np.asarray(y)), stored, near)
@@ -75,7 +78,7 @@ def test_a_merge_that_loses_the_gain_is_refused_and_last_steps_merge_aware_keep_
     assert cli.main(arguments("train", tiny, tmp_path / "b", f"{ROTTEN}:qlora", **last)) == 0
     (aware,) = RunStore(tmp_path / "b").runs()
     capsys.readouterr()
-    assert cli.main(["merge", str(aware.folder), str(out), "--anyway"]) == 0
+    assert cli.main(["export", "merged", str(aware.folder), str(out), "--anyway"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["merged"] == pytest.approx(said["adapter"], rel=1e-6)
     assert all(site["rounding"] == 0 for site in said["worst"].values())

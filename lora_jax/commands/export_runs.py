@@ -1,7 +1,7 @@
 """Write every run of a store into one flat table, for pandas, R or a spreadsheet.
 
-  lora-jax export runs/default --out runs.csv
-  lora-jax export runs/default --out steps.parquet --steps
+  lora-jax export runs runs/default --out runs.csv
+  lora-jax export runs runs/default --out steps.parquet --steps
 
 A row a run: its id, status and error, then result.*, config.* and environment.*. With --steps a row
 a logged step instead; join the two on run_id. Parquet needs the extra 'parquet'.
@@ -13,7 +13,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `lora-jax export`."""
+    """The options of `lora-jax export runs`."""
     parser.add_argument("store", metavar="STORE", help="the folder of a sweep (config.out)")
     parser.add_argument("--out", required=True, metavar="FILE", help="a .csv or .parquet file")
     parser.add_argument("--steps", action="store_true", help="a row a logged step, not a row a run")
