@@ -13,8 +13,10 @@ import textwrap
 import traceback
 from collections.abc import Iterable, Sequence
 from types import ModuleType
+from typing import Any
 
 from lora_jax.core.cache import cache_dir
+from lora_jax.core.extras import needs
 from lora_jax.training.allocator import keep_freed_memory
 from lora_jax.training.interrupted import Interrupted, ended_by_signals
 
@@ -62,9 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     came: list[int] = []
     if "_ARGCOMPLETE" in os.environ:
-        from lora_jax.completion import complete
-
-        complete()
+        _complete()
     try:
         with ended_by_signals() as came:
             return _main(list(sys.argv[1:] if arguments is None else arguments))
@@ -147,6 +147,33 @@ def _not_a_command(given: Sequence[str]) -> int:
         f"There is no command {name!r}. {f'Nearest: {near[0]!r}. ' if near else ''}Commands: "
         f"{', '.join(COMMANDS)}."
     )
+
+
+def _complete() -> None:
+    """Answers the shell, which argcomplete's function has asked for words, and ends the process."""
+    with needs("completion"):
+        import argcomplete
+
+    line = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])]
+    argcomplete.autocomplete(_parser_of_all(line.split()[1:]), always_complete_options="long")
+
+
+def _parser_of_all(words: Sequence[str]) -> argparse.ArgumentParser:
+    """A parser of all commands, of which the one that these words name has its options: the others
+    are not imported.
+    """
+    root = argparse.ArgumentParser("lora-jax", allow_abbrev=False)
+    groups: dict[str, Any] = {"": root.add_subparsers()}
+    for name in COMMANDS:
+        family, _, kind = name.rpartition(" ")
+        if family not in groups:
+            groups[family] = groups[""].add_parser(family).add_subparsers()
+        parser = groups[family].add_parser(kind, help=COMMANDS[name])
+        if words and split_name(words)[0] == name:
+            parser.add_argument("--debug", action="store_true")
+            module = importlib.import_module(f"lora_jax.commands.{name.replace(' ', '_')}")
+            module.add_arguments(parser)
+    return root
 
 
 def _prepare_process() -> None:
