@@ -21,6 +21,7 @@ def write_dense(saved: Any, out: Path, *, gguf: str | None, dtype: str) -> None:
     import numpy as np
 
     from lora_jax.adapters.merge import merge
+    from lora_jax.io.described import gguf_file
     from lora_jax.io.export import export_gguf, export_merged
     from lora_jax.io.hub import resolve
     from lora_jax.io.weights import save_model
@@ -37,7 +38,8 @@ def write_dense(saved: Any, out: Path, *, gguf: str | None, dtype: str) -> None:
     merged, _ = merge(saved.frozen, saved.trainable)
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
     if gguf:
-        export_gguf(out, config, merged, saved.task.tokenizer, format=gguf)
+        # The tokenizer of a base that is a GGUF file is taken over key by key.
+        export_gguf(out, config, merged, gguf_file(base) or saved.task.tokenizer, format=gguf)
     elif decodes:
         export_merged(out, config, merged, saved.task.tokenizer, dtype=kind)
     else:
