@@ -9,7 +9,7 @@ from typing import Any
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spm.model", "special_tokens_map.json")  # fmt: skip
 
 
-def write_dense(saved: Any, out: Path, *, gguf: str | None, dtype: str) -> None:
+def write_dense(saved: Any, out: Path, *, gguf: str | None, dtype: str, shard_bytes: int) -> None:
     """Writes the merged weights of a run and its tokenizer, to a folder that transformers loads or
     to one GGUF file of that type, and prints what was written.
 
@@ -41,9 +41,11 @@ def write_dense(saved: Any, out: Path, *, gguf: str | None, dtype: str) -> None:
         # The tokenizer of a base that is a GGUF file is taken over key by key.
         export_gguf(out, config, merged, gguf_file(base) or saved.task.tokenizer, format=gguf)
     elif decodes:
-        export_merged(out, config, merged, saved.task.tokenizer, dtype=kind)
+        export_merged(
+            out, config, merged, saved.task.tokenizer, dtype=kind, shard_bytes=shard_bytes
+        )
     else:
-        save_model(out, config, merged, dtype=kind)
+        save_model(out, config, merged, dtype=kind, shard_bytes=shard_bytes)
         for name in TOKENIZER:
             if (base / name).is_file():
                 shutil.copy2(base / name, out / name)

@@ -3,8 +3,3 @@ printed.
 """
 
 from __future__ import annotations
-
-import argparse
-import shlex
-import sys
-import textwrap

@@ -37,7 +37,7 @@ def test_a_merge_that_loses_the_gain_is_refused_and_last_steps_merge_aware_keep_
     assert "Nothing was written" in complaint(capsys) and not out.exists()
 
     # Dense, in files of a size, which the loader finds by their index.
-    dense = ["merge", str(plain.folder), str(tmp_path / "dense"), "--format", "none"]
+    dense = ["export", "merged", str(plain.folder), str(tmp_path / "dense"), "--format", "none"]
     assert cli.main([*dense, "--max-shard-size", "lots"]) == 2
     assert "--max-shard-size needs a size such as 2GiB" in complaint(capsys)
     assert cli.main([*dense, "--max-shard-size", "20KB"]) == 0
