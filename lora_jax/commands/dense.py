@@ -17,6 +17,7 @@ def write_dense(saved: Any, out: Path, *, gguf: str | None, dtype: str, shard_by
         ValueError: the model is none that such files can say, or GGUF of what is no decoder.
         OSError: the folder cannot be written.
     """
+    import jax.numpy as jnp
     import ml_dtypes
     import numpy as np
 
@@ -35,7 +36,8 @@ def write_dense(saved: Any, out: Path, *, gguf: str | None, dtype: str, shard_by
             "out --gguf for a folder that transformers loads."
         )
     base = resolve(saved.config.model.name, revision=saved.config.model.revision)
-    merged, _ = merge(saved.frozen, saved.trainable)
+    # A sum in the 16 bits of the base would lose most of a small update before it is written.
+    merged, _ = merge(saved.frozen, saved.trainable, dtype=jnp.float32)
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
     if gguf:
         # The tokenizer of a base that is a GGUF file is taken over key by key.

@@ -66,9 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BATCHES",
         help="quantised: training batches to measure",
     )
-    parser.add_argument("--split", default="validation", help="train, validation (default) or test")
+    parser.add_argument("--split", help="quantised: scored on train, validation (default) or test")
     parser.add_argument(
-        "--least", type=float, default=0.5, help="recovery that is enough to be written (0.5)"
+        "--least", type=float, help="quantised: recovery that is enough to be written (0.5)"
     )
     parser.add_argument("--anyway", action="store_true", help="write it whatever is left")
 
@@ -102,9 +102,16 @@ def run(arguments: argparse.Namespace) -> int:
     saved = load_run(arguments.run)
     plain = saved.config.quant.format == NO_FORMAT and not quantised
     if asked or arguments.format == NO_FORMAT or plain:
+        if arguments.split or arguments.least is not None or arguments.anyway:
+            raise ValueError(
+                "--split, --least and --anyway are of a model that is quantised again, whose recovery "
+                "is measured. Dense weights are the sum itself: leave them out."
+            )
         dtype = arguments.dtype or "float32"
         write_dense(saved, out, gguf=arguments.gguf, dtype=dtype, shard_bytes=size)
         return 0
+    split = "validation" if arguments.split is None else arguments.split
+    least = 0.5 if arguments.least is None else arguments.least
     if saved.config.quant.format == NO_FORMAT and not arguments.format:
         raise ValueError(
             "The run's base is not quantised, where merging is exact and has nothing to feed back. "
@@ -115,9 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
         stored = built(QuantSpec, saved.config.quant, without=("kernel", "format"))
         spec = dataclasses.replace(stored, format=arguments.format)
 
-    merged, report, found = merge_run(
-        saved, spec=spec, feedback=arguments.feedback, split=arguments.split
-    )
+    merged, report, found = merge_run(saved, spec=spec, feedback=arguments.feedback, split=split)
     sites = {
         path: dict(change=report.change[path], rounding=report.rounding[path], error=error)
         for path, error in report.error.items()
@@ -126,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
     said = dataclasses.asdict(found) | {"recovery": share}
     worst = sorted(sites, key=lambda path: -sites[path]["rounding"])[:3]
     print(json.dumps(said | {"worst": {path: sites[path] for path in worst}}, indent=2))
-    if not arguments.anyway and not found.share >= arguments.least:
+    if not arguments.anyway and not found.share >= least:
         raise ValueError(
             f"Nothing was written: the merged weights keep {found.share:.2f} of the adapter's gain "
             f"on {found.split} ({found}). Train it merge-aware (config.lora.merge_aware=true, with "

@@ -72,6 +72,16 @@ def add_executor(parser: argparse.ArgumentParser, what: str) -> None:
     )  # fmt: skip
 
 
+def check_executor_options(arguments: argparse.Namespace) -> None:
+    """Raises ValueError if there are options of an executor, and none that would take them."""
+    alone = arguments.executor is None and getattr(arguments, "workers", None) is None
+    if arguments.executor_option and alone:
+        raise ValueError(
+            f"--executor-option {arguments.executor_option[0]} is of an executor, and without "
+            "--executor this process trains. Say which: --executor slurm, or ray."
+        )
+
+
 def on_workers(
     config: Config,
     arguments: argparse.Namespace,

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 from lora_jax.commands.shared import (
     add_executor,
     add_run,
+    check_executor_options,
     on_hosts,
     on_workers,
     print_table,
@@ -80,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.compile and not arguments.dry_run:
         raise ValueError("--compile says what a --dry-run compiles: give both, or neither.")
     config = read_config(arguments)
+    check_executor_options(arguments)
     from lora_jax.core.hosts import seat_of
 
     alone = arguments.dry_run or arguments.workers or arguments.executor

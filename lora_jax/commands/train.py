@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from lora_jax.commands.shared import (
     add_executor,
     add_run,
+    check_executor_options,
     on_hosts,
     on_workers,
     read_config,
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Trains; prints the result as JSON."""
     config = read_config(arguments)
+    check_executor_options(arguments)
     if arguments.executor is None:
         return on_hosts(arguments, config, lambda: _train(config, arguments))
     from lora_jax.core.hosts import seat_of

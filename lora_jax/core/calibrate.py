@@ -150,7 +150,7 @@ def _gptq(
     def one_block(left: Array, start: Array) -> tuple[Array, tuple[Array, Array, Array | None]]:
         part = jax.lax.dynamic_slice_in_dim(left, start, block)
         real = (start + jnp.arange(block) < rows)[:, None]
-        scale, zero = block_scales(jnp.where(real, part, part[:1]), single)
+        scale, zero = block_scales(jnp.where(real, part, part[:1]), single, real)
         stored, stored_zero = store_scales(scale, zero, single)
         used = scales.load(stored, *scale.shape)
         used_zero = None if zero is None else scales.load(stored_zero, *scale.shape)

@@ -21,15 +21,18 @@ _REACH, _TRIED = 0.1, 41  # offsets that are tried: so many standard deviations 
 
 
 def block_scales(
-    matrix: Float[Array, "*stack in out"], spec: QuantSpec
+    matrix: Float[Array, "*stack in out"], spec: QuantSpec, real: Array | None = None
 ) -> tuple[Array, Array | None]:
-    """Float32 (scales, zeros), (*stack, blocks, out) each, chosen as `spec.fit` says.
+    """Float32 (scales, zeros), (*stack, blocks, out) each, chosen as `spec.fit` says. `real`, (in, 1)
+    of a matrix that is one block, is false at copies of a row, which do not count.
 
     Scales are what the largest level stands for and zeros None; for formats with an offset, steps
     and what code 0 stands for; with fit 'entropy' zeros are what level 0 stands for.
     """
     matrix = matrix.astype(jnp.float32)
-    return {"range": _range, "hqq": _half_quadratic, "entropy": _entropy}[spec.fit](matrix, spec)
+    if spec.fit == "range":
+        return _range(matrix, spec)  # of which copies change nothing
+    return {"hqq": _half_quadratic, "entropy": _entropy}[spec.fit](matrix, spec, real)
 
 
 def _range(matrix: Array, spec: QuantSpec) -> tuple[Array, Array | None]:
@@ -43,7 +46,9 @@ def _range(matrix: Array, spec: QuantSpec) -> tuple[Array, Array | None]:
     return unfused((parts.max(-2) - low) / format.limit), low
 
 
-def _half_quadratic(matrix: Array, spec: QuantSpec) -> tuple[Array, Array | None]:
+def _half_quadratic(
+    matrix: Array, spec: QuantSpec, only: Array | None
+) -> tuple[Array, Array | None]:
     """Block by block the best of the iterates of a half-quadratic splitting of sum |W - Q|^p with p
     = 0.7 (HQQ, Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning
     Models").
@@ -59,6 +64,7 @@ def _half_quadratic(matrix: Array, spec: QuantSpec) -> tuple[Array, Array | None
     format, rows = codebooks.format_named(spec.format), matrix.shape[-2]
     scale, zero = _range(matrix, plain)
     target, real = _parts(matrix, spec)
+    real = real if only is None else only.astype(jnp.float32)
     step = scale if format.offset else scale * np.float32(2 / (2**format.bits - 1))
     step = jnp.where(step > 0, step, 1.0)[..., None, :]
     ones = jnp.ones_like(scale)
@@ -89,7 +95,7 @@ def _half_quadratic(matrix: Array, spec: QuantSpec) -> tuple[Array, Array | None
     return best
 
 
-def _entropy(matrix: Array, spec: QuantSpec) -> tuple[Array, Array]:
+def _entropy(matrix: Array, spec: QuantSpec, only: Array | None) -> tuple[Array, Array]:
     """Block by block the offset that is taken off the weights for their codes to have the largest
     entropy, and the largest magnitude of what is left (information calibration of IR-QLoRA, Qin et
     al. 2024, arXiv 2402.05445, section 3.2).
@@ -100,6 +106,7 @@ def _entropy(matrix: Array, spec: QuantSpec) -> tuple[Array, Array]:
     """
     plain = replace(spec, double=False, scale_dtype="float32", fit="range")
     target, real = _parts(matrix, spec)
+    real = real if only is None else only.astype(jnp.float32)
     count = real.sum(-2)
     middle = jnp.nanmedian(jnp.where(real > 0, target, jnp.nan), -2)
     mean = (real * target).sum(-2) / count

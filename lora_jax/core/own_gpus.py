@@ -12,7 +12,7 @@ _DRIVER = Path("/proc/driver/nvidia/gpus")  # a folder a GPU, named by its place
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 # Set where a launcher, or the user, has given each process its own.
-_DIVIDED = ("JAX_LOCAL_DEVICE_IDS", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK")
+_DIVIDED = ("JAX_LOCAL_DEVICE_IDS", "SLURM_GPUS_PER_TASK")
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -29,6 +29,8 @@ def seen(environment: Mapping[str, str] = os.environ) -> list[Any]:
     """
     boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
     given = any(environment.get(name) for name in _DIVIDED)
+    # It may name processors alone: 'cpu=4', 'cpu=4,gres/gpu:1'.
+    given = given or "gpu" in environment.get("SLURM_TRES_PER_TASK", "")
     nothing = given or environment.get("JAX_PLATFORMS") == "cpu"
     return [socket.gethostname(), boot, _on_bus(), [] if nothing else visible_gpus(environment)]
 

@@ -30,6 +30,19 @@ def lost(w: np.ndarray, spec: QuantSpec) -> np.ndarray:
     return np.stack([part.sum(1) for part in by_block(off)], 1)
 
 
+@pytest.mark.parametrize(
+    ("format", "fit"), [("int4_asym", "hqq"), ("nf4", "hqq"), ("nf4", "entropy")]
+)
+def test_gptq_of_inputs_that_do_not_mix_is_rounding_to_nearest_also_in_a_short_last_block(
+    format, fit
+):
+    spec, w = QuantSpec(format, 32, double=False, fit=fit), jnp.asarray(HEAVY[0, :40])
+    near = quantize(w, spec)
+    np.testing.assert_allclose(
+        gptq(w, jnp.eye(40), spec).matrix(), near.matrix(), rtol=1e-4, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("format", ["int4_asym", "nf4"])
 def test_hqq_never_raises_the_p_norm_of_a_block_and_lowers_that_of_heavy_tails(format):
     plain = lost(HEAVY, QuantSpec(format, 32, double=False))

@@ -81,5 +81,5 @@ def test_what_a_killed_fetch_left_is_deleted_after_a_day(pieces, tmp_path):
 
 
 def test_names_of_pieces_are_known_to_errors():
-    with pytest.raises(FileNotFoundError, match="Nearest name: 'gemma3-270m'"):
+    with pytest.raises(FileNotFoundError, match="nearest: 'gemma3-270m'"):
         hub.resolve("gemma3-270")

@@ -194,6 +194,8 @@ def test_processes_that_see_the_same_gpus_take_an_equal_part_each(
 
     a, b = ["a", "", [], ["0", "1"]], ["b", "", [], ["0", "1"]]
     assert [own_gpus([a, b, a, b], n) for n in range(4)] == [[0], [0], [1], [1]]
+    of = lambda tres: seen({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_TRES_PER_TASK": tres})[-1]
+    assert of("cpu=4") == ["0", "1"] and of("cpu=4,gres/gpu:1") == []
     assert own_gpus([a, b], 0) is own_gpus([["c", "", [], []]] * 3, 2) is None
     with pytest.raises(ValueError, match="3 processes of a run see the same 2 GPUs of a"):
         own_gpus([a, a, b, a], 3)

@@ -40,6 +40,8 @@ def test_a_merge_that_loses_the_gain_is_refused_and_last_steps_merge_aware_keep_
     dense = ["export", "merged", str(plain.folder), str(tmp_path / "dense"), "--format", "none"]
     assert cli.main([*dense, "--max-shard-size", "lots"]) == 2
     assert "--max-shard-size needs a size such as 2GiB" in complaint(capsys)
+    assert cli.main([*dense, "--split", "test"]) == 2
+    assert "of a model that is quantised again" in complaint(capsys)
     assert cli.main([*dense, "--max-shard-size", "20KB"]) == 0
     assert len(list((tmp_path / "dense").glob("*.safetensors"))) > 1
     run = load_run(plain.folder)
