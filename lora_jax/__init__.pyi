@@ -21,7 +21,7 @@ from .adapters.surgery import trainable_parameters as trainable_parameters
 from .config.load import load_config as load_config
 from .core.fingerprint import fingerprint as fingerprint
 from .core.lowrank import LoraSpec as LoraSpec
-from .core.quantize import QuantSpec as QuantSpec
+from .core.quant_spec import QuantSpec as QuantSpec
 from .core.quantize import bytes_of as bytes_of
 from .core.quantize import dequantize as dequantize
 from .core.quantize import quantize as quantize
