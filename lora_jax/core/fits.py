@@ -63,8 +63,7 @@ def _half_quadratic(
     plain = replace(spec, double=False, scale_dtype="float32", fit="range")
     format, rows = codebooks.format_named(spec.format), matrix.shape[-2]
     scale, zero = _range(matrix, plain)
-    target, real = _parts(matrix, spec)
-    real = real if only is None else only.astype(jnp.float32)
+    target, real = _parts(matrix, spec, only)
     step = scale if format.offset else scale * np.float32(2 / (2**format.bits - 1))
     step = jnp.where(step > 0, step, 1.0)[..., None, :]
     ones = jnp.ones_like(scale)
@@ -105,8 +104,7 @@ def _entropy(matrix: Array, spec: QuantSpec, only: Array | None) -> tuple[Array,
     be larger.
     """
     plain = replace(spec, double=False, scale_dtype="float32", fit="range")
-    target, real = _parts(matrix, spec)
-    real = real if only is None else only.astype(jnp.float32)
+    target, real = _parts(matrix, spec, only)
     count = real.sum(-2)
     middle = jnp.nanmedian(jnp.where(real > 0, target, jnp.nan), -2)
     mean = (real * target).sum(-2) / count
@@ -138,11 +136,11 @@ def _entropy(matrix: Array, spec: QuantSpec, only: Array | None) -> tuple[Array,
     return scale, zero
 
 
-def _parts(matrix: Array, spec: QuantSpec) -> tuple[Array, Array]:
-    """A matrix in blocks (*stack, blocks, block, out), and 1 where an entry is of the matrix, 0 where
-    it fills a short last block.
+def _parts(matrix: Array, spec: QuantSpec, only: Array | None = None) -> tuple[Array, Array]:
+    """A matrix in blocks (*stack, blocks, block, out), and 1 where an entry is of the matrix (`only`
+    says which of a single block are), 0 where it fills a short last block.
     """
     rows = matrix.shape[-2]
     block, blocks, padded = block_sizes(rows, spec.block_size)
     real = (np.arange(padded) < rows).astype(np.float32).reshape(blocks, block, 1)
-    return blocked(matrix, block, blocks), jnp.asarray(real)
+    return blocked(matrix, block, blocks), jnp.asarray(real if only is None else only, jnp.float32)
